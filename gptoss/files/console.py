@@ -1,0 +1,68 @@
+"""What the three commands share: errors become one line and exit code 2, long work gets a bar.
+
+Exit codes of all commands: 0 done, 1 done and the answer is no (``verify`` found a difference),
+2 the input or the request was wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from gptoss.files.errors import GptossError
+
+Advance = Callable[[int], None]
+"""Called with the number of bytes just finished."""
+
+
+def run(command: click.Command) -> NoReturn:
+    """Run a click command as the whole program; never shows a traceback for a ``GptossError``."""
+    try:
+        command.main(standalone_mode=False)
+        code = 0
+    except GptossError as error:
+        click.echo(f"error: {error}", err=True)
+        code = 2
+    except click.exceptions.Exit as error:
+        code = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        code = 130
+    sys.exit(code)
+
+
+@contextmanager
+def progress_bar(title: str, total_bytes: int, *, shown: bool = True) -> Iterator[Advance]:
+    """A bar on stderr with rate and time left; yields the function that advances it by bytes.
+
+    Nothing is drawn when ``shown`` is false or stderr is no terminal.
+    """
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=console, disable=not (shown and console.is_terminal)
+    ) as progress:
+        task = progress.add_task(title, total=total_bytes)
+        yield lambda n: progress.advance(task, n)

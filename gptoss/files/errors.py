@@ -1,0 +1,38 @@
+"""Errors by whose fault it is.
+
+    GptossError                  base of everything this toolkit raises on purpose
+    ├── BadFile                  a file is not what it must be
+    │   ├── BadCheckpoint        ... a checkpoint: header, shard, tensor, config, tokenizer
+    │   └── BadGguf              ... a GGUF file
+    ├── UnsupportedModel         the file is sound, but not a gpt-oss model this toolkit knows
+    └── OutputError              the result cannot be written: folder missing, disk full, no right
+
+The rooms add their own below ``GptossError``. A message is one line: what was found, where, and
+what to do about it. The commands print it and exit with code 2.
+"""
+
+from __future__ import annotations
+
+
+class GptossError(Exception):
+    """Base of everything raised on purpose."""
+
+
+class BadFile(GptossError):
+    """A file is not what it must be; the message names the file and the place in it."""
+
+
+class BadCheckpoint(BadFile):
+    """A checkpoint's header, shard, tensor, config or tokenizer is wrong."""
+
+
+class BadGguf(BadFile):
+    """A GGUF file's header or data is wrong."""
+
+
+class UnsupportedModel(GptossError):
+    """The file is sound but holds a model this toolkit does not know."""
+
+
+class OutputError(GptossError):
+    """The result cannot be written where it was asked for."""

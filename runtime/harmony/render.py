@@ -1,0 +1,183 @@
+"""Conversations to token ids.
+
+Text is encoded as text, control tokens are placed by id: no string in a message, whatever it
+spells, becomes a control token. The result equals openai-harmony's token for token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+from gptoss.runtime.harmony.messages import (
+    FUNCTIONS,
+    DeveloperContent,
+    Message,
+    Role,
+    SystemContent,
+)
+from gptoss.runtime.harmony.typescript import tools_section
+from gptoss.runtime.tokenizer import Tokenizer
+
+CONSTRAIN = "<|constrain|>"
+
+
+class KeepReasoning(StrEnum):
+    """Which analysis messages are rendered."""
+
+    TEMPLATE = "template"
+    """The official chat template's rule: reasoning goes once a final message ended its turn."""
+    HARMONY = "harmony"
+    """openai-harmony 0.0.8's: when the last assistant message is final, what precedes the first
+    final message goes; otherwise everything stays."""
+    ALL = "all"
+
+
+def render_conversation(
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    *,
+    keep: KeepReasoning = KeepReasoning.TEMPLATE,
+) -> list[int]:
+    """The ids of the messages, each ended; history as the model is meant to see it."""
+    with_functions = any(_declares_functions(message) for message in messages)
+    ids: list[int] = []
+    for message in _kept(messages, keep):
+        ids += render_message(message, tokenizer, conversation_has_functions=with_functions)
+    return ids
+
+
+def render_for_completion(
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    *,
+    keep: KeepReasoning = KeepReasoning.TEMPLATE,
+) -> list[int]:
+    """The conversation, then ``<|start|>assistant``: the model continues from there."""
+    ids = render_conversation(messages, tokenizer, keep=keep)
+    return [*ids, tokenizer.control["<|start|>"], *tokenizer.encode(Role.ASSISTANT)]
+
+
+def render_for_training(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
+    """As ``render_conversation``, but a last final message ends in ``<|return|>``."""
+    ids = render_conversation(messages, tokenizer)
+    if messages and messages[-1].role == Role.ASSISTANT and messages[-1].channel == "final":
+        ids[-1] = tokenizer.control["<|return|>"]
+    return ids
+
+
+def render_message(
+    message: Message, tokenizer: Tokenizer, *, conversation_has_functions: bool = False
+) -> list[int]:
+    """One message, from ``<|start|>`` to ``<|end|>`` (``<|call|>`` for an assistant's call).
+
+    ``conversation_has_functions`` adds the system block's line on where calls go.
+    """
+    control = tokenizer.control
+    if message.tokens is not None:
+        return [control["<|start|>"], *tokenizer.encode(message.role), *_replay(message, tokenizer)]
+    ids = [control["<|start|>"], *tokenizer.encode(_author(message))]
+    if message.recipient is not None and message.recipient != "all":
+        ids += tokenizer.encode(f" to={message.recipient}")
+    if message.channel is not None:
+        ids += [control["<|channel|>"], *tokenizer.encode(message.channel)]
+    if message.content_type is not None:
+        ids += _content_type(message.content_type, tokenizer)
+    ids.append(control["<|message|>"])
+    ids += tokenizer.encode(content_text(message, conversation_has_functions))
+    calls = message.role == Role.ASSISTANT and message.recipient is not None
+    ids.append(control["<|call|>" if calls else "<|end|>"])
+    return ids
+
+
+def content_text(message: Message, conversation_has_functions: bool) -> str:
+    """The text between ``<|message|>`` and the end token."""
+    content = message.content
+    if isinstance(content, SystemContent):
+        return _system_text(content, conversation_has_functions)
+    if isinstance(content, DeveloperContent):
+        return _developer_text(content)
+    return content
+
+
+def _replay(message: Message, tokenizer: Tokenizer) -> list[int]:
+    """The model's own ids; in history a turn's end is a message's end, and a cut one is closed."""
+    control = tokenizer.control
+    ids = list(message.tokens or ())
+    if not ids or ids[-1] not in (control["<|end|>"], control["<|call|>"], control["<|return|>"]):
+        return [*ids, control["<|end|>"]]
+    if ids[-1] == control["<|return|>"]:
+        ids[-1] = control["<|end|>"]
+    return ids
+
+
+def _kept(messages: Sequence[Message], keep: KeepReasoning) -> list[Message]:
+    finals = [i for i, message in enumerate(messages) if message.channel == "final"]
+    horizon = 0
+    if finals and keep == KeepReasoning.TEMPLATE:
+        horizon = finals[-1]
+    elif finals and keep == KeepReasoning.HARMONY and _last_assistant_is_final(messages):
+        horizon = finals[0]
+    return [
+        message
+        for i, message in enumerate(messages)
+        if not (message.channel == "analysis" and i < horizon)
+    ]
+
+
+def _last_assistant_is_final(messages: Sequence[Message]) -> bool:
+    last = next((m for m in reversed(messages) if m.role == Role.ASSISTANT), None)
+    return last is not None and last.channel == "final"
+
+
+def _declares_functions(message: Message) -> bool:
+    content = message.content
+    return isinstance(content, DeveloperContent) and any(
+        space.name == FUNCTIONS and space.functions for space in content.tools
+    )
+
+
+def _author(message: Message) -> str:
+    """A tool speaks under its own name; others under their role, with a name behind a colon."""
+    if message.role == Role.TOOL:
+        return message.name or ""
+    return f"{message.role}:{message.name}" if message.name is not None else message.role.value
+
+
+def _content_type(content_type: str, tokenizer: Tokenizer) -> list[int]:
+    """`` json`` as text, or a space, the constrain token and the rest as text."""
+    if not content_type.startswith(CONSTRAIN):
+        return tokenizer.encode(f" {content_type}")
+    rest = content_type.removeprefix(CONSTRAIN)
+    return [*tokenizer.encode(" "), tokenizer.control[CONSTRAIN], *tokenizer.encode(rest)]
+
+
+def _system_text(content: SystemContent, conversation_has_functions: bool) -> str:
+    about = []
+    if content.identity is not None:
+        about.append(content.identity)
+    if content.knowledge_cutoff is not None:
+        about.append(f"Knowledge cutoff: {content.knowledge_cutoff}")
+    if content.date is not None:
+        about.append(f"Current date: {content.date}")
+    sections = ["\n".join(about)] if about else []
+    if content.effort is not None:
+        sections.append(f"Reasoning: {content.effort}")
+    if content.tools:
+        sections.append(tools_section(content.tools))
+    if content.channels:
+        channels = f"# Valid channels: {', '.join(content.channels)}."
+        channels += " Channel must be included for every message."
+        if conversation_has_functions:
+            channels += "\nCalls to these tools must go to the commentary channel: 'functions'."
+        sections.append(channels)
+    return "\n\n".join(sections)
+
+
+def _developer_text(content: DeveloperContent) -> str:
+    sections = []
+    if content.instructions is not None:
+        sections += ["# Instructions", content.instructions]
+    if content.tools:
+        sections.append(tools_section(content.tools))
+    return "\n\n".join(sections)

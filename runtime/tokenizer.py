@@ -1,0 +1,145 @@
+"""The model's own vocabulary as a tokenizer.
+
+Built from the GGUF's (or a checkpoint's) token list as a ``tiktoken.Encoding``: byte-level BPE
+with o200k's split pattern. Text is only ever encoded as text: control tokens (``<|start|>``, …)
+exist here as ids looked up by their text, and no string that comes from a person, a tool or a
+file can become one. llama.cpp's own tokenizer does not give that guarantee.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import tiktoken
+from gguf.constants import TokenType
+
+from gptoss.files.errors import UnsupportedModel
+
+if TYPE_CHECKING:
+    from gptoss.files.gguf import GgufFile
+
+# How o200k cuts text before the merges: words with at most one leading non-letter and an English
+# contraction, numbers in threes, punctuation with trailing line ends, line ends, other space.
+# GGUF names this pattern "gpt-4o"; it must match the one the model was trained with exactly.
+_UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_LEAD = r"[^\r\n\p{L}\p{N}]?"
+_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+O200K_PATTERN = "|".join(
+    (
+        f"{_LEAD}{_UPPER}*{_LOWER}+{_CONTRACTION}",
+        f"{_LEAD}{_UPPER}+{_LOWER}*{_CONTRACTION}",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    )
+)
+
+HARMONY_TOKENS = (
+    "<|start|>",
+    "<|end|>",
+    "<|message|>",
+    "<|channel|>",
+    "<|constrain|>",
+    "<|call|>",
+    "<|return|>",
+    "<|endoftext|>",
+)
+"""Control tokens without which no harmony conversation can be held."""
+
+
+def _byte_level_table() -> dict[int, int]:
+    """Code point in a byte-level vocabulary → the byte it stands for.
+
+    GPT-2's spelling: printable Latin-1 bytes stand for themselves, the 68 others for U+0100 on.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {b: b for b in printable} | {0x100 + i: b for i, b in enumerate(others)}
+
+
+class Tokenizer:
+    """Text to token ids and back. Immutable; safe to share between threads.
+
+    ``control`` maps a control token's text to its id. ``encode`` never yields one of those ids.
+    """
+
+    def __init__(
+        self, token_bytes: Sequence[bytes], control: Mapping[str, int], text_ids: Sequence[int]
+    ) -> None:
+        """``token_bytes[id]`` is what the id stands for; control tokens stand for their text.
+
+        ``text_ids`` are the ids that text may be encoded to, their order the order of merges.
+        Raises UnsupportedModel when one of harmony's control tokens is missing.
+        """
+        missing = [text for text in HARMONY_TOKENS if text not in control]
+        if missing:
+            raise UnsupportedModel(
+                f"the vocabulary has no {', '.join(missing)}: this is not a gpt-oss tokenizer"
+            )
+        self._bytes = token_bytes
+        self._text_ids = text_ids
+        self.control = control
+        self.n_vocab = len(token_bytes)
+
+    @classmethod
+    def from_vocabulary(cls, tokens: Sequence[str], types: Sequence[int]) -> Tokenizer:
+        """From the GGUF's ``tokenizer.ggml.tokens`` and ``.token_type`` (byte-level spelling)."""
+        if len(tokens) != len(types):
+            raise UnsupportedModel(f"{len(tokens)} tokens but {len(types)} token types")
+        table = _byte_level_table()
+        normal = int(TokenType.NORMAL)
+        token_bytes = [
+            token.translate(table).encode("latin-1", "replace")
+            if kind == normal
+            else token.encode()
+            for token, kind in zip(tokens, types, strict=True)
+        ]
+        control = {
+            token: i
+            for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
+            if kind == TokenType.CONTROL
+        }
+        text_ids = [i for i, kind in enumerate(types) if kind == normal]
+        return cls(token_bytes, control, text_ids)
+
+    @classmethod
+    def from_gguf(cls, gguf: GgufFile) -> Tokenizer:
+        """From an opened GGUF; raises UnsupportedModel when its tokenizer is of another kind."""
+        model = gguf.metadata.get("tokenizer.ggml.model")
+        pre = gguf.metadata.get("tokenizer.ggml.pre")
+        if (model, pre) != ("gpt2", "gpt-4o"):
+            raise UnsupportedModel(
+                f"{gguf.path}: tokenizer {model!r} with pre-tokenizer {pre!r}; "
+                "gpt-oss has 'gpt2' with 'gpt-4o'"
+            )
+        tokens = gguf.metadata["tokenizer.ggml.tokens"]
+        types = gguf.metadata["tokenizer.ggml.token_type"]
+        return cls.from_vocabulary(tokens, types)
+
+    @cached_property
+    def _encoding(self) -> tiktoken.Encoding:
+        return tiktoken.Encoding(
+            "gptoss",
+            pat_str=O200K_PATTERN,
+            mergeable_ranks={self._bytes[i]: i for i in self._text_ids},
+            special_tokens={},
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Text to ids, as plain text whatever it contains; lone surrogates become U+FFFD."""
+        return self._encoding.encode_ordinary(text)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one id; possibly part of a character. IndexError outside the vocabulary."""
+        if not 0 <= token < self.n_vocab:
+            raise IndexError(f"token id {token} is outside the vocabulary of {self.n_vocab}")
+        return self._bytes[token]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Ids to text; control tokens as their text, incomplete characters as U+FFFD."""
+        return b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")

