@@ -1,0 +1,95 @@
+"""A Hugging Face checkpoint folder: its config and where each tensor's bytes are.
+
+Nothing but headers is read. Weights stand in one ``model.safetensors``, or in shards that
+``model.safetensors.index.json`` names; index and shards must agree on every tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptoss.files.errors import BadCheckpoint
+from gptoss.files.hparams import HParams
+from gptoss.files.reading import read_json
+from gptoss.files.safetensors import TensorInfo, read_header
+
+CONFIG = "config.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+CONFIG_LIMIT = 2**20
+INDEX_LIMIT = 2**26
+SHARD_LIMIT = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """An opened checkpoint; ``tensors`` maps each name to its place in a file."""
+
+    folder: Path
+    config: dict[str, Any]
+    hparams: HParams
+    tensors: Mapping[str, TensorInfo]
+
+    @classmethod
+    def open(cls, folder: Path) -> Checkpoint:
+        """Read a folder's config and headers.
+
+        Raises ``UnsupportedModel`` when it is no gpt-oss model, ``BadCheckpoint`` when something
+        is missing or contradicts itself.
+        """
+        if not folder.is_dir():
+            found = "is a file" if folder.exists() else "does not exist"
+            raise BadCheckpoint(
+                f"{folder}: {found}; the folder of a checkpoint is expected "
+                f"({CONFIG}, tokenizer.json, *.safetensors)"
+            )
+        path = folder / CONFIG
+        config = read_json(path, BadCheckpoint, limit=CONFIG_LIMIT)
+        return cls(folder, config, HParams.from_config(config, str(path)), _tensors(folder))
+
+
+def _tensors(folder: Path) -> dict[str, TensorInfo]:
+    single, index = folder / SINGLE, folder / INDEX
+    if single.exists() and index.exists():
+        raise BadCheckpoint(
+            f"{folder}: holds both {SINGLE} and {INDEX}; remove the one that is not meant"
+        )
+    if index.exists():
+        return _sharded(folder, index)
+    if not single.exists():
+        raise BadCheckpoint(f"{folder}: holds neither {SINGLE} nor {INDEX}")
+    return read_header(single)
+
+
+def _sharded(folder: Path, index: Path) -> dict[str, TensorInfo]:
+    weight_map = read_json(index, BadCheckpoint, limit=INDEX_LIMIT).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BadCheckpoint(f"{index}: weight_map is missing or empty")
+    for name, shard in weight_map.items():
+        _check_shard_name(index, name, shard)
+    shards = sorted(set(weight_map.values()))
+    if len(shards) > SHARD_LIMIT:
+        raise BadCheckpoint(f"{index}: {len(shards)} shards; at most {SHARD_LIMIT} are believed")
+    tensors: dict[str, TensorInfo] = {}
+    for shard in shards:
+        if not (folder / shard).is_file():
+            raise BadCheckpoint(f"{folder / shard}: missing shard, named in {INDEX}")
+        for name, info in read_header(folder / shard).items():
+            if weight_map.get(name) != shard:
+                said = f"puts it in {weight_map[name]}" if name in weight_map else "omits it"
+                raise BadCheckpoint(f"{folder / shard}: holds tensor {name!r}, but {INDEX} {said}")
+            tensors[name] = info
+    for name, shard in weight_map.items():
+        if name not in tensors:
+            raise BadCheckpoint(f"{folder / shard}: tensor {name!r} is missing, says {INDEX}")
+    return tensors
+
+
+def _check_shard_name(index: Path, name: str, shard: Any) -> None:
+    """A shard is a plain file name: an index must not make anyone read outside its folder."""
+    plain = isinstance(shard, str) and shard.endswith(".safetensors")
+    if not plain or any(sign in shard for sign in "/\\:\0"):
+        raise BadCheckpoint(f"{index}: tensor {name!r} is in {shard!r}, which names no shard")
