@@ -27,6 +27,9 @@ from gptoss.files.errors import GptossError
 Advance = Callable[[int], None]
 """Called with the number of bytes just finished."""
 
+Meter = Callable[[int, int], None]
+"""Called with the bytes finished so far and the bytes in all."""
+
 
 def run(command: click.Command) -> NoReturn:
     """Run a click command as the whole program; never shows a traceback for a ``GptossError``."""
@@ -48,8 +51,8 @@ def run(command: click.Command) -> NoReturn:
 
 
 @contextmanager
-def progress_bar(title: str, total_bytes: int, *, shown: bool = True) -> Iterator[Advance]:
-    """A bar on stderr with rate and time left; yields the function that advances it by bytes.
+def meter(title: str, *, shown: bool = True) -> Iterator[Meter]:
+    """A bar on stderr with rate and time left; yields the function that sets it.
 
     Nothing is drawn when ``shown`` is false or stderr is no terminal.
     """
@@ -64,5 +67,20 @@ def progress_bar(title: str, total_bytes: int, *, shown: bool = True) -> Iterato
     with Progress(
         *columns, console=console, disable=not (shown and console.is_terminal)
     ) as progress:
-        task = progress.add_task(title, total=total_bytes)
-        yield lambda n: progress.advance(task, n)
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def progress_bar(title: str, total_bytes: int, *, shown: bool = True) -> Iterator[Advance]:
+    """A ``meter`` whose total is known from the start; yields the function that advances it."""
+    done = 0
+    with meter(title, shown=shown) as show:
+
+        def advance(n: int) -> None:
+            nonlocal done
+            done += n
+            show(done, total_bytes)
+
+        show(0, total_bytes)
+        yield advance

@@ -1,0 +1,79 @@
+"""``gptoss-convert``: a checkpoint folder in, a GGUF file out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from gptoss.converter.convert import Conversion, convert
+from gptoss.converter.plan import Dense
+from gptoss.files import console
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 90})
+@click.argument("source", type=click.Path(path_type=Path), metavar="SOURCE")
+@click.option(
+    "-o", "--output", "out", type=click.Path(path_type=Path), required=True, metavar="OUT.gguf",
+    help="The file to write. Its folder must exist. A file already there is replaced once the "
+    "new one is complete.",
+)  # fmt: skip
+@click.option(
+    "--dense", type=click.Choice([dense.value for dense in Dense]), default=Dense.Q8_0.value,
+    show_default=True,
+    help="The type of the dense matrices (attention, embedding, output), which the checkpoint "
+    "has in BF16: q8_0 is half as large and what the published GGUFs use; bf16 keeps every bit; "
+    "f16 and f32 are for hardware without BF16.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON, for programs.")
+def command(source: Path, out: Path, dense: str, as_json: bool) -> None:
+    """Convert a gpt-oss checkpoint to a GGUF file that llama.cpp runs.
+
+    SOURCE is a checkpoint's folder as published on Hugging Face: config.json, tokenizer.json,
+    tokenizer_config.json and the weights, in one model.safetensors or in the shards that
+    model.safetensors.index.json names. Experts must be in MXFP4; they stay so, bit for bit,
+    repacked for llama.cpp. Vocabulary and chat template go into the file.
+
+    Nothing is loaded whole: the 20b model takes some 100 MB of memory. Until the file is
+    complete nothing stands at OUT.gguf; the work goes on in a temporary file beside it.
+
+    \b
+    Examples:
+      gptoss-convert gpt-oss-20b -o gpt-oss-20b.gguf
+      gptoss-convert gpt-oss-20b -o gpt-oss-20b-bf16.gguf --dense bf16
+      gptoss-quant verify gpt-oss-20b gpt-oss-20b.gguf     # prove the result
+
+    \b
+    Exit codes:
+      0    converted
+      2    the checkpoint or the request is wrong: one line says what, and where
+      130  interrupted
+    """
+    with console.meter("converting", shown=not as_json) as progress:
+        done = convert(source, out, dense=dense, progress=progress)
+    click.echo(json.dumps(_summary(done)) if as_json else _sentence(done))
+
+
+def _summary(done: Conversion) -> dict[str, object]:
+    return {
+        "source": str(done.source),
+        "output": str(done.out),
+        "dense": done.dense.value,
+        "tensors": done.tensors,
+        "bytes": done.nbytes,
+        "seconds": round(done.seconds, 3),
+    }
+
+
+def _sentence(done: Conversion) -> str:
+    rate = done.nbytes / done.seconds / 1e6
+    return (
+        f"{done.out}: {done.tensors} tensors, {done.nbytes:,} bytes, dense {done.dense.value}, "
+        f"in {done.seconds:.1f} s ({rate:.0f} MB/s)"
+    )
+
+
+def main() -> None:
+    """The command's entry point."""
+    console.run(command)

@@ -1,0 +1,145 @@
+"""What a conversion will write, decided before a byte of data is read.
+
+``plan`` looks at names, dtypes and shapes only. Blocks and scales pair by name, never by the order
+in which they come. Every tensor of the checkpoint must be one the table knows and every one the
+table asks for must be there: a tensor left out silently would be a model that runs and is wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType
+
+from gptoss.converter import transforms
+from gptoss.converter.transforms import Transform
+from gptoss.files.checkpoint import Checkpoint
+from gptoss.files.errors import BadCheckpoint
+from gptoss.files.hparams import HParams
+from gptoss.files.names import HfTensor, Kind, NamedTensor, Rows, hf_tensors, tensors
+from gptoss.files.safetensors import TensorInfo
+
+ALIGNMENT: int = GGUF_DEFAULT_ALIGNMENT
+
+
+class Dense(StrEnum):
+    """The type of the dense matrices: attention, embedding, output."""
+
+    Q8_0 = "q8_0"
+    BF16 = "bf16"
+    F16 = "f16"
+    F32 = "f32"
+
+
+_DENSE = {
+    Dense.Q8_0: (GGMLQuantizationType.Q8_0, transforms.TO_Q8_0),
+    Dense.BF16: (GGMLQuantizationType.BF16, transforms.COPY),
+    Dense.F16: (GGMLQuantizationType.F16, transforms.TO_F16),
+    Dense.F32: (GGMLQuantizationType.F32, transforms.TO_F32),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """One tensor to write.
+
+    ``shape`` is in ggml's order, the fastest dimension first; ``offset`` counts from the start of
+    the GGUF's data. ``transform`` turns the bytes of ``sources`` into ``nbytes`` bytes.
+    """
+
+    name: str
+    type: GGMLQuantizationType
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+    transform: Transform
+    sources: tuple[TensorInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A whole conversion: ``nbytes`` of data, padding included."""
+
+    hparams: HParams
+    dense: Dense
+    tensors: tuple[TensorPlan, ...]
+    nbytes: int
+
+
+def plan(source: Checkpoint, dense: str = Dense.Q8_0) -> Plan:
+    """Plan the conversion of an opened checkpoint.
+
+    Raises ``BadCheckpoint`` when a tensor is missing, unknown, or of a wrong dtype or shape, and
+    ``ValueError`` when ``dense`` is none of ``Dense``.
+    """
+    choice = Dense(dense)
+    _check_tensors(source)
+    planned: list[TensorPlan] = []
+    at = 0
+    for named in tensors(source.hparams):
+        kind, transform = _type_and_transform(named, choice)
+        block, block_bytes = GGML_QUANT_SIZES[kind]
+        nbytes = math.prod(named.shape) // block * block_bytes
+        sources = tuple(source.tensors[s.name] for s in named.sources)
+        planned.append(
+            TensorPlan(named.gguf, kind, named.ggml_shape, at, nbytes, transform, sources)
+        )
+        at += -(-nbytes // ALIGNMENT) * ALIGNMENT
+    return Plan(source.hparams, choice, tuple(planned), at)
+
+
+def _type_and_transform(named: NamedTensor, dense: Dense) -> tuple[GGMLQuantizationType, Transform]:
+    if named.kind is Kind.MATRIX:
+        return _DENSE[dense]
+    if named.kind is Kind.EXACT:
+        if named.rows is Rows.ALL:
+            return GGMLQuantizationType.F32, transforms.TO_F32
+        return GGMLQuantizationType.F32, transforms.every_second_to_f32(named.rows)
+    if named.rows is Rows.ALL:
+        return GGMLQuantizationType.MXFP4, transforms.REPACK
+    return (
+        GGMLQuantizationType.MXFP4,
+        transforms.every_second_row(named.rows, columns=named.shape[-1]),
+    )
+
+
+def _check_tensors(source: Checkpoint) -> None:
+    """The checkpoint must hold the expected tensors, and no others."""
+    expected = hf_tensors(source.hparams)
+    for tensor in expected.values():
+        found = source.tensors.get(tensor.name)
+        if found is None:
+            raise BadCheckpoint(_missing(source, tensor.name))
+        _check_tensor(found, tensor)
+    for name, info in source.tensors.items():
+        if name not in expected:
+            raise BadCheckpoint(
+                f"{info.path}: unknown tensor {name!r}; a gpt-oss model of "
+                f"{source.hparams.num_hidden_layers} layers has none of that name"
+            )
+
+
+def _check_tensor(found: TensorInfo, expected: HfTensor) -> None:
+    where = f"{found.path}: tensor {found.name!r}"
+    if found.dtype != expected.dtype:
+        raise BadCheckpoint(f"{where} is {found.dtype}, {expected.dtype} is expected")
+    if found.shape != expected.shape:
+        raise BadCheckpoint(
+            f"{where} has shape {found.shape}; by config.json it must be {expected.shape}"
+        )
+
+
+def _missing(source: Checkpoint, name: str) -> str:
+    """What to say about a missing tensor: its partner or its BF16 form may be there instead."""
+    message = f"{source.folder}: missing tensor {name!r}"
+    for ending, other in (("_scales", "_blocks"), ("_blocks", "_scales")):
+        base = name.removesuffix(ending)
+        if base == name:
+            continue
+        if base + other in source.tensors:
+            return f"{message}, the partner of {base + other!r}"
+        if base in source.tensors:
+            return f"{message}; {base!r} is there: experts must be in MXFP4, not BF16"
+    return message
