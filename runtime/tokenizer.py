@@ -16,28 +16,10 @@ import tiktoken
 from gguf.constants import TokenType
 
 from gptoss.files.errors import UnsupportedModel
+from gptoss.files.o200k import O200K_PATTERN, PRE_TOKENIZER
 
 if TYPE_CHECKING:
     from gptoss.files.gguf import GgufFile
-
-# How o200k cuts text before the merges: words with at most one leading non-letter and an English
-# contraction, numbers in threes, punctuation with trailing line ends, line ends, other space.
-# GGUF names this pattern "gpt-4o"; it must match the one the model was trained with exactly.
-_UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
-_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_LEAD = r"[^\r\n\p{L}\p{N}]?"
-_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-O200K_PATTERN = "|".join(
-    (
-        f"{_LEAD}{_UPPER}*{_LOWER}+{_CONTRACTION}",
-        f"{_LEAD}{_UPPER}+{_LOWER}*{_CONTRACTION}",
-        r"\p{N}{1,3}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",
-        r"\s+",
-    )
-)
 
 HARMONY_TOKENS = (
     "<|start|>",
@@ -112,10 +94,10 @@ class Tokenizer:
         """From an opened GGUF; raises UnsupportedModel when its tokenizer is of another kind."""
         model = gguf.metadata.get("tokenizer.ggml.model")
         pre = gguf.metadata.get("tokenizer.ggml.pre")
-        if (model, pre) != ("gpt2", "gpt-4o"):
+        if (model, pre) != ("gpt2", PRE_TOKENIZER):
             raise UnsupportedModel(
                 f"{gguf.path}: tokenizer {model!r} with pre-tokenizer {pre!r}; "
-                "gpt-oss has 'gpt2' with 'gpt-4o'"
+                f"gpt-oss has 'gpt2' with {PRE_TOKENIZER!r}"
             )
         tokens = gguf.metadata["tokenizer.ggml.tokens"]
         types = gguf.metadata["tokenizer.ggml.token_type"]

@@ -1,0 +1,113 @@
+"""What holds the house together: the arrows between rooms, lazy imports, what a wheel holds."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import gptoss
+
+ROOT = Path(__file__).resolve().parent.parent
+
+MAY_IMPORT = {
+    "files": {"files"},
+    "quant": {"files", "quant"},
+    "converter": {"files", "quant", "converter"},
+    "runtime": {"files", "runtime"},
+}
+FOLDERS = {
+    "files": ROOT / "gptoss" / "files",
+    "quant": ROOT / "quant",
+    "converter": ROOT / "converter",
+    "runtime": ROOT / "runtime",
+}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_arrows(room: str) -> None:
+    files = sorted(FOLDERS[room].rglob("*.py"))
+    assert files
+    for path in files:
+        for name in imported(path):
+            parts = name.split(".")
+            if parts[0] == "gptoss":
+                assert parts[1] in MAY_IMPORT[room], f"{path} imports {name}"
+
+
+def test_one_module_touches_llama_cpp() -> None:
+    users = {
+        path.relative_to(ROOT).as_posix()
+        for folder in FOLDERS.values()
+        for path in folder.rglob("*.py")
+        if any(name.split(".")[0] == "llama_cpp" for name in imported(path))
+    }
+    assert users == {"runtime/llama.py"}
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Names of modules in a fresh interpreter after a statement."""
+    code = f"{statement}\nimport sys\nprint(*sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd="/"
+    )
+    return set(result.stdout.split())
+
+
+def test_importing_one_room_loads_no_other() -> None:
+    assert not any(name.startswith("gptoss.") for name in loaded_by("import gptoss"))
+    for statement in ("from gptoss import convert", "from gptoss import verify"):
+        modules = loaded_by(statement)
+        assert not any(name.startswith(("gptoss.runtime", "llama_cpp")) for name in modules)
+    modules = loaded_by("from gptoss import load")
+    assert not any(name.startswith(("gptoss.converter", "gptoss.quant")) for name in modules)
+    assert "llama_cpp" not in modules, "llama.cpp is to be loaded with a model, not before"
+
+
+def test_public_names_resolve() -> None:
+    for name in gptoss.__all__:
+        assert getattr(gptoss, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        gptoss.nothing  # noqa: B018
+
+
+def test_every_package_is_listed() -> None:
+    """A folder that pyproject forgets would be missing in the wheel, and only there."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    listed = set(settings["tool"]["setuptools"]["packages"])
+    found = {"gptoss"}
+    for room, folder in FOLDERS.items():
+        for path in folder.rglob("__init__.py"):
+            below = path.parent.relative_to(folder).parts
+            found.add(".".join(["gptoss", room, *below]))
+    assert listed == found
+
+
+@pytest.mark.slow
+def test_wheel_holds_every_module(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", tmp_path, ROOT],
+        check=True,
+    )
+    [wheel] = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for room, folder in FOLDERS.items():
+        for path in folder.rglob("*.py"):
+            assert f"gptoss/{room}/{path.relative_to(folder).as_posix()}" in names
+    assert "gptoss/py.typed" in names
