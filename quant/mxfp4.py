@@ -11,9 +11,9 @@ Two layouts hold a block's codes ``e[0..31]``:
 
 Read as one 128-bit number, the Hugging Face block is the codes in order, and ggml's is the nibbles
 of its two halves shuffled together. `repack` and `unpack` do that shuffle on 64-bit words in pieces
-that stay in the cache; numpy releases the GIL meanwhile, so threads add up. `codes_from_hf` and
-`codes_from_ggml` read each layout from its definition and share nothing with the shuffle, so that
-they can prove it.
+that stay in the cache; numpy releases the GIL meanwhile, so threads add up. `codes_from_hf`,
+`codes_from_ggml` and `equal` read each layout from its definition and share nothing with the
+shuffle, so that they can prove it.
 
 Every function takes any leading shape: below, ``n`` may be ``rows, blocks`` as well.
 """
@@ -125,6 +125,37 @@ def codes_from_ggml(ggml: Bytes) -> Bytes:
     np.bitwise_and(ggml[..., 1:], 0x0F, out=codes[..., :16])
     np.right_shift(ggml[..., 1:], 4, out=codes[..., 16:])
     return codes
+
+
+def equal(blocks: Bytes, scales: Bytes, ggml: Bytes) -> bool:
+    """Whether Hugging Face blocks and scales hold the same codes and scales as ggml's blocks.
+
+    Shapes as for `repack`. Decodes ggml's nibbles into the order of the codes, 16 to a word, in
+    which a Hugging Face block has them already. Four times as fast as comparing codes byte by
+    byte, which `codes_from_hf` and `codes_from_ggml` are for once a difference is to be placed.
+    """
+    _check_layouts(blocks, scales, ggml)
+    words = blocks.view("<u8")
+    found = ggml.view(_GGML)[..., 0]
+    for piece in _pieces(scales.shape):
+        packed = np.ascontiguousarray(found["codes"][piece])
+        low = packed & _LOW  # bytes: e[0], e[1], ... e[15]
+        packed >>= _NIBBLE
+        packed &= _LOW  # bytes: e[16], e[17], ... e[31]
+        if (
+            (scales[piece] != found["scale"][piece]).any()
+            or (_sixteen_codes(low) != words[piece][..., 0]).any()
+            or (_sixteen_codes(packed) != words[piece][..., 1]).any()
+        ):
+            return False
+    return True
+
+
+def _sixteen_codes(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Pairs of words ``[..., 2]``, a code in each byte, as one word with a code in each nibble."""
+    words |= words >> _NIBBLE  # each 16 bits: now two codes in the lower byte
+    codes: NDArray[np.uint64] = words.view("<u2").astype(np.uint8).view("<u8")
+    return codes[..., 0]
 
 
 def hf_from_codes(codes: Bytes) -> Bytes:

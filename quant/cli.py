@@ -1,0 +1,94 @@
+"""``gptoss-quant``: what is known about a model's numbers, and whether it is true."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from time import perf_counter
+
+import click
+
+from gptoss.files import console
+from gptoss.quant.verdict import TensorDifference, Verdict
+from gptoss.quant.verify import verify
+
+SHOWN = 12
+"""Differences listed; all of them are in the JSON."""
+
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 90}
+
+
+@click.group(context_settings=_SETTINGS)
+def command() -> None:
+    """Check the numbers of gpt-oss models: MXFP4 blocks, scales, and what became of them."""
+
+
+@command.command("verify")
+@click.argument("source", type=click.Path(path_type=Path), metavar="SOURCE")
+@click.argument("gguf", type=click.Path(path_type=Path), metavar="OUT.gguf")
+@click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON, for programs.")
+@click.pass_context
+def verify_command(context: click.Context, source: Path, gguf: Path, as_json: bool) -> None:
+    """Prove that OUT.gguf holds exactly what the checkpoint in SOURCE holds.
+
+    Both files are read to the last byte and compared:
+
+    \b
+      experts      every MXFP4 code and block scale, each side decoded from its own layout
+      norms, biases, sinks, router
+                   F32, equal to the source's BF16 bit for bit
+      attention, embedding, output
+                   bf16 and f32 equal; f16 and q8_0 exactly as their reference rounding has it
+      metadata     hyperparameters, RoPE and YaRN settings, tokens, merges, control tokens
+
+    The first difference is named by tensor, expert, row, block and lane, counted from 0.
+
+    \b
+    Examples:
+      gptoss-quant verify gpt-oss-20b gpt-oss-20b.gguf
+      gptoss-quant verify gpt-oss-20b gpt-oss-20b.gguf --json | jq .first
+
+    \b
+    Exit codes:
+      0    proven
+      1    different
+      2    one of the two is missing, damaged, or no gpt-oss model
+      130  interrupted
+    """
+    began = perf_counter()
+    with console.meter("verifying", shown=not as_json) as progress:
+        verdict = verify(source, gguf, progress=progress)
+    seconds = perf_counter() - began
+    click.echo(json.dumps(verdict.to_json()) if as_json else _sentences(verdict, seconds))
+    context.exit(0 if verdict.proven else 1)
+
+
+def _sentences(verdict: Verdict, seconds: float) -> str:
+    extent = (
+        f"{verdict.tensors} tensors, {verdict.values:,} values; {verdict.nbytes:,} bytes read "
+        f"in {seconds:.1f} s ({verdict.nbytes / seconds / 1e6:.0f} MB/s)"
+    )
+    if verdict.proven:
+        return f"proven: {verdict.gguf} holds what {verdict.source} holds\n{extent}"
+    lines = [f"different: {verdict.first}", f"compared {extent}"]
+    lines += [_counted(difference) for difference in verdict.differences[:SHOWN]]
+    if len(verdict.differences) > SHOWN:
+        lines.append(f"  and {len(verdict.differences) - SHOWN} more tensors")
+    lines += [f"  {difference}" for difference in verdict.keys[:SHOWN]]
+    if len(verdict.keys) > SHOWN:
+        lines.append(f"  and {len(verdict.keys) - SHOWN} more keys")
+    return "\n".join(lines)
+
+
+def _counted(difference: TensorDifference) -> str:
+    if difference.place is None:
+        return f"  {difference}"
+    counts = f"{difference.values:,} values"
+    if difference.scales:
+        counts += f" and {difference.scales:,} block scales"
+    return f"  {difference.tensor}: {counts} differ, the first at {difference.place}"
+
+
+def main() -> None:
+    """The command's entry point."""
+    console.run(command)

@@ -1,0 +1,247 @@
+"""How the values of one tensor are compared, by the type the GGUF stores them in.
+
+A ``Comparison`` knows the unit that is compared (an MXFP4 or Q8_0 block of 32 values, or a single
+value) and has a fast answer, ``equal``, and a thorough one, ``differing``, for the few places where
+the fast one says no. None of them runs a transform of the converter: MXFP4 is decoded on both
+sides, each from its own layout, and the others follow from the formats' definitions.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from gguf.constants import GGMLQuantizationType
+from numpy.typing import NDArray
+
+from gptoss.files.names import Kind
+from gptoss.quant import mxfp4
+from gptoss.quant.mxfp4 import Bytes, Floats
+
+Mask = NDArray[np.bool_]
+
+
+class Comparison(ABC):
+    """Compares units: ``sources`` are arrays ``[..., bytes of a unit]``, ``found`` is likewise."""
+
+    lanes: ClassVar[int]
+    """Values in a unit."""
+    source_bytes: ClassVar[tuple[int, ...]]
+    """Bytes of a unit in each of the source's tensors."""
+    found_bytes: ClassVar[int]
+
+    @abstractmethod
+    def equal(self, sources: Sequence[Bytes], found: Bytes) -> bool:
+        """Whether all units are as they must be."""
+
+    @abstractmethod
+    def differing(self, sources: Sequence[Bytes], found: Bytes) -> tuple[Mask, Mask]:
+        """Which scales ``[n]`` and values ``[n, lanes]`` differ, of units ``[n, ...]``."""
+
+    @abstractmethod
+    def describe(self, sources: Sequence[Bytes], found: Bytes, lane: int | None) -> tuple[str, str]:
+        """What is expected and what is found in a single unit ``[1, ...]``; lane None: scale."""
+
+
+class Mxfp4(Comparison):
+    """MXFP4 blocks and scales of a checkpoint against ggml's blocks, bit for bit."""
+
+    lanes = mxfp4.BLOCK
+    source_bytes = (mxfp4.HF_BYTES, 1)
+    found_bytes = mxfp4.GGML_BYTES
+
+    def equal(self, sources: Sequence[Bytes], found: Bytes) -> bool:
+        blocks, scales = sources
+        return mxfp4.equal(blocks, scales[..., 0], found)
+
+    def differing(self, sources: Sequence[Bytes], found: Bytes) -> tuple[Mask, Mask]:
+        blocks, scales = sources
+        codes = mxfp4.codes_from_hf(blocks) != mxfp4.codes_from_ggml(found)
+        return scales[..., 0] != found[..., 0], codes
+
+    def describe(self, sources: Sequence[Bytes], found: Bytes, lane: int | None) -> tuple[str, str]:
+        blocks, scales = sources
+        return (
+            _mxfp4_text(mxfp4.codes_from_hf(blocks), scales[..., 0], lane),
+            _mxfp4_text(mxfp4.codes_from_ggml(found), found[..., 0], lane),
+        )
+
+
+class Q8_0(Comparison):  # noqa: N801 - the format's name
+    """BF16 values against Q8_0: exactly the bytes of the format's reference rounding.
+
+    For a block of 32: scale d = amax / 127 in float32, stored as F16; code = x * (1 / d) in
+    float32, rounded half away from zero; all zero where d is. The bound this gives is
+    |x - d * code| <= d / 2, but for the rounding of d to F16. (Source: ggml's
+    ``quantize_row_q8_0_ref``.) A block whose d is not finite as F16 counts as different: its
+    values are lost.
+    """
+
+    lanes = 32
+    source_bytes = (64,)
+    found_bytes = 34
+
+    def equal(self, sources: Sequence[Bytes], found: Bytes) -> bool:
+        return not any(
+            scales.any() or codes.any() for scales, codes in self._pieces(sources[0], found)
+        )
+
+    def differing(self, sources: Sequence[Bytes], found: Bytes) -> tuple[Mask, Mask]:
+        scales, codes = zip(*self._pieces(sources[0], found), strict=True)
+        return np.concatenate(scales), np.concatenate(codes)
+
+    def describe(self, sources: Sequence[Bytes], found: Bytes, lane: int | None) -> tuple[str, str]:
+        scale, codes = _q8_0(sources[0])
+        return (
+            _q8_0_text(scale, codes, lane),
+            _q8_0_text(_words(found[..., :2], "<f2"), found[..., 2:].view(np.int8), lane),
+        )
+
+    @staticmethod
+    def _pieces(source: Bytes, found: Bytes) -> Iterator[tuple[Mask, Mask]]:
+        for start in range(0, len(source), 2048):  # as float32, 256 KiB
+            piece = slice(start, start + 2048)
+            scales, codes = _q8_0(source[piece])
+            wrong = scales.view(np.uint16) != _words(found[piece, :2], "<u2")
+            wrong |= ~np.isfinite(scales)
+            yield wrong, codes != found[piece, 2:].view(np.int8)
+
+
+class Plain(Comparison):
+    """BF16 values against values that stand alone: F32 and BF16 exact, F16 rounded to nearest."""
+
+    lanes = 1
+    source_bytes = (2,)
+    stored: ClassVar[str]
+    """The stored value as an unsigned integer of its size."""
+
+    @abstractmethod
+    def expected(self, source: NDArray[np.uint16]) -> NDArray[Any]:
+        """The bits that must be found for the BF16 bits of the source."""
+
+    @abstractmethod
+    def text(self, bits: NDArray[Any]) -> str:
+        """A stored value, given its bits ``[1]``."""
+
+    def equal(self, sources: Sequence[Bytes], found: Bytes) -> bool:
+        expected = self.expected(_words(sources[0], "<u2"))
+        return bool((expected == _words(found, self.stored)).all())
+
+    def differing(self, sources: Sequence[Bytes], found: Bytes) -> tuple[Mask, Mask]:
+        wrong = self.expected(_words(sources[0], "<u2")) != _words(found, self.stored)
+        return np.zeros(len(wrong), np.bool_), wrong[:, None]
+
+    def describe(self, sources: Sequence[Bytes], found: Bytes, lane: int | None) -> tuple[str, str]:
+        del lane  # a value that stands alone has but one
+        expected = self.expected(_words(sources[0], "<u2"))
+        return self.text(expected), self.text(_words(found, self.stored))
+
+
+class F32(Plain):
+    """BF16 widened: the upper half of a float32."""
+
+    stored = "<u4"
+    found_bytes = 4
+
+    def expected(self, source: NDArray[np.uint16]) -> NDArray[Any]:
+        return source.astype(np.uint32) << np.uint32(16)
+
+    def text(self, bits: NDArray[Any]) -> str:
+        return f"{bits.astype(np.uint32).view(np.float32)[0]:.9g} (0x{bits[0]:08x})"
+
+
+class BF16(Plain):
+    """BF16 as it is."""
+
+    stored = "<u2"
+    found_bytes = 2
+
+    def expected(self, source: NDArray[np.uint16]) -> NDArray[Any]:
+        return source
+
+    def text(self, bits: NDArray[Any]) -> str:
+        return f"{_widened(bits)[0]:.9g} (0x{bits[0]:04x})"
+
+
+class F16(Plain):
+    """BF16 rounded to the nearest half-precision value, ties to even.
+
+    A finite value beyond F16's range rounds to infinity; the source's own bits are then expected
+    under a name F16 has not, so that such a loss counts as a difference.
+    """
+
+    stored = "<u2"
+    found_bytes = 2
+
+    def expected(self, source: NDArray[np.uint16]) -> NDArray[Any]:
+        values = _widened(source)
+        with np.errstate(over="ignore", invalid="ignore"):
+            halves = values.astype(np.float16)
+        bits = halves.view(np.uint16).astype(np.int32)
+        bits[np.isinf(halves) & np.isfinite(values)] = _BEYOND_F16
+        return bits
+
+    def text(self, bits: NDArray[Any]) -> str:
+        if bits[0] == _BEYOND_F16:
+            return "a value within F16's range (use another --dense type)"
+        return f"{bits.astype(np.uint16).view(np.float16)[0]:.9g} (0x{bits[0]:04x})"
+
+
+_BEYOND_F16 = -1
+
+_MATRIX: dict[GGMLQuantizationType, Comparison] = {
+    GGMLQuantizationType.Q8_0: Q8_0(),
+    GGMLQuantizationType.BF16: BF16(),
+    GGMLQuantizationType.F16: F16(),
+    GGMLQuantizationType.F32: F32(),
+}
+
+COMPARISONS: dict[Kind, dict[GGMLQuantizationType, Comparison]] = {
+    Kind.EXPERTS: {GGMLQuantizationType.MXFP4: Mxfp4()},
+    Kind.EXACT: {GGMLQuantizationType.F32: F32()},
+    Kind.MATRIX: _MATRIX,
+}
+"""By what a tensor is, the types in which a GGUF may hold it."""
+
+
+def _words(raw: Bytes, dtype: str) -> NDArray[Any]:
+    """Bytes ``[..., size]`` as ``[...]`` values of that size."""
+    words: NDArray[Any] = raw.view(dtype)[..., 0]
+    return words
+
+
+def _widened(bf16: NDArray[np.uint16]) -> Floats:
+    return (bf16.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def _q8_0(source: Bytes) -> tuple[NDArray[np.float16], NDArray[np.int8]]:
+    """Scales ``[n]`` and codes ``[n, 32]`` for BF16 blocks ``[n, 64]``."""
+    words: NDArray[np.uint16] = source.view("<u2")
+    # Without the sign, BF16 bits sort as the magnitudes do.
+    amax = _widened((words & np.uint16(0x7FFF)).max(axis=-1))
+    with np.errstate(all="ignore"):
+        scale = amax / np.float32(127)
+        inverse = np.float32(1) / scale
+        inverse[~np.isfinite(inverse)] = 0
+        scaled = _widened(words)
+        scaled *= inverse[:, None]
+        # The largest float32 below one half: adding a half itself would carry 0.49999997 to 1.
+        scaled += np.copysign(np.float32(0.49999997), scaled)
+        return scale.astype(np.float16), scaled.astype(np.int8)  # the cast cuts towards zero
+
+
+def _mxfp4_text(codes: Bytes, scales: Bytes, lane: int | None) -> str:
+    scale = int(scales[0])
+    if lane is None:
+        return f"scale {scale}"
+    code = int(codes[0, lane])
+    return f"{mxfp4.decode(codes, scales)[0, lane]:.9g} (code {code}, scale {scale})"
+
+
+def _q8_0_text(scale: NDArray[np.float16], codes: NDArray[np.int8], lane: int | None) -> str:
+    d = float(scale[0])
+    if lane is None:
+        return f"scale {d:.9g} (0x{scale.view(np.uint16)[0]:04x})"
+    return f"{d * int(codes[0, lane]):.9g} (code {codes[0, lane]}, scale {d:.9g})"

@@ -1,0 +1,153 @@
+"""The GGUF's hyperparameters and vocabulary against the checkpoint's config and tokenizer.
+
+Weights alone do not make a model: without its ``rope.*`` keys a gpt-oss GGUF loads and talks, and
+is wrong. Left out are keys that name or describe but change no result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf.constants import TokenType
+
+from gptoss.files.checkpoint import Checkpoint
+from gptoss.files.errors import BadCheckpoint, UnsupportedModel
+from gptoss.files.gguf import GgufFile
+from gptoss.files.hparams import ARCHITECTURE, GGUF_DEFAULTS, GGUF_KEYS
+from gptoss.files.reading import read_json
+from gptoss.quant.verdict import KeyDifference
+
+TOKENIZER = "tokenizer.json"
+TOKENIZER_LIMIT = 2**28
+SETTINGS = "tokenizer_config.json"
+SETTINGS_LIMIT = 2**24
+
+_ABSENT = "nothing"
+
+
+def compare_keys(checkpoint: Checkpoint, gguf: GgufFile) -> tuple[KeyDifference, ...]:
+    """All differences. Raises ``UnsupportedModel`` when the GGUF is of another architecture."""
+    architecture = gguf.metadata.get("general.architecture")
+    if architecture != ARCHITECTURE:
+        raise UnsupportedModel(
+            f"{gguf.path}: general.architecture is {architecture!r}; only {ARCHITECTURE!r} can be "
+            "verified"
+        )
+    return (*_hyperparameters(checkpoint, gguf.metadata), *_vocabulary(checkpoint, gguf.metadata))
+
+
+def _hyperparameters(
+    checkpoint: Checkpoint, metadata: Mapping[str, Any]
+) -> Iterator[KeyDifference]:
+    hparams = checkpoint.hparams
+    wanted: dict[str, str | int | float] = {
+        key: getattr(hparams, name) for name, key in GGUF_KEYS.items()
+    }
+    wanted["gpt-oss.rope.scaling.type"] = "yarn"
+    wanted["gpt-oss.attention.value_length"] = hparams.head_dim
+    defaults = {GGUF_KEYS[name]: value for name, value in GGUF_DEFAULTS.items()}
+    for key, expected in wanted.items():
+        found = metadata.get(key, defaults.get(key))
+        if not _same(expected, found):
+            yield KeyDifference(key, _text(expected), _text(found))
+
+
+def _vocabulary(checkpoint: Checkpoint, metadata: Mapping[str, Any]) -> Iterator[KeyDifference]:
+    path = checkpoint.folder / TOKENIZER
+    tokenizer = read_json(path, BadCheckpoint, limit=TOKENIZER_LIMIT)
+    texts, controls = _tokens(tokenizer, path, checkpoint.hparams.vocab_size)
+    yield from _literals(metadata, {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-4o"})
+    yield from _literals(metadata, _marks(checkpoint, texts))
+    yield from _array("tokenizer.ggml.tokens", texts, metadata)
+    yield from _array("tokenizer.ggml.merges", _merges(tokenizer, path), metadata)
+    types = [int(TokenType.CONTROL) if i in controls else None for i in range(len(texts))]
+    yield from _array("tokenizer.ggml.token_type", types, metadata)
+
+
+def _tokens(
+    tokenizer: Mapping[str, Any], path: Path, size: int
+) -> tuple[list[str | None], set[int]]:
+    """Each id's text, None where the tokenizer has none, and which ids are control tokens."""
+    model, added = tokenizer.get("model"), tokenizer.get("added_tokens", [])
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocab, dict) or not isinstance(added, list):
+        raise BadCheckpoint(f"{path}: model.vocab or added_tokens is not what a BPE tokenizer has")
+    texts: list[str | None] = [None] * size
+    pairs = [*vocab.items(), *((t.get("content"), t.get("id")) for t in map(_object, added))]
+    for text, i in pairs:
+        if type(i) is not int or not isinstance(text, str) or not 0 <= i < size:
+            raise BadCheckpoint(
+                f"{path}: token {text!r} has id {i!r}; the weights have room for 0 to {size - 1}"
+            )
+        texts[i] = text
+    return texts, {t["id"] for t in map(_object, added) if t.get("special")}
+
+
+def _marks(checkpoint: Checkpoint, texts: Sequence[str | None]) -> dict[str, int]:
+    """The ids that begin and end a text: those the tokenizer's settings name, else the config."""
+    path = checkpoint.folder / SETTINGS
+    settings = read_json(path, BadCheckpoint, limit=SETTINGS_LIMIT) if path.exists() else {}
+    marks = {}
+    for name in ("bos", "eos"):
+        text = settings.get(f"{name}_token")
+        text = text.get("content") if isinstance(text, dict) else text
+        i = texts.index(text) if text in texts else checkpoint.config.get(f"{name}_token_id")
+        if type(i) is int:
+            marks[f"tokenizer.ggml.{name}_token_id"] = i
+    return marks
+
+
+def _merges(tokenizer: Mapping[str, Any], path: Path) -> list[str]:
+    """As a GGUF spells them, with a space between; tokenizer.json has that form or pairs."""
+    merges = tokenizer["model"].get("merges", [])
+    if not isinstance(merges, list):
+        raise BadCheckpoint(f"{path}: model.merges is no list")
+    return [merge if isinstance(merge, str) else " ".join(map(str, merge)) for merge in merges]
+
+
+def _literals(
+    metadata: Mapping[str, Any], wanted: Mapping[str, str | int]
+) -> Iterator[KeyDifference]:
+    for key, expected in wanted.items():
+        if not _same(expected, metadata.get(key)):
+            yield KeyDifference(key, _text(expected), _text(metadata.get(key)))
+
+
+def _array(
+    key: str, expected: Sequence[str | int | None], metadata: Mapping[str, Any]
+) -> Iterator[KeyDifference]:
+    """Compare element by element; whatever stands where None is expected is right."""
+    found = metadata.get(key)
+    if found is None and not expected:
+        return
+    if not isinstance(found, Iterable) or isinstance(found, str):
+        yield KeyDifference(key, f"{len(expected)} elements", _text(found))
+        return
+    values = found.tolist() if isinstance(found, np.ndarray) else found
+    wrong = [
+        (i, e, f)
+        for i, (e, f) in enumerate(zip_longest(expected, values, fillvalue=_ABSENT))
+        if e is not None and e != f
+    ]
+    if wrong:
+        i, e, f = wrong[0]
+        yield KeyDifference(key, _text(e), _text(f), len(wrong), i)
+
+
+def _same(expected: str | int | float, found: object) -> bool:
+    """Equal, and a float equal as float32, which is what a GGUF stores."""
+    if isinstance(expected, float) and isinstance(found, int | float):
+        return bool(np.float32(expected) == np.float32(found))
+    return type(found) is type(expected) and found == expected
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: object) -> str:
+    return _ABSENT if value is None or value is _ABSENT else repr(value)
