@@ -34,13 +34,12 @@ Meter = Callable[[int, int], None]
 def run(command: click.Command) -> NoReturn:
     """Run a click command as the whole program; never shows a traceback for a ``GptossError``."""
     try:
-        command.main(standalone_mode=False)
-        code = 0
+        # What click returns here is the code given to ``Context.exit``, else the command's result.
+        result = command.main(standalone_mode=False)
+        code = result if isinstance(result, int) else 0
     except GptossError as error:
         click.echo(f"error: {error}", err=True)
         code = 2
-    except click.exceptions.Exit as error:
-        code = error.exit_code
     except click.ClickException as error:
         error.show()
         code = error.exit_code
