@@ -49,7 +49,7 @@ def verify(
 
     ``source`` is the folder of a Hugging Face MXFP4 checkpoint. ``progress`` is called now and then
     with the bytes compared so far and the bytes in all. Raises ``BadCheckpoint``, ``BadGguf`` or
-    ``UnsupportedModel`` when either side is no sound file to begin with, or is cut while it is read.
+    ``UnsupportedModel`` when either side is no sound file to begin with or is cut meanwhile.
     """
     checkpoint, file = Checkpoint.open(Path(source)), GgufFile.open(Path(gguf))
     _check_source(checkpoint)
