@@ -51,10 +51,10 @@ class Vocabulary:
 def read(folder: Path, vocab_size: int | None = None) -> Vocabulary:
     """Read a checkpoint folder's vocabulary.
 
-    With ``vocab_size``, the number of rows of the embedding, ids without a token are filled up to it
-    with unused ones (``[PAD201087]``): the published models have 1,069 such rows. Raises
-    ``BadCheckpoint`` when a file is missing or damaged, describes another kind of tokenizer, or
-    has more tokens than the embedding has rows.
+    With ``vocab_size``, the embedding's rows, ids without a token are filled up to it with unused
+    ones (``[PAD201087]``): the published models have 1,069 such rows. Raises ``BadCheckpoint``
+    when a file is missing or damaged, describes another kind of tokenizer, or has more tokens
+    than the embedding has rows.
     """
     path = folder / TOKENIZER
     tokenizer = read_json(path, BadCheckpoint, limit=TOKENIZER_LIMIT)
