@@ -54,6 +54,9 @@ _YARN_FIELDS = {
     "beta_slow": "yarn_beta_slow",
 }
 
+_ROPE_LABELS = {field: f"the RoPE {name}" for name, field in _YARN_FIELDS.items()}
+"""How messages call what stands in either of two places of a config."""
+
 _LIMITS: dict[str, tuple[int, int]] = {
     "num_hidden_layers": (1, 1024),
     "hidden_size": (BLOCK, 2**17),
@@ -103,12 +106,17 @@ class HParams:
         _check_architecture(config, where)
         _check_hard_coded(config, where)
         values = {**config, **_rope(config, where)}
-        found = {name: _number(name, values.get(name), where, BadCheckpoint) for name in _NAMES}
+        found = {
+            name: _number(name, values.get(name), where, BadCheckpoint, _ROPE_LABELS.get(name))
+            for name in _NAMES
+        }
         return cls._checked(found, where, BadCheckpoint)
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], where: str = "GGUF metadata") -> HParams:
         """From a GGUF file's metadata; ``vocab_size`` is the number of tokens.
+
+        Floats are as float32 holds them: an epsilon of 1e-5 comes back as 9.99999974e-06.
 
         Raises ``UnsupportedModel`` for another architecture, ``BadGguf`` otherwise. The RoPE keys
         are required although llama.cpp has defaults for them: with those, gpt-oss runs wrong.

@@ -57,7 +57,7 @@ KEYS = (
     "tokenizer.ggml.add_bos_token",
     "tokenizer.ggml.add_eos_token",
 )
-"""Both must have these, alike in value and type; besides, merges and template where there are any."""
+"""Both must have these, alike in value and type; and merges and template where there are any."""
 
 
 @dataclass(frozen=True)
