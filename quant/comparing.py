@@ -219,17 +219,35 @@ def _widened(bf16: NDArray[np.uint16]) -> Floats:
 def _q8_0(source: Bytes) -> tuple[NDArray[np.float16], NDArray[np.int8]]:
     """Scales ``[n]`` and codes ``[n, 32]`` for BF16 blocks ``[n, 64]``."""
     words: NDArray[np.uint16] = source.view("<u2")
-    # Without the sign, BF16 bits sort as the magnitudes do.
-    amax = _widened((words & np.uint16(0x7FFF)).max(axis=-1))
+    amax = _widened(_largest(words & np.uint16(0x7FFF)))
+    bits = words.astype(np.uint32)
+    bits <<= np.uint32(16)
+    below_half = bits & np.uint32(0x80000000)
+    below_half |= _BELOW_HALF
     with np.errstate(all="ignore"):
         scale = amax / np.float32(127)
         inverse = np.float32(1) / scale
         inverse[~np.isfinite(inverse)] = 0
-        scaled = _widened(words)
+        scaled = bits.view(np.float32)
         scaled *= inverse[:, None]
-        # The largest float32 below one half: adding a half itself would carry 0.49999997 to 1.
-        scaled += np.copysign(np.float32(0.49999997), scaled)
+        scaled += below_half.view(np.float32)
         return scale.astype(np.float16), scaled.astype(np.int8)  # the cast cuts towards zero
+
+
+_BELOW_HALF = np.float32(0.49999997).view(np.uint32)
+"""The largest float32 below one half: adding a half itself would carry 0.49999997 to 1."""
+
+
+def _largest(magnitudes: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """The largest of each row of 32; without the sign, BF16 bits sort as the magnitudes do.
+
+    numpy reduces short rows one at a time. Turned around, eight by four values, the same takes a
+    third of the time.
+    """
+    columns = np.ascontiguousarray(magnitudes.view("<u8").T).view("<u2")
+    fours: NDArray[np.uint16] = columns.max(axis=0)
+    pairs = np.maximum(fours[0::2], fours[1::2])
+    return np.maximum(pairs[0::2], pairs[1::2])
 
 
 def _mxfp4_text(codes: Bytes, scales: Bytes, lane: int | None) -> str:
