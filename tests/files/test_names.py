@@ -6,28 +6,8 @@ import math
 
 import pytest
 
-from gptoss.files.hparams import HParams
 from gptoss.files.names import Kind, Rows, hf_tensors, tensors
-
-GPT_OSS_20B = HParams(
-    num_hidden_layers=24,
-    hidden_size=2880,
-    intermediate_size=2880,
-    num_attention_heads=64,
-    num_key_value_heads=8,
-    head_dim=64,
-    num_local_experts=32,
-    num_experts_per_tok=4,
-    vocab_size=201088,
-    sliding_window=128,
-    max_position_embeddings=131072,
-    rms_norm_eps=1e-5,
-    rope_theta=150000.0,
-    yarn_factor=32.0,
-    yarn_original_context=4096,
-    yarn_beta_fast=32.0,
-    yarn_beta_slow=1.0,
-)
+from support.checkpoints import GPT_OSS_20B
 
 
 def test_the_20b_model_has_the_published_size() -> None:

@@ -26,6 +26,27 @@ from gptoss.files.hparams import HParams
 from gptoss.files.names import HfTensor, hf_tensors
 from gptoss.files.o200k import O200K_PATTERN
 
+GPT_OSS_20B = HParams(
+    num_hidden_layers=24,
+    hidden_size=2880,
+    intermediate_size=2880,
+    num_attention_heads=64,
+    num_key_value_heads=8,
+    head_dim=64,
+    num_local_experts=32,
+    num_experts_per_tok=4,
+    vocab_size=201088,
+    sliding_window=128,
+    max_position_embeddings=131072,
+    rms_norm_eps=1e-5,
+    rope_theta=150000.0,
+    yarn_factor=32.0,
+    yarn_original_context=4096,
+    yarn_beta_fast=32.0,
+    yarn_beta_slow=1.0,
+)
+"""What the published gpt-oss-20b has."""
+
 RopeSchema = Literal["rope_parameters", "rope_scaling"]
 CHUNK = 2**22
 """Values made and written at once."""
@@ -161,7 +182,7 @@ def _write_weights(folder: Path, hparams: HParams, n_shards: int, seed: int) -> 
         name = "model.safetensors"
         if n_shards > 1:
             name = f"model-{k:05}-of-{n_shards - 1:05}.safetensors"
-        _write_shard(_Shard(folder / name, group), hparams, seed)
+        _write_shard(_Shard(folder / name, group), seed)
     if n_shards > 1:
         weight_map = {
             tensor.name: f"model-{k:05}-of-{n_shards - 1:05}.safetensors"
@@ -172,7 +193,7 @@ def _write_weights(folder: Path, hparams: HParams, n_shards: int, seed: int) -> 
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
 
-def _write_shard(shard: _Shard, hparams: HParams, seed: int) -> None:
+def _write_shard(shard: _Shard, seed: int) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for tensor in shard.tensors:
@@ -188,11 +209,11 @@ def _write_shard(shard: _Shard, hparams: HParams, seed: int) -> None:
     with shard.path.open("wb") as out:
         out.write(struct.pack("<Q", len(raw)) + raw)
         for tensor in shard.tensors:
-            for chunk in _chunks(tensor, hparams, seed):
+            for chunk in _chunks(tensor, seed):
                 out.write(chunk.data)
 
 
-def _chunks(tensor: HfTensor, hparams: HParams, seed: int) -> Iterator[NDArray[Any]]:
+def _chunks(tensor: HfTensor, seed: int) -> Iterator[NDArray[Any]]:
     """A tensor's values, a bounded piece at a time."""
     rng = np.random.Generator(np.random.SFC64([seed, *tensor.name.encode()]))
     left = math.prod(tensor.shape)
@@ -206,14 +227,14 @@ def _chunks(tensor: HfTensor, hparams: HParams, seed: int) -> Iterator[NDArray[A
             middle = 127 + round(math.log2(1 / (CODE_RMS * math.sqrt(fan_in))))
             yield rng.integers(middle - 1, middle + 2, n, np.uint8)
         else:
-            mean, spread = _distribution(tensor, hparams)
+            mean, spread = _distribution(tensor)
             values = rng.standard_normal(n, np.float32)
             values *= np.float32(spread)
             values += np.float32(mean)
             yield bf16(values)
 
 
-def _distribution(tensor: HfTensor, hparams: HParams) -> tuple[float, float]:
+def _distribution(tensor: HfTensor) -> tuple[float, float]:
     """Mean and standard deviation of a BF16 tensor."""
     if tensor.name.endswith("norm.weight"):
         return 1.0, 0.1
@@ -221,8 +242,6 @@ def _distribution(tensor: HfTensor, hparams: HParams) -> tuple[float, float]:
         return 0.0, 0.02
     if tensor.name.endswith(("sinks", "embed_tokens.weight")):
         return 0.0, 1.0
-    if tensor.name == "lm_head.weight":
-        return 0.0, 2.0 / math.sqrt(hparams.hidden_size)
     return 0.0, 1.0 / math.sqrt(tensor.shape[-1])
 
 

@@ -1,0 +1,200 @@
+"""Bad input through the command: one line, exit code 2, nothing at the output path."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptoss.converter import cli
+from support import safetensors_files
+from support.checkpoints import random_checkpoint
+
+WEIGHTS = "model.safetensors"
+DOWN = "model.layers.1.mlp.experts.down_proj"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return random_checkpoint(tmp_path / "source")
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run the command in this process; checks that it fails properly, returns its one line."""
+
+    def run(source: Path, out: Path) -> str:
+        monkeypatch.setattr(sys, "argv", ["gptoss-convert", str(source), "-o", str(out)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        printed = capsys.readouterr()
+        assert exit_.value.code == 2
+        assert printed.out == ""
+        assert printed.err.startswith("error: ")
+        assert printed.err.count("\n") == 1
+        assert not out.is_file()
+        if out.parent.is_dir():
+            assert not list(out.parent.glob(".*.tmp"))
+        return printed.err
+
+    return run
+
+
+def edit_weights(folder: Path, edit: Callable[[safetensors_files.Contents], object]) -> None:
+    contents = safetensors_files.load(folder / WEIGHTS)
+    edit(contents)
+    safetensors_files.save(folder / WEIGHTS, contents)
+
+
+def edit_header(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    raw = (folder / WEIGHTS).read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    edit(header)
+    safetensors_files.write(folder / WEIGHTS, header, raw[8 + length :])
+
+
+def edit_json(folder: Path, name: str, edit: Callable[[dict[str, Any]], object]) -> None:
+    found = json.loads((folder / name).read_text())
+    edit(found)
+    (folder / name).write_text(json.dumps(found))
+
+
+def cut(folder: Path, size: int) -> None:
+    with (folder / WEIGHTS).open("r+b") as file:
+        file.truncate(size)
+
+
+def truncated_header(folder: Path) -> None:
+    cut(folder, 500)
+
+
+def truncated_data(folder: Path) -> None:
+    cut(folder, (folder / WEIGHTS).stat().st_size - 1)
+
+
+def overlap(folder: Path) -> None:
+    def shift(header: dict[str, Any]) -> None:
+        offsets = header["model.norm.weight"]["data_offsets"]
+        offsets[:] = [offset - 128 for offset in offsets]
+
+    edit_header(folder, shift)
+
+
+def missing_shard(folder: Path) -> None:
+    random_checkpoint(folder, shards=2)
+    (folder / WEIGHTS).unlink()
+    (folder / "model-00001-of-00001.safetensors").unlink()
+
+
+def missing_partner(folder: Path) -> None:
+    edit_weights(folder, lambda contents: contents.pop(DOWN + "_scales"))
+
+
+def unknown_tensor(folder: Path) -> None:
+    edit_weights(folder, lambda c: c.update({"model.layers.2.foo": ("BF16", [1], b"\0\0")}))
+
+
+def wrong_dtype(folder: Path) -> None:
+    edit_header(folder, lambda header: header["lm_head.weight"].update(dtype="F16"))
+
+
+def wrong_shape(folder: Path) -> None:
+    edit_header(folder, lambda header: header["lm_head.weight"].update(shape=[64, 320]))
+
+
+def width_no_multiple(folder: Path) -> None:
+    edit_json(folder, "config.json", lambda config: config.update(hidden_size=72))
+
+
+def another_architecture(folder: Path) -> None:
+    edit_json(folder, "config.json", lambda config: config.update(model_type="llama"))
+
+
+def too_many_tokens(folder: Path) -> None:
+    edit_json(folder, "tokenizer.json", lambda t: t["model"]["vocab"].update({"more": 320}))
+
+
+def no_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def no_json(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+def no_folder(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (truncated_header, "goes past the file's end at 500; the file is cut short"),
+        (truncated_data, "go past the file's end; the file is cut short"),
+        (overlap, "tensor 'model.norm.weight' overlaps"),
+        (missing_shard, "model-00001-of-00001.safetensors: missing shard"),
+        (missing_partner, f"missing tensor '{DOWN}_scales', the partner of '{DOWN}_blocks'"),
+        (unknown_tensor, "unknown tensor 'model.layers.2.foo'"),
+        (wrong_dtype, "'lm_head.weight' is F16, BF16 is expected"),
+        (wrong_shape, "'lm_head.weight' has shape (64, 320); by config.json it must be (320, 64)"),
+        (width_no_multiple, "hidden_size is 72, no multiple of 32"),
+        (another_architecture, "model_type is 'llama', 'gpt_oss' is expected"),
+        (too_many_tokens, "holds token ids from 0 to 320; the embedding has 320 rows"),
+        (no_tokenizer, "tokenizer.json: cannot be opened: No such file"),
+        (no_json, "config.json: no JSON"),
+        (no_folder, "does not exist; the folder of a checkpoint is expected"),
+    ],
+)
+def test_bad_checkpoints(
+    source: Path, run: Callable[..., str], damage: Callable[[Path], None], found: str
+) -> None:
+    damage(source)
+    line = run(source, source.parent / "out.gguf")
+    assert found in line
+    assert str(source) in line
+
+
+def test_an_output_folder_that_is_missing(source: Path, run: Callable[..., str]) -> None:
+    line = run(source, source.parent / "gone" / "out.gguf")
+    assert "gone: no such folder; create it first" in line
+
+
+def test_an_output_that_is_a_folder(source: Path, run: Callable[..., str]) -> None:
+    assert "is a folder; name the file to write" in run(source, source.parent)
+
+
+def test_an_output_folder_that_is_full(
+    source: Path, run: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 4096, 4096))
+    line = run(source, source.parent / "out.gguf")
+    assert "4,096 bytes are free and " in line
+    assert str(source.parent) in line
+
+
+def test_the_command_itself(source: Path) -> None:
+    """Once as a user runs it: what the tests above do in this process, and a good run."""
+    command = Path(sys.executable).with_name("gptoss-convert")
+    out = source.parent / "out.gguf"
+    good = subprocess.run(
+        [command, source, "-o", out, "--json"], capture_output=True, text=True, check=True
+    )
+    summary = json.loads(good.stdout)
+    assert good.stderr == ""
+    assert summary["bytes"] == out.stat().st_size
+    assert summary["dense"] == "q8_0"
+    out.unlink()
+    another_architecture(source)
+    bad = subprocess.run([command, source, "-o", out], capture_output=True, text=True, check=False)
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert bad.stderr.count("\n") == 1
+    assert list(source.parent.iterdir()) == [source]

@@ -1,0 +1,120 @@
+"""Planning: pure, complete, and by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from gguf.constants import GGMLQuantizationType
+
+from gptoss.converter.plan import Dense, plan
+from gptoss.files.checkpoint import Checkpoint
+from gptoss.files.errors import BadCheckpoint
+from gptoss.files.names import hf_tensors
+from gptoss.files.safetensors import TensorInfo
+from support.checkpoints import GPT_OSS_20B
+
+Tensors = dict[str, TensorInfo]
+BLOCKS = "model.layers.5.mlp.experts.down_proj_blocks"
+SCALES = "model.layers.5.mlp.experts.down_proj_scales"
+
+
+@pytest.fixture(scope="module")
+def twenty() -> Checkpoint:
+    """The 20b model as names and shapes: planning needs no bytes."""
+    tensors, at = {}, 0
+    for name, tensor in hf_tensors(GPT_OSS_20B).items():
+        nbytes = 2 if tensor.dtype == "BF16" else 1
+        for n in tensor.shape:
+            nbytes *= n
+        path = Path("model.safetensors")
+        tensors[name] = TensorInfo(name, tensor.dtype, tensor.shape, path, at, nbytes)
+        at += nbytes
+    return Checkpoint(Path("gpt-oss-20b"), {}, GPT_OSS_20B, tensors)
+
+
+def test_the_20b_model(twenty: Checkpoint) -> None:
+    planned = plan(twenty)
+    types = [tensor.type for tensor in planned.tensors]
+    assert planned.dense is Dense.Q8_0
+    assert types.count(GGMLQuantizationType.MXFP4) == 3 * 24
+    assert types.count(GGMLQuantizationType.Q8_0) == 4 * 24 + 2
+    assert types.count(GGMLQuantizationType.F32) == 459 - 7 * 24 - 2
+    # The published file has 12,109,566,624 bytes, 13 million of them header.
+    assert 0 < 12_109_566_624 - planned.nbytes < 20_000_000
+
+
+@pytest.mark.parametrize("dense", list(Dense))
+def test_tensors_lie_aligned_one_after_the_other(twenty: Checkpoint, dense: Dense) -> None:
+    planned = plan(twenty, dense)
+    at = 0
+    for tensor in planned.tensors:
+        assert tensor.offset == at
+        assert tensor.offset % 32 == 0
+        at += -(-tensor.nbytes // 32) * 32
+        units = tensor.nbytes // tensor.transform.writes
+        assert units * tensor.transform.writes == tensor.nbytes
+        for source, size in zip(tensor.sources, tensor.transform.reads, strict=True):
+            assert units * size == source.nbytes
+    assert at == planned.nbytes
+
+
+def test_the_order_of_arrival_does_not_matter(twenty: Checkpoint) -> None:
+    backwards = replace(twenty, tensors=dict(reversed(list(twenty.tensors.items()))))
+    for a, b in zip(plan(twenty).tensors, plan(backwards).tensors, strict=True):
+        assert (a.name, a.offset, a.sources) == (b.name, b.offset, b.sources)
+
+
+def test_a_dense_type_that_is_none(twenty: Checkpoint) -> None:
+    with pytest.raises(ValueError, match="q4_0"):
+        plan(twenty, "q4_0")
+
+
+def without(name: str) -> Callable[[Tensors], object]:
+    return lambda tensors: tensors.pop(name)
+
+
+def changed(name: str, **fields: object) -> Callable[[Tensors], object]:
+    def change(tensors: Tensors) -> None:
+        tensors[name] = replace(tensors[name], **fields)  # type: ignore[arg-type]
+
+    return change
+
+
+def added(name: str) -> Callable[[Tensors], object]:
+    def add(tensors: Tensors) -> None:
+        tensors[name] = replace(tensors[BLOCKS], name=name)
+
+    return add
+
+
+def in_bf16(tensors: Tensors) -> None:
+    added("model.layers.5.mlp.experts.down_proj")(tensors)
+    del tensors[BLOCKS], tensors[SCALES]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without("lm_head.weight"), "missing tensor 'lm_head.weight'$"),
+        (without(SCALES), f"missing tensor '{SCALES}', the partner of '{BLOCKS}'"),
+        (without(BLOCKS), f"missing tensor '{BLOCKS}', the partner of '{SCALES}'"),
+        (in_bf16, "down_proj' is there: experts must be in MXFP4, not BF16"),
+        (added("model.layers.24.self_attn.sinks"), "unknown tensor 'model.layers.24.self_attn.si"),
+        (added("model.rotary_emb.inv_freq"), "unknown tensor 'model.rotary_emb.inv_freq'"),
+        (changed(BLOCKS, dtype="I8"), f"'{BLOCKS}' is I8, U8 is expected"),
+        (changed("model.norm.weight", dtype="F32"), "'model.norm.weight' is F32, BF16"),
+        (changed("model.norm.weight", shape=(2881,)), r"\(2881,\); by config.json it must be \(28"),
+        (changed(BLOCKS, shape=(32, 2880, 1440)), r"by config.json it must be \(32, 2880, 90, 16"),
+        (changed("lm_head.weight", shape=(2880, 201088)), "must be .201088, 2880"),
+    ],
+)
+def test_checkpoints_that_do_not_fit(
+    twenty: Checkpoint, damage: Callable[[Tensors], object], message: str
+) -> None:
+    tensors = dict(twenty.tensors)
+    damage(tensors)
+    with pytest.raises(BadCheckpoint, match=message):
+        plan(replace(twenty, tensors=tensors))

@@ -1,0 +1,173 @@
+"""Each transform against a slow twin written from its definition, bit by bit."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from fractions import Fraction
+from math import floor
+
+import gguf
+import numpy as np
+import pytest
+from gguf.constants import GGMLQuantizationType
+from numpy.typing import NDArray
+
+from gptoss.converter import transforms
+from gptoss.converter.transforms import Transform
+from gptoss.files.names import Rows
+from gptoss.quant import mxfp4
+
+Bytes = NDArray[np.uint8]
+ALL_BF16 = np.arange(2**16, dtype="<u2")
+RNG = np.random.default_rng(20250805)
+
+
+def run(transform: Transform, *sources: NDArray[np.generic]) -> Bytes:
+    """The result for whole sources; also checks the sizes that the transform declares."""
+    raw = [np.ascontiguousarray(source).reshape(-1).view(np.uint8) for source in sources]
+    units = {len(r) // size for r, size in zip(raw, transform.reads, strict=True)}
+    assert len(units) == 1
+    out = np.full(units.pop() * transform.writes, 0xA5, np.uint8)
+    transform.apply(raw, out)
+    return out
+
+
+def as_float(bits: int) -> float:
+    """A BF16's value: the upper half of a float32."""
+    return float(struct.unpack("<f", struct.pack("<I", bits << 16))[0])
+
+
+def test_copy() -> None:
+    assert run(transforms.COPY, ALL_BF16).tobytes() == ALL_BF16.tobytes()
+
+
+def test_every_bf16_to_f32() -> None:
+    found = run(transforms.TO_F32, ALL_BF16).view("<u4")
+    assert all(int(f) == bits << 16 for bits, f in enumerate(found))
+
+
+def test_every_bf16_to_f16() -> None:
+    """Python's own half-precision packing is the twin; NaNs only stay NaNs."""
+    found = run(transforms.TO_F16, ALL_BF16).view("<u2")
+    for bits in range(2**16):
+        value = as_float(bits)
+        if value != value:
+            assert found[bits] & 0x7C00 == 0x7C00
+            assert found[bits] & 0x03FF
+            continue
+        try:
+            expected = struct.pack("<e", value)
+        except OverflowError:
+            expected = struct.pack("<e", float("inf") if value > 0 else float("-inf"))
+        assert struct.pack("<H", found[bits]) == expected, value
+
+
+# --- Q8_0 -------------------------------------------------------------------------------------
+
+
+def q8_0_twin(words: Sequence[int]) -> bytes:
+    """ggml's quantize_row_q8_0_ref for one block, in float32 steps and exact rounding."""
+    values = [np.float32(as_float(bits)) for bits in words]
+    scale = np.float32(max(abs(v) for v in values)) / np.float32(127)
+    with np.errstate(all="ignore"):
+        inverse = np.float32(1) / scale if scale else np.float32(0)
+        half = np.float16(scale)
+    if not np.isfinite(inverse):
+        inverse = np.float32(0)
+    codes = []
+    for value in values:
+        product = Fraction(float(value * inverse))
+        magnitude = floor(abs(product) + Fraction(1, 2))
+        codes.append(magnitude if product >= 0 else -magnitude)
+    return struct.pack("<e32b", half, *codes)
+
+
+def test_q8_0_rounds_halves_away_from_zero() -> None:
+    """amax 127 gives the scale 1: every half is a tie."""
+    halves = [k + 0.5 for k in range(-15, 15)]
+    values = np.array([127.0, *halves, 0.0], np.float32)
+    words = (values.view(np.uint32) >> 16).astype("<u2")
+    codes = run(transforms.TO_Q8_0, words)[2:].view(np.int8)
+    assert codes.tolist() == [127, *(int(h + 0.5) if h > 0 else int(h - 0.5) for h in halves), 0]
+
+
+def test_q8_0_against_its_twin() -> None:
+    spread = RNG.standard_normal((300, 32)) * 2.0 ** RNG.integers(-140, 15, (300, 1))
+    blocks = (spread.astype(np.float32).view(np.uint32) >> 16).astype("<u2")
+    blocks[0] = 0
+    blocks[1] = 0x8000  # negative zeros
+    blocks[2] = 1  # the smallest subnormal
+    blocks[3, 1:] = 0
+    found = run(transforms.TO_Q8_0, blocks).reshape(-1, 34)
+    for words, block in zip(blocks, found, strict=True):
+        assert block.tobytes() == q8_0_twin([int(w) for w in words])
+
+
+def test_q8_0_against_gguf_for_every_bf16() -> None:
+    """Each finite value as the largest of its block and as a small one, in many blocks."""
+    finite = ALL_BF16[(ALL_BF16 & 0x7FFF) < 0x7F80]
+    normal = finite[(finite & 0x7FFF) > 0x0680]  # below, C's own rounding is undefined
+    blocks = RNG.permutation(np.concatenate([normal] * 8))
+    blocks = np.concatenate([np.sort(normal & 0x7FFF), blocks])
+    blocks = blocks[: len(blocks) // 32 * 32].reshape(-1, 32)
+    values = (blocks.astype(np.uint32) << 16).view(np.float32)
+    with np.errstate(all="ignore"):
+        expected = gguf.quants.quantize(values, GGMLQuantizationType.Q8_0)
+    assert np.array_equal(run(transforms.TO_Q8_0, blocks), expected.reshape(-1))
+
+
+# --- experts ----------------------------------------------------------------------------------
+
+
+def test_biases_of_gate_and_up() -> None:
+    even = run(transforms.every_second_to_f32(Rows.EVEN), ALL_BF16).view("<u4")
+    odd = run(transforms.every_second_to_f32(Rows.ODD), ALL_BF16).view("<u4")
+    assert [int(x) >> 16 for x in even] == list(range(0, 2**16, 2))
+    assert [int(x) >> 16 for x in odd] == list(range(1, 2**16, 2))
+
+
+@pytest.mark.parametrize(("rows", "first"), [(Rows.EVEN, 0), (Rows.ODD, 1)])
+def test_every_second_row_of_experts(rows: Rows, first: int) -> None:
+    """By codes read from both layouts' definitions, not by the repack itself."""
+    blocks = RNG.integers(0, 256, (10, 3, 16), np.uint8)  # 10 rows of 96 values
+    scales = RNG.integers(0, 256, (10, 3), np.uint8)
+    found = run(transforms.every_second_row(rows, 96), blocks, scales).reshape(5, 3, 17)
+    assert np.array_equal(mxfp4.codes_from_ggml(found), mxfp4.codes_from_hf(blocks[first::2]))
+    assert np.array_equal(found[..., 0], scales[first::2])
+
+
+def test_whole_experts() -> None:
+    blocks = RNG.integers(0, 256, (7, 16), np.uint8)
+    scales = RNG.integers(0, 256, 7, np.uint8)
+    found = run(transforms.REPACK, blocks, scales).reshape(7, 17)
+    assert np.array_equal(mxfp4.codes_from_ggml(found), mxfp4.codes_from_hf(blocks))
+    assert np.array_equal(found[..., 0], scales)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        transforms.COPY,
+        transforms.TO_F32,
+        transforms.TO_F16,
+        transforms.TO_Q8_0,
+        transforms.REPACK,
+        transforms.every_second_to_f32(Rows.ODD),
+        transforms.every_second_row(Rows.EVEN, 64),
+    ],
+    ids=lambda transform: transform.name,
+)
+def test_units_are_independent(transform: Transform) -> None:
+    """Cut between any units, the pieces make the whole; sizes beyond a cache piece included."""
+    units = 140_000 // transform.writes + 5
+    sources = [RNG.integers(0, 256, units * size, np.uint8) for size in transform.reads]
+    if transform in (transforms.TO_Q8_0, transforms.TO_F16):
+        sources[0][1::2] &= 0xBF  # no NaN, whose bits nobody promises
+    whole = run(transform, *sources)
+    cut = units // 3
+    parts = [
+        run(transform, *(s[a * r : b * r] for s, r in zip(sources, transform.reads, strict=True)))
+        for a, b in ((0, cut), (cut, units))
+    ]
+    assert np.array_equal(np.concatenate(parts), whole)

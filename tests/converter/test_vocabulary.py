@@ -1,0 +1,157 @@
+"""Vocabularies: what is read from a tokenizer's files, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gguf.constants import TokenType
+
+from gptoss.converter import vocabulary
+from gptoss.files.errors import BadCheckpoint
+from support.checkpoints import CONTROL_TOKENS, random_checkpoint
+
+CONTROLS = 256
+"""Where the control tokens begin after the 256 bytes."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return random_checkpoint(tmp_path / "checkpoint")
+
+
+def edit(folder: Path, name: str, change: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / name
+    found = json.loads(path.read_text())
+    change(found)
+    path.write_text(json.dumps(found))
+
+
+def test_tokens_and_types(folder: Path) -> None:
+    found = vocabulary.read(folder, 320)
+    end = CONTROLS + len(CONTROL_TOKENS)
+    assert len(found.tokens) == len(found.types) == 320
+    assert found.tokens[:3] == ["!", '"', "#"]
+    assert found.tokens[CONTROLS:end] == list(CONTROL_TOKENS)
+    assert found.tokens[end:] == [f"[PAD{i}]" for i in range(end, 320)]
+    assert set(found.types[:CONTROLS]) == {TokenType.NORMAL}
+    assert set(found.types[CONTROLS:end]) == {TokenType.CONTROL}
+    assert set(found.types[end:]) == {TokenType.UNUSED}
+    assert found.chat_template is None
+
+
+def test_without_a_size_nothing_is_filled_up(folder: Path) -> None:
+    found = vocabulary.read(folder)
+    assert len(found.tokens) == CONTROLS + len(CONTROL_TOKENS)
+    assert TokenType.UNUSED not in found.types
+
+
+def test_types_of_added_tokens(folder: Path) -> None:
+    """What looks like a control token is one; text to be typed has real spaces."""
+
+    def unflag(tokenizer: dict[str, Any]) -> None:
+        for token in tokenizer["added_tokens"]:
+            token["special"] = False
+        tokenizer["added_tokens"].append({"id": 300, "content": "two▁words", "special": False})
+
+    edit(folder, "tokenizer.json", unflag)
+    found = vocabulary.read(folder, 320)
+    assert set(found.types[CONTROLS : CONTROLS + 16]) == {TokenType.CONTROL}
+    assert (found.tokens[300], found.types[300]) == ("two words", TokenType.USER_DEFINED)
+
+
+@pytest.mark.parametrize("merges", [[["a", "b"], ["ab", "c"]], ["a b", "ab c"]])
+def test_merges_of_both_spellings(folder: Path, merges: list[Any]) -> None:
+    edit(folder, "tokenizer.json", lambda t: t["model"].update(merges=merges))
+    assert vocabulary.read(folder).merges == ["a b", "ab c"]
+
+
+def test_roles_by_text_then_by_config_then_by_harmony(folder: Path) -> None:
+    ids = {token: CONTROLS + i for i, token in enumerate(CONTROL_TOKENS)}
+
+    def roles() -> tuple[int, int, int]:
+        found = vocabulary.read(folder)
+        return found.bos, found.eos, found.pad
+
+    usual = (ids["<|startoftext|>"], ids["<|return|>"], ids["<|endoftext|>"])
+    assert roles() == usual
+    edit(folder, "tokenizer_config.json", lambda s: s.update(eos_token={"content": "<|call|>"}))
+    assert roles() == (usual[0], ids["<|call|>"], usual[2])
+    (folder / "tokenizer_config.json").unlink()
+    edit(folder, "config.json", lambda c: c.update(pad_token_id=7, eos_token_id=[1, 2]))
+    assert roles() == (usual[0], usual[1], 7)
+    (folder / "config.json").unlink()
+    assert roles() == usual
+
+
+def test_chat_template_of_the_settings_or_beside_them(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("from the file")
+    assert vocabulary.read(folder).chat_template == "from the file"
+    edit(folder, "tokenizer_config.json", lambda s: s.update(chat_template="from the settings"))
+    assert vocabulary.read(folder).chat_template == "from the settings"
+    named = [{"name": "other", "template": "no"}, {"name": "default", "template": "yes"}]
+    edit(folder, "tokenizer_config.json", lambda s: s.update(chat_template=named))
+    assert vocabulary.read(folder).chat_template == "yes"
+
+
+def split_otherwise(tokenizer: dict[str, Any]) -> None:
+    tokenizer["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] += "|x"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t["model"].update(type="Unigram"), "no BPE model"),
+        (lambda t: t.pop("model"), "no BPE model"),
+        (lambda t: t["model"].pop("vocab"), "model.vocab is missing or empty"),
+        (lambda t: t["model"]["vocab"].update({"!": 1}), "both have the id 1"),
+        (lambda t: t["model"]["vocab"].update({"!": "1"}), "an id that is no whole number"),
+        (lambda t: t["model"]["vocab"].update({"new": -1}), "token ids from -1 to"),
+        (lambda t: t["model"]["vocab"].update({"new": 10**9}), "to 1000000000"),
+        (lambda t: t["model"]["vocab"].update({"\ud800": 300}), "half of a surrogate pair"),
+        (lambda t: t["added_tokens"][0].update(id=1), "both have the id 1"),
+        (lambda t: t["added_tokens"][0].update(id=257), "two added tokens have the id 257"),
+        (lambda t: t["added_tokens"][0].pop("content"), "no list of ids and contents"),
+        (lambda t: t.update(added_tokens=5), "no list of ids and contents"),
+        (lambda t: t["model"].pop("merges"), "model.merges is missing"),
+        (lambda t: t["model"].update(merges=[["a"]]), r"model.merges holds \['a'\]"),
+        (lambda t: t["model"].update(merges=[["a", "b c"]]), "model.merges holds"),
+        (lambda t: t["model"].update(merges=["a b", ["c", "d"]]), "model.merges holds 'a b'"),
+        (split_otherwise, "does not split text as o200k does"),
+        (lambda t: t.update(pre_tokenizer=None), "does not split text as o200k does"),
+    ],
+)
+def test_tokenizers_that_are_refused(
+    folder: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    edit(folder, "tokenizer.json", change)
+    with pytest.raises(BadCheckpoint, match=message) as caught:
+        vocabulary.read(folder, 320)
+    assert str(folder / "tokenizer.json") in str(caught.value)
+
+
+def test_more_tokens_than_rows(folder: Path) -> None:
+    with pytest.raises(BadCheckpoint, match="token ids from 0 to 271; the embedding has 271 rows"):
+        vocabulary.read(folder, 271)
+    assert len(vocabulary.read(folder, 272).tokens) == 272
+
+
+def test_no_end_of_turn_anywhere(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    edit(folder, "tokenizer.json", lambda t: t.update(added_tokens=[]))
+    with pytest.raises(BadCheckpoint, match="has no bos token"):
+        vocabulary.read(folder)
+
+
+def test_a_template_that_is_no_text(folder: Path) -> None:
+    edit(folder, "tokenizer_config.json", lambda s: s.update(chat_template=5))
+    with pytest.raises(BadCheckpoint, match="chat_template is no text"):
+        vocabulary.read(folder)
+    edit(folder, "tokenizer_config.json", lambda s: s.pop("chat_template"))
+    (folder / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(BadCheckpoint, match=r"chat_template\.jinja: no UTF-8"):
+        vocabulary.read(folder)
