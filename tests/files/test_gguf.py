@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import gguf
@@ -178,10 +178,10 @@ def test_a_header_without_end_is_given_up(tmp_path: Path, head: bytes) -> None:
     with path.open("wb") as out:
         out.write(head)
         out.truncate(2**30)
-    began = perf_counter()
+    began = process_time()
     with pytest.raises(BadGguf, match="more than"):
         GgufFile.open(path)
-    assert perf_counter() - began < 20
+    assert process_time() - began < 20
 
 
 def test_damaged_strings_are_found_when_looked_at(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_damage_is_refused_or_harmless(path: Path, data: st.DataObject) -> None:
 
 
 def test_a_full_vocabulary_is_fast(tmp_path: Path) -> None:
-    """201,088 tokens and 446,189 merges: half a second is the aim, doubled here for busy machines.
+    """201,088 tokens and 446,189 merges; the aim is half a second, with room for slow machines.
 
     Who does not look at the strings does not pay for decoding them.
     """
@@ -226,8 +226,8 @@ def test_a_full_vocabulary_is_fast(tmp_path: Path) -> None:
             keys=2,
         )
     )
-    began = perf_counter()
+    began = process_time()
     found = GgufFile.open(path)
-    assert perf_counter() - began < 1.0
+    assert process_time() - began < 1.0
     assert len(found.metadata["tokenizer.ggml.merges"]) == 446_189
     assert found.metadata["tokenizer.ggml.tokens"][201_087] == "token201087"
