@@ -141,6 +141,7 @@ def write(path: Path, head: bytes, plan: Plan, advance: Advance) -> None:
         _write_data(temporary, len(head), plan, advance)
         with temporary.open("r+b", buffering=0) as file:
             file.truncate(len(head) + plan.nbytes)  # the last tensor's padding
+            advance(plan.nbytes - sum(tensor.nbytes for tensor in plan.tensors))
             os.fsync(file.fileno())
         temporary.replace(path)
         _sync_folder(path.parent)

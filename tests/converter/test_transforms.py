@@ -104,6 +104,30 @@ def test_q8_0_against_its_twin() -> None:
         assert block.tobytes() == q8_0_twin([int(w) for w in words])
 
 
+def test_q8_0_rounds_every_pair_of_mantissas() -> None:
+    """All that rounding can depend on: both mantissas and the distance of the exponents.
+
+    Scaling by a power of two is exact in float32, so one exponent of the largest value stands
+    for all. The twin rounds the float32 product in float64, where adding a half is exact.
+    """
+    mantissas = np.arange(128, dtype=np.uint16)
+    one = np.uint16(127 << 7)
+    largest, value, distance = np.meshgrid(
+        one + mantissas, one + mantissas, np.arange(10, dtype=np.uint16), indexing="ij"
+    )
+    value = value - (distance << 7)
+    keep = value <= largest
+    blocks = np.zeros((int(keep.sum()), 32), "<u2")
+    blocks[:, 0], blocks[:, 1], blocks[:, 2] = largest[keep], value[keep], value[keep] | 0x8000
+    found = run(transforms.TO_Q8_0, blocks).reshape(-1, 34)[:, 2:5].view(np.int8)
+    floats = (blocks[:, :3].astype(np.uint32) << 16).view(np.float32)
+    inverse = np.float32(1) / (floats[:, :1] / np.float32(127))
+    products = (floats * inverse).astype(np.float64)
+    expected = np.sign(products) * np.floor(np.abs(products) + 0.5)
+    assert len(blocks) > 100_000
+    assert np.array_equal(found, expected)
+
+
 def test_q8_0_against_gguf_for_every_bf16() -> None:
     """Each finite value as the largest of its block and as a small one, in many blocks."""
     finite = ALL_BF16[(ALL_BF16 & 0x7FFF) < 0x7F80]
