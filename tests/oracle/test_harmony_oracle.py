@@ -8,7 +8,6 @@ import random
 from typing import Any
 
 import pytest
-from support import conversations, peers
 
 from gptoss.converter import vocabulary
 from gptoss.runtime.harmony.events import End, MessageEnded, TurnEnded
@@ -27,6 +26,7 @@ from gptoss.runtime.harmony.render import (
     render_message,
 )
 from gptoss.runtime.tokenizer import Tokenizer
+from support import conversations, peers
 
 pytestmark = pytest.mark.oracle
 
@@ -35,7 +35,7 @@ SEEDS = range(10_000)
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    read = vocabulary.read(peers.tokenizer(), vocab_size=201088)
+    read = vocabulary.read(peers.tokenizer(), 201088)
     return Tokenizer.from_vocabulary(read.tokens, read.types)
 
 

@@ -6,7 +6,6 @@ import random
 from dataclasses import dataclass
 
 import pytest
-from support.tokens import byte_tokenizer, spell
 
 from gptoss.runtime.harmony.events import (
     Diagnostic,
@@ -19,6 +18,7 @@ from gptoss.runtime.harmony.events import (
 )
 from gptoss.runtime.harmony.messages import Message, Role
 from gptoss.runtime.harmony.parser import TRANSITIONS, Kind, Parser, State
+from support.tokens import byte_tokenizer, spell
 
 TOKENIZER = byte_tokenizer()
 

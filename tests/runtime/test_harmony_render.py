@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from support.tokens import byte_tokenizer, spell, spelled
-
 from gptoss.runtime.harmony import messages as m
 from gptoss.runtime.harmony.events import MessageEnded
 from gptoss.runtime.harmony.messages import Effort, Function, Message, Role
@@ -17,6 +15,7 @@ from gptoss.runtime.harmony.render import (
     render_for_training,
     render_message,
 )
+from support.tokens import byte_tokenizer, spell, spelled
 
 TOKENIZER = byte_tokenizer()
 

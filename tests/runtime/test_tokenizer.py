@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from support.tokens import CONTROL, byte_tokenizer
 
 from gptoss.files.errors import UnsupportedModel
 from gptoss.runtime.tokenizer import Tokenizer
+from support.tokens import CONTROL, byte_tokenizer
 
 NORMAL, CONTROL_TYPE, UNUSED = 1, 3, 5
 
