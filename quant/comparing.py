@@ -168,8 +168,8 @@ class BF16(Plain):
 class F16(Plain):
     """BF16 rounded to the nearest half-precision value, ties to even.
 
-    A finite value beyond F16's range rounds to infinity; the source's own bits are then expected
-    under a name F16 has not, so that such a loss counts as a difference.
+    A finite value beyond F16's range would round to infinity. That loss counts as a difference:
+    nothing that F16 can store is then right.
     """
 
     stored = "<u2"

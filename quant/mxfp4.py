@@ -264,10 +264,12 @@ def encode(values: Floats) -> tuple[Bytes, Bytes]:
     squared error of a block is here never above that rule's. Deterministic on every machine:
     elementwise IEEE arithmetic, sums in a fixed order.
 
-    Raises `NotFiniteError` on NaN or infinity, ValueError if not float32.
+    Raises `NotFiniteError` on NaN or infinity, ValueError for another dtype or shape.
     """
-    if values.dtype != np.float32:
-        raise ValueError(f"MXFP4 is encoded from float32, not {values.dtype}")
+    if values.dtype != np.float32 or values.ndim < 2 or values.shape[-1] != BLOCK:
+        raise ValueError(
+            f"MXFP4 is encoded from float32[n, {BLOCK}], not {values.dtype}{[*values.shape]}"
+        )
     _require_finite(values)
     codes = np.empty(values.shape, np.uint8)
     scales = np.empty(values.shape[:-1], np.uint8)

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
@@ -191,14 +189,9 @@ class _Finding:
 class _Files:
     """The open files, and for each thread the buffers it reads them into."""
 
-    def __init__(self, paths: Iterable[tuple[Path, type[BadFile]]]) -> None:
-        self._stack = ExitStack()
+    def __init__(self, sources: Mapping[Path, Source]) -> None:
+        self._sources = sources
         self._local = threading.local()
-        self._sources: dict[Path, Source] = {}
-        with ExitStack() as opening:
-            for path, error in paths:
-                self._sources[path] = opening.enter_context(Source(path, error))
-            self._stack = opening.pop_all()
 
     def read(self, slot: str, path: Path, offset: int, nbytes: int) -> Bytes:
         """Bytes of a file, in this thread's buffer ``slot``; valid until its next use."""
@@ -209,29 +202,18 @@ class _Files:
         self._sources[path].read_into(offset, buffer[:nbytes])
         return buffer[:nbytes]
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()
-
 
 def _compare(
     groups: Sequence[_Group], checkpoint: Checkpoint, gguf: Path, progress: Meter | None
 ) -> list[TensorDifference]:
     """Compare all groups; one difference for each tensor that has any."""
-    paths = {info.path for info in checkpoint.tensors.values()}
+    errors: dict[Path, type[BadFile]] = {gguf: BadGguf}
+    errors |= {info.path: BadCheckpoint for info in checkpoint.tensors.values()}
     findings: list[_Finding] = []
     done, total = 0, sum(group.nbytes for group in groups)
-    with (
-        _Files([(gguf, BadGguf), *((path, BadCheckpoint) for path in sorted(paths))]) as files,
-        ThreadPoolExecutor(WORKERS) as pool,
-    ):
+    with ExitStack() as stack:
+        files = _Files({path: stack.enter_context(Source(path, errors[path])) for path in errors})
+        pool = stack.enter_context(ThreadPoolExecutor(WORKERS))
         pieces = [
             pool.submit(_compare_piece, group, start, stop, files, gguf)
             for group in groups

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from fractions import Fraction
+from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -27,6 +28,7 @@ def twin_repack(hf_block: bytes, scale: int) -> bytes:
     return bytes([scale, *(e[j] | e[j + 16] << 4 for j in range(16))])
 
 
+@cache
 def twin_value(code: int, scale: int) -> Fraction:
     """The sign, exponent and mantissa bits of OCP MX v1.0, table 5; the scale of section 5.4."""
     sign, exponent, mantissa = code >> 3, code >> 1 & 3, code & 1
@@ -40,9 +42,10 @@ def twin_value(code: int, scale: int) -> Fraction:
 
 def twin_code(value: float, scale: int) -> int:
     """Nearest by exact distance; on a tie the even code; the sign is the value's own."""
-    distance = {c: abs(abs(Fraction(value)) - twin_value(c, scale)) for c in range(8)}
-    nearest = [c for c in range(8) if distance[c] == min(distance.values())]
-    code = nearest[0] if len(nearest) == 1 else next(c for c in nearest if c % 2 == 0)
+    magnitude = abs(Fraction(value))
+    distance = [abs(magnitude - twin_value(code, scale)) for code in range(8)]
+    nearest = [code for code in range(8) if distance[code] == min(distance)]
+    code = next(code for code in nearest if len(nearest) == 1 or code % 2 == 0)
     return code + 8 * (math.copysign(1, value) < 0)
 
 
@@ -212,9 +215,12 @@ def test_what_is_not_finite_is_named_with_its_place(bad: float) -> None:
     assert (caught.value.block, caught.value.lane) == ((2, 1), 30)
 
 
-def test_encode_wants_float32() -> None:
-    with pytest.raises(ValueError, match="float64"):
+def test_encode_wants_float32_in_blocks() -> None:
+    with pytest.raises(ValueError, match=r"not float64\[1, 32\]"):
         mxfp4.encode(np.zeros((1, 32)))  # type: ignore[arg-type]
+    for shape in ((32,), (2, 16), ()):
+        with pytest.raises(ValueError, match="not float32"):
+            mxfp4.encode(np.zeros(shape, np.float32))
 
 
 def test_grid_points_under_every_scale_come_back() -> None:
@@ -260,11 +266,13 @@ def test_encode_is_the_optimum_over_all_scales() -> None:
     assert steps == {-1, 0, 1}, "each of the three candidates should have won somewhere"
 
 
+relaxed = settings(deadline=None, max_examples=50)  # a busy machine is no failure
 finite_blocks = hnp.arrays(
     np.float32, (2, 32), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)
 )
 
 
+@relaxed
 @given(finite_blocks)
 def test_scales_and_codes_equal_twin_on_any_values(values: Floats) -> None:
     scales = mxfp4.ocp_scales(values)
@@ -276,6 +284,7 @@ def test_scales_and_codes_equal_twin_on_any_values(values: Floats) -> None:
     ]
 
 
+@relaxed
 @given(finite_blocks)
 def test_bounds_of_the_two_rules_on_any_values(values: Floats) -> None:
     standard = mxfp4.ocp_scales(values)
@@ -293,6 +302,7 @@ def test_bounds_of_the_two_rules_on_any_values(values: Floats) -> None:
     assert np.array_equal(mxfp4.codes_at(values, scales), codes)
 
 
+@relaxed
 @given(finite_blocks)
 def test_encoding_twice_changes_nothing(values: Floats) -> None:
     once = mxfp4.decode(*mxfp4.encode(values))
