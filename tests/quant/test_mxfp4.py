@@ -44,7 +44,8 @@ def twin_code(value: float, scale: int) -> int:
     """Nearest by exact distance; on a tie the even code; the sign is the value's own."""
     magnitude = abs(Fraction(value))
     distance = [abs(magnitude - twin_value(code, scale)) for code in range(8)]
-    nearest = [code for code in range(8) if distance[code] == min(distance)]
+    least = min(distance)
+    nearest = [code for code in range(8) if distance[code] == least]
     code = next(code for code in nearest if len(nearest) == 1 or code % 2 == 0)
     return code + 8 * (math.copysign(1, value) < 0)
 
@@ -109,6 +110,20 @@ def test_codes_of_both_layouts_equal_twin() -> None:
     assert mxfp4.codes_from_hf(blocks).tolist() == expected
     assert mxfp4.codes_from_ggml(ggml).tolist() == expected
     assert np.array_equal(mxfp4.hf_from_codes(np.array(expected, np.uint8)), blocks)
+
+
+def test_equal_sees_every_bit() -> None:
+    blocks, scales = random_blocks(2, 3)
+    ggml = np.array(
+        [[list(twin_repack(bytes(b), int(s))) for b, s in zip(*row, strict=True)]
+         for row in zip(blocks, scales, strict=True)], np.uint8,
+    )  # fmt: skip
+    assert mxfp4.equal(blocks, scales, ggml)
+    for at in np.ndindex(*ggml.shape):
+        for bit in range(8):
+            wrong = ggml.copy()
+            wrong[at] ^= 1 << bit
+            assert not mxfp4.equal(blocks, scales, wrong)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,199 @@
+"""Metadata that differs, files that are not sound, and what the command says of each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import sys
+from pathlib import Path
+
+import pytest
+
+from gptoss.files.checkpoint import Checkpoint
+from gptoss.files.errors import BadCheckpoint, BadGguf, UnsupportedModel
+from gptoss.files.gguf import GgufFile
+from gptoss.quant import cli
+from gptoss.quant import verify as verify_module
+from gptoss.quant.keys import compare_keys
+from gptoss.quant.verdict import KeyDifference
+from gptoss.quant.verify import verify
+from support.planted import Copying
+
+# --- metadata ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("gpt-oss.rope.scaling.type", "'yarn'"),
+        ("gpt-oss.rope.scaling.factor", "32.0"),
+        ("gpt-oss.rope.freq_base", "150000.0"),
+        ("gpt-oss.rope.scaling.original_context_length", "4096"),
+        ("gpt-oss.attention.sliding_window", "128"),
+        ("gpt-oss.attention.value_length", "64"),
+        ("tokenizer.ggml.tokens", "320 elements"),
+        ("tokenizer.ggml.eos_token_id", "260"),
+    ],
+)
+def test_a_missing_key(copy: Copying, key: str, expected: str) -> None:
+    it = copy()
+    name = struct.pack("<Q", len(key)) + key.encode()
+    it.replace(name, name[:-1] + b"?")
+    verdict = it.verify()
+    assert not verdict.differences
+    (difference,) = verdict.keys
+    assert (difference.key, difference.expected, difference.found) == (key, expected, "nothing")
+    assert verdict.first == difference
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "found"),
+    [
+        ("gpt-oss.rope.scaling.factor", struct.pack("<f", 31), "31.0"),
+        ("gpt-oss.rope.scaling.yarn_beta_slow", struct.pack("<f", 2), "2.0"),
+        ("gpt-oss.expert_used_count", struct.pack("<I", 3), "3"),
+        ("gpt-oss.attention.layer_norm_rms_epsilon", struct.pack("<f", 0), "0.0"),
+    ],
+)
+def test_a_changed_key(copy: Copying, key: str, value: bytes, found: str) -> None:
+    it = copy()
+    name = struct.pack("<Q", len(key)) + key.encode()
+    it.replace(name, value, len(name) + 4)
+    (difference,) = it.verify().keys
+    assert (difference.key, difference.found) == (key, found)
+
+
+def test_tokens_in_another_order(copy: Copying) -> None:
+    it = copy()
+    call, end = b"<|call|>", b"<|end|>"
+    pair = struct.pack("<Q", 8) + call, struct.pack("<Q", 7) + end
+    header = it.read(0, 2**16)
+    a, b = sorted(header.index(token) for token in pair)
+    between = header[a + 15 : b]
+    it.write(a, pair[0] + between + pair[1])
+    (difference,) = it.verify().keys
+    assert (difference.key, difference.elements) == ("tokenizer.ggml.tokens", 2)
+    assert (difference.expected, difference.found) == ("'<|end|>'", "'<|call|>'")
+    assert str(difference) == (
+        f"tokenizer.ggml.tokens[{difference.index}]: expected '<|end|>', found '<|call|>'"
+    )
+
+
+def test_a_control_token_that_is_none(copy: Copying) -> None:
+    it, key = copy(), b"tokenizer.ggml.token_type"
+    token = 256 + 5
+    it.replace(key, struct.pack("<i", 1), len(key) + 4 + 4 + 8 + 4 * token)
+    (difference,) = it.verify().keys
+    assert (difference.key, difference.index) == ("tokenizer.ggml.token_type", token)
+    assert (difference.expected, difference.found) == ("3", "1")
+
+
+# --- bad input --------------------------------------------------------------------------------
+
+
+def test_another_architecture(copy: Copying) -> None:
+    it = copy()
+    it.replace(b"general.architecture", b"gpt-osx", 20 + 4 + 8)
+    with pytest.raises(UnsupportedModel, match="'gpt-osx'"):
+        it.verify()
+
+
+def test_a_truncated_gguf(copy: Copying) -> None:
+    it = copy()
+    with it.path.open("r+b") as file:
+        file.truncate(it.path.stat().st_size - 100)
+    with pytest.raises(BadGguf, match=r"model\.gguf"):
+        it.verify()
+
+
+@pytest.mark.parametrize("which", ["gguf", "shard"])
+def test_a_file_cut_while_it_is_read(
+    copy: Copying, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    it = copy()
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(it.source, folder)
+    victim = it.path if which == "gguf" else sorted(folder.glob("*.safetensors"))[-1]
+
+    def cut(checkpoint: Checkpoint, gguf: GgufFile) -> tuple[KeyDifference, ...]:
+        with victim.open("r+b") as file:
+            file.truncate(victim.stat().st_size // 2)
+        return compare_keys(checkpoint, gguf)
+
+    monkeypatch.setattr(verify_module, "compare_keys", cut)
+    with pytest.raises(BadGguf if which == "gguf" else BadCheckpoint, match="cut while"):
+        verify(folder, it.path)
+
+
+def test_a_checkpoint_without_one_of_its_tensors(copy: Copying, tmp_path: Path) -> None:
+    it = copy()
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(it.source, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["num_hidden_layers"], config["layer_types"] = 3, [*config["layer_types"], "x"]
+    config["layer_types"][2] = "sliding_attention"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadCheckpoint, match=r"'model\.layers\.2\..*' is missing"):
+        verify(folder, it.path)
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> object:
+    monkeypatch.setattr(sys, "argv", ["gptoss-quant", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return stopped.value.code
+
+
+def test_command_says_proven(
+    copy: Copying, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    it = copy()
+    assert run(monkeypatch, "verify", it.source, it.path) == 0
+    assert capsys.readouterr().out.startswith(f"proven: {it.path} holds what {it.source} holds\n")
+
+
+def test_command_names_the_first_difference(
+    copy: Copying, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    it = copy()
+    it.xor(it.offset("blk.1.ffn_up_exps.weight") + 17 + 1, 0x80)
+    it.replace(b"gpt-oss.rope.freq_base", b"?", 21)
+    assert run(monkeypatch, "verify", it.source, it.path) == 1
+    lines = capsys.readouterr().out.splitlines()
+    place = "expert 0, row 0, block 1, lane 16"
+    assert lines[0].startswith(f"different: blk.1.ffn_up_exps.weight: {place}: expected ")
+    assert lines[2] == (f"  blk.1.ffn_up_exps.weight: 1 values differ, the first at {place}")
+    assert lines[3] == "  gpt-oss.rope.freq_base: expected 150000.0, found nothing"
+
+
+def test_command_in_json(
+    copy: Copying, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    it = copy()
+    it.xor(it.offset("blk.1.attn_sinks.weight") + 3, 0x80)
+    assert run(monkeypatch, "verify", it.source, it.path, "--json") == 1
+    verdict = json.loads(capsys.readouterr().out)
+    assert verdict["proven"] is False
+    assert verdict["first"].startswith("blk.1.attn_sinks.weight: index 0: expected ")
+    (difference,) = verdict["differences"]
+    assert difference["problem"] == "values"
+    assert difference["place"] == {
+        "expert": None, "row": None, "block": None, "lane": None, "index": 0,
+    }  # fmt: skip
+
+
+def test_command_on_bad_input(
+    copy: Copying, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    it = copy()
+    it.path.write_bytes(it.path.read_bytes()[:1000])
+    for source, path in ((it.source, it.path), (it.source / "no", it.path), (it.path, it.path)):
+        assert run(monkeypatch, "verify", source, path) == 2
+        caught = capsys.readouterr()
+        assert caught.out == ""
+        assert caught.err.startswith("error: ")
+        assert caught.err.count("\n") == 1
