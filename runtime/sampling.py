@@ -32,6 +32,9 @@ _BLOCK = 512
 _FLOORS = (1e-2, 1e-4, 1e-7)
 """Thresholds tried for candidates, as a share of the likeliest token's weight."""
 
+_TEMPERATURES = (1e-6, 1e30)
+"""Limits in which float32 computes; at them already all or nothing is drawn."""
+
 Ids = NDArray[np.intp]
 Weights = NDArray[np.float32]
 
@@ -91,7 +94,7 @@ def draw(logits: Logits, sampling: Sampling, u: float) -> int:
     _require_finite(top)
     weights = logits - top
     if sampling.temperature != 1:
-        weights /= np.float32(sampling.temperature)
+        weights /= np.float32(np.clip(sampling.temperature, *_TEMPERATURES))
     np.exp(weights, out=weights)
     ids = _filter(weights, sampling)
     if ids is None:

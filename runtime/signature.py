@@ -93,25 +93,29 @@ def parameters_of(function: Callable[..., Any]) -> tuple[str, Record]:
     description, notes = split_docstring(inspect.getdoc(function) or "")
     name = getattr(function, "__name__", repr(function))
     try:
-        hints = typing.get_type_hints(function, include_extras=True)
-        signature = inspect.signature(function)
+        return description, _parameters(function, f"tool {name}", notes)
+    except RecursionError as error:
+        raise BadTool(f"tool {name}: a type that contains itself cannot be told") from error
     except (NameError, TypeError, ValueError) as error:
         raise BadTool(f"tool {name}: its signature cannot be read: {error}") from error
+
+
+def _parameters(function: Callable[..., Any], where: str, notes: Mapping[str, str]) -> Record:
+    hints = typing.get_type_hints(function, include_extras=True)
+    parameters = inspect.signature(function).parameters.values()
     fields = {}
-    for parameter in signature.parameters.values():
-        where = f"tool {name}, parameter {parameter.name}"
+    for parameter in parameters:
+        at = f"{where}, parameter {parameter.name}"
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            raise BadTool(f"{where}: only parameters that can be given by name are possible")
-        kind = kind_of(hints.get(parameter.name, Any), where)
+            raise BadTool(f"{at}: only parameters that can be given by name are possible")
+        kind = kind_of(hints.get(parameter.name, Any), at)
         if parameter.name in notes:
             kind = _noted(kind, description=notes[parameter.name])
         if _tellable(parameter.default):
             kind = _noted(kind, default=parameter.default)
         fields[parameter.name] = kind
-    required = frozenset(
-        p.name for p in signature.parameters.values() if p.default is inspect.Parameter.empty
-    )
-    return description, Record(fields, required, lambda found: found)
+    required = frozenset(p.name for p in parameters if p.default is inspect.Parameter.empty)
+    return Record(fields, required, lambda found: found)
 
 
 def kind_of(hint: Any, where: str) -> Kind:
@@ -129,9 +133,7 @@ def kind_of(hint: Any, where: str) -> Kind:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return _dataclass(hint, where)
     if typing.is_typeddict(hint):
-        hints = typing.get_type_hints(hint, include_extras=True)
-        fields = {name: kind_of(_bare(inner), where) for name, inner in hints.items()}
-        return Record(fields, frozenset(hint.__required_keys__), lambda found: found).kind()
+        return _typed_dict(hint, where)
     if origin is typing.Literal:
         return _choice({value: value for value in args}, where)
     if origin in (typing.Union, types.UnionType):
@@ -292,10 +294,17 @@ def _dataclass(hint: type, where: str) -> Kind:
     return Record(fields, required, lambda found: hint(**found)).kind()
 
 
-def _bare(hint: Any) -> Any:
-    """Without TypedDict's Required and NotRequired."""
-    outer = typing.get_origin(hint) in (typing.Required, typing.NotRequired)
-    return typing.get_args(hint)[0] if outer else hint
+def _typed_dict(hint: Any, where: str) -> Kind:
+    fields, required = {}, set()
+    for name, inner in typing.get_type_hints(hint, include_extras=True).items():
+        # Asked here as well: __required_keys__ does not see NotRequired in postponed annotations.
+        marker = typing.get_origin(inner)
+        if marker in (typing.Required, typing.NotRequired):
+            inner = typing.get_args(inner)[0]
+        if name in hint.__required_keys__ and marker is not typing.NotRequired:
+            required.add(name)
+        fields[name] = kind_of(inner, where)
+    return Record(fields, frozenset(required), lambda found: found).kind()
 
 
 def _noted(kind: Kind, **notes: Any) -> Kind:

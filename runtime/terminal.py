@@ -71,14 +71,17 @@ class Printer:
                 self._end_line()
                 self._in_call = False
             case ToolStarted():
+                self._end_line()
                 self._write(event.name, _CYAN)
-                self._line(f"({_shortened(event.arguments)})")
+                self._write(f"({_shortened(event.arguments)})")
+                self._end_line()
             case ToolFinished():
+                self._end_line()
                 self._write("  = ", _RED if event.error else _CYAN)
                 self._write(_shortened(event.result))
-                self._line(f"  [{event.seconds * 1000:.0f} ms]", _DIM)
-            case Diagnostic():
+                self._write(f"  [{event.seconds * 1000:.0f} ms]", _DIM)
                 self._end_line()
+            case Diagnostic():
                 self._line(f"[repaired: {event.detail}]", _YELLOW)
             case ReplyEnded():
                 if event.end == End.CUT:
@@ -88,11 +91,11 @@ class Printer:
 
     def stopped(self) -> None:
         """Say that the person stopped the reply."""
-        self._end_line()
         self._line("[stopped]", _YELLOW)
         self._out.flush()
 
-    def _line(self, text: str, style: str | None = None) -> None:
+    def _line(self, text: str, style: str) -> None:
+        self._end_line()
         self._write(text, style)
         self._end_line()
 

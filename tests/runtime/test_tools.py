@@ -1,0 +1,321 @@
+"""Python functions as tools: what the model is told, what it may send, what it gets back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import Enum
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+import pytest
+
+from gptoss.runtime.harmony.typescript import type_of
+from gptoss.runtime.signature import BadArguments, BadTool, kind_of, split_docstring
+from gptoss.runtime.tools import Tool, Toolbox, result_text
+
+
+class Unit(Enum):
+    C = "celsius"
+    F = "fahrenheit"
+
+
+@dataclass
+class Place:
+    city: str
+    country: str = "NO"
+
+
+class Range(TypedDict):
+    low: int
+    high: NotRequired[int]
+
+
+def get_weather(city: str, unit: Literal["celsius", "fahrenheit"] = "celsius") -> str:
+    """Current weather in a city.
+
+    More about it.
+
+    Args:
+        city: Name of the city,
+            in English.
+        unit (str): Unit of the temperature.
+
+    Returns:
+        Text.
+    """
+    return f"{city}: 3 {unit}"
+
+
+def test_a_function_as_it_is_told() -> None:
+    declaration = Tool.of(get_weather).declaration
+    assert declaration.name == "get_weather"
+    assert declaration.description == "Current weather in a city.\n\nMore about it."
+    assert declaration.parameters == {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string", "description": "Name of the city, in English."},
+            "unit": {
+                "type": "string",
+                "enum": ["celsius", "fahrenheit"],
+                "description": "Unit of the temperature.",
+                "default": "celsius",
+            },
+        },
+        "required": ["city"],
+        "additionalProperties": False,
+    }
+
+
+def test_a_function_without_parameters() -> None:
+    def now() -> str:
+        return "noon"
+
+    assert Tool.of(now).declaration.parameters is None
+    for arguments in ("", " ", "{}"):
+        assert Toolbox([now]).call("functions.now", arguments).text == "noon"
+
+
+KINDS: list[tuple[Any, dict[str, Any], Any, Any]] = [
+    (str, {"type": "string"}, "a", "a"),
+    (int, {"type": "integer"}, 3, 3),
+    (int, {"type": "integer"}, 3.0, 3),
+    (float, {"type": "number"}, 3, 3.0),
+    (bool, {"type": "boolean"}, True, True),
+    (None, {"type": "null"}, None, None),
+    (Any, {}, {"x": [1]}, {"x": [1]}),
+    (list[int], {"type": "array", "items": {"type": "integer"}}, [1, 2], [1, 2]),
+    (list, {"type": "array", "items": {}}, [1, "a"], [1, "a"]),
+    (tuple[str, ...], {"type": "array", "items": {"type": "string"}}, ["a"], ("a",)),
+    (dict, {"type": "object"}, {"a": 1}, {"a": 1}),
+    (
+        dict[str, float],
+        {"type": "object", "additionalProperties": {"type": "number"}},
+        {"a": 1},
+        {"a": 1.0},
+    ),
+    (Literal["a", 1], {"type": ["integer", "string"], "enum": ["a", 1]}, 1, 1),
+    (Unit, {"type": "string", "enum": ["celsius", "fahrenheit"]}, "celsius", Unit.C),
+    (str | None, {"type": ["string", "null"]}, None, None),
+    (int | str, {"type": ["integer", "string"]}, "a", "a"),
+    (
+        Unit | None,
+        {"type": "string", "enum": ["celsius", "fahrenheit"], "nullable": True},
+        None,
+        None,
+    ),
+    (
+        list[int] | bool | str,
+        {
+            "oneOf": [
+                {"type": "array", "items": {"type": "integer"}},
+                {"type": "boolean"},
+                {"type": "string"},
+            ]
+        },
+        [1],
+        [1],
+    ),
+    (Annotated[str, "a note"], {"type": "string", "description": "a note"}, "a", "a"),
+    (
+        Place,
+        {
+            "type": "object",
+            "properties": {"city": {"type": "string"}, "country": {"type": "string"}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+        {"city": "Oslo"},
+        Place("Oslo"),
+    ),
+    (
+        Range,
+        {
+            "type": "object",
+            "properties": {"low": {"type": "integer"}, "high": {"type": "integer"}},
+            "required": ["low"],
+            "additionalProperties": False,
+        },
+        {"low": 1},
+        {"low": 1},
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("hint", "schema", "value", "meant"), KINDS)
+def test_types_and_their_values(hint: Any, schema: dict[str, Any], value: Any, meant: Any) -> None:
+    kind = kind_of(hint, "x")
+    assert kind.schema == schema
+    read = kind.read(value, "x")
+    assert read == meant
+    assert type(read) is type(meant)
+    assert isinstance(type_of(kind.schema), str)
+
+
+@pytest.mark.parametrize(
+    ("hint", "value", "message"),
+    [
+        (str, 3, "x: expected a string, got 3"),
+        (int, "3", 'x: expected an integer, got "3"'),
+        (int, True, "x: expected an integer, got true"),
+        (int, 3.5, "x: expected an integer, got 3.5"),
+        (float, True, "x: expected a number, got true"),
+        (bool, 1, "x: expected true or false, got 1"),
+        (list[int], [1, "a"], r'x\[1\]: expected an integer, got "a"'),
+        (dict[str, int], {"k": "a"}, r"x\.k: expected an integer"),
+        (dict, [], "x: expected an object"),
+        (Unit, "kelvin", r'x: expected one of \["celsius", "fahrenheit"\], got "kelvin"'),
+        (Literal[1], True, "x: expected one of"),
+        (int | None, "a", 'x: expected an integer, got "a" or x: expected null, got "a"'),
+        (Place, {"town": "a"}, r"x\.city is missing; x\.town is unknown; known: city, country"),
+        (int, "z" * 500, r"got .{80}$"),
+    ],
+)
+def test_wrong_values(hint: Any, value: Any, message: str) -> None:
+    with pytest.raises(BadArguments, match=message):
+        kind_of(hint, "").read(value, "x")
+
+
+@pytest.mark.parametrize(
+    "hint", [set[int], bytes, tuple[int, str], dict[int, str], Literal[None], complex]
+)
+def test_types_that_cannot_be_told(hint: Any) -> None:
+    with pytest.raises(BadTool, match="here: "):
+        kind_of(hint, "here")
+
+
+def test_all_problems_are_said_at_once() -> None:
+    outcome = Toolbox([get_weather]).call("functions.get_weather", '{"unit": "K", "town": 1}')
+    assert outcome.error
+    assert outcome.text.startswith(
+        "error: city is missing; town is unknown; known: city, unit; unit: expected one of"
+    )
+
+
+@pytest.mark.parametrize("arguments", ["{", "[1]", '"a"', "3", "null", "[" * 100_000])
+def test_arguments_that_are_no_object(arguments: str) -> None:
+    outcome = Toolbox([get_weather]).call("functions.get_weather", arguments)
+    assert outcome.error
+    assert outcome.text.startswith("error: ")
+
+
+def test_an_exception_is_the_answer() -> None:
+    def fail() -> None:
+        raise ValueError("no such place")
+
+    outcome = Toolbox([fail]).call("functions.fail", "{}")
+    assert (outcome.text, outcome.error) == ("error: ValueError: no such place", True)
+
+
+def test_an_interrupt_passes() -> None:
+    def slow() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Toolbox([slow]).call("functions.slow", "{}")
+
+
+def test_unknown_tools() -> None:
+    text = "error: there is no tool functions.x; available: functions.get_weather"
+    assert Toolbox([get_weather]).call("functions.x", "{}").text == text
+    assert Toolbox().call("python", "1").text == "error: there is no tool python; available: none"
+
+
+async def later(x: int) -> int:
+    await asyncio.sleep(0)
+    return x + 1
+
+
+def test_async_tools() -> None:
+    box = Toolbox([later])
+    assert box.call("functions.later", '{"x": 1}').text == "2"
+
+    async def inside_a_loop() -> str:
+        return box.call("functions.later", '{"x": 2}').text
+
+    assert asyncio.run(inside_a_loop()) == "3"
+
+
+def test_methods_are_tools() -> None:
+    class Counter:
+        def __init__(self) -> None:
+            self.n = 0
+
+        def count(self, by: int) -> int:
+            """Count up."""
+            self.n += by
+            return self.n
+
+    box = Toolbox([Counter().count])
+    assert box.call("functions.count", '{"by": 2}').text == "2"
+    assert box.call("functions.count", '{"by": 2}').text == "4"
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        ("as it is\n", "as it is\n"),
+        ({"temperature": 3, "sky": "grå"}, '{"temperature": 3, "sky": "grå"}'),
+        (None, "null"),
+        (True, "true"),
+        ([1, (2, 3)], "[1, [2, 3]]"),
+        (Place("Oslo"), '{"city": "Oslo", "country": "NO"}'),
+        ({"unit": Unit.C}, '{"unit": "celsius"}'),
+        ({"price": Decimal("1.50")}, '{"price": "1.50"}'),
+    ],
+)
+def test_results_as_text(result: object, text: str) -> None:
+    assert result_text(result) == text
+
+
+def test_a_result_that_json_cannot_hold_is_an_error() -> None:
+    def loop() -> list[Any]:
+        endless: list[Any] = []
+        endless.append(endless)
+        return endless
+
+    assert Toolbox([loop]).call("functions.loop", "{}").error
+
+
+def _variadic(*args: int) -> None: ...
+def _keywords(**kwargs: int) -> None: ...
+def _positional(a: int, /) -> None: ...
+def _unknown(a: Missing) -> None: ...  # type: ignore[name-defined]  # noqa: F821
+
+
+@dataclass
+class Tree:
+    left: Tree | None = None
+
+
+def _endless(tree: Tree) -> None: ...
+
+
+@pytest.mark.parametrize("function", [_variadic, _keywords, _positional, _unknown, _endless])
+def test_functions_that_cannot_be_tools(function: Any) -> None:
+    with pytest.raises(BadTool, match=rf"tool {function.__name__}"):
+        Tool.of(function)
+
+
+def test_names() -> None:
+    with pytest.raises(BadTool, match="its name '<lambda>'"):
+        Tool.of(lambda: 1)
+    with pytest.raises(BadTool, match="two tools are called 'later'"):
+        Toolbox([later, later])
+
+
+def test_missing_hints_take_anything() -> None:
+    def any_thing(x):  # type: ignore[no-untyped-def]
+        return json.dumps(x)
+
+    assert Toolbox([any_thing]).call("functions.any_thing", '{"x": [1]}').text == "[1]"
+
+
+def test_docstrings() -> None:
+    assert split_docstring("") == ("", {})
+    assert split_docstring("Just text.") == ("Just text.", {})
+    text, notes = split_docstring("Do.\n\nArgs:\n    a: One: two.\n    b (int, optional): B.\n\n"
+                                  "Raises:\n    ValueError: never")  # fmt: skip
+    assert text == "Do."
+    assert notes == {"a": "One: two.", "b": "B."}
