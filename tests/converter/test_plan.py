@@ -12,6 +12,7 @@ from gguf.constants import GGMLQuantizationType
 from gptoss.converter.plan import Dense, plan
 from gptoss.files.checkpoint import Checkpoint
 from gptoss.files.errors import BadCheckpoint
+from gptoss.files.hparams import HParams
 from gptoss.files.names import hf_tensors
 from gptoss.files.safetensors import TensorInfo
 from support.checkpoints import GPT_OSS_20B
@@ -21,18 +22,22 @@ BLOCKS = "model.layers.5.mlp.experts.down_proj_blocks"
 SCALES = "model.layers.5.mlp.experts.down_proj_scales"
 
 
-@pytest.fixture(scope="module")
-def twenty() -> Checkpoint:
-    """The 20b model as names and shapes: planning needs no bytes."""
+def on_paper(hparams: HParams) -> Checkpoint:
+    """A model as names and shapes: planning needs no bytes."""
     tensors, at = {}, 0
-    for name, tensor in hf_tensors(GPT_OSS_20B).items():
+    for name, tensor in hf_tensors(hparams).items():
         nbytes = 2 if tensor.dtype == "BF16" else 1
         for n in tensor.shape:
             nbytes *= n
         path = Path("model.safetensors")
         tensors[name] = TensorInfo(name, tensor.dtype, tensor.shape, path, at, nbytes)
         at += nbytes
-    return Checkpoint(Path("gpt-oss-20b"), {}, GPT_OSS_20B, tensors)
+    return Checkpoint(Path("gpt-oss"), {}, hparams, tensors)
+
+
+@pytest.fixture(scope="module")
+def twenty() -> Checkpoint:
+    return on_paper(GPT_OSS_20B)
 
 
 def test_the_20b_model(twenty: Checkpoint) -> None:
@@ -46,9 +51,16 @@ def test_the_20b_model(twenty: Checkpoint) -> None:
     assert 0 < 12_109_566_624 - planned.nbytes < 20_000_000
 
 
+ODD_SIZED = replace(
+    GPT_OSS_20B, num_attention_heads=3, num_key_value_heads=1, num_local_experts=5, vocab_size=7
+)
+"""Tensors whose bytes are no multiple of the alignment."""
+
+
+@pytest.mark.parametrize("hparams", [GPT_OSS_20B, ODD_SIZED], ids=["20b", "odd"])
 @pytest.mark.parametrize("dense", list(Dense))
-def test_tensors_lie_aligned_one_after_the_other(twenty: Checkpoint, dense: Dense) -> None:
-    planned = plan(twenty, dense)
+def test_tensors_lie_aligned_one_after_the_other(hparams: HParams, dense: Dense) -> None:
+    planned = plan(on_paper(hparams), dense)
     at = 0
     for tensor in planned.tensors:
         assert tensor.offset == at
