@@ -7,79 +7,104 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import click
 import pytest
 
 from gptoss.runtime.chat import Chat
-from gptoss.runtime.cli import converse, import_function
+from gptoss.runtime.cli import converse, import_function, main
 from gptoss.runtime.harmony.messages import Effort
 from gptoss.runtime.terminal import Printer
 from support.fake_engine import ScriptedEngine
 from support.tokens import byte_tokenizer
 
-COMMAND = str(Path(sys.executable).with_name("gptoss-run"))
 FINAL = "<|channel|>final<|message|>Four.<|return|>"
 
 
-def gptoss_run(
-    *arguments: str | Path, cwd: Path | None = None, given: str | bytes = b""
-) -> subprocess.CompletedProcess[bytes]:
-    given = given.encode() if isinstance(given, str) else given
-    return subprocess.run(
-        [COMMAND, *map(str, arguments)], input=given, capture_output=True, cwd=cwd
-    )
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command in this process: what a console script calls."""
+
+    def call(*arguments: str | Path, given: str = "") -> Done:
+        monkeypatch.setattr(sys, "argv", ["gptoss-run", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(given))
+        with pytest.raises(SystemExit) as exited:
+            main()
+        assert isinstance(exited.value.code, int)
+        captured = capsys.readouterr()
+        return Done(exited.value.code, captured.out, captured.err)
+
+    return call
+
+
+class Run(Protocol):
+    def __call__(self, *arguments: str | Path, given: str = "") -> Done: ...
 
 
 # --- bad input --------------------------------------------------------------------------------
 
 
-def refused(*arguments: str | Path) -> str:
-    """The one line a refused command says."""
-    done = gptoss_run(*arguments)
-    assert (done.returncode, done.stdout) == (2, b"")
-    return done.stderr.decode()
+@pytest.fixture
+def refused(run: Run) -> Callable[..., str]:
+    """Runs a command that must be refused; gives what it says, which must be on stderr."""
+
+    def call(*arguments: str | Path) -> str:
+        done = run(*arguments)
+        assert (done.code, done.out) == (2, "")
+        return done.err
+
+    return call
 
 
-def test_a_folder(tmp_path: Path) -> None:
+Refused = Callable[..., str]
+
+
+def test_a_folder(refused: Refused, tmp_path: Path) -> None:
     said = refused("chat", tmp_path, "-p", "hi")
     assert said.startswith(f"error: {tmp_path} is a folder")
     assert "convert it first: gptoss-convert" in said
     assert said.count("\n") == 1
 
 
-def test_a_missing_file(tmp_path: Path) -> None:
+def test_a_missing_file(refused: Refused, tmp_path: Path) -> None:
     assert "none.gguf: cannot be opened" in refused("chat", tmp_path / "none.gguf")
 
 
-def test_a_file_of_another_kind(tmp_path: Path) -> None:
+def test_a_file_of_another_kind(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(b"PK\3\4" * 100)
     assert "no GGUF file" in refused("chat", tmp_path / "a.gguf")
 
 
-def test_a_truncated_file(tmp_path: Path, random_gguf: Path) -> None:
+def test_a_truncated_file(refused: Refused, tmp_path: Path, random_gguf: Path) -> None:
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(random_gguf.read_bytes()[:-1000])
     assert "cut short or damaged" in refused("chat", cut)
 
 
-def test_another_architecture(tmp_path: Path, random_gguf: Path) -> None:
+def test_another_architecture(refused: Refused, tmp_path: Path, random_gguf: Path) -> None:
     other = tmp_path / "other.gguf"
     other.write_bytes(random_gguf.read_bytes().replace(b"gpt-oss", b"gpt-abc", 1))
     assert "general.architecture is 'gpt-abc'" in refused("chat", other)
 
 
-def test_a_tensor_missing(tmp_path: Path, random_gguf: Path) -> None:
+def test_a_tensor_missing(refused: Refused, tmp_path: Path, random_gguf: Path) -> None:
     other = tmp_path / "other.gguf"
-    other.write_bytes(
-        random_gguf.read_bytes().replace(b"blk.1.attn_sinks", b"blk.1.attn_stinks"[:16])
-    )
+    other.write_bytes(random_gguf.read_bytes().replace(b"blk.1.attn_sinks", b"blk.1.attn_stink"))
     assert "has no tensor blk.1.attn_sinks" in refused("chat", other)
 
 
-def test_a_vocabulary_without_harmony(tmp_path: Path, random_gguf: Path) -> None:
+def test_a_vocabulary_without_harmony(refused: Refused, tmp_path: Path, random_gguf: Path) -> None:
     other = tmp_path / "other.gguf"
     other.write_bytes(random_gguf.read_bytes().replace(b"<|return|>", b"<|retorn|>"))
     assert "<|return|>" in refused("chat", other)
@@ -98,60 +123,53 @@ def test_a_vocabulary_without_harmony(tmp_path: Path, random_gguf: Path) -> None
         ("--reasoning", "extreme", "extreme"),
     ],
 )
-def test_bad_options(random_gguf: Path, option: str, value: str, message: str) -> None:
+def test_bad_options(
+    refused: Refused, random_gguf: Path, option: str, value: str, message: str
+) -> None:
     assert message in refused("chat", random_gguf, option, value)
 
 
 # --- talking ----------------------------------------------------------------------------------
 
 
-def test_one_shot(random_gguf: Path) -> None:
+def test_one_shot(run: Run, random_gguf: Path) -> None:
     options = ("--seed", "1", "--max-tokens", "20")
-    done = gptoss_run("chat", random_gguf, "-p", "hi", *options)
-    assert done.returncode == 0
-    assert b"prompt tokens" in done.stdout
-    assert b"\x1b" not in done.stdout
-    from_stdin = gptoss_run("chat", random_gguf, "-p", "-", *options, given="hi")
-    assert from_stdin.stdout.splitlines()[:-1] == done.stdout.splitlines()[:-1]
+    done = run("chat", random_gguf, "-p", "hi", *options)
+    assert (done.code, done.err) == (0, "")
+    assert "prompt tokens" in done.out
+    assert "\x1b" not in done.out
+    again = run("chat", random_gguf, "-p", "-", *options, given="hi")
+    assert again.out.splitlines()[:-1] == done.out.splitlines()[:-1]
 
 
-def test_json_one_object_a_line(random_gguf: Path) -> None:
-    done = gptoss_run("chat", random_gguf, "-p", "hi", "--max-tokens", "20", "--json")
-    events = [json.loads(line) for line in done.stdout.decode("ascii").splitlines()]
+def test_json_one_object_a_line(run: Run, random_gguf: Path) -> None:
+    done = run("chat", random_gguf, "-p", "hi", "--max-tokens", "20", "--json")
+    events = [json.loads(line) for line in done.out.splitlines()]
     assert events[-1]["event"] == "reply_ended"
     assert events[-1]["timings"]["generated_tokens"] <= 20
 
 
-def test_lines_of_stdin_are_a_conversation(random_gguf: Path) -> None:
-    done = gptoss_run(
-        "chat",
-        random_gguf,
-        "--max-tokens",
-        "5",
-        "--json",
-        given="one\n\n/reset\ntwo\n/quit\nthree\n",
-    )
-    assert done.returncode == 0
-    ends = [line for line in done.stdout.splitlines() if b"reply_ended" in line]
-    assert len(ends) == 2
-    assert b"forgotten" in done.stderr
+def test_lines_of_stdin_are_a_conversation(run: Run, random_gguf: Path) -> None:
+    lines = "one\n\n/reset\ntwo\n/quit\nthree\n"
+    done = run("chat", random_gguf, "--max-tokens", "5", "--json", given=lines)
+    assert done.code == 0
+    assert done.out.count("reply_ended") == 2
+    assert "forgotten" in done.err
 
 
-def test_any_text_can_be_written_anywhere(random_gguf: Path) -> None:
-    """Random tokens give replacement characters, which ASCII does not have."""
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    done = subprocess.run(
-        [COMMAND, "chat", str(random_gguf), "-p", "hi", "--max-tokens", "60", "--seed", "1"],
-        capture_output=True,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_tools_of_the_current_folder(tmp_path: Path, random_gguf: Path) -> None:
+def test_the_command_as_installed(tmp_path: Path, random_gguf: Path) -> None:
+    """With a tool of the current folder, and where not every character can be written."""
     (tmp_path / "my_tools.py").write_text("def now() -> str:\n    return 'noon'\n")
-    options = ("-p", "hi", "--max-tokens", "5", "--tools", "my_tools:now")
-    assert gptoss_run("chat", random_gguf, *options, cwd=tmp_path).returncode == 0
+    command = Path(sys.executable).with_name("gptoss-run")
+    options = ("--max-tokens", "60", "--seed", "1", "--tools", "my_tools:now")
+    done = subprocess.run(
+        [command, "chat", random_gguf, "-p", "hi", *options],
+        capture_output=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.isascii()
 
 
 def test_what_is_no_function_is_no_tool() -> None:
