@@ -35,8 +35,8 @@ def command(source: Path, out: Path, dense: str, as_json: bool) -> None:
     model.safetensors.index.json names. Experts must be in MXFP4; they stay so, bit for bit,
     repacked for llama.cpp. Vocabulary and chat template go into the file.
 
-    Nothing is loaded whole: a model of any size takes less than half a GB of memory. Until the file is
-    complete nothing stands at OUT.gguf; the work goes on in a temporary file beside it.
+    Nothing is loaded whole: a model of any size takes less than half a GB of memory. Until the
+    file is complete nothing stands at OUT.gguf; the work goes on in a temporary file beside it.
 
     \b
     Examples:
