@@ -16,9 +16,8 @@ from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantiz
 from gptoss.converter import transforms
 from gptoss.converter.transforms import Transform
 from gptoss.files.checkpoint import Checkpoint
-from gptoss.files.errors import BadCheckpoint
 from gptoss.files.hparams import HParams
-from gptoss.files.names import HfTensor, Kind, NamedTensor, Rows, hf_tensors, tensors
+from gptoss.files.names import Kind, NamedTensor, Rows, tensors
 from gptoss.files.safetensors import TensorInfo
 
 ALIGNMENT: int = GGUF_DEFAULT_ALIGNMENT
@@ -75,7 +74,7 @@ def plan(source: Checkpoint, dense: str = Dense.Q8_0) -> Plan:
     ``ValueError`` when ``dense`` is none of ``Dense``.
     """
     choice = Dense(dense)
-    _check_tensors(source)
+    source.check_tensors()
     planned: list[TensorPlan] = []
     at = 0
     for named in tensors(source.hparams):
@@ -103,43 +102,3 @@ def _type_and_transform(named: NamedTensor, dense: Dense) -> tuple[GGMLQuantizat
         GGMLQuantizationType.MXFP4,
         transforms.every_second_row(named.rows, columns=named.shape[-1]),
     )
-
-
-def _check_tensors(source: Checkpoint) -> None:
-    """The checkpoint must hold the expected tensors, and no others."""
-    expected = hf_tensors(source.hparams)
-    for tensor in expected.values():
-        found = source.tensors.get(tensor.name)
-        if found is None:
-            raise BadCheckpoint(_missing(source, tensor.name))
-        _check_tensor(found, tensor)
-    for name, info in source.tensors.items():
-        if name not in expected:
-            raise BadCheckpoint(
-                f"{info.path}: unknown tensor {name!r}; a gpt-oss model of "
-                f"{source.hparams.num_hidden_layers} layers has none of that name"
-            )
-
-
-def _check_tensor(found: TensorInfo, expected: HfTensor) -> None:
-    where = f"{found.path}: tensor {found.name!r}"
-    if found.dtype != expected.dtype:
-        raise BadCheckpoint(f"{where} is {found.dtype}, {expected.dtype} is expected")
-    if found.shape != expected.shape:
-        raise BadCheckpoint(
-            f"{where} has shape {found.shape}; by config.json it must be {expected.shape}"
-        )
-
-
-def _missing(source: Checkpoint, name: str) -> str:
-    """What to say about a missing tensor: its partner or its BF16 form may be there instead."""
-    message = f"{source.folder}: missing tensor {name!r}"
-    for ending, other in (("_scales", "_blocks"), ("_blocks", "_scales")):
-        base = name.removesuffix(ending)
-        if base == name:
-            continue
-        if base + other in source.tensors:
-            return f"{message}, the partner of {base + other!r}"
-        if base in source.tensors:
-            return f"{message}; {base!r} is there: experts must be in MXFP4, not BF16"
-    return message

@@ -32,6 +32,14 @@ _Q8_0 = np.dtype([("scale", "<f2"), ("codes", "i1", Q8_0_VALUES)])
 _BELOW_HALF = np.nextafter(np.float32(0.5), np.float32(0))
 
 
+class OutOfRangeError(ArithmeticError):
+    """A finite value that the type asked for cannot hold."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__(value)
+        self.value = value
+
+
 @dataclass(frozen=True, slots=True)
 class Transform:
     """``apply(sources, out)`` turns any whole number of units.
@@ -60,7 +68,7 @@ def _to_f32(sources: Sequence[Bytes], out: Bytes) -> None:
 
 
 def _to_f16(sources: Sequence[Bytes], out: Bytes) -> None:
-    """To the nearest half, ties to even; beyond its range infinite."""
+    """To the nearest half, ties to even. Raises ``OutOfRangeError`` rather than make infinities."""
     words, halves = sources[0].view(_U16), out.view(_F16)
     scratch = np.empty(min(_PIECE, len(words)), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -68,6 +76,9 @@ def _to_f16(sources: Sequence[Bytes], out: Bytes) -> None:
             piece = words[start : start + _PIECE]
             _widen(piece, scratch[: len(piece)])
             halves[start : start + _PIECE] = scratch[: len(piece)]
+            made = np.isinf(halves[start : start + _PIECE])
+            if made.any() and (made & np.isfinite(scratch[: len(piece)])).any():
+                raise OutOfRangeError(float(np.abs(scratch[: len(piece)]).max()))
 
 
 def _to_q8_0(sources: Sequence[Bytes], out: Bytes) -> None:

@@ -31,6 +31,7 @@ from gguf.constants import GGUFValueType
 
 from gptoss.converter.metadata import Entry
 from gptoss.converter.plan import ALIGNMENT, Plan, TensorPlan
+from gptoss.converter.transforms import OutOfRangeError
 from gptoss.files.errors import BadCheckpoint, OutputError
 from gptoss.files.reading import Source
 
@@ -214,7 +215,13 @@ class _Workers:
             self.sources[source.path].read_into(source.offset + chunk.first * size, piece)
             inputs.append(piece)
         out = self._buffer(-1, chunk.units * transform.writes)
-        transform.apply(inputs, out)
+        try:
+            transform.apply(inputs, out)
+        except OutOfRangeError as error:
+            raise BadCheckpoint(
+                f"{tensor.sources[0].path}: tensor {tensor.sources[0].name!r} holds "
+                f"{error.value:g}, beyond the range of {tensor.type.name}; choose another --dense"
+            ) from error
         at = self.start + tensor.offset + chunk.first * transform.writes
         _write_all(self._target(), at, out.data)
         return out.nbytes

@@ -22,7 +22,7 @@ from gptoss.files.checkpoint import Checkpoint
 from gptoss.files.console import Meter
 from gptoss.files.errors import BadCheckpoint, BadFile, BadGguf
 from gptoss.files.gguf import GgufFile, GgufTensor
-from gptoss.files.names import Kind, NamedTensor, Rows, hf_tensors, tensors
+from gptoss.files.names import Kind, NamedTensor, Rows, tensors
 from gptoss.files.reading import Source
 from gptoss.files.safetensors import TensorInfo
 from gptoss.quant.comparing import COMPARISONS, Comparison
@@ -50,7 +50,7 @@ def verify(
     ``UnsupportedModel`` when either side is no sound file to begin with or is cut meanwhile.
     """
     checkpoint, file = Checkpoint.open(Path(source)), GgufFile.open(Path(gguf))
-    _check_source(checkpoint)
+    checkpoint.check_tensors()
     keys = compare_keys(checkpoint, file)
     groups, unmatched = _match(checkpoint, file)
     found = [target for group in groups for target in group.targets if target]
@@ -97,25 +97,6 @@ class _Group:
     def nbytes(self) -> int:
         found = sum(target.tensor.nbytes for target in self.targets if target)
         return found + sum(info.nbytes for info in self.sources)
-
-
-def _check_source(checkpoint: Checkpoint) -> None:
-    """Raise ``BadCheckpoint`` unless the checkpoint has exactly the tensors of its config."""
-    wanted = hf_tensors(checkpoint.hparams)
-    for name, tensor in wanted.items():
-        info = checkpoint.tensors.get(name)
-        if info is None:
-            raise BadCheckpoint(f"{checkpoint.folder}: tensor {name!r} is missing")
-        if (info.dtype, info.shape) != (tensor.dtype, tensor.shape):
-            raise BadCheckpoint(
-                f"{info.path}: tensor {name!r} is {info.dtype} {info.shape}, "
-                f"{tensor.dtype} {tensor.shape} is expected"
-            )
-    for name in checkpoint.tensors:
-        if name not in wanted:
-            raise BadCheckpoint(
-                f"{checkpoint.folder}: tensor {name!r} is unknown; no GGUF holds its values"
-            )
 
 
 def _match(checkpoint: Checkpoint, file: GgufFile) -> tuple[list[_Group], list[TensorDifference]]:

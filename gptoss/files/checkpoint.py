@@ -13,6 +13,7 @@ from typing import Any
 
 from gptoss.files.errors import BadCheckpoint
 from gptoss.files.hparams import HParams
+from gptoss.files.names import HfTensor, hf_tensors
 from gptoss.files.reading import read_json
 from gptoss.files.safetensors import TensorInfo, read_header
 
@@ -49,6 +50,21 @@ class Checkpoint:
         path = folder / CONFIG
         config = read_json(path, BadCheckpoint, limit=CONFIG_LIMIT)
         return cls(folder, config, HParams.from_config(config, str(path)), _tensors(folder))
+
+    def check_tensors(self) -> None:
+        """Raise ``BadCheckpoint`` unless exactly the tensors that the config asks for are here."""
+        expected = hf_tensors(self.hparams)
+        for tensor in expected.values():
+            found = self.tensors.get(tensor.name)
+            if found is None:
+                raise BadCheckpoint(_missing(self, tensor.name))
+            _check_tensor(found, tensor)
+        for name, info in self.tensors.items():
+            if name not in expected:
+                raise BadCheckpoint(
+                    f"{info.path}: unknown tensor {name!r}; a gpt-oss model of "
+                    f"{self.hparams.num_hidden_layers} layers has none of that name"
+                )
 
 
 def _tensors(folder: Path) -> dict[str, TensorInfo]:
@@ -93,3 +109,27 @@ def _check_shard_name(index: Path, name: str, shard: Any) -> None:
     plain = isinstance(shard, str) and shard.endswith(".safetensors")
     if not plain or any(sign in shard for sign in "/\\:\0"):
         raise BadCheckpoint(f"{index}: tensor {name!r} is in {shard!r}, which names no shard")
+
+
+def _check_tensor(found: TensorInfo, expected: HfTensor) -> None:
+    where = f"{found.path}: tensor {found.name!r}"
+    if found.dtype != expected.dtype:
+        raise BadCheckpoint(f"{where} is {found.dtype}, {expected.dtype} is expected")
+    if found.shape != expected.shape:
+        raise BadCheckpoint(
+            f"{where} has shape {found.shape}; by config.json it must be {expected.shape}"
+        )
+
+
+def _missing(checkpoint: Checkpoint, name: str) -> str:
+    """What to say about a missing tensor: its partner or its BF16 form may be there instead."""
+    message = f"{checkpoint.folder}: missing tensor {name!r}"
+    for ending, other in (("_scales", "_blocks"), ("_blocks", "_scales")):
+        base = name.removesuffix(ending)
+        if base == name:
+            continue
+        if base + other in checkpoint.tensors:
+            return f"{message}, the partner of {base + other!r}"
+        if base in checkpoint.tensors:
+            return f"{message}; {base!r} is there: experts must be in MXFP4, not BF16"
+    return message

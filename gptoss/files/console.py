@@ -1,14 +1,16 @@
 """What the three commands share: errors become one line and exit code 2, long work gets a bar.
 
 Exit codes of all commands: 0 done, 1 done and the answer is no (``verify`` found a difference),
-2 the input or the request was wrong, 130 interrupted.
+2 the input or the request was wrong, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import NoReturn
 
 import click
@@ -31,8 +33,17 @@ Meter = Callable[[int, int], None]
 """Called with the bytes finished so far and the bytes in all."""
 
 
+class _Terminated(BaseException):
+    """SIGTERM: unwinds the stack as Ctrl-C does, so that temporary files are removed."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
+    raise _Terminated
+
+
 def run(command: click.Command) -> NoReturn:
     """Run a click command as the whole program; never shows a traceback for a ``GptossError``."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         # What click returns here is the code given to ``Context.exit``, else the command's result.
         result = command.main(standalone_mode=False)
@@ -46,6 +57,8 @@ def run(command: click.Command) -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         code = 130
+    except _Terminated:
+        code = 143
     sys.exit(code)
 
 

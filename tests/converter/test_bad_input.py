@@ -30,8 +30,8 @@ def source(tmp_path: Path) -> Path:
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Run the command in this process; checks that it fails properly, returns its one line."""
 
-    def run(source: Path, out: Path) -> str:
-        monkeypatch.setattr(sys, "argv", ["gptoss-convert", str(source), "-o", str(out)])
+    def run(source: Path, out: Path, *more: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["gptoss-convert", str(source), "-o", str(out), *more])
         with pytest.raises(SystemExit) as exit_:
             cli.main()
         printed = capsys.readouterr()
@@ -160,6 +160,16 @@ def test_bad_checkpoints(
     line = run(source, source.parent / "out.gguf")
     assert found in line
     assert str(source) in line
+
+
+def test_a_value_that_the_type_cannot_hold(source: Path, run: Callable[..., str]) -> None:
+    def enlarge(contents: safetensors_files.Contents) -> None:
+        dtype, shape, data = contents["lm_head.weight"]
+        contents["lm_head.weight"] = (dtype, shape, data[:-2] + b"\x80\x47")  # 65536 in BF16
+
+    edit_weights(source, enlarge)
+    line = run(source, source.parent / "out.gguf", "--dense", "f16")
+    assert "tensor 'lm_head.weight' holds 65536, beyond the range of F16" in line
 
 
 def test_an_output_folder_that_is_missing(source: Path, run: Callable[..., str]) -> None:

@@ -145,7 +145,13 @@ cli.main()
 """
 
 
-def test_an_interrupt_leaves_nothing(checkpoint: Path, out: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "")],
+)
+def test_an_interrupt_leaves_nothing(
+    checkpoint: Path, out: Path, number: int, code: int, said: str
+) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", SLOWLY, str(checkpoint), "-o", str(out)],
         stderr=subprocess.PIPE, text=True,
@@ -155,9 +161,9 @@ def test_an_interrupt_leaves_nothing(checkpoint: Path, out: Path) -> None:
         assert time.monotonic() < deadline, "no temporary file appeared"
         assert process.poll() is None, process.stderr
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=30)
-    assert (process.returncode, errors.strip()) == (130, "interrupted")
+    assert (process.returncode, errors.strip()) == (code, said)
     assert list(out.parent.iterdir()) == []
 
 

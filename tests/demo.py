@@ -1,0 +1,107 @@
+"""What `make demo` runs: the bundled small checkpoint, converted, verified, and talked with.
+
+Ends with exit code 1 when a step does not give what it must: a conversion that is not proven
+equal, a turn that does not end well, a tool that is not called.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import gptoss
+from gptoss.runtime.chat import Chat, collect
+from gptoss.runtime.harmony.events import End
+from gptoss.runtime.harmony.messages import Effort
+from gptoss.runtime.sampling import Sampling
+from gptoss.runtime.terminal import Printer
+
+CHECKPOINT = Path(__file__).resolve().parent / "tiny" / "checkpoint"
+
+
+def get_weather(city: str) -> dict[str, object]:
+    """Get the current weather in a city.
+
+    Args:
+        city: Name of the city
+    """
+    return {"temperature": 21 if city == "Paris" else 12, "sky": "sunny"}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What is said, how long to reason, and what must happen."""
+
+    text: str
+    reasoning: str = "medium"
+    must_contain: str = ""
+    must_call: str | None = None
+
+
+CONVERSATION = (
+    Turn("Hello!"),
+    Turn("What is 17 + 25?", must_contain="42"),
+    Turn("What is 58 - 23?", reasoning="high", must_contain="35"),
+    Turn("What is the weather in Paris?", must_call="get_weather", must_contain="21"),
+    Turn("Write me a poem."),
+    Turn("Thanks, bye!"),
+)
+
+
+@contextmanager
+def step(title: str) -> Iterator[None]:
+    """A title, and behind what is done the time it took."""
+    print(f"\n── {title}", flush=True)
+    begin = time.perf_counter()
+    yield
+    print(f"   took {time.perf_counter() - begin:.2f} s", flush=True)
+
+
+def talk(chat: Chat, turn: Turn) -> Iterator[str]:
+    """One turn, shown as it happens; yields what went wrong."""
+    chat.effort = Effort(turn.reasoning)
+    printer = Printer(sys.stdout)
+    events = []
+    for event in chat.send(turn.text):
+        printer.show(event)
+        events.append(event)
+    reply = collect(events)
+    if reply.end != End.RETURN or reply.diagnostics:
+        yield f"{turn.text!r}: the turn was not well-formed: {reply.end}, {reply.diagnostics}"
+    if turn.must_contain not in reply.text:
+        yield f"{turn.text!r}: no {turn.must_contain!r} in {reply.text!r}"
+    if turn.must_call is not None and turn.must_call not in [call.name for call in reply.calls]:
+        yield f"{turn.text!r}: {turn.must_call} was not called"
+
+
+def main() -> int:
+    """Convert, verify, talk."""
+    failures = []
+    with tempfile.TemporaryDirectory() as scratch:
+        gguf = Path(scratch) / "tiny.gguf"
+        with step("convert the bundled checkpoint to GGUF"):
+            done = gptoss.convert(CHECKPOINT, gguf)
+            print(f"{done.tensors} tensors, {done.nbytes:,} bytes, dense tensors {done.dense}")
+        with step("verify every block, scale, sink and dense tensor against the checkpoint"):
+            verdict = gptoss.verify(CHECKPOINT, gguf)
+            print(f"{verdict.values:,} values: {verdict.first or 'proven equal'}")
+            if not verdict.proven:
+                failures.append("the GGUF is not proven equal to its source")
+        with step("load it into llama.cpp"):
+            chat = gptoss.load(gguf, tools=[get_weather], sampling=Sampling(temperature=0))
+        with chat:
+            for turn in CONVERSATION:
+                with step(f"reasoning {turn.reasoning}> {turn.text}"):
+                    failures += talk(chat, turn)
+    for failure in failures:
+        print(f"FAILED: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
