@@ -1,0 +1,96 @@
+"""The bundled checkpoint: in the real model's form, small, and as good as its card says."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from gptoss.converter.convert import convert
+from gptoss.files.checkpoint import Checkpoint
+from gptoss.runtime.harmony.messages import Effort
+from tiny import score
+
+FOLDER = score.CHECKPOINT
+MOST_BYTES = 8_000_000
+LAYER = "model.layers.{i}."
+DENSE = {
+    "input_layernorm.weight", "post_attention_layernorm.weight", "self_attn.sinks",
+    "mlp.router.weight", "mlp.router.bias", "mlp.experts.gate_up_proj_bias",
+    "mlp.experts.down_proj_bias",
+} | {f"self_attn.{part}_proj.{kind}" for part in "qkvo" for kind in ("weight", "bias")}  # fmt: skip
+PACKED = {
+    f"mlp.experts.{w}_proj_{part}" for w in ("gate_up", "down") for part in ("blocks", "scales")
+}
+
+
+def test_tensors_have_the_real_names_and_types() -> None:
+    checkpoint = Checkpoint.open(FOLDER)
+    expected = dict.fromkeys(
+        ("model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"), "BF16"
+    )
+    for i in range(checkpoint.config["num_hidden_layers"]):
+        expected |= {LAYER.format(i=i) + name: "BF16" for name in DENSE}
+        expected |= {LAYER.format(i=i) + name: "U8" for name in PACKED}
+    assert {name: info.dtype for name, info in checkpoint.tensors.items()} == expected
+
+
+def test_config_is_a_small_gpt_oss() -> None:
+    config = json.loads((FOLDER / "config.json").read_text("utf-8"))
+    assert config["architectures"] == ["GptOssForCausalLM"]
+    assert config["layer_types"][:2] == ["sliding_attention", "full_attention"]
+    assert len(config["layer_types"]) == config["num_hidden_layers"] >= 4
+    assert config["sliding_window"] == 128
+    assert config["head_dim"] == 64
+    assert config["hidden_size"] % 32 == config["intermediate_size"] % 32 == 0
+    assert 2 <= config["num_experts_per_tok"] < config["num_local_experts"]
+    assert config["rope_scaling"]["rope_type"] == "yarn"
+    assert config["quantization_config"]["quant_method"] == "mxfp4"
+
+
+def test_vocabulary_is_o200k_s_first_ranks_and_all_control_tokens() -> None:
+    config = json.loads((FOLDER / "config.json").read_text("utf-8"))
+    tokenizer = json.loads((FOLDER / "tokenizer.json").read_text("utf-8"))
+    ranks = sorted(tokenizer["model"]["vocab"].values())
+    control = [token["id"] for token in tokenizer["added_tokens"]]
+    assert ranks == list(range(len(ranks)))
+    assert control == list(range(len(ranks), len(ranks) + 21))
+    assert config["vocab_size"] == len(ranks) + 21
+
+
+def test_it_is_small() -> None:
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= MOST_BYTES
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
+    convert(FOLDER, path)
+    return path
+
+
+def _check(answers: list[score.Answer]) -> None:
+    turns = sum(len(answer.turns) for answer in answers)
+    assert sum(answer.well_formed for answer in answers) >= 0.98 * turns
+    assert sum(answer.right for answer in answers) >= 0.90 * len(answers)
+    mean = {}
+    for effort in Effort:
+        lengths = [a.reasoning for a in answers if a.session.scene.effort is effort]
+        mean[effort] = sum(lengths) / len(lengths)
+    assert mean[Effort.LOW] < mean[Effort.MEDIUM] < mean[Effort.HIGH]
+
+
+def test_it_talks(gguf: Path) -> None:
+    _check(score.score(gguf, 50))
+
+
+@pytest.mark.slow
+def test_it_talks_as_the_card_says(gguf: Path) -> None:
+    answers = score.score(gguf, score.QUESTIONS)
+    _check(answers)
+    card = (FOLDER.parent / "README.md").read_text("utf-8")
+    shares = re.findall(r"\((\d+) of (\d+)\)", "\n".join(score.report(answers)))
+    for part, whole in shares[:2]:
+        assert f"{part} of {whole}" in card
