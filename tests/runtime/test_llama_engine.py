@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -312,11 +311,10 @@ def slow_engine(random_gguf: Path) -> Iterator[LlamaEngine]:
 
 def test_cancel_stops_a_prompt(slow_engine: LlamaEngine, scratch: Any) -> None:
     prompt = random_tokens(32_000)
-    begun = time.perf_counter()
     timer = threading.Timer(0.3, slow_engine.cancel)
     timer.start()
     assert list(slow_engine.generate(prompt, greedy, stop=set(), max_tokens=1)) == []
-    assert time.perf_counter() - begun < 1.5
+    assert slow_engine._n_decoded() < len(prompt) // 2
     assert slow_engine.timings.generated_tokens == 0
     short = [*prompt[:600], 1]
     assert difference(feed(slow_engine, short)[0], scratch(short)) < NOISE
@@ -325,12 +323,11 @@ def test_cancel_stops_a_prompt(slow_engine: LlamaEngine, scratch: Any) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="os.kill ends the process on Windows")
 def test_ctrl_c_stops_a_prompt(slow_engine: LlamaEngine, scratch: Any) -> None:
     prompt = random_tokens(32_000)
-    begun = time.perf_counter()
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         list(slow_engine.generate(prompt, greedy, stop=set(), max_tokens=1))
-    assert time.perf_counter() - begun < 1.5
+    assert slow_engine._n_decoded() < len(prompt) // 2
     short = [*prompt[:600], 1]
     assert difference(feed(slow_engine, short)[0], scratch(short)) < NOISE
 
