@@ -44,7 +44,9 @@ def cli() -> None:
     show_default=True,
     help="How long the model reasons before it answers.",
 )
-@click.option("--instructions", metavar="TEXT", help="The developer message's instructions.")
+@click.option(
+    "--instructions", "--system", metavar="TEXT", help="What the model is told to do or to be."
+)
 @click.option(
     "--tools",
     multiple=True,

@@ -293,6 +293,8 @@ class LlamaEngine:
 
         None when cancelled. The view holds until the next call.
         """
+        if self._stop.is_set:  # asked here too: not every backend asks the abort callback
+            return None
         n, position = len(tokens), len(self._tokens)
         self._batch_tokens[:n] = tokens
         self._batch_positions[:n] = range(position, position + n)

@@ -50,7 +50,8 @@ def _code(match: re.Match[str]) -> str:
 class Printer:
     """Shows events as text: reasoning dim, tools on lines of their own, the answer plain.
 
-    Colour only on a terminal, and not when ``NO_COLOR`` is set (https://no-color.org).
+    Colour only on a terminal, and not when ``NO_COLOR`` is set (https://no-color.org). Without
+    it, what is not the answer is marked with its channel.
     """
 
     def __init__(self, out: TextIO, *, color: bool | None = None) -> None:
@@ -65,6 +66,8 @@ class Printer:
             case MessageStarted():
                 self._end_line()
                 self._in_call = event.recipient is not None  # a call is shown once it is whole
+                if not self._color and not self._in_call and event.channel != "final":
+                    self._write(f"[{event.channel}] ")
             case TextDelta() if not self._in_call:
                 self._write(event.text, None if event.channel == "final" else _DIM)
             case MessageEnded():

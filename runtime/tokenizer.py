@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
 import tiktoken
 from gguf.constants import TokenType
 
-from gptoss.files.errors import UnsupportedModel
+from gptoss.files.errors import BadGguf, UnsupportedModel
 from gptoss.files.o200k import O200K_PATTERN, PRE_TOKENIZER
 
 if TYPE_CHECKING:
@@ -100,8 +101,10 @@ class Tokenizer:
                 f"gpt-oss has 'gpt2' with {PRE_TOKENIZER!r}"
             )
         tokens = gguf.metadata["tokenizer.ggml.tokens"]
-        types = gguf.metadata["tokenizer.ggml.token_type"]
-        return cls.from_vocabulary(tokens, types)
+        types = gguf.metadata.get("tokenizer.ggml.token_type")
+        if not isinstance(types, np.ndarray):
+            raise BadGguf(f"{gguf.path}: has no array tokenizer.ggml.token_type; convert it again")
+        return cls.from_vocabulary(tokens, types.tolist())
 
     @cached_property
     def _encoding(self) -> tiktoken.Encoding:

@@ -104,6 +104,12 @@ def test_a_tensor_missing(refused: Refused, tmp_path: Path, random_gguf: Path) -
     assert "has no tensor blk.1.attn_sinks" in refused("chat", other)
 
 
+def test_token_types_missing(refused: Refused, tmp_path: Path, random_gguf: Path) -> None:
+    other = tmp_path / "other.gguf"
+    other.write_bytes(random_gguf.read_bytes().replace(b"ggml.token_type", b"ggml.token_tipe"))
+    assert "has no array tokenizer.ggml.token_type" in refused("chat", other)
+
+
 def test_a_vocabulary_without_harmony(refused: Refused, tmp_path: Path, random_gguf: Path) -> None:
     other = tmp_path / "other.gguf"
     other.write_bytes(random_gguf.read_bytes().replace(b"<|return|>", b"<|retorn|>"))

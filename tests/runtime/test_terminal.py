@@ -56,7 +56,7 @@ TURN: list[ChatEvent] = [
 ]
 
 PLAIN = """\
-Need the weather.
+[analysis] Need the weather.
 weather({"city": "Oslo"})
   = 3 degrees  [12 ms]
 [repaired: a stray token]
