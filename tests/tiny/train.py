@@ -3,8 +3,9 @@
     python -m tiny.train TOKENIZER_JSON OUT_FOLDER      (from tests/)
 
 ``TOKENIZER_JSON`` is gpt-oss's own tokenizer.json. The optimizer is AdamW, its rate rising over
-``WARMUP`` steps and then falling to nothing in a half cosine. Weights are float32, products bfloat16
-(half the time, on CPUs that have them), the experts quantized to MXFP4 in every forward pass.
+``WARMUP`` steps and then falling to nothing in a half cosine. Weights are float32, products
+bfloat16 (half the time, on CPUs that have them), the experts quantized to MXFP4 in every forward
+pass.
 """
 
 from __future__ import annotations
