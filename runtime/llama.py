@@ -27,7 +27,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -122,16 +122,21 @@ class _Worker:
 
     def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The call's result; when the waiting is interrupted, the call is aborted first."""
-        future = self._executor.submit(call, *args, **kwargs)
         try:
-            while not future.done():
-                wait([future], timeout=0.5)  # with a limit: only so it can be interrupted anywhere
-        except BaseException:
+            return self._wait_for(self._executor.submit(call, *args, **kwargs))
+        except BaseException:  # Ctrl-C, or what a signal handler raises
             self._stop.set()
-            while not future.done():
+            # Behind the call in the one thread's queue: also where submitting was interrupted.
+            idle = self._executor.submit(int)
+            while not idle.done():
                 with contextlib.suppress(KeyboardInterrupt):
-                    wait([future], timeout=0.5)
+                    self._wait_for(idle)
             raise
+
+    @staticmethod
+    def _wait_for(future: Future[T]) -> T:
+        while not future.done():
+            wait([future], timeout=0.5)  # with a limit: else not interruptible on every system
         return future.result()
 
     def close(self) -> None:

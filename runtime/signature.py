@@ -173,10 +173,9 @@ def _entries(body: str) -> dict[str, str]:
     return notes
 
 
-def _scalar(name: str, article: str, *accepted: type) -> Kind:
+def _scalar(name: str, article: str, accepted: type) -> Kind:
     def read(value: Any, where: str) -> Any:
-        # bool is a subclass of int, but true is no number in JSON.
-        if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted):
+        if not isinstance(value, accepted):
             raise BadArguments(_expected(article, value, where))
         return value
 
@@ -186,7 +185,7 @@ def _scalar(name: str, article: str, *accepted: type) -> Kind:
 def _read_integer(value: Any, where: str) -> int:
     if isinstance(value, float) and value.is_integer():
         return int(value)  # JSON knows one kind of number: 3.0 is the integer 3
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not isinstance(value, int) or isinstance(value, bool):  # true is no number in JSON
         raise BadArguments(_expected("an integer", value, where))
     return value
 

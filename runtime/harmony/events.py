@@ -61,10 +61,14 @@ class TurnEnded:
 
 @dataclass(frozen=True, slots=True)
 class Diagnostic:
-    """Something was malformed and has been repaired: what was found, and what it was taken for."""
+    """Something was malformed and has been repaired: what was found, and what it was taken for.
+
+    ``text`` is what the model wrote that stands in no other event, so that nothing is lost.
+    """
 
     code: str
     detail: str
+    text: str = ""
 
 
 Event = MessageStarted | TextDelta | MessageEnded | TurnEnded | Diagnostic

@@ -16,7 +16,13 @@ from gptoss.runtime.harmony.events import Diagnostic
 from gptoss.runtime.harmony.messages import CHANNELS, Role
 
 CONSTRAIN = "<|constrain|>"
-_SPELLED_OUT = re.compile(r"<\|(channel|constrain)\|>")
+_SPELLED_OUT = re.compile(r"<\|(start|channel|constrain)\|>")
+_TOOL_NAME = re.compile(r"(functions|browser)\.[\w.-]+")
+
+# What begins a header that has no <|message|>, part by part; what follows is content.
+_SALVAGED_ROLE = re.compile(r"(assistant)?\s*(?:to=(?P<to>(functions|browser)\.[\w.-]+|python)|$)")
+_SALVAGED_CHANNEL = re.compile(rf"\s*(?P<channel>{'|'.join(CHANNELS)})\b(?:\s+to=(?P<to>[\w.-]+))?")
+_SALVAGED_TYPE = re.compile(r"\s*(json|code)\b")
 
 
 @dataclass(slots=True)
@@ -35,6 +41,14 @@ class RawHeader:
             self.channel += text
         else:
             self.role += text
+
+    def cut_behind(self, marker: str) -> str:
+        """Take ``marker`` and what follows it off the part begun last; the latter is returned."""
+        part = "role" if self.channel is None else "channel"
+        part = part if self.constrain is None else "constrain"
+        kept, _, rest = getattr(self, part).partition(marker)
+        setattr(self, part, kept)
+        return str(rest)
 
     def begin_channel(self) -> bool:
         """A channel token; false when there was one already."""
@@ -81,22 +95,49 @@ def parse_header(raw: RawHeader, implied_role: Role | None) -> Header:
     repairs: list[Diagnostic] = []
     raw = _respell(raw, repairs)
     role, name, role_fields = _role_part(raw.role, implied_role, repairs)
-    channel_fields = _sort_words((raw.channel or "").split())
-    channel = channel_fields.others.pop(0) if channel_fields.others else None
-    recipient = _recipient(role_fields.recipients + channel_fields.recipients, repairs)
-    content_type = _content_type(raw, role_fields.others + channel_fields.others, repairs)
+    channel_fields = _sort_words(raw.channel or "", repairs)
+    type_fields = _sort_words(raw.constrain or "", repairs)
     if role == Role.ASSISTANT:
-        if channel is None:
-            channel = "final" if recipient is None else "commentary"
-            repairs.append(Diagnostic("no-channel", f"no channel given, taken for {channel}"))
-        elif channel not in CHANNELS:
-            repairs.append(Diagnostic("unknown-channel", f"channel {channel!r}"))
+        channel = _channel(raw, role_fields.others, channel_fields.others, repairs)
+    else:
+        channel = channel_fields.others.pop(0) if channel_fields.others else None
+    others = role_fields.others + channel_fields.others
+    recipients = role_fields.recipients + channel_fields.recipients + type_fields.recipients
+    recipient = _recipient(recipients, repairs)
+    if role == Role.ASSISTANT and channel is None:
+        channel = "final" if recipient is None else "commentary"
+        repairs.append(Diagnostic("no-channel", f"no channel given, taken for {channel}"))
+    if raw.constrain is not None:
+        first, *more = type_fields.others or [""]
+        others = [CONSTRAIN + first, *others, *more]
+    content_type = _content_type(others, repairs)
     return Header(role, name, channel, recipient, content_type, tuple(repairs))
+
+
+def salvage_header(raw: RawHeader, implied_role: Role | None) -> tuple[Header, str]:
+    """A header that never came to its ``<|message|>``: what it says, and the text in it.
+
+    Only what stands at the very beginning of a part and is spelled as the format spells it counts
+    as header. ``assistant`` is a role only where a role belongs, else it is somebody's word.
+    """
+    role_text, channel_text, type_text = raw.role, raw.channel or "", raw.constrain or ""
+    channel = recipient = content_type = None
+    found = _SALVAGED_ROLE.match(role_text)
+    if found and (found["to"] or implied_role is None or not role_text.strip()):
+        recipient, role_text = found["to"], role_text[found.end() :]
+    if found := _SALVAGED_CHANNEL.match(channel_text):
+        channel, channel_text = found["channel"], channel_text[found.end() :]
+        recipient = found["to"] or recipient
+    if found := _SALVAGED_TYPE.match(type_text):
+        content_type, type_text = CONSTRAIN + found[1], type_text[found.end() :]
+    channel = channel or ("final" if recipient is None else "commentary")
+    header = Header(Role.ASSISTANT, None, channel, recipient, content_type)
+    return header, role_text + channel_text + type_text
 
 
 def _respell(raw: RawHeader, repairs: list[Diagnostic]) -> RawHeader:
     """Control tokens that were spelled out in plain text, put in their place."""
-    if not any(_SPELLED_OUT.search(part or "") for part in (raw.role, raw.channel, raw.constrain)):
+    if not _SPELLED_OUT.search(raw.text):
         return raw
     repairs.append(Diagnostic("spelled-out", f"a control token in plain text in {raw.text!r}"))
     pieces = [("role", raw.role), ("channel", raw.channel), ("constrain", raw.constrain)]
@@ -113,17 +154,29 @@ def _respell(raw: RawHeader, repairs: list[Diagnostic]) -> RawHeader:
 
 def _add_piece(header: RawHeader, kind: str, text: str) -> None:
     if kind == "channel":
-        header.begin_channel()
+        begun = header.begin_channel()
     elif kind == "constrain":
-        header.begin_constrain()
-    header.append(text)
+        begun = header.begin_constrain()
+    else:
+        begun = kind == "role"
+    header.append(text if begun else f" {text}")
 
 
-def _sort_words(words: list[str]) -> _Fields:
+def _sort_words(text: str, repairs: list[Diagnostic]) -> _Fields:
+    """Recipients (``to=x``, ``to= x``, or a bare ``functions.x``) and the other words."""
     fields = _Fields()
-    for word in words:
-        if word.startswith("to="):
+    words = text.split()
+    while words:
+        word = words.pop(0)
+        if word == "to=" and words:
+            repairs.append(Diagnostic("recipient-spaced", f"a space in 'to= {words[0]}'"))
+            fields.recipients.append(words.pop(0))
+        elif word.startswith("to="):
             fields.recipients.append(word.removeprefix("to="))
+        elif _TOOL_NAME.fullmatch(word) and fields.others:
+            # An author may be called so too; but that one comes first.
+            repairs.append(Diagnostic("no-to", f"recipient {word!r} without 'to='"))
+            fields.recipients.append(word)
         else:
             fields.others.append(word)
     return fields
@@ -133,37 +186,79 @@ def _role_part(
     text: str, implied: Role | None, repairs: list[Diagnostic]
 ) -> tuple[Role, str | None, _Fields]:
     """Role and name; with an implied role its name may be said once more, which is no harm."""
-    words = text.split()
+    fields = _sort_words(text, repairs)
     if implied is not None:
-        if words and words[0].split(":")[0] == implied and text.startswith(words[0]):
-            repairs.append(Diagnostic("role-twice", f"role given again: {words[0]!r}"))
-            words = words[1:]
-        return implied, None, _sort_words(words)
-    fields = _sort_words(words)
-    if not fields.others:
+        first = fields.others[0] if fields.others else ""
+        if text.lstrip().startswith(implied) and first.split(":")[0] == implied:
+            repairs.append(Diagnostic("role-twice", f"role given again: {first!r}", text=first))
+            del fields.others[0]
+        return implied, None, fields
+    if not fields.others or fields.others[0] in CHANNELS:
         repairs.append(Diagnostic("no-role", "no role given, taken for assistant"))
         return Role.ASSISTANT, None, fields
     author = fields.others.pop(0)
     role, _, name = author.partition(":")
     if role in (Role.SYSTEM, Role.DEVELOPER, Role.USER, Role.ASSISTANT):
         return Role(role), name or None, fields
+    if (channel := author.removeprefix(Role.ASSISTANT)) in CHANNELS:
+        repairs.append(Diagnostic("role-and-channel", f"no channel token in {author!r}"))
+        fields.others.insert(0, channel)
+        return Role.ASSISTANT, None, fields
     if "." not in author and not fields.recipients:
         repairs.append(Diagnostic("unknown-role", f"author {author!r} taken for a tool"))
     return Role.TOOL, author, fields
 
 
+def _channel(
+    raw: RawHeader, role_words: list[str], words: list[str], repairs: list[Diagnostic]
+) -> str | None:
+    """The channel as the format spells it, taken out of the words of either part."""
+    named = [word for word in role_words if word in CHANNELS]
+    role_words[:] = [word for word in role_words if word not in CHANNELS]
+    if named and raw.channel is None:
+        repairs.append(Diagnostic("no-channel-token", f"channel {named[-1]!r} without token"))
+    if words:
+        named.append(_respelled_channel(words.pop(0), repairs))
+    named += [word for word in words if word in CHANNELS]
+    words[:] = [word for word in words if word not in CHANNELS]
+    if len(named) > 1:
+        dropped = " ".join(named[:-1])
+        repairs.append(
+            Diagnostic("channels", f"channels {', '.join(named)}: the last counts", text=dropped)
+        )
+    return named[-1] if named else None
+
+
+def _respelled_channel(channel: str, repairs: list[Diagnostic]) -> str:
+    """``Final`` and ``analysis:`` as the format spells them; any other word as it is."""
+    if channel in CHANNELS:
+        return channel
+    likely = channel.lower().rstrip(":.,")
+    if likely in CHANNELS:
+        repairs.append(
+            Diagnostic("channel-spelling", f"channel {channel!r} taken for {likely}", text=channel)
+        )
+        return likely
+    repairs.append(Diagnostic("unknown-channel", f"channel {channel!r}"))
+    return channel
+
+
 def _recipient(candidates: list[str], repairs: list[Diagnostic]) -> str | None:
-    if len(candidates) > 1:
-        code = "recipient-twice" if len(set(candidates)) == 1 else "recipients-differ"
-        repairs.append(Diagnostic(code, f"recipients {', '.join(candidates)}: the last counts"))
-    return candidates[-1] or None if candidates else None
+    named = [candidate for candidate in candidates if candidate]
+    if len(candidates) > len(named):
+        repairs.append(Diagnostic("recipient-empty", "'to=' without a name"))
+    if len(named) > 1:
+        code = "recipient-twice" if len(set(named)) == 1 else "recipients-differ"
+        others = " ".join(named[:-1])
+        repairs.append(
+            Diagnostic(code, f"recipients {', '.join(named)}: the last counts", text=others)
+        )
+    return named[-1] if named else None
 
 
-def _content_type(raw: RawHeader, words: list[str], repairs: list[Diagnostic]) -> str | None:
-    """``<|constrain|>json``, or the bare word ``json`` that may stand instead."""
-    if raw.constrain is not None:
-        constrained = raw.constrain.split()
-        words = [CONSTRAIN + (constrained[0] if constrained else ""), *words, *constrained[1:]]
+def _content_type(words: list[str], repairs: list[Diagnostic]) -> str | None:
+    """``<|constrain|>json``, or the bare word ``json`` that may stand instead: the first word."""
     if len(words) > 1:
-        repairs.append(Diagnostic("header-words", f"not understood: {' '.join(words[1:])!r}"))
+        rest = " ".join(words[1:])
+        repairs.append(Diagnostic("header-words", f"not understood: {rest!r}", text=rest))
     return words[0] if words else None

@@ -8,7 +8,9 @@ text is never lost, and nothing here raises for what a model may produce.
 from __future__ import annotations
 
 import codecs
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum, auto
+from weakref import WeakKeyDictionary
 
 from gptoss.runtime.harmony.events import (
     Diagnostic,
@@ -19,12 +21,14 @@ from gptoss.runtime.harmony.events import (
     TextDelta,
     TurnEnded,
 )
-from gptoss.runtime.harmony.header import Header, RawHeader, parse_header
+from gptoss.runtime.harmony.header import Header, RawHeader, parse_header, salvage_header
 from gptoss.runtime.harmony.messages import Message, Role
 from gptoss.runtime.tokenizer import Tokenizer
 
 MAX_HEADER_CHARACTERS = 256
 """A header longer than this, or with a line end in it, is text whose header is missing."""
+
+SPELLED_MESSAGE = "<|message|>"
 
 
 class Kind(Enum):
@@ -112,6 +116,19 @@ _ENDS = {
 }
 
 
+_kinds_of: WeakKeyDictionary[Tokenizer, Mapping[int, Kind]] = WeakKeyDictionary()
+"""Kinds of each tokenizer's control tokens by id: over a thousand of them, found once."""
+
+
+def parse(
+    ids: Iterable[int], tokenizer: Tokenizer, role: Role | None = Role.ASSISTANT
+) -> list[Event]:
+    """All events of a finished turn: what a ``Parser`` gives for each id, then at the end."""
+    parser = Parser(tokenizer, role)
+    events = [event for token in ids for event in parser.push(token)]
+    return events + parser.finish()
+
+
 class Parser:
     """Parses one turn of the assistant, beginning right after ``<|start|>assistant``.
 
@@ -121,14 +138,17 @@ class Parser:
 
     def __init__(self, tokenizer: Tokenizer, role: Role | None = Role.ASSISTANT) -> None:
         self._tokenizer = tokenizer
-        self._kinds = {
-            i: _CONTROL_KINDS.get(text, Kind.OTHER) for text, i in tokenizer.control.items()
+        self._kinds = _control_kinds(tokenizer)
+        self._actions: dict[State, dict[Kind, Callable[[int, Kind], None]]] = {
+            state: {kind: getattr(self, f"_{action}") for kind, action in row.items()}
+            for state, row in TRANSITIONS.items()
         }
         self._role_ids = tokenizer.encode(Role.ASSISTANT)
         self._implied_role = role
         self._state = State.BETWEEN if role is None else State.HEADER
         self._raw = RawHeader()
         self._header: Header | None = None
+        self._spoken = False
         self._ids: list[int] = []
         self._repaired = False
         self._text: list[str] = []
@@ -145,21 +165,30 @@ class Parser:
         kind = self._kinds.get(token)
         if kind is None:
             kind = Kind.TEXT if 0 <= token < self._tokenizer.n_vocab else Kind.OTHER
-        getattr(self, f"_{TRANSITIONS[self._state][kind]}")(token, kind)
+        self._actions[self._state][kind](token, kind)
         return self._take_events()
 
     def finish(self) -> list[Event]:
         """No more ids will come: closes what is open. After this ``ended`` is true."""
-        if self._state == State.HEADER and (self._raw.text or self._ids):
-            self._diagnose("cut-header", f"the turn was cut in a header: {self._raw.text!r}")
-            if self._raw.text.strip() and self._raw.channel is None:
-                self._flush_header_as_text()
+        if self._state == State.HEADER:
+            self._raw.append(self._flush_decoder())
+            if self._raw.text or self._ids:
+                self._cut_header()
         if self._state == State.CONTENT:
             self._close_message()
         if self._state != State.ENDED:
             self._emit(TurnEnded(End.CUT))
             self._state = State.ENDED
         return self._take_events()
+
+    def _cut_header(self) -> None:
+        """Bare text is an answer; a header that was cut short says nothing yet."""
+        text, bare = self._raw.text, bool(self._raw.text.strip()) and self._raw.channel is None
+        self._diagnose(
+            "cut-header", f"the turn was cut in a header: {text!r}", "" if bare else text
+        )
+        if bare:
+            self._flush_header_as_text()
 
     # Between messages
 
@@ -170,9 +199,11 @@ class Parser:
         self._repaired = False
 
     def _headless_text(self, token: int, kind: Kind) -> None:
-        self._diagnose("no-header", "text without a header, taken for the final answer")
-        self._begin_headless("final")
-        self._content_text(token, kind)
+        """Perhaps a header whose start token is missing, perhaps just more of the answer."""
+        self._open_header(token, kind)
+        self._implied_role = Role.ASSISTANT
+        self._diagnose("no-start", "text between messages")
+        self._header_text(token, kind)
 
     def _headless_message(self, token: int, kind: Kind) -> None:  # noqa: ARG002
         self._diagnose("no-header", "content without a header, taken for the final answer")
@@ -194,9 +225,18 @@ class Parser:
         self._ids.append(token)
         self._raw.append(self._decode(token))
         text = self._raw.text
-        if "\n" in text or len(text) > MAX_HEADER_CHARACTERS:
+        if SPELLED_MESSAGE in text:
+            self._spelled_message()
+        elif "\n" in text.strip() or len(text) > MAX_HEADER_CHARACTERS:
             self._diagnose("no-header", "text without a header, taken for the final answer")
             self._flush_header_as_text()
+
+    def _spelled_message(self) -> None:
+        """``<|message|>`` in plain letters ends the header as the token would."""
+        content = self._raw.cut_behind(SPELLED_MESSAGE)
+        self._diagnose("spelled-out", "'<|message|>' in plain text")
+        self._take_header()
+        self._add_text(content)
 
     def _header_channel(self, token: int, kind: Kind) -> None:  # noqa: ARG002
         self._ids.append(token)
@@ -213,8 +253,11 @@ class Parser:
             self._raw.append(" ")
 
     def _header_again(self, token: int, kind: Kind) -> None:
-        self._diagnose("start-twice", f"a header broken off: {self._raw.text!r}")
-        if self._raw.text.strip() and self._implied_role is not None and self._raw.channel is None:
+        self._raw.append(self._flush_decoder())
+        text = self._raw.text
+        bare = bool(text.strip()) and self._implied_role is not None and self._raw.channel is None
+        self._diagnose("start-twice", f"a header broken off: {text!r}", "" if bare else text)
+        if bare:
             self._flush_header_as_text()
             self._close_message()
         self._open_header(token, kind)
@@ -224,23 +267,31 @@ class Parser:
     def _begin_content(self, token: int, kind: Kind) -> None:  # noqa: ARG002
         self._ids.append(token)
         self._raw.append(self._flush_decoder())
+        self._take_header()
+
+    def _take_header(self) -> None:
         header = parse_header(self._raw, self._implied_role)
         for repair in header.repairs:
-            self._diagnose(repair.code, repair.detail)
+            self._diagnose(repair.code, repair.detail, repair.text)
         self._begin(header)
 
     def _header_is_text(self, token: int, kind: Kind) -> None:
+        self._raw.append(self._flush_decoder())
         self._diagnose("no-message", f"a header without content: {self._raw.text!r}")
         self._flush_header_as_text()
-        (self._end_message if kind == Kind.END else self._end_turn)(token, kind)
+        if kind != Kind.END:
+            self._end_turn(token, kind)
+        elif self._state == State.CONTENT:
+            self._end_message(token, kind)
 
     def _flush_header_as_text(self) -> None:
-        """The header turns out to be content: of the channel it names, else of the final one."""
-        parts = (self._raw.channel or "").split()
-        channel = parts[0] if parts and parts[0] in ("analysis", "commentary") else "final"
-        text = self._raw.text if parts[:1] != [channel] else self._raw.text.replace(channel, "", 1)
-        self._begin(Header(Role.ASSISTANT, channel=channel))
-        self._add_text(text)
+        """The header turns out to be content, but for what clearly is header in it."""
+        header, text = salvage_header(self._raw, self._implied_role)
+        if text or header.recipient is not None or not self._spoken:
+            self._begin(header)
+            self._add_text(text)
+        else:
+            self._state = State.BETWEEN
 
     # In content
 
@@ -286,13 +337,15 @@ class Parser:
         self._diagnose("stray", f"{kind.name.lower()} token {token} where none belongs")
 
     def _after_end(self, token: int, kind: Kind) -> None:
-        text = self._tokenizer.decode([token]) if kind == Kind.TEXT else kind.name.lower()
-        self._diagnose("after-end", f"after the end of the turn: {text!r}")
+        text = self._decode(token) if kind == Kind.TEXT else ""
+        what = repr(text) if kind == Kind.TEXT else f"{kind.name.lower()} token {token}"
+        self._diagnose("after-end", f"after the end of the turn: {what}", text)
 
     # Helpers
 
     def _begin(self, header: Header) -> None:
         self._header = header
+        self._spoken = True
         self._implied_role = None
         self._state = State.CONTENT
         self._text = []
@@ -343,9 +396,9 @@ class Parser:
             self._text.append(text)
             self._emit(TextDelta(text, self._header.channel))
 
-    def _diagnose(self, code: str, detail: str) -> None:
+    def _diagnose(self, code: str, detail: str, text: str = "") -> None:
         self._repaired = True
-        self._emit(Diagnostic(code, detail))
+        self._emit(Diagnostic(code, detail, text))
 
     def _emit(self, event: Event) -> None:
         self._events.append(event)
@@ -353,3 +406,11 @@ class Parser:
     def _take_events(self) -> list[Event]:
         events, self._events = self._events, []
         return events
+
+
+def _control_kinds(tokenizer: Tokenizer) -> Mapping[int, Kind]:
+    kinds = _kinds_of.get(tokenizer)
+    if kinds is None:
+        kinds = {i: _CONTROL_KINDS.get(text, Kind.OTHER) for text, i in tokenizer.control.items()}
+        _kinds_of[tokenizer] = kinds
+    return kinds

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,16 @@ def test_back_to_where_nothing_was_saved_begins_again(engine: LlamaEngine, scrat
     assert difference(row, scratch(other)) < NOISE
 
 
+def test_a_state_saved_on_another_branch_is_not_used(engine: LlamaEngine, scratch: Any) -> None:
+    first = random_tokens(1500)
+    feed(engine, first, random_tokens(700, seed=1))
+    second = [*first[:600], *random_tokens(1400, seed=2)]
+    feed(engine, second, random_tokens(700, seed=3))
+    third = [*second[:1700], 7, 7]  # behind where the first branch was saved
+    row = feed(engine, third)[0]
+    assert difference(row, scratch(third)) < NOISE
+
+
 def test_a_short_way_back_needs_no_snapshot(engine: LlamaEngine, scratch: Any) -> None:
     prompt = random_tokens(200)
     feed(engine, prompt, random_tokens(100, seed=1))
@@ -314,8 +325,11 @@ def test_cancel_stops_a_prompt(slow_engine: LlamaEngine, scratch: Any) -> None:
     timer = threading.Timer(0.3, slow_engine.cancel)
     timer.start()
     assert list(slow_engine.generate(prompt, greedy, stop=set(), max_tokens=1)) == []
-    assert slow_engine._n_decoded() < len(prompt) // 2
+    decoded = slow_engine._n_decoded()
+    assert decoded < len(prompt) // 2
     assert slow_engine.timings.generated_tokens == 0
+    feed(slow_engine, prompt[: decoded + 5])
+    assert slow_engine.timings.reused_tokens == decoded
     short = [*prompt[:600], 1]
     assert difference(feed(slow_engine, short)[0], scratch(short)) < NOISE
 
@@ -333,6 +347,25 @@ def test_ctrl_c_stops_a_prompt(slow_engine: LlamaEngine, scratch: Any) -> None:
     assert slow_engine._n_decoded() < len(prompt) // 2
     short = [*prompt[:600], 1]
     assert difference(feed(slow_engine, short)[0], scratch(short)) < NOISE
+
+
+def test_an_interrupted_call_is_aborted_first() -> None:
+    stop, ended = llama._StopFlag(), []
+
+    def call() -> None:
+        signal.raise_signal(signal.SIGINT)  # seen by the main thread, which is waiting
+        deadline = time.monotonic() + 30
+        while not stop.is_set and time.monotonic() < deadline:
+            time.sleep(0.01)
+        ended.append(stop.is_set)
+
+    worker = llama._Worker(stop)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt):
+        worker.run(call)
+    signal.signal(signal.SIGINT, before)
+    assert ended == [True]
+    worker.close()
 
 
 def test_cancel_between_tokens(engine: LlamaEngine) -> None:

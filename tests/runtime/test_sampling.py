@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gptoss.runtime.engine import EngineError, Logits
-from gptoss.runtime.sampling import BadSampling, RandomSampler, Sampling, draw, greedy
+from gptoss.runtime.sampling import BadSampling, RandomSampler, Sampling, _first_above, draw, greedy
 
 V = 201_088
 
@@ -107,6 +107,14 @@ def test_minus_infinity_is_never_drawn() -> None:
     for sampling in (Sampling(), Sampling(top_p=0.9), Sampling(top_k=5), Sampling(min_p=0.1)):
         drawn = {draw(logits, sampling, u) for u in np.linspace(0, np.nextafter(1, 0), 20)}
         assert drawn == {7, 1999}
+
+
+def test_a_sum_that_rounding_left_short() -> None:
+    """Blocks are summed in another order than their insides: the target may lie past the last."""
+    running = np.array([1.0, 2.0, 2.0])
+    assert _first_above(running, 2.0) == 1
+    assert _first_above(running, 1.0) == 1
+    assert _first_above(running, 0.5) == 0
 
 
 def test_greedy_takes_the_lowest_id_among_equals() -> None:

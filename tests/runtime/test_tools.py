@@ -222,6 +222,10 @@ def test_unknown_tools() -> None:
     assert Toolbox().call("python", "1").text == "error: there is no tool python; available: none"
 
 
+def test_a_recipient_without_its_namespace_is_understood() -> None:
+    assert Toolbox([get_weather]).call("get_weather", '{"city": "Oslo"}').text == "Oslo: 3 celsius"
+
+
 async def later(x: int) -> int:
     await asyncio.sleep(0)
     return x + 1
