@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Iterable, Mapping
-from enum import Enum, auto
+from enum import IntEnum
 from weakref import WeakKeyDictionary
 
 from gptoss.runtime.harmony.events import (
@@ -31,19 +31,19 @@ MAX_HEADER_CHARACTERS = 256
 SPELLED_MESSAGE = "<|message|>"
 
 
-class Kind(Enum):
+class Kind(IntEnum):
     """What a token is to the format."""
 
-    TEXT = auto()
-    START = auto()
-    CHANNEL = auto()
-    CONSTRAIN = auto()
-    MESSAGE = auto()
-    END = auto()
-    RETURN = auto()
-    CALL = auto()
-    END_OF_TEXT = auto()
-    OTHER = auto()
+    TEXT = 0
+    START = 1
+    CHANNEL = 2
+    CONSTRAIN = 3
+    MESSAGE = 4
+    END = 5
+    RETURN = 6
+    CALL = 7
+    END_OF_TEXT = 8
+    OTHER = 9
     """Any other control token, or an id outside the vocabulary."""
 
 
@@ -59,14 +59,14 @@ _CONTROL_KINDS = {
 }
 
 
-class State(Enum):
+class State(IntEnum):
     """Where in a turn the parser is."""
 
-    BETWEEN = auto()
+    BETWEEN = 0
     """After a message, before the next ``<|start|>``."""
-    HEADER = auto()
-    CONTENT = auto()
-    ENDED = auto()
+    HEADER = 1
+    CONTENT = 2
+    ENDED = 3
 
 
 TRANSITIONS: dict[State, dict[Kind, str]] = {
@@ -139,10 +139,6 @@ class Parser:
     def __init__(self, tokenizer: Tokenizer, role: Role | None = Role.ASSISTANT) -> None:
         self._tokenizer = tokenizer
         self._kinds = _control_kinds(tokenizer)
-        self._actions: dict[State, dict[Kind, Callable[[int, Kind], None]]] = {
-            state: {kind: getattr(self, f"_{action}") for kind, action in row.items()}
-            for state, row in TRANSITIONS.items()
-        }
         self._role_ids = tokenizer.encode(Role.ASSISTANT)
         self._implied_role = role
         self._state = State.BETWEEN if role is None else State.HEADER
@@ -152,6 +148,7 @@ class Parser:
         self._ids: list[int] = []
         self._repaired = False
         self._text: list[str] = []
+        self._half_a_character = False
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._events: list[Event] = []
 
@@ -162,10 +159,10 @@ class Parser:
 
     def push(self, token: int) -> list[Event]:
         """The events that this id completes; often none in a header, one delta in content."""
-        kind = self._kinds.get(token)
-        if kind is None:
-            kind = Kind.TEXT if 0 <= token < self._tokenizer.n_vocab else Kind.OTHER
-        self._actions[self._state][kind](token, kind)
+        kind = self._kinds.get(token, Kind.TEXT)
+        if not 0 <= token < self._tokenizer.n_vocab:
+            kind = Kind.OTHER
+        _ACTIONS[self._state][kind](self, token, kind)
         return self._take_events()
 
     def finish(self) -> list[Event]:
@@ -383,10 +380,21 @@ class Parser:
         return tuple(ids[len(role) :] if ids[: len(role)] == role else ids)
 
     def _decode(self, token: int) -> str:
-        return self._decoder.decode(self._tokenizer.token_bytes(token))
+        data = self._tokenizer.token_bytes(token)
+        if not self._half_a_character:
+            try:
+                return data.decode()  # nearly every token; the decoder takes five times as long
+            except UnicodeDecodeError:
+                pass
+        text = self._decoder.decode(data)
+        self._half_a_character = bool(self._decoder.getstate()[0])
+        return text
 
     def _flush_decoder(self) -> str:
         """What is left of an incomplete character, as U+FFFD."""
+        if not self._half_a_character:
+            return ""
+        self._half_a_character = False
         text = self._decoder.decode(b"", True)
         self._decoder.reset()
         return text
@@ -406,6 +414,12 @@ class Parser:
     def _take_events(self) -> list[Event]:
         events, self._events = self._events, []
         return events
+
+
+_ACTIONS: tuple[tuple[Callable[[Parser, int, Kind], None], ...], ...] = tuple(
+    tuple(getattr(Parser, f"_{TRANSITIONS[state][kind]}") for kind in Kind) for state in State
+)
+"""``TRANSITIONS`` as what is called, by state and kind."""
 
 
 def _control_kinds(tokenizer: Tokenizer) -> Mapping[int, Kind]:

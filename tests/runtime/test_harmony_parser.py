@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections import Counter
 
 import pytest
 
@@ -16,237 +16,58 @@ from gptoss.runtime.harmony.events import (
     TextDelta,
     TurnEnded,
 )
-from gptoss.runtime.harmony.messages import Message, Role
+from gptoss.runtime.harmony.messages import Role
 from gptoss.runtime.harmony.parser import TRANSITIONS, Kind, Parser, State
+from gptoss.runtime.harmony.parser import parse as parse_with
+from support.malformed import GOOD, MALFORMED, Case, outcome, summary
 from support.tokens import byte_tokenizer, spell
 
 TOKENIZER = byte_tokenizer()
+CASES = GOOD + MALFORMED
+ENDED = [case for case in CASES if case.end != End.CUT]
 
 
 def parse(ids: list[int], role: Role | None = Role.ASSISTANT) -> list[Event]:
-    parser = Parser(TOKENIZER, role)
-    events = [event for i in ids for event in parser.push(i)]
-    return events + parser.finish()
+    return parse_with(ids, TOKENIZER, role)
 
 
-@dataclass(frozen=True)
-class Case:
-    """A turn behind ``<|start|>assistant``; its messages as ``summary`` writes them."""
-
-    turn: str
-    messages: tuple[str, ...]
-    end: End
-    repairs: tuple[str, ...] = ()
+def test_the_corpus_is_as_large_as_it_should_be() -> None:
+    assert len(MALFORMED) > 110
+    assert len({case.turn for case in CASES}) == len(CASES)
+    assert not any(case.repairs for case in GOOD)
 
 
-def summary(message: Message) -> str:
-    """``[author ]channel[ to=recipient][ type]: text``, the author where it is not assistant."""
-    who = "" if message.role == Role.ASSISTANT else f"{message.name or message.role} "
-    to = f" to={message.recipient}" if message.recipient else ""
-    kind = f" {message.content_type}" if message.content_type else ""
-    return f"{who}{message.channel}{to}{kind}: {message.text}"
-
-
-GOOD = [
-    Case("<|channel|>final<|message|>4<|return|>", ("final: 4",), End.RETURN),
-    Case(
-        "<|channel|>analysis<|message|>2 + 2<|end|>"
-        "<|start|>assistant<|channel|>final<|message|>4<|return|>",
-        ("analysis: 2 + 2", "final: 4"),
-        End.RETURN,
-    ),
-    Case(
-        "<|channel|>commentary to=functions.f <|constrain|>json<|message|>{}<|call|>",
-        ("commentary to=functions.f <|constrain|>json: {}",),
-        End.CALL,
-    ),
-    Case(
-        " to=functions.f<|channel|>commentary json<|message|>{}<|call|>",
-        ("commentary to=functions.f json: {}",),
-        End.CALL,
-    ),
-    Case(
-        " to=functions.f<|channel|>commentary <|constrain|>json<|message|>{}<|call|>",
-        ("commentary to=functions.f <|constrain|>json: {}",),
-        End.CALL,
-    ),
-    Case(
-        "<|channel|>analysis to=python code<|message|>1+1<|call|>",
-        ("analysis to=python code: 1+1",),
-        End.CALL,
-    ),
-    Case(
-        "<|channel|>commentary<|message|>Let me look.<|end|><|start|>assistant to=functions.f"
-        "<|channel|>commentary<|message|>{}<|call|>",
-        ("commentary: Let me look.", "commentary to=functions.f: {}"),
-        End.CALL,
-    ),
-    Case("<|channel|>final<|message|><|return|>", ("final: ",), End.RETURN),
-    Case("<|channel|>final<|message|>naïve 🙂<|return|>", ("final: naïve 🙂",), End.RETURN),
-]
-
-CUT = [
-    Case("<|channel|>final<|message|>half", ("final: half",), End.CUT),
-    Case("<|channel|>final<|message|>whole<|end|>", ("final: whole",), End.CUT),
-    Case("", (), End.CUT),
-    Case("<|channel|>fin", (), End.CUT, ("cut-header",)),
-    Case("Hello", ("final: Hello",), End.CUT, ("cut-header",)),
-    Case("<|channel|>final<|message|>half<|endoftext|>", ("final: half",), End.END_OF_TEXT),
-]
-
-MALFORMED = [
-    # a header's markers in plain text, which must not be taken for a role
-    Case(
-        "assistant<|channel|>commentary to=functions.f<|message|>{}<|call|>",
-        ("commentary to=functions.f: {}",),
-        End.CALL,
-        ("role-twice",),
-    ),
-    Case(
-        "<|start|>assistant<|channel|>final<|message|>4<|return|>",
-        ("final: 4",),
-        End.RETURN,
-        ("start-twice",),
-    ),
-    # a call on the analysis channel is a call
-    Case(
-        "<|channel|>analysis to=functions.f <|constrain|>json<|message|>{}<|call|>",
-        ("analysis to=functions.f <|constrain|>json: {}",),
-        End.CALL,
-    ),
-    # a call that ends in <|return|> is a call; <|call|> of nobody is an answer
-    Case(
-        "<|channel|>commentary to=functions.f<|message|>{}<|return|>",
-        ("commentary to=functions.f: {}",),
-        End.CALL,
-        ("call-returned",),
-    ),
-    Case(
-        "<|channel|>final<|message|>4<|call|>", ("final: 4",), End.RETURN, ("call-of-nothing",)
-    ),
-    # bare text without any header
-    Case("The answer is 4.<|return|>", ("final: The answer is 4.",), End.RETURN, ("no-message",)),
-    Case(
-        "The answer:\nis 4.<|return|>", ("final: The answer:\nis 4.",), End.RETURN, ("no-header",)
-    ),
-    Case("x" * 300 + "<|return|>", (f"final: {'x' * 300}",), End.RETURN, ("no-header",)),
-    Case("<|message|>4<|return|>", ("final: 4",), End.RETURN, ("no-channel",)),
-    Case(
-        " to=functions.f<|message|>{}<|call|>",
-        ("commentary to=functions.f: {}",),
-        End.CALL,
-        ("no-channel",),
-    ),
-    # recipients twice
-    Case(
-        " to=functions.f<|channel|>commentary to=functions.f<|message|>{}<|call|>",
-        ("commentary to=functions.f: {}",),
-        End.CALL,
-        ("recipient-twice",),
-    ),
-    Case(
-        " to=functions.f<|channel|>commentary to=functions.g<|message|>{}<|call|>",
-        ("commentary to=functions.g: {}",),
-        End.CALL,
-        ("recipients-differ",),
-    ),
-    # text after a complete answer does not harm it
-    Case(
-        "<|channel|>final<|message|>4<|return|>and", ("final: 4",), End.RETURN, ("after-end",) * 3
-    ),
-    Case(
-        "<|channel|>final<|message|>4<|end|>and<|return|>",
-        ("final: 4", "final: and"),
-        End.RETURN,
-        ("no-header",),
-    ),
-    # stray control tokens inside a message are dropped, the text stays
-    Case(
-        "<|channel|>final<|message|>a<|constrain|>b<|message|>c<|startoftext|>d<|return|>",
-        ("final: abcd",),
-        End.RETURN,
-        ("stray",) * 3,
-    ),
-    # an end token forgotten
-    Case(
-        "<|channel|>analysis<|message|>hm<|start|>assistant<|channel|>final<|message|>4<|return|>",
-        ("analysis: hm", "final: 4"),
-        End.RETURN,
-        ("unclosed",),
-    ),
-    Case(
-        "<|channel|>analysis<|message|>hm<|channel|>final<|message|>4<|return|>",
-        ("analysis: hm", "final: 4"),
-        End.RETURN,
-        ("unclosed",),
-    ),
-    # a start token forgotten
-    Case(
-        "<|channel|>analysis<|message|>hm<|end|><|channel|>final<|message|>4<|return|>",
-        ("analysis: hm", "final: 4"),
-        End.RETURN,
-        ("no-start",),
-    ),
-    Case(
-        "<|channel|>analysis<|message|>hm<|end|>4<|return|>",
-        ("analysis: hm", "final: 4"),
-        End.RETURN,
-        ("no-header",),
-    ),
-    Case(
-        "<|channel|>analysis<|message|>hm<|end|><|message|>4<|return|>",
-        ("analysis: hm", "final: 4"),
-        End.RETURN,
-        ("no-header",),
-    ),
-    # a role forgotten, an unknown one, an unknown channel
-    Case(
-        "<|channel|>analysis<|message|>hm<|end|><|start|><|channel|>final<|message|>4<|return|>",
-        ("analysis: hm", "final: 4"),
-        End.RETURN,
-        ("no-role",),
-    ),
-    Case(
-        "<|channel|>analysis<|message|>hm<|end|><|start|>robot<|channel|>final<|message|>4<|return|>",
-        ("analysis: hm", "robot final: 4"),
-        End.RETURN,
-        ("unknown-role",),
-    ),
-    Case("<|channel|>last<|message|>4<|return|>", ("last: 4",), End.RETURN, ("unknown-channel",)),
-    # a message token forgotten: what the channel says is kept apart from the text
-    Case("<|channel|>final 4<|return|>", ("final:  4",), End.RETURN, ("no-message",)),
-    Case("<|channel|>analysis hm<|end|>", ("analysis:  hm",), End.CUT, ("no-message",)),
-    # doubled markers
-    Case(
-        "<|channel|>final<|channel|><|message|>4<|return|>",
-        ("final: 4",),
-        End.RETURN,
-        ("channel-twice",),
-    ),
-    Case(
-        "<|channel|>commentary to=functions.f <|constrain|><|constrain|>json<|message|>{}<|call|>",
-        ("commentary to=functions.f <|constrain|>json: {}",),
-        End.CALL,
-        ("constrain-twice",),
-    ),
-    Case(
-        "<|channel|>commentary to=functions.f json please<|message|>{}<|call|>",
-        ("commentary to=functions.f json: {}",),
-        End.CALL,
-        ("header-words",),
-    ),
-    Case("<|return|>", ("final: ",), End.RETURN, ("no-message",)),
-    Case("<|end|>", ("final: ",), End.CUT, ("no-message",)),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("case", GOOD + CUT + MALFORMED, ids=lambda case: case.turn[:60])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.turn[:60])
 def test_turn(case: Case) -> None:
-    events = parse(spell(case.turn))
-    messages = [event.message for event in events if isinstance(event, MessageEnded)]
-    assert tuple(map(summary, messages)) == case.messages
-    assert tuple(e.code for e in events if isinstance(e, Diagnostic)) == case.repairs
-    assert [e.end for e in events if isinstance(e, TurnEnded)] == [case.end]
+    events = parse(case.ids)
+    assert outcome(case.turn, events) == case
+    check_events(case.ids, events)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.turn[:60])
+def test_turn_cut_at_each_point(case: Case) -> None:
+    """Stopped anywhere, a turn has given the events it would have given until there."""
+    whole = parse(case.ids)
+    parser = Parser(TOKENIZER)
+    given: list[Event] = []
+    for at, token in enumerate(case.ids):
+        given += parser.push(token)
+        assert given == whole[: len(given)]
+        check_events(case.ids[: at + 1], parse(case.ids[: at + 1]))
+    assert given + parser.finish() == whole
+    assert parser.finish() == []
+
+
+@pytest.mark.parametrize("case", ENDED, ids=lambda case: case.turn[:60])
+def test_turn_with_trailing_input(case: Case) -> None:
+    """What comes behind a turn's end changes nothing of the turn, and is told."""
+    more = [*spell("<|start|>user<|message|>"), *b"QXZ", 0xF0, *spell("<|return|>")]
+    parser = Parser(TOKENIZER)
+    events = [event for token in case.ids for event in parser.push(token)]
+    assert events == parse(case.ids)
+    behind = [event for token in more for event in parser.push(token)] + parser.finish()
+    assert [e.code for e in behind if isinstance(e, Diagnostic)] == ["after-end"] * len(behind)
+    assert "".join(e.text for e in behind if isinstance(e, Diagnostic)) == "userQXZ"
 
 
 def test_control_tokens_spelled_out_in_plain_text() -> None:
@@ -303,16 +124,21 @@ def test_ids_outside_the_vocabulary_are_reported() -> None:
     assert [e.code for e in events if isinstance(e, Diagnostic)] == ["stray", "stray"]
 
 
+UPPERCASE = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""Letters that no word of the format holds: each stands in the events as often as in the ids."""
+CONTROLS = list(TOKENIZER.control.values())
+LETTERS = [*range(-1, 267), *UPPERCASE.encode() * 5, *b" \n=.:" * 8]
+TURNS = [case.ids for case in CASES]
+
+
 def random_ids(rng: random.Random) -> list[int]:
     """Uniform over the vocabulary with many control tokens, or a good turn with a few mutations."""
     if rng.random() < 0.5:
-        controls = list(TOKENIZER.control.values())
-        letters = [*range(-1, 267), *b"QXZJKVW" * 20]
         return [
-            rng.choice(controls) if rng.random() < 0.3 else rng.choice(letters)
+            rng.choice(CONTROLS) if rng.random() < 0.3 else rng.choice(LETTERS)
             for _ in range(rng.randrange(40))
         ]
-    ids = spell(rng.choice(GOOD + CUT + MALFORMED).turn)
+    ids = list(rng.choice(TURNS))
     for _ in range(rng.randint(1, 4)):
         at = rng.randrange(len(ids) + 1)
         action = rng.randrange(3)
@@ -326,7 +152,7 @@ def random_ids(rng: random.Random) -> list[int]:
 
 
 def check_events(ids: list[int], events: list[Event]) -> None:
-    """What holds for every sequence: events nest, and no text token's text is lost."""
+    """What holds for every sequence: events nest, and text is neither lost nor doubled."""
     open_message = False
     text = ""
     for event in events:
@@ -342,16 +168,15 @@ def check_events(ids: list[int], events: list[Event]) -> None:
             open_message = False
     assert not open_message
     assert sum(isinstance(event, TurnEnded) for event in events) == 1
-    shown = "".join(map(_shown, events))
-    for letter in "QXZJKVW":  # none of them stands in a diagnostic's own words
-        assert ids.count(ord(letter)) <= shown.count(letter)
+    shown = Counter("".join(map(_shown, events)))
+    written = Counter(chr(i) for i in ids if 65 <= i <= 90)
+    assert {letter: shown[letter] for letter in UPPERCASE if shown[letter]} == written
 
 
 def _shown(event: Event) -> str:
-    if isinstance(event, TextDelta):
+    """The model's text in an event: that of deltas, of a header's fields, and of repairs."""
+    if isinstance(event, TextDelta | Diagnostic):
         return event.text
-    if isinstance(event, Diagnostic):
-        return event.detail
     if isinstance(event, MessageStarted):
         fields = (event.name, event.channel, event.recipient, event.content_type)
         return " ".join(field for field in fields if field)
