@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gptoss.converter import vocabulary
+from gptoss.runtime.harmony import builtin
 from gptoss.runtime.harmony.events import End, MessageEnded, TurnEnded
 from gptoss.runtime.harmony.messages import (
     DeveloperContent,
@@ -105,6 +106,22 @@ def test_rendering_equals_openai_harmony(tokenizer: Tokenizer, harmony: Any) -> 
                 f"seed {seed}\nours:   {tokenizer.decode(ours)!r}\n"
                 f"theirs: {tokenizer.decode(expected)!r}"
             )
+
+
+def test_builtin_tools_equal_openai_harmonys(tokenizer: Tokenizer, harmony: Any) -> None:
+    import openai_harmony
+
+    config = openai_harmony.ToolNamespaceConfig
+    for ours, expected in ((builtin.BROWSER, config.browser()), (builtin.PYTHON, config.python())):
+        # Their model calls a function without description None; ours has none such.
+        assert _namespace(ours) == _without_none(expected.model_dump(exclude_none=True))
+    for tools in ((builtin.BROWSER,), (builtin.PYTHON,), (builtin.PYTHON, builtin.BROWSER)):
+        message = Message(Role.SYSTEM, SystemContent(date="2026-02-28", tools=tools))
+        content = openai_harmony.SystemContent.new().with_conversation_start_date("2026-02-28")
+        content = content.with_tools(config.browser()) if builtin.BROWSER in tools else content
+        content = content.with_tools(config.python()) if builtin.PYTHON in tools else content
+        expected = openai_harmony.Message.from_role_and_content("system", content)
+        assert render_message(message, tokenizer) == harmony.render(expected)
 
 
 def test_parsing_equals_openai_harmony(tokenizer: Tokenizer, harmony: Any) -> None:
