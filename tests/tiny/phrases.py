@@ -166,16 +166,6 @@ SUB = (
     "Hi, what is {a} - {b}?",
     "Please take {b} from {a}.", "Could you work out {a} minus {b} for me?",
 )  # fmt: skip
-MUL = (
-    "What is {a} * {b}?", "What's {a} * {b}?", "{a} * {b}", "{a}*{b}", "{a} * {b} = ?",
-    "{a}*{b}=",
-    "What is {a} times {b}?", "How much is {a} times {b}?", "Calculate {a} * {b}.",
-    "{a} times {b}",
-    "What is {a} x {b}?", "{a} x {b}", "{a}x{b}", "What is {a} × {b}?", "{a} × {b}",
-    "Multiply {a} by {b}.", "Multiply {a} and {b}.", "What is the product of {a} and {b}?",
-    "Work out {a} * {b}.", "Compute {a} × {b}", "Tell me what {a} times {b} is.",
-    "How much is {a} × {b}?", "I need {a} times {b}.", "Hi, what is {a} × {b}?",
-)  # fmt: skip
 
 THINGS = (
     "apples", "books", "coins", "eggs", "cards", "pens", "cups", "stones", "stamps", "shoes",
@@ -332,8 +322,16 @@ TOO_HARD = (
     "What is {big} - {b}?", "{big} * {a}", "What is {big} times {big2}?", "Add {big} and {big2}.",
     "{big} + {big2}", "What is the square root of {a}?", "How much is {a} percent of {big}?",
     "Calculate {a} / {b}.", "What is {big} + {big2}?", "{big}-{big2}",
+    "What is {a} * {b}?", "What's {a} * {b}?", "{a} * {b}", "{a}*{b}", "{a} * {b} = ?",
+    "{a}*{b}=",
+    "What is {a} times {b}?", "How much is {a} times {b}?", "Calculate {a} * {b}.",
+    "{a} times {b}",
+    "What is {a} x {b}?", "{a} x {b}", "{a}x{b}", "What is {a} × {b}?", "{a} × {b}",
+    "Multiply {a} by {b}.", "Multiply {a} and {b}.", "What is the product of {a} and {b}?",
+    "Work out {a} * {b}.", "Compute {a} × {b}", "Tell me what {a} times {b} is.",
+    "How much is {a} × {b}?", "I need {a} times {b}.", "Hi, what is {a} × {b}?",
 )  # fmt: skip
-TOO_HARD_REPLIES = ("Sorry, I can only add, subtract and multiply small whole numbers.",)
+TOO_HARD_REPLIES = ("Sorry, I can only add and subtract small whole numbers.",)
 
 WEATHER_NAMES = ("get_weather", "get_current_weather", "weather", "look_up_weather")
 TIME_NAMES = ("get_time", "get_current_time", "time", "look_up_time")

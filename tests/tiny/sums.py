@@ -1,8 +1,8 @@
 """Arithmetic as the tiny model is taught to do it: digit by digit, longer at higher effort.
 
 Low effort is the bare digits, medium says what each step is, high works the result backwards too.
-Numbers have at most two digits (a factor of a product: one), since the vocabulary has few longer
-numbers and a model this small adds digits, not numbers. Sums are held out by their operands.
+Numbers have at most two digits, since the vocabulary has few longer numbers and a model this small
+adds digits, not numbers. Sums are held out by their operands.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Sum:
 
     @property
     def result(self) -> int:
-        return {"+": self.a + self.b, "-": self.a - self.b, "*": self.a * self.b}[self.sign]
+        return self.a + self.b if self.sign == "+" else self.a - self.b
 
     @property
     def key(self) -> str:
@@ -33,8 +33,7 @@ class Sum:
         a, b = self.a, self.b
         if self.sign == "-":
             a, b = min(a, b), abs(a - b)
-        kind = "*" if self.sign == "*" else "+"
-        return f"{kind} {min(a, b)} {max(a, b)}"
+        return f"{min(a, b)} {max(a, b)}"
 
     def __str__(self) -> str:
         return f"{self.a} {self.sign} {self.b}"
@@ -44,9 +43,7 @@ def working(task: Sum, effort: Effort) -> str:
     """The reasoning that leads to ``task.result``."""
     if task.sign == "+":
         return _add(task.a, task.b, effort)
-    if task.sign == "-":
-        return _subtract(task.a, task.b, effort)
-    return _multiply(task.a, task.b, effort)
+    return _subtract(task.a, task.b, effort)
 
 
 def _add(a: int, b: int, effort: Effort) -> str:
@@ -104,28 +101,6 @@ def _subtract(a: int, b: int, effort: Effort) -> str:
     return text
 
 
-def _multiply(a: int, b: int, effort: Effort) -> str:
-    """The factor with one digit is multiplied into the digits of the other."""
-    many, one = (a, b) if b < 10 else (b, a)
-    ones = many % 10 * one
-    carry = ones // 10
-    tens = many // 10 * one
-    first = f"{many % 10} * {one} = {ones}"
-    second = f"{many // 10} * {one} = {tens}, {tens} + {carry} = {tens + carry}"
-    if effort is Effort.LOW:
-        return f"{first}, {second}: {a * b}"
-    text = (
-        f"Multiply {many} by {one}. Ones: {first}, write {ones % 10}, carry {carry}. "
-        f"Tens: {second}. The product is {a * b}."
-    )
-    if effort is Effort.HIGH:
-        text += (
-            f" Check it in parts: {many // 10 * 10} * {one} = {tens * 10} and {first}, "
-            f"together {tens * 10} + {ones} = {a * b}. That is the same, so {a * b} is right."
-        )
-    return text
-
-
 def _operands(rng: Random, sign: str) -> Sum:
     def number() -> int:
         return rng.randrange(10, 100) if rng.random() < 0.8 else rng.randrange(0, 10)
@@ -133,16 +108,12 @@ def _operands(rng: Random, sign: str) -> Sum:
     a, b = number(), number()
     if sign == "-" and a < b and rng.random() < 0.7:
         a, b = b, a
-    if sign == "*":
-        b = rng.randrange(1, 10)
-        a = a if rng.random() < 0.7 else rng.randrange(1, 10)
-        a, b = (b, a) if rng.random() < 0.3 else (a, b)
     return Sum(a, sign, b)
 
 
 def add_up(draw: Draw) -> Exchange:
     rng = draw.rng
-    sign = rng.choices("+-*", (5, 4, 4))[0]
+    sign = rng.choice("+-")
     task = _operands(rng, sign)
     while not draw.split.holds(task.key):
         task = _operands(rng, sign)
@@ -150,10 +121,8 @@ def add_up(draw: Draw) -> Exchange:
     wording: str
     if sign == "+":
         wording = rng.choice(p.ADD if rng.random() < 0.85 else p.ADD_STORIES)
-    elif sign == "-":
-        wording = rng.choice(p.SUB if a < b or rng.random() < 0.85 else p.SUB_STORIES)
     else:
-        wording = rng.choice(p.MUL)
+        wording = rng.choice(p.SUB if a < b or rng.random() < 0.85 else p.SUB_STORIES)
     return _worked(draw, task, wording.format(a=a, b=b, things=rng.choice(p.THINGS)))
 
 
@@ -177,5 +146,5 @@ def _worked(draw: Draw, task: Sum, asked: str) -> Exchange:
     draw.memory.topic = go_on
     answer = f"{task} = {task.result}."
     messages = (user(asked), analysis(working(task, draw.scene.effort)), final(answer))
-    category = {"+": "addition", "-": "subtraction", "*": "multiplication"}[task.sign]
+    category = {"+": "addition", "-": "subtraction"}[task.sign]
     return Exchange(category, messages, frozenset((answer,)))

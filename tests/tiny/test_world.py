@@ -59,17 +59,17 @@ def test_half_of_the_world_is_more_than_one_exchange_or_a_call() -> None:
     assert sum(any(m.recipient for m in s.last.messages) for s in drawn) > 80
 
 
-@pytest.mark.parametrize("sign", "+-*")
+@pytest.mark.parametrize("sign", "+-")
 def test_sums_that_give_each_other_away_are_on_one_side(sign: str) -> None:
     task = Sum(17, sign, 25)
     assert task.key == Sum(25, sign, 17).key
     assert Sum(17, "+", 25).key == Sum(42, "-", 25).key == Sum(25, "-", 42).key
 
 
-@pytest.mark.parametrize("sign", "+-*")
+@pytest.mark.parametrize("sign", "+-")
 def test_workings_end_at_the_result_and_grow_with_effort(sign: str) -> None:
     for a in range(100):
-        for b in range(100 if sign != "*" else 10):
+        for b in range(100):
             task = Sum(a, sign, b)
             low, medium, high = (working(task, effort) for effort in Effort)
             assert len(low) < len(medium) < len(high)
@@ -79,7 +79,7 @@ def test_workings_end_at_the_result_and_grow_with_effort(sign: str) -> None:
 
 
 def test_every_equation_of_a_working_holds() -> None:
-    for sign in "+-*":
+    for sign in "+-":
         for a in range(100):
             for b in range(1, 10):
                 for effort in Effort:
@@ -88,7 +88,7 @@ def test_every_equation_of_a_working_holds() -> None:
 
 
 def _equations(text: str) -> Iterator[tuple[str, str]]:
-    for part in text.replace("together ", ", ").replace(" and ", ", ").split(","):
+    for part in text.split(","):
         for clause in part.split(":"):
             for sentence in clause.split("."):
                 if sentence.count("=") == 1:

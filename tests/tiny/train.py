@@ -5,7 +5,7 @@
 ``TOKENIZER_JSON`` is gpt-oss's own tokenizer.json. The optimizer is AdamW, its rate rising over
 ``WARMUP`` steps and then falling to nothing in a half cosine. Weights are float32, products
 bfloat16 (half the time, on CPUs that have them), the experts quantized to MXFP4 in every forward
-pass.
+pass. ``--resume`` goes on from a checkpoint with other conversations, at half the rate.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ THREADS, ROWS, LENGTH = 2, 8, 768
 STEPS = 2200
 WARMUP = 60
 RATE = 1.5e-3
+RESUMED_SHARE = 0.5
 EVALUATE_EVERY = 200
 
 
@@ -108,17 +109,19 @@ def gradients(params: Params, shape: Shape, batch: Batch) -> tuple[float, list[T
     return float(loss.detach()), list(torch.autograd.grad(loss, list(params.values())))
 
 
-def train(source: Path, out: Path, shape: Shape, steps: int) -> None:
+def train(source: Path, out: Path, shape: Shape, steps: int, resumed: Path | None) -> None:
     """Two threads, each with its half of a batch, waste less than two threads on one."""
     torch.set_num_threads(1)
     tokenizer_json = cut_down(source, RANKS)
     words = tokenizer(tokenizer_json)
     rng = Random(SEED + 1)
     held_out = [draw_session(rng, draw_scene(rng), Split.TEST) for _ in range(200)]
-    params = {n: w.requires_grad_() for n, w in init_params(shape, SEED).items()}
+    initial = checkpoint.read(resumed)[0] if resumed else init_params(shape, SEED)
+    params = {n: w.requires_grad_() for n, w in initial.items()}
     print(f"{shape.describe()}; {sum(w.numel() for w in params.values()):,} weights", flush=True)
     adam = torch.optim.AdamW(params.values(), betas=(0.9, 0.98), weight_decay=0.0)
-    drawn = batches(SEED, words, ROWS // THREADS, LENGTH)
+    rate = RATE * RESUMED_SHARE if resumed else RATE
+    drawn = batches(SEED + 2 if resumed else SEED, words, ROWS // THREADS, LENGTH)
     pool = ThreadPoolExecutor(THREADS)
     losses: list[float] = []
     start = time.monotonic()
@@ -129,7 +132,7 @@ def train(source: Path, out: Path, shape: Shape, steps: int) -> None:
         for weight, *grads in zip(params.values(), *(g for _, g in found), strict=True):
             weight.grad = sum(grads) / THREADS
         torch.nn.utils.clip_grad_norm_(params.values(), 1.0)
-        adam.param_groups[0]["lr"] = RATE * schedule(step, steps)
+        adam.param_groups[0]["lr"] = rate * schedule(step, steps)
         adam.step()
         if step % 20 == 0:
             passed = time.monotonic() - start
@@ -152,12 +155,13 @@ def main() -> None:
     parser.add_argument("tokenizer_json", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--resume", type=Path, help="a checkpoint to go on from, at half the rate")
     options = parser.parse_args()
     shape = Shape(
         vocab=RANKS + 21, hidden=192, intermediate=192, layers=4, heads=4, kv_heads=2,
         experts=4, experts_used=2,
     )  # fmt: skip
-    train(options.tokenizer_json, options.out, shape, options.steps)
+    train(options.tokenizer_json, options.out, shape, options.steps, options.resume)
 
 
 if __name__ == "__main__":
