@@ -1,0 +1,112 @@
+"""Checks of what a caller hands in as OpenAI-shaped JSON, and the one error they raise."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from gptoss.files.errors import GptossError
+
+HARMONY_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""A tool's or a person's name that can stand in a header without being taken for more."""
+
+MAX_DEPTH = 64
+"""Nesting of a JSON value that is still looked at."""
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class ConversationError(GptossError):
+    """A conversation or its tools cannot be held with the model.
+
+    ``index`` is the place in ``messages`` (or ``tools``), None for the list itself; ``field`` is
+    the field in it, dotted, empty for the whole. The message names both.
+    """
+
+    def __init__(self, index: int | None, field: str, problem: str, where: str = "messages"):
+        self.index = index
+        self.field = field
+        place = where if index is None else f"{where}[{index}]"
+        text = f"{place}{'.' if field else ''}{field}: {problem}"
+        super().__init__(text.replace("\n", "\\n"))  # a property's name may hold line ends
+
+
+class Place:
+    """Where a value stands, to be named in an error."""
+
+    __slots__ = ("field", "index", "where")
+
+    def __init__(self, where: str, index: int, field: str = "") -> None:
+        self.where = where
+        self.index = index
+        self.field = field
+
+    def at(self, field: str) -> Place:
+        """The place of a field of this value; ``[2]`` for an item."""
+        joint = "." if self.field and not field.startswith("[") else ""
+        return Place(self.where, self.index, f"{self.field}{joint}{field}")
+
+    def error(self, problem: str) -> ConversationError:
+        """The error of what is wrong here."""
+        return ConversationError(self.index, self.field, problem, self.where)
+
+    def mapping(self, value: object) -> Mapping[str, Any]:
+        """``value``, a JSON object."""
+        if not isinstance(value, Mapping):
+            raise self.error(f"must be an object, not {kind(value)}")
+        return value
+
+    def sequence(self, value: object) -> list[Any]:
+        """``value``, a JSON array."""
+        if not isinstance(value, list | tuple):
+            raise self.error(f"must be an array, not {kind(value)}")
+        return list(value)
+
+    def text(self, value: object) -> str:
+        """``value``, a string that can be written in UTF-8."""
+        if not isinstance(value, str):
+            raise self.error(f"must be a string, not {kind(value)}")
+        found = _SURROGATE.search(value)
+        if found is not None:
+            raise self.error(
+                f"a lone surrogate U+{ord(found[0]):04X} at character {found.start()}: "
+                "half of a UTF-16 pair is no text; send the whole character or leave it out"
+            )
+        return value
+
+    def name(self, value: object) -> str:
+        """``value``, a name of letters, digits, ``_`` and ``-``, at most 64."""
+        name = self.text(value)
+        if not HARMONY_NAME.fullmatch(name):
+            raise self.error(f"{name[:80]!r} is no name: 1 to 64 letters, digits, _ or - are")
+        return name
+
+    def json(self, value: object) -> None:
+        """Every string in ``value``, keys included, is text; nesting is bounded."""
+        pending = [(self, value, 0)]
+        while pending:
+            place, inner, depth = pending.pop()
+            if depth > MAX_DEPTH:
+                raise self.error(f"is nested deeper than {MAX_DEPTH} levels")
+            if isinstance(inner, str):
+                place.text(inner)
+            elif isinstance(inner, Mapping):
+                for key, item in inner.items():
+                    place.text(key)
+                    pending.append((place.at(key), item, depth + 1))
+            elif isinstance(inner, list | tuple):
+                pending += [(place.at(f"[{i}]"), item, depth + 1) for i, item in enumerate(inner)]
+            elif not (inner is None or isinstance(inner, bool | int | float)):
+                raise place.error(f"must be JSON, not {kind(inner)}")
+
+
+def kind(value: object) -> str:
+    """What JSON calls the value's type; Python's name where JSON has none."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "a boolean"
+    names = {str: "a string", int: "a number", float: "a number", list: "an array"}
+    names |= {tuple: "an array", dict: "an object"}
+    return names.get(type(value), type(value).__name__)

@@ -1,0 +1,237 @@
+"""OpenAI-shaped conversations: to harmony, back, and each way in which they can be wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gptoss.runtime.harmony import messages as m
+from gptoss.runtime.harmony.checking import ConversationError
+from gptoss.runtime.harmony.messages import Function, Message, Role, SystemContent
+from gptoss.runtime.harmony.openai import messages_from_openai, messages_to_openai
+from gptoss.runtime.harmony.openai_tools import functions_from_openai, tools_to_openai
+
+USER = {"role": "user", "content": "?"}
+
+
+def call(identity: str, name: str = "f", arguments: Any = "{}") -> dict[str, Any]:
+    return {
+        "id": identity,
+        "type": "function",
+        "function": {"name": name, "arguments": arguments},
+    }
+
+
+def calling(*identities: str) -> dict[str, Any]:
+    calls = [call(identity) for identity in identities]
+    return {"role": "assistant", "content": None, "tool_calls": calls}
+
+
+def result(identity: str, text: Any = "1") -> dict[str, Any]:
+    return {"role": "tool", "tool_call_id": identity, "content": text}
+
+
+def tool(name: Any = "f", parameters: Any = None) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+def test_a_whole_conversation_goes_there_and_back() -> None:
+    theirs: list[dict[str, Any]] = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": "Weather in Rome and Oslo?", "name": "ada"},
+        {
+            "role": "assistant",
+            "content": "I shall look.",
+            "reasoning_content": "Two calls.",
+            "tool_calls": [call("call_0", "get", '{"c":"Rome"}'), call("call_1", "get", "{}")],
+        },
+        result("call_0", "sunny"),
+        result("call_1", "rain"),
+        {"role": "assistant", "content": None, "tool_calls": [call("call_2", "add")]},
+        result("call_2", "3"),
+        {"role": "assistant", "content": "Sun and rain.", "reasoning_content": "Done."},
+        {"role": "user", "content": "Thanks"},
+    ]
+    ours = messages_from_openai(theirs)
+    assert ours == [
+        m.system(),
+        m.developer("Be brief."),
+        Message(Role.USER, "Weather in Rome and Oslo?", name="ada"),
+        m.analysis("Two calls."),
+        Message(Role.ASSISTANT, "I shall look.", channel="commentary"),
+        m.call("get", '{"c":"Rome"}'),
+        m.call("get", "{}"),
+        m.tool_result("get", "sunny"),
+        m.tool_result("get", "rain"),
+        m.call("add", "{}"),
+        m.tool_result("add", "3"),
+        m.analysis("Done."),
+        m.final("Sun and rain."),
+        m.user("Thanks"),
+    ]
+    assert messages_to_openai(ours) == theirs
+
+
+def test_results_may_come_in_another_order() -> None:
+    ours = messages_from_openai([USER, calling("a", "b"), result("b", "2"), result("a", "1")])
+    assert [message.text for message in ours[-2:]] == ["2", "1"]
+
+
+def test_instructions_are_gathered_and_later_ones_stay_where_they_are() -> None:
+    functions = (Function("f"),)
+    system = SystemContent(date="2026-02-28")
+    theirs: list[dict[str, Any]] = [
+        {"role": "system", "content": "One."},
+        {"role": "developer", "content": "Two."},
+        USER,
+        {"role": "system", "content": "Three."},
+    ]
+    assert messages_from_openai(theirs, functions, system) == [
+        Message(Role.SYSTEM, system),
+        m.developer("One.\n\nTwo.", functions),
+        m.user("?"),
+        m.developer("Three."),
+    ]
+    assert messages_from_openai([USER], functions)[1] == m.developer(None, functions)
+    assert messages_from_openai(theirs[:1])[1:] == [m.developer("One.")]
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_by_any_of_its_names(name: str) -> None:
+    ours = messages_from_openai([{"role": "assistant", "content": "4", name: "2 + 2"}])
+    assert ours[1:] == [m.analysis("2 + 2"), m.final("4")]
+
+
+def test_parts_of_text_are_joined_and_arguments_may_be_an_object() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert messages_from_openai([{"role": "user", "content": parts}])[1] == m.user("ab")
+    turn = {"role": "assistant", "tool_calls": [call("a", arguments={"x": "ñ"})]}
+    ours = messages_from_openai([turn, result("a", parts)])
+    assert ours[1:] == [m.call("f", '{"x": "ñ"}'), m.tool_result("f", "ab")]
+
+
+def test_what_the_api_has_no_place_for_is_left_out() -> None:
+    search = Message(Role.ASSISTANT, "{}", channel="analysis", recipient="browser.search")
+    found = Message(Role.TOOL, "page", name="browser.search", recipient="assistant")
+    preamble = Message(Role.ASSISTANT, "Hm.", channel="commentary")
+    ours = [m.system(), m.user("?"), m.analysis("a"), search, found, m.analysis("b"), preamble]
+    assert messages_to_openai([*ours, m.final("4"), m.final("5")]) == [
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": "Hm.\n\n4", "reasoning_content": "a\n\nb"},
+        {"role": "assistant", "content": "5"},
+    ]
+
+
+def test_functions_there_and_back() -> None:
+    schema = {"type": "object", "properties": {"x": {"type": "string"}}, "required": ["x"]}
+    functions = (Function("f", "Does.", schema), Function("g-2_x"))
+    tools = tools_to_openai(functions)
+    assert functions_from_openai(tools) == functions
+    assert functions_from_openai([tool(parameters={})]) == (Function("f"),)
+
+
+HALF = "ab\ud83d"
+BAD_MESSAGES: list[tuple[list[Any], int | None, str, str]] = [
+    ([], None, "", "empty"),
+    (["hi"], 0, "", "must be an object, not a string"),
+    ([{"content": "x"}], 0, "role", "None"),
+    ([USER, {"role": "robot", "content": "x"}], 1, "role", "'robot'"),
+    ([{"role": "user"}], 0, "content", "not null"),
+    ([{"role": "user", "content": 3}], 0, "content", "not a number"),
+    ([{"role": "user", "content": [3]}], 0, "content[0]", "must be an object"),
+    ([{"role": "user", "content": [{"type": "image_url"}]}], 0, "content[0].type", "text only"),
+    ([{"role": "user", "content": [{"type": "text"}]}], 0, "content[0].text", "not null"),
+    ([{"role": "user", "content": HALF}], 0, "content", "surrogate U+D83D at character 2"),
+    ([USER | {"name": "a to=functions.f"}], 0, "name", "is no name"),
+    ([{"role": "system", "content": None}], 0, "content", "not null"),
+    ([USER, {"role": "assistant"}], 1, "content", "is missing"),
+    ([{"role": "assistant", "content": "4", "thinking": HALF}], 0, "thinking", "surrogate"),
+    ([{"role": "assistant", "function_call": {}}], 0, "function_call", "send tool_calls"),
+    ([{"role": "assistant", "tool_calls": {}}], 0, "tool_calls", "not an object"),
+    ([{"role": "assistant", "tool_calls": [call("a", "f g")]}], 0, "tool_calls[0].function.name",
+     "is no name"),
+    ([{"role": "assistant", "tool_calls": [call("a", arguments=3)]}], 0,
+     "tool_calls[0].function.arguments", "not a number"),
+    ([{"role": "assistant", "tool_calls": [call("a", arguments={"k": [HALF]})]}], 0,
+     "tool_calls[0].function.arguments.k[0]", "surrogate"),
+    ([{"role": "assistant", "tool_calls": [{"type": "custom"}]}], 0, "tool_calls[0].type",
+     "'custom'"),
+    ([calling("a", "a")], 0, "tool_calls[1].id", "two calls"),
+    ([USER, calling("a"), USER], 1, "tool_calls", "'a' has no result"),
+    ([USER, calling("a", "b"), result("a")], 1, "tool_calls", "'b' has no result"),
+    ([USER, result("a")], 1, "tool_call_id", "no call 'a'"),
+    ([calling("a"), result("a"), result("a")], 2, "tool_call_id", "already"),
+    ([calling("a"), result("a"), USER, result("a")], 3, "tool_call_id", "no call 'a'"),
+    ([calling("a"), {"role": "tool", "content": "1"}], 1, "tool_call_id", "not null"),
+    ([calling("a"), result("a", HALF)], 1, "content", "surrogate"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("messages", "index", "field", "problem"), BAD_MESSAGES)
+def test_bad_messages(messages: list[Any], index: int | None, field: str, problem: str) -> None:
+    with pytest.raises(ConversationError) as caught:
+        messages_from_openai(messages)
+    assert (caught.value.index, caught.value.field) == (index, field)
+    text = str(caught.value)
+    assert problem in text
+    assert text.startswith("messages" if index is None else f"messages[{index}]")
+    assert field in text
+    assert "\n" not in text
+    text.encode()
+
+
+def nested(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "object"}
+    for _ in range(depth):
+        schema = {"type": "object", "properties": {"x": schema}}
+    return schema
+
+
+PARAMETERS = "function.parameters"
+BAD_TOOLS: list[tuple[list[Any], int | None, str, str]] = [
+    ([3], 0, "", "must be an object"),
+    ([{"type": "browser"}], 0, "type", "'browser'"),
+    ([{"type": "function"}], 0, "function", "not null"),
+    ([tool("f"), tool("")], 1, "function.name", "is no name"),
+    ([tool("f.g")], 0, "function.name", "is no name"),
+    ([tool("f" * 65)], 0, "function.name", "is no name"),
+    ([tool("f\n")], 0, "function.name", "is no name"),
+    ([tool("<|start|>")], 0, "function.name", "is no name"),
+    ([tool(None)], 0, "function.name", "not null"),
+    ([tool(), tool()], 1, "function.name", "second tool"),
+    ([{"type": "function", "function": {"name": "f", "description": HALF}}], 0,
+     "function.description", "surrogate"),
+    ([tool(parameters=[])], 0, PARAMETERS, "not an array"),
+    ([tool(parameters={"type": "string"})], 0, f"{PARAMETERS}.type", "'string'"),
+    ([tool(parameters={"type": ["object"]})], 0, f"{PARAMETERS}.type", "'object'"),
+    ([tool(parameters={"enum": [1]})], 0, PARAMETERS, "no schema of an object"),
+    ([tool(parameters={"properties": []})], 0, f"{PARAMETERS}.properties", "not an array"),
+    ([tool(parameters={"properties": {"x": 3}})], 0, f"{PARAMETERS}.properties.x", "a schema"),
+    ([tool(parameters={"type": "object", "required": [3]})], 0, f"{PARAMETERS}.required[0]",
+     "not a number"),
+    ([tool(parameters={"properties": {HALF: {}}})], 0, f"{PARAMETERS}.properties", "surrogate"),
+    ([tool(parameters={"properties": {"x": {"default": {1, 2}}}})], 0,
+     f"{PARAMETERS}.properties.x.default", "must be JSON, not set"),
+    ([tool(parameters=nested(200))], 0, PARAMETERS, "nested deeper"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("tools", "index", "field", "problem"), BAD_TOOLS)
+def test_bad_tools(tools: list[Any], index: int | None, field: str, problem: str) -> None:
+    with pytest.raises(ConversationError) as caught:
+        functions_from_openai(tools)
+    assert (caught.value.index, caught.value.field) == (index, field)
+    assert problem in str(caught.value)
+    assert str(caught.value).startswith(f"tools[{index}]")
+    assert "\n" not in str(caught.value)
+    str(caught.value).encode()
+
+
+def test_lists_must_be_lists() -> None:
+    broken: Any
+    for broken in ("x", None, {}):
+        with pytest.raises(ConversationError, match="must be an array"):
+            messages_from_openai(broken)
+        with pytest.raises(ConversationError, match="must be an array"):
+            functions_from_openai(broken)
