@@ -119,6 +119,8 @@ class _Worker:
     def __init__(self, stop: _StopFlag) -> None:
         self._stop = stop
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="llama")
+        # The thread begins now: interrupted while starting it, the executor would start a second.
+        self._wait_for(self._executor.submit(int))
 
     def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The call's result; when the waiting is interrupted, the call is aborted first."""
