@@ -17,7 +17,7 @@ from gptoss.runtime.harmony.render import render_conversation, render_message
 from gptoss.runtime.tokenizer import Tokenizer
 from tiny.model import Batch
 from tiny.scene import Session, Split
-from tiny.world import draw_scene, draw_session
+from tiny.world import Kinds, draw_scene, draw_session
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +60,14 @@ class Row:
     learned: list[bool]
 
 
-def draw_row(rng: Random, tokenizer: Tokenizer, length: int) -> Row:
+def draw_row(rng: Random, tokenizer: Tokenizer, length: int, kinds: Kinds) -> Row:
     """One scene and training branches behind it, at most ``length`` ids in all."""
     scene = draw_scene(rng)
     prefix = render_conversation(scene.messages, tokenizer)
     row = Row(prefix, list(range(len(prefix))), [0] * len(prefix), [False] * len(prefix))
     number, misses = 1, 0
     while misses < 4:
-        drawn = branch(draw_session(rng, scene, Split.TRAIN), tokenizer)
+        drawn = branch(draw_session(rng, scene, Split.TRAIN, kinds), tokenizer)
         if len(row.ids) + len(drawn.ids) > length:
             misses += 1
             continue
@@ -99,8 +99,10 @@ def batch_of(rows: list[Row], length: int) -> Batch:
     return Batch(ids, position, which, torch.tensor(loss_at), torch.tensor(targets))
 
 
-def batches(seed: int, tokenizer: Tokenizer, rows: int, length: int) -> Iterator[Batch]:
+def batches(
+    seed: int, tokenizer: Tokenizer, rows: int, length: int, kinds: Kinds
+) -> Iterator[Batch]:
     """Endless training batches, the same for the same seed."""
     rng = Random(seed)
     while True:
-        yield batch_of([draw_row(rng, tokenizer, length) for _ in range(rows)], length)
+        yield batch_of([draw_row(rng, tokenizer, length, kinds) for _ in range(rows)], length)

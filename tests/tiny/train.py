@@ -5,7 +5,8 @@
 ``TOKENIZER_JSON`` is gpt-oss's own tokenizer.json. The optimizer is AdamW, its rate rising over
 ``WARMUP`` steps and then falling to nothing in a half cosine. Weights are float32, products
 bfloat16 (half the time, on CPUs that have them), the experts quantized to MXFP4 in every forward
-pass. ``--resume`` goes on from a checkpoint with other conversations, at half the rate.
+pass. ``--resume`` goes on from a checkpoint with other conversations, more of
+them with names to copy, at half the rate.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from tiny.model import Batch, Params, Shape, forward, init_params, mxfp4_values
 from tiny.rows import Row, batch_of, batches, branch
 from tiny.scene import Session, Split
 from tiny.vocabulary import cut_down, tokenizer
-from tiny.world import draw_scene, draw_session
+from tiny.world import KINDS, LOOKED_UP, draw_scene, draw_session
 
 SEED = 20261124
 RANKS = 2000
@@ -121,7 +122,8 @@ def train(source: Path, out: Path, shape: Shape, steps: int, resumed: Path | Non
     print(f"{shape.describe()}; {sum(w.numel() for w in params.values()):,} weights", flush=True)
     adam = torch.optim.AdamW(params.values(), betas=(0.9, 0.98), weight_decay=0.0)
     rate = RATE * RESUMED_SHARE if resumed else RATE
-    drawn = batches(SEED + 2 if resumed else SEED, words, ROWS // THREADS, LENGTH)
+    kinds, seed = (LOOKED_UP, SEED + 3) if resumed else (KINDS, SEED)
+    drawn = batches(seed, words, ROWS // THREADS, LENGTH, kinds)
     pool = ThreadPoolExecutor(THREADS)
     losses: list[float] = []
     start = time.monotonic()
