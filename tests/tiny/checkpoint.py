@@ -13,10 +13,8 @@ from torch import Tensor
 
 from gptoss.quant import mxfp4
 from tiny import model
-from tiny.model import Params, Shape
+from tiny.model import EXPERTS, Params, Shape
 from tiny.vocabulary import control_tokens
-
-EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 
 
 def write(folder: Path, params: Params, shape: Shape, tokenizer_json: dict[str, Any]) -> None:

@@ -7,8 +7,8 @@ transformers' ``GptOssForCausalLM``. What is done differently, and why:
   for the experts not chosen, sum them up. With few experts that beats gathering tokens by expert.
 * The attention sink is one more key: queries get one more dimension, always 1, in which only that
   key is not 0. So the fused attention kernel can be used, which knows no sinks.
-* Expert weights go through ``fake_mxfp4``: the forward pass sees what MXFP4 will hold, the gradient
-  goes to the float32 weights unchanged. Quantizing the finished model then loses nothing.
+* It is given the values that MXFP4 will hold (``as_held``); their gradient goes to the float32
+  weights unchanged. Quantizing the finished model then loses nothing.
 * Logits are computed only where there is a loss.
 """
 
@@ -23,6 +23,9 @@ from torch.nn import functional
 
 Params = dict[str, Tensor]
 """Weights under their names in the checkpoint, experts as ``...gate_up_proj`` (E, 2I, H)."""
+
+EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+"""Ends of the names of the weights that MXFP4 holds."""
 
 HEAD_DIM = 64
 WINDOW = 128
@@ -65,12 +68,22 @@ class Batch:
     loss_at: Tensor
     targets: Tensor
 
-    def visible(self) -> tuple[Tensor, Tensor]:
-        """Which keys a query may see, (B, 1, L, L): within the window, and without one."""
-        distance = self.position[:, :, None] - self.position[:, None, :]
-        own = self.branch[:, :, None] == self.branch[:, None, :]
-        full = (own | (self.branch[:, None, :] == 0)) & (distance >= 0)
-        return (full & (distance < WINDOW))[:, None], full[:, None]
+    def masks(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """What is added to scores (B, 1, L, 1 + L): within the window, and without one.
+
+        0 where a query may see the key, else -inf; the first key is the sink, seen by all.
+        """
+        position, branch = self.position.short(), self.branch.short()  # a quarter of the time
+        distance = position[:, :, None] - position[:, None, :]
+        own = branch[:, :, None] == branch[:, None, :]
+        full = (own | (branch[:, None, :] == 0)) & (distance >= 0)
+        return _added(full & (distance < WINDOW), dtype), _added(full, dtype)
+
+
+def _added(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """Converted once a batch, not once a layer."""
+    mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, -math.inf)
+    return functional.pad(mask[:, None], (1, 0))
 
 
 def init_params(shape: Shape, seed: int) -> Params:
@@ -181,9 +194,10 @@ def mxfp4_values(weight: Tensor) -> Tensor:
     return best.reshape(weight.shape)
 
 
-def fake_mxfp4(weight: Tensor) -> Tensor:
-    """Quantized values forward, the gradient straight through."""
-    return weight + (mxfp4_values(weight) - weight.detach())
+def as_held(named: tuple[str, Tensor]) -> Tensor:
+    """A copy to take gradients of: of experts the values that MXFP4 will hold, else as it is."""
+    name, weight = named
+    return (mxfp4_values(weight) if name.endswith(EXPERTS) else weight.detach()).requires_grad_()
 
 
 # ---------------------------------------------------------------- the forward pass
@@ -220,7 +234,7 @@ def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _attention(
-    x: Tensor, p: Params, name: str, rope: tuple[Tensor, Tensor], visible: Tensor
+    x: Tensor, p: Params, name: str, rope: tuple[Tensor, Tensor], mask: Tensor
 ) -> Tensor:
     batch, length, _ = x.shape
 
@@ -238,10 +252,18 @@ def _attention(
     sink_key = functional.pad(sink[None, :, None, None].expand(batch, -1, 1, 8), (HEAD_DIM, 0))
     k = torch.cat((sink_key, functional.pad(k, (0, 8))), 2)
     v = functional.pad(v, (0, 8, 1, 0))
-    mask = functional.pad(visible, (1, 0), value=True)
     y = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=HEAD_DIM**-0.5)
     y = y[..., :HEAD_DIM].transpose(1, 2).reshape(batch, length, -1)
     return functional.linear(y, p[f"{name}o_proj.weight"], p[f"{name}o_proj.bias"])
+
+
+def _half(x: Tensor, gate_up: Tensor, bias: Tensor, first: int) -> Tensor:
+    """Every expert's gate (0) or up (1), (T, E, I): taken apart before the product, since the
+    results' alternating columns would be slow to work on."""
+    experts, rows, hidden = gate_up.shape
+    weight = gate_up[:, first::2].reshape(-1, hidden)
+    y = functional.linear(x, weight, bias[:, first::2].reshape(-1))
+    return y.view(-1, experts, rows // 2)
 
 
 def _experts(x: Tensor, p: Params, name: str, used: int) -> Tensor:
@@ -251,30 +273,29 @@ def _experts(x: Tensor, p: Params, name: str, used: int) -> Tensor:
     chosen = logits.topk(used, -1)
     share = torch.zeros_like(logits).scatter(-1, chosen.indices, chosen.values.softmax(-1))
     gate_up, down = p[f"{name}experts.gate_up_proj"], p[f"{name}experts.down_proj"]
-    experts, rows, hidden = gate_up.shape
-    y = functional.linear(
-        x, gate_up.reshape(-1, hidden), p[f"{name}experts.gate_up_proj_bias"].reshape(-1)
-    )
-    y = y.view(-1, experts, rows // 2, 2)
-    gate, up = y[..., 0].clamp(max=LIMIT), y[..., 1].clamp(-LIMIT, LIMIT)
-    y = (up + 1) * gate * torch.sigmoid(ALPHA * gate) * share[..., None]
+    gate = _half(x, gate_up, p[f"{name}experts.gate_up_proj_bias"], 0)
+    up = _half(x, gate_up, p[f"{name}experts.gate_up_proj_bias"], 1)
+    # hardtanh is clamp with a gradient that takes a third of the time.
+    gate = functional.hardtanh(gate, -math.inf, LIMIT)
+    up = functional.hardtanh(up, -LIMIT, LIMIT)
+    y = (up + 1) * gate * torch.sigmoid(ALPHA * gate) * share.to(gate.dtype)[..., None]
+    hidden = x.shape[-1]
     flat = down.transpose(0, 1).reshape(hidden, -1)
     return (
         functional.linear(y.reshape(len(x), -1), flat) + share @ p[f"{name}experts.down_proj_bias"]
     )
 
 
-def forward(p: Params, shape: Shape, batch: Batch, *, quantize: bool) -> Tensor:
+def forward(p: Params, shape: Shape, batch: Batch) -> Tensor:
     """Logits (N, V) at the places with a loss."""
-    if quantize:
-        p = {n: fake_mxfp4(w) if n.endswith(("gate_up_proj", "down_proj")) else w
-             for n, w in p.items()}  # fmt: skip
-    rope, visible = rope_table(batch.position), batch.visible()
+    in_bfloat16 = torch.is_autocast_enabled("cpu")
+    masks = batch.masks(torch.bfloat16 if in_bfloat16 else torch.float32)
+    rope = rope_table(batch.position)
     x = functional.embedding(batch.ids, p["model.embed_tokens.weight"])
     for i in range(shape.layers):
         layer = f"model.layers.{i}."
         y = _norm(x, p[f"{layer}input_layernorm.weight"])
-        x = x + _attention(y, p, f"{layer}self_attn.", rope, visible[i % 2])
+        x = x + _attention(y, p, f"{layer}self_attn.", rope, masks[i % 2])
         y = _norm(x, p[f"{layer}post_attention_layernorm.weight"])
         x = x + _experts(y.flatten(0, 1), p, f"{layer}mlp.", shape.experts_used).view_as(x)
     x = x.flatten(0, 1)[batch.loss_at]

@@ -32,7 +32,7 @@ def test_logits_are_transformers() -> None:
     from transformers import GptOssConfig, GptOssForCausalLM
 
     from tiny import checkpoint
-    from tiny.model import Shape, forward, init_params
+    from tiny.model import EXPERTS, Shape, forward, init_params
 
     shape = Shape(
         vocab=500, hidden=160, intermediate=64, layers=4, heads=4, kv_heads=2, experts=6,
@@ -47,13 +47,12 @@ def test_logits_are_transformers() -> None:
     del keys["quantization_config"]
     reference = GptOssForCausalLM(GptOssConfig(**keys)).float().eval()
     theirs = {
-        n: w.transpose(1, 2).contiguous() if n.endswith(checkpoint.EXPERTS) else w
-        for n, w in params.items()
+        n: w.transpose(1, 2).contiguous() if n.endswith(EXPERTS) else w for n, w in params.items()
     }
     reference.load_state_dict(theirs)
     ids = torch.randint(0, shape.vocab, (2, 300), generator=rng)
     with torch.no_grad():
-        ours = forward(params, shape, _batch(ids), quantize=False).view(2, 300, -1)
+        ours = forward(params, shape, _batch(ids)).view(2, 300, -1)
         expected = reference(ids).logits
     assert (ours - expected).abs().max() < 1e-4 * expected.abs().max()
 
@@ -81,7 +80,7 @@ def test_branches_of_a_row_do_not_see_each_other() -> None:
             row.branch = row.branch + [number] * len(ids)
             row.learned = row.learned + [number == len(branches)] * len(ids)
         with torch.no_grad():
-            return forward(params, shape, batch_of([row], 256), quantize=False)
+            return forward(params, shape, batch_of([row], 256))
 
     # The id before a branch's first one is the row's, not the prefix's: compare from the second.
     assert torch.allclose(logits(one, two)[1:], logits(two)[1:], atol=1e-5)
