@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import io
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -79,7 +78,6 @@ def chat(
 
     Without -p, a conversation: at a terminal with line editing, else one message a line of stdin.
     """
-    _write_anything(sys.stdout)
     sampling = Sampling(temperature, top_k, top_p, min_p)
     functions = [import_function(spec) for spec in tools]
     size = model.stat().st_size if model.is_file() else 0
@@ -181,12 +179,6 @@ def _in_bytes(advance: console.Advance, size: int) -> Callable[[float], None]:
         done = now
 
     return progress
-
-
-def _write_anything(out: object) -> None:
-    """A terminal that cannot show a character gets a question mark, not the end of the program."""
-    if isinstance(out, io.TextIOWrapper):
-        out.reconfigure(errors="replace")
 
 
 def main() -> NoReturn:
