@@ -116,6 +116,13 @@ def test_a_vocabulary_without_harmony(refused: Refused, tmp_path: Path, random_g
     assert "<|return|>" in refused("chat", other)
 
 
+def test_a_byte_that_has_no_token(refused: Refused, tmp_path: Path, random_gguf: Path) -> None:
+    damaged = tmp_path / "damaged.gguf"
+    one = (1).to_bytes(8, "little")
+    damaged.write_bytes(random_gguf.read_bytes().replace(one + b"!", one + b"~", 1))
+    assert "no token for the byte 0x21" in refused("chat", damaged)
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
