@@ -17,7 +17,7 @@ from gguf.constants import TokenType
 
 from gptoss.files.checkpoint import CONFIG, CONFIG_LIMIT
 from gptoss.files.errors import BadCheckpoint
-from gptoss.files.o200k import BYTE_LEVEL, O200K_PATTERN
+from gptoss.files.o200k import BYTE_LEVEL, splits_as_o200k
 from gptoss.files.reading import Source, read_json
 
 TOKENIZER = "tokenizer.json"
@@ -63,7 +63,11 @@ def read(folder: Path, vocab_size: int | None = None) -> Vocabulary:
         raise BadCheckpoint(f"{path}: no BPE model; gpt-oss has a byte-level BPE tokenizer")
     if tokenizer.get("normalizer") is not None:
         raise BadCheckpoint(f"{path}: has a normalizer; gpt-oss takes text as it is")
-    _check_split(path, tokenizer.get("pre_tokenizer"))
+    if not splits_as_o200k(tokenizer.get("pre_tokenizer")):
+        raise BadCheckpoint(
+            f"{path}: pre_tokenizer does not split text as o200k does; a GGUF made of it would "
+            "give other tokens than the model was trained with"
+        )
     added = _added_tokens(path, tokenizer)
     tokens, types = _tokens(path, model.get("vocab"), added, vocab_size)
     settings = _optional(folder / SETTINGS, SETTINGS_LIMIT)
@@ -79,23 +83,6 @@ def read(folder: Path, vocab_size: int | None = None) -> Vocabulary:
 def _optional(path: Path, limit: int) -> dict[str, Any]:
     """A JSON file's object; empty when there is no such file."""
     return read_json(path, BadCheckpoint, limit=limit) if path.exists() else {}
-
-
-def _check_split(path: Path, pre_tokenizer: Any) -> None:
-    """Text must be cut into words by o200k's pattern, then spelled byte-level."""
-    steps = pre_tokenizer.get("pretokenizers") if isinstance(pre_tokenizer, dict) else None
-    steps = steps if isinstance(steps, list) else []
-    patterns = [
-        step["pattern"].get("Regex")
-        for step in steps
-        if isinstance(step, dict) and isinstance(step.get("pattern"), dict)
-    ]
-    byte_level = any(isinstance(s, dict) and s.get("type") == "ByteLevel" for s in steps)
-    if patterns != [O200K_PATTERN] or not byte_level:
-        raise BadCheckpoint(
-            f"{path}: pre_tokenizer does not split text as o200k does; a GGUF made of it would "
-            "give other tokens than the model was trained with"
-        )
 
 
 def _added_tokens(path: Path, tokenizer: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:

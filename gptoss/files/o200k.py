@@ -32,6 +32,14 @@ O200K_PATTERN = "|".join(
 )
 
 
+def splits_as_o200k(pre_tokenizer: object) -> bool:
+    """Whether a tokenizer.json's ``pre_tokenizer`` cuts by this pattern, then spells byte-level."""
+    steps = pre_tokenizer.get("pretokenizers") if isinstance(pre_tokenizer, dict) else None
+    steps = [s for s in steps if isinstance(s, dict)] if isinstance(steps, list) else []
+    patterns = [s["pattern"].get("Regex") for s in steps if isinstance(s.get("pattern"), dict)]
+    return patterns == [O200K_PATTERN] and any(s.get("type") == "ByteLevel" for s in steps)
+
+
 def _byte_level() -> dict[int, int]:
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
