@@ -57,7 +57,7 @@ def cli() -> None:
 @click.option("--top-k", type=int, default=_DEFAULTS.top_k, show_default=True, help="0: all.")
 @click.option("--top-p", type=float, default=_DEFAULTS.top_p, show_default=True)
 @click.option("--min-p", type=float, default=_DEFAULTS.min_p, show_default=True)
-@click.option("--seed", type=int, help="Makes sampling repeatable.")
+@click.option("--seed", type=click.IntRange(min=0), help="Makes sampling repeatable.")
 @click.option("--ctx", "n_ctx", type=int, help="Tokens of context.  [default: 16384 at most]")
 @click.option("--max-tokens", type=int, help="Limit of a reply, reasoning included.")
 @click.option("--threads", "n_threads", type=int, help="[default: the physical cores]")
@@ -119,8 +119,9 @@ def import_function(spec: str) -> Callable[..., Any]:
         sys.path.insert(0, "")
     try:
         function = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise click.BadParameter(f"{spec}: {error}", param_hint="--tools") from error
+    except Exception as error:  # whatever the person's module raises while it is loaded
+        said = f"{type(error).__name__}: {error}"
+        raise click.BadParameter(f"{spec}: {said}", param_hint="--tools") from error
     if not callable(function):
         raise click.BadParameter(f"{spec} is not a function", param_hint="--tools")
     return function  # type: ignore[no-any-return]

@@ -51,6 +51,9 @@ T = TypeVar("T")
 Progress = Callable[[float], None]
 """Called with the share of the model that has been loaded, 0 to 1, on a worker thread."""
 
+MAX_THREADS = 512
+"""ggml's own limit; far beyond it, it crashes."""
+
 N_BATCH = 512
 """Prompt tokens decoded in one call; the window layers' memory is 128 + this."""
 
@@ -172,6 +175,8 @@ class LlamaEngine:
         ``n_threads`` defaults to the physical cores; ``n_gpu_layers`` to all (−1), which means
         none where llama.cpp was built without a GPU. ``n_ctx`` may be rounded up.
         """
+        if n_threads is not None and not 1 <= n_threads <= MAX_THREADS:
+            raise EngineError(f"{n_threads} threads; 1 to {MAX_THREADS} are possible")
         _LOG.verbose = verbose
         self._stop = _StopFlag()
         self._worker = _Worker(self._stop)

@@ -133,13 +133,27 @@ def test_a_byte_that_has_no_token(refused: Refused, tmp_path: Path, random_gguf:
         ("--tools", "nothing", "not MODULE:FUNCTION"),
         ("--tools", "json:nothing", "json:nothing"),
         ("--tools", "no_such_module:f", "No module named"),
+        ("--tools", "..x:f", "--tools: ..x:f: TypeError"),
         ("--reasoning", "extreme", "extreme"),
+        ("--seed", "-1", "-1 is not in the range x>=0"),
+        ("--threads", "0", "0 threads; 1 to 512 are possible"),
+        ("--threads", "100000", "100000 threads; 1 to 512 are possible"),
     ],
 )
 def test_bad_options(
     refused: Refused, random_gguf: Path, option: str, value: str, message: str
 ) -> None:
     assert message in refused("chat", random_gguf, option, value)
+
+
+@pytest.mark.parametrize("text", ["def f(:", "raise RuntimeError('boom')", "1 / 0"])
+def test_a_tools_module_that_cannot_be_loaded(
+    refused: Refused, random_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    (tmp_path / "broken_tools.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    said = refused("chat", random_gguf, "--tools", "broken_tools:f")
+    assert "Invalid value for --tools: broken_tools:f: " in said
 
 
 # --- talking ----------------------------------------------------------------------------------
