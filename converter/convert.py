@@ -71,7 +71,8 @@ def convert(
 def _header(checkpoint: Checkpoint, planned: Plan) -> bytes:
     """The GGUF's header; the vocabulary it is made of is gone before any data is read."""
     words = vocabulary.read(checkpoint.folder, checkpoint.hparams.vocab_size)
-    name = checkpoint.folder.resolve().name
+    # A folder's name is bytes on some systems; the GGUF's text is not.
+    name = os.fsencode(checkpoint.folder.resolve().name).decode("utf-8", "replace")
     return writer.header(metadata(checkpoint.hparams, words, name), planned.tensors)
 
 

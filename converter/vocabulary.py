@@ -8,7 +8,7 @@ gaps in meaning. Tokens keep their byte-level spelling (``Ġ`` for a space), as 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from gguf.constants import TokenType
 
 from gptoss.files.checkpoint import CONFIG, CONFIG_LIMIT
 from gptoss.files.errors import BadCheckpoint
-from gptoss.files.o200k import O200K_PATTERN
+from gptoss.files.o200k import BYTE_LEVEL, splits_as_o200k
 from gptoss.files.reading import Source, read_json
 
 TOKENIZER = "tokenizer.json"
@@ -61,14 +61,20 @@ def read(folder: Path, vocab_size: int | None = None) -> Vocabulary:
     model = tokenizer.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE":
         raise BadCheckpoint(f"{path}: no BPE model; gpt-oss has a byte-level BPE tokenizer")
-    _check_split(path, tokenizer.get("pre_tokenizer"))
+    if tokenizer.get("normalizer") is not None:
+        raise BadCheckpoint(f"{path}: has a normalizer; gpt-oss takes text as it is")
+    if not splits_as_o200k(tokenizer.get("pre_tokenizer")):
+        raise BadCheckpoint(
+            f"{path}: pre_tokenizer does not split text as o200k does; a GGUF made of it would "
+            "give other tokens than the model was trained with"
+        )
     added = _added_tokens(path, tokenizer)
     tokens, types = _tokens(path, model.get("vocab"), added, vocab_size)
     settings = _optional(folder / SETTINGS, SETTINGS_LIMIT)
     config = _optional(folder / CONFIG, CONFIG_LIMIT)
     ids = {added[i]["content"]: i for i in added}
     roles = {role: _role(role, path, settings, config, ids, len(tokens)) for role in HARMONY_ROLES}
-    merges = _merges(path, model.get("merges"))
+    merges = _merges(path, model.get("merges"), model["vocab"])
     _check_text(path, (*tokens, *merges))
     template = _chat_template(folder, settings)
     return Vocabulary(tokens, types, merges, **roles, chat_template=template)
@@ -77,23 +83,6 @@ def read(folder: Path, vocab_size: int | None = None) -> Vocabulary:
 def _optional(path: Path, limit: int) -> dict[str, Any]:
     """A JSON file's object; empty when there is no such file."""
     return read_json(path, BadCheckpoint, limit=limit) if path.exists() else {}
-
-
-def _check_split(path: Path, pre_tokenizer: Any) -> None:
-    """Text must be cut into words by o200k's pattern, then spelled byte-level."""
-    steps = pre_tokenizer.get("pretokenizers") if isinstance(pre_tokenizer, dict) else None
-    steps = steps if isinstance(steps, list) else []
-    patterns = [
-        step["pattern"].get("Regex")
-        for step in steps
-        if isinstance(step, dict) and isinstance(step.get("pattern"), dict)
-    ]
-    byte_level = any(isinstance(s, dict) and s.get("type") == "ByteLevel" for s in steps)
-    if patterns != [O200K_PATTERN] or not byte_level:
-        raise BadCheckpoint(
-            f"{path}: pre_tokenizer does not split text as o200k does; a GGUF made of it would "
-            "give other tokens than the model was trained with"
-        )
 
 
 def _added_tokens(path: Path, tokenizer: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
@@ -119,6 +108,7 @@ def _tokens(
     """Tokens and their types by id, ``size`` of them when given."""
     if not isinstance(vocab, dict) or not vocab:
         raise BadCheckpoint(f"{path}: model.vocab is missing or empty")
+    _check_spelling(path, vocab)
     ids = [*vocab.values(), *added]
     if not all(type(i) is int for i in ids):
         raise BadCheckpoint(f"{path}: model.vocab holds an id that is no whole number")
@@ -144,6 +134,20 @@ def _tokens(
     return [f"[PAD{i}]" if token is None else token for i, token in enumerate(tokens)], types
 
 
+def _check_spelling(path: Path, vocab: Iterable[str]) -> None:
+    """Tokens are spelled byte-level, so without a space; every byte is a token by itself."""
+    letters = set(map(chr, BYTE_LEVEL))
+    missing = sorted(letters - set(vocab))
+    if missing:
+        raise BadCheckpoint(
+            f"{path}: model.vocab has no {missing[0]!r}, which stands for the byte "
+            f"{BYTE_LEVEL[ord(missing[0])]:#04x}; every byte must be a token"
+        )
+    if set("".join(vocab)) - letters:
+        odd = next(token for token in vocab if set(token) - letters)
+        raise BadCheckpoint(f"{path}: model.vocab has {odd!r:.60}, which is not spelled byte-level")
+
+
 def _added_token(entry: Mapping[str, Any]) -> tuple[str, int]:
     """An added token's text and type, by the rule of llama.cpp's converter.
 
@@ -156,28 +160,27 @@ def _added_token(entry: Mapping[str, Any]) -> tuple[str, int]:
     return text.replace("▁", " "), TokenType.USER_DEFINED
 
 
-def _merges(path: Path, merges: Any) -> list[str]:
-    """Merges as GGUF spells them; files hold pairs, or in older versions joined pairs."""
+def _merges(path: Path, merges: Any, vocab: Container[str]) -> list[str]:
+    """Merges as GGUF spells them; files hold pairs, or in older versions joined pairs.
+
+    Each makes a token of two: another one would be passed over by llama.cpp without a word.
+    """
     if not isinstance(merges, list):
         raise BadCheckpoint(f"{path}: model.merges is missing")
-    if all(isinstance(merge, str) for merge in merges):
-        return merges
-    try:
-        # A byte-level vocabulary has no spaces: were there one, the pair could not be told apart.
-        return [f"{left} {right}" for left, right in _pairs(merges)]
-    except ValueError as reason:
-        raise BadCheckpoint(f"{path}: model.merges holds {reason}, a pair is expected") from None
-
-
-def _pairs(merges: list[Any]) -> list[tuple[str, str]]:
-    for merge in merges:
-        if (
-            not isinstance(merge, list)
-            or len(merge) != 2
-            or not all(isinstance(part, str) and " " not in part for part in merge)
-        ):
-            raise ValueError(repr(merge)[:60])
-    return merges
+    joined: list[str] = []
+    for i, merge in enumerate(merges):
+        try:
+            left, right = merge.split(" ") if isinstance(merge, str) else merge
+            known = left in vocab and right in vocab and left + right in vocab
+        except (TypeError, ValueError):
+            known = False
+        if not known:
+            raise BadCheckpoint(
+                f"{path}: model.merges[{i}] is {repr(merge)[:60]}; two tokens of model.vocab that "
+                "make a third are expected"
+            )
+        joined.append(f"{left} {right}")
+    return joined
 
 
 def _check_text(path: Path, strings: Iterable[str]) -> None:
@@ -217,8 +220,8 @@ def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     """
     template = settings.get("chat_template")
     if isinstance(template, list):
-        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-        template = named.get("default")
+        named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
+        template = named[-1].get("template") if named else None
     path = folder / TEMPLATE
     if template is None and path.is_file():
         with Source(path, BadCheckpoint) as source:

@@ -162,6 +162,8 @@ def check_target(path: Path, nbytes: int) -> None:
         raise OutputError(f"{folder}: no such folder; create it first")
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; name the file to write")
+    if path.exists() and not path.is_file():  # renaming over /dev/null would replace it
+        raise OutputError(f"{path}: is no regular file; name the file to write")
     try:
         free = shutil.disk_usage(folder).free
     except OSError as reason:

@@ -18,6 +18,7 @@ from gptoss.files.checkpoint import Checkpoint
 from gptoss.files.errors import BadCheckpoint, UnsupportedModel
 from gptoss.files.gguf import GgufFile
 from gptoss.files.hparams import ARCHITECTURE, GGUF_DEFAULTS, GGUF_KEYS
+from gptoss.files.o200k import PRE_TOKENIZER, splits_as_o200k
 from gptoss.files.reading import read_json
 from gptoss.quant.verdict import KeyDifference
 
@@ -59,43 +60,68 @@ def _hyperparameters(
 def _vocabulary(checkpoint: Checkpoint, metadata: Mapping[str, Any]) -> Iterator[KeyDifference]:
     path = checkpoint.folder / TOKENIZER
     tokenizer = read_json(path, BadCheckpoint, limit=TOKENIZER_LIMIT)
-    texts, controls = _tokens(tokenizer, path, checkpoint.hparams.vocab_size)
-    yield from _literals(metadata, {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-4o"})
-    yield from _literals(metadata, _marks(checkpoint, texts))
+    if not splits_as_o200k(tokenizer.get("pre_tokenizer")):
+        raise BadCheckpoint(f"{path}: pre_tokenizer does not split text as o200k does")
+    words, added = _words(tokenizer, path, checkpoint.hparams.vocab_size)
+    texts, types = _tokens(words, added, checkpoint.hparams.vocab_size)
+    yield from _literals(
+        metadata, {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": PRE_TOKENIZER}
+    )
+    yield from _literals(metadata, _marks(checkpoint, added))
     yield from _array("tokenizer.ggml.tokens", texts, metadata)
     yield from _array("tokenizer.ggml.merges", _merges(tokenizer, path), metadata)
-    types = [int(TokenType.CONTROL) if i in controls else None for i in range(len(texts))]
     yield from _array("tokenizer.ggml.token_type", types, metadata)
 
 
-def _tokens(
+def _words(
     tokenizer: Mapping[str, Any], path: Path, size: int
-) -> tuple[list[str | None], set[int]]:
-    """Each id's text, None where the tokenizer has none, and which ids are control tokens."""
+) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    """The BPE vocabulary's ids by text, and the tokens added to it; all ids below ``size``."""
     model, added = tokenizer.get("model"), tokenizer.get("added_tokens", [])
     vocab = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(vocab, dict) or not isinstance(added, list):
         raise BadCheckpoint(f"{path}: model.vocab or added_tokens is not what a BPE tokenizer has")
-    texts: list[str | None] = [None] * size
-    pairs = [*vocab.items(), *((t.get("content"), t.get("id")) for t in map(_object, added))]
-    for text, i in pairs:
+    added = [token if isinstance(token, dict) else {} for token in added]
+    for text, i in (*vocab.items(), *((t.get("content"), t.get("id")) for t in added)):
         if type(i) is not int or not isinstance(text, str) or not 0 <= i < size:
             raise BadCheckpoint(
                 f"{path}: token {text!r} has id {i!r}; the weights have room for 0 to {size - 1}"
             )
-        texts[i] = text
-    return texts, {t["id"] for t in map(_object, added) if t.get("special")}
+    return vocab, added
 
 
-def _marks(checkpoint: Checkpoint, texts: Sequence[str | None]) -> dict[str, int]:
+def _tokens(
+    words: Mapping[str, int], added: Sequence[Mapping[str, Any]], size: int
+) -> tuple[list[str | None], list[int | None]]:
+    """Each id's text and type; None where any will do.
+
+    An id that no token has may be called anything, but must not be a word: a text could become it.
+    """
+    texts: list[str | None] = [None] * size
+    types: list[int | None] = [int(TokenType.UNUSED)] * size
+    for text, i in words.items():
+        texts[i], types[i] = text, int(TokenType.NORMAL)
+    for token in added:
+        text, i = token["content"], token["id"]
+        texts[i], types[i] = text, int(TokenType.CONTROL)
+        if not token.get("special"):
+            # Converters differ on which of these are control tokens; words have real spaces.
+            types[i] = None
+            texts[i] = text if text.startswith("<|") else text.replace("\u2581", " ")
+    return texts, types
+
+
+def _marks(checkpoint: Checkpoint, added: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """The ids that begin and end a text: those the tokenizer's settings name, else the config."""
     path = checkpoint.folder / SETTINGS
     settings = read_json(path, BadCheckpoint, limit=SETTINGS_LIMIT) if path.exists() else {}
+    ids = {token["content"]: token["id"] for token in added}
     marks = {}
     for name in ("bos", "eos"):
         text = settings.get(f"{name}_token")
         text = text.get("content") if isinstance(text, dict) else text
-        i = texts.index(text) if text in texts else checkpoint.config.get(f"{name}_token_id")
+        known = isinstance(text, str) and text in ids
+        i = ids[text] if known else checkpoint.config.get(f"{name}_token_id")
         if type(i) is int:
             marks[f"tokenizer.ggml.{name}_token_id"] = i
     return marks
@@ -106,7 +132,15 @@ def _merges(tokenizer: Mapping[str, Any], path: Path) -> list[str]:
     merges = tokenizer["model"].get("merges", [])
     if not isinstance(merges, list):
         raise BadCheckpoint(f"{path}: model.merges is no list")
-    return [merge if isinstance(merge, str) else " ".join(map(str, merge)) for merge in merges]
+    joined = []
+    for merge in merges:
+        pair = (
+            isinstance(merge, list) and len(merge) == 2 and all(isinstance(p, str) for p in merge)
+        )
+        if not pair and not isinstance(merge, str):
+            raise BadCheckpoint(f"{path}: model.merges holds {repr(merge)[:60]}, no pair")
+        joined.append(merge if isinstance(merge, str) else " ".join(merge))
+    return joined
 
 
 def _literals(
@@ -143,10 +177,6 @@ def _same(expected: str | int | float, found: object) -> bool:
     if isinstance(expected, float) and isinstance(found, int | float):
         return bool(np.float32(expected) == np.float32(found))
     return type(found) is type(expected) and found == expected
-
-
-def _object(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _text(value: object) -> str:

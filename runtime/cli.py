@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import io
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -58,7 +57,7 @@ def cli() -> None:
 @click.option("--top-k", type=int, default=_DEFAULTS.top_k, show_default=True, help="0: all.")
 @click.option("--top-p", type=float, default=_DEFAULTS.top_p, show_default=True)
 @click.option("--min-p", type=float, default=_DEFAULTS.min_p, show_default=True)
-@click.option("--seed", type=int, help="Makes sampling repeatable.")
+@click.option("--seed", type=click.IntRange(min=0), help="Makes sampling repeatable.")
 @click.option("--ctx", "n_ctx", type=int, help="Tokens of context.  [default: 16384 at most]")
 @click.option("--max-tokens", type=int, help="Limit of a reply, reasoning included.")
 @click.option("--threads", "n_threads", type=int, help="[default: the physical cores]")
@@ -79,7 +78,6 @@ def chat(
 
     Without -p, a conversation: at a terminal with line editing, else one message a line of stdin.
     """
-    _write_anything(sys.stdout)
     sampling = Sampling(temperature, top_k, top_p, min_p)
     functions = [import_function(spec) for spec in tools]
     size = model.stat().st_size if model.is_file() else 0
@@ -121,8 +119,9 @@ def import_function(spec: str) -> Callable[..., Any]:
         sys.path.insert(0, "")
     try:
         function = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise click.BadParameter(f"{spec}: {error}", param_hint="--tools") from error
+    except Exception as error:  # whatever the person's module raises while it is loaded
+        said = f"{type(error).__name__}: {error}"
+        raise click.BadParameter(f"{spec}: {said}", param_hint="--tools") from error
     if not callable(function):
         raise click.BadParameter(f"{spec} is not a function", param_hint="--tools")
     return function  # type: ignore[no-any-return]
@@ -181,12 +180,6 @@ def _in_bytes(advance: console.Advance, size: int) -> Callable[[float], None]:
         done = now
 
     return progress
-
-
-def _write_anything(out: object) -> None:
-    """A terminal that cannot show a character gets a question mark, not the end of the program."""
-    if isinstance(out, io.TextIOWrapper):
-        out.reconfigure(errors="replace")
 
 
 def main() -> NoReturn:

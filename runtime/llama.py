@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import sys
 import time
 import weakref
@@ -49,6 +50,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Progress = Callable[[float], None]
 """Called with the share of the model that has been loaded, 0 to 1, on a worker thread."""
+
+MAX_THREADS = 512
+"""ggml's own limit; far beyond it, it crashes."""
 
 N_BATCH = 512
 """Prompt tokens decoded in one call; the window layers' memory is 128 + this."""
@@ -171,6 +175,8 @@ class LlamaEngine:
         ``n_threads`` defaults to the physical cores; ``n_gpu_layers`` to all (−1), which means
         none where llama.cpp was built without a GPU. ``n_ctx`` may be rounded up.
         """
+        if n_threads is not None and not 1 <= n_threads <= MAX_THREADS:
+            raise EngineError(f"{n_threads} threads; 1 to {MAX_THREADS} are possible")
         _LOG.verbose = verbose
         self._stop = _StopFlag()
         self._worker = _Worker(self._stop)
@@ -180,6 +186,7 @@ class LlamaEngine:
         self._memory = lib.llama_get_memory(self._context)
         self._window: int = lib.llama_model_n_swa(self._model)
         self._n_ctx: int = lib.llama_n_ctx(self._context)
+        self._n_batch: int = lib.llama_n_batch(self._context)  # less where n_ctx is less
         self.n_vocab: int = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self._model))
         self._batch_tokens = (lib.llama_token * N_BATCH)()
         self._batch_positions = (lib.llama_pos * N_BATCH)()
@@ -202,7 +209,7 @@ class LlamaEngine:
         params.use_extra_bufts = False
         params.progress_callback = lib.llama_progress_callback(report)
         lib.llama_backend_init()
-        model = self._worker.run(lib.llama_model_load_from_file, str(path).encode(), params)
+        model = self._worker.run(lib.llama_model_load_from_file, os.fsencode(path), params)
         if not model:
             self._worker.close()
             raise _LOG.explain(f"{path}: llama.cpp cannot load it")
@@ -288,8 +295,8 @@ class LlamaEngine:
     def _decode_prompt(self, tokens: Sequence[int]) -> Logits | None:
         """Logits after ``tokens``, None when cancelled; saves the window layers' state."""
         logits = None
-        for start in range(0, len(tokens), N_BATCH):
-            logits = self._decode(tokens[start : start + N_BATCH])
+        for start in range(0, len(tokens), self._n_batch):
+            logits = self._decode(tokens[start : start + self._n_batch])
             if logits is None:
                 return None
         self._save_snapshot()

@@ -17,7 +17,8 @@ import tiktoken
 from gguf.constants import TokenType
 
 from gptoss.files.errors import BadGguf, UnsupportedModel
-from gptoss.files.o200k import O200K_PATTERN, PRE_TOKENIZER
+from gptoss.files.gguf import StringArray
+from gptoss.files.o200k import BYTE_LEVEL, O200K_PATTERN, PRE_TOKENIZER
 
 if TYPE_CHECKING:
     from gptoss.files.gguf import GgufFile
@@ -33,16 +34,6 @@ HARMONY_TOKENS = (
     "<|endoftext|>",
 )
 """Control tokens without which no harmony conversation can be held."""
-
-
-def _byte_level_table() -> dict[int, int]:
-    """Code point in a byte-level vocabulary → the byte it stands for.
-
-    GPT-2's spelling: printable Latin-1 bytes stand for themselves, the 68 others for U+0100 on.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {b: b for b in printable} | {0x100 + i: b for i, b in enumerate(others)}
 
 
 class Tokenizer:
@@ -74,10 +65,9 @@ class Tokenizer:
         """From the GGUF's ``tokenizer.ggml.tokens`` and ``.token_type`` (byte-level spelling)."""
         if len(tokens) != len(types):
             raise UnsupportedModel(f"{len(tokens)} tokens but {len(types)} token types")
-        table = _byte_level_table()
         normal = int(TokenType.NORMAL)
         token_bytes = [
-            token.translate(table).encode("latin-1", "replace")
+            token.translate(BYTE_LEVEL).encode("latin-1", "replace")
             if kind == normal
             else token.encode()
             for token, kind in zip(tokens, types, strict=True)
@@ -92,7 +82,10 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(cls, gguf: GgufFile) -> Tokenizer:
-        """From an opened GGUF; raises UnsupportedModel when its tokenizer is of another kind."""
+        """From an opened GGUF.
+
+        Raises UnsupportedModel when its tokenizer is of another kind, BadGguf when it is damaged.
+        """
         model = gguf.metadata.get("tokenizer.ggml.model")
         pre = gguf.metadata.get("tokenizer.ggml.pre")
         if (model, pre) != ("gpt2", PRE_TOKENIZER):
@@ -100,11 +93,24 @@ class Tokenizer:
                 f"{gguf.path}: tokenizer {model!r} with pre-tokenizer {pre!r}; "
                 f"gpt-oss has 'gpt2' with {PRE_TOKENIZER!r}"
             )
-        tokens = gguf.metadata["tokenizer.ggml.tokens"]
+        tokens = gguf.metadata.get("tokenizer.ggml.tokens")
+        if not isinstance(tokens, StringArray):
+            raise BadGguf(f"{gguf.path}: tokenizer.ggml.tokens holds no texts; convert it again")
         types = gguf.metadata.get("tokenizer.ggml.token_type")
         if not isinstance(types, np.ndarray):
             raise BadGguf(f"{gguf.path}: has no array tokenizer.ggml.token_type; convert it again")
-        return cls.from_vocabulary(tokens, types.tolist())
+        tokenizer = cls.from_vocabulary(tokens, types.tolist())
+        tokenizer._check_text_tokens(str(gguf.path))
+        return tokenizer
+
+    def _check_text_tokens(self, where: str) -> None:
+        """Every byte must be a token, and no two may be the same: tiktoken would panic later."""
+        spelled = {self._bytes[i] for i in self._text_ids}
+        missing = [byte for byte in range(256) if bytes([byte]) not in spelled]
+        if missing:
+            raise BadGguf(f"{where}: no token for the byte {missing[0]:#04x}; convert it again")
+        if len(spelled) != len(self._text_ids):
+            raise BadGguf(f"{where}: two tokens stand for the same text; convert it again")
 
     @cached_property
     def _encoding(self) -> tiktoken.Encoding:

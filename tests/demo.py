@@ -6,6 +6,7 @@ equal, a turn that does not end well, a tool that is not called.
 
 from __future__ import annotations
 
+import io
 import sys
 import tempfile
 import time
@@ -81,6 +82,8 @@ def talk(chat: Chat, turn: Turn) -> Iterator[str]:
 
 def main() -> int:
     """Convert, verify, talk."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # into a file on Windows, not every sign exists
     failures = []
     with tempfile.TemporaryDirectory() as scratch:
         gguf = Path(scratch) / "tiny.gguf"

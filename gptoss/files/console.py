@@ -1,15 +1,20 @@
 """What the three commands share: errors become one line and exit code 2, long work gets a bar.
 
 Exit codes of all commands: 0 done, 1 done and the answer is no (``verify`` found a difference),
-2 the input or the request was wrong, 130 interrupted, 143 terminated.
+2 the input or the request was wrong, 129 hung up (its terminal was closed), 130 interrupted, 141
+its reader has gone (``| head``), 143 terminated.
 """
 
 from __future__ import annotations
 
+import io
+import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -33,23 +38,42 @@ Meter = Callable[[int, int], None]
 """Called with the bytes finished so far and the bytes in all."""
 
 
+MESSAGE_LIMIT = 1000
+"""Characters of a message that are shown: what a file says may be quoted in it, of any length."""
+
+_SIGNALS = ("SIGTERM", "SIGHUP")  # the second is none of Windows'
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+
+
 class _Terminated(BaseException):
-    """SIGTERM: unwinds the stack as Ctrl-C does, so that temporary files are removed."""
+    """A signal to end: unwinds the stack as Ctrl-C does, so that temporary files are removed."""
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
-    raise _Terminated
+    raise _Terminated(number)
 
 
 def run(command: click.Command) -> NoReturn:
-    """Run a click command as the whole program; never shows a traceback for a ``GptossError``."""
-    signal.signal(signal.SIGTERM, _terminate)
+    """Run a click command as the whole program; no fault of its input shows a traceback."""
+    _make_streams_safe()
+    for name in _SIGNALS:
+        number = getattr(signal, name, None)
+        # Ignored by whoever started it: ``nohup`` means that a lost terminal shall not end it.
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _terminate)
     try:
-        # What click returns here is the code given to ``Context.exit``, else the command's result.
-        result = command.main(standalone_mode=False)
-        code = result if isinstance(result, int) else 0
-    except GptossError as error:
-        click.echo(f"error: {error}", err=True)
+        # Not ``Command.main``, which ends with 1 when the reader has gone: here that means no.
+        with command.make_context(Path(sys.argv[0]).name, sys.argv[1:]) as context:
+            command.invoke(context)
+            sys.stdout.flush()
+        code = 0
+    except click.exceptions.Exit as exit_:
+        code = exit_.exit_code
+    except BrokenPipeError:
+        _discard_output()
+        code = 141
+    except (GptossError, OSError) as error:
+        click.echo(f"error: {one_line(_said(error))}", err=True)
         code = 2
     except click.ClickException as error:
         error.show()
@@ -57,9 +81,40 @@ def run(command: click.Command) -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         code = 130
-    except _Terminated:
-        code = 143
+    except _Terminated as error:
+        code = 128 + error.args[0]
     sys.exit(code)
+
+
+def _make_streams_safe() -> None:
+    """No text that comes in or goes out, and no stream that is closed, may end the program."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started it
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def one_line(text: str) -> str:
+    """``text`` on one line, without what could steer a terminal, and not too long."""
+    text = _UNPRINTABLE.sub(" ", text)
+    half = MESSAGE_LIMIT // 2
+    return text if len(text) <= MESSAGE_LIMIT else f"{text[:half]} … {text[-half:]}"
+
+
+def _discard_output() -> None:
+    """What is still buffered goes nowhere: Python would try again, and complain, at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def _said(error: GptossError | OSError) -> str:
+    """An error's message; of the system's own, the path first, as our own have it."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ so another one would give a model that runs and answers nonsense.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -232,7 +231,10 @@ def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         if rope.get(name) is not None:
             raise UnsupportedModel(f"{where}: {name} is set; gpt-oss derives it from the factor")
     found = {field: rope.get(name) for name, field in _YARN_FIELDS.items()}
-    found["rope_theta"] = rope.get("rope_theta", config.get("rope_theta"))
+    thetas = [it["rope_theta"] for it in (rope, config) if it.get("rope_theta") is not None]
+    if len(thetas) == 2 and thetas[0] != thetas[1]:
+        raise BadCheckpoint(f"{where}: rope_theta is {thetas[0]!r} and {thetas[1]!r}")
+    found["rope_theta"] = thetas[0] if thetas else None
     if isinstance(new, Mapping) and isinstance(old, Mapping):
         differing = [n for n in _YARN_FIELDS if n in old and old[n] != new.get(n)]
         if differing:
@@ -258,6 +260,6 @@ def _number(
         return value
     if type(value) not in (int, float):
         raise error(f"{where}: {key} is {value!r}, a number is expected")
-    if not (math.isfinite(value) and 0 < value < 1e12):
+    if not 0 < value < 1e12:  # NaN fails this, as it must
         raise error(f"{where}: {key} is {value!r}, a positive number is expected")
     return float(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -179,6 +180,20 @@ def test_an_output_folder_that_is_missing(source: Path, run: Callable[..., str])
 
 def test_an_output_that_is_a_folder(source: Path, run: Callable[..., str]) -> None:
     assert "is a folder; name the file to write" in run(source, source.parent)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such files on Windows")
+def test_an_output_that_is_no_regular_file(
+    source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``-o /dev/null``, by root, must not put a file in its place."""
+    out = source.parent / "null"
+    os.mkfifo(out)
+    monkeypatch.setattr(sys, "argv", ["gptoss-convert", str(source), "-o", str(out)])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert "null: is no regular file" in capsys.readouterr().err
+    assert out.is_fifo()
 
 
 def test_an_output_folder_that_is_full(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,6 +70,14 @@ def test_hyperparameters_and_keys(checkpoint: Path, out: Path) -> None:
     assert file.metadata["general.file_type"] == 38
     assert file.metadata["tokenizer.ggml.pre"] == "gpt-4o"
     assert file.metadata["tokenizer.chat_template"] == "hello {{ world }}"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes are Linux's")
+def test_a_folder_whose_name_is_no_text(checkpoint: Path, out: Path, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"model-\xff")
+    shutil.copytree(checkpoint, folder)
+    convert(folder, out)
+    assert GgufFile.open(out).metadata["general.name"] == "model-\ufffd"
 
 
 def test_cutting_into_chunks_changes_nothing(

@@ -63,9 +63,15 @@ def test_types_of_added_tokens(folder: Path) -> None:
     assert (found.tokens[300], found.types[300]) == ("two words", TokenType.USER_DEFINED)
 
 
-@pytest.mark.parametrize("merges", [[["a", "b"], ["ab", "c"]], ["a b", "ab c"]])
+@pytest.mark.parametrize(
+    "merges", [[["a", "b"], ["ab", "c"]], ["a b", "ab c"], ["a b", ["ab", "c"]]]
+)
 def test_merges_of_both_spellings(folder: Path, merges: list[Any]) -> None:
-    edit(folder, "tokenizer.json", lambda t: t["model"].update(merges=merges))
+    def merge(tokenizer: dict[str, Any]) -> None:
+        tokenizer["model"]["vocab"].update(ab=300, abc=301)
+        tokenizer["model"].update(merges=merges)
+
+    edit(folder, "tokenizer.json", merge)
     assert vocabulary.read(folder).merges == ["a b", "ab c"]
 
 
@@ -111,15 +117,23 @@ def split_otherwise(tokenizer: dict[str, Any]) -> None:
         (lambda t: t["model"]["vocab"].update({"!": "1"}), "an id that is no whole number"),
         (lambda t: t["model"]["vocab"].update({"new": -1}), "token ids from -1 to"),
         (lambda t: t["model"]["vocab"].update({"new": 10**9}), "to 1000000000"),
-        (lambda t: t["model"]["vocab"].update({"\ud800": 300}), "half of a surrogate pair"),
+        (lambda t: t["added_tokens"][2].update(content="\ud800"), "half of a surrogate pair"),
+        (lambda t: t["model"]["vocab"].update({"\ud800": 300}), r"'\\ud800', which is not spelled"),
+        (lambda t: t["model"]["vocab"].update({"a b": 300}), "'a b', which is not spelled"),
         (lambda t: t["added_tokens"][0].update(id=1), "both have the id 1"),
         (lambda t: t["added_tokens"][0].update(id=257), "two added tokens have the id 257"),
         (lambda t: t["added_tokens"][0].pop("content"), "no list of ids and contents"),
         (lambda t: t.update(added_tokens=5), "no list of ids and contents"),
         (lambda t: t["model"].pop("merges"), "model.merges is missing"),
-        (lambda t: t["model"].update(merges=[["a"]]), r"model.merges holds \['a'\]"),
-        (lambda t: t["model"].update(merges=[["a", "b c"]]), "model.merges holds"),
-        (lambda t: t["model"].update(merges=["a b", ["c", "d"]]), "model.merges holds 'a b'"),
+        (lambda t: t["model"].update(merges=[["a"]]), r"model.merges\[0\] is \['a'\]; two"),
+        (lambda t: t["model"].update(merges=[["a", "b c"]]), r"merges\[0\] is .*; two"),
+        (lambda t: t["model"].update(merges=[["a", ""]]), r"merges\[0\] is .*; two"),
+        (lambda t: t["model"].update(merges=["ab"]), r"merges\[0\] is 'ab'; two"),
+        (lambda t: t["model"].update(merges=["a b c"]), r"merges\[0\] is 'a b c'; two"),
+        (lambda t: t["model"].update(merges=[7]), r"merges\[0\] is 7; two"),
+        (lambda t: t["model"].update(merges=["a b"]), r"merges\[0\] is 'a b'; two tokens"),
+        (lambda t: t["model"]["vocab"].pop("Ġ"), "has no 'Ġ', which stands for the byte 0x20"),
+        (lambda t: t.update(normalizer={"type": "NFC"}), "has a normalizer"),
         (split_otherwise, "does not split text as o200k does"),
         (lambda t: t.update(pre_tokenizer=None), "does not split text as o200k does"),
     ],
@@ -151,6 +165,9 @@ def test_a_template_that_is_no_text(folder: Path) -> None:
     edit(folder, "tokenizer_config.json", lambda s: s.update(chat_template=5))
     with pytest.raises(BadCheckpoint, match="chat_template is no text"):
         vocabulary.read(folder)
+    odd = [{"name": ["default"], "template": "no"}, 5]
+    edit(folder, "tokenizer_config.json", lambda s: s.update(chat_template=odd))
+    assert vocabulary.read(folder).chat_template is None
     edit(folder, "tokenizer_config.json", lambda s: s.pop("chat_template"))
     (folder / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(BadCheckpoint, match=r"chat_template\.jinja: no UTF-8"):

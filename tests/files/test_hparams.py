@@ -85,6 +85,8 @@ def test_both_schemas_in_one_file_must_agree(configs: dict[str, dict[str, Any]])
         ({"head_dim": 24}, BadCheckpoint, "2 heads of 24"),
         ({"rms_norm_eps": 0}, BadCheckpoint, "a positive number is expected"),
         ({"rms_norm_eps": float("nan")}, BadCheckpoint, "a positive number is expected"),
+        ({"rms_norm_eps": 10**400}, BadCheckpoint, "rms_norm_eps is 1000.*, a positive number"),
+        ({"rope_theta": 10000.0}, BadCheckpoint, r"rope_theta is 150000\.0 and 10000\.0"),
         ({"rms_norm_eps": "1e-5"}, BadCheckpoint, "a number is expected"),
         ({"rope_parameters": None}, BadCheckpoint, "neither rope_parameters nor rope_scaling"),
         ({"rope_parameters": {"rope_type": "linear"}}, UnsupportedModel, "'linear'"),

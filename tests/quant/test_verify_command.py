@@ -6,10 +6,13 @@ import json
 import shutil
 import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gptoss.converter.convert import convert
 from gptoss.files.checkpoint import Checkpoint
 from gptoss.files.errors import BadCheckpoint, BadGguf, UnsupportedModel
 from gptoss.files.gguf import GgufFile
@@ -87,6 +90,87 @@ def test_a_control_token_that_is_none(copy: Copying) -> None:
     (difference,) = it.verify().keys
     assert (difference.key, difference.index) == ("tokenizer.ggml.token_type", token)
     assert (difference.expected, difference.found) == ("3", "1")
+
+
+@pytest.mark.parametrize(
+    ("token", "found", "expected"),
+    [
+        (65, 3, 1),  # text could not be encoded to it
+        (300, 1, 5),  # text could be encoded to a row that no token has
+    ],
+)
+def test_a_word_that_is_none(copy: Copying, token: int, found: int, expected: int) -> None:
+    it, key = copy(), b"tokenizer.ggml.token_type"
+    it.replace(key, struct.pack("<i", found), len(key) + 4 + 4 + 8 + 4 * token)
+    (difference,) = it.verify().keys
+    assert (difference.key, difference.index) == ("tokenizer.ggml.token_type", token)
+    assert (difference.expected, difference.found) == (str(expected), str(found))
+
+
+# --- tokenizers as fine-tunes have them -------------------------------------------------------
+
+
+@pytest.fixture
+def edited(source: Path, tmp_path: Path) -> Callable[..., Path]:
+    """``edited(name, change)``: a copy of the checkpoint with one of its JSON files changed."""
+
+    def edit(name: str, change: Callable[[dict[str, Any]], object]) -> Path:
+        folder = tmp_path / "edited"
+        if not folder.exists():
+            shutil.copytree(source, folder)
+        found = json.loads((folder / name).read_text())
+        change(found)
+        (folder / name).write_text(json.dumps(found))
+        return folder
+
+    return edit
+
+
+def without_marks(settings: dict[str, Any]) -> None:
+    del settings["bos_token"], settings["eos_token"]
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("tokenizer_config.json", without_marks),  # there are rows without a token, too
+        ("tokenizer_config.json", lambda s: s.update({"bos_token": "a"})),  # is no added token
+        ("tokenizer.json", lambda t: t["added_tokens"][2].update(special=False)),
+        (
+            "tokenizer.json",
+            lambda t: t["added_tokens"].append({"id": 300, "content": "a▁b", "special": False}),
+        ),
+        ("tokenizer.json", lambda t: t["model"]["vocab"].update({"<|call|>": 270})),
+    ],
+)
+def test_what_is_converted_is_proven(
+    edited: Callable[..., Path],
+    tmp_path: Path,
+    name: str,
+    change: Callable[[dict[str, Any]], object],
+) -> None:
+    folder = edited(name, change)
+    convert(folder, tmp_path / "out.gguf")
+    assert verify(folder, tmp_path / "out.gguf").first is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t["model"].update(merges=[1, 2]), "model.merges holds 1"),
+        (lambda t: t["model"].update(merges=[["a"]]), r"model.merges holds \['a'\]"),
+        (lambda t: t["added_tokens"].append(5), "token None has id None"),
+        (lambda t: t.update(pre_tokenizer=None), "does not split text as o200k does"),
+    ],
+)
+def test_a_tokenizer_that_is_no_gpt_oss(
+    copy: Copying,
+    edited: Callable[..., Path],
+    change: Callable[[dict[str, Any]], object],
+    message: str,
+) -> None:
+    with pytest.raises(BadCheckpoint, match=message):
+        verify(edited("tokenizer.json", change), copy().path)
 
 
 # --- bad input --------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -149,6 +150,26 @@ def test_prompt_too_long(small_engine: LlamaEngine) -> None:
     with pytest.raises(PromptTooLong, match="256 tokens, the context holds 256"):
         next(small_engine.generate(random_tokens(256), greedy, stop=set()))
     assert len(list(small_engine.generate(random_tokens(255), greedy, stop=set()))) == 2
+
+
+@pytest.mark.parametrize("n_ctx", [1, 100, 300])
+def test_a_context_that_is_rounded_up(random_gguf: Path, n_ctx: int) -> None:
+    """llama.cpp rounds the context up, not the batch with it, and aborts on a larger one."""
+    engine = LlamaEngine(random_gguf, n_ctx=n_ctx, n_threads=1)
+    assert engine.n_ctx % 256 == 0
+    prompt = random_tokens(engine.n_ctx - 3)
+    said = list(engine.generate(prompt, greedy, stop=set()))
+    assert len(said) == 4
+    engine.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes are Linux's")
+def test_a_file_whose_name_is_no_text(random_gguf: Path, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"model-\xff.gguf")
+    path.symlink_to(random_gguf)
+    engine = LlamaEngine(path, n_ctx=256)
+    assert list(engine.generate([1, 2], Forced([3]), stop={3})) == [3]
+    engine.close()
 
 
 def test_empty_prompt(engine: LlamaEngine) -> None:

@@ -116,6 +116,13 @@ def test_a_vocabulary_without_harmony(refused: Refused, tmp_path: Path, random_g
     assert "<|return|>" in refused("chat", other)
 
 
+def test_a_byte_that_has_no_token(refused: Refused, tmp_path: Path, random_gguf: Path) -> None:
+    damaged = tmp_path / "damaged.gguf"
+    one = (1).to_bytes(8, "little")
+    damaged.write_bytes(random_gguf.read_bytes().replace(one + b"!", one + b"~", 1))
+    assert "no token for the byte 0x21" in refused("chat", damaged)
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
@@ -126,13 +133,27 @@ def test_a_vocabulary_without_harmony(refused: Refused, tmp_path: Path, random_g
         ("--tools", "nothing", "not MODULE:FUNCTION"),
         ("--tools", "json:nothing", "json:nothing"),
         ("--tools", "no_such_module:f", "No module named"),
+        ("--tools", "..x:f", "--tools: ..x:f: TypeError"),
         ("--reasoning", "extreme", "extreme"),
+        ("--seed", "-1", "-1 is not in the range x>=0"),
+        ("--threads", "0", "0 threads; 1 to 512 are possible"),
+        ("--threads", "100000", "100000 threads; 1 to 512 are possible"),
     ],
 )
 def test_bad_options(
     refused: Refused, random_gguf: Path, option: str, value: str, message: str
 ) -> None:
     assert message in refused("chat", random_gguf, option, value)
+
+
+@pytest.mark.parametrize("text", ["def f(:", "raise RuntimeError('boom')", "1 / 0"])
+def test_a_tools_module_that_cannot_be_loaded(
+    refused: Refused, random_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    (tmp_path / "broken_tools.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    said = refused("chat", random_gguf, "--tools", "broken_tools:f")
+    assert "Invalid value for --tools: broken_tools:f: " in said
 
 
 # --- talking ----------------------------------------------------------------------------------

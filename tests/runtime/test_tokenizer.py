@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 
-from gptoss.files.errors import UnsupportedModel
+from gptoss.files.errors import BadGguf, UnsupportedModel
+from gptoss.files.gguf import GgufFile, StringArray
+from gptoss.files.o200k import BYTE_LEVEL
 from gptoss.runtime.tokenizer import Tokenizer
 from support.tokens import CONTROL, byte_tokenizer
 
@@ -39,6 +45,38 @@ def test_byte_level_spelling_and_types() -> None:
 def test_a_vocabulary_without_harmony_is_refused() -> None:
     with pytest.raises(UnsupportedModel, match=r"<\|channel\|>"):
         Tokenizer.from_vocabulary(["a", "<|end|>"], [NORMAL, CONTROL_TYPE])
+
+
+BYTES = list(map(chr, BYTE_LEVEL))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (BYTES[1:], "no token for the byte 0x21"),
+        ([*BYTES, "ü"], "two tokens stand for the same text"),
+        ([*BYTES, "日", "語", "?"], "two tokens stand for the same text"),
+        (np.arange(266), "tokens holds no texts"),
+        (None, "tokens holds no texts"),
+    ],
+)
+def test_a_gguf_that_no_text_can_be_encoded_with(tokens: Any, message: str) -> None:
+    """tiktoken would panic on these, at the first text."""
+    types = [NORMAL] * (0 if tokens is None else len(tokens)) + [CONTROL_TYPE] * len(CONTROL)
+    if isinstance(tokens, list):
+        raw = b"".join(
+            len(token.encode()).to_bytes(8, "little") + token.encode()
+            for token in (*tokens, *CONTROL)
+        )
+        tokens = StringArray(raw, len(types), "model.gguf")
+    metadata = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-4o",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": np.array(types),
+    }
+    with pytest.raises(BadGguf, match=message):
+        Tokenizer.from_gguf(GgufFile(Path("model.gguf"), 3, metadata, {}, {}))
 
 
 def test_ids_outside_the_vocabulary() -> None:
