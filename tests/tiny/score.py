@@ -130,6 +130,13 @@ def _json(text: str) -> object:
         return text
 
 
+def shares(answers: Sequence[Answer]) -> tuple[float, float]:
+    """Of turns that are well formed, and of questions that are answered right."""
+    turns = sum(len(a.turns) for a in answers)
+    well_formed = sum(a.well_formed for a in answers)
+    return well_formed / turns, sum(a.right for a in answers) / len(answers)
+
+
 def report(answers: Sequence[Answer]) -> Iterator[str]:
     """Lines of text: the two shares, each category's, and the length of reasoning by effort."""
     turns = sum(len(a.turns) for a in answers)

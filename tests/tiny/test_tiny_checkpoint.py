@@ -15,8 +15,11 @@ from tiny import score
 
 FOLDER = score.CHECKPOINT
 MOST_BYTES = 8_000_000
-WELL_FORMED, RIGHT = 0.96, 0.85
-"""Shares that it reaches at least; the aim is 0.98 and 0.90, see the card."""
+WELL_FORMED, RIGHT = 0.98, 0.90
+"""Shares that it reaches at least."""
+FEW = 60
+OTHER_ROUNDING = 0.01
+"""How far shares may be from the card's: another processor rounds sums otherwise."""
 LAYER = "model.layers.{i}."
 DENSE = {
     "input_layernorm.weight", "post_attention_layernorm.weight", "self_attn.sinks",
@@ -74,9 +77,9 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _check(answers: list[score.Answer]) -> None:
-    turns = sum(len(answer.turns) for answer in answers)
-    assert sum(answer.well_formed for answer in answers) >= WELL_FORMED * turns
-    assert sum(answer.right for answer in answers) >= RIGHT * len(answers)
+    well_formed, right = score.shares(answers)
+    assert well_formed >= WELL_FORMED
+    assert right >= RIGHT
     mean = {}
     for effort in Effort:
         lengths = [a.reasoning for a in answers if a.session.scene.effort is effort]
@@ -85,7 +88,7 @@ def _check(answers: list[score.Answer]) -> None:
 
 
 def test_it_talks(gguf: Path) -> None:
-    _check(score.score(gguf, 50))
+    _check(score.score(gguf, FEW))
 
 
 @pytest.mark.slow
@@ -93,6 +96,6 @@ def test_it_talks_as_the_card_says(gguf: Path) -> None:
     answers = score.score(gguf, score.QUESTIONS)
     _check(answers)
     card = (FOLDER.parent / "README.md").read_text("utf-8")
-    shares = re.findall(r"\((\d+) of (\d+)\)", "\n".join(score.report(answers)))
-    for part, whole in shares[:2]:
-        assert f"{part} of {whole}" in card
+    for name, found in zip(("well formed", "right"), score.shares(answers), strict=True):
+        ((part, whole),) = re.findall(rf"^{name} .*\((\d+) of (\d+)\)", card, re.MULTILINE)
+        assert abs(int(part) / int(whole) - found) <= OTHER_ROUNDING

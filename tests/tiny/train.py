@@ -39,7 +39,7 @@ from tiny.world import LEARNED, draw_scene, draw_session
 SEED = 20261124
 RANKS = 2000
 THREADS, ROWS, LENGTH = 2, 8, 768
-STEPS = 3000
+STEPS = 2600
 WARMUP = 60
 RATE = 1.5e-3
 RESUMED_SHARE = 0.5
