@@ -78,7 +78,8 @@ def _header(checkpoint: Checkpoint, planned: Plan) -> bytes:
 
 def _check_apart(checkpoint: Checkpoint, out: Path) -> None:
     """The output must not be one of the files it is made from."""
-    parts = {info.path for info in checkpoint.tensors.values()}
+    files = {info.path for info in checkpoint.tensors.values()}
+    parts = {path for path in files if isinstance(path, Path)}
     parts |= {path for path in checkpoint.folder.iterdir() if path.suffix in (".json", ".jinja")}
     if out.exists() and any(out.samefile(part) for part in parts):
         raise OutputError(f"{out}: is part of the checkpoint; name another file to write")

@@ -33,7 +33,7 @@ from gptoss.converter.metadata import Entry
 from gptoss.converter.plan import ALIGNMENT, Plan, TensorPlan
 from gptoss.converter.transforms import OutOfRangeError
 from gptoss.files.errors import BadCheckpoint, OutputError
-from gptoss.files.reading import Source
+from gptoss.files.reading import AnyPath, Source
 
 CHUNK = 2**22
 """About the bytes that a worker writes at once."""
@@ -197,7 +197,7 @@ class _Workers:
     """What the worker threads share: the sources, the target, and the word to stop."""
 
     def __init__(
-        self, path: Path, start: int, sources: dict[Path, Source], stack: ExitStack
+        self, path: Path, start: int, sources: dict[AnyPath, Source], stack: ExitStack
     ) -> None:
         self.path = path
         self.start = start

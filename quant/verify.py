@@ -23,7 +23,7 @@ from gptoss.files.console import Meter
 from gptoss.files.errors import BadCheckpoint, BadFile, BadGguf
 from gptoss.files.gguf import GgufFile, GgufTensor
 from gptoss.files.names import Kind, NamedTensor, Rows, tensors
-from gptoss.files.reading import Source
+from gptoss.files.reading import AnyPath, Source
 from gptoss.files.safetensors import TensorInfo
 from gptoss.quant.comparing import COMPARISONS, Comparison
 from gptoss.quant.keys import compare_keys
@@ -170,11 +170,11 @@ class _Finding:
 class _Files:
     """The open files, and for each thread the buffers it reads them into."""
 
-    def __init__(self, sources: Mapping[Path, Source]) -> None:
+    def __init__(self, sources: Mapping[AnyPath, Source]) -> None:
         self._sources = sources
         self._local = threading.local()
 
-    def read(self, slot: str, path: Path, offset: int, nbytes: int) -> Bytes:
+    def read(self, slot: str, path: AnyPath, offset: int, nbytes: int) -> Bytes:
         """Bytes of a file, in this thread's buffer ``slot``; valid until its next use."""
         buffer: Bytes | None = getattr(self._local, slot, None)
         if buffer is None or len(buffer) < nbytes:
@@ -188,7 +188,7 @@ def _compare(
     groups: Sequence[_Group], checkpoint: Checkpoint, gguf: Path, progress: Meter | None
 ) -> list[TensorDifference]:
     """Compare all groups; one difference for each tensor that has any."""
-    errors: dict[Path, type[BadFile]] = {gguf: BadGguf}
+    errors: dict[AnyPath, type[BadFile]] = {gguf: BadGguf}
     errors |= {info.path: BadCheckpoint for info in checkpoint.tensors.values()}
     findings: list[_Finding] = []
     done, total = 0, sum(group.nbytes for group in groups)

@@ -6,7 +6,7 @@ Nothing but headers is read. Weights stand in one ``model.safetensors``, or in s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from gptoss.files.errors import BadCheckpoint
 from gptoss.files.hparams import HParams
 from gptoss.files.names import HfTensor, hf_tensors
-from gptoss.files.reading import read_json
+from gptoss.files.reading import AnyPath, read_json
 from gptoss.files.safetensors import TensorInfo, read_header
 
 CONFIG = "config.json"
@@ -23,6 +23,9 @@ INDEX = "model.safetensors.index.json"
 CONFIG_LIMIT = 2**20
 INDEX_LIMIT = 2**26
 SHARD_LIMIT = 4096
+
+Weights = Callable[[str], AnyPath]
+"""Where a file of weights is, by its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +38,10 @@ class Checkpoint:
     tensors: Mapping[str, TensorInfo]
 
     @classmethod
-    def open(cls, folder: Path) -> Checkpoint:
+    def open(cls, folder: Path, weights: Weights | None = None) -> Checkpoint:
         """Read a folder's config and headers.
+
+        ``weights`` says where the files of weights are when they are not in the folder.
 
         Raises ``UnsupportedModel`` when it is no gpt-oss model, ``BadCheckpoint`` when something
         is missing or contradicts itself.
@@ -49,7 +54,8 @@ class Checkpoint:
             )
         path = folder / CONFIG
         config = read_json(path, BadCheckpoint, limit=CONFIG_LIMIT)
-        return cls(folder, config, HParams.from_config(config, str(path)), _tensors(folder))
+        hparams = HParams.from_config(config, str(path))
+        return cls(folder, config, hparams, _tensors(folder, weights))
 
     def check_tensors(self) -> None:
         """Raise ``BadCheckpoint`` unless exactly the tensors that the config asks for are here."""
@@ -67,20 +73,21 @@ class Checkpoint:
                 )
 
 
-def _tensors(folder: Path) -> dict[str, TensorInfo]:
-    single, index = folder / SINGLE, folder / INDEX
-    if single.exists() and index.exists():
+def _tensors(folder: Path, weights: Weights | None) -> dict[str, TensorInfo]:
+    weights = weights or folder.joinpath
+    single, index = weights(SINGLE), folder / INDEX
+    if single.is_file() and index.exists():
         raise BadCheckpoint(
             f"{folder}: holds both {SINGLE} and {INDEX}; remove the one that is not meant"
         )
     if index.exists():
-        return _sharded(folder, index)
-    if not single.exists():
+        return _sharded(index, weights)
+    if not single.is_file():
         raise BadCheckpoint(f"{folder}: holds neither {SINGLE} nor {INDEX}")
     return read_header(single)
 
 
-def _sharded(folder: Path, index: Path) -> dict[str, TensorInfo]:
+def _sharded(index: Path, weights: Weights) -> dict[str, TensorInfo]:
     weight_map = read_json(index, BadCheckpoint, limit=INDEX_LIMIT).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadCheckpoint(f"{index}: weight_map is missing or empty")
@@ -91,16 +98,17 @@ def _sharded(folder: Path, index: Path) -> dict[str, TensorInfo]:
         raise BadCheckpoint(f"{index}: {len(shards)} shards; at most {SHARD_LIMIT} are believed")
     tensors: dict[str, TensorInfo] = {}
     for shard in shards:
-        if not (folder / shard).is_file():
-            raise BadCheckpoint(f"{folder / shard}: missing shard, named in {INDEX}")
-        for name, info in read_header(folder / shard).items():
+        path = weights(shard)
+        if not path.is_file():
+            raise BadCheckpoint(f"{path}: missing shard, named in {INDEX}")
+        for name, info in read_header(path).items():
             if weight_map.get(name) != shard:
                 said = f"puts it in {weight_map[name]}" if name in weight_map else "omits it"
-                raise BadCheckpoint(f"{folder / shard}: holds tensor {name!r}, but {INDEX} {said}")
+                raise BadCheckpoint(f"{path}: holds tensor {name!r}, but {INDEX} {said}")
             tensors[name] = info
     for name, shard in weight_map.items():
         if name not in tensors:
-            raise BadCheckpoint(f"{folder / shard}: tensor {name!r} is missing, says {INDEX}")
+            raise BadCheckpoint(f"{weights(shard)}: tensor {name!r} is missing, says {INDEX}")
     return tensors
 
 

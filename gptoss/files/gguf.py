@@ -132,7 +132,7 @@ class GgufFile:
     def open(cls, path: Path) -> GgufFile:
         """Read and check a file's header. Raises ``BadGguf``."""
         with Source(path, BadGguf) as source:
-            return _read(source)
+            return _read(path, source)
 
 
 class _Cursor:
@@ -195,7 +195,7 @@ class _Cursor:
         self.at = at
 
 
-def _read(source: Source) -> GgufFile:
+def _read(path: Path, source: Source) -> GgufFile:
     cursor = _Cursor(source)
     version = _check_version(cursor)
     n_tensors = cursor.count(32, MAX_TENSORS, "tensors")
@@ -210,7 +210,7 @@ def _read(source: Source) -> GgufFile:
         types[key], metadata[key] = _value(cursor, key, kind)
     infos = [_tensor_info(cursor, i) for i in range(n_tensors)]
     tensors = _placed(cursor, infos, _alignment(cursor, metadata))
-    return GgufFile(source.path, version, metadata, types, tensors)
+    return GgufFile(path, version, metadata, types, tensors)
 
 
 def _check_version(cursor: _Cursor) -> int:

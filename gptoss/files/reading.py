@@ -11,10 +11,9 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +24,27 @@ Buffer = bytearray | memoryview | NDArray[Any]
 """A writable, C-contiguous buffer."""
 
 
+class Handle(Protocol):
+    """An unbuffered handle, as ``Path.open("rb", buffering=0)`` gives it."""
+
+    def seek(self, offset: int, whence: int = ..., /) -> int: ...
+    def readinto(self, buffer: memoryview, /) -> int | None: ...
+    def close(self) -> None: ...
+
+
+class AnyPath(Protocol):
+    """Where a file is: a ``Path``, or what stands for a file that is not on this machine.
+
+    Opening the latter and reading from it may raise other errors than ``OSError``; they pass
+    through as they are. Its text is what messages say.
+    """
+
+    @property
+    def name(self) -> str: ...
+    def is_file(self) -> bool: ...
+    def open(self, mode: Literal["rb"], buffering: Literal[0]) -> Handle: ...
+
+
 class Source:
     """A file open for reading, shared by any number of threads.
 
@@ -32,11 +52,11 @@ class Source:
     parts of a checkpoint, ``BadGguf`` for a GGUF file.
     """
 
-    def __init__(self, path: Path, error: type[BadFile] = BadFile) -> None:
+    def __init__(self, path: AnyPath, error: type[BadFile] = BadFile) -> None:
         self.path = path
         self._error = error
         self._local = threading.local()
-        self._handles: list[FileIO] = []
+        self._handles: list[Handle] = []
         handle = self._handle()
         try:
             self.size = handle.seek(0, 2)
@@ -93,11 +113,11 @@ class Source:
     ) -> None:
         self.close()
 
-    def _handle(self) -> FileIO:
-        handle: FileIO | None = getattr(self._local, "handle", None)
+    def _handle(self) -> Handle:
+        handle: Handle | None = getattr(self._local, "handle", None)
         if handle is None:
             try:
-                handle = self.path.open("rb", buffering=0)
+                handle = self.path.open("rb", 0)
             except OSError as reason:
                 raise self._error(f"{self.path}: cannot be opened: {reason.strerror}") from reason
             self._local.handle = handle

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from gptoss.files.errors import BadCheckpoint
-from gptoss.files.reading import Source, parse_json
+from gptoss.files.reading import AnyPath, Source, parse_json
 
 DTYPE_BYTES = {
     "BOOL": 1,
@@ -53,12 +52,12 @@ class TensorInfo:
     name: str
     dtype: str
     shape: tuple[int, ...]
-    path: Path
+    path: AnyPath
     offset: int
     nbytes: int
 
 
-def read_header(path: Path) -> dict[str, TensorInfo]:
+def read_header(path: AnyPath) -> dict[str, TensorInfo]:
     """All tensors of one file, in the order of their data. Raises ``BadCheckpoint``."""
     with Source(path, BadCheckpoint) as source:
         if source.size < 8:
@@ -83,7 +82,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     return {tensor.name: tensor for tensor in tensors}
 
 
-def _tensor(path: Path, name: str, entry: Any, data_start: int, data_size: int) -> TensorInfo:
+def _tensor(path: AnyPath, name: str, entry: Any, data_start: int, data_size: int) -> TensorInfo:
     """One entry of the header, checked by itself."""
     where = f"{path}: tensor {name!r}"
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
@@ -109,7 +108,7 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int, data_size: int) 
     return TensorInfo(name, dtype, tuple(shape), path, data_start + begin, nbytes)
 
 
-def _check_cover(path: Path, tensors: list[TensorInfo], start: int, size: int) -> None:
+def _check_cover(path: AnyPath, tensors: list[TensorInfo], start: int, size: int) -> None:
     """The tensors, sorted by offset, must cover the data without overlap or gap."""
     at, before = start, "the header"
     for tensor in tensors:

@@ -12,6 +12,7 @@ import pytest
 from gptoss.files.checkpoint import Checkpoint
 from gptoss.files.errors import BadCheckpoint, UnsupportedModel
 from gptoss.files.names import hf_tensors
+from gptoss.files.reading import Source
 from support import safetensors_files
 from support.checkpoints import random_checkpoint
 
@@ -32,8 +33,21 @@ def test_one_file_and_shards_hold_the_same(tmp_path: Path, sharded: Path) -> Non
     for name, one in single.tensors.items():
         other = shards.tensors[name]
         assert (one.dtype, one.shape) == (other.dtype, other.shape)
-        raw = one.path.read_bytes()[one.offset : one.offset + one.nbytes]
-        assert raw == other.path.read_bytes()[other.offset : other.offset + other.nbytes]
+        with Source(one.path) as first, Source(other.path) as second:
+            raw = first.read(one.offset, one.nbytes)
+            assert raw == second.read(other.offset, other.nbytes)
+
+
+def test_weights_that_are_elsewhere(tmp_path: Path, sharded: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for shard in sharded.glob("*.safetensors"):
+        shard.rename(elsewhere / shard.name)
+    with pytest.raises(BadCheckpoint, match="missing shard"):
+        Checkpoint.open(sharded)
+    found = Checkpoint.open(sharded, elsewhere.joinpath)
+    found.check_tensors()
+    assert all(elsewhere / info.path.name == info.path for info in found.tensors.values())
 
 
 def edit_index(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:

@@ -11,6 +11,7 @@ from gguf.constants import GGMLQuantizationType
 
 from gptoss.files.checkpoint import Checkpoint
 from gptoss.files.gguf import GgufFile
+from gptoss.files.reading import Source
 from gptoss.quant import mxfp4
 from gptoss.quant.verdict import Place, Problem
 from gptoss.quant.verify import verify
@@ -106,7 +107,8 @@ def test_halves_in_place_of_every_second_row(copy: Copying) -> None:
     arrays = []
     for ending in ("_blocks", "_scales"):
         info = tensors[prefix + ending]
-        raw = np.fromfile(info.path, np.uint8, info.nbytes, offset=info.offset)
+        with Source(info.path) as source:
+            raw = np.frombuffer(source.read(info.offset, info.nbytes), np.uint8)
         arrays.append(raw.reshape(info.shape))
     blocks, scales = arrays
     for which, half in (("gate", 0), ("up", 1)):
