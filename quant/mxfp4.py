@@ -1,4 +1,4 @@
-"""MXFP4: blocks of 32 four-bit floats that share one scale. The only module that knows nibbles.
+"""MXFP4: blocks of 32 four-bit floats that share one scale: the tables and the byte layouts.
 
 The format is "OCP Microscaling Formats (MX) Specification" v1.0, sections 5 and 6. An element is
 E2M1: a sign bit, two exponent bits with bias 1, one mantissa bit. The block's scale is E8M0: a bare
@@ -27,8 +27,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss.files.errors import GptossError
-
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
@@ -45,19 +43,6 @@ E2M1 = (
 
 E8M0_BIAS = 127
 E8M0_NAN = 255
-
-
-class NotFiniteError(GptossError):
-    """MXFP4 elements have no NaN and no infinity; ``block`` and ``lane`` say where one was met."""
-
-    def __init__(self, block: tuple[int, ...], lane: int, value: float) -> None:
-        super().__init__(
-            f"MXFP4 cannot hold {value} (block {', '.join(map(str, block))}, lane {lane}): "
-            "repair the source weights"
-        )
-        self.block = block
-        self.lane = lane
-        self.value = value
 
 
 # --- layouts ----------------------------------------------------------------------------------
@@ -214,100 +199,3 @@ def decode(codes: Bytes, scales: Bytes) -> Floats:
     index = scales[..., None].astype(np.uint16) << np.uint16(4)
     values: Floats = _VALUES[index | codes]
     return values
-
-
-# Halfway points between neighbouring magnitudes. A tie goes to the even code, so a value equal to
-# the midpoint above an even code stays, and above an odd code moves up.
-_MIDPOINTS = ((0.25, False), (0.75, True), (1.25, False), (1.75, True), (2.5, False), (3.5, True),
-              (5.0, False))  # fmt: skip
-
-
-def ocp_scales(values: Floats) -> Bytes:
-    """Block scales ``uint8[n]`` by the standard's rule (OCP MX v1.0, section 6.3).
-
-    ``2**(floor(log2(amax)) - 2)``, 2 being the exponent of E2M1's largest power of two: the largest
-    magnitude comes to lie in [4, 8) scales. Clamped to 2**-127; a block of zeros gets that too.
-    """
-    amax: Floats = np.abs(values).max(axis=-1)
-    exponent = (amax.view(np.uint32) >> 23).astype(np.int16)  # float32 and E8M0 share the bias
-    return np.maximum(exponent - 2, 0).astype(np.uint8)
-
-
-def codes_at(values: Floats, scales: Bytes) -> Bytes:
-    """The nearest codes ``uint8[n, 32]`` to float32 ``values[n, 32]`` under given scales ``[n]``.
-
-    Ties to the even code; magnitudes above 6 scales saturate to 6. Scales are 0..254.
-    """
-    # A power of two: the product is exact, but for results so small that they round to 0 anyway.
-    inverse = np.ldexp(np.float32(1), E8M0_BIAS - scales.astype(np.int32))
-    with np.errstate(over="ignore"):
-        magnitude = np.abs(values) * inverse[..., None]
-    codes = np.signbit(values).astype(np.uint8)
-    codes <<= 3
-    for midpoint, tie_moves_up in _MIDPOINTS:
-        codes += (magnitude >= midpoint) if tie_moves_up else (magnitude > midpoint)
-    return codes
-
-
-def encode(values: Floats) -> tuple[Bytes, Bytes]:
-    """Codes ``uint8[n, 32]`` and scales ``uint8[n]`` of least squared error for ``float32[n, 32]``.
-
-    Scales tried, in this order, a later one taken only if strictly better: the standard's
-    (`ocp_scales`), its double, its half. No other can win. In units of the standard's scale the
-    largest magnitude m is in [4, 8). From its fourfold on, every grid point that a value up to 8
-    rounds to is also a point of the double's grid. From its quarter on, m saturates at 1.5 or
-    less and loses at least 6.25 over the standard's scale, while the other 31 gain at most 1/16
-    each.
-
-    So a block that lies on the grid of any scale comes back exactly (by value: 0.5 at one scale
-    is 1.0 at half of it). Bound: the standard's rule keeps every error below amax / 4, and the
-    squared error of a block is here never above that rule's. Deterministic on every machine:
-    elementwise IEEE arithmetic, sums in a fixed order.
-
-    Raises `NotFiniteError` on NaN or infinity, ValueError for another dtype or shape.
-    """
-    if values.dtype != np.float32 or values.ndim < 2 or values.shape[-1] != BLOCK:
-        raise ValueError(
-            f"MXFP4 is encoded from float32[n, {BLOCK}], not {values.dtype}{[*values.shape]}"
-        )
-    _require_finite(values)
-    codes = np.empty(values.shape, np.uint8)
-    scales = np.empty(values.shape[:-1], np.uint8)
-    for piece in _pieces(scales.shape):
-        codes[piece], scales[piece] = _encode_piece(values[piece])
-    return codes, scales
-
-
-def _encode_piece(values: Floats) -> tuple[Bytes, Bytes]:
-    scales = ocp_scales(values)
-    codes = codes_at(values, scales)
-    error = squared_error(values, codes, scales)
-    standard = scales.astype(np.int16)
-    for step in (1, -1):
-        other_scales = np.maximum(standard + step, 0).astype(np.uint8)
-        other_codes = codes_at(values, other_scales)
-        other_error = squared_error(values, other_codes, other_scales)
-        better = other_error < error
-        codes[better] = other_codes[better]
-        scales[better] = other_scales[better]
-        error[better] = other_error[better]
-    return codes, scales
-
-
-def squared_error(values: Floats, codes: Bytes, scales: Bytes) -> NDArray[np.float64]:
-    """The sum over each block, ``float64[n]``, of the squared differences to what decodes."""
-    difference = decode(codes, scales).astype(np.float64)
-    difference -= values
-    difference *= difference
-    # Pairwise by halves: numpy's own sum may add in another order on another machine.
-    for half in (16, 8, 4, 2, 1):
-        difference = difference[..., :half] + difference[..., half:]
-    total: NDArray[np.float64] = difference[..., 0]
-    return total
-
-
-def _require_finite(values: Floats) -> None:
-    finite = np.isfinite(values)
-    if not finite.all():
-        *block, lane = (int(i) for i in np.argwhere(~finite)[0])
-        raise NotFiniteError(tuple(block), lane, float(values[(*block, lane)]))

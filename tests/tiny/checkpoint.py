@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gptoss.quant import mxfp4
+from gptoss.quant.encoder import encode
 from tiny import model
 from tiny.model import EXPERTS, Params, Shape
 from tiny.vocabulary import control_tokens
@@ -61,12 +61,8 @@ def read(folder: Path) -> tuple[Params, Shape]:
 
 def _quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Blocks (E, R, C/32, 16) and scales (E, R, C/32) of a weight (E, R, C)."""
-    experts, rows, columns = weight.shape
-    values = weight.detach().float().contiguous().numpy().reshape(-1, mxfp4.BLOCK)
-    codes, scales = mxfp4.encode(values)
-    blocks = mxfp4.hf_from_codes(codes).reshape(experts, rows, columns // mxfp4.BLOCK, -1)
-    shaped = scales.reshape(experts, rows, columns // mxfp4.BLOCK)
-    return torch.from_numpy(np.ascontiguousarray(blocks)), torch.from_numpy(shaped)
+    encoded = encode(weight.detach().float().contiguous().numpy())
+    return torch.from_numpy(encoded.blocks), torch.from_numpy(encoded.scales)
 
 
 def _decoded(blocks: Tensor, scales: Tensor) -> Tensor:

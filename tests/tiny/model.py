@@ -180,7 +180,7 @@ def _on_grid(blocks: Tensor, exponent: Tensor) -> Tensor:
 
 
 def mxfp4_values(weight: Tensor) -> Tensor:
-    """What ``gptoss.quant.mxfp4.encode`` keeps of a weight, blocks of 32 along the last axis."""
+    """What ``gptoss.quant.encoder.encode`` keeps of a weight, blocks of 32 along the last axis."""
     blocks = weight.detach().reshape(-1, 32)
     largest = blocks.abs().amax(-1, keepdim=True).clamp(min=2.0**-120)
     standard = torch.floor(torch.log2(largest)) - 2
