@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 
 from gptoss.converter.convert import Conversion, convert
-from gptoss.converter.plan import Dense
+from gptoss.converter.dense import Dense
 from gptoss.files import console
+from gptoss.files.errors import BadRequest
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 90})
@@ -24,10 +25,15 @@ from gptoss.files import console
     show_default=True,
     help="The type of the dense matrices (attention, embedding, output), which the checkpoint "
     "has in BF16: q8_0 is half as large and what the published GGUFs use; bf16 keeps every bit; "
-    "f16 and f32 are for hardware without BF16.",
+    "f16 and f32 are for hardware without BF16; the others are smaller and lose more.",
+)  # fmt: skip
+@click.option(
+    "--type", "types", multiple=True, metavar="GROUP=TYPE",
+    help="Another type for one group of them: attention, embedding or output. May be given more "
+    "than once.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON, for programs.")
-def command(source: Path, out: Path, dense: str, as_json: bool) -> None:
+def command(source: Path, out: Path, dense: str, types: tuple[str, ...], as_json: bool) -> None:
     """Convert a gpt-oss checkpoint to a GGUF file that llama.cpp runs.
 
     SOURCE is a checkpoint's folder as published on Hugging Face: config.json, tokenizer.json,
@@ -42,6 +48,7 @@ def command(source: Path, out: Path, dense: str, as_json: bool) -> None:
     Examples:
       gptoss-convert gpt-oss-20b -o gpt-oss-20b.gguf
       gptoss-convert gpt-oss-20b -o gpt-oss-20b-bf16.gguf --dense bf16
+      gptoss-convert gpt-oss-20b -o small.gguf --type embedding=q4_0 --type output=q5_1
       gptoss-quant verify gpt-oss-20b gpt-oss-20b.gguf     # prove the result
 
     \b
@@ -51,15 +58,28 @@ def command(source: Path, out: Path, dense: str, as_json: bool) -> None:
       130  interrupted
     """
     with console.meter("converting", shown=not as_json) as progress:
-        done = convert(source, out, dense=dense, progress=progress)
+        done = convert(source, out, dense=dense, types=_types(types), progress=progress)
     click.echo(json.dumps(_summary(done)) if as_json else _sentence(done))
+
+
+def _types(given: tuple[str, ...]) -> dict[str, str]:
+    """``GROUP=TYPE`` options by group."""
+    types: dict[str, str] = {}
+    for option in given:
+        group, sign, name = option.partition("=")
+        if not sign:
+            raise BadRequest(f"--type {option!r}: GROUP=TYPE is expected, such as embedding=q4_0")
+        if group in types:
+            raise BadRequest(f"--type {option!r}: the {group} has the type {types[group]} already")
+        types[group] = name
+    return types
 
 
 def _summary(done: Conversion) -> dict[str, object]:
     return {
         "source": str(done.source),
         "output": str(done.out),
-        "dense": done.dense.value,
+        "dense": done.dense.to_json(),
         "tensors": done.tensors,
         "bytes": done.nbytes,
         "seconds": round(done.seconds, 3),
@@ -69,7 +89,7 @@ def _summary(done: Conversion) -> dict[str, object]:
 def _sentence(done: Conversion) -> str:
     rate = done.nbytes / done.seconds / 1e6
     return (
-        f"{done.out}: {done.tensors} tensors, {done.nbytes:,} bytes, dense {done.dense.value}, "
+        f"{done.out}: {done.tensors} tensors, {done.nbytes:,} bytes, dense {done.dense}, "
         f"in {done.seconds:.1f} s ({rate:.0f} MB/s)"
     )
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
 from gptoss.converter import vocabulary, writer
+from gptoss.converter.dense import Dense, DenseTypes
+from gptoss.converter.header import encode_keys, header
 from gptoss.converter.metadata import metadata
-from gptoss.converter.plan import Dense, Plan, plan
+from gptoss.converter.plan import Plan, plan
 from gptoss.files.checkpoint import Checkpoint
 from gptoss.files.errors import OutputError
 
@@ -24,7 +26,7 @@ class Conversion:
 
     source: Path
     out: Path
-    dense: Dense
+    dense: DenseTypes
     tensors: int
     nbytes: int
     seconds: float
@@ -35,21 +37,23 @@ def convert(
     out: str | os.PathLike[str],
     *,
     dense: str = Dense.Q8_0,
+    types: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
     """Convert a gpt-oss checkpoint folder to one GGUF file.
 
-    ``dense`` is the type of the dense matrices, one of ``Dense``; the experts stay MXFP4, bit for
-    bit. What stands at ``out`` is replaced once the new file is complete and never half
-    overwritten.
+    ``dense`` is the type of the dense matrices, one of ``Dense``, and ``types`` gives groups of
+    them another: ``{"embedding": "q4_0", "output": "q8_0"}``. The experts stay MXFP4, bit for bit.
+    What stands at ``out`` is replaced once the new file is complete and never half overwritten.
 
-    Raises ``BadCheckpoint`` or ``UnsupportedModel`` for what is wrong with the source,
-    ``OutputError`` when the result cannot be written.
+    Raises ``BadRequest``, which is a ValueError, for a type or group that does not exist,
+    ``BadCheckpoint`` or ``UnsupportedModel`` for what is wrong with the source, ``OutputError``
+    when the result cannot be written.
     """
     began = perf_counter()
     source, out = Path(source), Path(out)
     checkpoint = Checkpoint.open(source)
-    planned = plan(checkpoint, dense)
+    planned = plan(checkpoint, dense, types)
     _check_apart(checkpoint, out)
     # Before the vocabulary is read: who has no room for the file should not wait for it.
     writer.check_target(out, planned.nbytes)
@@ -73,7 +77,7 @@ def _header(checkpoint: Checkpoint, planned: Plan) -> bytes:
     words = vocabulary.read(checkpoint.folder, checkpoint.hparams.vocab_size)
     # A folder's name is bytes on some systems; the GGUF's text is not.
     name = os.fsencode(checkpoint.folder.resolve().name).decode("utf-8", "replace")
-    return writer.header(metadata(checkpoint.hparams, words, name), planned.tensors)
+    return header(encode_keys(metadata(checkpoint.hparams, words, name)), planned.tensors)
 
 
 def _check_apart(checkpoint: Checkpoint, out: Path) -> None:

@@ -8,12 +8,15 @@ table asks for must be there: a tensor left out silently would be a model that r
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
+from pathlib import Path
 
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType
 
 from gptoss.converter import transforms
+from gptoss.converter.dense import Dense, DenseTypes
 from gptoss.converter.transforms import Transform
 from gptoss.files.checkpoint import Checkpoint
 from gptoss.files.hparams import HParams
@@ -21,23 +24,6 @@ from gptoss.files.names import Kind, NamedTensor, Rows, tensors
 from gptoss.files.safetensors import TensorInfo
 
 ALIGNMENT: int = GGUF_DEFAULT_ALIGNMENT
-
-
-class Dense(StrEnum):
-    """The type of the dense matrices: attention, embedding, output."""
-
-    Q8_0 = "q8_0"
-    BF16 = "bf16"
-    F16 = "f16"
-    F32 = "f32"
-
-
-_DENSE = {
-    Dense.Q8_0: (GGMLQuantizationType.Q8_0, transforms.TO_Q8_0),
-    Dense.BF16: (GGMLQuantizationType.BF16, transforms.COPY),
-    Dense.F16: (GGMLQuantizationType.F16, transforms.TO_F16),
-    Dense.F32: (GGMLQuantizationType.F32, transforms.TO_F32),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,23 +48,32 @@ class Plan:
     """A whole conversion: ``nbytes`` of data, padding included."""
 
     hparams: HParams
-    dense: Dense
+    dense: DenseTypes
     tensors: tuple[TensorPlan, ...]
     nbytes: int
 
 
-def plan(source: Checkpoint, dense: str = Dense.Q8_0) -> Plan:
-    """Plan the conversion of an opened checkpoint.
+def plan(
+    source: Checkpoint | str | os.PathLike[str],
+    dense: str = Dense.Q8_0,
+    types: Mapping[str, str] | None = None,
+) -> Plan:
+    """Plan the conversion of a checkpoint, opened or given by its folder.
 
-    Raises ``BadCheckpoint`` when a tensor is missing, unknown, or of a wrong dtype or shape, and
-    ``ValueError`` when ``dense`` is none of ``Dense``.
+    ``dense`` is the type of the dense matrices, one of ``Dense``; ``types`` gives groups of them
+    another: ``{"embedding": "q4_0"}``, the groups being those of ``Group``.
+
+    Raises ``BadRequest`` (a ValueError) when a type or group does not exist, ``BadCheckpoint`` when
+    a tensor is missing, unknown, or of a wrong dtype or shape.
     """
-    choice = Dense(dense)
+    chosen = DenseTypes.choose(dense, types)
+    if not isinstance(source, Checkpoint):
+        source = Checkpoint.open(Path(source))
     source.check_tensors()
     planned: list[TensorPlan] = []
     at = 0
     for named in tensors(source.hparams):
-        kind, transform = _type_and_transform(named, choice)
+        kind, transform = _type_and_transform(named, chosen)
         block, block_bytes = GGML_QUANT_SIZES[kind]
         nbytes = math.prod(named.shape) // block * block_bytes
         sources = tuple(source.tensors[s.name] for s in named.sources)
@@ -86,12 +81,15 @@ def plan(source: Checkpoint, dense: str = Dense.Q8_0) -> Plan:
             TensorPlan(named.gguf, kind, named.ggml_shape, at, nbytes, transform, sources)
         )
         at += -(-nbytes // ALIGNMENT) * ALIGNMENT
-    return Plan(source.hparams, choice, tuple(planned), at)
+    return Plan(source.hparams, chosen, tuple(planned), at)
 
 
-def _type_and_transform(named: NamedTensor, dense: Dense) -> tuple[GGMLQuantizationType, Transform]:
+def _type_and_transform(
+    named: NamedTensor, types: DenseTypes
+) -> tuple[GGMLQuantizationType, Transform]:
     if named.kind is Kind.MATRIX:
-        return _DENSE[dense]
+        dense = types.of(named.gguf)
+        return dense.ggml, transforms.DENSE[dense]
     if named.kind is Kind.EXACT:
         if named.rows is Rows.ALL:
             return GGMLQuantizationType.F32, transforms.TO_F32

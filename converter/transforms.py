@@ -10,12 +10,16 @@ One exception on purpose: BF16 is copied as it stands, where llama.cpp sets the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
+from gguf import quants
+from gguf.constants import GGML_QUANT_SIZES
 from numpy.typing import NDArray
 
+from gptoss.converter.dense import Dense
 from gptoss.files.names import Rows
 from gptoss.quant import mxfp4
 
@@ -28,7 +32,10 @@ _PIECE = 2**16
 """Values worked on at once, so that scratch arrays stay in the cache."""
 
 Q8_0_VALUES = 32
+_N_SCALES = {Dense.Q5_1: 2, Dense.Q5_0: 1, Dense.Q4_1: 2, Dense.Q4_0: 1}
+"""Half-precision numbers at the start of a block: its scale, and of some its minimum."""
 _Q8_0 = np.dtype([("scale", "<f2"), ("codes", "i1", Q8_0_VALUES)])
+_INFINITE = np.uint16(0x7F80)
 _BELOW_HALF = np.nextafter(np.float32(0.5), np.float32(0))
 
 
@@ -108,6 +115,43 @@ def _to_q8_0(sources: Sequence[Bytes], out: Bytes) -> None:
             values += np.copysign(_BELOW_HALF, values)
             target["scale"][start : start + step] = scales
             target["codes"][start : start + step] = values
+            _check_scales(target["scale"][start : start + step], values=words)
+
+
+def _check_scales(halves: NDArray[np.float16], *, values: Words) -> None:
+    """Raise ``OutOfRangeError`` when finite BF16 values ``[n, 32]`` got a scale that is not."""
+    if not np.isfinite(halves).all():
+        magnitudes = values & np.uint16(0x7FFF)
+        lost = ~np.isfinite(halves) & (magnitudes < _INFINITE).all(axis=1)
+        if lost.any():
+            raise OutOfRangeError(_float(magnitudes[lost].max()))
+
+
+def _float(bits: np.uint16) -> float:
+    value = np.empty(1, np.float32)
+    _widen(np.array([bits], _U16), value)
+    return float(value[0])
+
+
+def _by_gguf(dense: Dense) -> Transform:
+    """To a block type by the gguf package's own quantizer, which follows ggml's reference."""
+    n_values, n_bytes = GGML_QUANT_SIZES[dense.ggml]
+
+    def apply(sources: Sequence[Bytes], out: Bytes) -> None:
+        words = sources[0].view(_U16)
+        target = out.reshape(-1, n_bytes)
+        scratch = np.empty(min(_PIECE, len(words)), np.float32)
+        with np.errstate(all="ignore"):
+            for start in range(0, len(words), _PIECE):
+                piece = words[start : start + _PIECE]
+                values = scratch[: len(piece)]
+                _widen(piece, values)
+                blocks = quants.quantize(values[None], dense.ggml).reshape(-1, n_bytes)
+                target[start // n_values :][: len(blocks)] = blocks
+                scales = np.ascontiguousarray(blocks[:, : _N_SCALES[dense] * 2]).view(_F16)
+                _check_scales(np.abs(scales).max(axis=1), values=piece.reshape(-1, n_values))
+
+    return Transform(f"BF16 to {dense.name}", (2 * n_values,), n_bytes, apply)
 
 
 def _repack(sources: Sequence[Bytes], out: Bytes) -> None:
@@ -119,9 +163,18 @@ COPY = Transform("copy", (2,), 2, _copy)
 TO_F32 = Transform("BF16 to F32", (2,), 4, _to_f32)
 TO_F16 = Transform("BF16 to F16", (2,), 2, _to_f16)
 TO_Q8_0 = Transform("BF16 to Q8_0", (2 * Q8_0_VALUES,), _Q8_0.itemsize, _to_q8_0)
+DENSE: Mapping[Dense, Transform] = {
+    Dense.BF16: COPY,
+    Dense.F16: TO_F16,
+    Dense.F32: TO_F32,
+    Dense.Q8_0: TO_Q8_0,
+    **{dense: _by_gguf(dense) for dense in _N_SCALES},
+}
+"""By the type asked for."""
 REPACK = Transform("MXFP4 repack", (mxfp4.HF_BYTES, 1), mxfp4.GGML_BYTES, _repack)
 
 
+@cache
 def every_second_to_f32(rows: Rows) -> Transform:
     """BF16 to F32 of the even or the odd values: gate's or up's biases."""
     first = _first(rows)
@@ -132,6 +185,7 @@ def every_second_to_f32(rows: Rows) -> Transform:
     return Transform(f"BF16 to F32, {rows.value} values", (4,), 4, apply)
 
 
+@cache
 def every_second_row(rows: Rows, columns: int) -> Transform:
     """MXFP4 repack of the even or the odd rows of ``columns`` values: gate's or up's weights."""
     first, n = _first(rows), columns // mxfp4.BLOCK

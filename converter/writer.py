@@ -14,23 +14,19 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import struct
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from io import FileIO
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from gguf.constants import GGUFValueType
 
-from gptoss.converter.metadata import Entry
-from gptoss.converter.plan import ALIGNMENT, Plan, TensorPlan
+from gptoss.converter.plan import Plan, TensorPlan
 from gptoss.converter.transforms import OutOfRangeError
 from gptoss.files.errors import BadCheckpoint, OutputError
 from gptoss.files.reading import AnyPath, Source
@@ -38,55 +34,9 @@ from gptoss.files.reading import AnyPath, Source
 CHUNK = 2**22
 """About the bytes that a worker writes at once."""
 MAX_WORKERS = 8
-VERSION = 3
 
 Advance = Callable[[int], None]
 """Called with the number of bytes just written."""
-
-_PACKED = {
-    GGUFValueType.UINT32: struct.Struct("<I"),
-    GGUFValueType.INT32: struct.Struct("<i"),
-    GGUFValueType.FLOAT32: struct.Struct("<f"),
-    GGUFValueType.BOOL: struct.Struct("<?"),
-}
-_U32, _U64 = struct.Struct("<I").pack, struct.Struct("<Q").pack
-
-
-# --- header -----------------------------------------------------------------------------------
-
-
-def header(entries: Sequence[Entry], tensors: Sequence[TensorPlan]) -> bytes:
-    """Everything before the data, padded so that the data is aligned."""
-    parts = [b"GGUF", _U32(VERSION), _U64(len(tensors)), _U64(len(entries))]
-    for entry in entries:
-        parts += [*_string(entry.key), *_value(entry)]
-    for tensor in tensors:
-        parts += _string(tensor.name)
-        parts.append(_U32(len(tensor.shape)))
-        parts += map(_U64, tensor.shape)
-        parts += [_U32(tensor.type), _U64(tensor.offset)]
-    raw = b"".join(parts)
-    return raw + bytes(-len(raw) % ALIGNMENT)
-
-
-def _value(entry: Entry) -> Iterator[bytes]:
-    values: Iterable[Any] = entry.value if entry.array else (entry.value,)
-    if entry.array:
-        yield _U32(GGUFValueType.ARRAY)
-    yield _U32(entry.type)
-    if entry.array:
-        yield _U64(len(entry.value))
-    if entry.type is GGUFValueType.STRING:
-        for text in values:
-            yield from _string(text)
-    else:
-        pack = _PACKED[entry.type].pack
-        yield from map(pack, values)
-
-
-def _string(text: str) -> tuple[bytes, bytes]:
-    raw = text.encode()
-    return _U64(len(raw)), raw
 
 
 # --- chunks -----------------------------------------------------------------------------------

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from gptoss.converter.plan import plan as plan
     from gptoss.files.errors import BadCheckpoint as BadCheckpoint
     from gptoss.files.errors import BadGguf as BadGguf
+    from gptoss.files.errors import BadRequest as BadRequest
     from gptoss.files.errors import GptossError as GptossError
+    from gptoss.files.errors import OutputError as OutputError
     from gptoss.files.errors import UnsupportedModel as UnsupportedModel
     from gptoss.quant.verify import verify as verify
     from gptoss.runtime.chat import load as load
@@ -24,7 +26,9 @@ _HOME = {
     "plan": "gptoss.converter.plan",
     "verify": "gptoss.quant.verify",
     "load": "gptoss.runtime.chat",
+    "BadRequest": "gptoss.files.errors",
     "GptossError": "gptoss.files.errors",
+    "OutputError": "gptoss.files.errors",
     "BadCheckpoint": "gptoss.files.errors",
     "BadGguf": "gptoss.files.errors",
     "UnsupportedModel": "gptoss.files.errors",
@@ -33,7 +37,9 @@ _HOME = {
 __all__ = [
     "BadCheckpoint",
     "BadGguf",
+    "BadRequest",
     "GptossError",
+    "OutputError",
     "UnsupportedModel",
     "convert",
     "load",

@@ -55,7 +55,7 @@ def verify(
     groups, unmatched = _match(checkpoint, file)
     found = [target for group in groups for target in group.targets if target]
     order = {tensor.gguf: i for i, tensor in enumerate(tensors(checkpoint.hparams))}
-    differences = [*unmatched, *_compare(groups, checkpoint, file.path, progress)]
+    differences = [*unmatched, *_compare(groups, checkpoint, file, progress)]
     differences.sort(key=lambda it: order.get(it.tensor, len(order)))
     return Verdict(
         source=str(source),
@@ -185,10 +185,10 @@ class _Files:
 
 
 def _compare(
-    groups: Sequence[_Group], checkpoint: Checkpoint, gguf: Path, progress: Meter | None
+    groups: Sequence[_Group], checkpoint: Checkpoint, file: GgufFile, progress: Meter | None
 ) -> list[TensorDifference]:
     """Compare all groups; one difference for each tensor that has any."""
-    errors: dict[AnyPath, type[BadFile]] = {gguf: BadGguf}
+    errors: dict[AnyPath, type[BadFile]] = dict.fromkeys(file.paths, BadGguf)
     errors |= {info.path: BadCheckpoint for info in checkpoint.tensors.values()}
     findings: list[_Finding] = []
     done, total = 0, sum(group.nbytes for group in groups)
@@ -196,7 +196,7 @@ def _compare(
         files = _Files({path: stack.enter_context(Source(path, errors[path])) for path in errors})
         pool = stack.enter_context(ThreadPoolExecutor(WORKERS))
         pieces = [
-            pool.submit(_compare_piece, group, start, stop, files, gguf)
+            pool.submit(_compare_piece, group, start, stop, files)
             for group in groups
             for start, stop in _pieces(group)
         ]
@@ -222,7 +222,7 @@ def _pieces(group: _Group) -> Iterator[tuple[int, int]]:
 
 
 def _compare_piece(
-    group: _Group, start: int, stop: int, files: _Files, gguf: Path
+    group: _Group, start: int, stop: int, files: _Files
 ) -> tuple[int, list[_Finding]]:
     """Compare a range of units of each target; also returns the number of bytes read."""
     comparison, n, k = group.comparison, stop - start, len(group.targets)
@@ -237,7 +237,7 @@ def _compare_piece(
         if target is None:
             continue
         unit = comparison.found_bytes
-        raw = files.read("found", gguf, target.tensor.offset + start * unit, n * unit)
+        raw = files.read("found", target.tensor.path, target.tensor.offset + start * unit, n * unit)
         nbytes += raw.nbytes
         mine = [it[:, turn] if k > 1 else it for it in sources]
         found = raw.reshape(*mine[0].shape[:-1], unit)

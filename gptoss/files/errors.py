@@ -5,6 +5,7 @@
     │   ├── BadCheckpoint        ... a checkpoint: header, shard, tensor, config, tokenizer
     │   └── BadGguf              ... a GGUF file
     ├── UnsupportedModel         the file is sound, but not a gpt-oss model this toolkit knows
+    ├── BadRequest               what was asked for is none of the choices; also a ValueError
     └── OutputError              the result cannot be written: folder missing, disk full, no right
 
 The rooms add their own below ``GptossError``. A message is one line: what was found, where, and
@@ -32,6 +33,10 @@ class BadGguf(BadFile):
 
 class UnsupportedModel(GptossError):
     """The file is sound but holds a model this toolkit does not know."""
+
+
+class BadRequest(GptossError, ValueError):
+    """What was asked for is none of the choices; the message lists them."""
 
 
 class OutputError(GptossError):

@@ -14,9 +14,10 @@ from ``gguf.constants``.
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -26,6 +27,7 @@ from gguf.constants import (
     GGUF_DEFAULT_ALIGNMENT,
     GGMLQuantizationType,
     GGUFValueType,
+    Keys,
 )
 
 from gptoss.files.errors import BadGguf
@@ -39,8 +41,10 @@ MAX_KEYS = 2**16
 MAX_TENSORS = 2**16
 MAX_DIMENSIONS = 4
 MAX_ELEMENTS = 2**48
+MAX_PARTS = 4096
 FIRST_READ = 2**16
 
+_PART_NAME = re.compile(r"(?P<stem>.*)-\d{5}-of-\d{5}\.gguf", re.DOTALL)
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 _SCALARS: dict[GGUFValueType, np.dtype[Any]] = {
     GGUFValueType.UINT8: np.dtype("<u1"),
@@ -101,7 +105,7 @@ class StringArray(Sequence[str]):
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """Where a tensor's bytes are: ``nbytes`` from ``offset``, counted from the file's start.
+    """Where a tensor's bytes are: ``nbytes`` from ``offset``, counted from the start of ``path``.
 
     ``shape`` is in ggml's order, the fastest dimension first.
     """
@@ -109,6 +113,7 @@ class GgufTensor:
     name: str
     type: GGMLQuantizationType
     shape: tuple[int, ...]
+    path: Path
     offset: int
     nbytes: int
 
@@ -116,6 +121,9 @@ class GgufTensor:
 @dataclass(frozen=True, slots=True)
 class GgufFile:
     """An opened GGUF file's header; no handle stays open.
+
+    A model may be split over several files, of which the first stands for all: it has the
+    metadata, and ``tensors`` those of every file.
 
     ``metadata`` maps a key to a bool, int, float or str, for arrays to a ``StringArray`` or a
     read-only numpy array; ``types`` to the type it is stored as, of arrays the elements' type.
@@ -130,17 +138,68 @@ class GgufFile:
 
     @classmethod
     def open(cls, path: Path) -> GgufFile:
-        """Read and check a file's header. Raises ``BadGguf``."""
-        with Source(path, BadGguf) as source:
-            return _read(path, source)
+        """Read and check a file's header, and those of the files it is split over.
+
+        Raises ``BadGguf``, also when one of these is missing or is not what the first says.
+        """
+        first = _open_alone(path)
+        n_parts = first.metadata.get(Keys.Split.LLM_KV_SPLIT_COUNT, 1)
+        return first if n_parts in (0, 1) else _joined(first, n_parts)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that hold the tensors, the first one first."""
+        return tuple(dict.fromkeys((self.path, *(it.path for it in self.tensors.values()))))
+
+
+def part_name(stem: str, part: int, n_parts: int) -> str:
+    """The name of one of several files, counted from 0, as llama.cpp looks for them."""
+    return f"{stem}-{part + 1:05}-of-{n_parts:05}.gguf"
+
+
+def _open_alone(path: Path) -> GgufFile:
+    with Source(path, BadGguf) as source:
+        return _read(path, source)
+
+
+def _joined(first: GgufFile, n_parts: Any) -> GgufFile:
+    """The first file of several together with the tensors of the others."""
+    where = str(first.path)
+    if type(n_parts) is not int or not 0 < n_parts <= MAX_PARTS:
+        raise BadGguf(f"{where}: {Keys.Split.LLM_KV_SPLIT_COUNT} is {n_parts!r}")
+    number = first.metadata.get(Keys.Split.LLM_KV_SPLIT_NO)
+    name = _PART_NAME.fullmatch(first.path.name)
+    if number != 0 or name is None or first.path.name != part_name(name["stem"], 0, n_parts):
+        wanted = part_name(name["stem"] if name else "MODEL", 0, n_parts)
+        raise BadGguf(
+            f"{where}: is a part of a model in {n_parts} files; name the first, called {wanted}"
+        )
+    tensors = dict(first.tensors)
+    for i in range(1, n_parts):
+        part = _open_alone(first.path.with_name(part_name(name["stem"], i, n_parts)))
+        found = tuple(
+            part.metadata.get(key)
+            for key in (Keys.Split.LLM_KV_SPLIT_NO, Keys.Split.LLM_KV_SPLIT_COUNT)
+        )
+        if found != (i, n_parts):
+            raise BadGguf(f"{part.path}: says {found}, not that it is part {i} of {n_parts}")
+        twice = tensors.keys() & part.tensors.keys()
+        if twice:
+            raise BadGguf(f"{part.path}: tensor {min(twice)!r} is in another part too")
+        tensors |= part.tensors
+    total = first.metadata.get(Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT, len(tensors))
+    if total != len(tensors):
+        raise BadGguf(f"{where}: says {total} tensors, but its {n_parts} files hold {len(tensors)}")
+    return replace(first, tensors=tensors)
 
 
 class _Cursor:
     """A position in the header, and as much of the file as it needed so far."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, path: Path, source: Source) -> None:
+        self.path = path
         self.source = source
-        self.where = str(source.path)
+        self.where = str(path)
         self.raw = bytearray()
         self.at = 0
 
@@ -196,7 +255,7 @@ class _Cursor:
 
 
 def _read(path: Path, source: Source) -> GgufFile:
-    cursor = _Cursor(source)
+    cursor = _Cursor(path, source)
     version = _check_version(cursor)
     n_tensors = cursor.count(32, MAX_TENSORS, "tensors")
     n_keys = cursor.count(13, MAX_KEYS, "metadata keys")
@@ -275,7 +334,7 @@ def _tensor_info(cursor: _Cursor, i: int) -> GgufTensor:
     elements = math.prod(shape)
     if not 0 < elements <= MAX_ELEMENTS or shape[0] % block:
         raise BadGguf(f"{cursor.where}: {what} has impossible shape {shape} for {kind.name}")
-    return GgufTensor(name, kind, shape, offset, elements // block * block_bytes)
+    return GgufTensor(name, kind, shape, cursor.path, offset, elements // block * block_bytes)
 
 
 def _alignment(cursor: _Cursor, metadata: Mapping[str, Any]) -> int:
@@ -300,8 +359,7 @@ def _placed(cursor: _Cursor, infos: list[GgufTensor], alignment: int) -> dict[st
             )
         if info.name in tensors:
             raise BadGguf(f"{cursor.where}: tensor {info.name!r} stands twice")
-        offset = start + info.offset
-        tensors[info.name] = GgufTensor(info.name, info.type, info.shape, offset, info.nbytes)
+        tensors[info.name] = replace(info, offset=start + info.offset)
     at, before = start, "the header"
     for tensor in sorted(tensors.values(), key=lambda tensor: tensor.offset):
         if tensor.offset < at:

@@ -52,8 +52,10 @@ _GATE_UP = "model.layers.{i}.mlp.experts.gate_up_proj"
 _DOWN = "model.layers.{i}.mlp.experts.down_proj"
 
 # fmt: off
-FIRST = (
+OUTER = (
     Row("token_embd.weight",               "model.embed_tokens.weight",                        _M, ("V", "H")),
+    Row("output_norm.weight",              "model.norm.weight",                                _F, ("H",)),
+    Row("output.weight",                   "lm_head.weight",                                   _M, ("V", "H")),
 )
 BLOCKS = (
     Row("blk.{i}.attn_norm.weight",        "model.layers.{i}.input_layernorm.weight",          _F, ("H",)),
@@ -75,10 +77,6 @@ BLOCKS = (
     Row("blk.{i}.ffn_up_exps.bias",        _GATE_UP + "_bias",                                 _F, ("E", "I"), Rows.ODD),
     Row("blk.{i}.ffn_down_exps.weight",    _DOWN,                                              _X, ("E", "H", "I")),
     Row("blk.{i}.ffn_down_exps.bias",      _DOWN + "_bias",                                    _F, ("E", "H")),
-)
-LAST = (
-    Row("output_norm.weight",              "model.norm.weight",                                _F, ("H",)),
-    Row("output.weight",                   "lm_head.weight",                                   _M, ("V", "H")),
 )
 # fmt: on
 
@@ -127,10 +125,9 @@ def dimensions(hparams: HParams) -> dict[str, int]:
 def tensors(hparams: HParams) -> Iterator[NamedTensor]:
     """Every tensor of a model, in the order in which a GGUF of ours holds them."""
     sizes = dimensions(hparams)
-    yield from (_named(row, 0, sizes) for row in FIRST)
+    yield from (_named(row, 0, sizes) for row in OUTER)
     for i in range(hparams.num_hidden_layers):
         yield from (_named(row, i, sizes) for row in BLOCKS)
-    yield from (_named(row, 0, sizes) for row in LAST)
 
 
 def hf_tensors(hparams: HParams) -> dict[str, HfTensor]:

@@ -173,6 +173,22 @@ def test_a_value_that_the_type_cannot_hold(source: Path, run: Callable[..., str]
     assert "tensor 'lm_head.weight' holds 65536, beyond the range of F16" in line
 
 
+@pytest.mark.parametrize(
+    ("option", "found"),
+    [
+        ("embedding", "GROUP=TYPE is expected, such as embedding=q4_0"),
+        ("embedding=q4", "no dense type is called 'q4'; there are q8_0, bf16, "),
+        ("experts=q8_0", "no group of tensors is called 'experts'; attention, embedding, output"),
+        ("output=q8_0", "the output has the type f16 already"),
+    ],
+)
+def test_types_that_do_not_exist(
+    source: Path, run: Callable[..., str], option: str, found: str
+) -> None:
+    line = run(source, source.parent / "out.gguf", "--type", "output=f16", "--type", option)
+    assert found in line
+
+
 def test_an_output_folder_that_is_missing(source: Path, run: Callable[..., str]) -> None:
     line = run(source, source.parent / "gone" / "out.gguf")
     assert "gone: no such folder; create it first" in line
@@ -211,12 +227,15 @@ def test_the_command_itself(source: Path) -> None:
     command = Path(sys.executable).with_name("gptoss-convert")
     out = source.parent / "out.gguf"
     good = subprocess.run(
-        [command, source, "-o", out, "--json"], capture_output=True, text=True, check=True
+        [command, source, "-o", out, "--json", "--type", "embedding=q4_0"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     summary = json.loads(good.stdout)
     assert good.stderr == ""
     assert summary["bytes"] == out.stat().st_size
-    assert summary["dense"] == "q8_0"
+    assert summary["dense"] == {"attention": "q8_0", "embedding": "q4_0", "output": "q8_0"}
     out.unlink()
     another_architecture(source)
     bad = subprocess.run([command, source, "-o", out], capture_output=True, text=True, check=False)

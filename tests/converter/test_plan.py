@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from gguf.constants import GGMLQuantizationType
 
-from gptoss.converter.plan import Dense, plan
+from gptoss.converter.dense import Dense, DenseTypes
+from gptoss.converter.plan import plan
 from gptoss.files.checkpoint import Checkpoint
-from gptoss.files.errors import BadCheckpoint
+from gptoss.files.errors import BadCheckpoint, BadRequest
 from gptoss.files.hparams import HParams
 from gptoss.files.names import hf_tensors
 from gptoss.files.safetensors import TensorInfo
-from support.checkpoints import GPT_OSS_20B
+from support.checkpoints import GPT_OSS_20B, random_checkpoint
 
 Tensors = dict[str, TensorInfo]
 BLOCKS = "model.layers.5.mlp.experts.down_proj_blocks"
@@ -43,7 +44,7 @@ def twenty() -> Checkpoint:
 def test_the_20b_model(twenty: Checkpoint) -> None:
     planned = plan(twenty)
     types = [tensor.type for tensor in planned.tensors]
-    assert planned.dense is Dense.Q8_0
+    assert planned.dense == DenseTypes(Dense.Q8_0, Dense.Q8_0, Dense.Q8_0)
     assert types.count(GGMLQuantizationType.MXFP4) == 3 * 24
     assert types.count(GGMLQuantizationType.Q8_0) == 4 * 24 + 2
     assert types.count(GGMLQuantizationType.F32) == 459 - 7 * 24 - 2
@@ -80,8 +81,31 @@ def test_the_order_of_arrival_does_not_matter(twenty: Checkpoint) -> None:
 
 
 def test_a_dense_type_that_is_none(twenty: Checkpoint) -> None:
-    with pytest.raises(ValueError, match="q4_0"):
-        plan(twenty, "q4_0")
+    for refused in ("q4", "Q8_0", "mxfp4", "", None):
+        with pytest.raises(
+            BadRequest, match="there are q8_0, bf16, f16, f32, q5_1, q5_0, q4_1, q4"
+        ):
+            plan(twenty, refused)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no dense type is called 'q4'"):
+        plan(twenty, types={"output": "q4"})
+    with pytest.raises(ValueError, match="called 'head'; attention, embedding, output are"):
+        plan(twenty, types={"head": "q4_0"})
+
+
+def test_types_by_group(twenty: Checkpoint) -> None:
+    planned = plan(twenty, "bf16", {"embedding": "q4_0", "output": "q5_1"})
+    types = {tensor.name: tensor.type for tensor in planned.tensors}
+    assert types["token_embd.weight"] is GGMLQuantizationType.Q4_0
+    assert types["output.weight"] is GGMLQuantizationType.Q5_1
+    assert {types[f"blk.7.attn_{x}.weight"] for x in ("q", "k", "v", "output")} == {
+        GGMLQuantizationType.BF16
+    }
+    assert types["blk.7.ffn_gate_exps.weight"] is GGMLQuantizationType.MXFP4
+
+
+def test_a_folder_is_as_good_as_an_opened_checkpoint(tmp_path: Path) -> None:
+    folder = random_checkpoint(tmp_path / "source")
+    assert plan(str(folder)) == plan(folder) == plan(Checkpoint.open(folder))
 
 
 def without(name: str) -> Callable[[Tensors], object]:

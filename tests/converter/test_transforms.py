@@ -14,11 +14,14 @@ from gguf.constants import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from gptoss.converter import transforms
+from gptoss.converter.dense import Dense
 from gptoss.converter.transforms import OutOfRangeError, Transform
 from gptoss.files.names import Rows
 from gptoss.quant import mxfp4
 
 Bytes = NDArray[np.uint8]
+LARGEST_Q8_0 = 0x4AFD
+"""In BF16; a 127th of more is beyond half precision."""
 ALL_BF16 = np.arange(2**16, dtype="<u2")
 RNG = np.random.default_rng(20250805)
 
@@ -138,6 +141,7 @@ def test_q8_0_against_gguf_for_every_bf16() -> None:
     """Each finite value as the largest of its block and as a small one, in many blocks."""
     finite = ALL_BF16[(ALL_BF16 & 0x7FFF) < 0x7F80]
     normal = finite[(finite & 0x7FFF) > 0x0680]  # below, C's own rounding is undefined
+    normal = normal[(normal & 0x7FFF) <= LARGEST_Q8_0]
     blocks = RNG.permutation(np.concatenate([normal] * 8))
     blocks = np.concatenate([np.sort(normal & 0x7FFF), blocks])
     blocks = blocks[: len(blocks) // 32 * 32].reshape(-1, 32)
@@ -145,6 +149,27 @@ def test_q8_0_against_gguf_for_every_bf16() -> None:
     with np.errstate(all="ignore"):
         expected = gguf.quants.quantize(values, GGMLQuantizationType.Q8_0)
     assert np.array_equal(run(transforms.TO_Q8_0, blocks), expected.reshape(-1))
+
+
+@pytest.mark.parametrize(
+    ("dense", "least"),
+    [(Dense.Q8_0, 127), (Dense.Q5_0, 16), (Dense.Q4_0, 8), (Dense.Q5_1, 1), (Dense.Q4_1, 1)],
+)
+def test_a_scale_beyond_half_precision_is_refused(dense: Dense, least: int) -> None:
+    """The scale is the ``least``-th part of the largest value; a minimum is stored as it is."""
+    transform = transforms.DENSE[dense]
+    words = np.zeros((3, 32), "<u2")
+    for factor, fits in ((0.98, True), (1.02, False)):
+        value = np.float32(-65520 * least * factor)
+        words[1, 4] = value.view(np.uint32) >> 16
+        if fits:
+            run(transform, words)
+        else:
+            with pytest.raises(OutOfRangeError) as caught:
+                run(transform, words)
+            assert caught.value.value == pytest.approx(abs(value), rel=0.01)
+    words[1, 4] = 0x7F80  # an infinity to begin with: not lost by rounding
+    run(transform, words)
 
 
 # --- experts ----------------------------------------------------------------------------------
