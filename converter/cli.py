@@ -32,14 +32,26 @@ from gptoss.files.errors import BadRequest
     help="Another type for one group of them: attention, embedding or output. May be given more "
     "than once.",
 )  # fmt: skip
+@click.option(
+    "--tokenizer", type=click.Path(path_type=Path), metavar="FOLDER",
+    help="Where tokenizer.json is, when neither in SOURCE nor above its original/.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON, for programs.")
-def command(source: Path, out: Path, dense: str, types: tuple[str, ...], as_json: bool) -> None:
+def command(
+    source: Path,
+    out: Path,
+    dense: str,
+    types: tuple[str, ...],
+    tokenizer: Path | None,
+    as_json: bool,
+) -> None:
     """Convert a gpt-oss checkpoint to a GGUF file that llama.cpp runs.
 
     SOURCE is a checkpoint's folder as published on Hugging Face: config.json, tokenizer.json,
     tokenizer_config.json and the weights, in one model.safetensors or in the shards that
-    model.safetensors.index.json names. Experts must be in MXFP4; they stay so, bit for bit,
-    repacked for llama.cpp. Vocabulary and chat template go into the file.
+    model.safetensors.index.json names; or OpenAI's own layout of it, original/. Experts must be
+    in MXFP4; they stay so, bit for bit, repacked for llama.cpp. Vocabulary and chat template go
+    into the file.
 
     Nothing is loaded whole: a model of any size takes less than half a GB of memory. Until the
     file is complete nothing stands at OUT.gguf; the work goes on in a temporary file beside it.
@@ -58,7 +70,14 @@ def command(source: Path, out: Path, dense: str, types: tuple[str, ...], as_json
       130  interrupted
     """
     with console.meter("converting", shown=not as_json) as progress:
-        done = convert(source, out, dense=dense, types=_types(types), progress=progress)
+        done = convert(
+            source,
+            out,
+            dense=dense,
+            types=_types(types),
+            tokenizer=tokenizer,
+            progress=progress,
+        )
     click.echo(json.dumps(_summary(done)) if as_json else _sentence(done))
 
 

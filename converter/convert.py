@@ -38,12 +38,14 @@ def convert(
     *,
     dense: str = Dense.Q8_0,
     types: Mapping[str, str] | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Convert a gpt-oss checkpoint folder to one GGUF file.
+    """Convert a gpt-oss checkpoint folder, Hugging Face's or OpenAI's layout, to one GGUF file.
 
     ``dense`` is the type of the dense matrices, one of ``Dense``, and ``types`` gives groups of
     them another: ``{"embedding": "q4_0", "output": "q8_0"}``. The experts stay MXFP4, bit for bit.
+    ``tokenizer`` is the folder that holds tokenizer.json when it is not the checkpoint's own.
     What stands at ``out`` is replaced once the new file is complete and never half overwritten.
 
     Raises ``BadRequest``, which is a ValueError, for a type or group that does not exist,
@@ -52,7 +54,7 @@ def convert(
     """
     began = perf_counter()
     source, out = Path(source), Path(out)
-    checkpoint = Checkpoint.open(source)
+    checkpoint = Checkpoint.open(source, tokenizer=Path(tokenizer) if tokenizer else None)
     planned = plan(checkpoint, dense, types)
     _check_apart(checkpoint, out)
     # Before the vocabulary is read: who has no room for the file should not wait for it.
@@ -74,16 +76,16 @@ def convert(
 
 def _header(checkpoint: Checkpoint, planned: Plan) -> bytes:
     """The GGUF's header; the vocabulary it is made of is gone before any data is read."""
-    words = vocabulary.read(checkpoint.folder, checkpoint.hparams.vocab_size)
-    # A folder's name is bytes on some systems; the GGUF's text is not.
-    name = os.fsencode(checkpoint.folder.resolve().name).decode("utf-8", "replace")
-    return header(encode_keys(metadata(checkpoint.hparams, words, name)), planned.tensors)
+    words = vocabulary.read(checkpoint.tokenizer, checkpoint.hparams.vocab_size)
+    keys = encode_keys(metadata(checkpoint.hparams, words, checkpoint.name))
+    return header(keys, planned.tensors)
 
 
 def _check_apart(checkpoint: Checkpoint, out: Path) -> None:
     """The output must not be one of the files it is made from."""
     files = {info.path for info in checkpoint.tensors.values()}
     parts = {path for path in files if isinstance(path, Path)}
-    parts |= {path for path in checkpoint.folder.iterdir() if path.suffix in (".json", ".jinja")}
+    for folder in {checkpoint.folder, checkpoint.tokenizer}:
+        parts |= {path for path in folder.iterdir() if path.suffix in (".json", ".jinja")}
     if out.exists() and any(out.samefile(part) for part in parts):
         raise OutputError(f"{out}: is part of the checkpoint; name another file to write")

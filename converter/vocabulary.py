@@ -15,12 +15,11 @@ from typing import Any
 
 from gguf.constants import TokenType
 
-from gptoss.files.checkpoint import CONFIG, CONFIG_LIMIT
+from gptoss.files.checkpoint import CONFIG, CONFIG_LIMIT, TOKENIZER
 from gptoss.files.errors import BadCheckpoint
 from gptoss.files.o200k import BYTE_LEVEL, splits_as_o200k
 from gptoss.files.reading import Source, read_json
 
-TOKENIZER = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
 TOKENIZER_LIMIT = 2**28
@@ -57,6 +56,8 @@ def read(folder: Path, vocab_size: int | None = None) -> Vocabulary:
     than the embedding has rows.
     """
     path = folder / TOKENIZER
+    if folder.is_dir() and not path.exists():
+        raise BadCheckpoint(f"{path}: missing; --tokenizer names another folder that holds one")
     tokenizer = read_json(path, BadCheckpoint, limit=TOKENIZER_LIMIT)
     model = tokenizer.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE":

@@ -26,9 +26,15 @@ def command() -> None:
 @command.command("verify")
 @click.argument("source", type=click.Path(path_type=Path), metavar="SOURCE")
 @click.argument("gguf", type=click.Path(path_type=Path), metavar="OUT.gguf")
+@click.option(
+    "--tokenizer", type=click.Path(path_type=Path), metavar="FOLDER",
+    help="Where tokenizer.json is, when neither in SOURCE nor above its original/.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON, for programs.")
 @click.pass_context
-def verify_command(context: click.Context, source: Path, gguf: Path, as_json: bool) -> None:
+def verify_command(
+    context: click.Context, source: Path, gguf: Path, tokenizer: Path | None, as_json: bool
+) -> None:
     """Prove that OUT.gguf holds exactly what the checkpoint in SOURCE holds.
 
     Both files are read to the last byte and compared:
@@ -57,7 +63,7 @@ def verify_command(context: click.Context, source: Path, gguf: Path, as_json: bo
     """
     began = perf_counter()
     with console.meter("verifying", shown=not as_json) as progress:
-        verdict = verify(source, gguf, progress=progress)
+        verdict = verify(source, gguf, tokenizer=tokenizer, progress=progress)
     seconds = perf_counter() - began
     click.echo(json.dumps(verdict.to_json()) if as_json else _sentences(verdict, seconds))
     context.exit(0 if verdict.proven else 1)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from gguf.constants import TokenType
 
-from gptoss.files.checkpoint import Checkpoint
+from gptoss.files.checkpoint import TOKENIZER, Checkpoint
 from gptoss.files.errors import BadCheckpoint, UnsupportedModel
 from gptoss.files.gguf import GgufFile
 from gptoss.files.hparams import ARCHITECTURE, GGUF_DEFAULTS, GGUF_KEYS
@@ -22,7 +22,6 @@ from gptoss.files.o200k import PRE_TOKENIZER, splits_as_o200k
 from gptoss.files.reading import read_json
 from gptoss.quant.verdict import KeyDifference
 
-TOKENIZER = "tokenizer.json"
 TOKENIZER_LIMIT = 2**28
 SETTINGS = "tokenizer_config.json"
 SETTINGS_LIMIT = 2**24
@@ -58,7 +57,9 @@ def _hyperparameters(
 
 
 def _vocabulary(checkpoint: Checkpoint, metadata: Mapping[str, Any]) -> Iterator[KeyDifference]:
-    path = checkpoint.folder / TOKENIZER
+    path = checkpoint.tokenizer / TOKENIZER
+    if not path.exists():
+        raise BadCheckpoint(f"{path}: missing; --tokenizer names another folder that holds one")
     tokenizer = read_json(path, BadCheckpoint, limit=TOKENIZER_LIMIT)
     if not splits_as_o200k(tokenizer.get("pre_tokenizer")):
         raise BadCheckpoint(f"{path}: pre_tokenizer does not split text as o200k does")
@@ -113,7 +114,7 @@ def _tokens(
 
 def _marks(checkpoint: Checkpoint, added: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """The ids that begin and end a text: those the tokenizer's settings name, else the config."""
-    path = checkpoint.folder / SETTINGS
+    path = checkpoint.tokenizer / SETTINGS
     settings = read_json(path, BadCheckpoint, limit=SETTINGS_LIMIT) if path.exists() else {}
     ids = {token["content"]: token["id"] for token in added}
     marks = {}

@@ -41,15 +41,18 @@ def verify(
     source: str | os.PathLike[str],
     gguf: str | os.PathLike[str],
     *,
+    tokenizer: str | os.PathLike[str] | None = None,
     progress: Meter | None = None,
 ) -> Verdict:
     """Compare every tensor, hyperparameter and token of a GGUF with its source checkpoint.
 
-    ``source`` is the folder of a Hugging Face MXFP4 checkpoint. ``progress`` is called now and then
+    ``source`` is the folder of an MXFP4 checkpoint in Hugging Face's or OpenAI's layout,
+    ``tokenizer`` that of its tokenizer.json when it is another. ``progress`` is called now and then
     with the bytes compared so far and the bytes in all. Raises ``BadCheckpoint``, ``BadGguf`` or
     ``UnsupportedModel`` when either side is no sound file to begin with or is cut meanwhile.
     """
-    checkpoint, file = Checkpoint.open(Path(source)), GgufFile.open(Path(gguf))
+    checkpoint = Checkpoint.open(Path(source), tokenizer=Path(tokenizer) if tokenizer else None)
+    file = GgufFile.open(Path(gguf))
     checkpoint.check_tensors()
     keys = compare_keys(checkpoint, file)
     groups, unmatched = _match(checkpoint, file)

@@ -1,16 +1,20 @@
-"""A Hugging Face checkpoint folder: its config and where each tensor's bytes are.
+"""A checkpoint folder: its config and where each tensor's bytes are, by Hugging Face's names.
 
 Nothing but headers is read. Weights stand in one ``model.safetensors``, or in shards that
-``model.safetensors.index.json`` names; index and shards must agree on every tensor.
+``model.safetensors.index.json`` names; index and shards must agree on every tensor. Folders in
+OpenAI's own layout are recognised by their tensors' names and seen as Hugging Face's; they may
+lack the index, and their tokenizer stands in the folder above.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gptoss.files import openai
 from gptoss.files.errors import BadCheckpoint
 from gptoss.files.hparams import HParams
 from gptoss.files.names import HfTensor, hf_tensors
@@ -20,6 +24,7 @@ from gptoss.files.safetensors import TensorInfo, read_header
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+TOKENIZER = "tokenizer.json"
 CONFIG_LIMIT = 2**20
 INDEX_LIMIT = 2**26
 SHARD_LIMIT = 4096
@@ -30,18 +35,26 @@ Weights = Callable[[str], AnyPath]
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """An opened checkpoint; ``tensors`` maps each name to its place in a file."""
+    """An opened checkpoint; ``tensors`` maps each name to its place in a file.
+
+    ``tokenizer`` is the folder that holds tokenizer.json, if any does. Config and names are Hugging
+    Face's whatever the layout.
+    """
 
     folder: Path
+    tokenizer: Path
     config: dict[str, Any]
     hparams: HParams
     tensors: Mapping[str, TensorInfo]
 
     @classmethod
-    def open(cls, folder: Path, weights: Weights | None = None) -> Checkpoint:
+    def open(
+        cls, folder: Path, weights: Weights | None = None, tokenizer: Path | None = None
+    ) -> Checkpoint:
         """Read a folder's config and headers.
 
-        ``weights`` says where the files of weights are when they are not in the folder.
+        ``weights`` says where the files of weights are when they are not in the folder,
+        ``tokenizer`` where tokenizer.json is when it is neither there nor above ``original/``.
 
         Raises ``UnsupportedModel`` when it is no gpt-oss model, ``BadCheckpoint`` when something
         is missing or contradicts itself.
@@ -54,8 +67,21 @@ class Checkpoint:
             )
         path = folder / CONFIG
         config = read_json(path, BadCheckpoint, limit=CONFIG_LIMIT)
-        hparams = HParams.from_config(config, str(path))
-        return cls(folder, config, hparams, _tensors(folder, weights))
+        if openai.is_config(config):
+            config = openai.hf_config(config, str(path))
+        hparams, tensors = HParams.from_config(config, str(path)), _tensors(folder, weights)
+        if openai.is_layout(tensors):
+            tensors = openai.hf_view(tensors, hparams, folder)
+            tokenizer = tokenizer or _tokenizer_of_original(folder)
+        return cls(folder, tokenizer or folder, config, hparams, tensors)
+
+    @property
+    def name(self) -> str:
+        """What to call the model: its folder's name, or of ``original/`` the one above."""
+        folder = self.folder.resolve()
+        name = folder.parent.name if folder.name == "original" else folder.name
+        # A folder's name is bytes on some systems; the GGUF's text is not.
+        return os.fsencode(name).decode("utf-8", "replace")
 
     def check_tensors(self) -> None:
         """Raise ``BadCheckpoint`` unless exactly the tensors that the config asks for are here."""
@@ -82,9 +108,31 @@ def _tensors(folder: Path, weights: Weights | None) -> dict[str, TensorInfo]:
         )
     if index.exists():
         return _sharded(index, weights)
-    if not single.is_file():
+    if single.is_file():
+        return read_header(single)
+    tensors = _unindexed(folder)
+    if not openai.is_layout(tensors):
         raise BadCheckpoint(f"{folder}: holds neither {SINGLE} nor {INDEX}")
-    return read_header(single)
+    return tensors
+
+
+def _unindexed(folder: Path) -> dict[str, TensorInfo]:
+    """All tensors of all shards; OpenAI's layout needs no index."""
+    tensors: dict[str, TensorInfo] = {}
+    for shard in sorted(folder.glob("*.safetensors"))[:SHARD_LIMIT]:
+        for name, info in read_header(shard).items():
+            if name in tensors:
+                raise BadCheckpoint(
+                    f"{shard}: tensor {name[:100]!r} is in {tensors[name].path.name} too"
+                )
+            tensors[name] = info
+    return tensors
+
+
+def _tokenizer_of_original(folder: Path) -> Path:
+    """In the published repositories it stands above ``original/``."""
+    above = folder.resolve().parent
+    return above if not (folder / TOKENIZER).exists() and (above / TOKENIZER).exists() else folder
 
 
 def _sharded(index: Path, weights: Weights) -> dict[str, TensorInfo]:

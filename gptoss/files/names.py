@@ -1,11 +1,11 @@
-"""The one table of tensor names: Hugging Face's MXFP4 checkpoint on one side, GGUF on the other.
+"""The tables of tensor names: Hugging Face's checkpoint and GGUF; OpenAI's own layout.
 
 Read a row as: this tensor of the GGUF, of this kind and shape, has its values there. Shapes are
 spelled in the letters of ``dimensions`` and stand in row-major order, the slowest dimension
 first, as numpy and safetensors write them; ggml writes them the other way round.
 
 Sources: transformers' ``GptOssForCausalLM`` and the published checkpoints; llama.cpp's
-``LLM_ARCH_OPENAI_MOE``.
+``LLM_ARCH_OPENAI_MOE``; OpenAI's ``gpt_oss.torch``.
 """
 
 # The table is read in columns.
@@ -78,6 +78,32 @@ BLOCKS = (
     Row("blk.{i}.ffn_down_exps.weight",    _DOWN,                                              _X, ("E", "H", "I")),
     Row("blk.{i}.ffn_down_exps.bias",      _DOWN + "_bias",                                    _F, ("E", "H")),
 )
+
+# Hugging Face's name, and OpenAI's. What shares a tensor there stands in it one after the other.
+OPENAI = {
+    "model.embed_tokens.weight":                         "embedding.weight",
+    "model.layers.{i}.input_layernorm.weight":           "block.{i}.attn.norm.scale",
+    "model.layers.{i}.self_attn.q_proj.weight":          "block.{i}.attn.qkv.weight",
+    "model.layers.{i}.self_attn.k_proj.weight":          "block.{i}.attn.qkv.weight",
+    "model.layers.{i}.self_attn.v_proj.weight":          "block.{i}.attn.qkv.weight",
+    "model.layers.{i}.self_attn.q_proj.bias":            "block.{i}.attn.qkv.bias",
+    "model.layers.{i}.self_attn.k_proj.bias":            "block.{i}.attn.qkv.bias",
+    "model.layers.{i}.self_attn.v_proj.bias":            "block.{i}.attn.qkv.bias",
+    "model.layers.{i}.self_attn.sinks":                  "block.{i}.attn.sinks",
+    "model.layers.{i}.self_attn.o_proj.weight":          "block.{i}.attn.out.weight",
+    "model.layers.{i}.self_attn.o_proj.bias":            "block.{i}.attn.out.bias",
+    "model.layers.{i}.post_attention_layernorm.weight":  "block.{i}.mlp.norm.scale",
+    "model.layers.{i}.mlp.router.weight":                "block.{i}.mlp.gate.weight",
+    "model.layers.{i}.mlp.router.bias":                  "block.{i}.mlp.gate.bias",
+    _GATE_UP + "_blocks":                               "block.{i}.mlp.mlp1_weight.blocks",
+    _GATE_UP + "_scales":                               "block.{i}.mlp.mlp1_weight.scales",
+    _GATE_UP + "_bias":                                 "block.{i}.mlp.mlp1_bias",
+    _DOWN + "_blocks":                                  "block.{i}.mlp.mlp2_weight.blocks",
+    _DOWN + "_scales":                                  "block.{i}.mlp.mlp2_weight.scales",
+    _DOWN + "_bias":                                    "block.{i}.mlp.mlp2_bias",
+    "model.norm.weight":                                 "norm.scale",
+    "lm_head.weight":                                    "unembedding.weight",
+}
 # fmt: on
 
 
@@ -146,3 +172,27 @@ def _named(row: Row, layer: int, sizes: dict[str, int]) -> NamedTensor:
         blocks = (*scales, BLOCK // 2)
         sources = (HfTensor(hf + "_blocks", "U8", blocks), HfTensor(hf + "_scales", "U8", scales))
     return NamedTensor(row.gguf.replace("{i}", str(layer)), row.kind, shape, row.rows, sources)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAiTensor:
+    """A tensor of OpenAI's layout, and Hugging Face's that stand in its rows, in their order."""
+
+    name: str
+    parts: tuple[HfTensor, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The whole tensor's shape."""
+        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
+
+
+def openai_tensors(hparams: HParams) -> list[OpenAiTensor]:
+    """Every tensor that a checkpoint in OpenAI's layout holds."""
+    known = hf_tensors(hparams)
+    parts: dict[str, list[HfTensor]] = {}
+    for hf, openai in OPENAI.items():
+        for i in range(hparams.num_hidden_layers if "{i}" in hf else 1):
+            part = known[hf.replace("{i}", str(i))]
+            parts.setdefault(openai.replace("{i}", str(i)), []).append(part)
+    return [OpenAiTensor(name, tuple(found)) for name, found in parts.items()]

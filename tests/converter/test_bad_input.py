@@ -149,7 +149,7 @@ def no_folder(folder: Path) -> None:
         (width_no_multiple, "hidden_size is 72, no multiple of 32"),
         (another_architecture, "model_type is 'llama', 'gpt_oss' is expected"),
         (too_many_tokens, "holds token ids from 0 to 320; the embedding has 320 rows"),
-        (no_tokenizer, "tokenizer.json: cannot be opened: No such file"),
+        (no_tokenizer, "tokenizer.json: missing; --tokenizer names another"),
         (no_json, "config.json: no JSON"),
         (no_folder, "does not exist; the folder of a checkpoint is expected"),
     ],

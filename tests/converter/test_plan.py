@@ -33,7 +33,7 @@ def on_paper(hparams: HParams) -> Checkpoint:
         path = Path("model.safetensors")
         tensors[name] = TensorInfo(name, tensor.dtype, tensor.shape, path, at, nbytes)
         at += nbytes
-    return Checkpoint(Path("gpt-oss"), {}, hparams, tensors)
+    return Checkpoint(Path("gpt-oss"), Path("gpt-oss"), {}, hparams, tensors)
 
 
 @pytest.fixture(scope="module")
