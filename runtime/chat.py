@@ -26,6 +26,7 @@ from typing import Any, Self
 
 from gptoss.files.errors import GptossError
 from gptoss.runtime.engine import Engine, PromptTooLong, Timings
+from gptoss.runtime.harmony.checking import is_date
 from gptoss.runtime.harmony.events import Diagnostic, End, Event, MessageEnded, TurnEnded
 from gptoss.runtime.harmony.messages import (
     FUNCTIONS,
@@ -125,6 +126,7 @@ def load(
     """
     effort, toolbox = _effort(reasoning), Toolbox(tools)
     _check_max_tokens(max_tokens)
+    _check_date(date)
     model = Model.open(Path(path))
     n_ctx = _context_size(n_ctx, model)
     # Here, so that the rest works without llama.cpp: a scripted engine in tests, a remote one.
@@ -172,6 +174,7 @@ class Chat:
     ) -> None:
         """See ``load``. The chat owns the engine and closes it."""
         _check_max_tokens(max_tokens)
+        _check_date(date)
         self._engine = engine
         self._tokenizer = tokenizer
         self._toolbox = toolbox or Toolbox()
@@ -363,6 +366,11 @@ def _effort(reasoning: str) -> Effort:
 def _check_max_tokens(max_tokens: int | None) -> None:
     if max_tokens is not None and max_tokens < 1:
         raise ChatError(f"max_tokens is {max_tokens}; it must be 1 or more")
+
+
+def _check_date(date: str | None) -> None:
+    if date is not None and not is_date(date):
+        raise ChatError(f"date is {date!r}; it must be a day of the calendar as YYYY-MM-DD")
 
 
 def _context_size(asked: int | None, model: Model) -> int:

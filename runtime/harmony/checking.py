@@ -1,7 +1,13 @@
-"""Checks of what a caller hands in as OpenAI-shaped JSON, and the one error they raise."""
+"""What is wrong with a conversation and where: the errors, and checks of single values.
+
+GptossError
+└── ConversationError        a message, a tool or a schema is not what it must be
+    └── ConversationTooLong  all of it is sound, but the context does not hold it
+"""
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -32,12 +38,21 @@ class ConversationError(GptossError):
         super().__init__(text.replace("\n", "\\n"))  # a property's name may hold line ends
 
 
+class ConversationTooLong(ConversationError):
+    """The context ends within a message, ``index``; ``limit`` is the tokens that there are."""
+
+    def __init__(self, index: int, limit: int):
+        self.limit = limit
+        problem = f"ends behind the {limit} tokens that the context has for the conversation; "
+        super().__init__(index, "content", problem + "shorten it or leave out earlier messages")
+
+
 class Place:
     """Where a value stands, to be named in an error."""
 
     __slots__ = ("field", "index", "where")
 
-    def __init__(self, where: str, index: int, field: str = "") -> None:
+    def __init__(self, where: str, index: int | None, field: str = "") -> None:
         self.where = where
         self.index = index
         self.field = field
@@ -67,7 +82,7 @@ class Place:
         """``value``, a string that can be written in UTF-8."""
         if not isinstance(value, str):
             raise self.error(f"must be a string, not {kind(value)}")
-        found = _SURROGATE.search(value)
+        found = None if value.isascii() else _SURROGATE.search(value)
         if found is not None:
             raise self.error(
                 f"a lone surrogate U+{ord(found[0]):04X} at character {found.start()}: "
@@ -81,6 +96,20 @@ class Place:
         if not HARMONY_NAME.fullmatch(name):
             raise self.error(f"{name[:80]!r} is no name: 1 to 64 letters, digits, _ or - are")
         return name
+
+    def word(self, value: object) -> str:
+        """``value``, what a header can hold between two spaces."""
+        word = self.text(value)
+        if not word or any(map(str.isspace, word)):
+            raise self.error(f"{word[:80]!r} is no word: a header's fields are set apart by spaces")
+        return word
+
+    def date(self, value: object) -> str:
+        """``value``, a day of the calendar as YYYY-MM-DD."""
+        text = self.text(value)
+        if not is_date(text):
+            raise self.error(f"{text[:80]!r} is no date: write it as YYYY-MM-DD")
+        return text
 
     def json(self, value: object) -> None:
         """Every string in ``value``, keys included, is text; nesting is bounded."""
@@ -99,6 +128,14 @@ class Place:
                 pending += [(place.at(f"[{i}]"), item, depth + 1) for i, item in enumerate(inner)]
             elif not (inner is None or isinstance(inner, bool | int | float)):
                 raise place.error(f"must be JSON, not {kind(inner)}")
+
+
+def is_date(text: str) -> bool:
+    """Whether ``text`` is a day of the calendar as YYYY-MM-DD; ISO 8601 knows other forms too."""
+    try:
+        return datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 def kind(value: object) -> str:

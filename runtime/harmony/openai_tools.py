@@ -13,6 +13,7 @@ from typing import Any
 
 from gptoss.runtime.harmony.checking import ConversationError, Place, kind
 from gptoss.runtime.harmony.messages import Function
+from gptoss.runtime.harmony.schemas import check_parameters
 
 
 def functions_from_openai(tools: Sequence[Mapping[str, Any]]) -> tuple[Function, ...]:
@@ -57,22 +58,4 @@ def _function(place: Place, tool: Mapping[str, Any]) -> Function:
 
 
 def _parameters(place: Place, value: object) -> Mapping[str, Any] | None:
-    """A schema whose values are objects, else arguments could not be called by name."""
-    if value is None:
-        return None
-    schema = place.mapping(value)
-    if not schema:
-        return None
-    place.json(schema)
-    if schema.get("type", "object") != "object":
-        raise place.at("type").error(f"{schema['type']!r}: the schema must be of type 'object'")
-    if "type" not in schema and not {"properties", "$ref", "allOf"} & schema.keys():
-        raise place.error("is no schema of an object: it says neither type nor properties")
-    properties = place.at("properties").mapping(schema.get("properties", {}))
-    for name, inner in properties.items():
-        if not isinstance(inner, Mapping | bool):
-            raise place.at(f"properties.{name}").error(f"must be a schema, not {kind(inner)}")
-    required = place.at("required")
-    for i, name in enumerate(required.sequence(schema.get("required", []))):
-        required.at(f"[{i}]").text(name)
-    return schema
+    return None if value is None or value == {} else check_parameters(place, value)

@@ -1,7 +1,28 @@
 """Conversations to token ids.
 
 Text is encoded as text, control tokens are placed by id: no string in a message, whatever it
-spells, becomes a control token. The result equals openai-harmony's token for token.
+spells, becomes a control token. The result equals openai-harmony's (0.0.8) token for token, and in
+text the official chat template's. What differs is meant, and here is all of it.
+
+From openai-harmony:
+
+* Which reasoning is kept is the template's rule unless asked otherwise (``KeepReasoning``): that
+  library keeps the reasoning behind every answer but the first.
+* Schemas that it writes as ``any`` or in part are written in full: see ``typescript.py``.
+* The model's own messages are replayed from the ids it wrote, so that the prefix cache holds.
+* A conversation that the model was not trained on (no system block, a result without a call, a
+  tool's name with a space in it) is refused: see ``conversation.py``. That library renders it.
+
+From the template:
+
+* A call's arguments are of type `` <|constrain|>json``, as the model itself and openai-harmony
+  write; the template has `` json``.
+* A tool's answer is handed on as it is, as by openai-harmony; the template puts it in quotes.
+* No blank line is left behind instructions that no tools follow.
+* Several calls of one turn are all there; the template drops all but the first. A preamble before
+  a call stands on the commentary channel; the template takes it for reasoning.
+* Schemas beyond plain properties are written as openai-harmony writes them.
+* Text that spells a control token stays text; the template's would be read as the token.
 """
 
 from __future__ import annotations
@@ -9,6 +30,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 
+from gptoss.runtime.harmony.checking import ConversationTooLong
+from gptoss.runtime.harmony.conversation import check_conversation
 from gptoss.runtime.harmony.messages import (
     FUNCTIONS,
     DeveloperContent,
@@ -38,12 +61,18 @@ def render_conversation(
     tokenizer: Tokenizer,
     *,
     keep: KeepReasoning = KeepReasoning.TEMPLATE,
+    limit: int | None = None,
 ) -> list[int]:
-    """The ids of the messages, each ended; history as the model is meant to see it."""
+    """The ids of the messages, each ended; history as the model is meant to see it.
+
+    Raises ConversationTooLong where they are more than ``limit``.
+    """
     with_functions = any(_declares_functions(message) for message in messages)
     ids: list[int] = []
-    for message in _kept(messages, keep):
-        ids += render_message(message, tokenizer, conversation_has_functions=with_functions)
+    for index in _kept(messages, keep):
+        ids += render_message(messages[index], tokenizer, conversation_has_functions=with_functions)
+        if limit is not None and len(ids) > limit:
+            raise ConversationTooLong(index, limit)
     return ids
 
 
@@ -52,10 +81,17 @@ def render_for_completion(
     tokenizer: Tokenizer,
     *,
     keep: KeepReasoning = KeepReasoning.TEMPLATE,
+    limit: int | None = None,
 ) -> list[int]:
-    """The conversation, then ``<|start|>assistant``: the model continues from there."""
-    ids = render_conversation(messages, tokenizer, keep=keep)
-    return [*ids, tokenizer.control["<|start|>"], *tokenizer.encode(Role.ASSISTANT)]
+    """The conversation, then ``<|start|>assistant``: the model continues from there.
+
+    ``limit`` is the most ids that this may be. Raises ConversationError for what cannot be put
+    before the model, ConversationTooLong where the limit does not hold it.
+    """
+    check_conversation(messages)
+    begin = [tokenizer.control["<|start|>"], *tokenizer.encode(Role.ASSISTANT)]
+    left = None if limit is None else limit - len(begin)
+    return [*render_conversation(messages, tokenizer, keep=keep, limit=left), *begin]
 
 
 def render_for_training(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
@@ -111,18 +147,15 @@ def _replay(message: Message, tokenizer: Tokenizer) -> list[int]:
     return ids
 
 
-def _kept(messages: Sequence[Message], keep: KeepReasoning) -> list[Message]:
+def _kept(messages: Sequence[Message], keep: KeepReasoning) -> list[int]:
+    """Places of the messages that are rendered."""
     finals = [i for i, message in enumerate(messages) if message.channel == "final"]
     horizon = 0
     if finals and keep == KeepReasoning.TEMPLATE:
         horizon = finals[-1]
     elif finals and keep == KeepReasoning.HARMONY and _last_assistant_is_final(messages):
         horizon = finals[0]
-    return [
-        message
-        for i, message in enumerate(messages)
-        if not (message.channel == "analysis" and i < horizon)
-    ]
+    return [i for i, m in enumerate(messages) if m.channel != "analysis" or i >= horizon]
 
 
 def _last_assistant_is_final(messages: Sequence[Message]) -> bool:

@@ -1,23 +1,36 @@
 """A tool's JSON schema as the TypeScript-like text gpt-oss was trained to read.
 
-The text must be openai-harmony's to the letter, since the model saw no other. Where that library
-has habits of its own (a ``oneOf`` at the top is laid out otherwise than one at a property; only
-string defaults are put in quotes), they are kept, and noted where they happen.
+Of what openai-harmony knows, the text must be that library's to the letter, since the model saw no
+other. Where it has habits of its own (a ``oneOf`` at the top is laid out otherwise than one at a
+property; only string defaults are put in quotes), they are kept, and noted where they happen.
+
+Of the rest it says ``any``, or less than there is to say. Schemas that today's libraries generate
+are full of it (an optional parameter is an ``anyOf`` with null, a nested class a ``$ref``), and a
+model that is told nothing guesses. Such schemas are simplified first (``schemas.py``), then
+written in the same style:
+
+    anyOf [string, null]                        string | null
+    $ref, allOf                                 what they amount to
+    enum or const of other than strings         1 | 2 | "auto" | null
+    several types with properties, items, enum  each in full: string[] | null
+    additionalProperties with a schema          [key: string]: number,
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from gptoss.runtime.harmony.checking import Place
 from gptoss.runtime.harmony.messages import Function, Namespace
-
-Schema = Mapping[str, Any]
+from gptoss.runtime.harmony.schemas import Schema, simplified
 
 
 def tools_section(namespaces: Sequence[Namespace]) -> str:
-    """The ``# Tools`` section: one block a namespace, sorted by name."""
+    """The ``# Tools`` section: one block a namespace, sorted by name.
+
+    Raises ConversationError for parameters whose references lead nowhere or expand without end.
+    """
     blocks = [_namespace(space) for space in sorted(namespaces, key=lambda space: space.name)]
     return "\n\n".join(["# Tools", *blocks])
 
@@ -29,13 +42,16 @@ def _namespace(space: Namespace) -> str:
     if space.functions:
         lines.append(f"namespace {space.name} {{\n")
         for function in space.functions:
-            lines += _function(function)
+            lines += _function(function, f"{space.name}.{function.name}")
         lines.append(f"}} // namespace {space.name}")
     return "\n".join(lines)
 
 
-def _function(function: Function) -> list[str]:
-    arguments = "" if function.parameters is None else f"_: {type_of(function.parameters)}"
+def _function(function: Function, full_name: str) -> list[str]:
+    arguments = ""
+    if function.parameters is not None:
+        place = Place("tools", None, f"{full_name}.parameters")
+        arguments = f"_: {type_of(simplified(function.parameters, place))}"
     return [
         *(f"// {line}" for line in _lines(function.description)),
         f"type {function.name} = ({arguments}) => any;\n",
@@ -43,10 +59,13 @@ def _function(function: Function) -> list[str]:
 
 
 def type_of(schema: Schema, indent: str = "") -> str:
-    """The type that a schema stands for; ``indent`` is that of the line it begins on."""
+    """The type that a simplified schema is; ``indent`` is that of the line it begins on."""
     match schema:
         case {"oneOf": list(variants)}:
             return "".join(f"\n{indent} | {_top_variant(v, indent + '   ')}" for v in variants)
+        case {"anyOf": list(variants)}:
+            texts = [_nullable(variant, type_of(variant, indent)) for variant in variants]
+            return " | ".join(dict.fromkeys(texts))
         case {"type": list(types)} if any(isinstance(t, str) for t in types):
             names = [t for t in types if isinstance(t, str)]
             return " | ".join("number" if name == "integer" else name for name in names)
@@ -61,13 +80,25 @@ def type_of(schema: Schema, indent: str = "") -> str:
         case {"type": "boolean"}:
             return "boolean"
         case {"type": "array", "items": dict(items)}:
-            return f"{type_of(items, indent)}[]"
+            return f"{_item(items, indent)}[]"
         case {"type": "array", "items": _}:
             return "any[]"
         case {"type": "array"}:
             return "Array<any>"
+        case {"enum": list(values)}:
+            return " | ".join(map(_json, values))
         case _:
             return "any"
+
+
+def _item(items: Schema, indent: str) -> str:
+    """An array's item; a union that openai-harmony does not know is put in parentheses."""
+    text = type_of(items, indent)
+    return f"({text})" if _is_ours(items) and " | " in text else text
+
+
+def _is_ours(schema: Schema) -> bool:
+    return "anyOf" in schema or ("enum" in schema and "type" not in schema)
 
 
 def _object(schema: Schema, indent: str) -> str:
@@ -85,6 +116,10 @@ def _object(schema: Schema, indent: str) -> str:
         else:
             type_text = _nullable(value, type_of(value, indent + "    "))
             lines.append(f"{key} {type_text},{_trailing(_default(value))}")
+    if isinstance(others := schema.get("additionalProperties"), dict):
+        type_text = _nullable(others, type_of(others, indent + "    "))
+        lines += _comment(others.get("description"), indent)
+        lines.append(f"{indent}[key: string]: {type_text},")
     return "\n".join([*lines, indent + "}"])
 
 

@@ -322,6 +322,8 @@ def test_messages_carry_their_ids() -> None:
     [
         ({"reasoning": "extreme"}, "reasoning is 'extreme'"),
         ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"date": "x"}, "date is 'x'"),
+        ({"date": "2026-02-30"}, "date is '2026-02-30'"),
         ({"n_ctx": 0}, "allows 1 to 131072"),
         ({"n_ctx": 131_073}, "a context of 131073 tokens"),
     ],

@@ -25,7 +25,9 @@ PIECES = (
     "<|constrain|>", "<|return|>", "<|call|>", "<|endoftext|>", "<|startoftext|>",
     "<|endofprompt|>", "<|reserved_200013|>",
 )  # fmt: skip
-WORDS = ("alpha", "beta", "gamma", "get_weather", "x", "über", "value_2")
+WORDS = ("alpha", "beta", "gamma", "get_weather", "x", "über", "value_2", "<|call|>", "a b")
+NAMES = ("alpha", "get_weather", "x", "value_2", "A-1")
+"""Names of functions: in a header they must be taken for nothing else."""
 
 
 def text(rng: random.Random, most: int = 12) -> str:
@@ -87,7 +89,7 @@ def object_schema(rng: random.Random, depth: int = 0) -> dict[str, Any]:
 
 def functions(rng: random.Random) -> tuple[Function, ...]:
     """One to three functions, one in four without parameters."""
-    names = rng.sample(WORDS, rng.randint(1, 3))
+    names = rng.sample(NAMES, rng.randint(1, 3))
     return tuple(
         Function(name, text(rng, 5), object_schema(rng) if rng.random() < 0.75 else None)
         for name in names
