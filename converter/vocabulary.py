@@ -22,8 +22,8 @@ from gptoss.files.reading import Source, read_json
 
 SETTINGS = "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
-TOKENIZER_LIMIT = 2**28
-SETTINGS_LIMIT = 2**24
+TOKENIZER_LIMIT = 2**26
+SETTINGS_LIMIT = 2**22
 MAX_TOKENS = 2**24
 
 HARMONY_ROLES = {"bos": "<|startoftext|>", "eos": "<|return|>", "pad": "<|endoftext|>"}
@@ -224,7 +224,7 @@ def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
         named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
         template = named[-1].get("template") if named else None
     path = folder / TEMPLATE
-    if template is None and path.is_file():
+    if template is None and path.exists():
         with Source(path, BadCheckpoint) as source:
             if source.size > SETTINGS_LIMIT:
                 raise BadCheckpoint(f"{path}: {source.size} bytes are no chat template")

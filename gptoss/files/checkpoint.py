@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gptoss.files import openai
-from gptoss.files.errors import BadCheckpoint
+from gptoss.files.errors import BadCheckpoint, quoted
 from gptoss.files.hparams import HParams
 from gptoss.files.names import HfTensor, hf_tensors
 from gptoss.files.reading import AnyPath, read_json
@@ -26,7 +26,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
 CONFIG_LIMIT = 2**20
-INDEX_LIMIT = 2**26
+INDEX_LIMIT = 2**22
 SHARD_LIMIT = 4096
 
 Weights = Callable[[str], AnyPath]
@@ -94,7 +94,7 @@ class Checkpoint:
         for name, info in self.tensors.items():
             if name not in expected:
                 raise BadCheckpoint(
-                    f"{info.path}: unknown tensor {name!r}; a gpt-oss model of "
+                    f"{info.path}: unknown tensor {quoted(name)}; a gpt-oss model of "
                     f"{self.hparams.num_hidden_layers} layers has none of that name"
                 )
 
@@ -123,7 +123,7 @@ def _unindexed(folder: Path) -> dict[str, TensorInfo]:
         for name, info in read_header(shard).items():
             if name in tensors:
                 raise BadCheckpoint(
-                    f"{shard}: tensor {name[:100]!r} is in {tensors[name].path.name} too"
+                    f"{shard}: tensor {quoted(name)} is in {tensors[name].path.name} too"
                 )
             tensors[name] = info
     return tensors
@@ -152,11 +152,11 @@ def _sharded(index: Path, weights: Weights) -> dict[str, TensorInfo]:
         for name, info in read_header(path).items():
             if weight_map.get(name) != shard:
                 said = f"puts it in {weight_map[name]}" if name in weight_map else "omits it"
-                raise BadCheckpoint(f"{path}: holds tensor {name!r}, but {INDEX} {said}")
+                raise BadCheckpoint(f"{path}: holds tensor {quoted(name)}, but {INDEX} {said}")
             tensors[name] = info
     for name, shard in weight_map.items():
         if name not in tensors:
-            raise BadCheckpoint(f"{weights(shard)}: tensor {name!r} is missing, says {INDEX}")
+            raise BadCheckpoint(f"{weights(shard)}: tensor {quoted(name)} is missing, says {INDEX}")
     return tensors
 
 
@@ -164,11 +164,13 @@ def _check_shard_name(index: Path, name: str, shard: Any) -> None:
     """A shard is a plain file name: an index must not make anyone read outside its folder."""
     plain = isinstance(shard, str) and shard.endswith(".safetensors")
     if not plain or any(sign in shard for sign in "/\\:\0"):
-        raise BadCheckpoint(f"{index}: tensor {name!r} is in {shard!r}, which names no shard")
+        raise BadCheckpoint(
+            f"{index}: tensor {quoted(name)} is in {quoted(shard)}, which names no shard"
+        )
 
 
 def _check_tensor(found: TensorInfo, expected: HfTensor) -> None:
-    where = f"{found.path}: tensor {found.name!r}"
+    where = f"{found.path}: tensor {quoted(found.name)}"
     if found.dtype != expected.dtype:
         raise BadCheckpoint(f"{where} is {found.dtype}, {expected.dtype} is expected")
     if found.shape != expected.shape:

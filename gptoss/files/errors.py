@@ -14,6 +14,20 @@ what to do about it. The commands print it and exit with code 2.
 
 from __future__ import annotations
 
+from reprlib import Repr
+
+_short = Repr()
+_short.maxstring = 100
+_short.maxlong = 40
+_short.maxlist = _short.maxtuple = 8
+_short.maxdict = 4
+_short.maxlevel = 3  # deeper, ``repr`` itself could run out of stack
+
+
+def quoted(value: object) -> str:
+    """A value out of a file as messages show it: on one line, and short whatever it holds."""
+    return _short.repr(value)
+
 
 class GptossError(Exception):
     """Base of everything raised on purpose."""

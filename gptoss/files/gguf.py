@@ -30,15 +30,20 @@ from gguf.constants import (
     Keys,
 )
 
-from gptoss.files.errors import BadGguf
+from gptoss.files.errors import BadGguf, quoted
 from gptoss.files.reading import Source
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-HEADER_LIMIT = 2**26
+HEADER_LIMIT = 2**25
 """Bytes a header may have; that of a full vocabulary has 12 million."""
-MAX_KEYS = 2**16
-MAX_TENSORS = 2**16
+MAX_KEYS = 2**12
+MAX_TENSORS = 2**15
+MAX_STRINGS = 2**20
+"""Elements of an array of strings; a full vocabulary has 446,189 merges."""
+MAX_KEY_BYTES = 2**16 - 1
+MAX_NAME_BYTES = 63
+"""The format's limits on a key's and a tensor name's length."""
 MAX_DIMENSIONS = 4
 MAX_ELEMENTS = 2**48
 MAX_PARTS = 4096
@@ -91,11 +96,11 @@ class StringArray(Sequence[str]):
 
     def _decoded(self) -> list[str]:
         if self._strings is None:
-            raw, at, strings = self._raw, 0, []
+            raw, at, strings, unpack = self._raw, 0, [], _U64.unpack_from
             try:
                 for _ in range(self._count):
                     start = at + 8
-                    at = start + int.from_bytes(raw[at:start], "little")
+                    at = start + unpack(raw, at)[0]
                     strings.append(raw[start:at].decode())
             except UnicodeDecodeError as reason:
                 raise BadGguf(f"{self._where}[{len(strings)}]: no UTF-8") from reason
@@ -166,7 +171,7 @@ def _joined(first: GgufFile, n_parts: Any) -> GgufFile:
     """The first file of several together with the tensors of the others."""
     where = str(first.path)
     if type(n_parts) is not int or not 0 < n_parts <= MAX_PARTS:
-        raise BadGguf(f"{where}: {Keys.Split.LLM_KV_SPLIT_COUNT} is {n_parts!r}")
+        raise BadGguf(f"{where}: {Keys.Split.LLM_KV_SPLIT_COUNT} is {quoted(n_parts)}")
     number = first.metadata.get(Keys.Split.LLM_KV_SPLIT_NO)
     name = _PART_NAME.fullmatch(first.path.name)
     if number != 0 or name is None or first.path.name != part_name(name["stem"], 0, n_parts):
@@ -215,13 +220,19 @@ class _Cursor:
                 "model has"
             )
         ahead = max(end, 2 * len(self.raw), FIRST_READ)
-        upto = min(ahead, self.source.size, HEADER_LIMIT)
-        self.raw += self.source.read(len(self.raw), upto - len(self.raw))
+        raw = bytearray(min(ahead, self.source.size, HEADER_LIMIT))
+        raw[: len(self.raw)] = self.raw
+        self.source.read_into(len(self.raw), memoryview(raw)[len(self.raw) :])
+        self.raw = raw
 
     def take(self, size: int, what: str) -> bytes:
         self.load(self.at + size, what)
         start, self.at = self.at, self.at + size
-        return bytes(self.raw[start : self.at])
+        return self.copy(start)
+
+    def copy(self, start: int) -> bytes:
+        """The bytes from ``start`` to the position; sliced as a view, lest they be copied twice."""
+        return bytes(memoryview(self.raw)[start : self.at])
 
     def u32(self, what: str) -> int:
         return int(_U32.unpack(self.take(4, what))[0])
@@ -229,9 +240,14 @@ class _Cursor:
     def u64(self, what: str) -> int:
         return int(_U64.unpack(self.take(8, what))[0])
 
-    def string(self, what: str) -> str:
+    def string(self, what: str, limit: int = HEADER_LIMIT) -> str:
+        size = self.u64(what)
+        if size > limit:
+            raise BadGguf(
+                f"{self.where}: {what} claims {size} bytes, more than the {limit} believed"
+            )
         try:
-            return self.take(self.u64(what), what).decode()
+            return self.take(size, what).decode()
         except UnicodeDecodeError as reason:
             raise BadGguf(f"{self.where}: {what} is no UTF-8") from reason
 
@@ -262,11 +278,11 @@ def _read(path: Path, source: Source) -> GgufFile:
     metadata: dict[str, Any] = {}
     types: dict[str, GGUFValueType] = {}
     for i in range(n_keys):
-        key = cursor.string(f"metadata key {i}")
+        key = cursor.string(f"metadata key {i}", MAX_KEY_BYTES)
         if key in metadata:
-            raise BadGguf(f"{cursor.where}: the key {key!r} stands twice")
-        kind = _value_type(cursor, key)
-        types[key], metadata[key] = _value(cursor, key, kind)
+            raise BadGguf(f"{cursor.where}: the key {quoted(key)} stands twice")
+        what = _named(key)
+        types[key], metadata[key] = _value(cursor, what, _value_type(cursor, what))
     infos = [_tensor_info(cursor, i) for i in range(n_tensors)]
     tensors = _placed(cursor, infos, _alignment(cursor, metadata))
     return GgufFile(path, version, metadata, types, tensors)
@@ -281,6 +297,11 @@ def _check_version(cursor: _Cursor) -> int:
     if int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS:
         raise BadGguf(f"{cursor.where}: a big-endian GGUF; only little-endian ones can be read")
     raise BadGguf(f"{cursor.where}: GGUF version {version}; versions 2 and 3 can be read")
+
+
+def _named(key: str) -> str:
+    """A key as messages have it: as it stands, unless it is no name a person would give."""
+    return key if key.isprintable() and len(key) <= 80 else quoted(key)
 
 
 def _value_type(cursor: _Cursor, key: str) -> GGUFValueType:
@@ -303,11 +324,10 @@ def _value(cursor: _Cursor, key: str, kind: GGUFValueType) -> tuple[GGUFValueTyp
     if kind is not GGUFValueType.STRING:
         count = cursor.count(_SCALARS[kind].itemsize, HEADER_LIMIT, f"elements of {key}")
         return kind, _scalars(cursor, key, kind, count)
-    count = cursor.count(8, HEADER_LIMIT, f"elements of {key}")
+    count = cursor.count(8, MAX_STRINGS, f"elements of {key}")
     start = cursor.at
     cursor.skip_strings(count, key)
-    raw = bytes(cursor.raw[start : cursor.at])
-    return kind, StringArray(raw, count, f"{cursor.where}: {key}")
+    return kind, StringArray(cursor.copy(start), count, f"{cursor.where}: {key}")
 
 
 def _scalars(cursor: _Cursor, key: str, kind: GGUFValueType, count: int) -> np.ndarray[Any, Any]:
@@ -319,8 +339,8 @@ def _scalars(cursor: _Cursor, key: str, kind: GGUFValueType, count: int) -> np.n
 
 def _tensor_info(cursor: _Cursor, i: int) -> GgufTensor:
     """A tensor's entry; its offset is still counted from the start of the data."""
-    name = cursor.string(f"the name of tensor {i}")
-    what = f"tensor {name!r}"
+    name = cursor.string(f"the name of tensor {i}", MAX_NAME_BYTES)
+    what = f"tensor {quoted(name)}"
     n_dims = cursor.u32(what)
     if not 1 <= n_dims <= MAX_DIMENSIONS:
         raise BadGguf(f"{cursor.where}: {what} has {n_dims} dimensions")
@@ -340,7 +360,7 @@ def _tensor_info(cursor: _Cursor, i: int) -> GgufTensor:
 def _alignment(cursor: _Cursor, metadata: Mapping[str, Any]) -> int:
     alignment = metadata.get("general.alignment", GGUF_DEFAULT_ALIGNMENT)
     if type(alignment) is not int or not 0 < alignment <= 2**20 or alignment & (alignment - 1):
-        raise BadGguf(f"{cursor.where}: general.alignment is {alignment!r}, no power of two")
+        raise BadGguf(f"{cursor.where}: general.alignment is {quoted(alignment)}, no power of two")
     return alignment
 
 
@@ -349,20 +369,21 @@ def _placed(cursor: _Cursor, infos: list[GgufTensor], alignment: int) -> dict[st
     start = -(-cursor.at // alignment) * alignment
     tensors: dict[str, GgufTensor] = {}
     for info in infos:
+        what = f"{cursor.where}: tensor {quoted(info.name)}"
         end = start + info.offset + info.nbytes
-        if info.offset % alignment or end > cursor.source.size:
+        if end > cursor.source.size:
             raise BadGguf(
-                f"{cursor.where}: tensor {info.name!r} would end at byte {end} of "
-                f"{cursor.source.size}; the file is cut short or damaged"
-                if end > cursor.source.size
-                else f"{cursor.where}: tensor {info.name!r} is not aligned to {alignment} bytes"
+                f"{what} would end at byte {end} of {cursor.source.size}; "
+                "the file is cut short or damaged"
             )
+        if info.offset % alignment:
+            raise BadGguf(f"{what} is not aligned to {alignment} bytes")
         if info.name in tensors:
-            raise BadGguf(f"{cursor.where}: tensor {info.name!r} stands twice")
+            raise BadGguf(f"{what} stands twice")
         tensors[info.name] = replace(info, offset=start + info.offset)
     at, before = start, "the header"
     for tensor in sorted(tensors.values(), key=lambda tensor: tensor.offset):
         if tensor.offset < at:
-            raise BadGguf(f"{cursor.where}: tensor {tensor.name!r} overlaps {before}")
-        at, before = tensor.offset + tensor.nbytes, repr(tensor.name)
+            raise BadGguf(f"{cursor.where}: tensor {quoted(tensor.name)} overlaps {before}")
+        at, before = tensor.offset + tensor.nbytes, quoted(tensor.name)
     return tensors

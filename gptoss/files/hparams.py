@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from gptoss.files.errors import BadCheckpoint, BadFile, BadGguf, UnsupportedModel
+from gptoss.files.errors import BadCheckpoint, BadFile, BadGguf, UnsupportedModel, quoted
 
 ARCHITECTURE = "gpt-oss"
 """``general.architecture`` of a GGUF file."""
@@ -123,14 +123,14 @@ class HParams:
         architecture = metadata.get("general.architecture")
         if architecture != ARCHITECTURE:
             raise UnsupportedModel(
-                f"{where}: general.architecture is {architecture!r}, a {ARCHITECTURE} model is "
-                "expected"
+                f"{where}: general.architecture is {quoted(architecture)}, a {ARCHITECTURE} "
+                "model is expected"
             )
         scaling = metadata.get("gpt-oss.rope.scaling.type")
         if scaling != "yarn":
             raise BadGguf(
-                f"{where}: gpt-oss.rope.scaling.type is {scaling!r}, 'yarn' is expected; without "
-                "it the model runs wrong; convert its checkpoint again"
+                f"{where}: gpt-oss.rope.scaling.type is {quoted(scaling)}, 'yarn' is expected; "
+                "without it the model runs wrong; convert its checkpoint again"
             )
         found: dict[str, Any] = {}
         for name, key in GGUF_KEYS.items():
@@ -177,23 +177,25 @@ _NAMES = tuple(field.name for field in fields(HParams))
 def _check_architecture(config: Mapping[str, Any], where: str) -> None:
     model_type, architectures = config.get("model_type"), config.get("architectures")
     if model_type != "gpt_oss":
-        raise UnsupportedModel(f"{where}: model_type is {model_type!r}, 'gpt_oss' is expected")
+        raise UnsupportedModel(
+            f"{where}: model_type is {quoted(model_type)}, 'gpt_oss' is expected"
+        )
     if architectures is not None and architectures != ["GptOssForCausalLM"]:
         raise UnsupportedModel(
-            f"{where}: architectures is {architectures!r}, ['GptOssForCausalLM'] is expected"
+            f"{where}: architectures is {quoted(architectures)}, ['GptOssForCausalLM'] is expected"
         )
     quantization = config.get("quantization_config")
     method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
     if method not in (None, "mxfp4"):
-        raise UnsupportedModel(f"{where}: quantization {method!r}; only 'mxfp4' is known")
+        raise UnsupportedModel(f"{where}: quantization {quoted(method)}; only 'mxfp4' is known")
 
 
 def _check_hard_coded(config: Mapping[str, Any], where: str) -> None:
     for name, value in HARD_CODED.items():
         if config.get(name, value) != value:
             raise UnsupportedModel(
-                f"{where}: {name} is {config[name]!r}; llama.cpp computes gpt-oss with {value!r} "
-                "and a GGUF cannot say otherwise"
+                f"{where}: {name} is {quoted(config[name])}; llama.cpp computes gpt-oss with "
+                f"{value!r} and a GGUF cannot say otherwise"
             )
     types = config.get("layer_types")
     if types is None:
@@ -207,7 +209,7 @@ def _check_hard_coded(config: Mapping[str, Any], where: str) -> None:
     if len(types) != config.get("num_hidden_layers"):
         raise BadCheckpoint(
             f"{where}: {len(types)} layer_types for num_hidden_layers "
-            f"{config.get('num_hidden_layers')!r}"
+            f"{quoted(config.get('num_hidden_layers'))}"
         )
 
 
@@ -226,14 +228,14 @@ def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         )
     kind = rope.get("rope_type", rope.get("type"))
     if kind != "yarn":
-        raise UnsupportedModel(f"{where}: rope_type is {kind!r}; gpt-oss uses 'yarn'")
+        raise UnsupportedModel(f"{where}: rope_type is {quoted(kind)}; gpt-oss uses 'yarn'")
     for name in ("attention_factor", "mscale", "mscale_all_dim"):
         if rope.get(name) is not None:
             raise UnsupportedModel(f"{where}: {name} is set; gpt-oss derives it from the factor")
     found = {field: rope.get(name) for name, field in _YARN_FIELDS.items()}
     thetas = [it["rope_theta"] for it in (rope, config) if it.get("rope_theta") is not None]
     if len(thetas) == 2 and thetas[0] != thetas[1]:
-        raise BadCheckpoint(f"{where}: rope_theta is {thetas[0]!r} and {thetas[1]!r}")
+        raise BadCheckpoint(f"{where}: rope_theta is {quoted(thetas[0])} and {quoted(thetas[1])}")
     found["rope_theta"] = thetas[0] if thetas else None
     if isinstance(new, Mapping) and isinstance(old, Mapping):
         differing = [n for n in _YARN_FIELDS if n in old and old[n] != new.get(n)]
@@ -254,12 +256,12 @@ def _number(
     if name in _LIMITS:
         low, high = _LIMITS[name]
         if type(value) is not int:
-            raise error(f"{where}: {key} is {value!r}, a whole number is expected")
+            raise error(f"{where}: {key} is {quoted(value)}, a whole number is expected")
         if not low <= value <= high:
             raise error(f"{where}: {key} is {value}, {low} to {high} is expected")
         return value
     if type(value) not in (int, float):
-        raise error(f"{where}: {key} is {value!r}, a number is expected")
+        raise error(f"{where}: {key} is {quoted(value)}, a number is expected")
     if not 0 < value < 1e12:  # NaN fails this, as it must
-        raise error(f"{where}: {key} is {value!r}, a positive number is expected")
+        raise error(f"{where}: {key} is {quoted(value)}, a positive number is expected")
     return float(value)

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gptoss.files.errors import BadCheckpoint
+from gptoss.files.errors import BadCheckpoint, quoted
 from gptoss.files.hparams import HParams
 from gptoss.files.names import OpenAiTensor, openai_tensors
 from gptoss.files.safetensors import TensorInfo
@@ -90,7 +90,7 @@ def hf_view(
     if unknown:
         name = min(unknown)
         raise BadCheckpoint(
-            f"{tensors[name].path}: unknown tensor {name[:100]!r}; a gpt-oss model of "
+            f"{tensors[name].path}: unknown tensor {quoted(name)}; a gpt-oss model of "
             f"{hparams.num_hidden_layers} layers has none of that name in OpenAI's layout"
         )
     view: dict[str, TensorInfo] = {}

@@ -9,6 +9,7 @@ without a lock; ``os.pread`` would do the same, but not on every system.
 from __future__ import annotations
 
 import json
+import stat
 import threading
 from collections import Counter
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss.files.errors import BadFile
+from gptoss.files.errors import BadFile, quoted
 
 Buffer = bytearray | memoryview | NDArray[Any]
 """A writable, C-contiguous buffer."""
@@ -49,7 +50,8 @@ class Source:
     """A file open for reading, shared by any number of threads.
 
     ``error`` is the class raised when the file cannot be opened or read: ``BadCheckpoint`` for
-    parts of a checkpoint, ``BadGguf`` for a GGUF file.
+    parts of a checkpoint, ``BadGguf`` for a GGUF file. A pipe, a socket or a device is refused
+    unopened: the first would wait for a writer, perhaps for ever, and none has a size to believe.
     """
 
     def __init__(self, path: AnyPath, error: type[BadFile] = BadFile) -> None:
@@ -57,6 +59,8 @@ class Source:
         self._error = error
         self._local = threading.local()
         self._handles: list[Handle] = []
+        if isinstance(path, Path):
+            self._check_regular(path)
         handle = self._handle()
         try:
             self.size = handle.seek(0, 2)
@@ -113,6 +117,15 @@ class Source:
     ) -> None:
         self.close()
 
+    def _check_regular(self, path: Path) -> None:
+        try:
+            mode = path.stat().st_mode
+        except OSError as reason:
+            raise self._error(f"{path}: cannot be opened: {reason.strerror}") from reason
+        if not stat.S_ISREG(mode):
+            found = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+            raise self._error(f"{path}: is {found}; a regular file is expected")
+
     def _handle(self) -> Handle:
         handle: Handle | None = getattr(self._local, "handle", None)
         if handle is None:
@@ -146,7 +159,7 @@ def parse_json(raw: bytes | bytearray, where: str, error: type[BadFile]) -> dict
         found = dict(pairs)
         if len(found) != len(pairs):
             [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
-            raise error(f"{where}: the key {twice!r} stands twice")
+            raise error(f"{where}: the key {quoted(twice)} stands twice")
         return found
 
     try:
