@@ -8,26 +8,28 @@ One reply, the *turn*, may take several rounds: the model reasons and calls a to
 answered, goes on. Its reasoning stays in view until the final message and is dropped after it, as
 the model was trained. Each message keeps the ids it was generated as, and is replayed from them.
 
+With a ``Vocabulary`` each generation is held to the turn's rules (``harmony.grammar.Rules``);
+nothing is generated before they have compiled. Behind the last round that may call, the model can
+only answer.
+
 A turn that does not reach its end (a limit, a cancel, an error) leaves of itself what the person
 said and what of the answer was already given: no reasoning without an answer, no call without a
-result. When it was the prompt that did not fit, nothing stays.
+result. When it was the prompt that did not fit, or the rules that were wrong, nothing stays.
 """
 
 from __future__ import annotations
 
-import datetime
 import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from gptoss.files.errors import GptossError
 from gptoss.runtime.engine import Engine, PromptTooLong, Timings
-from gptoss.runtime.harmony.checking import is_date
 from gptoss.runtime.harmony.events import Diagnostic, End, Event, MessageEnded, TurnEnded
+from gptoss.runtime.harmony.grammar import BadConstraint, ResponseFormat, Rules, ToolChoice
 from gptoss.runtime.harmony.messages import (
     FUNCTIONS,
     Effort,
@@ -41,64 +43,28 @@ from gptoss.runtime.harmony.messages import (
 from gptoss.runtime.harmony.parser import Parser
 from gptoss.runtime.harmony.render import render_for_completion
 from gptoss.runtime.model import Model
+from gptoss.runtime.reply import (
+    ChatEvent,
+    Cut,
+    ReasoningClosed,
+    Reply,
+    ReplyEnded,
+    ToolFinished,
+    ToolStarted,
+    collect,
+)
 from gptoss.runtime.sampling import RandomSampler, Sampling
+from gptoss.runtime.settings import MAX_ROUNDS, ChatError, Limits, Settings, effort_named
 from gptoss.runtime.tokenizer import Tokenizer
 from gptoss.runtime.tools import Toolbox
+
+if TYPE_CHECKING:
+    from gptoss.runtime.constraint import Constrained, Vocabulary
 
 DEFAULT_N_CTX = 16_384
 """Tokens of context unless asked otherwise: 400 MiB of memory for the 20b model."""
 
-MAX_ROUNDS = 16
-"""Rounds of tool calls in one turn before it is ended: a model can call for ever."""
-
 _STOP = ("<|return|>", "<|call|>", "<|endoftext|>")
-
-
-class ChatError(GptossError):
-    """The conversation cannot do what was asked of it now."""
-
-
-@dataclass(frozen=True, slots=True)
-class ToolStarted:
-    """A tool is about to run. ``name`` is without ``functions.``; ``arguments`` as the model
-    wrote them, hopefully JSON."""
-
-    name: str
-    arguments: str
-
-
-@dataclass(frozen=True, slots=True)
-class ToolFinished:
-    """A tool has answered; ``error`` when ``result`` says what went wrong."""
-
-    name: str
-    arguments: str
-    result: str
-    error: bool
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class ReplyEnded:
-    """The turn is over, always the last event; ``timings`` are summed over its rounds."""
-
-    end: End
-    timings: Timings
-
-
-ChatEvent = Event | ToolStarted | ToolFinished | ReplyEnded
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """A whole turn: the answer, how it was reasoned, what was called and repaired."""
-
-    text: str
-    reasoning: str
-    calls: tuple[ToolFinished, ...]
-    diagnostics: tuple[Diagnostic, ...]
-    end: End
-    timings: Timings
 
 
 def load(
@@ -110,6 +76,12 @@ def load(
     sampling: Sampling | None = None,
     seed: int | None = None,
     max_tokens: int | None = None,
+    reasoning_budget: int | None = None,
+    max_rounds: int = MAX_ROUNDS,
+    tool_choice: str = ToolChoice.AUTO,
+    parallel_calls: bool = False,
+    response_format: ResponseFormat | None = None,
+    constrained: bool = True,
     date: str | None = None,
     n_ctx: int | None = None,
     n_threads: int | None = None,
@@ -120,18 +92,36 @@ def load(
     """Load a gpt-oss GGUF and begin a conversation with it.
 
     ``tools`` are functions the model may call, told to it by their signatures and docstrings;
-    ``reasoning`` is low, medium or high; ``max_tokens`` limits one turn; ``date`` (YYYY-MM-DD,
-    today unless given) is what the model is told. ``progress`` is called with the share loaded,
-    0 to 1, from another thread. Raises BadGguf, UnsupportedModel, EngineError, BadTool, ChatError.
+    ``reasoning`` is low, medium or high; ``date`` (YYYY-MM-DD, today unless given) is what the
+    model is told. ``max_tokens``, ``reasoning_budget`` and ``max_rounds`` limit a turn (see
+    ``Limits``). ``tool_choice`` is none, auto, required, or the name of the tool to call first;
+    ``response_format`` is what the answer must be (``JsonSchema``, ``Regex``, ``Lark`` from
+    ``gptoss.runtime.harmony.grammar``). These and the format itself are kept by constraining what
+    is sampled; ``constrained=False`` leaves the model free. ``progress`` is called with the share
+    loaded, 0 to 1, from another thread. Raises BadGguf, UnsupportedModel, EngineError, BadTool,
+    BadSampling, BadConstraint, ChatError.
     """
-    effort, toolbox = _effort(reasoning), Toolbox(tools)
-    _check_max_tokens(max_tokens)
-    _check_date(date)
+    toolbox = Toolbox(tools)
+    settings = Settings(
+        instructions=instructions,
+        effort=effort_named(reasoning),
+        sampling=sampling or Sampling(),
+        seed=seed,
+        limits=Limits(max_tokens, reasoning_budget, max_rounds),
+        tool_choice=tool_choice,
+        parallel_calls=parallel_calls,
+        response_format=response_format,
+    )
+    if date is not None:
+        settings = replace(settings, date=date)
+    RandomSampler(settings.sampling, seed)  # a wrong seed is refused before a model is loaded
     model = Model.open(Path(path))
     n_ctx = _context_size(n_ctx, model)
-    # Here, so that the rest works without llama.cpp: a scripted engine in tests, a remote one.
+    # Here, so that the rest works without them: a scripted engine in tests, a remote one.
+    from gptoss.runtime.constraint import Vocabulary
     from gptoss.runtime.llama import LlamaEngine
 
+    vocabulary = Vocabulary(model.tokenizer) if constrained else None
     engine = LlamaEngine(
         model.path,
         n_ctx=n_ctx,
@@ -140,17 +130,11 @@ def load(
         progress=progress,
         verbose=verbose,
     )
-    return Chat(
-        engine,
-        model.tokenizer,
-        toolbox=toolbox,
-        instructions=instructions,
-        effort=effort,
-        sampling=sampling,
-        seed=seed,
-        max_tokens=max_tokens,
-        date=date,
-    )
+    try:
+        return Chat(engine, model.tokenizer, vocabulary, toolbox=toolbox, settings=settings)
+    except BaseException:
+        engine.close()
+        raise
 
 
 class Chat:
@@ -163,31 +147,28 @@ class Chat:
         self,
         engine: Engine,
         tokenizer: Tokenizer,
+        vocabulary: Vocabulary | None = None,
         *,
         toolbox: Toolbox | None = None,
-        instructions: str | None = None,
-        effort: Effort = Effort.MEDIUM,
-        sampling: Sampling | None = None,
-        seed: int | None = None,
-        max_tokens: int | None = None,
-        date: str | None = None,
+        settings: Settings | None = None,
     ) -> None:
-        """See ``load``. The chat owns the engine and closes it."""
-        _check_max_tokens(max_tokens)
-        _check_date(date)
+        """The chat owns the engine and closes it. Without ``vocabulary`` nothing is constrained.
+
+        Raises BadConstraint for tools, a choice or a response format that cannot be kept.
+        """
         self._engine = engine
         self._tokenizer = tokenizer
+        self._vocabulary = vocabulary
         self._toolbox = toolbox or Toolbox()
-        self._instructions = instructions
-        self._sampling = sampling or Sampling()
-        self._seed = seed
-        self._max_tokens = max_tokens
-        self._date = date or datetime.date.today().isoformat()
+        self._settings = settings = settings or Settings()
         self._stop = frozenset(tokenizer.control[text] for text in _STOP)
         self._busy = threading.Lock()
         self._cancelled = threading.Event()
-        self.effort = effort
+        self.effort = settings.effort
         """How long the model reasons; may be set between turns."""
+        rules = self._rules(None, None)
+        if vocabulary is not None:
+            vocabulary.compile(rules)
         self.reset()
 
     def __enter__(self) -> Self:
@@ -204,81 +185,128 @@ class Chat:
     @property
     def messages(self) -> tuple[Message, ...]:
         """The whole conversation, system and developer message first."""
-        first = [system(date=self._date, effort=self.effort)]
-        if self._instructions is not None or self._toolbox.declarations:
-            first.append(developer(self._instructions, self._toolbox.declarations))
+        instructions, functions = self._settings.instructions, self._toolbox.declarations
+        first = [system(date=self._settings.date, effort=self.effort)]
+        if instructions is not None or functions:
+            first.append(developer(instructions, functions))
         return (*first, *self._messages)
 
-    def send(self, text: str) -> Generator[ChatEvent]:
+    def send(
+        self,
+        text: str,
+        *,
+        tool_choice: str | None = None,
+        response_format: ResponseFormat | None = None,
+    ) -> Generator[ChatEvent]:
         """Say ``text``; yields what happens as it happens, ``ReplyEnded`` last.
 
+        ``tool_choice`` and ``response_format`` are this turn's instead of the conversation's.
         Nothing happens until the first event is asked for. Closing the generator ends the turn.
-        Raises ChatError while another reply is being read, PromptTooLong, EngineError.
+        Raises ChatError while another reply is being read, BadConstraint, PromptTooLong,
+        EngineError.
         """
         if not self._busy.acquire(blocking=False):
             raise ChatError("the reply before this one is still being read; finish or close it")
         start = len(self._messages)
         self._cancelled.clear()
-        end, timings = End.CUT, Timings()
+        ended = ReplyEnded(End.CUT, Timings())
         try:
             self._messages.append(user(text))
-            end, timings = yield from self._turn()
-        except PromptTooLong:
+            ended = yield from self._turn(self._rules(tool_choice, response_format))
+        except (PromptTooLong, BadConstraint):
             del self._messages[start:]
             raise
         finally:
             turn = self._messages[start:]
-            if end != End.RETURN or not _is_whole(turn):
+            if ended.end != End.RETURN or not _is_whole(turn):
                 self._messages[start:] = _remains(turn)
             self._busy.release()
-        yield ReplyEnded(end, timings)
+        yield ended
 
-    def ask(self, text: str) -> Reply:
-        """Say ``text`` and wait for the whole reply."""
-        return collect(self.send(text))
+    def ask(
+        self,
+        text: str,
+        *,
+        tool_choice: str | None = None,
+        response_format: ResponseFormat | None = None,
+    ) -> Reply:
+        """Say ``text`` and wait for the whole reply; see ``send``."""
+        return collect(self.send(text, tool_choice=tool_choice, response_format=response_format))
 
     def cancel(self) -> None:
-        """End the running reply as soon as possible; its last event says ``End.CUT``."""
+        """End the running reply as soon as possible; its last event says ``Cut.CANCELLED``."""
         self._cancelled.set()
         self._engine.cancel()
 
     def reset(self) -> None:
         """Forget the conversation; random numbers begin again from the seed."""
         self._messages: list[Message] = []
-        self._sampler = RandomSampler(self._sampling, self._seed)
+        self._sampler = RandomSampler(self._settings.sampling, self._settings.seed)
 
     def close(self) -> None:
         """Give the engine's memory back. May be called twice."""
         self._engine.close()
 
-    def _turn(self) -> Generator[ChatEvent, None, tuple[End, Timings]]:
+    def _rules(self, tool_choice: str | None, response_format: ResponseFormat | None) -> Rules:
+        """A turn's, from what was asked of it and of the conversation; raises ChatError."""
+        rules = Rules(
+            functions=self._toolbox.declarations,
+            tool_choice=tool_choice or self._settings.tool_choice,
+            parallel_calls=self._settings.parallel_calls,
+            response_format=response_format or self._settings.response_format,
+        )
+        asked = rules.tool_choice != ToolChoice.AUTO or rules.response_format is not None
+        asked |= self._settings.limits.reasoning_budget is not None
+        if self._vocabulary is None and asked:
+            raise ChatError(
+                "a tool choice, a response format and a reasoning budget need constrained sampling"
+            )
+        return rules
+
+    def _turn(self, rules: Rules) -> Generator[ChatEvent, None, ReplyEnded]:
         """Rounds until the model calls nothing more; how it ended and what it cost."""
-        timings = Timings()
-        for _ in range(MAX_ROUNDS):
+        turn = _Spent(self._settings.limits)
+        for calls_left in range(self._settings.limits.max_rounds, -1, -1):
+            if calls_left == 0:
+                rules = replace(rules, tool_choice=ToolChoice.NONE)
             start = len(self._messages)
-            end = yield from self._round(timings.generated_tokens)
-            timings += self._engine.timings
+            end = yield from self._round(rules, turn)
             calls = [m for m in self._messages[start:] if m.recipient is not None]
             if end != End.CALL or not calls:
-                return (End.RETURN if end == End.CALL else end), timings
+                return turn.ended(End.RETURN if end == End.CALL else end, self._why_cut(turn))
+            if calls_left == 0:
+                break
             for call in calls:
                 if self._cancelled.is_set():
-                    return End.CUT, timings
+                    break
                 yield from self._run_tool(call)
-            limit_reached = timings.generated_tokens == self._max_tokens
-            if limit_reached or self._cancelled.is_set():
-                return End.CUT, timings
-        yield Diagnostic("too-many-calls", f"ended after {MAX_ROUNDS} rounds of tool calls")
-        return End.CUT, timings
+            if turn.tokens_left == 0 or self._cancelled.is_set():
+                return turn.ended(End.CUT, self._why_cut(turn))
+            if rules.tool_choice != ToolChoice.NONE:
+                rules = replace(rules, tool_choice=ToolChoice.AUTO)  # what was asked for is done
+        rounds = self._settings.limits.max_rounds
+        yield Diagnostic("too-many-calls", f"ended after {rounds} rounds of tool calls")
+        return turn.ended(End.CUT, Cut.MAX_ROUNDS)
 
-    def _round(self, already_generated: int) -> Generator[ChatEvent, None, End]:
+    def _why_cut(self, turn: _Spent) -> Cut:
+        """Why a generation ended before its end, if it did."""
+        if self._cancelled.is_set():
+            return Cut.CANCELLED
+        return Cut.MAX_TOKENS if turn.tokens_left == 0 else Cut.CONTEXT
+
+    def _round(self, rules: Rules, turn: _Spent) -> Generator[ChatEvent, None, End]:
         """One generation, up to an answer or a call; its messages join the conversation."""
-        limit = None if self._max_tokens is None else self._max_tokens - already_generated
+        sampler = self._constrained(rules, turn)
         prompt = render_for_completion(self.messages, self._tokenizer)
-        tokens = self._engine.generate(prompt, self._sampler, stop=self._stop, max_tokens=limit)
-        parser, end = Parser(self._tokenizer), End.CUT
+        tokens = self._engine.generate(
+            prompt, sampler or self._sampler, stop=self._stop, max_tokens=turn.tokens_left
+        )
+        parser, end, closed = Parser(self._tokenizer), End.CUT, False
         try:
             for events in _parsed(parser, tokens):
+                if sampler is not None and sampler.closed is not None and not closed:
+                    closed = True
+                    yield ReasoningClosed(sampler.closed, sampler.reasoned)
                 for event in events:
                     if isinstance(event, TurnEnded):
                         end = event.end
@@ -290,7 +318,17 @@ class Chat:
             for event in parser.finish():  # nothing, unless the reader has left half-way
                 if isinstance(event, MessageEnded):
                     self._keep(event.message)
+            turn.add(self._engine.timings, 0 if sampler is None else sampler.reasoned)
         return end
+
+    def _constrained(self, rules: Rules, turn: _Spent) -> Constrained | None:
+        """The sampler of one generation; None where nothing is constrained."""
+        if self._vocabulary is None:
+            return None
+        budget = turn.reasoning_left
+        if budget == 0:
+            rules = replace(rules, reasoning=False)
+        return self._vocabulary.constrain(rules, self._sampler, budget)
 
     def _keep(self, message: Message) -> bool:
         """Add what the model said; not what it said in another's name."""
@@ -315,25 +353,34 @@ class Chat:
         yield ToolFinished(name, arguments, outcome.text, outcome.error, outcome.seconds)
 
 
-def collect(events: Iterable[ChatEvent]) -> Reply:
-    """A turn's events as one value."""
-    answer, reasoning = [], []
-    calls, diagnostics = [], []
-    end, timings = End.CUT, Timings()
-    for event in events:
-        match event:
-            case MessageEnded(Message(role=Role.ASSISTANT, channel="final") as message):
-                answer.append(message.text)
-            case MessageEnded(Message(role=Role.ASSISTANT, channel="analysis") as message):
-                reasoning.append(message.text)
-            case ToolFinished():
-                calls.append(event)
-            case Diagnostic():
-                diagnostics.append(event)
-            case ReplyEnded():
-                end, timings = event.end, event.timings
-    texts = "\n".join(answer), "\n".join(reasoning)
-    return Reply(*texts, tuple(calls), tuple(diagnostics), end, timings)
+class _Spent:
+    """What a turn has cost so far, against what it may."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._timings = Timings()
+        self._reasoned = 0
+
+    def add(self, timings: Timings, reasoned: int) -> None:
+        """One generation's cost, and how many of its tokens were reasoning."""
+        self._timings += timings
+        self._reasoned += reasoned
+
+    @property
+    def tokens_left(self) -> int | None:
+        """None where there is no limit."""
+        most = self._limits.max_tokens
+        return None if most is None else most - self._timings.generated_tokens
+
+    @property
+    def reasoning_left(self) -> int | None:
+        """None where there is no limit."""
+        budget = self._limits.reasoning_budget
+        return None if budget is None else max(0, budget - self._reasoned)
+
+    def ended(self, end: End, cut: Cut) -> ReplyEnded:
+        """The turn's last event; ``cut`` counts only where it was cut."""
+        return ReplyEnded(end, self._timings, cut if end == End.CUT else None)
 
 
 def _parsed(parser: Parser, tokens: Iterator[int]) -> Iterator[list[Event]]:
@@ -356,27 +403,10 @@ def _remains(turn: list[Message]) -> list[Message]:
     return [*said, final(given)] if given else said
 
 
-def _effort(reasoning: str) -> Effort:
-    try:
-        return Effort(reasoning)
-    except ValueError:
-        raise ChatError(f"reasoning is {reasoning!r}; it must be low, medium or high") from None
-
-
-def _check_max_tokens(max_tokens: int | None) -> None:
-    if max_tokens is not None and max_tokens < 1:
-        raise ChatError(f"max_tokens is {max_tokens}; it must be 1 or more")
-
-
-def _check_date(date: str | None) -> None:
-    if date is not None and not is_date(date):
-        raise ChatError(f"date is {date!r}; it must be a day of the calendar as YYYY-MM-DD")
-
-
 def _context_size(asked: int | None, model: Model) -> int:
     most = model.hparams.max_position_embeddings
     if asked is None:
         return min(DEFAULT_N_CTX, most)
-    if not 1 <= asked <= most:
+    if not isinstance(asked, int) or not 1 <= asked <= most:
         raise ChatError(f"a context of {asked} tokens; {model.path.name} allows 1 to {most}")
     return asked

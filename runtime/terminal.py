@@ -12,9 +12,9 @@ import os
 import re
 from typing import Any, Protocol, TextIO
 
-from gptoss.runtime.chat import ChatEvent, ReplyEnded, ToolFinished, ToolStarted
 from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, MessageStarted, TextDelta
 from gptoss.runtime.harmony.messages import Message
+from gptoss.runtime.reply import ChatEvent, ReplyEnded, ToolFinished, ToolStarted
 
 _UNPRINTABLE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but tab and line end, DEL, C1

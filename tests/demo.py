@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gptoss
-from gptoss.runtime.chat import Chat, collect
+from gptoss.runtime.chat import Chat
 from gptoss.runtime.harmony.events import End
 from gptoss.runtime.harmony.messages import Effort
+from gptoss.runtime.reply import collect
 from gptoss.runtime.sampling import Sampling
 from gptoss.runtime.terminal import Printer
 

@@ -51,14 +51,18 @@ def test_arrows(room: str) -> None:
                 assert parts[1] in MAY_IMPORT[room], f"{path} imports {name}"
 
 
-def test_one_module_touches_llama_cpp() -> None:
+@pytest.mark.parametrize(
+    ("library", "user"),
+    [("llama_cpp", "runtime/llama.py"), ("llguidance", "runtime/constraint.py")],
+)
+def test_one_module_touches_it(library: str, user: str) -> None:
     users = {
         path.relative_to(ROOT).as_posix()
         for folder in FOLDERS.values()
         for path in folder.rglob("*.py")
-        if any(name.split(".")[0] == "llama_cpp" for name in imported(path))
+        if any(name.split(".")[0] == library for name in imported(path))
     }
-    assert users == {"runtime/llama.py"}
+    assert users == {user}
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -77,7 +81,8 @@ def test_importing_one_room_loads_no_other() -> None:
         assert not any(name.startswith(("gptoss.runtime", "llama_cpp")) for name in modules)
     modules = loaded_by("from gptoss import load")
     assert not any(name.startswith(("gptoss.converter", "gptoss.quant")) for name in modules)
-    assert "llama_cpp" not in modules, "llama.cpp is to be loaded with a model, not before"
+    late = modules & {"llama_cpp", "llguidance"}
+    assert not late, f"{late}: to be loaded with a model, not before"
 
 
 def test_public_names_resolve() -> None:

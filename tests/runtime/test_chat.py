@@ -8,19 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from gptoss.runtime.chat import (
-    MAX_ROUNDS,
-    Chat,
-    ChatError,
-    ReplyEnded,
-    ToolFinished,
-    ToolStarted,
-    load,
-)
+from gptoss.runtime.chat import Chat, load
 from gptoss.runtime.engine import PromptTooLong, Timings
 from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, TextDelta
 from gptoss.runtime.harmony.messages import Effort, Role
 from gptoss.runtime.harmony.render import render_for_completion
+from gptoss.runtime.reply import ReplyEnded, ToolFinished, ToolStarted
+from gptoss.runtime.settings import MAX_ROUNDS, ChatError, Limits, Settings
 from gptoss.runtime.tools import Toolbox
 from support.fake_engine import ScriptedEngine
 from support.tokens import byte_tokenizer, spell
@@ -45,8 +39,7 @@ def chat_of(*scripts: str, n_ctx: int = 100_000, max_tokens: int | None = None) 
         engine,
         byte_tokenizer(),
         toolbox=Toolbox([add]),
-        date="2025-01-01",
-        max_tokens=max_tokens,
+        settings=Settings(date="2025-01-01", limits=Limits(max_tokens)),
     )
 
 

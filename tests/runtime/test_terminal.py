@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptoss.runtime.chat import ChatEvent, ReplyEnded, ToolFinished, ToolStarted
 from gptoss.runtime.engine import Timings
 from gptoss.runtime.harmony.events import (
     Diagnostic,
@@ -20,6 +19,7 @@ from gptoss.runtime.harmony.events import (
     TurnEnded,
 )
 from gptoss.runtime.harmony.messages import Message, Role
+from gptoss.runtime.reply import ChatEvent, ReplyEnded, ToolFinished, ToolStarted
 from gptoss.runtime.terminal import JsonLines, Printer, as_dict, printable
 
 TIMINGS = Timings(100, 60, 20, 0.5, 2.0)

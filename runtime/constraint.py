@@ -1,0 +1,237 @@
+"""A turn held to its rules while it is sampled: the only module that imports llguidance.
+
+A ``Vocabulary`` is made once a model, a ``Constrained`` sampler once a generation. It stands
+between the engine and the sampler proper: tokens that may not come next lose their logits before
+the draw. In free text the answer to "what may come next" is the same at every token, so that it
+is asked once, where the text begins, and again only behind the control token that ends it.
+
+Reasoning is watched on the way: when its budget is spent, or when it goes in circles, the tokens
+that close it and open the answer are given out whatever the model would have drawn.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss.runtime.engine import EngineError, Logits, Sampler
+from gptoss.runtime.harmony.grammar import BadConstraint, Closed, Rules, closing, turn_grammar
+from gptoss.runtime.loops import LoopDetector
+from gptoss.runtime.tokenizer import Tokenizer
+
+try:
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+except ImportError as error:
+    raise EngineError(
+        f"llguidance cannot be loaded ({error}); install it: pip install 'gptoss-toolkit[run]'"
+    ) from error
+
+Words = NDArray[np.int32]
+"""A mask: one bit a token, 32 tokens a word, the lowest first."""
+
+Ids = NDArray[np.intp]
+
+
+_LIMITS = LLParserLimits(verbose_errors=False)
+
+
+class Vocabulary:
+    """A model's tokens as llguidance knows them. Immutable; safe to share between threads."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Takes most of a second with the full vocabulary."""
+        self.tokenizer = tokenizer
+        self.control = frozenset(tokenizer.control.values())
+        self.control_ids: Ids = np.array(sorted(self.control), np.intp)
+        self.n_words = (tokenizer.n_vocab + 31) // 32
+        is_text = np.ones(tokenizer.n_vocab, np.bool_)
+        is_text[self.control_ids] = False
+        self._text_bits = _packed(is_text, self.n_words)
+        self._text_ranges = _ranges(np.flatnonzero(is_text))
+        self._llg = LLTokenizer(TokenizerWrapper(_Tokens(tokenizer)))
+
+    def compile(self, rules: Rules) -> LLMatcher:
+        """The rules' matcher, at the turn's beginning; raises BadConstraint."""
+        grammar = turn_grammar(rules, self._text_ranges)
+        matcher = self._matcher(grammar.text())
+        if not matcher.is_error():
+            return matcher
+        for part in grammar.parts:  # which of them is it?
+            alone = json.dumps({"grammars": [part.grammar]})
+            said = self._matcher(alone).get_error()
+            if said:
+                raise BadConstraint(part.field, _reason(said))
+        raise BadConstraint("tools", _reason(matcher.get_error()))
+
+    def constrain(self, rules: Rules, sampler: Sampler, budget: int | None = None) -> Constrained:
+        """``sampler`` held to the rules, for one generation; raises BadConstraint."""
+        return Constrained(self, rules, sampler, budget=budget)
+
+    def _matcher(self, grammar: str) -> LLMatcher:
+        return LLMatcher(self._llg, grammar, limits=_LIMITS, log_level=0)
+
+    def is_free(self, mask: Words) -> bool:
+        """Whether every text token may come next."""
+        return bool(((mask & self._text_bits) == self._text_bits).all())
+
+    def ids(self, texts: Sequence[str]) -> list[int]:
+        """Control tokens by their texts, everything else encoded."""
+        ids: list[int] = []
+        for text in texts:
+            control = self.tokenizer.control.get(text)
+            ids += self.tokenizer.encode(text) if control is None else [control]
+        return ids
+
+
+@dataclass(frozen=True, slots=True)
+class _FreeText:
+    """A stretch of text without rules: the control tokens that may not end it.
+
+    ``is_reasoning`` when it is neither a call's nor the answer's.
+    """
+
+    forbidden: Ids
+    is_reasoning: bool
+
+
+class Constrained:
+    """A sampler for one generation that gives nothing but what the rules admit.
+
+    ``budget`` is the most tokens before reasoning is closed, preambles and headers counted.
+    ``closed`` says that it was, and why.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        rules: Rules,
+        sampler: Sampler,
+        *,
+        budget: int | None = None,
+    ) -> None:
+        """Raises BadConstraint: before a token is generated, the rules are known to compile."""
+        self.closed: Closed | None = None
+        self.reasoned = 0
+        """Tokens up to the end of the last message of reasoning."""
+        self._vocabulary = vocabulary
+        self._sampler = sampler
+        self._budget = budget
+        self._matcher = vocabulary.compile(rules)
+        self._closing = vocabulary.ids(closing(rules))
+        control = vocabulary.tokenizer.control
+        self._message, self._end, self._call = (
+            control[text] for text in ("<|message|>", "<|end|>", "<|call|>")
+        )
+        self._mask: Words = np.zeros(vocabulary.n_words, np.int32)
+        self._forced: deque[int] = deque()
+        self._free: _FreeText | None = None
+        self._loops = LoopDetector()
+        self._looping = False
+        self._n = 0
+
+    def __call__(self, logits: Logits) -> int:
+        """The next token; writes into ``logits``. Raises EngineError where nothing can come."""
+        if self._free is not None and self._free.is_reasoning and self.closed is None:
+            self._close_if_due()
+        token = self._forced.popleft() if self._forced else self._draw(logits)
+        self._accept(token)
+        return token
+
+    def _close_if_due(self) -> None:
+        if self._budget is not None and self._n >= self._budget:
+            self.closed = Closed.BUDGET
+        elif self._looping:
+            self.closed = Closed.LOOP
+        if self.closed is not None:
+            self._forced.extend(self._closing)
+
+    def _draw(self, logits: Logits) -> int:
+        if self._free is not None:
+            logits[self._free.forbidden] = -np.inf
+            return self._sampler(logits)
+        allowed = _unpacked(self._compute_mask(), logits.size)
+        n_allowed = int(np.count_nonzero(allowed))
+        if n_allowed > logits.size // 2:
+            logits[~allowed] = -np.inf
+            return self._sampler(logits)
+        ids = np.flatnonzero(allowed)
+        if ids.size == 0:
+            raise EngineError("no token can follow by the turn's rules")
+        return int(ids[0]) if ids.size == 1 else int(ids[self._sampler(logits[ids])])
+
+    def _accept(self, token: int) -> None:
+        self._n += 1
+        self._looping |= self._loops.push(token)
+        free = self._free
+        if free is not None:
+            if free.is_reasoning:
+                self.reasoned = self._n
+            if token not in self._vocabulary.control:
+                return
+        if not self._matcher.consume_token(token):
+            raise self._failure()
+        self._free = self._free_text() if token == self._message else None
+
+    def _free_text(self) -> _FreeText | None:
+        """Behind ``<|message|>``: whether any text may follow, and which tokens may end it."""
+        mask = self._compute_mask()
+        if not self._vocabulary.is_free(mask):
+            return None
+        allowed = _unpacked(mask, self._vocabulary.tokenizer.n_vocab)
+        ids = self._vocabulary.control_ids
+        is_reasoning = bool(allowed[self._end] and not allowed[self._call])
+        return _FreeText(ids[~allowed[ids]], is_reasoning)
+
+    def _compute_mask(self) -> Words:
+        self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+        if self._matcher.is_error():
+            raise self._failure()
+        return self._mask
+
+    def _failure(self) -> EngineError:
+        return EngineError(f"the turn's rules failed: {_reason(self._matcher.get_error())}")
+
+
+class _Tokens:
+    """What llguidance asks of a tokenizer; it wants to see that it can encode, and never does."""
+
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.eos_token_id = tokenizer.control["<|endoftext|>"]
+        self.tokens = [tokenizer.token_bytes(i) for i in range(tokenizer.n_vocab)]
+        self.special_token_ids = sorted(tokenizer.control.values())
+        self._encode = tokenizer.encode
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        return self._encode(text if isinstance(text, str) else text.decode("utf-8", "replace"))
+
+
+def _packed(flags: NDArray[np.bool_], n_words: int) -> Words:
+    padded = np.zeros(n_words * 32, np.bool_)
+    padded[: flags.size] = flags
+    return np.packbits(padded, bitorder="little").view("<i4")
+
+
+def _unpacked(mask: Words, n: int) -> NDArray[np.bool_]:
+    return np.unpackbits(mask.view(np.uint8), count=n, bitorder="little").view(np.bool_)
+
+
+def _ranges(ids: Ids) -> list[tuple[int, int]]:
+    """Ascending ids as ranges, both ends included."""
+    breaks = np.flatnonzero(np.diff(ids) > 1)
+    first = ids[np.concatenate([[0], breaks + 1])]
+    last = ids[np.concatenate([breaks, [-1]])]
+    return list(zip(first.tolist(), last.tolist(), strict=True))
+
+
+def _reason(said: str) -> str:
+    """What llguidance says, on one line: its first, and where it quotes a pattern the verdict."""
+    first, *more = said.splitlines() or ["llguidance gives no reason"]
+    line = " ".join([first, *(line for line in more if line.startswith("error: "))])
+    return line if len(line) <= 300 else f"{line[:299]}…"

@@ -1,0 +1,379 @@
+"""What a turn may consist of, and that as a grammar for llguidance: pure text, nothing is run.
+
+    turn      (thought next)* (preamble next (thought next)*){0,3} (answer | calls)
+    thought   <|channel|>analysis<|message|> text <|end|>
+    preamble  <|channel|>commentary<|message|> text <|end|>
+    answer    <|channel|>final<|message|> text, or what was asked for <|return|>
+    calls     a call <|call|>; several have <|end|> next in between
+    call      <|channel|>commentary to=NAME <|constrain|>json<|message|> arguments
+    next      <|start|>assistant
+
+A call's recipient may stand in the role part too, and its type may come without the token or not
+at all: the model was trained on each. The prompt has written the first ``<|start|>assistant``.
+
+Free text is written in token ids, not in characters: at its beginning the grammar allows each text
+token there is, which is how the sampler finds out that it need not ask again until a control token
+comes. Each schema, and a grammar that somebody else wrote, is a grammar of its own beside the
+turn's: none of its names means anything in the turn's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+from typing import Any
+
+from gptoss.files.errors import GptossError
+from gptoss.runtime.harmony.messages import FUNCTIONS, Function, Namespace
+
+MAX_SCHEMA_DEPTH = 64
+"""Nesting of a schema's JSON."""
+
+MAX_GRAMMAR_CHARACTERS = 500_000
+"""Of a schema as JSON, or of a grammar; far beyond what anybody writes."""
+
+MAX_REGEX_CHARACTERS = 10_000
+
+MAX_PREAMBLES = 3
+"""Messages to the person before a call in one generation."""
+
+WHITESPACE = r"[ \n\r\t]{1,40}"
+"""Between JSON's tokens. Without a limit a model can write blanks for ever and still be right."""
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
+
+# A Lark text without what is quoted in it: comments, strings, regular expressions.
+_QUOTED = re.compile(r'//[^\n]*|#[^\n]*|"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/')
+
+
+class BadConstraint(GptossError):
+    """What a turn is to be held to cannot be compiled: nothing has been generated.
+
+    ``field`` says what is at fault: ``tools.NAME``, ``tool_choice``, ``response_format``, …
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        self.field = field
+        super().__init__(f"{field}: {problem}")
+
+
+class ToolChoice(StrEnum):
+    """Whether the model calls; a function's name instead means that it must call that one."""
+
+    NONE = "none"
+    AUTO = "auto"
+    REQUIRED = "required"
+
+
+class Closed(StrEnum):
+    """Why reasoning was ended from outside."""
+
+    BUDGET = "budget"
+    """It had as many tokens as it may have."""
+    LOOP = "loop"
+    """It said the same over and over."""
+
+
+@dataclass(frozen=True, slots=True)
+class JsonSchema:
+    """The answer is JSON that the schema admits."""
+
+    schema: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Regex:
+    """The answer matches a regular expression from its beginning to its end.
+
+    In the syntax of Rust's regex: ``\\d`` is any digit of Unicode, nothing looks ahead or behind.
+    """
+
+    pattern: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lark:
+    """The answer follows a grammar in llguidance's variant of Lark, from its rule ``start``.
+
+    Only text: special tokens, other grammars and ``%json`` are not for it to use.
+    """
+
+    text: str
+
+
+JSON_OBJECT = JsonSchema({"type": "object"})
+"""The answer is any JSON object."""
+
+ResponseFormat = JsonSchema | Regex | Lark
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the model may do in its turn.
+
+    ``parallel_calls`` is off unless asked for: the model was trained to wait for each call's
+    result. ``response_format`` None is free text.
+    """
+
+    functions: tuple[Function, ...] = ()
+    builtins: tuple[Namespace, ...] = ()
+    tool_choice: str = ToolChoice.AUTO
+    parallel_calls: bool = False
+    response_format: ResponseFormat | None = None
+    reasoning: bool = True
+
+
+def closing(rules: Rules) -> tuple[str, ...]:
+    """What ends the reasoning when it has to: control tokens and text, one after the other.
+
+    Ending the message alone would have the model open the next one on the same channel.
+    """
+    opened = ("<|end|>", "<|start|>", "assistant", "<|channel|>")
+    if _must_call(rules):
+        return (*opened, "commentary to")
+    return (*opened, "final", "<|message|>")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A grammar beside the turn's own. ``field`` is what the caller knows it by."""
+
+    name: str
+    field: str
+    grammar: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TurnGrammar:
+    """The turn's grammar in Lark, and those that it refers to by ``@name``."""
+
+    lark: str
+    parts: tuple[Part, ...]
+
+    def text(self) -> str:
+        """All of it in llguidance's JSON form."""
+        parts = [{"name": part.name, **part.grammar} for part in self.parts]
+        return json.dumps({"grammars": [{"lark_grammar": self.lark}, *parts]})
+
+
+def turn_grammar(rules: Rules, text_ids: Sequence[tuple[int, int]]) -> TurnGrammar:
+    """What ``rules`` admit; raises BadConstraint.
+
+    ``text_ids`` are the ids of text tokens as ranges, both ends included.
+    """
+    calls = _calls(rules)
+    answer = _answer(rules.response_format)
+    ranges = ",".join(f"{first}-{last}" for first, last in text_ids)
+    lines = [
+        _start(rules, bool(calls)),
+        'next: <|start|> "assistant"',
+        'thought: <|channel|> "analysis" <|message|> text <|end|>',
+        'preamble: <|channel|> "commentary" <|message|> text <|end|>',
+        f'answer: <|channel|> "final" <|message|> {"@answer" if answer else "text"} <|return|>',
+        f"text: <[{ranges}]>*",
+    ]
+    if calls:
+        lines += [
+            f"calls: {'(call <|end|> next)* ' if rules.parallel_calls else ''}call <|call|>",
+            f"call: {' | '.join(f'call_{i}' for i in range(len(calls)))}",
+            'type: (" "? <|constrain|> "json" | " json" | " code")?',
+            *(call.rule(i) for i, call in enumerate(calls)),
+        ]
+    parts = [
+        Part(f"arguments_{i}", f"tools.{call.name}", {"json_schema": call.schema})
+        for i, call in enumerate(calls)
+        if call.schema is not None
+    ]
+    return TurnGrammar("\n".join(lines), (*parts, *answer))
+
+
+def _start(rules: Rules, with_calls: bool) -> str:
+    """The rule of the whole turn."""
+    thoughts = "(thought next)* " if rules.reasoning else ""
+    preambles = f"(preamble next {thoughts}){{0,{MAX_PREAMBLES}}} " if with_calls else ""
+    end = "calls" if _must_call(rules) else "(answer | calls)" if with_calls else "answer"
+    return f"start: {thoughts}{preambles}{end}"
+
+
+def _must_call(rules: Rules) -> bool:
+    return rules.tool_choice not in (ToolChoice.AUTO, ToolChoice.NONE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A recipient: the channels it is called on, its arguments' schema or None for free text."""
+
+    name: str
+    recipient: str
+    channels: tuple[str, ...]
+    schema: Mapping[str, Any] | None
+
+    def rule(self, i: int) -> str:
+        """The rule of a call from its header to its arguments."""
+        headers = []
+        for channel in self.channels:
+            headers.append(f'<|channel|> "{channel} to={self.recipient}" type')
+            headers.append(f'" to={self.recipient}" <|channel|> "{channel}" type')
+        body = "text" if self.schema is None else f"@arguments_{i}"
+        return f"call_{i}: ({' | '.join(headers)}) <|message|> {body}"
+
+
+def _calls(rules: Rules) -> list[_Call]:
+    """Every recipient that may be called; raises BadConstraint."""
+    choice = rules.tool_choice
+    if choice == ToolChoice.NONE:
+        return []
+    calls = [_call(function, FUNCTIONS, ("commentary",)) for function in rules.functions]
+    if choice not in (ToolChoice.AUTO, ToolChoice.REQUIRED):
+        named = [call for call in calls if call.name == choice]
+        if not named:
+            known = ", ".join(call.name for call in calls) or "none"
+            problem = f"{choice!r} is not none, auto, required or a tool; tools: {known}"
+            raise BadConstraint("tool_choice", problem)
+        return named
+    for space in rules.builtins:
+        channels = ("analysis", "commentary")
+        calls += [_call(function, space.name, channels) for function in space.functions]
+        if not space.functions:  # python takes text as it is
+            calls.append(_Call(space.name, space.name, channels, None))
+    if choice == ToolChoice.REQUIRED and not calls:
+        raise BadConstraint("tool_choice", "a call is required, but there is no tool")
+    return calls
+
+
+def _call(function: Function, namespace: str, channels: tuple[str, ...]) -> _Call:
+    field = f"tools.{function.name}"
+    if not _NAME.fullmatch(function.name):
+        raise BadConstraint(field, "a name is 1 to 64 letters, digits, _ or -")
+    schema = _schema(function.parameters or _NO_PARAMETERS, field)
+    return _Call(function.name, f"{namespace}.{function.name}", channels, schema)
+
+
+def _answer(wanted: ResponseFormat | None) -> tuple[Part, ...]:
+    """The answer's own grammar; none for free text."""
+    field = "response_format"
+    grammar: dict[str, Any]
+    match wanted:
+        case None:
+            return ()
+        case JsonSchema(schema):
+            grammar = {"json_schema": _schema(schema, field)}
+        case Regex(pattern):
+            grammar = {"lark_grammar": _regex(pattern, field)}
+        case Lark(text):
+            grammar = {"lark_grammar": _lark(text, field)}
+    return (Part("answer", field, grammar),)
+
+
+class _Inside(Enum):
+    """What an object in a schema is, by what its keys are."""
+
+    SCHEMA = "keywords"
+    NAMED = "names of schemas"
+    DATA = "anything"
+
+    def below(self, key: object) -> _Inside:
+        """What stands behind ``key`` in an object of this kind."""
+        if self is _Inside.SCHEMA:
+            return _BEHIND.get(key, self)
+        return _Inside.SCHEMA if self is _Inside.NAMED else self
+
+
+_BEHIND: Mapping[object, _Inside] = {
+    **dict.fromkeys(("properties", "patternProperties", "$defs", "definitions"), _Inside.NAMED),
+    **dict.fromkeys(("enum", "const", "default", "examples"), _Inside.DATA),
+}
+
+
+def _schema(schema: Mapping[str, Any], field: str) -> dict[str, Any]:
+    """The schema as llguidance is to read it; raises BadConstraint for what is none."""
+    if not isinstance(schema, Mapping):
+        raise BadConstraint(field, f"a schema is a JSON object, not {type(schema).__name__}")
+    read = _plain(schema, field, 0, _Inside.SCHEMA)
+    if len(json.dumps(read)) > MAX_GRAMMAR_CHARACTERS:
+        raise BadConstraint(field, f"the schema has more than {MAX_GRAMMAR_CHARACTERS} characters")
+    return {**read, "x-guidance": {"whitespace_pattern": WHITESPACE}}
+
+
+def _plain(value: Any, field: str, depth: int, part: _Inside) -> Any:
+    """JSON as it is, but for ``nullable``, which JSON Schema does not know and others write."""
+    if depth > MAX_SCHEMA_DEPTH:
+        raise BadConstraint(field, f"the schema is nested deeper than {MAX_SCHEMA_DEPTH} levels")
+    if isinstance(value, Mapping):
+        read = {
+            _text(name, field): _plain(inner, field, depth + 1, part.below(name))
+            for name, inner in value.items()
+        }
+        return _with_null(read) if part is _Inside.SCHEMA and read.pop("nullable", False) else read
+    if isinstance(value, list | tuple):
+        return [_plain(item, field, depth + 1, part) for item in value]
+    if isinstance(value, str):
+        return _text(value, field)
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float) and value - value == 0:  # neither infinite nor NaN
+        return value
+    raise BadConstraint(field, f"{value!r} in the schema is no JSON")
+
+
+def _with_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema, or null. Its parts stay in their places, where a ``$ref`` may look for them."""
+    if "type" in schema:
+        types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+        values = {"enum": [*schema["enum"], None]} if isinstance(schema.get("enum"), list) else {}
+        return {**schema, "type": [*types, "null"], **values}
+    for union in ("anyOf", "oneOf"):
+        if isinstance(schema.get(union), list):
+            return {**schema, union: [*schema[union], {"type": "null"}]}
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _text(value: Any, field: str) -> str:
+    if not isinstance(value, str) or _SURROGATE.search(value):
+        raise BadConstraint(field, f"{value!r} in the schema is no text")
+    return value
+
+
+def _regex(pattern: str, field: str) -> str:
+    """A Lark grammar of the one expression."""
+    if len(pattern) > MAX_REGEX_CHARACTERS:
+        raise BadConstraint(field, f"the regex has more than {MAX_REGEX_CHARACTERS} characters")
+    _text(pattern, field)
+    # In Lark an expression stands between slashes on one line.
+    escaped = re.sub(r"\\.|[/\n]", _escaped, pattern, flags=re.DOTALL)
+    return f"start: /{escaped or '()'}/"
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return {"/": r"\/", "\n": r"\n", "\\\n": r"\n"}.get(match[0], match[0])
+
+
+def _lark(text: str, field: str) -> str:
+    """The grammar, unless it holds what could leave the answer's text or is not bounded."""
+    if len(text) > MAX_GRAMMAR_CHARACTERS:
+        raise BadConstraint(field, f"the grammar has more than {MAX_GRAMMAR_CHARACTERS} characters")
+    bare = _QUOTED.sub(" ", _text(text, field))
+    refused: tuple[tuple[str, str], ...] = (
+        ("<", "special tokens cannot be used in it"),
+        ("@", "other grammars cannot be used in it"),
+        ("%", "of directives only %ignore can be used in it"),
+    )
+    for sign, problem in refused:
+        if sign in bare.replace("%ignore", ""):
+            raise BadConstraint(field, f"{sign!r} in the grammar: {problem}")
+    if _depth(bare, "([{", ")]}") > MAX_SCHEMA_DEPTH:
+        raise BadConstraint(field, f"the grammar is nested deeper than {MAX_SCHEMA_DEPTH} levels")
+    return text
+
+
+def _depth(text: str, opening: str, ending: str) -> int:
+    depth = deepest = 0
+    for sign in text:
+        depth += (sign in opening) - (sign in ending)
+        deepest = max(deepest, depth)
+    return deepest

@@ -1,0 +1,42 @@
+"""Whether a model repeats itself for ever."""
+
+from __future__ import annotations
+
+import numpy as np
+
+WINDOW = 512
+"""Tokens looked at: so many must repeat."""
+
+LONGEST_PERIOD = 128
+"""Tokens of the longest piece whose repetition is seen: it must stand there four times."""
+
+_EVERY = 32
+"""Tokens between two looks; one takes 0.2 ms."""
+
+
+class LoopDetector:
+    """Sees when the last ``WINDOW`` tokens are one piece over and over, token for token.
+
+    So much exact repetition is no reasoning any more, while lists, tables and sums, which repeat
+    themselves with small changes, are never taken for it.
+    """
+
+    def __init__(self) -> None:
+        self._last = np.empty(WINDOW, np.int64)
+        self._n = 0
+
+    def push(self, token: int) -> bool:
+        """Whether, with this token, the loop is seen: within 32 tokens of the window's end."""
+        self._last[self._n % WINDOW] = token
+        self._n += 1
+        if self._n < WINDOW or self._n % _EVERY:
+            return False
+        start = self._n % WINDOW
+        return _is_periodic(np.concatenate([self._last[start:], self._last[:start]]))
+
+
+def _is_periodic(tokens: np.ndarray[tuple[int], np.dtype[np.int64]]) -> bool:
+    """Whether the tokens are their own continuation, at most ``LONGEST_PERIOD`` further on."""
+    # The last token must stand a period earlier too: of the periods that leaves few to compare.
+    periods = np.flatnonzero(tokens[-LONGEST_PERIOD - 1 : -1][::-1] == tokens[-1]) + 1
+    return any(np.array_equal(tokens[period:], tokens[:-period]) for period in periods.tolist())

@@ -1,0 +1,49 @@
+"""An engine without a mind: logits are noise. What comes out well-formed, the sampler has made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+
+import numpy as np
+
+from gptoss.runtime.engine import Sampler, Timings
+
+
+class RandomEngine:
+    """Logits are normally distributed; ``favoured`` tokens get two more, to end texts sooner."""
+
+    def __init__(self, n_vocab: int, seed: int, *, favoured: Sequence[int] = ()) -> None:
+        self.n_ctx = 100_000
+        self.timings = Timings()
+        self.prompts: list[list[int]] = []
+        self._n_vocab = n_vocab
+        self._favoured = list(favoured)
+        self._random = np.random.default_rng(seed)
+        self._cancelled = False
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        sampler: Sampler,
+        *,
+        stop: AbstractSet[int],
+        max_tokens: int | None = None,
+    ) -> Iterator[int]:
+        self.prompts.append(list(prompt))
+        self._cancelled = False
+        generated, token = 0, -1
+        self.timings = Timings(len(prompt))
+        while generated != max_tokens and token not in stop and not self._cancelled:
+            logits = self._random.normal(size=self._n_vocab).astype(np.float32)
+            logits[self._favoured] += 2
+            token = sampler(logits)
+            generated += 1
+            self.timings = Timings(len(prompt), 0, generated)
+            yield token
+
+    def cancel(self) -> None:
+        self._cancelled = True
+
+    def close(self) -> None:
+        pass
