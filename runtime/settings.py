@@ -61,7 +61,9 @@ class Settings:
     def __post_init__(self) -> None:
         """Raises ChatError."""
         if not is_date(self.date):
-            raise ChatError(f"date is {self.date!r}; it must be a day of the calendar as YYYY-MM-DD")
+            raise ChatError(
+                f"date is {self.date!r}; it must be a day of the calendar as YYYY-MM-DD"
+            )
 
 
 def effort_named(name: str) -> Effort:
