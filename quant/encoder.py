@@ -257,7 +257,7 @@ class _Fit:
         if self._weights is None:
             beyond = largest[columns].astype(np.float64) - limit
             return beyond * beyond
-        scaled = self._scaled[:, columns]
+        scaled = self._scaled[:, columns].astype(np.float64)
         return _squared_error(scaled, np.minimum(scaled, limit), self._weights[:, columns])
 
     def absolute_error(self) -> Doubles:
@@ -290,9 +290,10 @@ def _squared_error(
 ) -> Doubles:
     """The sum ``[n]`` over the 32 lanes of the squared differences, in doubles.
 
+    The difference of float32 values from grid points next to them is exact in float32 as well.
     Added by halves: numpy's own sum may add in another order on another machine.
     """
-    squares: Doubles = np.subtract(scaled, rounded, dtype=np.float64)
+    squares: Doubles = np.subtract(scaled, rounded).astype(np.float64, copy=False)
     squares *= squares
     if weights is not None:
         squares *= weights
@@ -304,10 +305,9 @@ def _squared_error(
 
 def _packed(rounded: Floats, negative: NDArray[np.bool_]) -> Bytes:
     """The bytes ``[16, n]`` of checkpoint blocks for magnitudes and signs ``[32, n]``."""
-    halves = (rounded + rounded).astype(np.uint8)  # 0 1 2 3 4 6 8 12
-    codes = np.minimum(halves, 4)
-    for magnitude in (6, 8, 12):
-        codes += halves >= magnitude
+    halves = (rounded + rounded).astype(np.uint8)  # 0 1 2 3 4 6 8 12, to become 0 to 7
+    codes = np.minimum(halves, (halves >> np.uint8(1)) + np.uint8(2))
+    np.minimum(codes, (halves >> np.uint8(2)) + np.uint8(4), out=codes)
     codes |= negative.view(np.uint8) << np.uint8(3)
     packed: Bytes = codes[0::2] | (codes[1::2] << np.uint8(4))
     return packed

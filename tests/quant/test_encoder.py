@@ -199,9 +199,20 @@ def test_never_above_ocp_on_any_values_and_nearest_codes(values: Floats) -> None
 
 
 def test_of_equal_errors_the_standard_s_scale_stays() -> None:
-    """Ones lie on three grids, and a block whose largest is 7 is as far from 6 as from 8."""
+    """Ones lie on three grids; 7 is as far from 6 as from 8; at the double, 7.25 gains 1 and four
+    halves lose a quarter each."""
     ones, seven = np.ones(32, np.float32), np.full(32, 7, np.float32)
-    assert encode(np.stack([ones, seven])).scales[:, 0].tolist() == [125, 127]
+    even = np.array([7.25, *[0.5] * 4, *[0] * 27], np.float32)
+    assert encode(np.stack([ones, seven, even])).scales[:, 0].tolist() == [125, 127, 127]
+
+
+def test_scales_up_to_both_ends() -> None:
+    """The half wins down to scale 0, the double up to 252: above, 4 scales are beyond float32."""
+    half_wins, double_wins = np.array([[4, *[0.25] * 31], [7.9] * 32])
+    for scale in range(253):
+        unit = 2.0 ** (scale - 127)
+        values = np.stack([half_wins * unit, double_wins * unit]).astype(np.float32)
+        assert encode(values).scales[:, 0].tolist() == [max(scale - 1, 0), min(scale + 1, 252)]
 
 
 # --- what comes back exactly ------------------------------------------------------------------
