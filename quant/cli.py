@@ -44,7 +44,7 @@ def verify_command(
       norms, biases, sinks, router
                    F32, equal to the source's BF16 bit for bit
       attention, embedding, output
-                   bf16 and f32 equal; f16 and q8_0 exactly as their reference rounding has it
+                   bf16 and f32 equal; f16, q8_0 and smaller blocks as their reference rounds
       metadata     hyperparameters, RoPE and YaRN settings, tokens, merges, control tokens
 
     The first difference is named by tensor, expert, row, block and lane, counted from 0.

@@ -1,14 +1,13 @@
 """How the values of one tensor are compared, by the type the GGUF stores them in.
 
-A ``Comparison`` knows the unit that is compared (an MXFP4 or Q8_0 block of 32 values, or a single
-value) and has a fast answer, ``equal``, and a thorough one, ``differing``, for the few places where
-the fast one says no. None of them runs a transform of the converter: MXFP4 is decoded on both
-sides, each from its own layout, and the others follow from the formats' definitions.
+A unit that is compared is an MXFP4 or Q8_0 block of 32 values, or a single value; the smaller
+blocks are in `small_blocks`. No comparison runs a transform of the converter: MXFP4 is decoded on
+both sides, each from its own layout, and the others follow from the formats' definitions.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -18,31 +17,9 @@ from numpy.typing import NDArray
 
 from gptoss.files.names import Kind
 from gptoss.quant import mxfp4
-from gptoss.quant.mxfp4 import Bytes, Floats
-
-Mask = NDArray[np.bool_]
-
-
-class Comparison(ABC):
-    """Compares units: ``sources`` are arrays ``[..., bytes of a unit]``, ``found`` is likewise."""
-
-    lanes: ClassVar[int]
-    """Values in a unit."""
-    source_bytes: ClassVar[tuple[int, ...]]
-    """Bytes of a unit in each of the source's tensors."""
-    found_bytes: ClassVar[int]
-
-    @abstractmethod
-    def equal(self, sources: Sequence[Bytes], found: Bytes) -> bool:
-        """Whether all units are as they must be."""
-
-    @abstractmethod
-    def differing(self, sources: Sequence[Bytes], found: Bytes) -> tuple[Mask, Mask]:
-        """Which scales ``[n]`` and values ``[n, lanes]`` differ, of units ``[n, ...]``."""
-
-    @abstractmethod
-    def describe(self, sources: Sequence[Bytes], found: Bytes, lane: int | None) -> tuple[str, str]:
-        """What is expected and what is found in a single unit ``[1, ...]``; lane None: scale."""
+from gptoss.quant.comparison import Comparison, Mask, widened, words
+from gptoss.quant.mxfp4 import Bytes
+from gptoss.quant.small_blocks import SmallBlock
 
 
 class Mxfp4(Comparison):
@@ -96,7 +73,7 @@ class Q8_0(Comparison):  # noqa: N801 - the format's name
         scale, codes = _q8_0(sources[0])
         return (
             _q8_0_text(scale, codes, lane),
-            _q8_0_text(_words(found[..., :2], "<f2"), found[..., 2:].view(np.int8), lane),
+            _q8_0_text(words(found[..., :2], "<f2"), found[..., 2:].view(np.int8), lane),
         )
 
     @staticmethod
@@ -104,7 +81,7 @@ class Q8_0(Comparison):  # noqa: N801 - the format's name
         for start in range(0, len(source), 2048):  # as float32, 256 KiB
             piece = slice(start, start + 2048)
             scales, codes = _q8_0(source[piece])
-            wrong = scales.view(np.uint16) != _words(found[piece, :2], "<u2")
+            wrong = scales.view(np.uint16) != words(found[piece, :2], "<u2")
             wrong |= ~np.isfinite(scales)
             yield wrong, codes != found[piece, 2:].view(np.int8)
 
@@ -126,17 +103,17 @@ class Plain(Comparison):
         """A stored value, given its bits ``[1]``."""
 
     def equal(self, sources: Sequence[Bytes], found: Bytes) -> bool:
-        expected = self.expected(_words(sources[0], "<u2"))
-        return bool((expected == _words(found, self.stored)).all())
+        expected = self.expected(words(sources[0], "<u2"))
+        return bool((expected == words(found, self.stored)).all())
 
     def differing(self, sources: Sequence[Bytes], found: Bytes) -> tuple[Mask, Mask]:
-        wrong = self.expected(_words(sources[0], "<u2")) != _words(found, self.stored)
+        wrong = self.expected(words(sources[0], "<u2")) != words(found, self.stored)
         return np.zeros(len(wrong), np.bool_), wrong[:, None]
 
     def describe(self, sources: Sequence[Bytes], found: Bytes, lane: int | None) -> tuple[str, str]:
         del lane  # a value that stands alone has but one
-        expected = self.expected(_words(sources[0], "<u2"))
-        return self.text(expected), self.text(_words(found, self.stored))
+        expected = self.expected(words(sources[0], "<u2"))
+        return self.text(expected), self.text(words(found, self.stored))
 
 
 class F32(Plain):
@@ -162,7 +139,7 @@ class BF16(Plain):
         return source
 
     def text(self, bits: NDArray[Any]) -> str:
-        return f"{_widened(bits)[0]:.9g} (0x{bits[0]:04x})"
+        return f"{widened(bits)[0]:.9g} (0x{bits[0]:04x})"
 
 
 class F16(Plain):
@@ -176,7 +153,7 @@ class F16(Plain):
     found_bytes = 2
 
     def expected(self, source: NDArray[np.uint16]) -> NDArray[Any]:
-        values = _widened(source)
+        values = widened(source)
         with np.errstate(over="ignore", invalid="ignore"):
             halves = values.astype(np.float16)
         bits = halves.view(np.uint16).astype(np.int32)
@@ -196,6 +173,10 @@ _MATRIX: dict[GGMLQuantizationType, Comparison] = {
     GGMLQuantizationType.BF16: BF16(),
     GGMLQuantizationType.F16: F16(),
     GGMLQuantizationType.F32: F32(),
+    GGMLQuantizationType.Q5_1: SmallBlock(5, has_minimum=True),
+    GGMLQuantizationType.Q5_0: SmallBlock(5, has_minimum=False),
+    GGMLQuantizationType.Q4_1: SmallBlock(4, has_minimum=True),
+    GGMLQuantizationType.Q4_0: SmallBlock(4, has_minimum=False),
 }
 
 COMPARISONS: dict[Kind, dict[GGMLQuantizationType, Comparison]] = {
@@ -206,21 +187,11 @@ COMPARISONS: dict[Kind, dict[GGMLQuantizationType, Comparison]] = {
 """By what a tensor is, the types in which a GGUF may hold it."""
 
 
-def _words(raw: Bytes, dtype: str) -> NDArray[Any]:
-    """Bytes ``[..., size]`` as ``[...]`` values of that size."""
-    words: NDArray[Any] = raw.view(dtype)[..., 0]
-    return words
-
-
-def _widened(bf16: NDArray[np.uint16]) -> Floats:
-    return (bf16.astype(np.uint32) << np.uint32(16)).view(np.float32)
-
-
 def _q8_0(source: Bytes) -> tuple[NDArray[np.float16], NDArray[np.int8]]:
     """Scales ``[n]`` and codes ``[n, 32]`` for BF16 blocks ``[n, 64]``."""
-    words: NDArray[np.uint16] = source.view("<u2")
-    amax = _widened(_largest(words & np.uint16(0x7FFF)))
-    bits = words.astype(np.uint32)
+    stored: NDArray[np.uint16] = source.view("<u2")
+    amax = widened(_largest(stored & np.uint16(0x7FFF)))
+    bits = stored.astype(np.uint32)
     bits <<= np.uint32(16)
     below_half = bits & np.uint32(0x80000000)
     below_half |= _BELOW_HALF

@@ -25,7 +25,8 @@ from gptoss.files.gguf import GgufFile, GgufTensor
 from gptoss.files.names import Kind, NamedTensor, Rows, tensors
 from gptoss.files.reading import AnyPath, Source
 from gptoss.files.safetensors import TensorInfo
-from gptoss.quant.comparing import COMPARISONS, Comparison
+from gptoss.quant.comparing import COMPARISONS
+from gptoss.quant.comparison import Comparison
 from gptoss.quant.keys import compare_keys
 from gptoss.quant.mxfp4 import Bytes
 from gptoss.quant.verdict import Place, Problem, TensorDifference, Verdict

@@ -20,11 +20,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+from gguf import GGMLQuantizationType, quants
+
+from gptoss.quant.encoder import Rule, encode
 from support import peers
 from support.checkpoints import random_checkpoint
 
@@ -149,6 +153,36 @@ def generation_bench(gguf: Path) -> Iterator[str]:
     yield f"as the program itself says: `{json.dumps(summary)}`"
 
 
+def proof_bench(checkpoint: Path, gguf: Path, runs: int) -> list[Series]:
+    """Verify beside reading both sides once, in turns; what memory does not hold is on the disk."""
+    both = [*sorted(checkpoint.glob("*.safetensors")), gguf]
+    read = Series("reading checkpoint and q8_0 file (`cat`)")
+    verify = Series("`gptoss-quant verify` (q8_0)")
+    for _ in range(runs):
+        read.runs.append(timed(("sh", "-c", 'cat "$@" > /dev/null', "cat", *both)))
+        verify.runs.append(timed((BIN / "gptoss-quant", "verify", checkpoint, gguf)))
+    return [read, verify]
+
+
+def encoder_bench(runs: int) -> Iterator[str]:
+    """Our MXFP4 encoder beside the gguf package's, on the same normal values, in this process."""
+    values = np.random.default_rng(0).standard_normal((2880, 2880), np.float32)
+
+    def rate(encode: Callable[[], object]) -> str:
+        seconds = []
+        for _ in range(runs):
+            begin = time.perf_counter()
+            encode()
+            seconds.append(time.perf_counter() - begin)
+        return f"{values.nbytes / statistics.median(seconds) / 1e9:.2f} GB/s"
+
+    two = rate(lambda: encode(values, workers=2))
+    one, ocp = rate(lambda: encode(values)), rate(lambda: encode(values, rule=Rule.OCP))
+    gguf = rate(lambda: quants.quantize(values, GGMLQuantizationType.MXFP4))
+    yield f"MXFP4 encoder, of float32 values: {one}, with two threads {two}; OCP's rule {ocp}"
+    yield f"the gguf package's encoder, which has OCP's rule: {gguf}"
+
+
 def gigabytes(n: int) -> str:
     """Decimal gigabytes, two digits."""
     return f"{n / 1e9:.2f} GB"
@@ -194,6 +228,7 @@ def main() -> None:
             env={"PYTHONPATH": str(ROOT / "tests")},
         )  # fmt: skip
     large, q8 = converter_bench(checkpoint, folder, options.runs)
+    proof = proof_bench(checkpoint, q8, options.runs)
     small = vocabulary_bench(folder, options.runs)
     size = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
     lines = [
@@ -205,9 +240,11 @@ def main() -> None:
         "",
         *table(large, large[0], size),
         "",
+        *table(proof, proof[0], 0),
+        "",
         *table(small, small[0], 0),
         "",
-        *(f"- {line}" for line in generation_bench(q8)),
+        *(f"- {line}" for line in (*encoder_bench(options.runs), *generation_bench(q8))),
     ]
     print("\n".join(lines))
     if not options.no_readme:

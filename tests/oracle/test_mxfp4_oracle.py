@@ -29,6 +29,7 @@ from gptoss.quant import mxfp4
 from gptoss.quant.comparing import Q8_0
 from gptoss.quant.encoder import Rule, encode
 from gptoss.quant.mxfp4 import Bytes, Floats
+from gptoss.quant.small_blocks import SmallBlock
 
 pytestmark = pytest.mark.oracle
 
@@ -214,15 +215,34 @@ def test_least_error_never_loses_to_ggmls(ggml: ctypes.CDLL) -> None:
     assert 0.90 < relative.mean() < 0.97
 
 
-def test_q8_0_is_judged_by_ggmls_own_rounding(ggml: ctypes.CDLL) -> None:
+def dense_values() -> tuple[np.ndarray, Floats]:
+    """BF16 blocks with many ties among them, as their bits and as float32."""
     rng = np.random.default_rng(3)
     values = rng.standard_normal((20000, 32)) * 2.0 ** rng.integers(-20, 10, (20000, 1))
     values[:5000] = np.round(values[:5000] * 2) / 2  # many ties, amax a multiple of 1 / 2
     values[:2000, 0] = 127 * 2.0 ** rng.integers(-3, 3, 2000)
     values[7] = 0
     bits = (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
-    exact = (bits.astype(np.uint32) << 16).view(np.float32)
-    packed = np.empty((len(values), 34), np.uint8)
+    return bits, (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+@pytest.mark.parametrize("name", ["q4_0", "q4_1", "q5_0", "q5_1"])
+def test_smaller_blocks_are_judged_by_ggmls_own_rounding(ggml: ctypes.CDLL, name: str) -> None:
+    bits, exact = dense_values()
+    comparison = SmallBlock(bits=int(name[1]), has_minimum=name.endswith("1"))
+    packed = np.empty((len(exact), comparison.found_bytes), np.uint8)
+    by_ggml(ggml, f"quantize_row_{name}_ref", exact, packed, exact.size)
+    source = bits.view(np.uint8)
+    assert comparison.equal([source], packed)
+    packed[123, -11] ^= 0x40
+    scales, codes = comparison.differing([source], packed)
+    assert not scales.any()
+    assert np.argwhere(codes).tolist() == [[123, 21]]
+
+
+def test_q8_0_is_judged_by_ggmls_own_rounding(ggml: ctypes.CDLL) -> None:
+    bits, exact = dense_values()
+    packed = np.empty((len(exact), 34), np.uint8)
     by_ggml(ggml, "quantize_row_q8_0_ref", exact, packed, exact.size)
     source = bits.view(np.uint8)
     assert Q8_0().equal([source], packed)

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gptoss.quant.comparing import BF16, F16, F32, Q8_0, Comparison
+from gptoss.quant.comparing import BF16, F16, F32, Q8_0
+from gptoss.quant.comparison import Comparison
 from gptoss.quant.mxfp4 import Bytes
+from gptoss.quant.small_blocks import SmallBlock
 
 Words = NDArray[np.uint16]
 
@@ -40,6 +42,23 @@ def twin_q8_0(values: list[float]) -> bytes:
     return struct.pack("<e32b", d, *codes)
 
 
+def twin_small_block(values: list[float], bits: int, has_minimum: bool) -> bytes:
+    """A block of Q4_0, Q4_1, Q5_0 or Q5_1 by ggml's rule, each step rounded as C rounds it."""
+    half, top = 2 ** (bits - 1), 2**bits - 1
+    least, first = min(values), max(values, key=abs)
+    d = f32(f32(max(values) - least) / top) if has_minimum else f32(first / -half)
+    inverse = f32(1 / d) if d else 0.0
+    codes = []
+    for x in values:
+        of_x = f32(f32(x - least) * inverse) if has_minimum else f32(x * inverse)
+        codes.append(min(top, int(f32(of_x + (0.5 if has_minimum else half + 0.5)))))
+    packed = struct.pack("<e", d) + (struct.pack("<e", least) if has_minimum else b"")
+    if bits == 5:
+        packed += struct.pack("<I", sum((code >> 4) << i for i, code in enumerate(codes)))
+    pairs = zip(codes[:16], codes[16:], strict=True)
+    return packed + bytes(low & 15 | (high & 15) << 4 for low, high in pairs)
+
+
 def as_bytes(words: NDArray[np.generic]) -> Bytes:
     return words.reshape(-1, 1).view(np.uint8)
 
@@ -62,6 +81,79 @@ def test_q8_0_equals_twin() -> None:
     expected = b"".join(twin_q8_0([value(int(bits)) for bits in block]) for block in words)
     found = np.frombuffer(expected, np.uint8).reshape(-1, 34)
     assert Q8_0().equal([words.view(np.uint8)], found)
+
+
+SMALL = pytest.mark.parametrize(("bits", "has_minimum"), [(4, 0), (4, 1), (5, 0), (5, 1)])
+
+
+def clear_cut(bits: int, has_minimum: bool) -> Words:
+    """BF16 blocks ``[n, 32]`` none of whose codes depends on how C's products are rounded."""
+    rng = np.random.default_rng(4)
+    blocks = rng.standard_normal((600, 32)) * 2.0 ** rng.integers(-9, 9, (600, 1))
+    words = (blocks.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    exact = np.array([[value(int(it)) for it in block] for block in words])
+    least = exact.min(axis=1, keepdims=True) if has_minimum else 0
+    size = np.ptp(exact, axis=1) / (2**bits - 1)
+    if not has_minimum:
+        size = np.abs(exact).max(axis=1) / 2 ** (bits - 1)
+    steps = (exact - least) / size[:, None] + 0.5
+    clear = (np.abs(steps - np.round(steps)) > 1e-4).all(axis=1)
+    assert clear.sum() > 200
+    chosen: Words = words[clear]
+    return chosen
+
+
+@SMALL
+def test_small_blocks_equal_twin_and_no_other_bit_is_right(bits: int, has_minimum: bool) -> None:
+    words = clear_cut(bits, has_minimum)
+    comparison = SmallBlock(bits, has_minimum)
+    packed = b"".join(
+        twin_small_block([value(int(it)) for it in block], bits, has_minimum) for block in words
+    )
+    found = np.frombuffer(packed, np.uint8).reshape(len(words), comparison.found_bytes)
+    source = words.view(np.uint8)
+    assert comparison.equal([source], found)
+    for bit in range(8 * comparison.found_bytes):
+        wrong = found.copy()
+        wrong[:, bit // 8] ^= 1 << bit % 8
+        scales, codes = comparison.differing([source], wrong)
+        of_scale = bit < 16 + 16 * has_minimum
+        assert (scales == of_scale).all()
+        assert (codes.sum(axis=1) == (not of_scale)).all()
+
+
+@SMALL
+def test_small_blocks_taken_for_right_are_within_the_bound(bits: int, has_minimum: bool) -> None:
+    """Half a step, or where the largest code ends the range a whole one."""
+    comparison = SmallBlock(bits, has_minimum)
+    for block in clear_cut(bits, has_minimum)[:40]:
+        exact = [value(int(it)) for it in block]
+        found = np.frombuffer(twin_small_block(exact, bits, has_minimum), np.uint8)[None]
+        step = abs(float(np.frombuffer(found[0, :2].tobytes(), "<f2")[0]))
+        for lane, x in enumerate(exact):
+            expected, got = comparison.describe([block.view(np.uint8)[None]], found, lane)
+            assert expected == got
+            last = not has_minimum and f"(code {2**bits - 1}," in got
+            assert abs(float(got.split()[0]) - x) <= step * ((1 if last else 0.5) + 2**-5)
+
+
+def test_a_block_of_zeros_in_small_blocks() -> None:
+    source = [np.zeros((1, 64), np.uint8)]
+    for bits, has_minimum in ((4, False), (4, True), (5, False), (5, True)):
+        found = np.frombuffer(twin_small_block([0.0] * 32, bits, has_minimum), np.uint8)[None]
+        assert SmallBlock(bits, has_minimum).equal(source, found)
+
+
+@SMALL
+def test_small_blocks_that_cannot_hold_the_values_are_never_right(
+    bits: int, has_minimum: bool
+) -> None:
+    words = np.full((1, 32), 0x3F80, np.uint16)
+    words[0, 3] = np.float32(3e38).view(np.uint32) >> np.uint32(16)
+    comparison = SmallBlock(bits, has_minimum)
+    found = np.full((1, comparison.found_bytes), 0xFF, np.uint8)
+    found[0, :2] = np.frombuffer(np.float16(-np.inf if not has_minimum else np.inf), np.uint8)
+    assert not comparison.equal([words.view(np.uint8)], found)
 
 
 @pytest.mark.parametrize("largest", [math.inf, math.nan, 3e38])

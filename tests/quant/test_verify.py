@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from gguf.constants import GGMLQuantizationType
 
+from gptoss.converter.convert import convert
 from gptoss.files.checkpoint import Checkpoint
 from gptoss.files.gguf import GgufFile
 from gptoss.files.reading import Source
 from gptoss.quant import mxfp4
 from gptoss.quant.verdict import Place, Problem
 from gptoss.quant.verify import verify
-from support.planted import DENSE, EXPERTS, HIDDEN, INTERMEDIATE, Copying
+from support.planted import DENSE, EXPERTS, HIDDEN, INTERMEDIATE, Copy, Copying
 
 pytestmark = pytest.mark.usefixtures("piece")
 
@@ -183,6 +184,24 @@ def test_a_changed_q8_0_code_and_scale(copy: Copying) -> None:
     assert difference.place == Place(row=9, block=2)
     assert (difference.values, difference.scales) == (1, 1)
     assert difference.expected.startswith("scale ")
+
+
+@pytest.mark.parametrize(
+    ("dense", "size"), [("q4_0", 18), ("q4_1", 20), ("q5_0", 22), ("q5_1", 24)]
+)
+def test_smaller_blocks(source: Path, tmp_path: Path, dense: str, size: int) -> None:
+    it, name = Copy(source, tmp_path / "model.gguf"), "blk.1.attn_v.weight"
+    convert(source, it.path, dense=dense)
+    assert it.verify().proven
+    block = it.offset(name) + size * (9 * HIDDEN // 32 + 2)
+    it.xor(block + size - 16 + 5, 0x40)
+    difference = it.only()
+    assert difference.place == Place(row=9, block=2, lane=21)
+    assert (difference.values, difference.scales) == (1, 0)
+    it.xor(block, 1)
+    difference = it.only()
+    assert difference.place == Place(row=9, block=2)
+    assert (difference.values, difference.scales) == (1, 1)
 
 
 @pytest.mark.parametrize("dense", DENSE)
