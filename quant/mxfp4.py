@@ -143,6 +143,12 @@ def _sixteen_codes(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return codes[..., 0]
 
 
+def ggml_fields(ggml: Bytes) -> tuple[Bytes, NDArray[np.uint64]]:
+    """Views of ggml's blocks ``[n, 17]``: the scales ``[n]`` and the codes as words ``[n, 2]``."""
+    blocks = ggml.view(_GGML)[..., 0]
+    return blocks["scale"], blocks["codes"]
+
+
 def hf_from_codes(codes: Bytes) -> Bytes:
     """The Hugging Face blocks ``[n, 16]`` that hold the codes ``[n, 32]``."""
     return codes[..., 0::2] | (codes[..., 1::2] << np.uint8(4))

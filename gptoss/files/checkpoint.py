@@ -49,12 +49,17 @@ class Checkpoint:
 
     @classmethod
     def open(
-        cls, folder: Path, weights: Weights | None = None, tokenizer: Path | None = None
+        cls,
+        folder: Path,
+        weights: Weights | None = None,
+        tokenizer: Path | None = None,
+        defaults: Mapping[str, Any] | None = None,
     ) -> Checkpoint:
         """Read a folder's config and headers.
 
         ``weights`` says where the files of weights are when they are not in the folder,
         ``tokenizer`` where tokenizer.json is when it is neither there nor above ``original/``.
+        ``defaults`` stand in for what the config does not say.
 
         Raises ``UnsupportedModel`` when it is no gpt-oss model, ``BadCheckpoint`` when something
         is missing or contradicts itself.
@@ -69,7 +74,8 @@ class Checkpoint:
         config = read_json(path, BadCheckpoint, limit=CONFIG_LIMIT)
         if openai.is_config(config):
             config = openai.hf_config(config, str(path))
-        hparams, tensors = HParams.from_config(config, str(path)), _tensors(folder, weights)
+        hparams = HParams.from_config({**config, **(defaults or {})}, str(path))
+        tensors = _tensors(folder, weights)
         if openai.is_layout(tensors):
             tensors = openai.hf_view(tensors, hparams, folder)
             tokenizer = tokenizer or _tokenizer_of_original(folder)

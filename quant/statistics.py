@@ -1,0 +1,249 @@
+"""What is counted of a model's numbers, and the counting of MXFP4 blocks.
+
+Every block is counted, none is sampled, in one pass over the bytes. Counting the codes is what
+costs time. A histogram that visits code by code takes 2 ns a byte here; this one takes 0.5: sixteen
+codes to a 64-bit word are sorted into four planes of bits, and the bits that planes have in common
+are counted by the processor's own instruction. numpy releases the GIL meanwhile, so threads add up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss.quant import mxfp4
+from gptoss.quant.mxfp4 import Bytes
+
+Counts = NDArray[np.int64]
+Words = NDArray[np.uint64]
+
+SATURATED = 16
+"""A block counts as saturated when so many of its 32 codes are the largest, ±6."""
+
+
+class Part(StrEnum):
+    """Which of an expert's three matrices."""
+
+    GATE = "gate"
+    UP = "up"
+    DOWN = "down"
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertStatistics:
+    """What is counted of one part of a layer's experts in MXFP4; arrays run over experts first.
+
+    ``tensor`` is the file's name of the tensor; in a checkpoint gate and up share one, row by row
+    in turn, and are counted apart. ``rows`` and ``columns`` are those of one expert's part.
+    """
+
+    tensor: str
+    layer: int
+    part: Part
+    experts: int
+    rows: int
+    columns: int
+    scales: Counts
+    """Blocks by their scale byte, ``int64[experts, 256]``."""
+    codes: Counts
+    """Values by their code, ``int64[experts, 16]``."""
+    zero_blocks: Counts
+    """Blocks all of whose codes are zero, ``int64[experts]``."""
+    zero_rows: Counts
+    """Rows all of whose codes are zero, ``int64[experts]``."""
+    saturated_blocks: Counts
+    """Blocks with ``SATURATED`` codes or more at ±6, ``int64[experts]``."""
+    ever: Bytes
+    """By lane, the bits that any code of the first rows has, ``uint8[experts, 32]``."""
+    always: Bytes
+    """By lane, the bits that all codes of the first rows have, ``uint8[experts, 32]``."""
+    row_scales: NDArray[np.float32]
+    """Mean scale byte of each row, ``float32[experts, rows]``."""
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of one expert."""
+        return self.rows * self.columns // mxfp4.BLOCK
+
+    @property
+    def mean_square(self) -> NDArray[np.float64]:
+        """Mean square of an expert's values, ``float64[experts]``, as if codes fell alike under
+        all scales; infinite where a scale is too large to be true. Scales of 255 are left out."""
+        code = np.square(np.array(mxfp4.E2M1))
+        of_codes = self.codes @ code / np.maximum(self.codes.sum(axis=1), 1)
+        known = self.scales[:, : mxfp4.E8M0_NAN].astype(np.float64)
+        exponents = 2.0 * (np.arange(mxfp4.E8M0_NAN) - mxfp4.E8M0_BIAS)
+        of_scales = known @ np.exp2(exponents) / np.maximum(known.sum(axis=1), 1)
+        product: NDArray[np.float64] = of_codes * of_scales
+        return product
+
+    def to_json(self) -> dict[str, Any]:
+        """The counts as plain data for ``json.dumps``: those of all experts, and by expert."""
+        used = np.flatnonzero(self.scales.sum(axis=0))
+        return {
+            "tensor": self.tensor,
+            "layer": self.layer,
+            "part": self.part.value,
+            "experts": self.experts,
+            "rows": self.rows,
+            "columns": self.columns,
+            "scales": {str(byte): int(self.scales[:, byte].sum()) for byte in used},
+            "codes": self.codes.sum(axis=0).tolist(),
+            "zero_blocks": self.zero_blocks.tolist(),
+            "zero_rows": self.zero_rows.tolist(),
+            "saturated_blocks": self.saturated_blocks.tolist(),
+            "rms": np.sqrt(self.mean_square).tolist(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class DenseStatistics:
+    """What is counted of a tensor that is not in MXFP4.
+
+    ``layer`` is None outside the layers. ``peak`` is the largest finite magnitude and ``rms`` the
+    root mean square of the finite values. ``first_bad`` is the first value that is not finite,
+    counted from the tensor's start.
+    """
+
+    tensor: str
+    layer: int | None
+    encoding: str
+    shape: tuple[int, ...]
+    not_finite: int
+    first_bad: int | None
+    zeros: int
+    peak: float
+    rms: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain data for ``json.dumps``."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+# --- counting ---------------------------------------------------------------------------------
+
+_MAGNITUDES = np.uint64(0x7777777777777777)
+_EVERY_NIBBLE = np.uint64(0x1111111111111111)
+_PAIRS = np.uint64(0x3333333333333333), np.uint64(2)
+_SINGLES = np.uint64(0x5555555555555555), np.uint64(1)
+_COMBINED = tuple(bits for bits in range(16) if bits.bit_count() > 1)
+_LARGEST = 7
+"""The bits that a code at ±6 has, whatever its sign."""
+
+
+class CodeCounter:
+    """Counts the codes in words of sixteen; holds the scratch space for up to ``n`` words.
+
+    Four words at a time are a 4 × 4 matrix of bits at each nibble. Transposed, they are planes:
+    the first has the lowest bit of 64 codes, the last their sign. How many codes have certain
+    bits, whatever the others, is the number of ones in the planes' conjunction; how many are a
+    certain code follows by inclusion and exclusion.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.room = n
+        each = -(-n // 8) * 2
+        self._planes = np.empty((16, each), np.uint64)
+        self._ones = np.empty((16, each), np.uint8)
+        self._other = np.empty(each, np.uint64)
+
+    def count(self, words: Words) -> tuple[Counts, int]:
+        """Of words ``[n]``, two to a block: values by their code ``int64[16]``, and the number of
+        saturated blocks."""
+        n = -(-len(words) // 8) * 2  # whole blocks in each of the four planes
+        planes, ones = self._planes[:, :n], self._ones[:, :n]
+        self._split(words, planes)
+        planes[0] = np.uint64(2**64 - 1)
+        for bits in _COMBINED:
+            lowest = bits & -bits
+            np.bitwise_and(planes[lowest], planes[bits ^ lowest], out=planes[bits])
+        np.bitwise_count(planes, out=ones)
+        counts = ones.sum(axis=1, dtype=np.int64)
+        for bit in (1, 2, 4, 8):
+            for bits in range(16):
+                if not bits & bit:
+                    counts[bits] -= counts[bits | bit]
+        counts[0] -= 16 * (4 * n - len(words))  # what fills up the planes
+        return counts, self._saturated(planes[_LARGEST], ones[:4])
+
+    def _split(self, words: Words, planes: Words) -> None:
+        n = planes.shape[1]
+        quarters = [planes[bit] for bit in (1, 2, 4, 8)]
+        for i, quarter in enumerate(quarters):
+            mine = words[i * n : (i + 1) * n]
+            quarter[: len(mine)] = mine
+            quarter[len(mine) :] = 0
+        a, b, c, d = quarters
+        for (mask, shift), pairs in ((_PAIRS, ((a, c), (b, d))), (_SINGLES, ((a, b), (c, d)))):
+            for one, other in pairs:
+                self._exchange(one, other, mask, shift)
+
+    def _exchange(self, one: Words, other: Words, mask: np.uint64, shift: np.uint64) -> None:
+        """Exchange the upper bits of ``one`` with the lower ones, by ``mask``, of ``other``."""
+        changed = self._other[: len(one)]
+        np.right_shift(one, shift, out=changed)
+        changed ^= other
+        changed &= mask
+        other ^= changed
+        changed <<= shift
+        one ^= changed
+
+    def _saturated(self, largest: Words, ones: Bytes) -> int:
+        """Blocks with ``SATURATED`` ones or more; each bit of a nibble is a quarter's own."""
+        bits = self._other[: len(largest)]
+        for i, counts in enumerate(ones):
+            np.bitwise_and(largest, _EVERY_NIBBLE << np.uint64(i), out=bits)
+            np.bitwise_count(bits, out=counts)
+        return int(np.count_nonzero(ones[:, 0::2] + ones[:, 1::2] >= SATURATED))
+
+
+class ExpertCounter:
+    """Counts one part of one expert, given some rows at a time."""
+
+    def __init__(self, rows: int) -> None:
+        self.row_scales = np.empty(rows, np.float32)
+        self.scales = np.zeros(256, np.int64)
+        self.codes = np.zeros(16, np.int64)
+        self.zero_blocks = 0
+        self.zero_rows = 0
+        self.saturated_blocks = 0
+        self.ever = np.zeros(2, np.uint64)
+        self.always = np.zeros(2, np.uint64)
+        self._row = 0
+
+    def add(self, words: Words, scales: Bytes, of_codes: CodeCounter) -> None:
+        """Count some rows: ``words[rows, blocks, 2]``, contiguous, and ``scales[rows, blocks]``."""
+        if self._row == 0:
+            blocks = words.reshape(-1, 2)
+            self.ever = np.bitwise_or.reduce(blocks, axis=0)
+            self.always = np.bitwise_and.reduce(blocks, axis=0)
+        self.scales += _histogram(scales)
+        self.row_scales[self._row : self._row + len(scales)] = scales.mean(axis=1, dtype=np.float32)
+        self._row += len(scales)
+        codes, saturated = of_codes.count(words.reshape(-1))
+        self.codes += codes
+        self.saturated_blocks += saturated
+        self._count_zeros(words)
+
+    def _count_zeros(self, words: Words) -> None:
+        magnitudes = words & _MAGNITUDES
+        some = (magnitudes[..., 0] | magnitudes[..., 1]) != 0
+        zeros = some.size - int(np.count_nonzero(some))
+        self.zero_blocks += zeros
+        if zeros >= some.shape[1]:
+            self.zero_rows += len(some) - int(np.count_nonzero(some.any(axis=1)))
+
+
+def _histogram(scales: Bytes) -> Counts:
+    """How often each byte occurs; scales of a sound tensor are few and lie close together."""
+    low, high = int(scales.min()), int(scales.max())
+    if high - low > 24:
+        return np.bincount(scales.reshape(-1), minlength=256)
+    counts = np.zeros(256, np.int64)
+    for byte in range(low, high + 1):
+        counts[byte] = np.count_nonzero(scales == byte)
+    return counts
