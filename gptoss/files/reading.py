@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss.files.errors import BadFile, quoted
+from gptoss.files.errors import BadFile, GptossError, quoted
 
 Buffer = bytearray | memoryview | NDArray[Any]
 """A writable, C-contiguous buffer."""
@@ -149,7 +149,7 @@ def read_json(path: Path, error: type[BadFile], *, limit: int) -> dict[str, Any]
         return parse_json(source.read(0, source.size), str(path), error)
 
 
-def parse_json(raw: bytes | bytearray, where: str, error: type[BadFile]) -> dict[str, Any]:
+def parse_json(raw: bytes | bytearray, where: str, error: type[GptossError]) -> dict[str, Any]:
     """The JSON object in ``raw``; an object that names a key twice is refused.
 
     Two parsers may disagree on which of two equal keys counts, so no file may depend on it.

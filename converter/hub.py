@@ -1,0 +1,211 @@
+"""Checkpoints on the Hub: which one is meant, at which commit, and what it holds.
+
+A revision is pinned to a commit first, and everything is asked for by that commit. By default the
+files that a conversion needs go to huggingface_hub's cache, by its own ways. A stream keeps no
+weights: only config, index and tokenizer come as files, compared with the hashes of the listing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urljoin
+
+from gptoss.converter.http import REDIRECTS, Client, HubError, PassingError, Patience, origin
+from gptoss.converter.ranges import HubFile, Ranges
+from gptoss.converter.remote import RemoteFile, WrongHash
+from gptoss.converter.vocabulary import SETTINGS, TEMPLATE, TOKENIZER_LIMIT
+from gptoss.files.checkpoint import CONFIG, CONFIG_LIMIT, INDEX, INDEX_LIMIT, TOKENIZER
+from gptoss.files.reading import AnyPath, parse_json
+
+LISTING_LIMIT = 2**26
+MAX_SIZE = 2**48
+"""Bytes of a file that a listing is believed to speak of."""
+SETUP = {CONFIG: CONFIG_LIMIT, INDEX: INDEX_LIMIT}
+WORDS = {TOKENIZER: TOKENIZER_LIMIT, SETTINGS: 2**24, TEMPLATE: 2**24}
+"""Files that come whole, with the bytes each may have."""
+
+_ID = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[^\s@?#]+))?", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class HubId:
+    """A repository and the revision of it that is meant: branch, tag or commit."""
+
+    repository: str
+    revision: str = "main"
+
+    def __str__(self) -> str:
+        return f"{self.repository}@{self.revision}"
+
+
+def hub_id(source: str) -> HubId | None:
+    """What ``source`` means on the Hub: ``owner/name`` or ``owner/name@revision``.
+
+    None when it has another form, or when something of that name is here: files win.
+    """
+    found = _ID.fullmatch(source)
+    if found is None or Path(source).exists():
+        return None
+    return HubId(found["repository"], found["revision"] or "main")
+
+
+# --- a stream ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a repository holds at one commit, by name."""
+
+    repository: str
+    commit: str
+    files: Mapping[str, HubFile]
+
+    def __str__(self) -> str:
+        return f"{self.repository}@{self.commit[:12]}"
+
+
+def pin(client: Client, wanted: HubId) -> Listing:
+    """The commit that a revision is now, and its files. Raises ``HubError``."""
+    path = f"/api/models/{wanted.repository}/revision/{quote(wanted.revision, safe='')}"
+    raw = _answer(client, f"{client.endpoint}{path}?blobs=true", wanted)
+    where = f"{wanted}: the Hub's listing"
+    found = parse_json(raw, where, HubError)
+    commit, entries = found.get("sha"), found.get("siblings")
+    if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+        raise HubError(f"{where} names no commit")
+    if _COMMIT.fullmatch(wanted.revision) and commit != wanted.revision:
+        raise HubError(f"{where} is that of another commit, {commit}")
+    if not isinstance(entries, list):
+        raise HubError(f"{where} names no files")
+    files = [_listed(where, wanted.repository, commit, entry) for entry in entries]
+    return Listing(wanted.repository, commit, {file.name: file for file in files})
+
+
+def _listed(where: str, repository: str, commit: str, entry: Any) -> HubFile:
+    """One file of a listing, checked."""
+    try:
+        name, size, blob = entry["rfilename"], entry["size"], entry["blobId"]
+        sha256 = entry["lfs"]["sha256"] if entry.get("lfs") else None
+        sound = (
+            isinstance(name, str)
+            and type(size) is int
+            and 0 <= size <= MAX_SIZE
+            and _COMMIT.fullmatch(blob)
+            and (sha256 is None or _SHA256.fullmatch(sha256))
+        )
+    except (AttributeError, KeyError, TypeError):
+        sound = None
+    if not sound:
+        raise HubError(f"{where} holds an entry without name, size or hash: {repr(entry)[:80]}")
+    return HubFile(repository, commit, name, size, blob, sha256)
+
+
+def _answer(client: Client, url: str, wanted: HubId) -> bytes:
+    """The whole body of an answer of the Hub's API."""
+    patience = Patience(client, str(wanted))
+    while True:
+        try:
+            with client.get(url) as answer:
+                if answer.status_code in REDIRECTS:  # the repository was renamed
+                    to = urljoin(url, answer.headers.get("Location", ""))
+                    if origin(to) != origin(url):
+                        raise HubError(f"{wanted}: the Hub sends us to {to[:80]}")
+                    url = to
+                    raise PassingError("one redirect leads to another", after=0)
+                if answer.status_code != 200:
+                    raise client.refusal(answer, wanted.repository, str(wanted))
+                body = bytearray()
+                for piece in answer.iter_raw():
+                    body += piece
+                    if len(body) > LISTING_LIMIT:
+                        raise HubError(f"{wanted}: the listing has over {LISTING_LIMIT} bytes")
+                return bytes(body)
+        except PassingError as error:
+            patience.wait(error)
+
+
+class Stream:
+    """A checkpoint on the Hub whose weights are read by ranges; ``folder`` gets the small files."""
+
+    def __init__(self, client: Client, listing: Listing, folder: Path) -> None:
+        self.client = client
+        self.listing = listing
+        self.folder = folder
+        self._weights: dict[str, RemoteFile] = {}
+
+    def fetch(self, limits: Mapping[str, int]) -> None:
+        """Put those of the files named that the repository has into the folder, each compared
+        with its hash. Raises ``HubError``."""
+        for name, limit in limits.items():
+            file = self.listing.files.get(name)
+            if file is None or (self.folder / name).exists():
+                continue
+            if file.size > limit:
+                raise HubError(f"{file}: {file.size} bytes; such a file holds at most {limit}")
+            data = bytearray(file.size)
+            Ranges(self.client, file).read_into(0, memoryview(data))
+            _check_hash(file, data)
+            (self.folder / name).write_bytes(data)
+
+    def weights(self, name: str) -> AnyPath:
+        """The place of a file of weights; of one that is missing, a path where nothing is."""
+        if name not in self.listing.files:
+            return Path(str(self.listing)) / name
+        if name not in self._weights:
+            self._weights[name] = RemoteFile(Ranges(self.client, self.listing.files[name]))
+        return self._weights[name]
+
+
+def _check_hash(file: HubFile, data: bytearray) -> None:
+    """Whether a small file's content is what the listing says: by git-lfs's hash, or by git's."""
+    if file.sha256 is not None:
+        found, expected = hashlib.sha256(data).hexdigest(), file.sha256
+    else:
+        git = hashlib.sha1(b"blob %d\0" % len(data), usedforsecurity=False)
+        git.update(data)
+        found, expected = git.hexdigest(), file.blob
+    if found != expected:
+        raise WrongHash(f"{file}: what came has the hash {found}, and {expected} is listed")
+
+
+# --- the cache --------------------------------------------------------------------------------
+
+
+def download(wanted: HubId, *, shown: bool = False) -> Path:
+    """Bring what a conversion needs to huggingface_hub's cache; its folder there.
+
+    What is there already does not come again, and offline it is taken as it is. The folder is
+    called by the commit. ``shown`` draws huggingface_hub's bars. Raises ``HubError``.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Silent(tqdm):
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **settings | {"disable": True})  # type: ignore[no-untyped-call]
+
+    # What goes wrong is said here, in one line.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    client = Client()
+    patience = Patience(client, str(wanted))
+    while True:
+        try:
+            return Path(
+                snapshot_download(
+                    wanted.repository,
+                    revision=wanted.revision,
+                    allow_patterns=[*SETUP, *WORDS, "*.safetensors"],
+                    ignore_patterns=["*/*"],
+                    tqdm_class=tqdm if shown else Silent,
+                )
+            )
+        except Exception as error:
+            patience.wait(client.passing(error, wanted.repository, str(wanted)))

@@ -1,0 +1,241 @@
+"""Which checkpoint on the Hub is meant, what it holds, and its way to the cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import constants
+
+from gptoss.converter import hub as hubs
+from gptoss.converter import vocabulary
+from gptoss.converter.http import Client, HubError
+from gptoss.converter.hub import SETUP, WORDS, HubId, Stream, download, hub_id, pin
+from gptoss.converter.remote import WrongHash
+from gptoss.files.checkpoint import Checkpoint
+from support.hub_server import REPOSITORY, Fault, HubServer, Repository, every
+
+WANTED = HubId(REPOSITORY)
+
+
+@pytest.mark.parametrize(
+    ("source", "meant"),
+    [
+        ("openai/gpt-oss-20b", HubId("openai/gpt-oss-20b", "main")),
+        ("openai/gpt-oss-20b@v1.0", HubId("openai/gpt-oss-20b", "v1.0")),
+        ("openai/gpt-oss-20b@refs/pr/4", HubId("openai/gpt-oss-20b", "refs/pr/4")),
+        ("gpt-oss-20b", None),
+        ("./openai/gpt-oss-20b", None),
+        ("/openai/gpt-oss-20b", None),
+        ("../gpt-oss-20b", None),
+        ("openai/gpt-oss-20b/", None),
+        ("openai/gpt-oss-20b/original", None),
+        ("openai/gpt-oss-20b@", None),
+        ("openai/gpt oss", None),
+        ("C:\\models\\gpt-oss-20b", None),
+    ],
+)
+def test_what_is_an_id(source: str, meant: HubId | None) -> None:
+    assert hub_id(source) == meant
+
+
+def test_a_folder_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert hub_id("some/model") is not None
+    Path("some/model").mkdir(parents=True)
+    assert hub_id("some/model") is None
+
+
+# --- pinning ----------------------------------------------------------------------------------
+
+
+def test_pinned(hub: HubServer, published: Path) -> None:
+    found = pin(Client(), WANTED)
+    assert found.commit == hub.commit(REPOSITORY)
+    assert {name: file.size for name, file in found.files.items()} == {
+        path.name: path.stat().st_size for path in published.iterdir()
+    }
+    assert found == pin(Client(), HubId(REPOSITORY, found.commit))
+
+
+def test_pinned_after_faults(hub: HubServer) -> None:
+    hub.misbehave = every(2, Fault(status=503))
+    pin(Client(), WANTED)
+    assert len(hub.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        (HubId("someone/else"), "someone/else@main: http://[^ ]+ has no such repository, or it"),
+        (HubId(REPOSITORY, "gone"), f"{REPOSITORY}@gone: http://[^ ]+ has no such revision"),
+    ],
+)
+@pytest.mark.parametrize("way", ["pin", "download"])
+@pytest.mark.usefixtures("hub")
+def test_what_is_not_there(wanted: HubId, found: str, way: str) -> None:
+    with pytest.raises(HubError, match=found):
+        pin(Client(), wanted) if way == "pin" else download(wanted)
+
+
+@pytest.mark.parametrize("way", ["pin", "download"])
+def test_a_token_that_is_not_accepted(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    hub.token = "right"  # noqa: S105
+    monkeypatch.setenv("HF_TOKEN", "wrong")
+    with pytest.raises(HubError, match="the token of HF_TOKEN is not accepted by http"):
+        pin(Client(), WANTED) if way == "pin" else download(WANTED)
+
+
+@pytest.mark.parametrize("way", ["stream", "download"])
+def test_a_gated_repository(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    repository = hub.repositories[REPOSITORY]
+    hub.repositories[REPOSITORY] = dataclasses.replace(repository, gated=True)
+    hub.token = "right"  # noqa: S105
+
+    def bring() -> None:
+        if way == "download":
+            download(WANTED)
+        else:
+            client = Client()
+            Stream(client, pin(client, WANTED), tmp_path).fetch(SETUP)
+
+    with pytest.raises(HubError, match=f"ask for it at {hub.endpoint}/{REPOSITORY}, then set HF_"):
+        bring()
+    monkeypatch.setenv("HF_TOKEN", "right")
+    bring()
+
+
+@pytest.mark.parametrize("way", ["pin", "download"])
+@pytest.mark.usefixtures("hub")
+def test_offline(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match="HF_HUB_OFFLINE is set; unset it to"):
+        pin(Client(), WANTED) if way == "pin" else download(WANTED)
+
+
+def test_nobody_answers(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.misbehave = every(1, Fault(status=502))
+    for bring in (lambda: pin(Client(), WANTED), lambda: download(WANTED)):
+        with pytest.raises(HubError, match=f"^{REPOSITORY}@main: tried 8 times: .*502"):
+            bring()
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(HubError, match=f"^{REPOSITORY}@main: tried 8 times: .*refused"):
+        pin(Client(), WANTED)
+
+
+@pytest.mark.parametrize(
+    ("listing", "found"),
+    [
+        ("[]", "a JSON object is expected"),
+        ("{", "no JSON"),
+        ('{"sha": "main", "siblings": []}', "names no commit"),
+        ('{"sha": "COMMIT"}', "names no files"),
+        ('{"sha": "COMMIT", "siblings": [1]}', "without name, size or hash: 1"),
+        ('{"sha": "COMMIT", "siblings": [{"rfilename": "a", "size": -1, "blobId": "COMMIT"}]}',
+         "without name, size or hash"),
+        ('{"sha": "COMMIT", "siblings": [{"rfilename": "a", "size": 1, "blobId": "x"}]}',
+         "without name, size or hash"),
+        ('{"sha": "COMMIT", "siblings": [{"rfilename": "a", "size": 1, "blobId": "COMMIT",'
+         ' "lfs": {"sha256": "1"}}]}', "without name, size or hash"),
+    ],
+)  # fmt: skip
+def test_listings_that_are_none(
+    monkeypatch: pytest.MonkeyPatch, hub: HubServer, listing: str, found: str
+) -> None:
+    raw = listing.replace("COMMIT", hub.commit(REPOSITORY)).encode()
+    monkeypatch.setattr(hubs, "_answer", lambda *_: raw)
+    with pytest.raises(HubError, match=found):
+        pin(Client(), WANTED)
+
+
+def test_a_listing_of_another_commit(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = json.dumps({"sha": "a" * 40, "siblings": []}).encode()
+    monkeypatch.setattr(hubs, "_answer", lambda *_: raw)
+    with pytest.raises(HubError, match="is that of another commit, aaaa"):
+        pin(Client(), HubId(REPOSITORY, hub.commit(REPOSITORY)))
+
+
+# --- a stream's small files -------------------------------------------------------------------
+
+
+def test_headers_are_all_that_opening_costs(
+    hub: HubServer, published: Path, tmp_path: Path
+) -> None:
+    client = Client()
+    stream = Stream(client, pin(client, WANTED), tmp_path)
+    stream.fetch(SETUP)
+    found = Checkpoint.open(tmp_path, weights=stream.weights)
+    here = Checkpoint.open(published)
+    assert found.hparams == here.hparams
+    assert {n: (t.shape, t.offset) for n, t in found.tensors.items()} == {
+        n: (t.shape, t.offset) for n, t in here.tensors.items()
+    }
+    headers = {t.path: 0 for t in here.tensors.values()}
+    for path in headers:
+        headers[path] = min(t.offset for t in here.tensors.values() if t.path == path)
+    small = sum((published / name).stat().st_size for name in SETUP)
+    assert hub.sent == small + sum(headers.values())
+    stream.fetch(WORDS)
+    assert vocabulary.read(tmp_path) == vocabulary.read(published)
+
+
+@pytest.mark.parametrize(("name", "place"), [("config.json", "resolve"), ("tokenizer.json", "cdn")])
+def test_a_small_file_with_a_wrong_bit(
+    hub: HubServer, tmp_path: Path, name: str, place: str
+) -> None:
+    """One that git keeps, and one of git-lfs."""
+    client = Client()
+    stream = Stream(client, pin(client, WANTED), tmp_path)
+    hub.misbehave = every(1, Fault(flip=5), place)
+    with pytest.raises(WrongHash, match=f"{name}: what came has the hash"):
+        stream.fetch(SETUP | WORDS)
+
+
+def test_a_small_file_that_is_large(hub: HubServer, tmp_path: Path) -> None:
+    client = Client()
+    listing = pin(client, WANTED)
+    files = dict(listing.files)
+    files["config.json"] = dataclasses.replace(files["config.json"], size=2**40)
+    hub.forget()
+    with pytest.raises(HubError, match="1099511627776 bytes; such a file holds at most 1048576"):
+        Stream(client, dataclasses.replace(listing, files=files), tmp_path).fetch(SETUP)
+    assert not hub.requests
+
+
+# --- the cache --------------------------------------------------------------------------------
+
+
+def test_downloaded_once(hub: HubServer, published: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    other = tmp_path / "repository"
+    (other / "original").mkdir(parents=True)
+    for path in published.iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    (other / "README.md").write_text("not needed")
+    (other / "original" / "model.safetensors").write_text("not needed either")
+    hub.repositories[REPOSITORY] = Repository(other, hub.commit(REPOSITORY))
+    folder = download(WANTED)
+    assert folder.name == hub.commit(REPOSITORY)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == {
+        p.name: p.read_bytes() for p in published.iterdir()
+    }
+    hub.forget()
+    assert download(WANTED) == folder
+    assert hub.sent == 0
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert download(WANTED) == folder
+
+
+def test_downloaded_in_spite_of_faults(
+    hub: HubServer, published: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.misbehave = every(5, Fault(status=503))
+    folder = download(WANTED)
+    assert capsys.readouterr().err == ""
+    assert {p.name for p in folder.iterdir()} == {p.name for p in published.iterdir()}

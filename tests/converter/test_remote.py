@@ -1,0 +1,297 @@
+"""Reading a file on the Hub by ranges, from a server that misbehaves."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+
+from gptoss.converter import http, remote
+from gptoss.converter.http import Client, HubError
+from gptoss.converter.hub import HubId, pin
+from gptoss.converter.ranges import HubFile, Ranges
+from gptoss.converter.remote import Digest, ReadAhead, RemoteFile, WrongHash, segments
+from gptoss.files.errors import BadCheckpoint
+from gptoss.files.reading import Source
+from gptoss.files.safetensors import read_header
+from support.hub_server import REPOSITORY, Fault, HubServer, every
+
+SHARD = "model-00001-of-00002.safetensors"
+
+
+@pytest.fixture
+def client(hub: HubServer) -> Client:  # noqa: ARG001
+    return Client()
+
+
+@pytest.fixture
+def file(hub: HubServer, client: Client) -> HubFile:
+    """A shard as the listing has it; the requests so far are forgotten."""
+    found = pin(client, HubId(REPOSITORY)).files[SHARD]
+    hub.forget()
+    return found
+
+
+def read(ranges: Ranges, begin: int = 0, end: int | None = None) -> bytes:
+    out = bytearray((ranges.file.size if end is None else end) - begin)
+    ranges.read_into(begin, memoryview(out))
+    return bytes(out)
+
+
+# --- faults that pass -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["resolve", "cdn"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(status=503),
+        Fault(status=500),
+        Fault(status=429, headers={"Retry-After": "0"}),
+        Fault(cut_after=20_000),
+        Fault(cut_after=0),
+    ],
+)
+def test_faults_that_pass(
+    hub: HubServer, client: Client, file: HubFile, published: Path, fault: Fault, place: str
+) -> None:
+    hub.misbehave = every(2, fault, place)
+    assert read(Ranges(client, file)) == (published / SHARD).read_bytes()
+    assert hub.sent == file.size, "bytes before a cut are not asked for again"
+
+
+def test_cut_again_and_again(
+    hub: HubServer, client: Client, file: HubFile, published: Path
+) -> None:
+    """As long as something comes, there is no limit to how often it may end."""
+    hub.misbehave = every(1, Fault(cut_after=5000), "cdn")
+    assert read(Ranges(client, file)) == (published / SHARD).read_bytes()
+    assert len(hub.requests) > file.size / 5000 > 2 * http.ATTEMPTS
+    assert hub.sent == file.size
+
+
+def test_too_slow_is_a_cut(
+    hub: HubServer,
+    client: Client,
+    file: HubFile,
+    published: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http, "TIMEOUT", 0.1)
+    hub.misbehave = every(2, Fault(pause=0.5), "cdn")
+    assert read(Ranges(client, file)) == (published / SHARD).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Retry-After": "1"},
+        {"Retry-After": "DATE"},
+        {"RateLimit": '"resolvers";r=0;t=1'},
+    ],
+)
+def test_the_server_says_when(
+    hub: HubServer, client: Client, file: HubFile, headers: dict[str, str]
+) -> None:
+    headers = {
+        key: value.replace("DATE", formatdate(time.time() + 2, usegmt=True))
+        for key, value in headers.items()
+    }
+    hub.misbehave = every(100, Fault(status=429, headers=headers))
+    began = time.monotonic()
+    read(Ranges(client, file), 0, 100)
+    assert 0.9 < time.monotonic() - began < 5
+
+
+def test_an_address_that_expired(
+    hub: HubServer, client: Client, file: HubFile, published: Path
+) -> None:
+    """Asked for once and kept; when it is good no longer, a new one is asked for."""
+    ranges = Ranges(client, file)
+    whole = (published / SHARD).read_bytes()
+    for begin in range(0, 40_000, 10_000):
+        if begin == 20_000:
+            hub.misbehave = every(100, Fault(status=403), "cdn")
+        assert read(ranges, begin, begin + 10_000) == whole[begin : begin + 10_000]
+    assert [r.place for r in hub.requests].count("resolve") == 2
+
+
+# --- faults that do not -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "place", "found"),
+    [
+        (Fault(status=503), None, "tried 8 times: status 503"),
+        (Fault(cut_after=0), "cdn", "tried 8 times: "),
+        (Fault(status=429, headers={"Retry-After": "3600"}), None, "left alone for 3600 seconds"),
+        (Fault(length=-1), "cdn", "99 bytes are announced instead of 100"),
+        (Fault(length=1), "cdn", "101 bytes are announced instead of 100"),
+        (Fault(total=1), "cdn", "comes instead of 'bytes 1000-1099/"),
+        (Fault(shift=1), "cdn", "'bytes 1001-1100/"),
+        (Fault(whole=True), "cdn", "the server sends no byte ranges; leave out --stream"),
+        (Fault(commit="f" * 40), "resolve", "the Hub now answers with commit ffff"),
+        (Fault(listed=1), "resolve", "bytes now, and was listed with"),
+        (Fault(hashed="e" * 64), "resolve", "has another hash, eeee"),
+        (Fault(status=404, headers={"X-Error-Code": "RevisionNotFound"}), "resolve",
+         "has no such revision of it, or no longer"),
+        (Fault(status=404, headers={"X-Error-Code": "EntryNotFound"}), "resolve", "no such file"),
+        (Fault(status=302, headers={"Location": "ftp://elsewhere/x"}), "resolve", "is not safe"),
+        (Fault(status=302, headers={"Location": "?again"}), "resolve", "one redirect leads to"),
+        (Fault(status=418), "resolve", "answers with status 418"),
+        (Fault(status=302), "cdn", "one redirect leads to"),
+        (Fault(headers={"Content-Encoding": "gzip"}), "cdn", "comes compressed"),
+    ],
+)  # fmt: skip
+def test_faults_that_do_not_pass(
+    hub: HubServer, client: Client, file: HubFile, fault: Fault, place: str | None, found: str
+) -> None:
+    hub.misbehave = every(1, fault, place)
+    with pytest.raises(HubError) as error:
+        read(Ranges(client, file), 1000, 1100)
+    assert found in str(error.value)
+    assert str(error.value).startswith(f"{REPOSITORY}@{file.commit[:12]}/{SHARD}: ")
+
+
+def test_a_size_that_is_a_lie(client: Client, file: HubFile) -> None:
+    larger = HubFile(file.repository, file.commit, file.name, 2**40, file.blob, file.sha256)
+    with pytest.raises(HubError, match="bytes now, and was listed with 1099511627776"):
+        read(Ranges(client, larger), 0, 100)
+
+
+def test_the_token_goes_to_the_hub_alone(
+    hub: HubServer, file: HubFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.token = "secret"  # noqa: S105
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    read(Ranges(Client(), file), 0, 100)
+    assert [(r.place, r.token) for r in hub.requests] == [
+        ("resolve", "Bearer secret"),
+        ("cdn", None),
+    ]
+
+
+def test_stopping_ends_a_pause(hub: HubServer, client: Client, file: HubFile) -> None:
+    hub.misbehave = every(1, Fault(status=429, headers={"Retry-After": "600"}))
+    threading.Timer(0.2, client.stop.set).start()
+    began = time.monotonic()
+    with pytest.raises(HubError, match="interrupted"):
+        read(Ranges(client, file), 0, 100)
+    assert time.monotonic() - began < 5
+
+
+# --- in the place of a file -------------------------------------------------------------------
+
+
+def test_a_header_costs_its_bytes(
+    hub: HubServer, client: Client, file: HubFile, published: Path
+) -> None:
+    here, there = read_header(published / SHARD), read_header(RemoteFile(Ranges(client, file)))
+    assert [(t.name, t.dtype, t.shape, t.offset, t.nbytes) for t in here.values()] == [
+        (t.name, t.dtype, t.shape, t.offset, t.nbytes) for t in there.values()
+    ]
+    assert hub.sent == min(t.offset for t in here.values())
+
+
+@pytest.mark.parametrize("size", [100_000, 5000])
+@pytest.mark.parametrize("held", [14, 2])
+def test_random_reads_by_many_threads(
+    client: Client,
+    file: HubFile,
+    published: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+    held: int,
+) -> None:
+    """All is right in whatever order, told before or not, held or not."""
+    monkeypatch.setattr(remote, "SEGMENT", size)
+    monkeypatch.setattr(remote, "HELD", held)
+    whole = (published / SHARD).read_bytes()
+    place = RemoteFile(Ranges(client, file))
+    rng = random.Random(1)
+    spans = [sorted(rng.choices(range(file.size + 1), k=2)) for _ in range(40)]
+    told = [(place, (begin, end)) for begin, end in rng.sample(spans, 30) if end < 60_000]
+    with (
+        ReadAhead(told, client.stop),
+        Source(place, BadCheckpoint) as source,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        for (begin, end), got in zip(
+            spans, pool.map(lambda s: source.read(s[0], s[1] - s[0]), spans), strict=True
+        ):
+            assert got == whole[begin:end]
+
+
+def test_what_is_told_before_comes_once_and_proves_the_file(
+    hub: HubServer,
+    client: Client,
+    file: HubFile,
+    published: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Read as a conversion does: blocks in their order, and with each some scales from the end."""
+    monkeypatch.setattr(remote, "SEGMENT", 5000)
+    whole = (published / SHARD).read_bytes()
+    place = RemoteFile(Ranges(client, file))
+    scales = file.size - 7000
+    reads: list[tuple[int, int]] = []
+    for k in range(10):
+        reads.append((scales // 10 * k, scales if k == 9 else scales // 10 * (k + 1)))
+        reads.append((scales + 700 * k, scales + 700 * (k + 1)))
+    with ReadAhead([(place, span) for span in reads], client.stop) as ahead:
+        for begin, end in reads:
+            out = bytearray(end - begin)
+            place.read_into(begin, memoryview(out))
+            assert out == whole[begin:end]
+            assert len(ahead._held) <= remote.HELD
+        assert not ahead._held
+    assert hub.sent == file.size
+    assert place.verified
+
+
+def test_one_bit_is_wrong(hub: HubServer, client: Client, file: HubFile) -> None:
+    hub.misbehave = every(1, Fault(flip=file.size // 2), "cdn")
+    place = RemoteFile(Ranges(client, file))
+    with pytest.raises(WrongHash, match=r"and [0-9a-f]{64} is published"):
+        place.read_into(0, memoryview(bytearray(file.size)))
+    assert not place.verified
+
+
+def test_an_end_of_the_file_as_files_have_it(client: Client, file: HubFile) -> None:
+    with (
+        Source(RemoteFile(Ranges(client, file)), BadCheckpoint) as source,
+        pytest.raises(BadCheckpoint, match=f"ends at byte {file.size} while 1 more"),
+    ):
+        source.read(file.size - 1, 2)
+
+
+def test_segments() -> None:
+    assert segments([]) == []
+    assert segments([(30, 40), (0, 10), (10, 20)]) == [(0, 20), (30, 40)]
+    big = remote.SEGMENT
+    assert segments([(5, 2 * big + 5), (2 * big + 5, 2 * big + 7)]) == [
+        (5, big + 5), (big + 5, 2 * big + 5), (2 * big + 5, 2 * big + 7),
+    ]  # fmt: skip
+
+
+def test_a_hash_of_pieces_in_any_order(file: HubFile, published: Path) -> None:
+    whole = (published / SHARD).read_bytes()
+    pieces = [(at, whole[at : at + 10_000]) for at in range(0, len(whole), 10_000)]
+    near = [pieces[i ^ 1] for i in range(len(pieces) & ~1)] + pieces[len(pieces) & ~1 :]
+    for order, proven in ((pieces, True), (near, True), (near * 2, True), (pieces[:-1], False)):
+        digest = Digest(file)
+        for at, piece in order:
+            digest.feed(at, piece)
+        assert digest.verified == proven
+    # Too far from the file's order, its pieces would fill the memory: given up, and said so.
+    digest = Digest(file)
+    small = [(at, whole[at : at + 1000]) for at in range(0, len(whole), 1000)]
+    for at, piece in reversed(small):
+        digest.feed(at, piece)
+    assert not digest.verified
+    assert len(digest._waiting) <= remote.WAITING
