@@ -12,15 +12,18 @@ that close it and open the answer are given out whatever the model would have dr
 from __future__ import annotations
 
 import json
+import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptoss.runtime.engine import EngineError, Logits, Sampler
-from gptoss.runtime.harmony.grammar import BadConstraint, Closed, Rules, closing, turn_grammar
+from gptoss.runtime.harmony.grammar import BadConstraint, Closed, Part, Rules, closing, turn_grammar
 from gptoss.runtime.loops import LoopDetector
 from gptoss.runtime.tokenizer import Tokenizer
 
@@ -31,6 +34,7 @@ except ImportError as error:
         f"llguidance cannot be loaded ({error}); install it: pip install 'gptoss-toolkit[run]'"
     ) from error
 
+T = TypeVar("T")
 Words = NDArray[np.int32]
 """A mask: one bit a token, 32 tokens a word, the lowest first."""
 
@@ -38,6 +42,18 @@ Ids = NDArray[np.intp]
 
 
 _LIMITS = LLParserLimits(verbose_errors=False)
+
+_STACK_BYTES = 256 << 20
+"""For compiling: it recurses along what refers to one another, and an overflow ends the process.
+Only what is used of it is ever memory."""
+
+_REMEMBERED = 256
+"""Schemas and grammars known to be sound."""
+
+_TRIED = 4
+"""Tokens of a schema or grammar that are tried before it is used."""
+
+_starting = threading.Lock()
 
 
 class Vocabulary:
@@ -53,27 +69,45 @@ class Vocabulary:
         is_text[self.control_ids] = False
         self._text_bits = _packed(is_text, self.n_words)
         self._text_ranges = _ranges(np.flatnonzero(is_text))
+        self._sound: set[str] = set()
         self._llg = LLTokenizer(TokenizerWrapper(_Tokens(tokenizer)))
 
     def compile(self, rules: Rules) -> LLMatcher:
         """The rules' matcher, at the turn's beginning; raises BadConstraint."""
         grammar = turn_grammar(rules, self._text_ranges)
+        for part in grammar.parts:
+            self._check(part)
         matcher = self._matcher(grammar.text())
-        if not matcher.is_error():
-            return matcher
-        for part in grammar.parts:  # which of them is it?
-            alone = json.dumps({"grammars": [part.grammar]})
-            said = self._matcher(alone).get_error()
-            if said:
-                raise BadConstraint(part.field, _reason(said))
-        raise BadConstraint("tools", _reason(matcher.get_error()))
+        if matcher.is_error():
+            raise BadConstraint("tools", _reason(matcher.get_error()))
+        return matcher
 
     def constrain(self, rules: Rules, sampler: Sampler, budget: int | None = None) -> Constrained:
         """``sampler`` held to the rules, for one generation; raises BadConstraint."""
         return Constrained(self, rules, sampler, budget=budget)
 
+    def _check(self, part: Part) -> None:
+        """A few tokens of each part by itself: much that is wrong is not seen before."""
+        grammar = json.dumps({"grammars": [part.grammar]})
+        if grammar in self._sound:
+            return
+        matcher = self._matcher(grammar)
+        mask = np.zeros(self.n_words, np.int32)
+        for _ in range(_TRIED):
+            if matcher.is_stopped():  # also where it has failed
+                break
+            matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+            allowed = np.flatnonzero(_unpacked(mask, self.tokenizer.n_vocab))
+            if allowed.size == 0 or not matcher.consume_token(int(allowed[0])):
+                break
+        if matcher.is_error():
+            raise BadConstraint(part.field, _reason(matcher.get_error()))
+        if len(self._sound) >= _REMEMBERED:
+            self._sound.clear()
+        self._sound.add(grammar)
+
     def _matcher(self, grammar: str) -> LLMatcher:
-        return LLMatcher(self._llg, grammar, limits=_LIMITS, log_level=0)
+        return _on_a_deep_stack(lambda: LLMatcher(self._llg, grammar, limits=_LIMITS, log_level=0))
 
     def is_free(self, mask: Words) -> bool:
         """Whether every text token may come next."""
@@ -212,6 +246,18 @@ class _Tokens:
         return self._encode(text if isinstance(text, str) else text.decode("utf-8", "replace"))
 
 
+def _on_a_deep_stack(call: Callable[[], T]) -> T:
+    """The call's result, from a thread of its own. The stack's size is the whole process's."""
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        with _starting:
+            before = threading.stack_size(_STACK_BYTES)
+            try:
+                future = executor.submit(call)
+            finally:
+                threading.stack_size(before)
+        return future.result()
+
+
 def _packed(flags: NDArray[np.bool_], n_words: int) -> Words:
     padded = np.zeros(n_words * 32, np.bool_)
     padded[: flags.size] = flags
@@ -232,6 +278,8 @@ def _ranges(ids: Ids) -> list[tuple[int, int]]:
 
 def _reason(said: str) -> str:
     """What llguidance says, on one line: its first, and where it quotes a pattern the verdict."""
+    if said.startswith("NoExtension"):
+        return "no text at all satisfies it"
     first, *more = said.splitlines() or ["llguidance gives no reason"]
     line = " ".join([first, *(line for line in more if line.startswith("error: "))])
     return line if len(line) <= 300 else f"{line[:299]}…"

@@ -2,7 +2,8 @@
 
 GptossError
 └── ConversationError        a message, a tool or a schema is not what it must be
-    └── ConversationTooLong  all of it is sound, but the context does not hold it
+    ├── ConversationTooLong  all of it is sound, but the context does not hold it
+    └── BadConstraint        what a turn is to be held to cannot be compiled (grammar.py)
 """
 
 from __future__ import annotations

@@ -23,19 +23,26 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from enum import Enum, StrEnum
 from typing import Any
 
-from gptoss.files.errors import GptossError
+from gptoss.runtime.harmony.checking import HARMONY_NAME, ConversationError, Place
 from gptoss.runtime.harmony.messages import FUNCTIONS, Function, Namespace
+from gptoss.runtime.harmony.schemas import check_schema
 
-MAX_SCHEMA_DEPTH = 64
-"""Nesting of a schema's JSON."""
+MAX_SCHEMA_CHARACTERS = 500_000
+"""Of a schema as JSON, most of which may be an ``enum``."""
 
-MAX_GRAMMAR_CHARACTERS = 500_000
-"""Of a schema as JSON, or of a grammar; far beyond what anybody writes."""
-
+MAX_GRAMMAR_CHARACTERS = 20_000
 MAX_REGEX_CHARACTERS = 10_000
+"""Of a regular expression, in a schema too. What is longer takes minutes to compile."""
+
+MAX_MULTIPLE_OF = 10_000
+"""A number's divisor, its decimal point left out: each remainder is a state."""
+
+MAX_DEPTH = 64
+"""Of brackets in a grammar."""
 
 MAX_PREAMBLES = 3
 """Messages to the person before a call in one generation."""
@@ -43,23 +50,21 @@ MAX_PREAMBLES = 3
 WHITESPACE = r"[ \n\r\t]{1,40}"
 """Between JSON's tokens. Without a limit a model can write blanks for ever and still be right."""
 
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
 
 # A Lark text without what is quoted in it: comments, strings, regular expressions.
 _QUOTED = re.compile(r'//[^\n]*|#[^\n]*|"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/')
 
 
-class BadConstraint(GptossError):
+class BadConstraint(ConversationError):
     """What a turn is to be held to cannot be compiled: nothing has been generated.
 
-    ``field`` says what is at fault: ``tools.NAME``, ``tool_choice``, ``response_format``, …
+    ``field`` says what is at fault: ``tool_choice``, ``response_format.properties.a``, …
     """
 
     def __init__(self, field: str, problem: str) -> None:
+        super().__init__(None, "", problem, field)
         self.field = field
-        super().__init__(f"{field}: {problem}")
 
 
 class ToolChoice(StrEnum):
@@ -248,7 +253,7 @@ def _calls(rules: Rules) -> list[_Call]:
 
 def _call(function: Function, namespace: str, channels: tuple[str, ...]) -> _Call:
     field = f"tools.{function.name}"
-    if not _NAME.fullmatch(function.name):
+    if not HARMONY_NAME.fullmatch(function.name):
         raise BadConstraint(field, "a name is 1 to 64 letters, digits, _ or -")
     schema = _schema(function.parameters or _NO_PARAMETERS, field)
     return _Call(function.name, f"{namespace}.{function.name}", channels, schema)
@@ -292,33 +297,41 @@ _BEHIND: Mapping[object, _Inside] = {
 
 def _schema(schema: Mapping[str, Any], field: str) -> dict[str, Any]:
     """The schema as llguidance is to read it; raises BadConstraint for what is none."""
-    if not isinstance(schema, Mapping):
-        raise BadConstraint(field, f"a schema is a JSON object, not {type(schema).__name__}")
-    read = _plain(schema, field, 0, _Inside.SCHEMA)
-    if len(json.dumps(read)) > MAX_GRAMMAR_CHARACTERS:
-        raise BadConstraint(field, f"the schema has more than {MAX_GRAMMAR_CHARACTERS} characters")
+    try:
+        read = _plain(check_schema(Place(field, None), schema), field, _Inside.SCHEMA)
+        length = len(json.dumps(read, allow_nan=False))
+    except ConversationError as error:
+        raise BadConstraint(*str(error).split(": ", 1)) from error
+    except ValueError as error:
+        raise BadConstraint(field, "a number in the schema is infinite or none") from error
+    if length > MAX_SCHEMA_CHARACTERS:
+        raise BadConstraint(field, f"the schema has more than {MAX_SCHEMA_CHARACTERS} characters")
     return {**read, "x-guidance": {"whitespace_pattern": WHITESPACE}}
 
 
-def _plain(value: Any, field: str, depth: int, part: _Inside) -> Any:
+def _plain(value: Any, field: str, part: _Inside) -> Any:
     """JSON as it is, but for ``nullable``, which JSON Schema does not know and others write."""
-    if depth > MAX_SCHEMA_DEPTH:
-        raise BadConstraint(field, f"the schema is nested deeper than {MAX_SCHEMA_DEPTH} levels")
-    if isinstance(value, Mapping):
-        read = {
-            _text(name, field): _plain(inner, field, depth + 1, part.below(name))
-            for name, inner in value.items()
-        }
-        return _with_null(read) if part is _Inside.SCHEMA and read.pop("nullable", False) else read
     if isinstance(value, list | tuple):
-        return [_plain(item, field, depth + 1, part) for item in value]
-    if isinstance(value, str):
-        return _text(value, field)
-    if value is None or isinstance(value, bool | int):
+        return [_plain(item, field, part) for item in value]
+    if not isinstance(value, Mapping):
         return value
-    if isinstance(value, float) and value - value == 0:  # neither infinite nor NaN
-        return value
-    raise BadConstraint(field, f"{value!r} in the schema is no JSON")
+    if part is _Inside.SCHEMA:
+        _check_size(value, field)
+    read = {name: _plain(inner, field, part.below(name)) for name, inner in value.items()}
+    return _with_null(read) if part is _Inside.SCHEMA and read.pop("nullable", False) else read
+
+
+def _check_size(schema: Mapping[str, Any], field: str) -> None:
+    """Two keywords whose automaton can be enormous; raises BadConstraint."""
+    patterns = [schema.get("pattern"), *schema.get("patternProperties", ())]
+    if any(isinstance(it, str) and len(it) > MAX_REGEX_CHARACTERS for it in patterns):
+        raise BadConstraint(field, f"a pattern has more than {MAX_REGEX_CHARACTERS} characters")
+    divisor = schema.get("multipleOf")
+    if isinstance(divisor, int | float) and divisor - divisor == 0:
+        digits = Decimal(str(divisor)).normalize().as_tuple().digits
+        if int("".join(map(str, digits))) > MAX_MULTIPLE_OF:
+            problem = f"multipleOf {divisor} has more digits than {MAX_MULTIPLE_OF} allows"
+            raise BadConstraint(field, problem)
 
 
 def _with_null(schema: dict[str, Any]) -> dict[str, Any]:
@@ -333,17 +346,9 @@ def _with_null(schema: dict[str, Any]) -> dict[str, Any]:
     return {"anyOf": [schema, {"type": "null"}]}
 
 
-def _text(value: Any, field: str) -> str:
-    if not isinstance(value, str) or _SURROGATE.search(value):
-        raise BadConstraint(field, f"{value!r} in the schema is no text")
-    return value
-
-
 def _regex(pattern: str, field: str) -> str:
     """A Lark grammar of the one expression."""
-    if len(pattern) > MAX_REGEX_CHARACTERS:
-        raise BadConstraint(field, f"the regex has more than {MAX_REGEX_CHARACTERS} characters")
-    _text(pattern, field)
+    _check_text(pattern, "regex", MAX_REGEX_CHARACTERS, field)
     # In Lark an expression stands between slashes on one line.
     escaped = re.sub(r"\\.|[/\n]", _escaped, pattern, flags=re.DOTALL)
     return f"start: /{escaped or '()'}/"
@@ -355,9 +360,8 @@ def _escaped(match: re.Match[str]) -> str:
 
 def _lark(text: str, field: str) -> str:
     """The grammar, unless it holds what could leave the answer's text or is not bounded."""
-    if len(text) > MAX_GRAMMAR_CHARACTERS:
-        raise BadConstraint(field, f"the grammar has more than {MAX_GRAMMAR_CHARACTERS} characters")
-    bare = _QUOTED.sub(" ", _text(text, field))
+    _check_text(text, "grammar", MAX_GRAMMAR_CHARACTERS, field)
+    bare = _QUOTED.sub(" ", text)
     refused: tuple[tuple[str, str], ...] = (
         ("<", "special tokens cannot be used in it"),
         ("@", "other grammars cannot be used in it"),
@@ -366,8 +370,8 @@ def _lark(text: str, field: str) -> str:
     for sign, problem in refused:
         if sign in bare.replace("%ignore", ""):
             raise BadConstraint(field, f"{sign!r} in the grammar: {problem}")
-    if _depth(bare, "([{", ")]}") > MAX_SCHEMA_DEPTH:
-        raise BadConstraint(field, f"the grammar is nested deeper than {MAX_SCHEMA_DEPTH} levels")
+    if _depth(bare, "([{", ")]}") > MAX_DEPTH:
+        raise BadConstraint(field, f"the grammar is nested deeper than {MAX_DEPTH} levels")
     return text
 
 
@@ -377,3 +381,13 @@ def _depth(text: str, opening: str, ending: str) -> int:
         depth += (sign in opening) - (sign in ending)
         deepest = max(deepest, depth)
     return deepest
+
+
+def _check_text(text: object, what: str, most: int, field: str) -> None:
+    """Raises BadConstraint for what is no text, or too long."""
+    try:
+        length = len(Place(field, None).text(text))
+    except ConversationError as error:
+        raise BadConstraint(*str(error).split(": ", 1)) from error
+    if length > most:
+        raise BadConstraint(field, f"the {what} has more than {most} characters")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +31,7 @@ from gptoss.runtime.harmony.grammar import (
 from gptoss.runtime.harmony.messages import Function, Message, Namespace
 from gptoss.runtime.harmony.parser import parse
 from gptoss.runtime.sampling import RandomSampler, Sampling
+from support.hostile import CASES
 from support.random_engine import RandomEngine
 from support.tokens import byte_tokenizer, spell, spelled
 
@@ -320,15 +324,25 @@ def deep(levels: int) -> dict[str, Any]:
         (JsonSchema({"type": "string", "format": "no-such"}), "no-such"),
         (JsonSchema({"type": "integer", "minimum": 5, "maximum": 2}), ""),
         (JsonSchema(deep(100)), "nested deeper than 64 levels"),
-        (JsonSchema({"enum": ["\ud800"]}), "no text"),
-        (JsonSchema({"enum": [float("nan")]}), "no JSON"),
-        (JsonSchema({"enum": [object()]}), "no JSON"),
-        (JsonSchema({1: 2}), "no text"),  # type: ignore[dict-item]
-        (JsonSchema(["type"]), "a JSON object, not list"),  # type: ignore[arg-type]
+        (JsonSchema({"enum": ["\ud800"]}), "enum[0]: a lone surrogate"),
+        (JsonSchema({"enum": [float("nan")]}), "infinite or none"),
+        (JsonSchema({"enum": [object()]}), "must be JSON, not object"),
+        (JsonSchema({1: 2}), "must be a string, not a number"),  # type: ignore[dict-item]
+        (JsonSchema(["type"]), "must be an object, not an array"),  # type: ignore[arg-type]
         (JsonSchema({"enum": ["x" * 600_000]}), "more than 500000 characters"),
+        (JsonSchema({"pattern": "a" * 20_000}), "more than 10000 characters"),
+        (JsonSchema({"multipleOf": 1234567.8}), "multipleOf 1234567.8"),
+        (JsonSchema({"allOf": [{"type": "string"}, {"type": "null"}]}), "nsatisfiable"),
+        (JsonSchema({"$ref": "#"}), "no text at all"),
+        (JsonSchema({"type": "object", "properties": {f"p{i}": {} for i in range(999)}}), "items"),
+        (Regex("[^\\s\\S]"), "no text at all"),
+        (Regex("\ud800"), "lone surrogate"),
+        (Regex(None), "must be a string"),  # type: ignore[arg-type]
         (Regex("("), "regex"),
         (Regex("(?=a)"), "look-around"),
         (Regex("a" * 20_000), "more than 10000 characters"),
+        (Lark("start: " + "a" * 30_000), "more than 20000 characters"),
+        (Lark("start: a\na: b\nb: a"), "no text at all"),
         (Lark("start: nothing"), "nothing"),
         (Lark("begin: /a/"), "start"),
         (Lark("start: <|start|> /a/"), "special tokens"),
@@ -341,7 +355,7 @@ def deep(levels: int) -> dict[str, Any]:
 def test_what_cannot_be_compiled_is_refused(wanted: ResponseFormat, problem: str) -> None:
     with pytest.raises(BadConstraint) as refused:
         vocabulary().constrain(Rules(FUNCTIONS, response_format=wanted), RandomSampler(Sampling()))
-    assert refused.value.field == "response_format"
+    assert refused.value.field.split(".")[0] == "response_format"
     assert problem in str(refused.value)
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 500
@@ -351,7 +365,7 @@ def test_the_tool_at_fault_is_named() -> None:
     bad = Function("bad", parameters={"type": "object", "properties": {"a": {"type": "no"}}})
     with pytest.raises(BadConstraint) as refused:
         vocabulary().compile(Rules((WEATHER, bad)))
-    assert refused.value.field == "tools.bad"
+    assert refused.value.field == "tools.bad.properties.a.type"
 
 
 @pytest.mark.parametrize(
@@ -366,3 +380,22 @@ def test_the_tool_at_fault_is_named() -> None:
 def test_rules_that_contradict_themselves(rules: Rules, problem: str) -> None:
     with pytest.raises(BadConstraint, match=re.escape(problem)):
         vocabulary().compile(rules)
+
+
+@pytest.mark.slow
+def test_no_schema_or_grammar_ends_the_process_or_takes_for_ever() -> None:
+    """Each is sampled from, or refused before a token is made; on a small stack."""
+    tests = Path(__file__).resolve().parent.parent
+    done = subprocess.run(
+        [sys.executable, "-m", "support.hostile"],
+        cwd=tests,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    *said, slowest = done.stdout.splitlines()
+    assert done.returncode == 0, done.stdout[-500:] + done.stderr[-500:]
+    assert len(said) == len(CASES)
+    wrong = [line for line in said if not re.search(r": (60 tokens|BadConstraint: )", line)]
+    assert not wrong
+    assert float(slowest.split()[1]) < 30
