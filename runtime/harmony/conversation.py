@@ -2,8 +2,8 @@
 
 ``render_for_completion`` asks here, so that no way to the model leads past it. Order is checked as
 the model was trained on it: the system block first and only there; a tool speaks only when it was
-called; every call has its result before anybody else speaks and before the answer. What a parsed
-turn holds passes, however odd the model's own words in it are.
+called; every call has its result before anybody but the model speaks. What a parsed turn holds
+passes, however odd the model's own words in it are: a turn never fails on its second round.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from gptoss.runtime.harmony.messages import (
 from gptoss.runtime.harmony.schemas import check_parameters
 
 _HEADER_FIELDS = ("name", "channel", "recipient", "content_type")
+_NO_TOOLS = ("all", "assistant")
+"""Recipients of whom no result is expected; should the model have called them, one may be there."""
 
 
 def check_conversation(messages: Sequence[Message]) -> None:
@@ -53,11 +55,10 @@ class _Calls:
     def follow(self, place: Place, message: Message) -> None:
         if message.role == Role.TOOL:
             self._answer(place, message.name)
-            return
-        if message.role != Role.ASSISTANT or message.channel == "final":
+        elif message.role != Role.ASSISTANT:
             self.expect_none()
-        if message.role == Role.ASSISTANT and message.recipient not in (None, "all", "assistant"):
-            self.open.append((place, message.recipient or ""))
+        elif message.recipient is not None:
+            self.open.append((place, message.recipient))
 
     def _answer(self, place: Place, name: str | None) -> None:
         if name is None:
@@ -69,12 +70,13 @@ class _Calls:
         raise place.at("name").error(f"no call waits for a result of {name[:80]!r}")
 
     def expect_none(self) -> None:
-        """Nobody but tools may speak while one of them is waited for."""
-        if self.open:
-            place, recipient = self.open[0]
-            raise place.at("recipient").error(
-                f"the call of {recipient[:80]!r} has no result: the tool's message must follow"
-            )
+        """Nobody else may speak while a tool is waited for."""
+        for place, recipient in self.open:
+            if recipient not in _NO_TOOLS:
+                raise place.at("recipient").error(
+                    f"the call of {recipient[:80]!r} has no result: the tool's message must follow"
+                )
+        self.open.clear()
 
 
 def _check_content(place: Place, message: Message) -> None:
