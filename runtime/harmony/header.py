@@ -65,6 +65,13 @@ class RawHeader:
         return True
 
     @property
+    def part(self) -> str:
+        """The part begun last."""
+        if self.constrain is not None:
+            return self.constrain
+        return self.role if self.channel is None else self.channel
+
+    @property
     def text(self) -> str:
         """All of it as text, for a header that turns out to be none."""
         return self.role + (self.channel or "") + (self.constrain or "")

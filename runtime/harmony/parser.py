@@ -26,7 +26,7 @@ from gptoss.runtime.harmony.messages import Message, Role
 from gptoss.runtime.tokenizer import Tokenizer
 
 MAX_HEADER_CHARACTERS = 256
-"""A header longer than this, or with a line end in it, is text whose header is missing."""
+"""A header longer than this, or with a line end between words, is text whose header is missing."""
 
 SPELLED_MESSAGE = "<|message|>"
 
@@ -224,7 +224,7 @@ class Parser:
         text = self._raw.text
         if SPELLED_MESSAGE in text:
             self._spelled_message()
-        elif "\n" in text.strip() or len(text) > MAX_HEADER_CHARACTERS:
+        elif "\n" in self._raw.part.strip() or len(text) > MAX_HEADER_CHARACTERS:
             self._diagnose("no-header", "text without a header, taken for the final answer")
             self._flush_header_as_text()
 

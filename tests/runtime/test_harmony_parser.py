@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
-from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -12,17 +13,19 @@ from gptoss.runtime.harmony.events import (
     End,
     Event,
     MessageEnded,
-    MessageStarted,
     TextDelta,
-    TurnEnded,
 )
 from gptoss.runtime.harmony.messages import Role
 from gptoss.runtime.harmony.parser import TRANSITIONS, Kind, Parser, State
 from gptoss.runtime.harmony.parser import parse as parse_with
 from support.malformed import GOOD, MALFORMED, Case, outcome, summary
+from support.random_turns import Sequences, check_events, check_replay
 from support.tokens import byte_tokenizer, spell
+from tiny.vocabulary import tokenizer
 
 TOKENIZER = byte_tokenizer()
+CHECKPOINT = Path(__file__).parents[1] / "tiny" / "checkpoint"
+SEQUENCES = Sequences(TOKENIZER)
 CASES = GOOD + MALFORMED
 ENDED = [case for case in CASES if case.end != End.CUT]
 
@@ -41,7 +44,8 @@ def test_the_corpus_is_as_large_as_it_should_be() -> None:
 def test_turn(case: Case) -> None:
     events = parse(case.ids)
     assert outcome(case.turn, events) == case
-    check_events(case.ids, events)
+    check_events(TOKENIZER, case.ids, events)
+    check_replay(TOKENIZER, events)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.turn[:60])
@@ -53,7 +57,7 @@ def test_turn_cut_at_each_point(case: Case) -> None:
     for at, token in enumerate(case.ids):
         given += parser.push(token)
         assert given == whole[: len(given)]
-        check_events(case.ids[: at + 1], parse(case.ids[: at + 1]))
+        check_events(TOKENIZER, case.ids[: at + 1], parse(case.ids[: at + 1]))
     assert given + parser.finish() == whole
     assert parser.finish() == []
 
@@ -124,76 +128,18 @@ def test_ids_outside_the_vocabulary_are_reported() -> None:
     assert [e.code for e in events if isinstance(e, Diagnostic)] == ["stray", "stray"]
 
 
-UPPERCASE = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-"""Letters that no word of the format holds: each stands in the events as often as in the ids."""
-CONTROLS = list(TOKENIZER.control.values())
-LETTERS = [*range(-1, 267), *UPPERCASE.encode() * 5, *b" \n=.:" * 8]
-TURNS = [case.ids for case in CASES]
-
-
-def random_ids(rng: random.Random) -> list[int]:
-    """Uniform over the vocabulary with many control tokens, or a good turn with a few mutations."""
-    if rng.random() < 0.5:
-        return [
-            rng.choice(CONTROLS) if rng.random() < 0.3 else rng.choice(LETTERS)
-            for _ in range(rng.randrange(40))
-        ]
-    ids = list(rng.choice(TURNS))
-    for _ in range(rng.randint(1, 4)):
-        at = rng.randrange(len(ids) + 1)
-        action = rng.randrange(3)
-        if action == 0 and ids:
-            del ids[at - 1 : at + rng.randrange(3)]
-        elif action == 1:
-            ids.insert(at, rng.randrange(267))
-        else:
-            ids[at:at] = ids[max(0, at - 5) : at]
-    return ids
-
-
-def check_events(ids: list[int], events: list[Event]) -> None:
-    """What holds for every sequence: events nest, and text is neither lost nor doubled."""
-    open_message = False
-    text = ""
-    for event in events:
-        if isinstance(event, MessageStarted):
-            assert not open_message
-            open_message, text = True, ""
-        elif isinstance(event, TextDelta):
-            assert open_message
-            text += event.text
-        elif isinstance(event, MessageEnded):
-            assert open_message
-            assert event.message.text == text
-            open_message = False
-    assert not open_message
-    assert sum(isinstance(event, TurnEnded) for event in events) == 1
-    shown = Counter("".join(map(_shown, events)))
-    written = Counter(chr(i) for i in ids if 65 <= i <= 90)
-    assert {letter: shown[letter] for letter in UPPERCASE if shown[letter]} == written
-
-
-def _shown(event: Event) -> str:
-    """The model's text in an event: that of deltas, of a header's fields, and of repairs."""
-    if isinstance(event, TextDelta | Diagnostic):
-        return event.text
-    if isinstance(event, MessageStarted):
-        fields = (event.name, event.channel, event.recipient, event.content_type)
-        return " ".join(field for field in fields if field)
-    return ""
-
-
 def test_random_ids_give_events() -> None:
     rng = random.Random(0)
     for _ in range(5_000):
-        ids = random_ids(rng)
-        role = rng.choice([Role.ASSISTANT, None])
-        check_events(ids, parse(ids, role))
+        check_replay(TOKENIZER, SEQUENCES.check(SEQUENCES.draw(rng), Role.ASSISTANT))
+        SEQUENCES.check(SEQUENCES.draw(rng), role=None)
 
 
 @pytest.mark.slow
 def test_a_million_random_sequences() -> None:
+    """Over a vocabulary of bytes, and one of o200k's first words."""
+    words = Sequences(tokenizer(json.loads((CHECKPOINT / "tokenizer.json").read_text("utf-8"))))
     rng = random.Random(1)
-    for _ in range(1_000_000):
-        ids = random_ids(rng)
-        check_events(ids, parse(ids))
+    for _ in range(500_000):
+        SEQUENCES.check(SEQUENCES.draw(rng))
+        words.check(words.draw(rng))

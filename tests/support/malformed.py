@@ -20,10 +20,11 @@ from dataclasses import dataclass
 
 from gptoss.runtime.harmony.events import Diagnostic, End, Event, MessageEnded, TurnEnded
 from gptoss.runtime.harmony.messages import Message, Role
-from support.tokens import byte_tokenizer, spell
+from gptoss.runtime.tokenizer import Tokenizer
+from support.tokens import byte_token, byte_tokenizer, spell
 
 HALF_A_CHARACTER = 0xF0
-"""A token that begins a character of four bytes."""
+"""A byte that begins a character of four bytes."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,15 @@ class Case:
     @property
     def ids(self) -> list[int]:
         """The turn in the byte tokenizer's ids."""
+        return self.ids_in(byte_tokenizer())
+
+    def ids_in(self, tokenizer: Tokenizer) -> list[int]:
+        """The turn in any vocabulary's ids."""
         ids: list[int] = []
         for i, piece in enumerate(re.split("[‹›]", self.turn)):
             for j, part in enumerate(piece.split("␀")):
-                ids += [HALF_A_CHARACTER] if j else []
-                ids += byte_tokenizer().encode(part) if i % 2 else spell(part)
+                ids += [byte_token(tokenizer, HALF_A_CHARACTER)] if j else []
+                ids += tokenizer.encode(part) if i % 2 else spell(part, tokenizer)
         return ids
 
 

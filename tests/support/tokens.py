@@ -26,9 +26,9 @@ def byte_tokenizer() -> Tokenizer:
     return Tokenizer(token_bytes, control, range(256))
 
 
-def spell(text: str) -> list[int]:
-    """Ids of ``text`` in the byte tokenizer, control tokens by their spelling."""
-    tokenizer = byte_tokenizer()
+def spell(text: str, tokenizer: Tokenizer | None = None) -> list[int]:
+    """Ids of ``text``, control tokens by their spelling; in the byte tokenizer unless given."""
+    tokenizer = tokenizer or byte_tokenizer()
     ids: list[int] = []
     for piece in _CONTROL.split(text):
         control = tokenizer.control.get(piece)
@@ -37,5 +37,10 @@ def spell(text: str) -> list[int]:
 
 
 def spelled(ids: list[int]) -> str:
-    """The other way round."""
+    """The other way round, of the byte tokenizer's ids."""
     return byte_tokenizer().decode(ids)
+
+
+def byte_token(tokenizer: Tokenizer, byte: int) -> int:
+    """The id that stands for this one byte: every byte-level vocabulary has it."""
+    return next(i for i in range(tokenizer.n_vocab) if tokenizer.token_bytes(i) == bytes([byte]))
