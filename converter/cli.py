@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from gptoss.converter.convert import Conversion, convert
+from gptoss.converter import parts
+from gptoss.converter.convert import Conversion, NotProven, convert
 from gptoss.converter.dense import Dense
 from gptoss.files import console
 from gptoss.files.errors import BadRequest
@@ -33,15 +34,29 @@ from gptoss.files.errors import BadRequest
     "than once.",
 )  # fmt: skip
 @click.option(
+    "--split-max-size", metavar="SIZE",
+    help="Cut the result into files of at most this size, such as 5G or 700M: OUT-00001-of-00003"
+    ".gguf and so on. llama.cpp is given the first. Tensors are never cut.",
+)  # fmt: skip
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Compare the result with SOURCE, to the last bit, before it takes its place.",
+)
+@click.option(
     "--tokenizer", type=click.Path(path_type=Path), metavar="FOLDER",
     help="Where tokenizer.json is, when neither in SOURCE nor above its original/.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON, for programs.")
+@click.pass_context
 def command(
+    context: click.Context,
     source: Path,
     out: Path,
     dense: str,
     types: tuple[str, ...],
+    split_max_size: str | None,
+    verify: bool,
     tokenizer: Path | None,
     as_json: bool,
 ) -> None:
@@ -54,31 +69,47 @@ def command(
     into the file.
 
     Nothing is loaded whole: a model of any size takes less than half a GB of memory. Until the
-    file is complete nothing stands at OUT.gguf; the work goes on in a temporary file beside it.
+    file is complete nothing stands at OUT.gguf; it grows in the hidden folder .OUT.gguf.part beside
+    it. After an interrupt, or a power cut, the same command goes on from there. What was made of
+    what, with a sha256 of every tensor, is written to OUT.gguf.manifest.json.
 
     \b
     Examples:
       gptoss-convert gpt-oss-20b -o gpt-oss-20b.gguf
       gptoss-convert gpt-oss-20b -o gpt-oss-20b-bf16.gguf --dense bf16
       gptoss-convert gpt-oss-20b -o small.gguf --type embedding=q4_0 --type output=q5_1
-      gptoss-quant verify gpt-oss-20b gpt-oss-20b.gguf     # prove the result
+      gptoss-convert gpt-oss-120b -o gpt-oss-120b.gguf --split-max-size 20G --verify
 
     \b
     Exit codes:
       0    converted
+      1    --verify found a difference; nothing was left at OUT.gguf
       2    the checkpoint or the request is wrong: one line says what, and where
-      130  interrupted
+      130  interrupted; what is done is kept
     """
-    with console.meter("converting", shown=not as_json) as progress:
-        done = convert(
-            source,
-            out,
-            dense=dense,
-            types=_types(types),
-            tokenizer=tokenizer,
-            progress=progress,
-        )
+    limit = parts.size(split_max_size) if split_max_size is not None else None
+    try:
+        with console.meters("converting", "verifying", shown=not as_json) as meters:
+            done = convert(
+                source,
+                out,
+                dense=dense,
+                types=_types(types),
+                split_max_size=limit,
+                tokenizer=tokenizer,
+                verify=verify,
+                progress=meters[0],
+                verify_progress=meters[1],
+                say=_say,
+            )
+    except NotProven as error:
+        _say(f"error: {error}")
+        context.exit(1)
     click.echo(json.dumps(_summary(done)) if as_json else _sentence(done))
+
+
+def _say(sentence: str) -> None:
+    click.echo(console.one_line(sentence), err=True)
 
 
 def _types(given: tuple[str, ...]) -> dict[str, str]:
@@ -97,19 +128,24 @@ def _types(given: tuple[str, ...]) -> dict[str, str]:
 def _summary(done: Conversion) -> dict[str, object]:
     return {
         "source": str(done.source),
-        "output": str(done.out),
+        "files": [str(path) for path in done.files],
+        "manifest": str(done.manifest),
         "dense": done.dense.to_json(),
         "tensors": done.tensors,
         "bytes": done.nbytes,
+        "resumed": done.resumed,
+        "verified": done.verdict.proven if done.verdict else None,
         "seconds": round(done.seconds, 3),
     }
 
 
 def _sentence(done: Conversion) -> str:
-    rate = done.nbytes / done.seconds / 1e6
+    rate = (done.nbytes - done.resumed) / done.seconds / 1e6
+    first, n = done.files[0], len(done.files)
     return (
-        f"{done.out}: {done.tensors} tensors, {done.nbytes:,} bytes, dense {done.dense}, "
-        f"in {done.seconds:.1f} s ({rate:.0f} MB/s)"
+        f"{first}{f' and {n - 1} more' if n > 1 else ''}: {done.tensors} tensors, "
+        f"{done.nbytes:,} bytes, dense {done.dense}, in {done.seconds:.1f} s ({rate:.0f} MB/s)"
+        f"{'; proven: it holds what the source holds' if done.verdict else ''}"
     )
 
 

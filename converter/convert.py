@@ -3,33 +3,59 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
+from gptoss.converter import manifest as manifests
 from gptoss.converter import vocabulary, writer
 from gptoss.converter.dense import Dense, DenseTypes
-from gptoss.converter.header import encode_keys, header
+from gptoss.converter.header import EncodedKeys, encode_keys
+from gptoss.converter.jobs import fingerprint
 from gptoss.converter.metadata import metadata
-from gptoss.converter.plan import Plan, plan
+from gptoss.converter.parts import Part, parts
+from gptoss.converter.plan import plan
+from gptoss.converter.staging import FINAL, Staging, folder_of, reported
 from gptoss.files.checkpoint import Checkpoint
 from gptoss.files.errors import OutputError
+from gptoss.quant.verdict import Verdict
+from gptoss.quant.verify import verify as verify_files
 
 Progress = Callable[[int, int], None]
 """Called now and then with the bytes written so far and the bytes of the whole file."""
 
 
+Say = Callable[[str], None]
+"""Called with a sentence that a person may want to know."""
+
+
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What was done: the file written, its size in bytes, and how long it took."""
+    """What was done: the files written, their size in bytes, and how long that took.
+
+    ``files`` are the parts in order, mostly a single one. ``resumed`` is how many bytes an earlier
+    run had written already. ``verdict`` is there when it was asked for.
+    """
 
     source: Path
     out: Path
+    files: tuple[Path, ...]
+    manifest: Path
     dense: DenseTypes
     tensors: int
     nbytes: int
+    resumed: int
     seconds: float
+    verdict: Verdict | None
+
+
+class NotProven(OutputError):
+    """``verify`` found a difference between source and result; the result was thrown away."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(f"the result is not what the source is: {verdict.first}; nothing was left")
+        self.verdict = verdict
 
 
 def convert(
@@ -38,47 +64,108 @@ def convert(
     *,
     dense: str = Dense.Q8_0,
     types: Mapping[str, str] | None = None,
+    split_max_size: int | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
+    verify: bool = False,
     progress: Progress | None = None,
+    verify_progress: Progress | None = None,
+    say: Say | None = None,
 ) -> Conversion:
-    """Convert a gpt-oss checkpoint folder, Hugging Face's or OpenAI's layout, to one GGUF file.
+    """Convert a gpt-oss checkpoint folder, Hugging Face's or OpenAI's layout, to a GGUF file.
 
     ``dense`` is the type of the dense matrices, one of ``Dense``, and ``types`` gives groups of
     them another: ``{"embedding": "q4_0", "output": "q8_0"}``. The experts stay MXFP4, bit for bit.
-    ``tokenizer`` is the folder that holds tokenizer.json when it is not the checkpoint's own.
-    What stands at ``out`` is replaced once the new file is complete and never half overwritten.
+    ``split_max_size``, in bytes, cuts the result into files called OUT-00001-of-00003.gguf and so
+    on when it is larger. ``tokenizer`` is the folder that holds tokenizer.json when it is not the
+    checkpoint's own. ``verify`` compares the result with its source before it takes its place.
 
-    Raises ``BadRequest``, which is a ValueError, for a type or group that does not exist,
+    What stands at ``out`` is replaced once the new file is complete and never half overwritten. A
+    manifest is written beside it. An interrupted conversion is gone on with by the next call for
+    the same ``out``, source and request; ``say`` is told so.
+
+    Raises ``BadRequest``, which is a ValueError, for a type, group or size that cannot be,
     ``BadCheckpoint`` or ``UnsupportedModel`` for what is wrong with the source, ``OutputError``
-    when the result cannot be written.
+    when the result cannot be written, ``NotProven`` when it is not what the source is.
     """
     began = perf_counter()
     source, out = Path(source), Path(out)
     checkpoint = Checkpoint.open(source, tokenizer=Path(tokenizer) if tokenizer else None)
     planned = plan(checkpoint, dense, types)
+    manifest_path = manifests.path_of(out)
+    writer.check_target(manifest_path)
     _check_apart(checkpoint, out)
-    # Before the vocabulary is read: who has no room for the file should not wait for it.
-    writer.check_target(out, planned.nbytes)
-    head = _header(checkpoint, planned)
-    total = len(head) + planned.nbytes
-    done = 0
+    if not folder_of(out).exists():
+        # Before the vocabulary is read: who has no room for the file should not wait for it.
+        writer.check_room(out.parent, planned.nbytes)
+    files = parts(planned, _keys(checkpoint), out.name, split_max_size)
+    for part in files:
+        writer.check_target(out.with_name(part.name))
+    total = sum(part.nbytes for part in files)
+    version = manifests.tool_version()
+    with Staging(
+        out, {part.name: part.nbytes for part in files}, fingerprint(files, version)
+    ) as staging:
+        resumed = writer.resumed(files, staging)
+        _say_how_it_begins(say or _nothing, staging, resumed, total)
+        sha256 = _written(files, staging, progress or _nothing, say or _nothing)
+        seconds = perf_counter() - began
+        verdict = None
+        if verify:
+            verdict = _proven(source, staging.path(files[0].name), out, verify_progress)
+        origin = manifests.Origin(str(source))
+        made = manifests.manifest(origin, planned, files, sha256, verdict)
+        with reported(out):
+            manifests.write(staging.path(manifest_path.name), made)
+            staging.publish([part.name for part in files], manifest_path)
+    return Conversion(
+        source=source,
+        out=out,
+        files=tuple(out.with_name(part.name) for part in files),
+        manifest=manifest_path,
+        dense=planned.dense,
+        tensors=len(planned.tensors),
+        nbytes=total,
+        resumed=resumed,
+        seconds=seconds,
+        verdict=verdict,
+    )
 
-    def advance(n: int) -> None:
-        nonlocal done
-        done += n
-        if progress is not None:
-            progress(done, total)
 
-    writer.write(out, head, planned, advance)
-    seconds = perf_counter() - began
-    return Conversion(source, out, planned.dense, len(planned.tensors), total, seconds)
+def _nothing(*_: object) -> None:
+    """For whoever does not want to know."""
 
 
-def _header(checkpoint: Checkpoint, planned: Plan) -> bytes:
-    """The GGUF's header; the vocabulary it is made of is gone before any data is read."""
+def _say_how_it_begins(say: Say, staging: Staging, resumed: int, total: int) -> None:
+    if resumed:
+        say(f"going on from an earlier run: {resumed:,} of {total:,} bytes are there")
+    elif staging.replaced:
+        say("starting again: what an earlier run left cannot be used for this source and request")
+
+
+def _written(
+    files: Sequence[Part], staging: Staging, progress: Progress, say: Say
+) -> dict[str, str]:
+    """Each tensor's sha256, once all are written."""
+    total = sum(part.nbytes for part in files)
+    try:
+        return writer.write(files, staging, lambda done: progress(done, total))
+    except BaseException as error:
+        if not isinstance(error, FINAL):
+            say(f"what is done is kept in {staging.folder}; the same command goes on from there")
+        raise
+
+
+def _proven(source: Path, written: Path, out: Path, progress: Progress | None) -> Verdict:
+    verdict = replace(verify_files(source, written, progress=progress), gguf=str(out))
+    if not verdict.proven:
+        raise NotProven(verdict)
+    return verdict
+
+
+def _keys(checkpoint: Checkpoint) -> EncodedKeys:
+    """The GGUF's keys; the vocabulary they are made of is gone before any data is read."""
     words = vocabulary.read(checkpoint.tokenizer, checkpoint.hparams.vocab_size)
-    keys = encode_keys(metadata(checkpoint.hparams, words, checkpoint.name))
-    return header(keys, planned.tensors)
+    return encode_keys(metadata(checkpoint.hparams, words, checkpoint.name))
 
 
 def _check_apart(checkpoint: Checkpoint, out: Path) -> None:

@@ -1,119 +1,98 @@
-"""Writing a GGUF: whole, or not at all.
+"""Writing the files of a conversion: whole, or not at all.
 
-The file grows under a temporary name beside its final one, is flushed to the disk, and only then
-takes that name: a path that exists is a file that is complete. A full disk, a damaged source or an
-interrupt leave nothing behind.
+They grow in a staging folder, are flushed to the disk, and only then take their names. Worker
+threads take a job each and go through it in chunks, reading, turning, hashing and writing with
+buffers of their own, so memory stays at a few megabytes a worker whatever the model's size, and
+cores and disk work at once (numpy, hashlib and file I/O release the GIL).
 
-Tensors are cut into chunks. Worker threads read, turn and write them, each through handles and
-buffers of its own, so memory stays at a few megabytes a worker whatever the model's size, and
-cores and disk work at once (numpy and file I/O both release the GIL).
+Meanwhile one more thread flushes what was written and then notes in the journal how far each job
+is, in that order: after a power cut, too, the journal is true.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
-import secrets
 import shutil
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from io import FileIO
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
-from gptoss.converter.plan import Plan, TensorPlan
-from gptoss.converter.transforms import OutOfRangeError
+from gptoss.converter.jobs import Job, Target, jobs, written
+from gptoss.converter.parts import Part
+from gptoss.converter.staging import NAME_LIMIT, Done, Staging, reported
+from gptoss.converter.transforms import COPY, Bytes, OutOfRangeError
 from gptoss.files.errors import BadCheckpoint, OutputError
 from gptoss.files.reading import AnyPath, Source
 
-CHUNK = 2**22
-"""About the bytes that a worker writes at once."""
 MAX_WORKERS = 8
+NOTE_SECONDS = 1.0
+"""How often the journal is brought up to date."""
+TICK_SECONDS = 0.1
+"""How often progress is told, at least."""
 
 Advance = Callable[[int], None]
-"""Called with the number of bytes just written."""
+"""Called with the bytes that are in the files by now."""
 
 
-# --- chunks -----------------------------------------------------------------------------------
+def n_workers() -> int:
+    """Threads that convert: one more than cores, for one is usually waiting for the disk."""
+    return min(MAX_WORKERS, (os.cpu_count() or 1) + 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Whole units of one tensor: from ``first``, ``units`` of them."""
+def write(parts: Sequence[Part], staging: Staging, advance: Advance) -> dict[str, str]:
+    """Make the files in the staging folder complete and durable; returns each tensor's sha256.
 
-    tensor: TensorPlan
-    first: int
-    units: int
-
-
-def chunks(tensors: Sequence[TensorPlan]) -> Iterator[Chunk]:
-    """All work, in an order in which neighbours that share a source take turns.
-
-    Gate and up stand interleaved in one source: read together, the second read comes from memory.
+    Goes on from where the staging's journal says. Raises ``OutputError`` when the files cannot be
+    written, ``BadCheckpoint`` when a source cannot be read.
     """
-    for _, group in groupby(tensors, key=lambda tensor: tensor.sources):
-        turns = deque(map(_chunks_of, group))
-        while turns:
-            chunk = next(turns[0], None)
-            if chunk is None:
-                turns.popleft()
-            else:
-                yield chunk
-                turns.rotate(-1)
+    work = jobs(parts, staging)
+    total = sum(part.nbytes for part in parts)
+    padding = total - sum(job.units * job.writes for job in work)
+    check_room(staging.folder, total - written(work))
+    with reported(staging.out):
+        for part in parts:
+            with _opened(staging.path(part.name)) as file:
+                _write_all(file, 0, memoryview(part.head))
+        _Run(work, staging, lambda n: advance(n + padding)).run()
+        for part in parts:
+            _sync(staging.path(part.name))
+    return {
+        target.tensor.name: digest
+        for job in work
+        for target, digest in zip(job.targets, job.sha256, strict=True)
+    }
 
 
-def _chunks_of(tensor: TensorPlan) -> Iterator[Chunk]:
-    total = tensor.nbytes // tensor.transform.writes
-    step = max(1, CHUNK // tensor.transform.writes)
-    for first in range(0, total, step):
-        yield Chunk(tensor, first, min(step, total - first))
+def resumed(parts: Sequence[Part], staging: Staging) -> int:
+    """Bytes of tensors that an earlier run has written, by the staging's journal."""
+    return written(jobs(parts, staging))
 
 
-# --- file -------------------------------------------------------------------------------------
-
-
-def write(path: Path, head: bytes, plan: Plan, advance: Advance) -> None:
-    """Write a GGUF to ``path``, replacing what is there once the new file is complete.
-
-    Raises ``OutputError`` when it cannot be written, ``BadCheckpoint`` when a source cannot be
-    read; nothing is left behind then, nor after a KeyboardInterrupt.
-    """
-    check_target(path, len(head) + plan.nbytes)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb", buffering=0) as file:
-            _write_all(file, 0, memoryview(head))
-        advance(len(head))
-        _write_data(temporary, len(head), plan, advance)
-        with temporary.open("r+b", buffering=0) as file:
-            file.truncate(len(head) + plan.nbytes)  # the last tensor's padding
-            advance(plan.nbytes - sum(tensor.nbytes for tensor in plan.tensors))
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as reason:
-        raise OutputError(
-            f"{path}: cannot be written: {reason.strerror or reason}; nothing was left there"
-        ) from reason
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
-def check_target(path: Path, nbytes: int) -> None:
-    """Whether a file of ``nbytes`` can come to stand at ``path``; raises ``OutputError``."""
+def check_target(path: Path) -> None:
+    """Whether a file can come to stand at ``path``; raises ``OutputError``."""
     folder = path.parent
+    length = len(os.fsencode(path.name))
+    if length > NAME_LIMIT:
+        raise OutputError(
+            f"{path}: this name has {length} bytes and at most {NAME_LIMIT} can be; choose a "
+            "shorter one"
+        )
     if not folder.is_dir():
         raise OutputError(f"{folder}: no such folder; create it first")
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; name the file to write")
     if path.exists() and not path.is_file():  # renaming over /dev/null would replace it
         raise OutputError(f"{path}: is no regular file; name the file to write")
+
+
+def check_room(folder: Path, nbytes: int) -> None:
+    """Whether ``nbytes`` more fit into a folder; raises ``OutputError``."""
     try:
         free = shutil.disk_usage(folder).free
     except OSError as reason:
@@ -125,76 +104,153 @@ def check_target(path: Path, nbytes: int) -> None:
         )
 
 
-def _write_data(path: Path, start: int, plan: Plan, advance: Advance) -> None:
-    """All tensors, by worker threads; ``start`` is where the data begins."""
-    paths = {source.path for tensor in plan.tensors for source in tensor.sources}
-    n_workers = min(MAX_WORKERS, (os.cpu_count() or 1) + 1)
-    with ExitStack() as stack:
-        sources = {p: stack.enter_context(Source(p, BadCheckpoint)) for p in paths}
-        workers = _Workers(path, start, sources, stack)
-        pool = ThreadPoolExecutor(n_workers, thread_name_prefix="convert")
-        try:
-            for future in as_completed(
-                [pool.submit(workers.run, chunk) for chunk in chunks(plan.tensors)]
-            ):
-                advance(future.result())
-        finally:
-            workers.stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
+# --- all jobs ---------------------------------------------------------------------------------
 
 
-class _Workers:
-    """What the worker threads share: the sources, the target, and the word to stop."""
+class _Run:
+    """The threads and what they share: the open sources, the journal, and the word to stop."""
 
-    def __init__(
-        self, path: Path, start: int, sources: dict[AnyPath, Source], stack: ExitStack
-    ) -> None:
-        self.path = path
-        self.start = start
-        self.sources = sources
-        self.stop = threading.Event()
-        self._stack = stack
-        self._local = threading.local()
+    def __init__(self, work: Sequence[Job], staging: Staging, advance: Advance) -> None:
+        self._work = work
+        self._staging = staging
+        self._advance = advance
+        self._stop = threading.Event()
+        self._noted: dict[int, Done] = dict(staging.found)
 
-    def run(self, chunk: Chunk) -> int:
-        """Do one chunk; returns the bytes written."""
-        if self.stop.is_set():
-            return 0
-        tensor, transform = chunk.tensor, chunk.tensor.transform
-        inputs = []
-        for i, (source, size) in enumerate(zip(tensor.sources, transform.reads, strict=True)):
-            piece = self._buffer(i, chunk.units * size)
-            self.sources[source.path].read_into(source.offset + chunk.first * size, piece)
+    def run(self) -> None:
+        """Do all jobs. Whatever ends it early, what is done by then is in the journal."""
+        paths = dict.fromkeys(source.path for job in self._work for source in job.sources)
+        with ExitStack() as stack:
+            sources = {p: stack.enter_context(Source(p, BadCheckpoint)) for p in paths}
+            pool = ThreadPoolExecutor(n_workers() + 1, thread_name_prefix="convert")
+            notes = pool.submit(self._keep_notes)
+            todo = [
+                pool.submit(Worker(job, sources, self._stop).run)
+                for job in self._work
+                if job.done < job.units
+            ]
+            try:
+                self._watch(todo, notes)
+            except BaseException:
+                self._end(pool)
+                with suppress(OSError):
+                    self._note()
+                raise
+            self._end(pool)
+            self._note()
+
+    def _end(self, pool: ThreadPoolExecutor) -> None:
+        self._stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+    def _watch(self, todo: Sequence[Future[None]], notes: Future[None]) -> None:
+        """Until all is done; an error of any thread is raised here."""
+        pending = {notes, *todo}
+        while pending != {notes}:
+            self._advance(written(self._work))
+            finished, pending = wait(pending, TICK_SECONDS, FIRST_COMPLETED)
+            for future in finished:
+                future.result()
+        self._advance(written(self._work))
+
+    def _keep_notes(self) -> None:
+        while not self._stop.wait(NOTE_SECONDS):
+            self._note()
+
+    def _note(self) -> None:
+        """Flush what is written, then note it: never the other way round."""
+        states = [job.state for job in self._work]
+        news = [done for done in states if done != self._noted.get(done.job, Done(done.job, 0))]
+        if news:
+            moved = {done.job for done in news}
+            for path in {t.path for job in self._work if job.number in moved for t in job.targets}:
+                _sync(path)
+            self._staging.record(news)
+            self._noted |= {done.job: done for done in news}
+
+
+# --- one job ----------------------------------------------------------------------------------
+
+
+class Worker:
+    """A job in one thread's hands, with the buffers it needs."""
+
+    def __init__(self, job: Job, sources: dict[AnyPath, Source], stop: threading.Event) -> None:
+        self._job = job
+        self._sources = sources
+        self._stop = stop
+
+    def run(self) -> None:
+        """Do what is left of the job, until it is done or the word to stop comes."""
+        job = self._job
+        if self._stop.is_set():
+            return
+        with ExitStack() as stack:
+            files = [stack.enter_context(_opened(target.path)) for target in job.targets]
+            hashes = [hashlib.sha256() for _ in job.targets]
+            for file, target, digest in zip(files, job.targets, hashes, strict=True):
+                _hash_again(file, target, job.done, digest)
+            step = min(job.step, job.units - job.done)
+            buffers = [np.empty(step * size, np.uint8) for size in job.reads]
+            outs = [
+                np.empty(step * target.tensor.transform.writes, np.uint8) for target in job.targets
+            ]
+            while job.done < job.units and not self._stop.is_set():
+                units = min(step, job.units - job.done)
+                inputs = self._read(units, buffers)
+                for file, target, digest, out in zip(files, job.targets, hashes, outs, strict=True):
+                    made = _made(target, inputs, out[: units * target.tensor.transform.writes])
+                    digest.update(made.data)
+                    at = target.at + job.done * target.tensor.transform.writes
+                    _write_all(file, at, made.data)
+                if job.done + units == job.units:
+                    job.sha256 = tuple(digest.hexdigest() for digest in hashes)
+                job.done += units
+
+    def _read(self, units: int, buffers: Sequence[Bytes]) -> list[Bytes]:
+        """The next ``units`` of each source."""
+        job, inputs = self._job, []
+        for source, size, buffer in zip(job.sources, job.reads, buffers, strict=True):
+            piece = buffer[: units * size]
+            self._sources[source.path].read_into(source.offset + job.done * size, piece)
             inputs.append(piece)
-        out = self._buffer(-1, chunk.units * transform.writes)
-        try:
-            transform.apply(inputs, out)
-        except OutOfRangeError as error:
-            raise BadCheckpoint(
-                f"{tensor.sources[0].path}: tensor {tensor.sources[0].name!r} holds "
-                f"{error.value:g}, beyond the range of {tensor.type.name}; choose another --dense"
-            ) from error
-        at = self.start + tensor.offset + chunk.first * transform.writes
-        _write_all(self._target(), at, out.data)
-        return out.nbytes
+        return inputs
 
-    def _buffer(self, which: int, size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-        """This thread's buffer ``which``, grown when it must be; its first ``size`` bytes."""
-        name = f"buffer{which}"
-        buffer = getattr(self._local, name, None)
-        if buffer is None or len(buffer) < size:
-            buffer = np.empty(size, np.uint8)
-            setattr(self._local, name, buffer)
-        view: np.ndarray[tuple[int], np.dtype[np.uint8]] = buffer[:size]
-        return view
 
-    def _target(self) -> FileIO:
-        """This thread's handle of the file being written."""
-        handle: FileIO | None = getattr(self._local, "target", None)
-        if handle is None:
-            handle = self._local.target = self.path.open("r+b", buffering=0)
-            self._stack.callback(handle.close)
-        return handle
+def _made(target: Target, inputs: Sequence[Bytes], out: Bytes) -> Bytes:
+    """A chunk of a tensor; in ``out``, unless it is the input as it stands."""
+    tensor = target.tensor
+    if tensor.transform is COPY:
+        return inputs[0]
+    try:
+        tensor.transform.apply(inputs, out)
+    except OutOfRangeError as error:
+        raise BadCheckpoint(
+            f"{tensor.sources[0].path}: tensor {tensor.sources[0].name!r} holds {error.value:g}, "
+            f"beyond the range of {tensor.type.name}; choose another --dense"
+        ) from error
+    return out
+
+
+def _hash_again(file: FileIO, target: Target, units: int, digest: hashlib._Hash) -> None:
+    """Take in what an earlier run wrote of a tensor."""
+    left = units * target.tensor.transform.writes
+    file.seek(target.at)
+    while left:
+        piece = file.read(min(left, 2**22))
+        if not piece:
+            raise OutputError(f"{target.path}: ends early; start again")
+        digest.update(piece)
+        left -= len(piece)
+
+
+def _opened(path: Path) -> FileIO:
+    return path.open("r+b", buffering=0)
+
+
+def _sync(path: Path) -> None:
+    with _opened(path) as file:
+        os.fsync(file.fileno())
 
 
 def _write_all(file: FileIO, offset: int, data: memoryview) -> None:
@@ -203,13 +259,3 @@ def _write_all(file: FileIO, offset: int, data: memoryview) -> None:
     done = 0
     while done < len(data):
         done += file.write(data[done:]) or 0
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name durable, where folders can be flushed."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -123,6 +123,13 @@ def meter(title: str, *, shown: bool = True) -> Iterator[Meter]:
 
     Nothing is drawn when ``shown`` is false or stderr is no terminal.
     """
+    with meters(title, shown=shown) as [only]:
+        yield only
+
+
+@contextmanager
+def meters(*titles: str, shown: bool = True) -> Iterator[list[Meter]]:
+    """A ``meter`` for each of several things done one after the other; each appears when set."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -134,8 +141,16 @@ def meter(title: str, *, shown: bool = True) -> Iterator[Meter]:
     with Progress(
         *columns, console=console, disable=not (shown and console.is_terminal)
     ) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        yield [_setter(progress, title, visible=i == 0) for i, title in enumerate(titles)]
+
+
+def _setter(progress: Progress, title: str, *, visible: bool) -> Meter:
+    task = progress.add_task(title, total=None, visible=visible)
+
+    def show(done: int, total: int) -> None:
+        progress.update(task, completed=done, total=total, visible=True)
+
+    return show
 
 
 @contextmanager

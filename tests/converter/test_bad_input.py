@@ -236,7 +236,9 @@ def test_the_command_itself(source: Path) -> None:
     assert good.stderr == ""
     assert summary["bytes"] == out.stat().st_size
     assert summary["dense"] == {"attention": "q8_0", "embedding": "q4_0", "output": "q8_0"}
+    assert summary["files"] == [str(out)]
     out.unlink()
+    Path(summary["manifest"]).unlink()
     another_architecture(source)
     bad = subprocess.run([command, source, "-o", out], capture_output=True, text=True, check=False)
     assert (bad.returncode, bad.stdout) == (2, "")

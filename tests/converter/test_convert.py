@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import gguf
 import numpy as np
 import pytest
 
-from gptoss.converter import writer
+from gptoss.converter import jobs, writer
 from gptoss.converter.convert import convert
 from gptoss.files.checkpoint import Checkpoint
 from gptoss.files.errors import BadCheckpoint, OutputError
@@ -86,7 +84,7 @@ def test_cutting_into_chunks_changes_nothing(
 ) -> None:
     convert(checkpoint, out)
     whole = out.read_bytes()
-    monkeypatch.setattr(writer, "CHUNK", 1000)
+    monkeypatch.setattr(jobs, "CHUNK", 1000)
     convert(checkpoint, out)
     assert out.read_bytes() == whole
 
@@ -108,7 +106,7 @@ def test_an_older_file_stays_until_the_new_one_is_whole(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer._Workers, "run", fail)
+        patch.setattr(writer.Worker, "run", fail)
         with pytest.raises(OutputError, match="No space left on device; nothing was left there"):
             convert(checkpoint, out)
     assert out.read_bytes() == b"older"
@@ -143,60 +141,6 @@ def test_the_source_is_never_overwritten(tmp_path: Path) -> None:
 
 
 # --- as a process -----------------------------------------------------------------------------
-
-SLOWLY = """
-import sys, time
-from gptoss.converter import cli, writer
-run = writer._Workers.run
-def slowly(*args):
-    time.sleep(0.2)
-    return run(*args)
-writer._Workers.run = slowly
-cli.main()
-"""
-
-
-@pytest.mark.parametrize(
-    ("number", "code", "said"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "")],
-)
-def test_an_interrupt_leaves_nothing(
-    checkpoint: Path, out: Path, number: int, code: int, said: str
-) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOWLY, str(checkpoint), "-o", str(out)],
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 30
-    while not list(out.parent.glob(".out.gguf.*.tmp")):
-        assert time.monotonic() < deadline, "no temporary file appeared"
-        assert process.poll() is None, process.stderr
-        time.sleep(0.02)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
-    assert (process.returncode, errors.strip()) == (code, said)
-    assert list(out.parent.iterdir()) == []
-
-
-LIMITED = """
-import resource, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-from gptoss.converter import cli
-cli.main()
-"""
-
-
-def test_a_file_that_cannot_grow_any_more(checkpoint: Path, out: Path) -> None:
-    """The system stops the file in the midst, as a full disk would."""
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(checkpoint), "-o", str(out)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {out}: cannot be written: ")
-    assert done.stderr.count("\n") == 1
-    assert list(out.parent.iterdir()) == []
-
 
 MEASURED = """
 import resource

@@ -1,0 +1,99 @@
+"""What was made of what: a JSON file beside the GGUF.
+
+It names the source and its revision, the version of this toolkit, and for each tensor where its
+values come from, what was done to them, and the sha256 of the bytes it became. Nothing in it
+depends on the time or the machine but the source's place, so that the same conversion gives the
+same manifest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from gptoss.converter.parts import Part
+from gptoss.converter.plan import Plan
+from gptoss.quant.verdict import Verdict
+
+SUFFIX = ".manifest.json"
+FORMAT = 1
+PACKAGE = "gptoss-toolkit"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a checkpoint is from: a folder, or a repository at a revision.
+
+    ``sha256`` has the digests of those of its files that were checked against published ones.
+    """
+
+    place: str
+    revision: str | None = None
+    sha256: Mapping[str, str] = field(default_factory=dict)
+
+
+def path_of(out: Path) -> Path:
+    """Where the manifest of a result stands."""
+    return out.with_name(out.name + SUFFIX)
+
+
+def tool_version() -> str:
+    """This toolkit's version."""
+    try:
+        return version(PACKAGE)
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "unknown"
+
+
+def manifest(
+    origin: Origin,
+    planned: Plan,
+    parts: Sequence[Part],
+    sha256: Mapping[str, str],
+    verdict: Verdict | None,
+) -> dict[str, Any]:
+    """The manifest as plain data; ``sha256`` by the tensor's name."""
+    return {
+        "format": FORMAT,
+        "tool": {"name": PACKAGE, "version": tool_version()},
+        "source": {
+            "place": origin.place,
+            "revision": origin.revision,
+            "files": [
+                {"name": name, "sha256": origin.sha256.get(name)} for name in _sources(parts)
+            ],
+        },
+        "dense": planned.dense.to_json(),
+        "files": [{"name": part.name, "bytes": part.nbytes} for part in parts],
+        "tensors": [
+            {
+                "name": tensor.name,
+                "file": part.name,
+                "type": tensor.type.name,
+                "shape": list(tensor.shape),
+                "bytes": tensor.nbytes,
+                "sources": [source.name for source in tensor.sources],
+                "transform": tensor.transform.name,
+                "sha256": sha256[tensor.name],
+            }
+            for part in parts
+            for tensor in part.tensors
+        ],
+        "verify": verdict.to_json() if verdict else None,
+    }
+
+
+def write(path: Path, found: Mapping[str, Any]) -> None:
+    """Write a manifest to a new file; in ASCII, for names of files need not be text."""
+    path.write_text(json.dumps(found, indent=1) + "\n", "ascii")
+
+
+def _sources(parts: Sequence[Part]) -> list[str]:
+    """The names of the files that the tensors come from."""
+    return sorted(
+        {s.path.name for part in parts for tensor in part.tensors for s in tensor.sources}
+    )

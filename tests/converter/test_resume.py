@@ -1,0 +1,378 @@
+"""Conversions that are cut short: nothing at the output path, and the next one goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptoss.converter import jobs, writer
+from gptoss.converter.convert import convert
+from gptoss.converter.staging import folder_of
+from gptoss.files.errors import OutputError
+from gptoss.files.reading import Source
+from support.checkpoints import random_checkpoint
+
+SLOWLY = """
+import sys, time
+from gptoss.converter import cli, jobs, writer
+write, seconds = writer._write_all, float(sys.argv.pop(1))
+def slowly(*args):
+    time.sleep(seconds)
+    write(*args)
+writer._write_all, writer.NOTE_SECONDS, jobs.CHUNK = slowly, 0.05, 2**14
+cli.main()
+"""
+"""The command, slow enough for the moment of a signal to matter; its first argument says how."""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_checkpoint(tmp_path_factory.mktemp("source") / "model", hidden=128, layers=3)
+
+
+@pytest.fixture(scope="module")
+def whole(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """What an undisturbed conversion gives."""
+    out = tmp_path_factory.mktemp("whole") / "out.gguf"
+    convert(checkpoint, out)
+    return out.read_bytes()
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out.gguf"
+
+
+def started(checkpoint: Path, out: Path, seconds: float, *more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", SLOWLY, str(seconds), str(checkpoint), "-o", str(out), *more],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def journal_lines(out: Path) -> int:
+    try:
+        return (folder_of(out) / "journal").read_bytes().count(b"\n")
+    except OSError:
+        return 0
+
+
+def wait_for_notes(process: subprocess.Popen[str], out: Path, lines: int) -> None:
+    deadline = time.monotonic() + 30
+    while journal_lines(out) < lines:
+        assert time.monotonic() < deadline, "the journal does not grow"
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "last"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "")],
+)
+def test_an_interrupt_keeps_what_is_done(
+    checkpoint: Path, out: Path, whole: bytes, number: int, code: int, last: str
+) -> None:
+    process = started(checkpoint, out, 0.02)
+    wait_for_notes(process, out, 5)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    said = f"what is done is kept in {folder_of(out)}; the same command goes on from there\n"
+    assert (process.returncode, errors.strip()) == (code, (said + last).strip())
+    assert list(out.parent.iterdir()) == [folder_of(out)]
+
+    again = started(checkpoint, out, 0, "--json")
+    printed, errors = again.communicate(timeout=30)
+    resumed = json.loads(printed)["resumed"]
+    assert 0 < resumed < len(whole)
+    assert errors == (
+        f"going on from an earlier run: {resumed:,} of {len(whole):,} bytes are there\n"
+    )
+    assert out.read_bytes() == whole
+    assert sorted(p.name for p in out.parent.iterdir()) == ["out.gguf", "out.gguf.manifest.json"]
+
+
+class Cut(BaseException):
+    """Ends a conversion in the midst, as an interrupt does."""
+
+
+def cut_short(checkpoint: Path, out: Path, **request: Any) -> None:
+    """A conversion that is interrupted at about half of its way."""
+
+    def progress(done: int, total: int) -> None:
+        if done > total / 2:
+            raise Cut
+
+    with pytest.raises(Cut):
+        convert(checkpoint, out, progress=progress, **request)
+    assert not out.exists()
+    assert folder_of(out).is_dir()
+
+
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many and so slow that a tiny conversion has a middle."""
+    write = writer._write_all
+
+    def slowly(*args: Any) -> None:
+        time.sleep(0.001)
+        write(*args)
+
+    monkeypatch.setattr(writer, "_write_all", slowly)
+    monkeypatch.setattr(writer, "TICK_SECONDS", 0.001)
+    monkeypatch.setattr(jobs, "CHUNK", 2**12)
+
+
+@pytest.fixture
+def sentences() -> list[str]:
+    return []
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_what_is_done_is_not_read_again(
+    checkpoint: Path, out: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    read_into = Source.read_into
+
+    def counting(self: Source, offset: int, out: Any) -> None:
+        read.append(memoryview(out).nbytes)
+        read_into(self, offset, out)
+
+    cut_short(checkpoint, out)
+    with monkeypatch.context() as patch:
+        patch.setattr(Source, "read_into", counting)
+        done = convert(checkpoint, out)
+    assert out.read_bytes() == whole
+    assert done.resumed > len(whole) * 0.4
+    weights = (checkpoint / "model.safetensors").stat().st_size
+    metadata = sum(p.stat().st_size for p in checkpoint.iterdir() if p.suffix == ".json")
+    assert sum(read) < 0.6 * weights + 4 * metadata
+
+
+def change_nothing(_: Path, out: Path) -> None:
+    with (folder_of(out) / "journal").open("ab") as file:
+        file.write(b'{"job": 3, "uni')  # torn when the power failed
+
+
+def another_type(_: Path, out: Path) -> dict[str, str]:  # noqa: ARG001
+    return {"dense": "bf16"}
+
+
+def touch_source(folder: Path, _: Path) -> None:
+    os.utime(folder / "model.safetensors", (1, 1))
+
+
+def damage_journal(_: Path, out: Path) -> None:
+    (folder_of(out) / "journal").write_bytes(b"\xff\n\n{}\n")
+
+
+def shorten_file(_: Path, out: Path) -> None:
+    os.truncate(folder_of(out) / "out.gguf", 1000)
+
+
+AGAIN = "starting again: what an earlier run left cannot be used for this source and request"
+
+
+@pytest.mark.usefixtures("small_steps")
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (change_nothing, "going on from an earlier run: "),
+        (another_type, AGAIN),
+        (touch_source, AGAIN),
+        (damage_journal, AGAIN),
+        (shorten_file, AGAIN),
+    ],
+)
+def test_going_on_or_starting_again(
+    tmp_path: Path, checkpoint: Path, out: Path, sentences: list[str], change: Any, said: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    cut_short(folder, out)
+    request = change(folder, out) or {}
+    done = convert(folder, out, say=sentences.append, **request)
+    assert len(sentences) == 1
+    assert sentences[0].startswith(said)
+    assert bool(done.resumed) is (said != AGAIN)
+    fresh = out.with_name("fresh.gguf")
+    convert(folder, fresh, **request)
+    assert out.read_bytes() == fresh.read_bytes()
+    assert not folder_of(out).exists()
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_two_cannot_write_the_same_file(checkpoint: Path, out: Path, whole: bytes) -> None:
+    refused: list[str] = []
+
+    def another(*_: int) -> None:
+        if not refused:
+            with pytest.raises(OutputError) as caught:
+                convert(checkpoint, out)
+            refused.append(str(caught.value))
+
+    convert(checkpoint, out, progress=another)
+    assert refused == [f"{out}: another process is writing it; wait for it, or end it"]
+    assert out.read_bytes() == whole
+
+
+@pytest.mark.parametrize("length", [240, 241, 242, 255, 300])
+def test_long_names(checkpoint: Path, tmp_path: Path, whole: bytes, length: int) -> None:
+    """The manifest's name is 14 bytes longer, and 255 are possible."""
+    out = tmp_path / ("ö" * ((length - 5) // 2) + "n" * ((length - 5) % 2) + ".gguf")
+    assert len(os.fsencode(out.name)) == length
+    if length <= 241:
+        convert(checkpoint, out)
+        assert out.read_bytes() == whole
+    else:
+        with pytest.raises(OutputError, match=f"has {length + 14} bytes and at most 255"):
+            convert(checkpoint, out)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_in_place_of_the_folder(checkpoint: Path, out: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    folder_of(out).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match="is a link; remove it"):
+        convert(checkpoint, out)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+# --- full disks -------------------------------------------------------------------------------
+
+
+def test_a_disk_that_fills_up_at_any_moment(
+    checkpoint: Path, out: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every write in turn is the one that fails; what stood there stays."""
+    monkeypatch.setattr(jobs, "CHUNK", 2**17)
+    write, lock = writer._write_all, threading.Lock()
+    may = count = 0
+
+    def until_full(*args: Any) -> None:
+        nonlocal count
+        with lock:
+            count += 1
+            if count > may:
+                raise OSError(28, "No space left on device")
+        write(*args)
+
+    monkeypatch.setattr(writer, "_write_all", until_full)
+    out.write_bytes(b"older")
+    for n in range(0, 40, 3):
+        may, count = n, 0
+        with pytest.raises(OutputError, match="No space left on device; nothing was left there"):
+            convert(checkpoint, out)
+        assert out.read_bytes() == b"older"
+        assert list(out.parent.iterdir()) == [out]
+    may, count = 10**6, 0
+    convert(checkpoint, out)
+    assert count > 40
+    assert out.read_bytes() == whole
+
+
+LIMITED = """
+import resource, sys
+from gptoss.converter import cli, staging
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+cli.main()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limit there")
+def test_a_file_that_cannot_grow_any_more(checkpoint: Path, out: Path) -> None:
+    """The system itself refuses, as a full disk would."""
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(checkpoint), "-o", str(out)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {out}: cannot be written: ")
+    assert done.stderr.count("\n") == 1
+    assert list(out.parent.iterdir()) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of a megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if sys.platform != "linux" or subprocess.run(mount, check=False).returncode:
+        pytest.skip("only root on Linux can make a small disk; the tests above do without")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(file: FileIO) -> None:
+    """Write until nothing more fits."""
+    with suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+def test_a_disk_that_is_full(checkpoint: Path, small_disk: Path, whole: bytes) -> None:
+    """Room for the file to begin with, until someone else takes it."""
+    assert len(whole) < 2**20
+    out = small_disk / "out.gguf"
+    process = started(checkpoint, out, 0.01)
+    wait_for_notes(process, out, 3)
+    with (small_disk / "other").open("wb", 0) as other:
+        fill(other)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert errors.startswith(f"error: {out}: cannot be written: No space left on device")
+    assert [p.name for p in small_disk.iterdir()] == ["other"]
+    (small_disk / "other").unlink()
+    convert(checkpoint, out)
+    assert out.read_bytes() == whole
+
+
+# --- kills ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
+def test_a_hundred_kills(checkpoint: Path, out: Path, whole: bytes) -> None:
+    """SIGKILL at random moments: a file that is there is whole, and the next run goes on."""
+    rng = random.Random(3)
+    kills = resumed = again = whole_files = 0
+    while kills < 100:
+        process = started(checkpoint, out, 0.002, "--json")
+        left = (folder_of(out) / "journal").exists()
+        lines = journal_lines(out)
+        try:
+            printed, errors = process.communicate(timeout=rng.uniform(0.25, 0.9))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            _, errors = process.communicate()
+            kills += 1
+        else:
+            assert process.returncode == 0, errors
+            assert bool(json.loads(printed)["resumed"]) is (lines > 1)
+            whole_files += 1
+        resumed += errors.startswith("going on from an earlier run")
+        again += errors.startswith("starting again")
+        assert lines > 1 or "going on" not in errors
+        if out.exists():
+            assert out.read_bytes() == whole
+            out.unlink()
+        assert left or "starting again" not in errors
+    convert(checkpoint, out)
+    assert out.read_bytes() == whole
+    assert resumed > 10
+    assert whole_files > 3
