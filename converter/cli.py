@@ -1,18 +1,15 @@
-"""``gptoss-convert``: a checkpoint folder in, a GGUF file out."""
+"""``gptoss-convert``: a checkpoint folder in, a GGUF file out; or the other way round."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from gptoss.converter import parts
+from gptoss.converter import gguf_cli, parts
 from gptoss.converter.convert import Conversion, NotProven, convert
 from gptoss.converter.dense import Dense
-from gptoss.converter.experts import ExpertType, Rounding
 from gptoss.files import console
 from gptoss.files.errors import BadRequest
 
@@ -20,9 +17,9 @@ from gptoss.files.errors import BadRequest
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 90})
 @click.argument("source", type=click.Path(path_type=Path), metavar="SOURCE")
 @click.option(
-    "-o", "--output", "out", type=click.Path(path_type=Path), required=True, metavar="OUT.gguf",
+    "-o", "--output", "out", type=click.Path(path_type=Path), required=True, metavar="OUT",
     help="The file to write. Its folder must exist. A file already there is replaced once the "
-    "new one is complete.",
+    "new one is complete. With --to hf, the folder to create.",
 )  # fmt: skip
 @click.option(
     "--dense", type=click.Choice([dense.value for dense in Dense]), default=Dense.Q8_0.value,
@@ -47,20 +44,9 @@ from gptoss.files.errors import BadRequest
     help="Compare the result with SOURCE, to the last bit, before it takes its place.",
 )
 @click.option(
-    "--experts", type=click.Choice([kind.value for kind in ExpertType]),
-    default=ExpertType.MXFP4.value, show_default=True,
-    help="The type of the experts. Those that a fine-tune holds in floats are encoded to mxfp4, "
-    "with the least error; bf16, four times as large, is for hardware without MXFP4.",
-)  # fmt: skip
-@click.option(
-    "--base", type=click.Path(path_type=Path), metavar="FOLDER",
-    help="The MXFP4 checkpoint that SOURCE was fine-tuned from. Blocks that the fine-tune left "
-    "alone keep their codes and scales to the bit, and square matrices are compared with it to "
-    "see which way they stand.",
-)  # fmt: skip
-@click.option(
-    "--allow-nonfinite", is_flag=True,
-    help="Go on when weights are NaN or infinite, where the type has such values.",
+    "--to", type=click.Choice(gguf_cli.CHOICES), default=gguf_cli.TO_GGUF, show_default=True,
+    help="From a GGUF back to a Hugging Face checkpoint: hf keeps the experts in MXFP4, as "
+    "published; hf-bf16 has them in BF16, as fine-tuning wants them.",
 )  # fmt: skip
 @click.option(
     "--tokenizer", type=click.Path(path_type=Path), metavar="FOLDER",
@@ -76,9 +62,7 @@ def command(
     types: tuple[str, ...],
     split_max_size: str | None,
     verify: bool,
-    experts: str,
-    base: Path | None,
-    allow_nonfinite: bool,
+    to: str,
     tokenizer: Path | None,
     as_json: bool,
 ) -> None:
@@ -86,14 +70,18 @@ def command(
 
     SOURCE is a checkpoint's folder as published on Hugging Face: config.json, tokenizer.json,
     tokenizer_config.json and the weights, in one model.safetensors or in the shards that
-    model.safetensors.index.json names; or OpenAI's own layout of it, original/; or a fine-tune
-    in BF16, F16 or F32. Experts in MXFP4 stay so, bit for bit, repacked for llama.cpp.
-    Vocabulary and chat template go into the file.
+    model.safetensors.index.json names; or OpenAI's own layout of it, original/. Experts must be
+    in MXFP4; they stay so, bit for bit, repacked for llama.cpp. Vocabulary and chat template go
+    into the file.
 
     Nothing is loaded whole: a model of any size takes less than half a GB of memory. Until the
     file is complete nothing stands at OUT.gguf; it grows in the hidden folder .OUT.gguf.part beside
     it. After an interrupt, or a power cut, the same command goes on from there. What was made of
     what, with a sha256 of every tensor, is written to OUT.gguf.manifest.json.
+
+    With --to hf SOURCE is a GGUF, of several files the first, and OUT a folder to create: config,
+    tokenizer and weights, whole or not at all. Where the GGUF's dense tensors are in BF16 these are
+    the very bytes it was made of.
 
     \b
     Examples:
@@ -101,7 +89,7 @@ def command(
       gptoss-convert gpt-oss-20b -o gpt-oss-20b-bf16.gguf --dense bf16
       gptoss-convert gpt-oss-20b -o small.gguf --type embedding=q4_0 --type output=q5_1
       gptoss-convert gpt-oss-120b -o gpt-oss-120b.gguf --split-max-size 20G --verify
-      gptoss-convert my-finetune --base gpt-oss-20b -o my-finetune.gguf
+      gptoss-convert gpt-oss-20b.gguf -o gpt-oss-20b --to hf
 
     \b
     Exit codes:
@@ -110,6 +98,10 @@ def command(
       2    the checkpoint or the request is wrong: one line says what, and where
       130  interrupted; what is done is kept
     """
+    gguf_cli.check_options(context, source, to)
+    if gguf_cli.is_gguf(source):
+        gguf_cli.run_export(source, out, to, as_json)
+        return
     limit = parts.size(split_max_size) if split_max_size is not None else None
     try:
         with console.meters("converting", "verifying", shown=not as_json) as meters:
@@ -118,9 +110,6 @@ def command(
                 out,
                 dense=dense,
                 types=_types(types),
-                experts=experts,
-                base=base,
-                allow_nonfinite=allow_nonfinite,
                 split_max_size=limit,
                 tokenizer=tokenizer,
                 verify=verify,
@@ -131,12 +120,7 @@ def command(
     except NotProven as error:
         _say(f"error: {error}")
         context.exit(1)
-    if as_json:
-        click.echo(json.dumps(_summary(done)))
-        return
-    click.echo(_sentence(done))
-    if done.roundings:
-        click.echo(_rounding(done.roundings))
+    click.echo(json.dumps(_summary(done)) if as_json else _sentence(done))
 
 
 def _say(sentence: str) -> None:
@@ -162,9 +146,6 @@ def _summary(done: Conversion) -> dict[str, object]:
         "files": [str(path) for path in done.files],
         "manifest": str(done.manifest),
         "dense": done.dense.to_json(),
-        "experts": done.experts.value,
-        "rounding": {name: asdict(rounding) for name, rounding in done.roundings.items()},
-        "notes": list(done.notes),
         "tensors": done.tensors,
         "bytes": done.nbytes,
         "resumed": done.resumed,
@@ -180,16 +161,6 @@ def _sentence(done: Conversion) -> str:
         f"{first}{f' and {n - 1} more' if n > 1 else ''}: {done.tensors} tensors, "
         f"{done.nbytes:,} bytes, dense {done.dense}, in {done.seconds:.1f} s ({rate:.0f} MB/s)"
         f"{'; proven: it holds what the source holds' if done.verdict else ''}"
-    )
-
-
-def _rounding(roundings: Mapping[str, Rounding]) -> str:
-    blocks = sum(rounding.blocks for rounding in roundings.values())
-    exact = sum(rounding.exact for rounding in roundings.values())
-    name, worst = max(roundings.items(), key=lambda item: item[1].relative_error)
-    return (
-        f"experts encoded to MXFP4: {exact:,} of {blocks:,} blocks without a difference; the "
-        f"largest relative error of a tensor is {worst.relative_error:.2g}, of {name}"
     )
 
 

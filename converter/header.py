@@ -18,10 +18,16 @@ from gptoss.converter.plan import ALIGNMENT, TensorPlan
 VERSION = 3
 
 _PACKED = {
+    GGUFValueType.UINT8: struct.Struct("<B"),
+    GGUFValueType.INT8: struct.Struct("<b"),
     GGUFValueType.UINT16: struct.Struct("<H"),
+    GGUFValueType.INT16: struct.Struct("<h"),
     GGUFValueType.UINT32: struct.Struct("<I"),
     GGUFValueType.INT32: struct.Struct("<i"),
+    GGUFValueType.UINT64: struct.Struct("<Q"),
+    GGUFValueType.INT64: struct.Struct("<q"),
     GGUFValueType.FLOAT32: struct.Struct("<f"),
+    GGUFValueType.FLOAT64: struct.Struct("<d"),
     GGUFValueType.BOOL: struct.Struct("<?"),
 }
 _U32, _U64 = struct.Struct("<I").pack, struct.Struct("<Q").pack

@@ -114,8 +114,7 @@ def fingerprint(parts: Sequence[Part], version: str) -> str:
     for part in parts:
         digest.update(f"\n{part.name}\n".encode("utf-8", "surrogateescape") + part.head)
         for tensor in part.tensors:
-            checked = tensor.transform.check is not None
-            digest.update(f"\n{tensor.name} {tensor.transform.name} {checked}".encode())
+            digest.update(f"\n{tensor.name} {tensor.transform.name}".encode())
             for source in tensor.sources:
                 paths[str(source.path)] = source.path
                 place = f"\n{source.path} {source.name} {source.offset} {source.nbytes}"

@@ -102,6 +102,24 @@ class Staging:
             self.path(name).replace(folder / name)
         sync_folder(folder)
 
+    def publish_folder(self, names: Sequence[str]) -> None:
+        """Rename the files, complete and flushed, to the result, a folder: all of them at once.
+
+        Raises ``OutputError`` when meanwhile something came to stand there.
+        """
+        whole = self.folder / "whole"
+        whole.mkdir()
+        for name in names:
+            self.path(name).replace(whole / name)
+        sync_folder(whole)
+        try:
+            if self.out.is_dir():  # an empty one: not every system replaces it
+                self.out.rmdir()
+            whole.rename(self.out)
+        except OSError as reason:
+            raise OutputError(f"{self.out}: cannot be written: {reason.strerror}") from reason
+        sync_folder(self.out.parent)
+
     def __enter__(self) -> Self:
         return self
 
@@ -136,7 +154,10 @@ class Staging:
             return found, False
         left = [path for path in self.folder.iterdir() if path.name != "lock"]
         for path in left:
-            path.unlink()
+            if path.is_dir():  # files on their way to become a folder
+                shutil.rmtree(path)
+            else:
+                path.unlink()
         for name, size in sizes.items():
             with self.path(name).open("xb", buffering=0) as file:
                 file.truncate(size)

@@ -47,6 +47,8 @@ MAX_NAME_BYTES = 63
 MAX_DIMENSIONS = 4
 MAX_ELEMENTS = 2**48
 MAX_PARTS = 4096
+OLLAMA_MXFP4 = 4
+"""Ollama's first number for MXFP4, before ggml had one; ggml's own 4 was given up long before."""
 FIRST_READ = 2**16
 
 _PART_NAME = re.compile(r"(?P<stem>.*)-\d{5}-of-\d{5}\.gguf", re.DOTALL)
@@ -112,7 +114,8 @@ class StringArray(Sequence[str]):
 class GgufTensor:
     """Where a tensor's bytes are: ``nbytes`` from ``offset``, counted from the start of ``path``.
 
-    ``shape`` is in ggml's order, the fastest dimension first.
+    ``shape`` is in ggml's order, the fastest dimension first. ``hf_codes`` says that the codes of
+    MXFP4 blocks are in Hugging Face's order, not ggml's.
     """
 
     name: str
@@ -121,6 +124,7 @@ class GgufTensor:
     path: Path
     offset: int
     nbytes: int
+    hf_codes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +146,14 @@ class GgufFile:
     tensors: Mapping[str, GgufTensor]
 
     @classmethod
-    def open(cls, path: Path) -> GgufFile:
+    def open(cls, path: Path, *, ollama: bool = False) -> GgufFile:
         """Read and check a file's header, and those of the files it is split over.
 
-        Raises ``BadGguf``, also when one of these is missing or is not what the first says.
+        With ``ollama`` a tensor may have Ollama's number of MXFP4: its ``hf_codes`` is then true,
+        and the caller must heed it. Raises ``BadGguf``, also when a part is missing or is not what
+        the first says.
         """
-        first = _open_alone(path)
+        first = _open_alone(path, ollama)
         n_parts = first.metadata.get(Keys.Split.LLM_KV_SPLIT_COUNT, 1)
         return first if n_parts in (0, 1) else _joined(first, n_parts)
 
@@ -162,9 +168,9 @@ def part_name(stem: str, part: int, n_parts: int) -> str:
     return f"{stem}-{part + 1:05}-of-{n_parts:05}.gguf"
 
 
-def _open_alone(path: Path) -> GgufFile:
+def _open_alone(path: Path, ollama: bool = False) -> GgufFile:
     with Source(path, BadGguf) as source:
-        return _read(path, source)
+        return _read(path, source, ollama)
 
 
 def _joined(first: GgufFile, n_parts: Any) -> GgufFile:
@@ -270,7 +276,7 @@ class _Cursor:
         self.at = at
 
 
-def _read(path: Path, source: Source) -> GgufFile:
+def _read(path: Path, source: Source, ollama: bool) -> GgufFile:
     cursor = _Cursor(path, source)
     version = _check_version(cursor)
     n_tensors = cursor.count(32, MAX_TENSORS, "tensors")
@@ -283,7 +289,7 @@ def _read(path: Path, source: Source) -> GgufFile:
             raise BadGguf(f"{cursor.where}: the key {quoted(key)} stands twice")
         what = _named(key)
         types[key], metadata[key] = _value(cursor, what, _value_type(cursor, what))
-    infos = [_tensor_info(cursor, i) for i in range(n_tensors)]
+    infos = [_tensor_info(cursor, i, ollama) for i in range(n_tensors)]
     tensors = _placed(cursor, infos, _alignment(cursor, metadata))
     return GgufFile(path, version, metadata, types, tensors)
 
@@ -337,7 +343,7 @@ def _scalars(cursor: _Cursor, key: str, kind: GGUFValueType, count: int) -> np.n
     return np.frombuffer(raw, _SCALARS[kind])
 
 
-def _tensor_info(cursor: _Cursor, i: int) -> GgufTensor:
+def _tensor_info(cursor: _Cursor, i: int, ollama: bool) -> GgufTensor:
     """A tensor's entry; its offset is still counted from the start of the data."""
     name = cursor.string(f"the name of tensor {i}", MAX_NAME_BYTES)
     what = f"tensor {quoted(name)}"
@@ -346,15 +352,24 @@ def _tensor_info(cursor: _Cursor, i: int) -> GgufTensor:
         raise BadGguf(f"{cursor.where}: {what} has {n_dims} dimensions")
     shape = tuple(cursor.u64(what) for _ in range(n_dims))
     number, offset = cursor.u32(what), cursor.u64(what)
+    hf_codes = ollama and number == OLLAMA_MXFP4
     try:
-        kind = GGMLQuantizationType(number)
+        kind = GGMLQuantizationType.MXFP4 if hf_codes else GGMLQuantizationType(number)
         block, block_bytes = GGML_QUANT_SIZES[kind]
     except (ValueError, KeyError):
-        raise BadGguf(f"{cursor.where}: {what} has unknown type {number}") from None
+        raise BadGguf(_unknown_type(cursor, what, number)) from None
     elements = math.prod(shape)
     if not 0 < elements <= MAX_ELEMENTS or shape[0] % block:
         raise BadGguf(f"{cursor.where}: {what} has impossible shape {shape} for {kind.name}")
-    return GgufTensor(name, kind, shape, cursor.path, offset, elements // block * block_bytes)
+    nbytes = elements // block * block_bytes
+    return GgufTensor(name, kind, shape, cursor.path, offset, nbytes, hf_codes)
+
+
+def _unknown_type(cursor: _Cursor, what: str, number: int) -> str:
+    message = f"{cursor.where}: {what} has unknown type {number}"
+    if number == OLLAMA_MXFP4:
+        message += ", which is Ollama's MXFP4; gptoss-convert FILE -o NEW.gguf makes it ggml's"
+    return message
 
 
 def _alignment(cursor: _Cursor, metadata: Mapping[str, Any]) -> int:

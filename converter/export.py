@@ -1,0 +1,142 @@
+"""From a GGUF to a checkpoint's folder: open, plan, write; whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+from gguf.constants import GGMLQuantizationType
+
+from gptoss.converter import gguf_source, hf_files, inverse, writer
+from gptoss.converter.hf_plan import Form, HfPlan, plan
+from gptoss.converter.jobs import fingerprint
+from gptoss.converter.manifest import tool_version
+from gptoss.converter.shards import index, shards
+from gptoss.converter.staging import Staging
+from gptoss.files.errors import BadGguf, BadRequest, OutputError
+from gptoss.files.gguf import GgufFile, GgufTensor
+from gptoss.files.hparams import HParams
+from gptoss.files.reading import Source
+
+SHARD_BYTES = 5 * 10**9
+"""Bytes of tensors in a file at most, as transformers has it."""
+_CHUNK = 2**22
+
+Progress = Callable[[int, int], None]
+"""Called now and then with the bytes written so far and the bytes of all files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What was done: the files written, their size in bytes, and how long it took.
+
+    ``inexact`` names the types, if any, that do not hold BF16 values exactly: what they had kept of
+    them is now given as BF16. ``rounded`` names the tensors in F32 of which some values are none
+    of BF16's.
+    """
+
+    source: Path
+    out: Path
+    form: Form
+    files: tuple[Path, ...]
+    tensors: int
+    nbytes: int
+    inexact: tuple[str, ...]
+    rounded: tuple[str, ...]
+    seconds: float
+
+
+def export(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    to: str = Form.HF,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress | None = None,
+) -> Export:
+    """Export a GGUF to a Hugging Face checkpoint, a folder that must not exist or be empty.
+
+    ``to`` is one of ``Form``. Of a model split over several files name the first. An interrupted
+    export is gone on with by the next call for the same ``out``.
+
+    Raises ``BadRequest``, which is a ValueError, for another form, ``BadGguf`` or
+    ``UnsupportedModel`` for what is wrong with the source, ``OutputError`` when the result cannot
+    be written.
+    """
+    began = perf_counter()
+    source, out = Path(source), Path(out)
+    form = _form(to)
+    _check_target(out)
+    file = GgufFile.open(source)
+    hparams = HParams.from_gguf(file.metadata, str(source))
+    planned = plan(file, form)
+    small = hf_files.files(hparams, gguf_source.vocabulary(file), mxfp4=form is Form.HF)
+    parts = shards(planned, shard_bytes)
+    small |= index(parts)
+    total = sum(part.nbytes for part in parts)
+    rounded = tuple(_rounded(planned))
+    sizes = {part.name: part.nbytes for part in parts}
+    with Staging(out, sizes, fingerprint(parts, tool_version())) as staging:
+        writer.write(parts, staging, lambda done: progress(done, total) if progress else None)
+        for name, raw in small.items():
+            staging.path(name).write_bytes(raw)
+        staging.publish_folder([*sizes, *small])
+    return Export(
+        source=source,
+        out=out,
+        form=form,
+        files=tuple(out / name for name in sorted([*sizes, *small])),
+        tensors=len(planned),
+        nbytes=total + sum(map(len, small.values())),
+        inexact=_inexact(planned),
+        rounded=rounded,
+        seconds=perf_counter() - began,
+    )
+
+
+def _form(to: str) -> Form:
+    try:
+        return Form(to)
+    except ValueError:
+        raise BadRequest(f"no form is called {to!r}; there are {', '.join(Form)}") from None
+
+
+def _check_target(out: Path) -> None:
+    if not out.parent.is_dir():
+        raise OutputError(f"{out.parent}: no such folder; create it first")
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if out.exists() or out.is_symlink():
+        raise OutputError(f"{out}: is there already; name a folder that is not, to be created")
+
+
+def _inexact(planned: Sequence[HfPlan]) -> tuple[str, ...]:
+    """Types of which a BF16 value may have come back changed; each of MXFP4's is one of BF16's."""
+    turned = {source.type.name for it in planned for source in it.sources}
+    return tuple(sorted(turned - {"F32", "BF16", "MXFP4"}))
+
+
+def _rounded(planned: Sequence[HfPlan]) -> Iterator[str]:
+    """Names of F32 tensors with values that BF16 cannot hold; those it can are merely narrowed.
+
+    Whoever gets a checkpoint back should be told whether it is the one that the GGUF is of. What a
+    GGUF has in F32 is mostly small.
+    """
+    for tensor in (source for it in planned for source in it.sources):
+        if tensor.type is GGMLQuantizationType.F32 and not _is_bf16(tensor):
+            yield tensor.name
+
+
+def _is_bf16(tensor: GgufTensor) -> bool:
+    buffer = np.empty(min(_CHUNK, tensor.nbytes), np.uint8)
+    with Source(tensor.path, BadGguf) as file:
+        for start in range(0, tensor.nbytes, _CHUNK):
+            piece = buffer[: min(_CHUNK, tensor.nbytes - start)]
+            file.read_into(tensor.offset + start, piece)
+            if not inverse.is_bf16(piece.view("<f4")):
+                return False
+    return True

@@ -1,0 +1,87 @@
+"""``gptoss-convert`` where SOURCE is a GGUF: what it does, and what it says of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from click.core import ParameterSource
+
+from gptoss.converter.export import Export, export
+from gptoss.converter.hf_plan import Form
+from gptoss.files import console
+from gptoss.files.errors import BadRequest
+
+TO_GGUF = "gguf"
+CHOICES = (TO_GGUF, *(form.value for form in Form))
+
+_OF_CHECKPOINTS = {
+    "dense": "--dense",
+    "types": "--type",
+    "split_max_size": "--split-max-size",
+    "verify": "--verify",
+    "tokenizer": "--tokenizer",
+}
+"""Options by parameter that say how to convert a checkpoint."""
+_NAMED = 3
+"""Tensors named in a sentence."""
+
+
+def is_gguf(source: Path) -> bool:
+    """Whether SOURCE is a GGUF rather than a checkpoint's folder."""
+    return source.is_file() or (source.suffix == ".gguf" and not source.is_dir())
+
+
+def check_options(context: click.Context, source: Path, to: str) -> None:
+    """Raise ``BadRequest`` for options that do not go with such a source."""
+    if not is_gguf(source):
+        if to != TO_GGUF:
+            raise BadRequest(f"--to {to} takes a GGUF file; {source} is none")
+        return
+    if to == TO_GGUF:
+        raise BadRequest(f"{source} is a GGUF already; with --to {Form.HF} it becomes a checkpoint")
+    for parameter, option in _OF_CHECKPOINTS.items():
+        if context.get_parameter_source(parameter) is ParameterSource.COMMANDLINE:
+            raise BadRequest(f"{option} is for checkpoints; a GGUF's tensors stay as they are")
+
+
+def run_export(source: Path, out: Path, to: str, as_json: bool) -> None:
+    """Export, with a bar; say what came of it."""
+    with console.meter("exporting", shown=not as_json) as progress:
+        done = export(source, out, to=to, progress=progress)
+    click.echo(json.dumps(_export_summary(done)) if as_json else _export_sentences(done))
+
+
+def _export_summary(done: Export) -> dict[str, object]:
+    return {
+        "source": str(done.source),
+        "output": str(done.out),
+        "form": done.form.value,
+        "files": [str(path) for path in done.files],
+        "tensors": done.tensors,
+        "bytes": done.nbytes,
+        "inexact_types": list(done.inexact),
+        "rounded_tensors": list(done.rounded),
+        "seconds": round(done.seconds, 3),
+    }
+
+
+def _export_sentences(done: Export) -> str:
+    rate = done.nbytes / done.seconds / 1e6
+    sentences = [
+        f"{done.out}: {done.tensors} tensors in {len(done.files)} files, {done.nbytes:,} bytes, "
+        f"in {done.seconds:.1f} s ({rate:.0f} MB/s)"
+    ]
+    if done.inexact:
+        sentences.append(
+            f"dense values are BF16 of what {' and '.join(done.inexact)} kept of them: not the "
+            "very ones that the GGUF was made of"
+        )
+    if done.rounded:
+        more = len(done.rounded) - _NAMED
+        named = ", ".join(done.rounded[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+        sentences.append(f"rounded from F32 to BF16: {named}")
+    if not (done.inexact or done.rounded):
+        sentences.append("every value is the GGUF's, to the last bit")
+    return "\n".join(sentences)

@@ -1,0 +1,159 @@
+"""How a GGUF's bytes become a checkpoint's, in units as ``transforms`` has them.
+
+Experts in MXFP4 are only rearranged, and BF16 is copied: what ``transforms`` made of a checkpoint
+these make into the same bytes again. Values of every other type become the nearest BF16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+from gguf import quants
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from numpy.typing import NDArray
+
+from gptoss.converter.transforms import COPY, Bytes, Floats, OutOfRangeError, Transform, Words
+from gptoss.quant import mxfp4
+
+READABLE = frozenset(
+    GGMLQuantizationType[name]
+    for name in (
+        "F32", "F16", "BF16", "MXFP4", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0",
+        "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K",
+    )
+)  # fmt: skip
+"""Types whose values can be told; the gguf package knows the quantized ones."""
+
+_U16, _U32 = np.dtype("<u2"), np.dtype("<u4")
+_PIECE = 2**16
+"""Values worked on at once, so that scratch arrays stay in the cache."""
+_INFINITE = np.uint16(0x7F80)
+_QUIET = np.uint16(0x40)
+
+
+def floats(kind: GGMLQuantizationType, raw: Bytes) -> Floats:
+    """The values ``float32[n]`` of whole blocks of type ``kind``, one of ``READABLE``."""
+    values: NDArray[np.float32]
+    if kind is GGMLQuantizationType.F32:
+        values = raw.view("<f4")
+    elif kind is GGMLQuantizationType.F16:
+        values = raw.view("<f2").astype(np.float32)
+    elif kind is GGMLQuantizationType.BF16:
+        values = np.left_shift(raw.view(_U16), np.uint32(16), dtype=_U32).view("<f4")
+    elif kind is GGMLQuantizationType.MXFP4:
+        blocks = raw.reshape(-1, mxfp4.GGML_BYTES)
+        values = mxfp4.decode(mxfp4.codes_from_ggml(blocks), blocks[:, 0])
+    else:
+        values = quants.dequantize(raw[None], kind)
+    return values.reshape(-1)
+
+
+def bf16(values: Floats) -> Words:
+    """The nearest BF16, as its bits, ties to even; of the same shape.
+
+    Raises ``OutOfRangeError`` where a finite value would become infinite.
+    """
+    bits = np.ascontiguousarray(values).view(_U32)
+    rounded = bits >> np.uint32(16)
+    rounded &= np.uint32(1)
+    rounded += np.uint32(0x7FFF)
+    rounded += bits
+    words: Words = (rounded >> np.uint32(16)).astype(_U16)
+    nan = np.isnan(values)
+    if nan.any():
+        words[nan] = (bits[nan] >> np.uint32(16)).astype(_U16) | _QUIET
+    infinite = (words & np.uint16(0x7FFF)) == _INFINITE
+    if infinite.any() and np.isfinite(values[infinite]).any():
+        raise OutOfRangeError(float(np.abs(values[np.isfinite(values)]).max()))
+    return words
+
+
+def is_bf16(values: Floats) -> bool:
+    """Whether float32 values are all BF16 values, so that nothing would be rounded."""
+    return not (values.view(_U32) & np.uint32(0xFFFF)).any()
+
+
+@cache
+def to_bf16(kind: GGMLQuantizationType) -> Transform:
+    """Values of a type to BF16, in their order."""
+    if kind is GGMLQuantizationType.BF16:
+        return COPY
+    n_values, n_bytes = GGML_QUANT_SIZES[kind]
+    step = _PIECE // n_values
+
+    def apply(sources: Sequence[Bytes], out: Bytes) -> None:
+        blocks, words = sources[0].reshape(-1, n_bytes), out.view(_U16).reshape(-1, n_values)
+        for start in range(0, len(blocks), step):
+            piece = blocks[start : start + step].reshape(-1)
+            words[start : start + step] = bf16(floats(kind, piece)).reshape(-1, n_values)
+
+    return Transform(f"{kind.name} to BF16", (n_bytes,), 2 * n_values, apply)
+
+
+@cache
+def taking_turns(kind: GGMLQuantizationType) -> Transform:
+    """Values of two tensors to BF16, one of each in turn: the biases of gate and up."""
+    n_values, n_bytes = GGML_QUANT_SIZES[kind]
+
+    def apply(sources: Sequence[Bytes], out: Bytes) -> None:
+        words = out.view(_U16)
+        for i, source in enumerate(sources):
+            words[i::2] = bf16(floats(kind, source))
+
+    name = f"{kind.name} to BF16, values in turn"
+    return Transform(name, (n_bytes, n_bytes), 4 * n_values, apply)
+
+
+@cache
+def blocks(n_sources: int, columns: int) -> Transform:
+    """The blocks of MXFP4 tensors of ``columns`` values a row, one row of each in turn."""
+    n = columns // mxfp4.BLOCK
+
+    def apply(sources: Sequence[Bytes], out: Bytes) -> None:
+        rows = out.reshape(-1, n_sources, n, mxfp4.HF_BYTES)
+        scales = np.empty((len(rows), n), np.uint8)
+        for i, source in enumerate(sources):
+            mxfp4.unpack(source.reshape(-1, n, mxfp4.GGML_BYTES), rows[:, i], scales)
+
+    reads = (n * mxfp4.GGML_BYTES,) * n_sources
+    return Transform("MXFP4 blocks", reads, n_sources * n * mxfp4.HF_BYTES, apply)
+
+
+@cache
+def scales(n_sources: int, columns: int) -> Transform:
+    """The scales that belong to ``blocks``."""
+    n = columns // mxfp4.BLOCK
+
+    def apply(sources: Sequence[Bytes], out: Bytes) -> None:
+        rows = out.reshape(-1, n_sources, n)
+        for i, source in enumerate(sources):
+            rows[:, i] = source.reshape(-1, n, mxfp4.GGML_BYTES)[..., 0]
+
+    reads = (n * mxfp4.GGML_BYTES,) * n_sources
+    return Transform("MXFP4 scales", reads, n_sources * n, apply)
+
+
+@cache
+def turned(kind: GGMLQuantizationType, n_sources: int, rows: int, columns: int) -> Transform:
+    """Experts ``[rows, columns]`` of a type to BF16 ``[columns, n_sources * rows]``.
+
+    So transformers holds experts that are not in MXFP4: the input dimension first, and of gate and
+    up one value each in turn. A unit is an expert, worked on a few rows at a time.
+    """
+    n_values, n_bytes = GGML_QUANT_SIZES[kind]
+    row_bytes = columns // n_values * n_bytes
+    step = max(1, _PIECE // columns)
+
+    def apply(sources: Sequence[Bytes], out: Bytes) -> None:
+        experts = out.view(_U16).reshape(-1, columns, rows, n_sources)
+        for i, source in enumerate(sources):
+            for expert, raw in zip(experts, source.reshape(-1, rows, row_bytes), strict=True):
+                for start in range(0, rows, step):
+                    piece = raw[start : start + step].reshape(-1)
+                    words = bf16(floats(kind, piece)).reshape(-1, columns)
+                    expert[:, start : start + step, i] = words.T
+
+    reads = (rows * row_bytes,) * n_sources
+    return Transform(f"{kind.name} to BF16, turned", reads, 2 * n_sources * rows * columns, apply)

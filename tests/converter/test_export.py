@@ -1,0 +1,413 @@
+"""From a GGUF back to a checkpoint: the very bytes that the GGUF was made of."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf import quants
+from gguf.constants import GGMLQuantizationType, GGUFValueType
+from numpy.typing import NDArray
+
+from gptoss.converter import cli, inverse, writer
+from gptoss.converter.convert import convert
+from gptoss.converter.export import Export, export
+from gptoss.converter.transforms import OutOfRangeError
+from gptoss.files.checkpoint import Checkpoint
+from gptoss.files.errors import BadGguf, BadRequest, GptossError, OutputError, UnsupportedModel
+from gptoss.quant.mxfp4 import E2M1
+from gptoss.quant.verify import verify
+from support import checkpoints, forms, ggufs
+from support.checkpoints import random_checkpoint
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "square": {},
+    "oblong": {"hidden": 96, "intermediate": 160, "layers": 3, "experts": 5, "heads": 6,
+               "kv_heads": 3, "shards": 3, "chat_template": "{{ messages }} ≠\n"},
+    "old rope keys": {"hidden": 160, "intermediate": 32, "rope_schema": "rope_scaling"},
+}  # fmt: skip
+
+
+MATRICES = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "lm_head.weight": "output.weight",
+    **{
+        f"model.layers.{i}.self_attn.{hf}_proj.weight": f"blk.{i}.attn_{ours}.weight"
+        for i in range(2)
+        for hf, ours in (("q", "q"), ("k", "k"), ("v", "v"), ("o", "output"))
+    },
+}
+
+
+@pytest.fixture(params=SHAPES)
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return random_checkpoint(tmp_path / "model", **SHAPES[request.param])
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return random_checkpoint(tmp_path / "model")
+
+
+@pytest.fixture
+def gguf(model: Path) -> Path:
+    """The file made of ``model``, dense parts in BF16."""
+    out = model.with_name("model.gguf")
+    convert(model, out, dense="bf16")
+    return out
+
+
+def tokenizer(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "tokenizer.json").read_text())
+    found["post_processor"]["add_prefix_space"] = None  # of no effect: no Python code reads it
+    found["decoder"]["add_prefix_space"] = None
+    return found
+
+
+def test_round_trip(source: Path, tmp_path: Path) -> None:
+    convert(source, tmp_path / "model.gguf", dense="bf16")
+    done = export(tmp_path / "model.gguf", tmp_path / "out")
+    assert forms.contents(tmp_path / "out") == forms.contents(source)
+    assert tokenizer(tmp_path / "out") == tokenizer(source)
+    assert Checkpoint.open(tmp_path / "out").hparams == Checkpoint.open(source).hparams
+    template = source / "chat_template.jinja"
+    assert template.exists() == (tmp_path / "out" / template.name).exists()
+    assert sorted(done.files) == sorted((tmp_path / "out").iterdir())
+    assert done.nbytes == sum(path.stat().st_size for path in done.files)
+    assert (done.inexact, done.rounded) == ((), ())
+    assert verify(tmp_path / "out", tmp_path / "model.gguf").proven
+
+
+def test_there_and_back_again_is_the_same_file(source: Path, tmp_path: Path) -> None:
+    """Nothing is lost on the way: what comes back makes the same GGUF, keys and all."""
+    convert(source, tmp_path / "first.gguf", dense="bf16")
+    (tmp_path / "back").mkdir()
+    export(tmp_path / "first.gguf", tmp_path / "back" / source.name)
+    convert(tmp_path / "back" / source.name, tmp_path / "second.gguf", dense="bf16")
+    assert (tmp_path / "first.gguf").read_bytes() == (tmp_path / "second.gguf").read_bytes()
+
+
+def test_shards_and_their_index(gguf: Path, tmp_path: Path) -> None:
+    done = export(gguf, tmp_path / "out", shard_bytes=40_000)
+    names = [path.name for path in done.files if path.suffix == ".safetensors"]
+    n = len(names)
+    assert n > 3
+    assert names == [f"model-{i:05}-of-{n:05}.safetensors" for i in range(1, n + 1)]
+    opened = Checkpoint.open(tmp_path / "out")  # which holds index and shards against each other
+    opened.check_tensors()
+    assert forms.contents(tmp_path / "out") == forms.contents(tmp_path / "model")
+
+
+def test_a_split_file(model: Path, tmp_path: Path) -> None:
+    convert(model, tmp_path / "cut.gguf", dense="bf16", split_max_size=70_000)
+    [first] = tmp_path.glob("cut-00001-of-*.gguf")
+    export(first, tmp_path / "out")
+    assert forms.contents(tmp_path / "out") == forms.contents(model)
+
+
+@pytest.mark.parametrize("dense", ["f32", "f16", "q8_0", "q4_0"])
+def test_other_dense_types(model: Path, tmp_path: Path, dense: str) -> None:
+    """BF16 of what the type holds, by the gguf package; F32 holds it all."""
+    convert(model, tmp_path / "dense.gguf", dense=dense)
+    done = export(tmp_path / "dense.gguf", tmp_path / "out")
+    assert done.inexact == (() if dense == "f32" else (dense.upper(),))
+    expected = dict(forms.contents(model))
+    held = ggufs.load(tmp_path / "dense.gguf").tensors
+    for hf, ours in MATRICES.items():
+        kind, _, raw = held[ours]
+        values = quants.dequantize(raw, kind).astype(np.float32).reshape(-1)
+        dtype, shape, before = expected[hf]
+        expected[hf] = (dtype, shape, checkpoints.bf16(values).tobytes())
+        if dense != "f16":  # which holds all but the smallest
+            assert (expected[hf][2] == before) == (dense == "f32")
+    assert forms.contents(tmp_path / "out") == expected
+
+
+def test_experts_in_bf16(tmp_path: Path) -> None:
+    """Each value from its definition; input dimension first, gate and up in turn."""
+    source = random_checkpoint(tmp_path / "model", hidden=64, intermediate=96, experts=3)
+    convert(source, tmp_path / "model.gguf", dense="bf16")
+    done = export(tmp_path / "model.gguf", tmp_path / "out", to="hf-bf16")
+    assert (done.inexact, done.rounded) == ((), ())
+    found, packed = forms.contents(tmp_path / "out"), forms.contents(source)
+    for layer in range(2):
+        for name in ("gate_up_proj", "down_proj"):
+            prefix = f"model.layers.{layer}.mlp.experts.{name}"
+            dtype, shape, raw = found.pop(prefix)
+            values = defined_values(packed.pop(prefix + "_blocks"), packed.pop(prefix + "_scales"))
+            assert (dtype, shape) == ("BF16", list(values.transpose(0, 2, 1).shape))
+            turned = np.ascontiguousarray(values.transpose(0, 2, 1))
+            assert raw == checkpoints.bf16(turned.reshape(-1)).tobytes()
+    assert found == packed
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert "quantization_config" not in config
+
+
+def defined_values(blocks: Any, scales: Any) -> NDArray[np.float32]:
+    """Values ``[experts, rows, columns]`` of Hugging Face's blocks: low nibble first."""
+    _, (experts, rows, n, _), raw = blocks
+    octets = np.frombuffer(raw, np.uint8).reshape(experts, rows, n, 16)
+    codes = np.stack([octets & 15, octets >> 4], axis=-1).reshape(experts, rows, n, 32)
+    exponents = np.frombuffer(scales[2], np.uint8).astype(int).reshape(experts, rows, n, 1) - 127
+    values = np.ldexp(np.array(E2M1)[codes], exponents)
+    found: NDArray[np.float32] = values.astype(np.float32).reshape(experts, rows, -1)
+    return found
+
+
+def floats(bf16: bytes) -> NDArray[np.float32]:
+    return (np.frombuffer(bf16, np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+
+def test_experts_in_bf16_of_a_gguf_that_has_them_so(tmp_path: Path) -> None:
+    """As other tools write them; there is no MXFP4 to give back then."""
+    source = random_checkpoint(tmp_path / "model", layers=1)
+    convert(source, tmp_path / "a.gguf", dense="bf16")
+    export(tmp_path / "a.gguf", tmp_path / "expected", to="hf-bf16")
+
+    def widen(model: ggufs.Model) -> None:
+        for name, (kind, shape, raw) in model.tensors.items():
+            if kind is GGMLQuantizationType.MXFP4:
+                words = checkpoints.bf16(quants.dequantize(raw, kind).astype(np.float32))
+                wide = (GGMLQuantizationType.BF16, shape, words.view(np.uint8))
+                model.tensors[name] = wide
+
+    ggufs.edited(tmp_path / "a.gguf", widen)
+    with pytest.raises(
+        UnsupportedModel, match=r"ffn_gate_exps.weight is BF16, not MXFP4; .*hf-bf16"
+    ):
+        export(tmp_path / "a.gguf", tmp_path / "out")
+    export(tmp_path / "a.gguf", tmp_path / "out", to="hf-bf16")
+    found, expected = (forms.contents(tmp_path / name) for name in ("out", "expected"))
+    for name in found.keys() | expected.keys():
+        assert found[name][:2] == expected[name][:2]
+        # As numbers: the gguf package has MXFP4's second zero without its sign.
+        one, other = (floats(contents[name][2]) for contents in (found, expected))
+        assert (one == other).all()
+
+
+def test_what_bf16_cannot_hold_is_said(gguf: Path, tmp_path: Path) -> None:
+    def refine(model: ggufs.Model) -> None:
+        model.tensors["blk.1.attn_norm.weight"][2].view("<f4")[5] = 1.0001
+
+    done = export(ggufs.edited(gguf, refine), tmp_path / "out")
+    assert done.rounded == ("blk.1.attn_norm.weight",)
+
+
+# --- what cannot be exported ------------------------------------------------------------------
+
+
+def drop(name: str) -> Any:
+    return lambda model: model.tensors.pop(name)
+
+
+def add_tensor(model: ggufs.Model) -> None:
+    model.tensors["rope_freqs.weight"] = model.tensors["output_norm.weight"]
+
+
+def another_shape(model: ggufs.Model) -> None:
+    kind, shape, raw = model.tensors["output.weight"]
+    model.tensors["output.weight"] = (kind, shape[::-1], raw)
+
+
+def another_splitter(model: ggufs.Model) -> None:
+    model.set("tokenizer.ggml.pre", GGUFValueType.STRING, "default")
+
+
+def no_yarn(model: ggufs.Model) -> None:
+    del model.keys["gpt-oss.rope.scaling.type"]
+
+
+def token_twice(model: ggufs.Model) -> None:
+    tokens = model.keys["tokenizer.ggml.tokens"][2]
+    tokens[7] = tokens[8]
+
+
+def empty_merge(model: ggufs.Model) -> None:
+    kinds = GGUFValueType.ARRAY, GGUFValueType.STRING
+    model.keys["tokenizer.ggml.merges"] = (*kinds, ["a b", "a zz"])
+
+
+def end_outside(model: ggufs.Model) -> None:
+    model.set("tokenizer.ggml.eos_token_id", GGUFValueType.UINT32, 5000)
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (
+            drop("blk.1.attn_sinks.weight"),
+            BadGguf,
+            "has no tensor blk.1.attn_sinks.weight; convert",
+        ),
+        (add_tensor, BadGguf, "unknown tensor 'rope_freqs.weight'"),
+        (another_shape, BadGguf, r"output.weight has shape \(320, 64\), \(64, 320\) is expected"),
+        (another_splitter, UnsupportedModel, "pre-tokenizer 'default'; gpt-oss has .*"),
+        (no_yarn, BadGguf, "rope.scaling.type is None"),
+        (token_twice, BadGguf, "is there twice"),
+        (empty_merge, BadGguf, r"merges\[0\] is 'a b', which makes no token"),
+        (end_outside, BadGguf, "eos_token_id is 5000, no token's id"),
+    ],
+)
+def test_what_is_no_whole_model(
+    gguf: Path, tmp_path: Path, damage: Any, error: type[GptossError], message: str
+) -> None:
+    ggufs.edited(gguf, damage)
+    with pytest.raises(error, match=message):
+        export(gguf, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_form_that_does_not_exist(gguf: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match="'onnx'; there are hf, hf-bf16"):
+        export(gguf, tmp_path / "out", to="onnx")
+
+
+# --- whole, or not at all ---------------------------------------------------------------------
+
+
+def test_what_is_there_is_never_written_over(gguf: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    export(gguf, out)  # an empty folder is as good as none
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    for target in (out, gguf):
+        with pytest.raises(OutputError, match="is there already"):
+            export(gguf, target)
+    with pytest.raises(OutputError, match="no such folder"):
+        export(gguf, tmp_path / "gone" / "out")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_an_interrupt_leaves_no_folder_and_the_next_run_goes_on(
+    gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = writer._made
+    calls = 0
+
+    def interrupted(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > 20:
+            raise KeyboardInterrupt
+        return made(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "_made", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            export(gguf, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert done_right(export(gguf, tmp_path / "out"), tmp_path)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_run_that_ended_while_it_gathered_the_files(
+    gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last step are two: the files into a folder, and the folder to its place."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            export(gguf, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert done_right(export(gguf, tmp_path / "out"), tmp_path)
+
+
+def done_right(done: Export, folder: Path) -> bool:
+    return forms.contents(done.out) == forms.contents(folder / "model")
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run the command in this process; its exit code, stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["gptoss-convert", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        printed = capsys.readouterr()
+        return int(exit_.value.code or 0), printed.out, printed.err
+
+    return run
+
+
+def test_the_command_says_what_is_exact(
+    model: Path, gguf: Path, tmp_path: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, said, errors = run(gguf, "-o", tmp_path / "exact", "--to", "hf")
+    assert (code, errors) == (0, "")
+    assert "every value is the GGUF's, to the last bit" in said
+    convert(model, gguf, dense="q8_0")
+    code, said, _ = run(gguf, "-o", tmp_path / "inexact", "--to", "hf-bf16")
+    assert "BF16 of what Q8_0 kept of them" in said
+    code, said, errors = run(gguf, "-o", tmp_path / "json", "--to", "hf", "--json")
+    assert (code, errors) == (0, "")
+    summary = json.loads(said)
+    assert summary["inexact_types"] == ["Q8_0"]
+    assert str(tmp_path / "json" / "config.json") in summary["files"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("model", "--to", "hf"), "--to hf takes a GGUF file"),
+        (("gone.gguf", "--to", "hf"), "gone.gguf: cannot be opened"),
+        (("model.gguf", "--to", "hf", "--dense", "bf16"), "--dense is for checkpoints"),
+        (("model.gguf",), "is a GGUF already"),
+        (("model/model.safetensors", "--to", "hf"), "no GGUF file"),
+    ],
+)
+def test_requests_that_make_no_sense(
+    gguf: Path,
+    tmp_path: Path,
+    run: Callable[..., tuple[int, str, str]],
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    source, *options = arguments
+    code, said, errors = run(gguf.parent / source, "-o", tmp_path / "out", *options)
+    assert (code, said, errors.count("\n")) == (2, "", 1)
+    assert message in errors
+    assert not (tmp_path / "out").exists()
+
+
+# --- rounding ---------------------------------------------------------------------------------
+
+
+def test_every_bf16_value_comes_back() -> None:
+    words = np.arange(2**16, dtype=np.uint16)
+    values = (words.astype(np.uint32) << 16).view(np.float32)
+    back = inverse.bf16(values)
+    nan = np.isnan(values)
+    assert (back[~nan] == words[~nan]).all()
+    assert (back[nan] == words[nan] | 0x40).all()
+    assert inverse.is_bf16(values)
+
+
+def test_rounding_to_the_nearest_ties_to_even() -> None:
+    even, odd = np.float32(1.0), np.uint32(0x3F810000).view(np.float32)
+    for base, tie in ((even, 0x3F80), (odd, 0x3F82)):
+        bits = base.view(np.uint32) + np.array([0x7FFF, 0x8000, 0x8001], np.uint32)
+        low = int(base.view(np.uint32) >> 16)
+        assert inverse.bf16(bits.view(np.float32)).tolist() == [low, tie, low + 1]
+        assert not inverse.is_bf16(bits.view(np.float32))
+
+
+def test_a_value_beyond_bf16_is_refused() -> None:
+    largest = np.array([np.finfo(np.float32).max, np.inf], np.float32)
+    with pytest.raises(OutOfRangeError):
+        inverse.bf16(largest)
+    assert inverse.bf16(largest[1:]).tolist() == [0x7F80]
