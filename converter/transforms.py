@@ -36,7 +36,9 @@ _N_SCALES = {Dense.Q5_1: 2, Dense.Q5_0: 1, Dense.Q4_1: 2, Dense.Q4_0: 1}
 """Half-precision numbers at the start of a block: its scale, and of some its minimum."""
 _Q8_0 = np.dtype([("scale", "<f2"), ("codes", "i1", Q8_0_VALUES)])
 _INFINITE = np.uint16(0x7F80)
-_BELOW_HALF = np.nextafter(np.float32(0.5), np.float32(0))
+_SIGN = np.uint32(0x80000000)
+_BELOW_HALF = np.uint32(0x3EFFFFFF)
+"""The largest float32 below 0.5, as its bits."""
 
 
 class OutOfRangeError(ArithmeticError):
@@ -99,23 +101,36 @@ def _to_q8_0(sources: Sequence[Bytes], out: Bytes) -> None:
     blocks = sources[0].view(_U16).reshape(-1, Q8_0_VALUES)
     target = out.view(_Q8_0)
     step = _PIECE // Q8_0_VALUES
-    scratch = np.empty((min(step, len(blocks)), Q8_0_VALUES), np.float32)
+    scratch = np.empty((2, min(step, len(blocks)), Q8_0_VALUES), np.float32)
     with np.errstate(all="ignore"):
         for start in range(0, len(blocks), step):
             words = blocks[start : start + step]
-            values = scratch[: len(words)]
-            largest = (words & np.uint16(0x7FFF)).max(axis=1)
+            values, halves = scratch[:, : len(words)]
             scales = np.empty(len(words), np.float32)
-            _widen(largest, scales)
+            _widen(_block_maxima(words & np.uint16(0x7FFF)), scales)
             scales /= np.float32(127)
             inverse = np.float32(1) / scales
             inverse[~np.isfinite(inverse)] = 0
             _widen(words, values)
             values *= inverse[:, None]
-            values += np.copysign(_BELOW_HALF, values)
+            np.bitwise_and(values.view(_U32), _SIGN, out=halves.view(_U32))
+            halves.view(_U32)[...] |= _BELOW_HALF
+            values += halves
             target["scale"][start : start + step] = scales
             target["codes"][start : start + step] = values
             _check_scales(target["scale"][start : start + step], values=words)
+
+
+def _block_maxima(magnitudes: Words) -> Words:
+    """The largest of each 32 values ``[n, 32]``; BF16 without its sign sorts as its bits do.
+
+    numpy goes through short rows one at a time, four times slower than through these long ones.
+    """
+    columns = np.ascontiguousarray(magnitudes.view("<u8").T).view(_U16)
+    found: Words = columns.max(axis=0)
+    for _ in range(2):
+        found = np.maximum(found[0::2], found[1::2])
+    return found
 
 
 def _check_scales(halves: NDArray[np.float16], *, values: Words) -> None:

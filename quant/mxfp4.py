@@ -53,8 +53,10 @@ _PIECE = 16384
 _LOW = np.uint64(0x0F0F0F0F0F0F0F0F)
 _HIGH = np.uint64(0xF0F0F0F0F0F0F0F0)
 _NIBBLE = np.uint64(4)
-# Unaligned on purpose: the 17 bytes of block_mxfp4 as a scale and two 64-bit words.
-_GGML = np.dtype([("scale", "u1"), ("codes", "<u8", 2)])
+_BYTE = np.uint64(8)
+# Unaligned on purpose: the 17 bytes of block_mxfp4. The codes are one item of 16 bytes, which numpy
+# moves at once, where two words of 8 take five times as long. Nobody computes with the complex.
+_GGML = np.dtype([("scale", "u1"), ("codes", "<c16")])
 
 
 def repack(blocks: Bytes, scales: Bytes, out: Bytes) -> None:
@@ -66,19 +68,28 @@ def repack(blocks: Bytes, scales: Bytes, out: Bytes) -> None:
     _check_layouts(blocks, scales, out)
     words = blocks.view("<u8")
     target = out.view(_GGML)[..., 0]
+    step, row = _step(scales.shape), scales.shape[1:]
+    scratch = np.empty((3, step, *row), "<u8")
+    wide = np.empty((2, step, *row, 8), "<u2")
     for piece in _pieces(scales.shape):
-        first, last = words[piece][..., 0], words[piece][..., 1]  # e[0..15], e[16..31]
-        even = last & _LOW  # byte k: e[2k] | e[2k+16] << 4
+        n = len(scales[piece])
+        first, last, even = scratch[:, :n]
+        pairs, lower = wide[:, :n]
+        np.copyto(first, words[piece][..., 0])  # e[0..15]
+        np.copyto(last, words[piece][..., 1])  # e[16..31]
+        np.bitwise_and(last, _LOW, out=even)  # byte k: e[2k] | e[2k+16] << 4
         even <<= _NIBBLE
-        even |= first & _LOW
-        odd = first >> _NIBBLE  # byte k: e[2k+1] | e[2k+17] << 4
-        odd &= _LOW
-        odd |= last & _HIGH
-        pairs = _bytes(odd).astype("<u2")
-        pairs <<= 8
-        pairs |= _bytes(even)
+        last &= _HIGH  # byte k: e[2k+1] | e[2k+17] << 4
+        last |= (first >> _NIBBLE) & _LOW
+        first &= _LOW
+        even |= first
+        np.copyto(pairs, _bytes(last))
+        wider = pairs.view("<u8")
+        wider <<= _BYTE  # no pair has more than its lower byte set: none spills into the next
+        np.copyto(lower, _bytes(even))
+        pairs |= lower
         target["scale"][piece] = scales[piece]
-        target["codes"][piece] = pairs.view("<u8")
+        target["codes"][piece] = pairs.view("<c16")[..., 0]
 
 
 def unpack(ggml: Bytes, blocks_out: Bytes, scales_out: Bytes) -> None:
@@ -87,7 +98,7 @@ def unpack(ggml: Bytes, blocks_out: Bytes, scales_out: Bytes) -> None:
     source = ggml.view(_GGML)[..., 0]
     target = blocks_out.view("<u8")
     for piece in _pieces(scales_out.shape):
-        pairs = np.ascontiguousarray(source["codes"][piece]).view("<u2")
+        pairs = _words(source["codes"][piece]).view("<u2")
         even = pairs.astype(np.uint8).view("<u8")[..., 0]
         pairs >>= 8
         odd = pairs.astype(np.uint8).view("<u8")[..., 0]
@@ -123,7 +134,7 @@ def equal(blocks: Bytes, scales: Bytes, ggml: Bytes) -> bool:
     words = blocks.view("<u8")
     found = ggml.view(_GGML)[..., 0]
     for piece in _pieces(scales.shape):
-        packed = np.ascontiguousarray(found["codes"][piece])
+        packed = _words(found["codes"][piece])
         low = packed & _LOW  # bytes: e[0], e[1], ... e[15]
         packed >>= _NIBBLE
         packed &= _LOW  # bytes: e[16], e[17], ... e[31]
@@ -144,9 +155,9 @@ def _sixteen_codes(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def ggml_fields(ggml: Bytes) -> tuple[Bytes, NDArray[np.uint64]]:
-    """Views of ggml's blocks ``[n, 17]``: the scales ``[n]`` and the codes as words ``[n, 2]``."""
+    """Of ggml's blocks ``[n, 17]`` the scales ``[n]``, and copied the codes as words ``[n, 2]``."""
     blocks = ggml.view(_GGML)[..., 0]
-    return blocks["scale"], blocks["codes"]
+    return blocks["scale"], _words(blocks["codes"])
 
 
 def hf_from_codes(codes: Bytes) -> Bytes:
@@ -165,10 +176,21 @@ def _check_layouts(blocks: Bytes, scales: Bytes, ggml: Bytes) -> None:
         raise ValueError("MXFP4 layouts are uint8")
 
 
+def _step(lead: tuple[int, ...]) -> int:
+    """Rows of a piece."""
+    return max(1, _PIECE // max(1, prod(lead[1:])))
+
+
 def _pieces(lead: tuple[int, ...]) -> Iterator[slice]:
-    step = max(1, _PIECE // max(1, prod(lead[1:])))
+    step = _step(lead)
     for start in range(0, lead[0], step):
         yield slice(start, start + step)
+
+
+def _words(codes: NDArray[Any]) -> NDArray[np.uint64]:
+    """ggml's codes ``[n]``, 16 bytes each, as words ``[n, 2]``; a copy."""
+    words: NDArray[np.uint64] = codes.copy()[..., None].view("<u8")
+    return words
 
 
 def _bytes(words: NDArray[Any]) -> Bytes:
