@@ -1,0 +1,69 @@
+"""From a model's files to a report's contents, and from there to a file."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+from gptoss.files.console import Meter
+from gptoss.files.errors import OutputError
+from gptoss.quant.counting import count
+from gptoss.quant.opening import open_model
+from gptoss.quant.report.contents import Contents
+from gptoss.quant.slabs import Files
+
+_START = b"<!doctype html>"
+
+
+def report(path: str | os.PathLike[str], *, progress: Meter | None = None) -> Contents:
+    """Read a checkpoint's folder or a GGUF file once and gather what there is to say of it.
+
+    ``progress`` is called now and then with the bytes read so far and the bytes in all. Raises
+    ``BadFile`` or ``UnsupportedModel`` when it is no sound gpt-oss model or changes meanwhile.
+    """
+    model = open_model(Path(path))
+    with Files(model) as files:
+        counted = count(model, files, progress)
+    model.check_unchanged()
+    return Contents(
+        path=str(path),
+        form="GGUF file" if model.is_gguf else "checkpoint",
+        hparams=model.hparams,
+        nbytes=model.nbytes,
+        experts=counted.experts,
+        dense=counted.dense,
+        findings=model.findings,
+    )
+
+
+def check_target(out: Path) -> None:
+    """Raise ``OutputError`` unless a page can be written to ``out``.
+
+    What stands there already is replaced only when it is a page: a slip of the keyboard must not
+    cost a model.
+    """
+    if not out.parent.is_dir():
+        raise OutputError(f"{out.parent}: no such folder; create it first")
+    if not out.exists():
+        return
+    if not out.is_file():
+        raise OutputError(f"{out}: is no regular file; name the file to write")
+    with out.open("rb") as file:
+        if file.read(len(_START)).lower() not in (_START, b""):
+            raise OutputError(f"{out}: is there already and no HTML page; name another file")
+
+
+def write(out: Path, text: str) -> None:
+    """Write a page whole or not at all; raises ``OutputError``."""
+    check_target(out)
+    temporary = out.with_name(f".{secrets.token_hex(6)}.tmp")
+    try:
+        temporary.write_text(text, "utf-8", newline="\n")
+        temporary.replace(out)
+    except OSError as reason:
+        raise OutputError(f"{out}: cannot be written: {reason.strerror}") from reason
+    finally:
+        with suppress(OSError):
+            temporary.unlink()

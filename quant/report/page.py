@@ -1,0 +1,326 @@
+"""A report as one HTML page: everything inside, no script, nothing fetched.
+
+The page forbids itself to load anything, and all text from files is escaped: a hostile tensor name
+is shown, not obeyed. It follows the reader's light or dark setting, and prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from html import escape
+from importlib.resources import files
+from itertools import groupby
+
+import numpy as np
+
+from gptoss.quant.findings import Finding, Severity
+from gptoss.quant.mxfp4 import E2M1, E8M0_BIAS, E8M0_NAN
+from gptoss.quant.report import charts
+from gptoss.quant.report.charts import Numbers, Shading
+from gptoss.quant.report.contents import Contents, TensorError
+from gptoss.quant.statistics import DenseStatistics, ExpertStatistics, Part
+
+SHOWN = 200
+"""Findings listed on the page; all of them are in the JSON."""
+
+_CODES_BY_VALUE = (15, 14, 13, 12, 11, 10, 9, 8, 0, 1, 2, 3, 4, 5, 6, 7)
+
+
+def page(contents: Contents) -> str:
+    """The whole page."""
+    style = files("gptoss.quant.report").joinpath("style.css").read_text("utf-8")
+    sections = [
+        _header(contents),
+        _findings(contents.findings),
+        *_experts(contents.experts),
+        *_errors(contents),
+        *_dense(contents.dense),
+        _footer(),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+        "style-src 'unsafe-inline'\">"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(_name(contents))}</title><style>{style}</style></head>\n<body>\n"
+        + "\n".join(sections)
+        + "\n</body></html>\n"
+    )
+
+
+def _name(contents: Contents) -> str:
+    """The last part of the path, whichever way its folders are divided."""
+    return contents.path.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1] or contents.path
+
+
+# --- head and findings ------------------------------------------------------------------------
+
+
+def _header(contents: Contents) -> str:
+    hparams = contents.hparams
+    blocks = sum(it.blocks * it.experts for it in contents.experts)
+    zero = sum(int(it.zero_blocks.sum()) for it in contents.experts)
+    saturated = sum(int(it.saturated_blocks.sum()) for it in contents.experts)
+    tiles = [
+        (f"{hparams.num_hidden_layers}", "layers"),
+        (f"{hparams.num_local_experts}", f"experts, {hparams.num_experts_per_tok} at a time"),
+        (f"{hparams.hidden_size}", "hidden size"),
+        (f"{contents.nbytes / 1e9:,.2f} GB", "read, every byte"),
+    ]
+    if blocks:
+        tiles += [
+            (f"{blocks:,}", "MXFP4 blocks"),
+            (charts.percent(zero / blocks), "blocks of zeros"),
+            (charts.percent(saturated / blocks), "saturated blocks"),
+        ]
+    shown = "".join(
+        f'<div class="tile"><b>{escape(figure)}</b><span>{escape(what)}</span></div>'
+        for figure, what in tiles
+    )
+    return (
+        f"<header><h1>{escape(_name(contents))}</h1>"
+        f'<p class="muted path">{escape(contents.form)}, {escape(contents.path)}</p>'
+        f"<p>{_verdict(contents)}</p></header>\n"
+        f'<div class="tiles">{shown}</div>'
+    )
+
+
+def _verdict(contents: Contents) -> str:
+    counts = {severity: n for severity, n in contents.by_severity.items() if n}
+    if not counts:
+        return '<span class="good">✓ Nothing was found that speaks against this model.</span>'
+    words = [
+        f'<span class="{severity}">{_MARKS[severity]} {_counted(n, _NOUNS[severity])}</span>'
+        for severity, n in counts.items()
+    ]
+    return ", ".join(words)
+
+
+_MARKS = {Severity.ERROR: "✕", Severity.WARNING: "▲", Severity.INFO: "●"}
+_NOUNS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "note"}
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def _findings(findings: Sequence[Finding]) -> str:
+    if not findings:
+        return ""
+    worst_first = sorted(findings, key=lambda finding: -finding.severity.rank)
+    rows = "".join(_finding(finding) for finding in worst_first[:SHOWN])
+    more = len(findings) - SHOWN
+    rest = f"<p>{_counted(more, 'finding')} more: --json has all.</p>" if more > 0 else ""
+    return (
+        '<h2>Findings</h2><div class="scroll"><table><thead><tr><th>What</th><th>Where</th>'
+        "<th>Found</th><th>What it does to the model</th><th>What to do</th></tr></thead>"
+        f"<tbody>{rows}</tbody></table></div>{rest}"
+    )
+
+
+def _finding(finding: Finding) -> str:
+    severity = finding.severity
+    return (
+        f'<tr><td class="{severity}">{_MARKS[severity]} {escape(finding.kind.label)}</td>'
+        f'<td class="place">{escape(finding.where or "the whole model")}</td>'
+        f"<td>{escape(finding.message)}</td><td>{escape(finding.kind.effect)}</td>"
+        f"<td>{escape(finding.kind.remedy)}</td></tr>"
+    )
+
+
+# --- experts ----------------------------------------------------------------------------------
+
+
+def _experts(experts: Sequence[ExpertStatistics]) -> Iterator[str]:
+    if not experts:
+        yield "<h2>Experts</h2><p>No expert of this model is in MXFP4.</p>"
+        return
+    parts = {part: [it for it in experts if it.part is part] for part in Part}
+    parts = {part: found for part, found in parts.items() if found}
+    yield (
+        "<h2>Block scales by layer and expert</h2><p>The mean exponent of an expert's block scales."
+        " A cell that stands out is an expert whose weights are larger or smaller than those of its"
+        " neighbours; an outline marks what lies beyond the colours' range.</p>"
+    )
+    yield _heat_maps(parts, _mean_exponents, lambda value: f"2^{value:.2f}", "mean scale")
+    yield (
+        "<h2>Saturated blocks by layer and expert</h2><p>The share of blocks half of whose values,"
+        " or more, are ±6 scales, the largest there is: they may have been cut.</p>"
+    )
+    if any(it.saturated_blocks.any() for it in experts):
+        yield _heat_maps(parts, _saturated, charts.percent, "saturated")
+    else:
+        yield "<p>There is none.</p>"
+    yield (
+        "<h2>Block scales</h2><p>How many of all blocks have each scale. Scales of trained weights"
+        " lie close together; a second hill, or blocks far from it, do not belong there.</p>"
+    )
+    yield _charts((_scale_bars(part, found) for part, found in parts.items()))
+    yield (
+        "<h2>Codes</h2><p>How many of all values have each of the 16 codes, by the code's value."
+        " Trained weights make a hill that is the same on both sides; zero has two codes.</p>"
+    )
+    yield _charts((_code_bars(part, found) for part, found in parts.items()))
+
+
+Layers = Sequence[ExpertStatistics]
+
+
+def _charts(figures: Iterator[str]) -> str:
+    return f'<div class="charts">{"".join(figures)}</div>'
+
+
+def _figure(title: str, picture: str, caption: str = "") -> str:
+    below = f"<figcaption>{caption}</figcaption>" if caption else ""
+    return f"<figure><h3>{escape(title)}</h3>{picture}{below}</figure>"
+
+
+def _heat_maps(
+    parts: dict[Part, list[ExpertStatistics]],
+    measure: Callable[[Layers], Numbers],
+    form: Callable[[float], str],
+    what: str,
+) -> str:
+    """One map for each part, all with the same colours."""
+    measured = {part: measure(found) for part, found in parts.items()}
+    shading = Shading.of(np.concatenate([values.ravel() for values in measured.values()]))
+    key = charts.legend(shading, form)
+
+    def figure(part: Part, values: Numbers) -> str:
+        layers = [it.layer for it in parts[part]]
+
+        def title(row: int, expert: int) -> str:
+            value = float(values[row, expert])
+            said = form(value) if np.isfinite(value) else "no scale is a number"
+            return f"layer {layers[row]}, expert {expert}: {what} {said}"
+
+        drawn = charts.heat_map(values, shading, title, rows="layer", columns="expert")
+        return _figure(part.value, drawn, key)
+
+    return _charts(figure(part, values) for part, values in measured.items())
+
+
+def _mean_exponents(layers: Layers) -> Numbers:
+    """Mean exponents ``[layers, experts]`` of the scales that are numbers, NaN where none is."""
+    counts = np.array([it.scales[:, :E8M0_NAN] for it in layers], np.float64)
+    with np.errstate(invalid="ignore"):
+        means: Numbers = counts @ (np.arange(E8M0_NAN) - E8M0_BIAS) / counts.sum(axis=2)
+    return means
+
+
+def _saturated(layers: Layers) -> Numbers:
+    return np.array([it.saturated_blocks / max(it.blocks, 1) for it in layers])
+
+
+def _scale_bars(part: Part, layers: Layers) -> str:
+    counts = sum(it.scales.sum(axis=0) for it in layers)
+    used = np.flatnonzero(counts)
+    first, last = int(used[0]), int(used[-1])
+    total = int(np.sum(counts))
+    names = [_scale_name(byte) for byte in range(first, last + 1)]
+    titles = [
+        f"scale {name} (byte {byte}): {int(counts[byte]):,} blocks, "
+        f"{charts.percent(counts[byte] / total)}"
+        for byte, name in enumerate(names, first)
+    ]
+    shares = [float(counts[byte] / total) for byte in range(first, last + 1)]
+    drawn = charts.bars(shares, [name.removeprefix("2^") for name in names], titles)
+    return _figure(part.value, drawn, "exponent of the scale, a power of two")
+
+
+def _scale_name(byte: int) -> str:
+    return "NaN" if byte == E8M0_NAN else f"2^{byte - E8M0_BIAS}"
+
+
+def _code_bars(part: Part, layers: Layers) -> str:
+    counts = sum(it.codes.sum(axis=0) for it in layers)
+    total = max(int(np.sum(counts)), 1)
+    labels = [f"{E2M1[code]:g}" for code in _CODES_BY_VALUE]
+    shares = [float(counts[code] / total) for code in _CODES_BY_VALUE]
+    titles = [
+        f"{label} (code {code}): {int(counts[code]):,} values, {charts.percent(share)}"
+        for code, label, share in zip(_CODES_BY_VALUE, labels, shares, strict=True)
+    ]
+    return _figure(part.value, charts.bars(shares, labels, titles))
+
+
+# --- errors against another model -------------------------------------------------------------
+
+
+def _errors(contents: Contents) -> Iterator[str]:
+    if contents.base is None:
+        return
+    yield (
+        "<h2>Difference by layer</h2><p>How far each tensor is from that of "
+        f'<span class="path">{escape(contents.base)}</span>: the root of the squared differences, '
+        "over the root of the other's squares. The same tensors are left out.</p>"
+    )
+    differing = [error for error in contents.errors if error.relative_error]
+    if not differing:
+        yield "<p>Every tensor has the same values.</p>"
+        return
+    by_name = sorted(differing, key=lambda error: error.name)
+    yield _charts(
+        _error_bars(name, list(errors))
+        for name, errors in groupby(by_name, key=lambda error: error.name)
+    )
+
+
+def _error_bars(name: str, errors: list[TensorError]) -> str:
+    errors.sort(key=lambda error: -1 if error.layer is None else error.layer)
+    values = [error.relative_error for error in errors]
+    labels = ["" if error.layer is None else str(error.layer) for error in errors]
+    titles = [
+        f"{'' if error.layer is None else f'layer {error.layer}: '}{error.relative_error:.3g}"
+        for error in errors
+    ]
+    caption = "" if errors[0].layer is None else "by layer"
+    return _figure(name, charts.bars(values, labels, titles), caption)
+
+
+# --- dense tensors ----------------------------------------------------------------------------
+
+
+def _dense(dense: Sequence[DenseStatistics]) -> Iterator[str]:
+    if not dense:
+        return
+    by_name: dict[str, list[DenseStatistics]] = {}
+    for it in dense:
+        name = it.tensor if it.layer is None else it.tensor.replace(f".{it.layer}.", ".*.", 1)
+        by_name.setdefault(name, []).append(it)
+    rows = "".join(_dense_row(name, found) for name, found in by_name.items())
+    yield (
+        "<h2>Other tensors</h2><p>Root mean square of the values, layer by layer: a jump is a layer"
+        " that is unlike its neighbours.</p>"
+        '<div class="scroll"><table><thead><tr><th>Tensor</th><th>Type</th><th>Shape</th>'
+        '<th>By layer</th><th class="number">Root mean square</th><th class="number">Largest</th>'
+        '<th class="number">Zeros</th><th class="number">Not finite</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _dense_row(name: str, found: list[DenseStatistics]) -> str:
+    rms = [it.rms for it in found]
+    types = ", ".join(sorted({it.encoding for it in found}))
+    shapes = ", ".join(sorted({" × ".join(map(str, it.shape)) for it in found}))
+    values = sum(int(np.prod(it.shape, dtype=np.int64)) for it in found)
+    not_finite = sum(it.not_finite for it in found)
+    low, high = min(rms), max(rms)
+    span = f"{low:.3g}" if len(rms) == 1 else f"{low:.3g} to {high:.3g}"
+    picture = charts.trend(rms, f"{name}, by layer") if len(rms) > 1 else ""
+    bad = f'<span class="error">{not_finite:,}</span>' if not_finite else "0"
+    zeros = charts.percent(sum(it.zeros for it in found) / max(values, 1))
+    return (
+        f'<tr><td class="place">{escape(name)}</td><td>{escape(types)}</td>'
+        f"<td>{escape(shapes)}</td><td>{picture}</td>"
+        f'<td class="number">{span}</td><td class="number">{max(it.peak for it in found):.3g}</td>'
+        f'<td class="number">{zeros}</td><td class="number">{bad}</td></tr>'
+    )
+
+
+def _footer() -> str:
+    return (
+        "<footer><p>MXFP4: 32 values of four bits share a scale, a power of two (OCP MX v1.0)."
+        " Every block was counted, none sampled. Move the pointer over a cell or bar for its"
+        " figures; <code>gptoss-quant report --json</code> has them all.</p></footer>"
+    )

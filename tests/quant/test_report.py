@@ -1,0 +1,255 @@
+"""The report's page: whole, harmless, and true to the numbers of the file."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gptoss.files.checkpoint import Checkpoint
+from gptoss.files.console import Meter
+from gptoss.quant import cli
+from gptoss.quant.counting import Counted, count
+from gptoss.quant.mxfp4 import Bytes
+from gptoss.quant.opening import Model
+from gptoss.quant.report import charts
+from gptoss.quant.report.charts import Shading
+from gptoss.quant.report.contents import Contents, TensorError
+from gptoss.quant.report.making import report
+from gptoss.quant.report.page import page
+from gptoss.quant.slabs import Files
+from support.planted import EXPERTS, Copying
+
+
+class Reader(HTMLParser):
+    """Checks that tags are closed in order; gathers tags, text and attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: Counter[str] = Counter()
+        self.attributes: set[str] = set()
+        self.text: list[str] = []
+        self.titles: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes |= {name for name, _ in attrs}
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+        if self.open and self.open[-1] == "title":
+            self.titles.append(data)
+
+
+@pytest.fixture(scope="module")
+def contents(source: Path) -> Contents:
+    return report(source)
+
+
+def raw(source: Path, name: str) -> Bytes:
+    info = Checkpoint.open(source).tensors[name]
+    data = np.fromfile(str(info.path), np.uint8, info.nbytes, offset=info.offset)
+    return data.reshape(info.shape)
+
+
+def test_the_page_is_whole_and_fetches_nothing(contents: Contents) -> None:
+    text = page(contents)
+    reader = Reader(text)
+    assert reader.tags["html"] == reader.tags["body"] == reader.tags["h1"] == 1
+    assert not {"script", "link", "img", "iframe", "object", "form"} & set(reader.tags)
+    assert not {name for name in reader.attributes if name.startswith("on")}
+    assert not {"src", "href", "action"} & reader.attributes
+    assert "url(" not in text
+    assert "@import" not in text
+    assert "default-src 'none'" in text
+    assert "✓" in "".join(reader.text)
+
+
+def test_cells_and_bars_say_what_the_file_holds(contents: Contents, source: Path) -> None:
+    titles = Reader(page(contents)).titles
+    cells = [title for title in titles if re.match(r"layer \d+, expert \d+: mean scale", title)]
+    assert len(cells) == 3 * 2 * EXPERTS
+    scales = raw(source, "model.layers.1.mlp.experts.gate_up_proj_scales")[3].astype(float)
+    gate, up = scales[0::2].mean() - 127, scales[1::2].mean() - 127
+    assert f"layer 1, expert 3: mean scale 2^{gate:.2f}" in cells[: 2 * EXPERTS]
+    assert f"layer 1, expert 3: mean scale 2^{up:.2f}" in cells[2 * EXPERTS : 4 * EXPERTS]
+    blocks = [raw(source, f"model.layers.{i}.mlp.experts.down_proj_blocks") for i in (0, 1)]
+    codes = np.stack([np.stack([it & 15, it >> 4]) for it in blocks])
+    threes = np.count_nonzero(codes == 5)
+    assert any(title.startswith(f"3 (code 5): {threes:,} values, ") for title in titles)
+    down = np.stack([raw(source, f"model.layers.{i}.mlp.experts.down_proj_scales") for i in (0, 1)])
+    byte = int(down.min())
+    name = f"scale 2^{byte - 127} (byte {byte}): {np.count_nonzero(down == byte):,} blocks, "
+    assert any(title.startswith(name) for title in titles)
+
+
+def test_a_gguf_has_the_same_pictures(contents: Contents, converted: dict[str, Path]) -> None:
+    def experts(text: str) -> str:
+        return text[text.index("<h2>Block scales by") : text.index("<h2>Other tensors")]
+
+    assert experts(page(report(converted["bf16"]))) == experts(page(contents))
+
+
+def test_hostile_text_is_shown_and_not_obeyed(contents: Contents, copy: Copying) -> None:
+    it = copy()
+    it.replace(b"blk.0.attn_norm.weight", b"<script src=//x.y></s>")
+    reader = Reader(page(replace(report(it.path), path="<b onclick=x>&.gguf")))
+    assert "script" not in reader.tags
+    assert reader.tags["b"] == Reader(page(contents)).tags["b"]
+    assert not {"src", "onclick"} & reader.attributes
+    shown = "".join(reader.text)
+    assert "<script src=//x.y></s>" in shown
+    assert "<b onclick=x>&.gguf" in shown
+
+
+def test_findings_stand_with_what_to_do(copy: Copying) -> None:
+    it = copy()
+    it.replace(b"blk.1.ffn_up_exps.weight", b"blk.1.ffn_up_expz.weight")
+    contents = report(it.path)
+    shown = "".join(Reader(page(contents)).text)
+    assert contents.findings
+    for finding in contents.findings:
+        assert finding.message in shown
+        assert finding.kind.remedy in shown
+    assert "✕ 2 errors" in shown
+
+
+def test_errors_by_layer(contents: Contents) -> None:
+    errors = (
+        TensorError("ffn_down_exps.weight", 0, 0.0),
+        TensorError("ffn_down_exps.weight", 1, 0.25),
+        TensorError("attn_q.weight", 1, 0.125),
+        TensorError("attn_q.weight", 0, 0.0625),
+    )
+    compared = replace(contents, base="other", errors=errors)
+    reader = Reader(page(compared))
+    assert [title for title in reader.titles if re.fullmatch(r"layer \d: [\d.]+", title)] == [
+        "layer 0: 0.0625",
+        "layer 1: 0.125",
+        "layer 1: 0.25",
+    ]
+    same = replace(contents, base="other", errors=errors[:1])
+    assert "Every tensor has the same values." in "".join(Reader(page(same)).text)
+
+
+# --- charts -----------------------------------------------------------------------------------
+
+
+def test_shades_are_equal_steps_and_what_lies_beyond_is_marked() -> None:
+    shading = Shading(0.0, 9.0)
+    names = [shading.name(value) for value in (0.0, 0.99, 1.0, 8.99, 9.0, 11.0, 11.1, -2.1, np.nan)]
+    assert names == ["q0", "q0", "q1", "q8", "q8", "q8", "q8 beyond", "q0 beyond", "none"]
+
+
+def test_one_outlier_does_not_take_all_the_colours() -> None:
+    values = np.linspace(-6, -5, 1000)
+    values[500] = 60
+    shading = Shading.of(values)
+    assert shading.high < -4.9
+    assert shading.name(60) == "q8 beyond"
+    assert len({shading.name(value) for value in values[values < 0]}) == 9
+
+
+def test_equal_values_have_a_colour() -> None:
+    shading = Shading.of(np.full((2, 2), 0.5))
+    assert (shading.name(0.5), shading.name(0.6)) == ("q0", "q8 beyond")
+    assert Shading.of(np.full(3, np.nan)).name(np.nan) == "none"
+
+
+def test_a_share_that_is_not_nothing_does_not_look_like_nothing() -> None:
+    assert [charts.percent(share) for share in (0, 1e-9, 0.5, 1 / 3)] == [
+        "0%", "<0.0001%", "50%", "33.3%",
+    ]  # fmt: skip
+    heights = re.findall(r'height="([\d.]+)" class="bar"', charts.bars([1, 1e-9, 0], "abc", "abc"))
+    assert float(heights[1]) > 0.5
+    assert float(heights[2]) == 0
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+def run(*arguments: str | Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["gptoss-quant", "report", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert isinstance(exit_.value.code, int)
+    return exit_.value.code
+
+
+def test_the_command_writes_a_page(
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "page.html"
+    for _ in range(2):  # the second replaces the first
+        assert run(source, "-o", out, monkeypatch=monkeypatch) == 0
+        assert capsys.readouterr().out.startswith(str(out))
+    assert out.read_text("utf-8") == page(report(source))
+    assert list(tmp_path.iterdir()) == [out]
+    assert run(source, "--json", monkeypatch=monkeypatch) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(report(source).to_json()))
+
+
+def test_an_error_among_the_findings_is_exit_code_1(
+    copy: Copying, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it, out = copy(), tmp_path / "page.html"
+    it.replace(b"blk.1.ffn_up_exps.weight", b"blk.1.ffn_up_expz.weight")
+    assert run(it.path, "-o", out, monkeypatch=monkeypatch) == 1
+    assert out.exists()
+
+
+def test_what_is_no_page_is_never_replaced(
+    copy: Copying, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    it = copy()
+    before = it.path.read_bytes()
+    assert run(it.path, "-o", it.path, monkeypatch=monkeypatch) == 2
+    assert it.path.read_bytes() == before
+    assert "no HTML page" in capsys.readouterr().err
+    assert run(it.path, "-o", it.path.parent, monkeypatch=monkeypatch) == 2
+    assert run(it.path, "-o", it.path.parent / "no" / "page", monkeypatch=monkeypatch) == 2
+
+
+def test_no_page_of_a_file_that_is_cut_or_changes(
+    copy: Copying,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    it, out = copy(), tmp_path / "page.html"
+
+    def and_touched(model: Model, files: Files, progress: Meter | None) -> Counted:
+        it.xor(it.offset("output.weight"), 1)
+        return count(model, files, progress)
+
+    monkeypatch.setattr("gptoss.quant.report.making.count", and_touched)
+    assert run(it.path, "-o", out, monkeypatch=monkeypatch) == 2
+    assert "changed while it was read" in capsys.readouterr().err
+    monkeypatch.undo()
+    it.path.write_bytes(it.path.read_bytes()[:-1000])
+    assert run(it.path, "-o", out, monkeypatch=monkeypatch) == 2
+    assert run(tmp_path / "nothing", "-o", out, monkeypatch=monkeypatch) == 2
+    assert not out.exists()
