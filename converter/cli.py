@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -10,6 +12,7 @@ import click
 from gptoss.converter import gguf_cli, parts
 from gptoss.converter.convert import Conversion, NotProven, convert
 from gptoss.converter.dense import Dense
+from gptoss.converter.experts import ExpertType, Rounding
 from gptoss.files import console
 from gptoss.files.errors import BadRequest
 
@@ -44,6 +47,22 @@ from gptoss.files.errors import BadRequest
     help="Compare the result with SOURCE, to the last bit, before it takes its place.",
 )
 @click.option(
+    "--experts", type=click.Choice([kind.value for kind in ExpertType]),
+    default=ExpertType.MXFP4.value, show_default=True,
+    help="The type of the experts. Those that a fine-tune holds in floats are encoded to mxfp4, "
+    "with the least error; bf16, four times as large, is for hardware without MXFP4.",
+)  # fmt: skip
+@click.option(
+    "--base", type=click.Path(path_type=Path), metavar="FOLDER",
+    help="The MXFP4 checkpoint that SOURCE was fine-tuned from. Blocks that the fine-tune left "
+    "alone keep their codes and scales to the bit, and square matrices are compared with it to "
+    "see which way they stand.",
+)  # fmt: skip
+@click.option(
+    "--allow-nonfinite", is_flag=True,
+    help="Go on when weights are NaN or infinite, where the type has such values.",
+)  # fmt: skip
+@click.option(
     "--to", type=click.Choice(gguf_cli.CHOICES), default=gguf_cli.TO_GGUF, show_default=True,
     help="From a GGUF back to a Hugging Face checkpoint: hf keeps the experts in MXFP4, as "
     "published; hf-bf16 has them in BF16, as fine-tuning wants them.",
@@ -62,6 +81,9 @@ def command(
     types: tuple[str, ...],
     split_max_size: str | None,
     verify: bool,
+    experts: str,
+    base: Path | None,
+    allow_nonfinite: bool,
     to: str,
     tokenizer: Path | None,
     as_json: bool,
@@ -70,9 +92,9 @@ def command(
 
     SOURCE is a checkpoint's folder as published on Hugging Face: config.json, tokenizer.json,
     tokenizer_config.json and the weights, in one model.safetensors or in the shards that
-    model.safetensors.index.json names; or OpenAI's own layout of it, original/. Experts must be
-    in MXFP4; they stay so, bit for bit, repacked for llama.cpp. Vocabulary and chat template go
-    into the file.
+    model.safetensors.index.json names; or OpenAI's own layout of it, original/; or a fine-tune
+    in BF16, F16 or F32. Experts in MXFP4 stay so, bit for bit, repacked for llama.cpp.
+    Vocabulary and chat template go into the file.
 
     Nothing is loaded whole: a model of any size takes less than half a GB of memory. Until the
     file is complete nothing stands at OUT.gguf; it grows in the hidden folder .OUT.gguf.part beside
@@ -89,6 +111,7 @@ def command(
       gptoss-convert gpt-oss-20b -o gpt-oss-20b-bf16.gguf --dense bf16
       gptoss-convert gpt-oss-20b -o small.gguf --type embedding=q4_0 --type output=q5_1
       gptoss-convert gpt-oss-120b -o gpt-oss-120b.gguf --split-max-size 20G --verify
+      gptoss-convert my-finetune --base gpt-oss-20b -o my-finetune.gguf
       gptoss-convert gpt-oss-20b.gguf -o gpt-oss-20b --to hf
 
     \b
@@ -110,6 +133,9 @@ def command(
                 out,
                 dense=dense,
                 types=_types(types),
+                experts=experts,
+                base=base,
+                allow_nonfinite=allow_nonfinite,
                 split_max_size=limit,
                 tokenizer=tokenizer,
                 verify=verify,
@@ -120,7 +146,12 @@ def command(
     except NotProven as error:
         _say(f"error: {error}")
         context.exit(1)
-    click.echo(json.dumps(_summary(done)) if as_json else _sentence(done))
+    if as_json:
+        click.echo(json.dumps(_summary(done)))
+        return
+    click.echo(_sentence(done))
+    if done.roundings:
+        click.echo(_rounding(done.roundings))
 
 
 def _say(sentence: str) -> None:
@@ -146,6 +177,9 @@ def _summary(done: Conversion) -> dict[str, object]:
         "files": [str(path) for path in done.files],
         "manifest": str(done.manifest),
         "dense": done.dense.to_json(),
+        "experts": done.experts.value,
+        "rounding": {name: asdict(rounding) for name, rounding in done.roundings.items()},
+        "notes": list(done.notes),
         "tensors": done.tensors,
         "bytes": done.nbytes,
         "resumed": done.resumed,
@@ -161,6 +195,16 @@ def _sentence(done: Conversion) -> str:
         f"{first}{f' and {n - 1} more' if n > 1 else ''}: {done.tensors} tensors, "
         f"{done.nbytes:,} bytes, dense {done.dense}, in {done.seconds:.1f} s ({rate:.0f} MB/s)"
         f"{'; proven: it holds what the source holds' if done.verdict else ''}"
+    )
+
+
+def _rounding(roundings: Mapping[str, Rounding]) -> str:
+    blocks = sum(rounding.blocks for rounding in roundings.values())
+    exact = sum(rounding.exact for rounding in roundings.values())
+    name, worst = max(roundings.items(), key=lambda item: item[1].relative_error)
+    return (
+        f"experts encoded to MXFP4: {exact:,} of {blocks:,} blocks without a difference; the "
+        f"largest relative error of a tensor is {worst.relative_error:.2g}, of {name}"
     )
 
 

@@ -11,9 +11,11 @@ from time import perf_counter
 from gptoss.converter import manifest as manifests
 from gptoss.converter import vocabulary, writer
 from gptoss.converter.dense import Dense, DenseTypes
+from gptoss.converter.experts import ExpertType, Rounding
 from gptoss.converter.header import EncodedKeys, encode_keys
 from gptoss.converter.jobs import fingerprint
 from gptoss.converter.metadata import metadata
+from gptoss.converter.opening import Opened, open_source
 from gptoss.converter.parts import Part, parts
 from gptoss.converter.plan import plan
 from gptoss.converter.staging import FINAL, Staging, folder_of, reported
@@ -21,6 +23,8 @@ from gptoss.files.checkpoint import Checkpoint
 from gptoss.files.errors import OutputError
 from gptoss.quant.verdict import Verdict
 from gptoss.quant.verify import verify as verify_files
+
+_SOURCE_SUFFIXES = (".json", ".jinja", ".safetensors")
 
 Progress = Callable[[int, int], None]
 """Called now and then with the bytes written so far and the bytes of the whole file."""
@@ -48,6 +52,9 @@ class Conversion:
     resumed: int
     seconds: float
     verdict: Verdict | None
+    experts: ExpertType
+    roundings: Mapping[str, Rounding]
+    notes: tuple[str, ...]
 
 
 class NotProven(OutputError):
@@ -64,6 +71,9 @@ def convert(
     *,
     dense: str = Dense.Q8_0,
     types: Mapping[str, str] | None = None,
+    experts: str = ExpertType.MXFP4,
+    base: str | os.PathLike[str] | None = None,
+    allow_nonfinite: bool = False,
     split_max_size: int | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
     verify: bool = False,
@@ -74,7 +84,12 @@ def convert(
     """Convert a gpt-oss checkpoint folder, Hugging Face's or OpenAI's layout, to a GGUF file.
 
     ``dense`` is the type of the dense matrices, one of ``Dense``, and ``types`` gives groups of
-    them another: ``{"embedding": "q4_0", "output": "q8_0"}``. The experts stay MXFP4, bit for bit.
+    them another: ``{"embedding": "q4_0", "output": "q8_0"}``.
+    Experts in MXFP4 stay so, bit for bit; those that a fine-tune holds in floats are encoded to it,
+    or with ``experts="bf16"`` become that. ``base`` is the MXFP4 checkpoint that a fine-tune was
+    made from: unchanged blocks stay what they were to the bit, and square matrices are compared to
+    see which way they stand. NaN and infinity are refused unless ``allow_nonfinite``.
+
     ``split_max_size``, in bytes, cuts the result into files called OUT-00001-of-00003.gguf and so
     on when it is larger. ``tokenizer`` is the folder that holds tokenizer.json when it is not the
     checkpoint's own. ``verify`` compares the result with its source before it takes its place.
@@ -89,15 +104,25 @@ def convert(
     """
     began = perf_counter()
     source, out = Path(source), Path(out)
-    checkpoint = Checkpoint.open(source, tokenizer=Path(tokenizer) if tokenizer else None)
-    planned = plan(checkpoint, dense, types)
+    opened = open_source(source, tokenizer=tokenizer, base=base)
+    for note in opened.notes:
+        (say or _nothing)(f"note: {note}")
+    planned = plan(
+        opened.checkpoint,
+        dense,
+        types,
+        experts=experts,
+        allow_nonfinite=allow_nonfinite,
+        base=opened.base,
+        inputs_first=opened.inputs_first,
+    )
     manifest_path = manifests.path_of(out)
     writer.check_target(manifest_path)
-    _check_apart(checkpoint, out)
+    _check_apart(opened, out)
     if not folder_of(out).exists():
         # Before the vocabulary is read: who has no room for the file should not wait for it.
         writer.check_room(out.parent, planned.nbytes)
-    files = parts(planned, _keys(checkpoint), out.name, split_max_size)
+    files = parts(planned, _keys(opened.checkpoint, planned.experts), out.name, split_max_size)
     for part in files:
         writer.check_target(out.with_name(part.name))
     total = sum(part.nbytes for part in files)
@@ -128,6 +153,11 @@ def convert(
         resumed=resumed,
         seconds=seconds,
         verdict=verdict,
+        experts=planned.experts,
+        roundings={
+            tensor.name: tensor.tally.rounding for tensor in planned.tensors if tensor.tally
+        },
+        notes=opened.notes,
     )
 
 
@@ -162,17 +192,17 @@ def _proven(source: Path, written: Path, out: Path, progress: Progress | None) -
     return verdict
 
 
-def _keys(checkpoint: Checkpoint) -> EncodedKeys:
+def _keys(checkpoint: Checkpoint, experts: ExpertType) -> EncodedKeys:
     """The GGUF's keys; the vocabulary they are made of is gone before any data is read."""
     words = vocabulary.read(checkpoint.tokenizer, checkpoint.hparams.vocab_size)
-    return encode_keys(metadata(checkpoint.hparams, words, checkpoint.name))
+    return encode_keys(metadata(checkpoint.hparams, words, checkpoint.name, experts))
 
 
-def _check_apart(checkpoint: Checkpoint, out: Path) -> None:
+def _check_apart(opened: Opened, out: Path) -> None:
     """The output must not be one of the files it is made from."""
-    files = {info.path for info in checkpoint.tensors.values()}
+    files = {info.path for info in opened.checkpoint.tensors.values()}
     parts = {path for path in files if isinstance(path, Path)}
-    for folder in {checkpoint.folder, checkpoint.tokenizer}:
-        parts |= {path for path in folder.iterdir() if path.suffix in (".json", ".jinja")}
+    for folder in set(opened.folders):
+        parts |= {path for path in folder.iterdir() if path.suffix in _SOURCE_SUFFIXES}
     if out.exists() and any(out.samefile(part) for part in parts):
         raise OutputError(f"{out}: is part of the checkpoint; name another file to write")

@@ -21,6 +21,9 @@ _OF_CHECKPOINTS = {
     "types": "--type",
     "split_max_size": "--split-max-size",
     "verify": "--verify",
+    "experts": "--experts",
+    "base": "--base",
+    "allow_nonfinite": "--allow-nonfinite",
     "tokenizer": "--tokenizer",
 }
 """Options by parameter that say how to convert a checkpoint."""

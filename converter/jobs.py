@@ -114,7 +114,8 @@ def fingerprint(parts: Sequence[Part], version: str) -> str:
     for part in parts:
         digest.update(f"\n{part.name}\n".encode("utf-8", "surrogateescape") + part.head)
         for tensor in part.tensors:
-            digest.update(f"\n{tensor.name} {tensor.transform.name}".encode())
+            checked = tensor.transform.check is not None
+            digest.update(f"\n{tensor.name} {tensor.transform.name} {checked}".encode())
             for source in tensor.sources:
                 paths[str(source.path)] = source.path
                 place = f"\n{source.path} {source.name} {source.offset} {source.nbytes}"

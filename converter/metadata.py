@@ -1,8 +1,8 @@
 """The keys of a GGUF that llama.cpp needs to run gpt-oss, with their types.
 
 Names and types are those of llama.cpp's own converter, and so are the values but for one:
-``general.file_type`` is 38 (mostly MXFP4 with experts) whatever the dense type, as the published
-GGUFs and llama.cpp's enum have it; that converter writes 7 (mostly Q8_0) with ``--outtype q8_0``.
+``general.file_type`` goes by the experts, as the published GGUFs and llama.cpp's enum have it: 38,
+mostly MXFP4, or 32, mostly BF16, whatever the dense type. That converter goes by ``--outtype``.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from typing import Any
 
 from gguf.constants import GGML_QUANT_VERSION, GGUFValueType
 
+from gptoss.converter.experts import ExpertType
 from gptoss.converter.vocabulary import Vocabulary
 from gptoss.files.hparams import ARCHITECTURE, GGUF_KEYS, HParams
 from gptoss.files.o200k import PRE_TOKENIZER
 
-FILE_TYPE_MXFP4_MOE = 38
+FILE_TYPES = {ExpertType.MXFP4: 38, ExpertType.BF16: 32}
 
 STRING, BOOL = GGUFValueType.STRING, GGUFValueType.BOOL
 U32, I32, F32 = GGUFValueType.UINT32, GGUFValueType.INT32, GGUFValueType.FLOAT32
@@ -33,13 +34,15 @@ class Entry:
     array: bool = False
 
 
-def metadata(hparams: HParams, vocabulary: Vocabulary, name: str) -> list[Entry]:
+def metadata(
+    hparams: HParams, vocabulary: Vocabulary, name: str, experts: ExpertType = ExpertType.MXFP4
+) -> list[Entry]:
     """All keys of a model called ``name``."""
     return [
         Entry("general.architecture", STRING, ARCHITECTURE),
         Entry("general.type", STRING, "model"),
         Entry("general.name", STRING, name),
-        Entry("general.file_type", U32, FILE_TYPE_MXFP4_MOE),
+        Entry("general.file_type", U32, FILE_TYPES[experts]),
         Entry("general.quantization_version", U32, GGML_QUANT_VERSION),
         *_model(hparams),
         *_tokenizer(vocabulary),

@@ -10,17 +10,19 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType
 
-from gptoss.converter import transforms
 from gptoss.converter.dense import Dense, DenseTypes
+from gptoss.converter.experts import ExpertType, Tally
+from gptoss.converter.routes import Options, route
 from gptoss.converter.transforms import Transform
 from gptoss.files.checkpoint import Checkpoint
+from gptoss.files.errors import BadRequest
 from gptoss.files.hparams import HParams
-from gptoss.files.names import Kind, NamedTensor, Rows, tensors
+from gptoss.files.names import tensors
 from gptoss.files.safetensors import TensorInfo
 
 ALIGNMENT: int = GGUF_DEFAULT_ALIGNMENT
@@ -31,7 +33,8 @@ class TensorPlan:
     """One tensor to write.
 
     ``shape`` is in ggml's order, the fastest dimension first; ``offset`` counts from the start of
-    the GGUF's data. ``transform`` turns the bytes of ``sources`` into ``nbytes`` bytes.
+    the GGUF's data. ``transform`` turns the bytes of ``sources`` into ``nbytes`` bytes; where that
+    rounds to MXFP4, ``tally`` adds up what it cost.
     """
 
     name: str
@@ -41,6 +44,7 @@ class TensorPlan:
     nbytes: int
     transform: Transform
     sources: tuple[TensorInfo, ...]
+    tally: Tally | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ class Plan:
 
     hparams: HParams
     dense: DenseTypes
+    experts: ExpertType
     tensors: tuple[TensorPlan, ...]
     nbytes: int
 
@@ -57,46 +62,51 @@ def plan(
     source: Checkpoint | str | os.PathLike[str],
     dense: str = Dense.Q8_0,
     types: Mapping[str, str] | None = None,
+    *,
+    experts: str = ExpertType.MXFP4,
+    allow_nonfinite: bool = False,
+    base: Checkpoint | None = None,
+    inputs_first: Mapping[str, bool] | None = None,
 ) -> Plan:
     """Plan the conversion of a checkpoint, opened or given by its folder.
 
     ``dense`` is the type of the dense matrices, one of ``Dense``; ``types`` gives groups of them
-    another: ``{"embedding": "q4_0"}``, the groups being those of ``Group``.
+    another: ``{"embedding": "q4_0"}``, the groups being those of ``Group``. ``experts`` is one of
+    ``ExpertType``. NaN and infinity are refused, unless ``allow_nonfinite`` lets them pass where
+    the type has them. ``base`` and ``inputs_first`` as in ``routes.Options``.
 
     Raises ``BadRequest`` (a ValueError) when a type or group does not exist, ``BadCheckpoint`` when
     a tensor is missing, unknown, or of a wrong dtype or shape.
     """
-    chosen = DenseTypes.choose(dense, types)
+    if experts not in list(ExpertType):
+        raise BadRequest(f"experts can be {' or '.join(ExpertType)}, not {experts!r}")
+    options = Options(
+        DenseTypes.choose(dense, types),
+        ExpertType(experts),
+        allow_nonfinite,
+        base,
+        inputs_first or {},
+    )
     if not isinstance(source, Checkpoint):
         source = Checkpoint.open(Path(source))
     source.check_tensors()
     planned: list[TensorPlan] = []
     at = 0
     for named in tensors(source.hparams):
-        kind, transform = _type_and_transform(named, chosen)
-        block, block_bytes = GGML_QUANT_SIZES[kind]
+        way = route(source, named, options)
+        block, block_bytes = GGML_QUANT_SIZES[way.type]
         nbytes = math.prod(named.shape) // block * block_bytes
-        sources = tuple(source.tensors[s.name] for s in named.sources)
         planned.append(
-            TensorPlan(named.gguf, kind, named.ggml_shape, at, nbytes, transform, sources)
+            TensorPlan(
+                named.gguf,
+                way.type,
+                named.ggml_shape,
+                at,
+                nbytes,
+                way.transform,
+                way.sources,
+                way.tally,
+            )
         )
         at += -(-nbytes // ALIGNMENT) * ALIGNMENT
-    return Plan(source.hparams, chosen, tuple(planned), at)
-
-
-def _type_and_transform(
-    named: NamedTensor, types: DenseTypes
-) -> tuple[GGMLQuantizationType, Transform]:
-    if named.kind is Kind.MATRIX:
-        dense = types.of(named.gguf)
-        return dense.ggml, transforms.DENSE[dense]
-    if named.kind is Kind.EXACT:
-        if named.rows is Rows.ALL:
-            return GGMLQuantizationType.F32, transforms.TO_F32
-        return GGMLQuantizationType.F32, transforms.every_second_to_f32(named.rows)
-    if named.rows is Rows.ALL:
-        return GGMLQuantizationType.MXFP4, transforms.REPACK
-    return (
-        GGMLQuantizationType.MXFP4,
-        transforms.every_second_row(named.rows, columns=named.shape[-1]),
-    )
+    return Plan(source.hparams, options.dense, options.experts, tuple(planned), at)

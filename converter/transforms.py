@@ -49,18 +49,35 @@ class OutOfRangeError(ArithmeticError):
         self.value = value
 
 
+class NonFiniteError(ArithmeticError):
+    """A NaN or an infinity; ``index`` counts the values of the piece that was looked at."""
+
+    def __init__(self, index: int, value: float) -> None:
+        super().__init__(index, value)
+        self.index = index
+        self.value = value
+
+
 @dataclass(frozen=True, slots=True)
 class Transform:
     """``apply(sources, out)`` turns any whole number of units.
 
     ``reads`` has the bytes of each source that a unit takes, ``writes`` the bytes it gives; the
-    arrays are uint8, contiguous, of one dimension. ``apply`` is pure and safe in threads.
+    arrays are uint8, contiguous, of one dimension. ``apply`` is pure and safe in threads. Where
+    there is a ``check``, it is to be called with the first source's bytes before; it raises
+    ``NonFiniteError`` for what should not go on.
     """
 
     name: str
     reads: tuple[int, ...]
     writes: int
     apply: Callable[[Sequence[Bytes], Bytes], None]
+    check: Callable[[Bytes], None] | None = None
+
+    @property
+    def copies(self) -> bool:
+        """Whether the result is the first source as it stands."""
+        return self.apply is _copy
 
 
 def _copy(sources: Sequence[Bytes], out: Bytes) -> None:

@@ -25,8 +25,9 @@ import numpy as np
 
 from gptoss.converter.jobs import Job, Target, jobs, written
 from gptoss.converter.parts import Part
+from gptoss.converter.refusing import refusing
 from gptoss.converter.staging import NAME_LIMIT, Done, Staging, reported
-from gptoss.converter.transforms import COPY, Bytes, OutOfRangeError
+from gptoss.converter.transforms import Bytes
 from gptoss.files.errors import BadCheckpoint, OutputError
 from gptoss.files.reading import AnyPath, Source
 
@@ -199,7 +200,8 @@ class Worker:
                 units = min(step, job.units - job.done)
                 inputs = self._read(units, buffers)
                 for file, target, digest, out in zip(files, job.targets, hashes, outs, strict=True):
-                    made = _made(target, inputs, out[: units * target.tensor.transform.writes])
+                    size = units * target.tensor.transform.writes
+                    made = _made(target, job.done, inputs, out[:size])
                     digest.update(made.data)
                     at = target.at + job.done * target.tensor.transform.writes
                     _write_all(file, at, made.data)
@@ -217,18 +219,15 @@ class Worker:
         return inputs
 
 
-def _made(target: Target, inputs: Sequence[Bytes], out: Bytes) -> Bytes:
-    """A chunk of a tensor; in ``out``, unless it is the input as it stands."""
+def _made(target: Target, first: int, inputs: Sequence[Bytes], out: Bytes) -> Bytes:
+    """A chunk of a tensor from unit ``first`` on: in ``out``, or the input where that is it."""
     tensor = target.tensor
-    if tensor.transform is COPY:
-        return inputs[0]
-    try:
+    with refusing(tensor, first):
+        if tensor.transform.check is not None:
+            tensor.transform.check(inputs[0])
+        if tensor.transform.copies:
+            return inputs[0]
         tensor.transform.apply(inputs, out)
-    except OutOfRangeError as error:
-        raise BadCheckpoint(
-            f"{tensor.sources[0].path}: tensor {tensor.sources[0].name!r} holds {error.value:g}, "
-            f"beyond the range of {tensor.type.name}; choose another --dense"
-        ) from error
     return out
 
 

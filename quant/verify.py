@@ -55,6 +55,7 @@ def verify(
     checkpoint = Checkpoint.open(Path(source), tokenizer=Path(tokenizer) if tokenizer else None)
     file = GgufFile.open(Path(gguf))
     checkpoint.check_tensors()
+    _check_form(checkpoint)
     keys = compare_keys(checkpoint, file)
     groups, unmatched = _match(checkpoint, file)
     found = [target for group in groups for target in group.targets if target]
@@ -70,6 +71,17 @@ def verify(
         keys=keys,
         differences=tuple(differences),
     )
+
+
+def _check_form(checkpoint: Checkpoint) -> None:
+    """Weights in other floats, and experts in any, are not compared."""
+    for named in tensors(checkpoint.hparams):
+        for info, source in zip(checkpoint.stored(named), named.sources, strict=False):
+            if info.dtype != source.dtype:
+                raise BadCheckpoint(
+                    f"{info.path}: tensor {info.name!r} is {info.dtype}; only checkpoints with "
+                    "experts in MXFP4 and the rest in BF16 can be verified"
+                )
 
 
 # --- what is to be compared with what ---------------------------------------------------------

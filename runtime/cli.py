@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +14,19 @@ import click
 from gptoss.files import console
 from gptoss.files.errors import GptossError
 from gptoss.runtime.chat import Chat, load
+from gptoss.runtime.harmony.grammar import (
+    JSON_OBJECT,
+    MAX_GRAMMAR_CHARACTERS,
+    MAX_SCHEMA_CHARACTERS,
+    JsonSchema,
+    Lark,
+    Regex,
+    ResponseFormat,
+    ToolChoice,
+)
 from gptoss.runtime.harmony.messages import Effort
 from gptoss.runtime.sampling import Sampling
+from gptoss.runtime.settings import MAX_ROUNDS
 from gptoss.runtime.terminal import JsonLines, Printer, Show
 
 HELP = """\
@@ -26,7 +38,10 @@ Ctrl-C stops a reply."""
 _DEFAULTS = Sampling()
 
 
-@click.group()
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 90}
+
+
+@click.group(context_settings=_SETTINGS)
 def cli() -> None:
     """Run gpt-oss models in GGUF form."""
 
@@ -44,6 +59,12 @@ def cli() -> None:
     help="How long the model reasons before it answers.",
 )
 @click.option(
+    "--reasoning-budget",
+    type=int,
+    metavar="N",
+    help="Tokens of reasoning in a reply, after which it must answer.",
+)
+@click.option(
     "--instructions", "--system", metavar="TEXT", help="What the model is told to do or to be."
 )
 @click.option(
@@ -52,18 +73,62 @@ def cli() -> None:
     metavar="MODULE:FUNCTION",
     help="A Python function the model may call; may be given again.",
 )
+@click.option(
+    "--tool-choice",
+    metavar="CHOICE",
+    default=ToolChoice.AUTO.value,
+    show_default=True,
+    help="none, auto, required, or the name of the tool to call first.",
+)
+@click.option("--parallel-calls", is_flag=True, help="Several calls at a time are allowed.")
+@click.option(
+    "--max-rounds",
+    type=int,
+    metavar="N",
+    default=MAX_ROUNDS,
+    show_default=True,
+    help="Rounds of calls in a reply, after which it must answer.",
+)
+@click.option(
+    "--response-format",
+    type=click.Choice(["text", "json"]),
+    help="json: the answer is any JSON object.",
+)
+@click.option(
+    "--schema",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The answer is JSON that the JSON schema in FILE admits.",
+)
+@click.option("--regex", metavar="PATTERN", help="The answer matches PATTERN, whole.")
+@click.option(
+    "--grammar",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The answer follows the Lark grammar in FILE.",
+)
+@click.option(
+    "--unconstrained",
+    is_flag=True,
+    help="Let the model write what it will; repair what is malformed.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per event and line.")
 @click.option("--temperature", type=float, default=_DEFAULTS.temperature, show_default=True)
 @click.option("--top-k", type=int, default=_DEFAULTS.top_k, show_default=True, help="0: all.")
 @click.option("--top-p", type=float, default=_DEFAULTS.top_p, show_default=True)
 @click.option("--min-p", type=float, default=_DEFAULTS.min_p, show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), help="Makes sampling repeatable.")
-@click.option("--ctx", "n_ctx", type=int, help="Tokens of context.  [default: 16384 at most]")
-@click.option("--max-tokens", type=int, help="Limit of a reply, reasoning included.")
-@click.option("--threads", "n_threads", type=int, help="[default: the physical cores]")
+@click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Makes sampling repeatable.")
+@click.option(
+    "--ctx", "n_ctx", type=int, metavar="N", help="Tokens of context.  [default: 16384 at most]"
+)
+@click.option("--max-tokens", type=int, metavar="N", help="Limit of a reply, reasoning included.")
+@click.option("--threads", "n_threads", type=int, metavar="N", help="[default: the physical cores]")
 @click.option("--gpu-layers", "n_gpu_layers", type=int, default=-1, help="[default: all]")
 @click.option("--verbose", is_flag=True, help="Show llama.cpp's log on stderr.")
+@click.pass_context
 def chat(
+    context: click.Context,
+    /,
     model: Path,
     prompt: str | None,
     as_json: bool,
@@ -72,42 +137,116 @@ def chat(
     top_k: int,
     top_p: float,
     min_p: float,
+    response_format: str | None,
+    schema: Path | None,
+    regex: str | None,
+    grammar: Path | None,
+    unconstrained: bool,
     **options: Any,
 ) -> None:
     """Talk with MODEL, a gpt-oss GGUF file.
 
     Without -p, a conversation: at a terminal with line editing, else one message a line of stdin.
+    A reply that was cut (its last event says why) is no error.
+
+    \b
+    Examples:
+      gptoss-run chat model.gguf
+      gptoss-run chat model.gguf -p "Rome in one line" --reasoning low
+      gptoss-run chat model.gguf --tools weather:get_weather --tool-choice required
+      gptoss-run chat model.gguf -p "A user" --schema user.json --json | jq .
+
+    \b
+    Exit codes:
+      0    done
+      2    the input or the request was wrong; in a conversation from stdin, any line's
+      129  hung up        130  interrupted by Ctrl-C
+      141  reader gone    143  terminated
     """
     sampling = Sampling(temperature, top_k, top_p, min_p)
     functions = [import_function(spec) for spec in tools]
+    wanted = _response_format(response_format, schema, regex, grammar)
     size = model.stat().st_size if model.is_file() else 0
     with console.progress_bar(f"loading {model.name}", size, shown=not as_json) as advance:
-        progress = _in_bytes(advance, size)
-        talk = load(model, tools=functions, sampling=sampling, progress=progress, **options)
+        talk = load(
+            model,
+            tools=functions,
+            sampling=sampling,
+            response_format=wanted,
+            constrained=not unconstrained,
+            progress=_in_bytes(advance, size),
+            **options,
+        )
     show: Show = JsonLines(sys.stdout) if as_json else Printer(sys.stdout)
     with talk:
         if prompt is not None:
             _answer(talk, sys.stdin.read() if prompt == "-" else prompt, show)
-        else:
-            converse(talk, _lines(), show)
+            return
+        interactive = _at_a_terminal()
+        all_answered = converse(talk, _lines(), show, interactive=interactive)
+        if not (all_answered or interactive):  # a person has read what went wrong
+            context.exit(2)
 
 
-def converse(talk: Chat, lines: Iterator[str], show: Show) -> None:
-    """Answer each line until there are no more; a line that begins with / is a command."""
+def converse(talk: Chat, lines: Iterator[str], show: Show, *, interactive: bool = True) -> bool:
+    """Answer each line until there are no more; a line that begins with / is a command.
+
+    An error ends its line's reply only, and so does Ctrl-C where it is ``interactive``. Returns
+    whether every line was answered.
+    """
+    all_answered = True
     for line in lines:
         text = line.strip()
         if text == "/quit":
-            return
+            break
         if text.startswith("/"):
             click.echo(_command(talk, text), err=True)
         elif text:
             try:
                 _answer(talk, text, show)
             except KeyboardInterrupt:
+                if not interactive:
+                    raise
                 if isinstance(show, Printer):
                     show.stopped()
             except GptossError as error:
-                click.echo(f"error: {error}", err=True)
+                click.echo(f"error: {console.one_line(str(error))}", err=True)
+                all_answered = False
+    return all_answered
+
+
+def _response_format(
+    named: str | None, schema: Path | None, regex: str | None, grammar: Path | None
+) -> ResponseFormat | None:
+    """What the answer must be, by the one option that says so."""
+    if sum(option is not None for option in (named, schema, regex, grammar)) > 1:
+        raise click.UsageError(
+            "--response-format, --schema, --regex and --grammar each say what the answer is: "
+            "give one of them"
+        )
+    if schema is not None:
+        return JsonSchema(_read_json(schema))
+    if regex is not None:
+        return Regex(regex)
+    if grammar is not None:
+        return Lark(_read_text(grammar, MAX_GRAMMAR_CHARACTERS))
+    return JSON_OBJECT if named == "json" else None
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(_read_text(path, 4 * MAX_SCHEMA_CHARACTERS))
+    except (ValueError, RecursionError) as error:
+        raise click.BadParameter(f"{path}: no JSON: {error}", param_hint="--schema") from error
+
+
+def _read_text(path: Path, most: int) -> str:
+    """A file's text, unless it is far too long to be what it is taken for."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        text = file.read(most + 1)
+    if len(text) > most:
+        raise click.BadParameter(f"{path} has more than {most} characters")
+    return text
 
 
 def import_function(spec: str) -> Callable[..., Any]:
@@ -151,9 +290,13 @@ def _command(talk: Chat, text: str) -> str:
             return f"no such command: {text}\n{HELP}"
 
 
+def _at_a_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
 def _lines() -> Iterator[str]:
     """What the person types, until Ctrl-D or the end of stdin."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not _at_a_terminal():
         yield from sys.stdin
         return
     from prompt_toolkit import PromptSession

@@ -71,6 +71,9 @@ class RandomSampler:
     """
 
     def __init__(self, sampling: Sampling, seed: int | None = None) -> None:
+        """Raises BadSampling for a seed that is no whole number, 0 or more."""
+        if seed is not None and (not isinstance(seed, int) or seed < 0):
+            raise BadSampling(f"seed is {seed}; it must be a whole number, 0 or more")
         self.sampling = sampling
         self._random = np.random.Generator(np.random.PCG64(seed))
 

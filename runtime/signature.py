@@ -236,7 +236,7 @@ def _union(kinds: list[Kind]) -> Kind:
     elif len(kinds) == 2 and kinds[1].schema == {"type": "null"}:
         schema = {**kinds[0].schema, "nullable": True}
     else:
-        schema = {"oneOf": [kind.schema for kind in kinds]}
+        schema = {"anyOf": [kind.schema for kind in kinds]}
 
     def read(value: Any, where: str) -> Any:
         problems = []

@@ -13,8 +13,16 @@ import re
 from typing import Any, Protocol, TextIO
 
 from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, MessageStarted, TextDelta
+from gptoss.runtime.harmony.grammar import Closed
 from gptoss.runtime.harmony.messages import Message
-from gptoss.runtime.reply import ChatEvent, ReplyEnded, ToolFinished, ToolStarted
+from gptoss.runtime.reply import (
+    ChatEvent,
+    Cut,
+    ReasoningClosed,
+    ReplyEnded,
+    ToolFinished,
+    ToolStarted,
+)
 
 _UNPRINTABLE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but tab and line end, DEL, C1
@@ -23,6 +31,14 @@ _UNPRINTABLE = re.compile(
 )
 _SHOWN_LENGTH = 2000
 """Characters of a tool's arguments or result that are shown; the model sees all of them."""
+
+_CUT = {
+    Cut.MAX_TOKENS: "the limit of its tokens is reached",
+    Cut.CONTEXT: "the context is full",
+    Cut.MAX_ROUNDS: "it called once more than it may",
+    Cut.CANCELLED: "it was cancelled",
+}
+_CLOSED = {Closed.BUDGET: "its budget is spent", Closed.LOOP: "it went in circles"}
 
 _DIM, _CYAN, _YELLOW, _RED = "2", "36", "33", "31"
 
@@ -86,9 +102,12 @@ class Printer:
                 self._end_line()
             case Diagnostic():
                 self._line(f"[repaired: {event.detail}]", _YELLOW)
+            case ReasoningClosed():
+                self._line(f"[reasoning ended: {_CLOSED[event.reason]}]", _YELLOW)
             case ReplyEnded():
                 if event.end == End.CUT:
-                    self._line("[the reply was cut]", _YELLOW)
+                    why = "" if event.cut is None else f": {_CUT[event.cut]}"
+                    self._line(f"[the reply was cut{why}]", _YELLOW)
                 self._line(summary(event), _DIM)
         self._out.flush()
 

@@ -9,7 +9,7 @@ lack the index, and their tokenizer stands in the folder above.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from gptoss.files import openai
 from gptoss.files.errors import BadCheckpoint, quoted
 from gptoss.files.hparams import HParams
-from gptoss.files.names import HfTensor, hf_tensors
+from gptoss.files.names import HfTensor, NamedTensor, hf_tensors, tensors
 from gptoss.files.reading import AnyPath, read_json
 from gptoss.files.safetensors import TensorInfo, read_header
 
@@ -28,6 +28,8 @@ TOKENIZER = "tokenizer.json"
 CONFIG_LIMIT = 2**20
 INDEX_LIMIT = 2**22
 SHARD_LIMIT = 4096
+FLOATS = ("BF16", "F16", "F32")
+"""The dtypes of weights; the published checkpoints have BF16."""
 
 Weights = Callable[[str], AnyPath]
 """Where a file of weights is, by its name."""
@@ -91,18 +93,47 @@ class Checkpoint:
 
     def check_tensors(self) -> None:
         """Raise ``BadCheckpoint`` unless exactly the tensors that the config asks for are here."""
-        expected = hf_tensors(self.hparams)
-        for tensor in expected.values():
-            found = self.tensors.get(tensor.name)
-            if found is None:
-                raise BadCheckpoint(_missing(self, tensor.name))
-            _check_tensor(found, tensor)
+        known = set(hf_tensors(self.hparams))
+        for named in tensors(self.hparams):
+            self.stored(named)
+            known |= {named.floats.name} if named.floats else set()
         for name, info in self.tensors.items():
-            if name not in expected:
+            if name not in known:
                 raise BadCheckpoint(
                     f"{info.path}: unknown tensor {quoted(name)}; a gpt-oss model of "
                     f"{self.hparams.num_hidden_layers} layers has none of that name"
                 )
+
+    def stored(self, named: NamedTensor) -> tuple[TensorInfo, ...]:
+        """The tensors that hold a tensor's values: one, or of experts in MXFP4 blocks and scales.
+
+        Floats are BF16, F16 or F32; experts in floats have inputs before outputs or, which is seen
+        where the two differ in number, the other way round. Raises ``BadCheckpoint`` when a tensor
+        is missing or of a wrong dtype or shape.
+        """
+        floats = named.floats
+        if floats is None or floats.name not in self.tensors:
+            return tuple(self._found(source, {source.shape}) for source in named.sources)
+        both = [source.name for source in named.sources if source.name in self.tensors]
+        if both:
+            raise BadCheckpoint(
+                f"{self.folder}: holds both {floats.name!r} and {both[0]!r}; which is meant?"
+            )
+        experts, inputs, outputs = floats.shape
+        return (self._found(floats, {floats.shape, (experts, outputs, inputs)}),)
+
+    def _found(self, expected: HfTensor, shapes: Container[tuple[int, ...]]) -> TensorInfo:
+        found = self.tensors.get(expected.name)
+        if found is None:
+            raise BadCheckpoint(_missing(self, expected.name))
+        where = f"{found.path}: tensor {quoted(found.name)}"
+        if found.dtype not in (FLOATS if expected.dtype in FLOATS else (expected.dtype,)):
+            raise BadCheckpoint(f"{where} is {found.dtype}, {expected.dtype} is expected")
+        if found.shape not in shapes:
+            raise BadCheckpoint(
+                f"{where} has shape {found.shape}; by config.json it must be {expected.shape}"
+            )
+        return found
 
 
 def _tensors(folder: Path, weights: Weights | None) -> dict[str, TensorInfo]:
@@ -175,25 +206,11 @@ def _check_shard_name(index: Path, name: str, shard: Any) -> None:
         )
 
 
-def _check_tensor(found: TensorInfo, expected: HfTensor) -> None:
-    where = f"{found.path}: tensor {quoted(found.name)}"
-    if found.dtype != expected.dtype:
-        raise BadCheckpoint(f"{where} is {found.dtype}, {expected.dtype} is expected")
-    if found.shape != expected.shape:
-        raise BadCheckpoint(
-            f"{where} has shape {found.shape}; by config.json it must be {expected.shape}"
-        )
-
-
 def _missing(checkpoint: Checkpoint, name: str) -> str:
-    """What to say about a missing tensor: its partner or its BF16 form may be there instead."""
+    """What to say about a missing tensor; of blocks and scales the partner may be there."""
     message = f"{checkpoint.folder}: missing tensor {name!r}"
     for ending, other in (("_scales", "_blocks"), ("_blocks", "_scales")):
         base = name.removesuffix(ending)
-        if base == name:
-            continue
-        if base + other in checkpoint.tensors:
+        if base != name and base + other in checkpoint.tensors:
             return f"{message}, the partner of {base + other!r}"
-        if base in checkpoint.tensors:
-            return f"{message}; {base!r} is there: experts must be in MXFP4, not BF16"
     return message

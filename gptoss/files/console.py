@@ -56,34 +56,51 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG00
 def run(command: click.Command) -> NoReturn:
     """Run a click command as the whole program; no fault of its input shows a traceback."""
     _make_streams_safe()
+    with _signals_unwind():
+        code = _exit_code(command)
+    sys.exit(code)
+
+
+@contextmanager
+def _signals_unwind() -> Iterator[None]:
+    """Signals to end raise ``_Terminated`` meanwhile; afterwards they do what they did before."""
+    before = {}
     for name in _SIGNALS:
         number = getattr(signal, name, None)
         # Ignored by whoever started it: ``nohup`` means that a lost terminal shall not end it.
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _terminate)
+            before[number] = signal.signal(number, _terminate)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def _exit_code(command: click.Command) -> int:
+    """Run the command and say on stderr what went wrong; the program's exit code."""
     try:
         # Not ``Command.main``, which ends with 1 when the reader has gone: here that means no.
         with command.make_context(Path(sys.argv[0]).name, sys.argv[1:]) as context:
             command.invoke(context)
             sys.stdout.flush()
-        code = 0
+        return 0
     except click.exceptions.Exit as exit_:
-        code = exit_.exit_code
+        return exit_.exit_code
     except BrokenPipeError:
         _discard_output()
-        code = 141
+        return 141
     except (GptossError, OSError) as error:
         click.echo(f"error: {one_line(_said(error))}", err=True)
-        code = 2
+        return 2
     except click.ClickException as error:
         error.show()
-        code = error.exit_code
+        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
-        code = 130
+        return 130
     except _Terminated as error:
-        code = 128 + error.args[0]
-    sys.exit(code)
+        return 128 + int(error.args[0])
 
 
 def _make_streams_safe() -> None:

@@ -109,7 +109,7 @@ OPENAI = {
 
 @dataclass(frozen=True, slots=True)
 class HfTensor:
-    """A tensor a checkpoint must hold."""
+    """A tensor a checkpoint must hold; instead of BF16 a fine-tune may have other floats."""
 
     name: str
     dtype: str
@@ -120,7 +120,8 @@ class HfTensor:
 class NamedTensor:
     """A tensor a GGUF must hold, and the checkpoint's tensors its values come from.
 
-    ``shape`` is row-major; ``sources`` is one tensor, or of EXPERTS two: blocks, then scales.
+    ``shape`` is row-major; ``sources`` is one tensor, or of EXPERTS two: blocks, then scales. What
+    EXPERTS are when a fine-tune was saved in floats is ``floats``: inputs before outputs.
     """
 
     gguf: str
@@ -128,6 +129,7 @@ class NamedTensor:
     shape: tuple[int, ...]
     rows: Rows
     sources: tuple[HfTensor, ...]
+    floats: HfTensor | None = None
 
     @property
     def ggml_shape(self) -> tuple[int, ...]:
@@ -166,12 +168,16 @@ def _named(row: Row, layer: int, sizes: dict[str, int]) -> NamedTensor:
     whole = shape if row.rows is Rows.ALL else (shape[0], 2 * shape[1], *shape[2:])
     hf = row.hf.replace("{i}", str(layer))
     sources: tuple[HfTensor, ...] = (HfTensor(hf, "BF16", whole),)
+    floats = None
     if row.kind is Kind.EXPERTS:
+        floats = HfTensor(hf, "BF16", (whole[0], whole[2], whole[1]))
         *outer, columns = whole
         scales = (*outer, columns // BLOCK)
         blocks = (*scales, BLOCK // 2)
         sources = (HfTensor(hf + "_blocks", "U8", blocks), HfTensor(hf + "_scales", "U8", scales))
-    return NamedTensor(row.gguf.replace("{i}", str(layer)), row.kind, shape, row.rows, sources)
+    return NamedTensor(
+        row.gguf.replace("{i}", str(layer)), row.kind, shape, row.rows, sources, floats
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,7 +122,8 @@ class Rules:
     """What the model may do in its turn.
 
     ``parallel_calls`` is off unless asked for: the model was trained to wait for each call's
-    result. ``response_format`` None is free text.
+    result. ``response_format`` None is free text. Without ``reasoning`` the answer or a call comes
+    at once, with no word before.
     """
 
     functions: tuple[Function, ...] = ()
@@ -199,10 +200,11 @@ def turn_grammar(rules: Rules, text_ids: Sequence[tuple[int, int]]) -> TurnGramm
 
 def _start(rules: Rules, with_calls: bool) -> str:
     """The rule of the whole turn."""
-    thoughts = "(thought next)* " if rules.reasoning else ""
-    preambles = f"(preamble next {thoughts}){{0,{MAX_PREAMBLES}}} " if with_calls else ""
+    before = "(thought next)* " if rules.reasoning else ""
+    if before and with_calls:
+        before += f"(preamble next {before}){{0,{MAX_PREAMBLES}}} "
     end = "calls" if _must_call(rules) else "(answer | calls)" if with_calls else "answer"
-    return f"start: {thoughts}{preambles}{end}"
+    return f"start: {before}{end}"
 
 
 def _must_call(rules: Rules) -> bool:

@@ -237,8 +237,6 @@ def _with_variants(out: dict[str, Any], variants: list[dict[str, Any]]) -> dict[
         variants = [{"type": out["type"]} | variant for variant in variants]
     flat: list[dict[str, Any]] = []
     for variant in variants:
-        if variant == {"type": "null"}:
-            variant = {"enum": [None]}  # of the type, openai-harmony makes ``any``
         nested = variant["anyOf"] if variant.keys() == {"anyOf"} else [variant]
         flat += [one for one in nested if one not in flat]
     annotations = _only(out, _ANNOTATIONS)

@@ -14,6 +14,7 @@ written in the same style:
     enum or const of other than strings         1 | 2 | "auto" | null
     several types with properties, items, enum  each in full: string[] | null
     additionalProperties with a schema          [key: string]: number,
+    null                                        null
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ def type_of(schema: Schema, indent: str = "") -> str:
             return "string"
         case {"type": "number" | "integer"}:
             return "number"
-        case {"type": "boolean"}:
-            return "boolean"
+        case {"type": "boolean" | "null" as name}:
+            return str(name)
         case {"type": "array", "items": dict(items)}:
             return f"{_item(items, indent)}[]"
         case {"type": "array", "items": _}:

@@ -104,7 +104,7 @@ def unknown_tensor(folder: Path) -> None:
 
 
 def wrong_dtype(folder: Path) -> None:
-    edit_header(folder, lambda header: header["lm_head.weight"].update(dtype="F16"))
+    edit_header(folder, lambda header: header["lm_head.weight"].update(dtype="I16"))
 
 
 def wrong_shape(folder: Path) -> None:
@@ -144,7 +144,7 @@ def no_folder(folder: Path) -> None:
         (missing_shard, "model-00001-of-00001.safetensors: missing shard"),
         (missing_partner, f"missing tensor '{DOWN}_scales', the partner of '{DOWN}_blocks'"),
         (unknown_tensor, "unknown tensor 'model.layers.2.foo'"),
-        (wrong_dtype, "'lm_head.weight' is F16, BF16 is expected"),
+        (wrong_dtype, "'lm_head.weight' is I16, BF16 is expected"),
         (wrong_shape, "'lm_head.weight' has shape (64, 320); by config.json it must be (320, 64)"),
         (width_no_multiple, "hidden_size is 72, no multiple of 32"),
         (another_architecture, "model_type is 'llama', 'gpt_oss' is expected"),

@@ -20,6 +20,7 @@ from support.checkpoints import GPT_OSS_20B, random_checkpoint
 
 Tensors = dict[str, TensorInfo]
 BLOCKS = "model.layers.5.mlp.experts.down_proj_blocks"
+DOWN = "model.layers.5.mlp.experts.down_proj"
 SCALES = "model.layers.5.mlp.experts.down_proj_scales"
 
 
@@ -126,9 +127,17 @@ def added(name: str) -> Callable[[Tensors], object]:
     return add
 
 
-def in_bf16(tensors: Tensors) -> None:
-    added("model.layers.5.mlp.experts.down_proj")(tensors)
-    del tensors[BLOCKS], tensors[SCALES]
+def in_bf16(*without: str, **fields: object) -> Callable[[Tensors], object]:
+    def add(tensors: Tensors) -> None:
+        info = replace(tensors[BLOCKS], name=DOWN, dtype="BF16", shape=(32, 2880, 2880))
+        tensors[DOWN] = replace(info, **fields)  # type: ignore[arg-type]
+        for name in without:
+            del tensors[name]
+
+    return add
+
+
+in_both_forms = in_bf16()
 
 
 @pytest.mark.parametrize(
@@ -137,11 +146,13 @@ def in_bf16(tensors: Tensors) -> None:
         (without("lm_head.weight"), "missing tensor 'lm_head.weight'$"),
         (without(SCALES), f"missing tensor '{SCALES}', the partner of '{BLOCKS}'"),
         (without(BLOCKS), f"missing tensor '{BLOCKS}', the partner of '{SCALES}'"),
-        (in_bf16, "down_proj' is there: experts must be in MXFP4, not BF16"),
+        (in_both_forms, f"holds both '{DOWN}' and '{BLOCKS}'; which is meant"),
+        (in_bf16(BLOCKS, SCALES, dtype="U8"), f"'{DOWN}' is U8, BF16 is expected"),
+        (in_bf16(BLOCKS, SCALES, shape=(32, 2880, 90)), r"config.json it must be \(32, 2880, 2880"),
         (added("model.layers.24.self_attn.sinks"), "unknown tensor 'model.layers.24.self_attn.si"),
         (added("model.rotary_emb.inv_freq"), "unknown tensor 'model.rotary_emb.inv_freq'"),
         (changed(BLOCKS, dtype="I8"), f"'{BLOCKS}' is I8, U8 is expected"),
-        (changed("model.norm.weight", dtype="F32"), "'model.norm.weight' is F32, BF16"),
+        (changed("model.norm.weight", dtype="I16"), "'model.norm.weight' is I16, BF16"),
         (changed("model.norm.weight", shape=(2881,)), r"\(2881,\); by config.json it must be \(28"),
         (changed(BLOCKS, shape=(32, 2880, 1440)), r"by config.json it must be \(32, 2880, 90, 16"),
         (changed("lm_head.weight", shape=(2880, 201088)), "must be .201088, 2880"),

@@ -11,9 +11,11 @@ import pytest
 from gptoss.runtime.chat import Chat, load
 from gptoss.runtime.engine import PromptTooLong, Timings
 from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, TextDelta
+from gptoss.runtime.harmony.grammar import BadConstraint, Regex
 from gptoss.runtime.harmony.messages import Effort, Role
 from gptoss.runtime.harmony.render import render_for_completion
-from gptoss.runtime.reply import ReplyEnded, ToolFinished, ToolStarted
+from gptoss.runtime.reply import Cut, ReplyEnded, ToolFinished, ToolStarted
+from gptoss.runtime.sampling import BadSampling
 from gptoss.runtime.settings import MAX_ROUNDS, ChatError, Limits, Settings
 from gptoss.runtime.tools import Toolbox
 from support.fake_engine import ScriptedEngine
@@ -145,7 +147,7 @@ def test_calls_without_end_are_ended() -> None:
     chat = chat_of(*[script] * (MAX_ROUNDS + 1))
     reply = chat.ask("?")
     assert len(reply.calls) == MAX_ROUNDS
-    assert reply.end == End.CUT
+    assert (reply.end, reply.cut) == (End.CUT, Cut.MAX_ROUNDS)
     assert reply.diagnostics[-1].code == "too-many-calls"
     assert said(chat) == [("user", None, "?")]
 
@@ -156,7 +158,7 @@ def test_calls_without_end_are_ended() -> None:
 def test_cut_in_the_reasoning_leaves_only_the_question() -> None:
     chat = chat_of(REASONED, FINAL, max_tokens=len(spell("<|channel|>analysis<|message|>H")))
     reply = chat.ask("2+2?")
-    assert (reply.end, reply.text) == (End.CUT, "")
+    assert (reply.end, reply.text, reply.cut) == (End.CUT, "", Cut.MAX_TOKENS)
     assert reply.reasoning == "H"
     assert said(chat) == [("user", None, "2+2?")]
 
@@ -208,7 +210,7 @@ def test_cancel_from_another_thread() -> None:
             thread.start()
             thread.join()
     assert isinstance(seen[-1], ReplyEnded)
-    assert seen[-1].end == End.CUT
+    assert (seen[-1].end, seen[-1].cut) == (End.CUT, Cut.CANCELLED)
     assert said(chat) == [("user", None, "2+2?"), ("assistant", "final", "F")]
 
 
@@ -315,6 +317,12 @@ def test_messages_carry_their_ids() -> None:
     [
         ({"reasoning": "extreme"}, "reasoning is 'extreme'"),
         ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"max_tokens": 1.5}, "max_tokens is 1.5"),
+        ({"max_rounds": None}, "max_rounds is None"),
+        ({"reasoning_budget": -1}, "reasoning_budget is -1"),
+        ({"constrained": False, "tool_choice": "none"}, "need constrained sampling"),
+        ({"constrained": False, "reasoning_budget": 0}, "need constrained sampling"),
+        ({"n_ctx": 1.5}, "a context of 1.5 tokens"),
         ({"date": "x"}, "date is 'x'"),
         ({"date": "2026-02-30"}, "date is '2026-02-30'"),
         ({"n_ctx": 0}, "allows 1 to 131072"),
@@ -326,6 +334,19 @@ def test_load_checks_what_it_is_asked(
 ) -> None:
     with pytest.raises(ChatError, match=message):
         load(random_gguf, **options)  # type: ignore[arg-type]
+
+
+def test_load_refuses_a_seed_that_is_none(random_gguf: Path) -> None:
+    for seed in (-1, 1.5):
+        with pytest.raises(BadSampling, match=f"seed is {seed}"):
+            load(random_gguf, seed=seed)  # type: ignore[arg-type]
+
+
+def test_load_refuses_what_cannot_be_compiled(random_gguf: Path) -> None:
+    with pytest.raises(BadConstraint, match=r"response_format: .*regex"):
+        load(random_gguf, response_format=Regex("("))
+    with pytest.raises(BadConstraint, match="tools: none"):
+        load(random_gguf, tool_choice="add")
 
 
 def test_load_and_talk(random_gguf: Path) -> None:

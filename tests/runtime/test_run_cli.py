@@ -134,6 +134,16 @@ def test_a_byte_that_has_no_token(refused: Refused, tmp_path: Path, random_gguf:
         ("--tools", "json:nothing", "json:nothing"),
         ("--tools", "no_such_module:f", "No module named"),
         ("--tools", "..x:f", "--tools: ..x:f: TypeError"),
+        ("--tool-choice", "nothing", "tool_choice: 'nothing' is not none, auto, required or a"),
+        ("--tool-choice", "required", "there is no tool"),
+        ("--reasoning-budget", "-1", "reasoning_budget is -1"),
+        ("--max-rounds", "-1", "max_rounds is -1"),
+        ("--schema", "none.json", "none.json"),
+        ("--schema", "{folder}", "{folder}"),
+        ("--schema", "{not-json}", "no JSON"),
+        ("--schema", "{no-schema}", "response_format.type: 'no' is no type"),
+        ("--grammar", "{not-json}", "response_format"),
+        ("--regex", "(", "unclosed group"),
         ("--reasoning", "extreme", "extreme"),
         ("--seed", "-1", "-1 is not in the range x>=0"),
         ("--threads", "0", "0 threads; 1 to 512 are possible"),
@@ -141,9 +151,26 @@ def test_a_byte_that_has_no_token(refused: Refused, tmp_path: Path, random_gguf:
     ],
 )
 def test_bad_options(
-    refused: Refused, random_gguf: Path, option: str, value: str, message: str
+    refused: Refused, random_gguf: Path, tmp_path: Path, option: str, value: str, message: str
 ) -> None:
-    assert message in refused("chat", random_gguf, option, value)
+    (tmp_path / "a").write_text('{"type": ')
+    (tmp_path / "b").write_text('{"type": "no"}')
+    files = {"folder": tmp_path, "not-json": tmp_path / "a", "no-schema": tmp_path / "b"}
+    for name, path in files.items():
+        value, message = (text.replace(f"{{{name}}}", str(path)) for text in (value, message))
+    said = refused("chat", random_gguf, option, value)
+    assert message in said
+    assert len(said) < 500
+
+
+def test_two_ways_to_say_what_the_answer_is(refused: Refused, random_gguf: Path) -> None:
+    said = refused("chat", random_gguf, "--regex", "a", "--response-format", "json")
+    assert "give one of them" in said
+
+
+def test_rules_need_constraints(refused: Refused, random_gguf: Path) -> None:
+    said = refused("chat", random_gguf, "--regex", "a", "--unconstrained")
+    assert "need constrained sampling" in said
 
 
 @pytest.mark.parametrize("text", ["def f(:", "raise RuntimeError('boom')", "1 / 0"])
@@ -182,6 +209,33 @@ def test_lines_of_stdin_are_a_conversation(run: Run, random_gguf: Path) -> None:
     assert done.code == 0
     assert done.out.count("reply_ended") == 2
     assert "forgotten" in done.err
+
+
+def test_an_answer_to_a_schema(run: Run, random_gguf: Path, tmp_path: Path) -> None:
+    (tmp_path / "schema").write_text('{"enum": [17, "yes"]}')
+    options = ("--reasoning-budget", "0", "--schema", tmp_path / "schema", "--json")
+    done = run("chat", random_gguf, "-p", "hi", *options)
+    events = [json.loads(line) for line in done.out.splitlines()]
+    [answer] = [event["text"] for event in events if event["event"] == "message_ended"]
+    assert json.loads(answer) in (17, "yes")
+    assert events[-1]["cut"] is None
+
+
+def test_a_line_that_cannot_be_answered_is_not_success(run: Run, random_gguf: Path) -> None:
+    lines = "one\n" + "x" * 2000 + "\ntwo\n"
+    done = run("chat", random_gguf, "--max-tokens", "5", "--ctx", "1024", "--json", given=lines)
+    assert done.code == 2
+    assert done.out.count("reply_ended") == 2
+    assert done.err.startswith("error: the conversation has ")
+
+
+@pytest.mark.parametrize("arguments", [("-h",), ("chat", "-h"), ("chat", "--help")])
+def test_help(run: Run, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    done = run(*arguments)
+    assert done.code == 0
+    assert max(map(len, done.out.splitlines())) <= 88
+    assert ("Exit codes:" in done.out) == ("chat" in arguments)
 
 
 def test_the_command_as_installed(tmp_path: Path, random_gguf: Path) -> None:
@@ -247,6 +301,21 @@ def test_ctrl_c_stops_the_reply_and_the_conversation_goes_on() -> None:
     converse(chat, iter(["a", "b"]), Printer(out))
     assert out.getvalue().startswith("Fou\n[stopped]\nFour.\n")
     assert [m.text for m in chat.messages[1:]] == ["a", "Fou", "b", "Four."]
+
+
+def test_ctrl_c_ends_a_conversation_that_nobody_types() -> None:
+    chat = Chat(ScriptedEngine(FINAL), byte_tokenizer())
+
+    def lines() -> Iterator[str]:
+        yield "a"
+        pytest.fail("asked for another line")
+
+    class Out(io.StringIO):
+        def write(self, text: str) -> int:  # noqa: ARG002
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        converse(chat, lines(), Printer(Out()), interactive=False)
 
 
 def test_an_error_ends_the_reply_not_the_conversation(capsys: pytest.CaptureFixture[str]) -> None:

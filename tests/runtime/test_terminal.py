@@ -18,8 +18,16 @@ from gptoss.runtime.harmony.events import (
     TextDelta,
     TurnEnded,
 )
+from gptoss.runtime.harmony.grammar import Closed
 from gptoss.runtime.harmony.messages import Message, Role
-from gptoss.runtime.reply import ChatEvent, ReplyEnded, ToolFinished, ToolStarted
+from gptoss.runtime.reply import (
+    ChatEvent,
+    Cut,
+    ReasoningClosed,
+    ReplyEnded,
+    ToolFinished,
+    ToolStarted,
+)
 from gptoss.runtime.terminal import JsonLines, Printer, as_dict, printable
 
 TIMINGS = Timings(100, 60, 20, 0.5, 2.0)
@@ -87,6 +95,14 @@ def test_with_colour_the_answer_is_plain_and_all_else_is_not() -> None:
 def test_a_cut_reply_says_so_on_a_line_of_its_own() -> None:
     text = shown(started("final"), TextDelta("It", "final"), ReplyEnded(End.CUT, TIMINGS))
     assert text.startswith("It\n[the reply was cut]\n[100 prompt")
+    for cut in Cut:
+        assert "[the reply was cut: " in shown(ReplyEnded(End.CUT, TIMINGS, cut))
+
+
+def test_reasoning_that_was_ended() -> None:
+    text = shown(TextDelta("Wait", "analysis"), ReasoningClosed(Closed.BUDGET, 7))
+    assert text == "Wait\n[reasoning ended: its budget is spent]\n"
+    assert "went in circles" in shown(ReasoningClosed(Closed.LOOP, 7))
 
 
 def test_stopped() -> None:

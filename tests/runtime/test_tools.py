@@ -108,7 +108,7 @@ KINDS: list[tuple[Any, dict[str, Any], Any, Any]] = [
     (
         list[int] | bool | str,
         {
-            "oneOf": [
+            "anyOf": [
                 {"type": "array", "items": {"type": "integer"}},
                 {"type": "boolean"},
                 {"type": "string"},

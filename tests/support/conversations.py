@@ -1,4 +1,4 @@
-"""Conversations drawn at random: roles, channels, tools, efforts, unicode, hostile text."""
+"""Conversations and turns at random: roles, channels, tools, efforts, unicode, hostile text."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from gptoss.runtime.harmony.messages import (
     Role,
     SystemContent,
 )
+from gptoss.runtime.tokenizer import Tokenizer
 
 PIECES = (
     "Hello", " world", "\n", "\n\n", "  ", "\t", "12345", "3.14", "don't", "I'LL", "naïve", "ß",
@@ -41,8 +42,8 @@ def line(rng: random.Random) -> str:
 
 
 def schema(rng: random.Random, depth: int = 0) -> dict[str, Any]:
-    """A JSON schema with every keyword that the TypeScript rendering looks at."""
-    simple = ("string", "number", "integer", "boolean", "null", "enum", "types", "anything")
+    """A JSON schema with every keyword that openai-harmony looks at."""
+    simple = ("string", "number", "integer", "boolean", "enum", "types", "anything")
     nested = ("object", "array", "bare array", "oneOf") if depth < 3 else ()
     kind = rng.choice(simple + nested)
     out: dict[str, Any] = {}
@@ -152,3 +153,48 @@ def _step(rng: random.Random) -> list[Message]:
     )
     answer = Message(Role.TOOL, text(rng), name=tool, channel=channel, recipient="assistant")
     return [call, answer]
+
+
+def turn(rng: random.Random, tokenizer: Tokenizer) -> list[int]:
+    """A well-formed turn behind ``<|start|>assistant``, in any of the forms that the model writes.
+
+    Reasoning, preambles, calls of tools and their answers, and at the end an answer or a call; or
+    it is cut short.
+    """
+    control = tokenizer.control
+    ids: list[int] = []
+    for _ in range(rng.randrange(4)):
+        header = rng.choice([_channel(rng), _call_header(rng)])
+        ids += [*_spoken(rng, tokenizer, header), control["<|end|>"], control["<|start|>"]]
+        if rng.random() < 0.2:
+            ids += tokenizer.encode(rng.choice(["functions.x to=assistant", "user", "system"]))
+            channel = rng.choice([(), ("<|channel|>", "commentary")])
+            ids += [*_spoken(rng, tokenizer, channel), control["<|end|>"], control["<|start|>"]]
+        ids += tokenizer.encode("assistant")
+    last = _call_header(rng) if rng.random() < 0.4 else ("<|channel|>", "final")
+    ids += _spoken(rng, tokenizer, last)
+    end = "<|return|>" if last[-1] == "final" else "<|call|>"
+    return ids if rng.random() < 0.1 else [*ids, control[end]]
+
+
+def _channel(rng: random.Random) -> tuple[str, ...]:
+    return ("<|channel|>", rng.choice(["analysis", "commentary", "final"]))
+
+
+def _call_header(rng: random.Random) -> tuple[str, ...]:
+    """A call's header in pieces: the recipient in either part, the type in each of its forms."""
+    to = rng.choice([" to=functions.get_weather", " to=python", " to=browser.search"])
+    channel = rng.choice(["analysis", "commentary"])
+    kind = rng.choice([(), (" ", "<|constrain|>", "json"), ("<|constrain|>", "json"), (" code",)])
+    if rng.random() < 0.5:
+        return (to, "<|channel|>", channel, *kind)
+    return ("<|channel|>", channel + to, *kind)
+
+
+def _spoken(rng: random.Random, tokenizer: Tokenizer, header: tuple[str, ...]) -> list[int]:
+    """A header, its control tokens by their text, and content behind it."""
+    ids: list[int] = []
+    for piece in header:
+        known = tokenizer.control.get(piece)
+        ids += tokenizer.encode(piece) if known is None else [known]
+    return [*ids, tokenizer.control["<|message|>"], *tokenizer.encode(text(rng))]

@@ -8,10 +8,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from support import safetensors_files
+from support.checkpoints import bf16
 from support.safetensors_files import Contents
+
+Tensor = tuple[str, list[int], bytes]
+"""dtype, shape and bytes."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -89,3 +98,74 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         shutil.copyfile(source / name, folder / name)
+
+
+# --- fine-tunes in floats ---------------------------------------------------------------------
+
+E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+E2M1 += [-value for value in E2M1]
+EXPERTS = ("gate_up_proj", "down_proj")
+
+
+def decoded(blocks: Tensor, scales: Tensor) -> NDArray[np.float64]:
+    """MXFP4 as the standard has it, ``[experts, outputs, inputs]``, by the slowest of ways."""
+    _, shape, raw = blocks
+    packed = np.frombuffer(raw, np.uint8).reshape(shape)
+    codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*shape[:3], 32)
+    powers = 2.0 ** (np.frombuffer(scales[2], np.uint8).reshape(shape[:3]).astype(int) - 127)
+    values: NDArray[np.float64] = np.array(E2M1)[codes] * powers[..., None]
+    return values.reshape(*shape[:2], -1)
+
+
+def tensor(values: NDArray[Any], dtype: str) -> Tensor:
+    """Numbers as a safetensors entry, rounded to the nearest."""
+    if dtype == "BF16":
+        raw = bf16(np.ascontiguousarray(values, np.float32)).tobytes()
+    else:
+        raw = values.astype({"F16": "<f2", "F32": "<f4"}[dtype]).tobytes()
+    return dtype, list(values.shape), raw
+
+
+def numbers(entry: Tensor) -> NDArray[np.float32]:
+    """The numbers of a safetensors entry in floats."""
+    dtype, shape, raw = entry
+    if dtype == "BF16":
+        bits = np.frombuffer(raw, "<u2").astype(np.uint32) << 16
+        return bits.view(np.float32).reshape(shape)
+    return np.frombuffer(raw, {"F16": "<f2", "F32": "<f4"}[dtype]).astype(np.float32).reshape(shape)
+
+
+def to_floats(
+    source: Path, out: Path, dtype: str = "BF16", *, outputs_first: tuple[str, ...] = ()
+) -> Path:
+    """``out`` becomes the checkpoint ``source`` as a fine-tune saved in floats would be.
+
+    Experts are as transformers has them, inputs first, but for those that ``outputs_first`` names.
+    """
+    shutil.copytree(source, out, ignore=shutil.ignore_patterns("*.safetensors*"))
+    config = json.loads((out / "config.json").read_text())
+    del config["quantization_config"]
+    (out / "config.json").write_text(json.dumps(config))
+    new: Contents = {}
+    found = contents(source)
+    for name, entry in found.items():
+        if name.endswith("_blocks"):
+            base = name.removesuffix("_blocks")
+            values = decoded(entry, found[base + "_scales"])
+            if not base.endswith(outputs_first or ("nothing",)):
+                values = values.transpose(0, 2, 1)
+            new[base] = tensor(values, dtype)
+        elif not name.endswith("_scales"):
+            new[name] = entry if dtype == "BF16" else tensor(numbers(entry), dtype)
+    safetensors_files.save(out / "model.safetensors", new)
+    return out
+
+
+def change(folder: Path, name: str, edit: Callable[[NDArray[np.float32]], object]) -> None:
+    """Edit a tensor in floats of a checkpoint in one file."""
+    path = folder / "model.safetensors"
+    tensors = safetensors_files.load(path)
+    values = numbers(tensors[name]).copy()
+    edit(values)
+    tensors[name] = tensor(values, tensors[name][0])
+    safetensors_files.save(path, tensors)

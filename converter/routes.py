@@ -1,0 +1,106 @@
+"""Which way a tensor takes from the checkpoint into the GGUF.
+
+The plan asks ``route`` for each tensor and knows nothing itself of the forms in which people hold
+gpt-oss: experts in MXFP4 or in floats, dense parts in BF16, F16 or F32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gguf.constants import GGMLQuantizationType
+
+from gptoss.converter import experts, floats, transforms
+from gptoss.converter.dense import DenseTypes
+from gptoss.converter.experts import ExpertType, Layout, Tally
+from gptoss.converter.transforms import Transform
+from gptoss.files.checkpoint import Checkpoint
+from gptoss.files.names import Kind, NamedTensor, Rows
+from gptoss.files.safetensors import TensorInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What is asked for, and what was found out beforehand.
+
+    ``base`` is the checkpoint, in MXFP4, that a fine-tune was made from. ``inputs_first`` has, by
+    the name of an expert tensor in floats, which dimension stands first; where it says nothing the
+    shape does, and where that is square the layout is taken as declared: inputs first.
+    """
+
+    dense: DenseTypes
+    experts: ExpertType = ExpertType.MXFP4
+    allow_nonfinite: bool = False
+    base: Checkpoint | None = None
+    inputs_first: Mapping[str, bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """``transform`` turns the bytes of ``sources`` into a tensor of ``type``.
+
+    ``tally`` adds up what rounding to MXFP4 cost; None where nothing is rounded so.
+    """
+
+    type: GGMLQuantizationType
+    transform: Transform
+    sources: tuple[TensorInfo, ...]
+    tally: Tally | None = None
+
+
+def route(source: Checkpoint, named: NamedTensor, options: Options) -> Route:
+    """A tensor's way. Raises ``BadCheckpoint`` when its source is missing or does not fit."""
+    stored = source.stored(named)
+    if named.kind is Kind.EXPERTS:
+        return _experts(named, stored, options)
+    dtype = stored[0].dtype
+    if named.kind is Kind.MATRIX:
+        dense = options.dense.of(named.gguf)
+        kind, transform = dense.ggml, floats.dense(dtype, dense)
+    else:
+        kind, transform = GGMLQuantizationType.F32, floats.exact(dtype, named.rows)
+    if not options.allow_nonfinite:
+        transform = floats.finite(transform, dtype)
+    return Route(kind, transform, stored)
+
+
+def _experts(named: NamedTensor, stored: tuple[TensorInfo, ...], options: Options) -> Route:
+    rows = named.rows
+    if len(stored) == 1:
+        return _from_floats(named, stored[0], options)
+    if options.experts is ExpertType.BF16:
+        transform = experts.decode(rows, columns=named.shape[-1])
+        return Route(GGMLQuantizationType.BF16, transform, stored)
+    transform = transforms.REPACK
+    if rows is not Rows.ALL:
+        transform = transforms.every_second_row(rows, columns=named.shape[-1])
+    return Route(GGMLQuantizationType.MXFP4, transform, stored)
+
+
+def _from_floats(named: NamedTensor, info: TensorInfo, options: Options) -> Route:
+    layout = layout_of(named, info, options.inputs_first)
+    if options.experts is ExpertType.BF16:
+        transform = experts.keep(layout, named.rows)
+        if not options.allow_nonfinite:
+            transform = floats.finite(transform, info.dtype)
+        return Route(GGMLQuantizationType.BF16, transform, (info,))
+    tally = Tally()
+    base = options.base.stored(named) if options.base else ()
+    transform = experts.encode(layout, named.rows, tally, with_base=bool(base))
+    return Route(GGMLQuantizationType.MXFP4, transform, (info, *base), tally)
+
+
+def layout_of(named: NamedTensor, info: TensorInfo, inputs_first: Mapping[str, bool]) -> Layout:
+    """How an expert tensor in floats stands in its file."""
+    declared = named.floats
+    if declared is None:
+        raise ValueError(f"{named.gguf} holds no experts")
+    _, inputs, outputs = declared.shape
+    first = inputs_first.get(declared.name, info.shape == declared.shape)
+    return Layout(info.dtype, outputs, inputs, first)
+
+
+def is_square(named: NamedTensor) -> bool:
+    """Whether an expert tensor in floats does not tell by its shape which way it stands."""
+    return named.floats is not None and named.floats.shape[1] == named.floats.shape[2]
