@@ -13,7 +13,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -26,6 +26,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
 """Seconds; each pause is up to twice the one before, less a random part."""
 LONGEST_ASKED = 900.0
 """Seconds that a server may ask for; more is a refusal."""
+WORTH_SAYING = 2.0
+"""Seconds of a pause that is announced."""
 TIMEOUT = 20.0
 """Seconds without a connection or without a byte, after which one tries again."""
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -33,6 +35,10 @@ PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 _RATE_LIMIT = re.compile(r"r=0;\s*t=(\d{1,9})")
+
+
+Say = Callable[[str], None]
+"""Called with a sentence that a person may want to know."""
 
 
 class HubError(GptossError):
@@ -58,15 +64,19 @@ class Answer(Protocol):
 
 
 class Client:
-    """A way to ask the Hub, shared by threads; ``stop`` ends all waiting."""
+    """A way to ask the Hub, shared by threads.
 
-    def __init__(self) -> None:
+    ``stop``, once set, ends all waiting. ``say`` is told why one waits, if it is for long.
+    """
+
+    def __init__(self, say: Say | None = None) -> None:
         # Not before it is needed: importing these takes half a second.
         from huggingface_hub import constants, get_session, get_token
         from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
         self.endpoint: str = constants.ENDPOINT
         self.stop = threading.Event()
+        self.say = say or (lambda _: None)
         self._session: Any = get_session()
         token = get_token()
         self._token = {} if token is None else {"Authorization": f"Bearer {token}"}
@@ -136,7 +146,7 @@ class Client:
         if code == "RepoNotFound" or status == 401:
             return HubError(
                 f"{what}: {self.endpoint} has no such repository, or it is private and HF_TOKEN "
-                "holds no token that may read it"
+                f"holds no token that may read it; no folder {repository} is here either"
             )
         return HubError(f"{what}: {self.endpoint} answers with status {status} {said}".rstrip())
 
@@ -167,6 +177,8 @@ class Patience:
             ) from error
         longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (self._failures - 1))
         pause = random.uniform(longest / 2, longest) if error.after is None else error.after  # noqa: S311
+        if pause >= WORTH_SAYING:
+            self._client.say(f"{self._what}: {error}; trying again in {pause:.0f} seconds")
         if self._client.stop.wait(pause):
             raise HubError(f"{self._what}: interrupted") from error
 

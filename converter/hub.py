@@ -1,14 +1,12 @@
 """Checkpoints on the Hub: which one is meant, at which commit, and what it holds.
 
-A revision is pinned to a commit first, and everything is asked for by that commit. By default the
-files that a conversion needs go to huggingface_hub's cache, by its own ways. A stream keeps no
-weights: only config, index and tokenizer come as files, compared with the hashes of the listing.
+A revision is pinned to a commit first, and everything is asked for by that commit. A stream keeps
+no weights: only config, index and tokenizer come as files, compared with the hashes of the listing.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -174,38 +172,3 @@ def _check_hash(file: HubFile, data: bytearray) -> None:
         found, expected = git.hexdigest(), file.blob
     if found != expected:
         raise WrongHash(f"{file}: what came has the hash {found}, and {expected} is listed")
-
-
-# --- the cache --------------------------------------------------------------------------------
-
-
-def download(wanted: HubId, *, shown: bool = False) -> Path:
-    """Bring what a conversion needs to huggingface_hub's cache; its folder there.
-
-    What is there already does not come again, and offline it is taken as it is. The folder is
-    called by the commit. ``shown`` draws huggingface_hub's bars. Raises ``HubError``.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.utils.tqdm import tqdm
-
-    class Silent(tqdm):
-        def __init__(self, *args: Any, **settings: Any) -> None:
-            super().__init__(*args, **settings | {"disable": True})  # type: ignore[no-untyped-call]
-
-    # What goes wrong is said here, in one line.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    client = Client()
-    patience = Patience(client, str(wanted))
-    while True:
-        try:
-            return Path(
-                snapshot_download(
-                    wanted.repository,
-                    revision=wanted.revision,
-                    allow_patterns=[*SETUP, *WORDS, "*.safetensors"],
-                    ignore_patterns=["*/*"],
-                    tqdm_class=tqdm if shown else Silent,
-                )
-            )
-        except Exception as error:
-            patience.wait(client.passing(error, wanted.repository, str(wanted)))

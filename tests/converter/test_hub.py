@@ -1,22 +1,22 @@
-"""Which checkpoint on the Hub is meant, what it holds, and its way to the cache."""
+"""Which checkpoint on the Hub is meant, and what it holds."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from huggingface_hub import constants
 
 from gptoss.converter import hub as hubs
 from gptoss.converter import vocabulary
+from gptoss.converter.cache import download
 from gptoss.converter.http import Client, HubError
-from gptoss.converter.hub import SETUP, WORDS, HubId, Stream, download, hub_id, pin
+from gptoss.converter.hub import SETUP, WORDS, HubId, Stream, hub_id, pin
 from gptoss.converter.remote import WrongHash
 from gptoss.files.checkpoint import Checkpoint
-from support.hub_server import REPOSITORY, Fault, HubServer, Repository, every
+from support.hub_server import REPOSITORY, Fault, HubServer, every
 
 WANTED = HubId(REPOSITORY)
 
@@ -207,35 +207,3 @@ def test_a_small_file_that_is_large(hub: HubServer, tmp_path: Path) -> None:
     with pytest.raises(HubError, match="1099511627776 bytes; such a file holds at most 1048576"):
         Stream(client, dataclasses.replace(listing, files=files), tmp_path).fetch(SETUP)
     assert not hub.requests
-
-
-# --- the cache --------------------------------------------------------------------------------
-
-
-def test_downloaded_once(hub: HubServer, published: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    other = tmp_path / "repository"
-    (other / "original").mkdir(parents=True)
-    for path in published.iterdir():
-        (other / path.name).write_bytes(path.read_bytes())
-    (other / "README.md").write_text("not needed")
-    (other / "original" / "model.safetensors").write_text("not needed either")
-    hub.repositories[REPOSITORY] = Repository(other, hub.commit(REPOSITORY))
-    folder = download(WANTED)
-    assert folder.name == hub.commit(REPOSITORY)
-    assert {p.name: p.read_bytes() for p in folder.iterdir()} == {
-        p.name: p.read_bytes() for p in published.iterdir()
-    }
-    hub.forget()
-    assert download(WANTED) == folder
-    assert hub.sent == 0
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert download(WANTED) == folder
-
-
-def test_downloaded_in_spite_of_faults(
-    hub: HubServer, published: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    hub.misbehave = every(5, Fault(status=503))
-    folder = download(WANTED)
-    assert capsys.readouterr().err == ""
-    assert {p.name for p in folder.iterdir()} == {p.name for p in published.iterdir()}

@@ -96,16 +96,19 @@ def test_too_slow_is_a_cut(
     ],
 )
 def test_the_server_says_when(
-    hub: HubServer, client: Client, file: HubFile, headers: dict[str, str]
+    hub: HubServer, file: HubFile, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(http, "WORTH_SAYING", 0.5)
     headers = {
         key: value.replace("DATE", formatdate(time.time() + 2, usegmt=True))
         for key, value in headers.items()
     }
     hub.misbehave = every(100, Fault(status=429, headers=headers))
+    said: list[str] = []
     began = time.monotonic()
-    read(Ranges(client, file), 0, 100)
+    read(Ranges(Client(said.append), file), 0, 100)
     assert 0.9 < time.monotonic() - began < 5
+    assert [f"{file}: status 429; trying again in " in it for it in said] == [True]
 
 
 def test_an_address_that_expired(

@@ -1,0 +1,93 @@
+"""A checkpoint's way through huggingface_hub's cache.
+
+What a conversion needs is downloaded there once, by huggingface_hub's own ways. It calls what
+git-lfs keeps by its sha256, which nobody has compared with the content yet: that is done here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from gptoss.converter.http import Client, Patience
+from gptoss.converter.hub import SETUP, WORDS, HubId
+from gptoss.converter.remote import WrongHash
+from gptoss.files.errors import BadCheckpoint
+from gptoss.files.reading import Source
+
+PIECE = 2**22
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def download(wanted: HubId, *, shown: bool = False) -> Path:
+    """Bring what a conversion needs to huggingface_hub's cache; its folder there.
+
+    What is there already does not come again, and offline it is taken as it is. The folder is
+    called by the commit. ``shown`` draws huggingface_hub's bars. Raises ``HubError``.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Silent(tqdm):
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **settings | {"disable": True})  # type: ignore[no-untyped-call]
+
+    # What goes wrong is said here, in one line.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    client = Client()
+    patience = Patience(client, str(wanted))
+    while True:
+        try:
+            return Path(
+                snapshot_download(
+                    wanted.repository,
+                    revision=wanted.revision,
+                    allow_patterns=[*SETUP, *WORDS, "*.safetensors"],
+                    ignore_patterns=["*/*"],
+                    tqdm_class=tqdm if shown else Silent,
+                )
+            )
+        except Exception as error:
+            patience.wait(client.passing(error, wanted.repository, str(wanted)))
+
+
+def check(folder: Path, progress: Callable[[int, int], None]) -> Mapping[str, str]:
+    """Compare the weights in a folder of the cache with their published hashes.
+
+    ``progress`` is told the bytes hashed so far and those of all. Returns the sha256 of each file
+    that has one published; raises ``WrongHash``.
+    """
+    published = {path: path.resolve().name for path in sorted(folder.glob("*.safetensors"))}
+    published = {path: name for path, name in published.items() if _SHA256.fullmatch(name)}
+    total = sum(path.stat().st_size for path in published)
+    done = 0
+    lock = threading.Lock()
+
+    def hashed(path: Path) -> str:
+        nonlocal done
+        digest, buffer = hashlib.sha256(), bytearray(PIECE)
+        with Source(path, BadCheckpoint) as source:
+            for at in range(0, source.size, PIECE):
+                piece = memoryview(buffer)[: source.size - at]
+                source.read_into(at, piece)
+                digest.update(piece)
+                with lock:
+                    done += len(piece)
+                    progress(done, total)
+        return digest.hexdigest()
+
+    with ThreadPoolExecutor() as pool:
+        found = dict(zip(published, pool.map(hashed, published), strict=True))
+    for path, sha256 in found.items():
+        if sha256 != published[path]:
+            raise WrongHash(
+                f"{path}: has the sha256 {sha256}, and {published[path]} is published; remove "
+                f"{path.resolve()} and run the command again"
+            )
+    return {path.name: sha256 for path, sha256 in found.items()}
