@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from gptoss.converter.http import Client, Patience
+from gptoss.converter.http import Client, Patience, Say
 from gptoss.converter.hub import SETUP, WORDS, HubId
 from gptoss.converter.remote import WrongHash
 from gptoss.files.errors import BadCheckpoint
@@ -25,11 +25,12 @@ PIECE = 2**22
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def download(wanted: HubId, *, shown: bool = False) -> Path:
+def download(wanted: HubId, *, shown: bool = False, say: Say | None = None) -> Path:
     """Bring what a conversion needs to huggingface_hub's cache; its folder there.
 
     What is there already does not come again, and offline it is taken as it is. The folder is
-    called by the commit. ``shown`` draws huggingface_hub's bars. Raises ``HubError``.
+    called by the commit. ``shown`` draws huggingface_hub's bars, where stderr is
+    a terminal. Raises ``HubError``.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import tqdm
@@ -40,7 +41,7 @@ def download(wanted: HubId, *, shown: bool = False) -> Path:
 
     # What goes wrong is said here, in one line.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    client = Client()
+    client = Client(say)
     patience = Patience(client, str(wanted))
     while True:
         try:

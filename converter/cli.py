@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from gptoss.converter import gguf_cli, parts
+from gptoss.converter import gguf_cli, inputs, parts
 from gptoss.converter.convert import Conversion, NotProven, convert
 from gptoss.converter.dense import Dense
 from gptoss.converter.experts import ExpertType, Rounding
@@ -18,11 +18,16 @@ from gptoss.files.errors import BadRequest
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 90})
-@click.argument("source", type=click.Path(path_type=Path), metavar="SOURCE")
+@click.argument("source", metavar="SOURCE")
 @click.option(
     "-o", "--output", "out", type=click.Path(path_type=Path), required=True, metavar="OUT",
     help="The file to write. Its folder must exist. A file already there is replaced once the "
     "new one is complete. With --to hf, the folder to create.",
+)  # fmt: skip
+@click.option(
+    "--stream", is_flag=True,
+    help="Leave a repository on the Hub there, and read of its weights what is needed, as it is "
+    "needed: the disk has to hold the result alone.",
 )  # fmt: skip
 @click.option(
     "--dense", type=click.Choice([dense.value for dense in Dense]), default=Dense.Q8_0.value,
@@ -75,8 +80,9 @@ from gptoss.files.errors import BadRequest
 @click.pass_context
 def command(
     context: click.Context,
-    source: Path,
+    source: str,
     out: Path,
+    stream: bool,
     dense: str,
     types: tuple[str, ...],
     split_max_size: str | None,
@@ -96,6 +102,11 @@ def command(
     in BF16, F16 or F32. Experts in MXFP4 stay so, bit for bit, repacked for llama.cpp.
     Vocabulary and chat template go into the file.
 
+    Or SOURCE is OWNER/NAME or OWNER/NAME@REVISION, a repository on the Hub; a folder of that name
+    comes first. It is downloaded to huggingface_hub's cache, or with --stream never stored.
+    HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE mean what they mean there. What comes is
+    compared with the sha256 that the Hub publishes, and the manifest says of which files.
+
     Nothing is loaded whole: a model of any size takes less than half a GB of memory. Until the
     file is complete nothing stands at OUT.gguf; it grows in the hidden folder .OUT.gguf.part beside
     it. After an interrupt, or a power cut, the same command goes on from there. What was made of
@@ -108,6 +119,7 @@ def command(
     \b
     Examples:
       gptoss-convert gpt-oss-20b -o gpt-oss-20b.gguf
+      gptoss-convert openai/gpt-oss-20b -o gpt-oss-20b.gguf --stream
       gptoss-convert gpt-oss-20b -o gpt-oss-20b-bf16.gguf --dense bf16
       gptoss-convert gpt-oss-20b -o small.gguf --type embedding=q4_0 --type output=q5_1
       gptoss-convert gpt-oss-120b -o gpt-oss-120b.gguf --split-max-size 20G --verify
@@ -121,15 +133,18 @@ def command(
       2    the checkpoint or the request is wrong: one line says what, and where
       130  interrupted; what is done is kept
     """
-    gguf_cli.check_options(context, source, to)
-    if gguf_cli.is_gguf(source):
-        gguf_cli.run_export(source, out, to, as_json)
+    gguf_cli.check_options(context, Path(source), to)
+    if gguf_cli.is_gguf(Path(source)):
+        gguf_cli.run_export(Path(source), out, to, as_json)
         return
     limit = parts.size(split_max_size) if split_max_size is not None else None
     try:
-        with console.meters("converting", "verifying", shown=not as_json) as meters:
+        with (
+            inputs.opened(source, stream=stream, shown=not as_json, say=_say) as given,
+            console.meters("converting", "verifying", shown=not as_json) as meters,
+        ):
             done = convert(
-                source,
+                given,
                 out,
                 dense=dense,
                 types=_types(types),
@@ -173,7 +188,8 @@ def _types(given: tuple[str, ...]) -> dict[str, str]:
 
 def _summary(done: Conversion) -> dict[str, object]:
     return {
-        "source": str(done.source),
+        "source": done.source,
+        "revision": done.revision,
         "files": [str(path) for path in done.files],
         "manifest": str(done.manifest),
         "dense": done.dense.to_json(),

@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
+from gptoss.converter import inputs, vocabulary, writer
 from gptoss.converter import manifest as manifests
-from gptoss.converter import vocabulary, writer
 from gptoss.converter.dense import Dense, DenseTypes
 from gptoss.converter.experts import ExpertType, Rounding
 from gptoss.converter.header import EncodedKeys, encode_keys
+from gptoss.converter.http import Say
+from gptoss.converter.inputs import Input
 from gptoss.converter.jobs import fingerprint
 from gptoss.converter.metadata import metadata
 from gptoss.converter.opening import Opened, open_source
@@ -20,7 +22,7 @@ from gptoss.converter.parts import Part, parts
 from gptoss.converter.plan import plan
 from gptoss.converter.staging import FINAL, Staging, folder_of, reported
 from gptoss.files.checkpoint import Checkpoint
-from gptoss.files.errors import OutputError
+from gptoss.files.errors import BadRequest, OutputError
 from gptoss.quant.verdict import Verdict
 from gptoss.quant.verify import verify as verify_files
 
@@ -30,19 +32,17 @@ Progress = Callable[[int, int], None]
 """Called now and then with the bytes written so far and the bytes of the whole file."""
 
 
-Say = Callable[[str], None]
-"""Called with a sentence that a person may want to know."""
-
-
 @dataclass(frozen=True, slots=True)
 class Conversion:
     """What was done: the files written, their size in bytes, and how long that took.
 
-    ``files`` are the parts in order, mostly a single one. ``resumed`` is how many bytes an earlier
+    ``source`` is a folder, or a repository at the commit ``revision``. ``files`` are the parts in
+    order, mostly a single one. ``resumed`` is how many bytes an earlier
     run had written already. ``verdict`` is there when it was asked for.
     """
 
-    source: Path
+    source: str
+    revision: str | None
     out: Path
     files: tuple[Path, ...]
     manifest: Path
@@ -66,9 +66,10 @@ class NotProven(OutputError):
 
 
 def convert(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | Input,
     out: str | os.PathLike[str],
     *,
+    stream: bool = False,
     dense: str = Dense.Q8_0,
     types: Mapping[str, str] | None = None,
     experts: str = ExpertType.MXFP4,
@@ -81,7 +82,11 @@ def convert(
     verify_progress: Progress | None = None,
     say: Say | None = None,
 ) -> Conversion:
-    """Convert a gpt-oss checkpoint folder, Hugging Face's or OpenAI's layout, to a GGUF file.
+    """Convert a gpt-oss checkpoint, Hugging Face's or OpenAI's layout, to a GGUF file.
+
+    ``source`` is its folder, or on the Hub ``"owner/name"`` or ``"owner/name@revision"``, unless a
+    folder is called so; or what ``inputs.opened`` made of one of these. ``stream`` leaves what is
+    on the Hub there, and reads of it what is needed.
 
     ``dense`` is the type of the dense matrices, one of ``Dense``, and ``types`` gives groups of
     them another: ``{"embedding": "q4_0", "output": "q8_0"}``.
@@ -99,51 +104,57 @@ def convert(
     the same ``out``, source and request; ``say`` is told so.
 
     Raises ``BadRequest``, which is a ValueError, for a type, group or size that cannot be,
-    ``BadCheckpoint`` or ``UnsupportedModel`` for what is wrong with the source, ``OutputError``
-    when the result cannot be written, ``NotProven`` when it is not what the source is.
+    ``BadCheckpoint`` or ``UnsupportedModel`` for what is wrong with the source, ``HubError`` when
+    the Hub does not do its part, ``OutputError`` when the result cannot be written, ``NotProven``
+    when it is not what the source is.
     """
     began = perf_counter()
-    source, out = Path(source), Path(out)
-    opened = open_source(source, tokenizer=tokenizer, base=base)
-    for note in opened.notes:
-        (say or _nothing)(f"note: {note}")
-    planned = plan(
-        opened.checkpoint,
-        dense,
-        types,
-        experts=experts,
-        allow_nonfinite=allow_nonfinite,
-        base=opened.base,
-        inputs_first=opened.inputs_first,
-    )
-    manifest_path = manifests.path_of(out)
-    writer.check_target(manifest_path)
-    _check_apart(opened, out)
-    if not folder_of(out).exists():
-        # Before the vocabulary is read: who has no room for the file should not wait for it.
-        writer.check_room(out.parent, planned.nbytes)
-    files = parts(planned, _keys(opened.checkpoint, planned.experts), out.name, split_max_size)
-    for part in files:
-        writer.check_target(out.with_name(part.name))
-    total = sum(part.nbytes for part in files)
-    version = manifests.tool_version()
-    with Staging(
-        out, {part.name: part.nbytes for part in files}, fingerprint(files, version)
-    ) as staging:
-        resumed = writer.resumed(files, staging)
-        _say_how_it_begins(say or _nothing, staging, resumed, total)
-        sha256 = _written(files, staging, progress or _nothing, say or _nothing)
-        seconds = perf_counter() - began
-        verdict = None
-        if verify:
-            verdict = _proven(source, staging.path(files[0].name), out, verify_progress)
-        origin = manifests.Origin(str(source))
-        made = manifests.manifest(origin, planned, files, sha256, verdict)
-        with reported(out):
-            manifests.write(staging.path(manifest_path.name), made)
-            staging.publish([part.name for part in files], manifest_path)
+    out, say = Path(out), say or _nothing
+    with inputs.opened(source, stream=stream, say=say) as given:
+        _check_request(given, verify)
+        opened = open_source(given.folder, weights=given.weights, tokenizer=tokenizer, base=base)
+        for note in opened.notes:
+            say(f"note: {note}")
+        planned = plan(
+            opened.checkpoint,
+            dense,
+            types,
+            experts=experts,
+            allow_nonfinite=allow_nonfinite,
+            base=opened.base,
+            inputs_first=opened.inputs_first,
+        )
+        manifest_path = manifests.path_of(out)
+        writer.check_target(manifest_path)
+        _check_apart(opened, out)
+        if not folder_of(out).exists():
+            # Before the vocabulary is read: who has no room for the file should not wait for it.
+            writer.check_room(out.parent, planned.nbytes)
+        keys = _keys(opened.checkpoint, given, planned.experts)
+        files = parts(planned, keys, out.name, split_max_size)
+        for part in files:
+            writer.check_target(out.with_name(part.name))
+        total = sum(part.nbytes for part in files)
+        version = manifests.tool_version()
+        with Staging(
+            out, {part.name: part.nbytes for part in files}, fingerprint(files, version)
+        ) as staging:
+            resumed = writer.resumed(files, staging)
+            _say_how_it_begins(say, staging, resumed, total)
+            sha256 = _written(files, staging, progress or _nothing, say, given)
+            seconds = perf_counter() - began
+            verdict = None
+            if verify:
+                first = staging.path(files[0].name)
+                verdict = _proven(given.folder, first, out, verify_progress)
+            origin = given.origin()
+            made = manifests.manifest(origin, planned, files, sha256, verdict)
+            with reported(out):
+                manifests.write(staging.path(manifest_path.name), made)
+                staging.publish([part.name for part in files], manifest_path)
     return Conversion(
-        source=source,
+        source=origin.place,
+        revision=origin.revision,
         out=out,
         files=tuple(out.with_name(part.name) for part in files),
         manifest=manifest_path,
@@ -165,6 +176,14 @@ def _nothing(*_: object) -> None:
     """For whoever does not want to know."""
 
 
+def _check_request(given: Input, verify: bool) -> None:
+    if given.stream and verify:
+        raise BadRequest(
+            f"{given.place}: --verify compares with the source's weights, and --stream keeps none; "
+            "leave out one of the two"
+        )
+
+
 def _say_how_it_begins(say: Say, staging: Staging, resumed: int, total: int) -> None:
     if resumed:
         say(f"going on from an earlier run: {resumed:,} of {total:,} bytes are there")
@@ -173,12 +192,12 @@ def _say_how_it_begins(say: Say, staging: Staging, resumed: int, total: int) -> 
 
 
 def _written(
-    files: Sequence[Part], staging: Staging, progress: Progress, say: Say
+    files: Sequence[Part], staging: Staging, progress: Progress, say: Say, given: Input
 ) -> dict[str, str]:
     """Each tensor's sha256, once all are written."""
     total = sum(part.nbytes for part in files)
     try:
-        return writer.write(files, staging, lambda done: progress(done, total))
+        return writer.write(files, staging, lambda done: progress(done, total), feed=given.stream)
     except BaseException as error:
         if not isinstance(error, FINAL):
             say(f"what is done is kept in {staging.folder}; the same command goes on from there")
@@ -192,10 +211,12 @@ def _proven(source: Path, written: Path, out: Path, progress: Progress | None) -
     return verdict
 
 
-def _keys(checkpoint: Checkpoint, experts: ExpertType) -> EncodedKeys:
+def _keys(checkpoint: Checkpoint, given: Input, experts: ExpertType) -> EncodedKeys:
     """The GGUF's keys; the vocabulary they are made of is gone before any data is read."""
+    given.bring_words()
     words = vocabulary.read(checkpoint.tokenizer, checkpoint.hparams.vocab_size)
-    return encode_keys(metadata(checkpoint.hparams, words, checkpoint.name, experts))
+    name = given.name or checkpoint.name
+    return encode_keys(metadata(checkpoint.hparams, words, name, experts))
 
 
 def _check_apart(opened: Opened, out: Path) -> None:

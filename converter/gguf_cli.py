@@ -17,6 +17,7 @@ TO_GGUF = "gguf"
 CHOICES = (TO_GGUF, *(form.value for form in Form))
 
 _OF_CHECKPOINTS = {
+    "stream": "--stream",
     "dense": "--dense",
     "types": "--type",
     "split_max_size": "--split-max-size",

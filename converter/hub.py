@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urljoin
 
 from gptoss.converter.http import REDIRECTS, Client, HubError, PassingError, Patience, origin
+from gptoss.converter.jobs import Job
 from gptoss.converter.ranges import HubFile, Ranges
-from gptoss.converter.remote import RemoteFile, WrongHash
+from gptoss.converter.remote import ReadAhead, RemoteFile, WrongHash
 from gptoss.converter.vocabulary import SETTINGS, TEMPLATE, TOKENIZER_LIMIT
 from gptoss.files.checkpoint import CONFIG, CONFIG_LIMIT, INDEX, INDEX_LIMIT, TOKENIZER
 from gptoss.files.reading import AnyPath, parse_json
@@ -40,17 +42,19 @@ class HubId:
     repository: str
     revision: str = "main"
 
+    @property
+    def name(self) -> str:
+        """The repository's name without its owner's."""
+        return self.repository.partition("/")[2]
+
     def __str__(self) -> str:
         return f"{self.repository}@{self.revision}"
 
 
 def hub_id(source: str) -> HubId | None:
-    """What ``source`` means on the Hub: ``owner/name`` or ``owner/name@revision``.
-
-    None when it has another form, or when something of that name is here: files win.
-    """
+    """What ``owner/name`` or ``owner/name@revision`` means; None when it has another form."""
     found = _ID.fullmatch(source)
-    if found is None or Path(source).exists():
+    if found is None:
         return None
     return HubId(found["repository"], found["revision"] or "main")
 
@@ -134,7 +138,7 @@ class Stream:
     """A checkpoint on the Hub whose weights are read by ranges; ``folder`` gets the small files."""
 
     def __init__(self, client: Client, listing: Listing, folder: Path) -> None:
-        self.client = client
+        self._client = client
         self.listing = listing
         self.folder = folder
         self._weights: dict[str, RemoteFile] = {}
@@ -149,7 +153,7 @@ class Stream:
             if file.size > limit:
                 raise HubError(f"{file}: {file.size} bytes; such a file holds at most {limit}")
             data = bytearray(file.size)
-            Ranges(self.client, file).read_into(0, memoryview(data))
+            Ranges(self._client, file).read_into(0, memoryview(data))
             _check_hash(file, data)
             (self.folder / name).write_bytes(data)
 
@@ -158,8 +162,33 @@ class Stream:
         if name not in self.listing.files:
             return Path(str(self.listing)) / name
         if name not in self._weights:
-            self._weights[name] = RemoteFile(Ranges(self.client, self.listing.files[name]))
+            self._weights[name] = RemoteFile(Ranges(self._client, self.listing.files[name]))
         return self._weights[name]
+
+    def reading(self, work: Sequence[Job]) -> ReadAhead:
+        """What brings the sources of ``work``, to be done in this order by one at a time."""
+        return ReadAhead(
+            [
+                (info.path, span)
+                for job in work
+                for info, span in job.spans()
+                if isinstance(info.path, RemoteFile)
+            ],
+            self.stop,
+        )
+
+    @property
+    def stop(self) -> threading.Event:
+        """The word to all who wait for the Hub."""
+        return self._client.stop
+
+    def verified(self) -> dict[str, str]:
+        """The sha256 of each file that passed whole and was what the Hub publishes."""
+        return {
+            name: file.file.sha256
+            for name, file in self._weights.items()
+            if file.verified and file.file.sha256 is not None
+        }
 
 
 def _check_hash(file: HubFile, data: bytearray) -> None:

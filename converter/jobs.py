@@ -8,7 +8,7 @@ way, and a killed run knows by one number how far it came.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -64,6 +64,13 @@ class Job:
     def step(self) -> int:
         """Units that make about a ``CHUNK``."""
         return max(1, CHUNK // max(self.writes, sum(self.reads)))
+
+    def spans(self) -> Iterator[tuple[TensorInfo, tuple[int, int]]]:
+        """What is still to be read, in order: of which source, from where in its file to where."""
+        for first in range(self.done, self.units, self.step):
+            last = min(first + self.step, self.units)
+            for source, size in zip(self.sources, self.reads, strict=True):
+                yield source, (source.offset + first * size, source.offset + last * size)
 
     @property
     def state(self) -> Done:

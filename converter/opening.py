@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptoss.converter import turned
-from gptoss.files.checkpoint import Checkpoint
+from gptoss.files.checkpoint import Checkpoint, Weights
 from gptoss.files.errors import BadCheckpoint, BadRequest
 from gptoss.files.names import Kind, tensors
 
@@ -30,14 +30,22 @@ class Opened:
 
 
 def open_source(
-    source: AnyFolder, *, tokenizer: AnyFolder | None = None, base: AnyFolder | None = None
+    source: AnyFolder,
+    *,
+    weights: Weights | None = None,
+    tokenizer: AnyFolder | None = None,
+    base: AnyFolder | None = None,
 ) -> Opened:
     """Open a checkpoint, and the base that it was fine-tuned from if there is one to compare with.
+
+    ``weights`` says where the files of weights are when they are not in the folder.
 
     Raises ``BadCheckpoint`` when one of them is damaged or they do not belong together,
     ``BadRequest`` when there is nothing to compare.
     """
-    checkpoint = Checkpoint.open(Path(source), tokenizer=Path(tokenizer) if tokenizer else None)
+    checkpoint = Checkpoint.open(
+        Path(source), weights=weights, tokenizer=Path(tokenizer) if tokenizer else None
+    )
     checkpoint.check_tensors()
     folders = (checkpoint.folder, checkpoint.tokenizer)
     if base is None:

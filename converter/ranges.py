@@ -82,10 +82,9 @@ class Ranges:
                 if origin(url) == origin(self._home):
                     self._check_version(answer)
                 if answer.status_code in REDIRECTS:
-                    url = self._redirected(url, answer)
+                    url = self._address = self._redirected(url, answer)
                     continue
                 self._check_status(url, answer, begin, end)
-                self._address = url
                 left = end - begin
                 for piece in answer.iter_raw():
                     if self._client.stop.is_set():

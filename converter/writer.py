@@ -17,9 +17,10 @@ import shutil
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from io import FileIO
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -41,15 +42,30 @@ Advance = Callable[[int], None]
 """Called with the bytes that are in the files by now."""
 
 
+class Feed(Protocol):
+    """Who brings sources that are not on this machine.
+
+    It must know beforehand what will be read, by one job after the other. ``stop`` is its word to
+    end all waiting.
+    """
+
+    @property
+    def stop(self) -> threading.Event: ...
+    def reading(self, work: Sequence[Job]) -> AbstractContextManager[object]: ...
+
+
 def n_workers() -> int:
     """Threads that convert: one more than cores, for one is usually waiting for the disk."""
     return min(MAX_WORKERS, (os.cpu_count() or 1) + 1)
 
 
-def write(parts: Sequence[Part], staging: Staging, advance: Advance) -> dict[str, str]:
+def write(
+    parts: Sequence[Part], staging: Staging, advance: Advance, feed: Feed | None = None
+) -> dict[str, str]:
     """Make the files in the staging folder complete and durable; returns each tensor's sha256.
 
-    Goes on from where the staging's journal says. Raises ``OutputError`` when the files cannot be
+    Goes on from where the staging's journal says. With a ``feed``, sources are read in the order
+    of their files. Raises ``OutputError`` when the files cannot be
     written, ``BadCheckpoint`` when a source cannot be read.
     """
     work = jobs(parts, staging)
@@ -60,7 +76,7 @@ def write(parts: Sequence[Part], staging: Staging, advance: Advance) -> dict[str
         for part in parts:
             with _opened(staging.path(part.name)) as file:
                 _write_all(file, 0, memoryview(part.head))
-        _Run(work, staging, lambda n: advance(n + padding)).run()
+        _Run(work, staging, lambda n: advance(n + padding), feed).run()
         for part in parts:
             _sync(staging.path(part.name))
     return {
@@ -111,25 +127,30 @@ def check_room(folder: Path, nbytes: int) -> None:
 class _Run:
     """The threads and what they share: the open sources, the journal, and the word to stop."""
 
-    def __init__(self, work: Sequence[Job], staging: Staging, advance: Advance) -> None:
+    def __init__(
+        self, work: Sequence[Job], staging: Staging, advance: Advance, feed: Feed | None
+    ) -> None:
         self._work = work
         self._staging = staging
         self._advance = advance
-        self._stop = threading.Event()
+        self._feed = feed
+        self._stop = feed.stop if feed else threading.Event()
         self._noted: dict[int, Done] = dict(staging.found)
 
     def run(self) -> None:
         """Do all jobs. Whatever ends it early, what is done by then is in the journal."""
         paths = dict.fromkeys(source.path for job in self._work for source in job.sources)
+        left = [job for job in self._work if job.done < job.units]
+        workers = n_workers()
         with ExitStack() as stack:
+            if self._feed:
+                left.sort(key=lambda job: (str(job.sources[0].path), job.sources[0].offset))
+                workers = 1
+                stack.enter_context(self._feed.reading(left))
             sources = {p: stack.enter_context(Source(p, BadCheckpoint)) for p in paths}
-            pool = ThreadPoolExecutor(n_workers() + 1, thread_name_prefix="convert")
+            pool = ThreadPoolExecutor(workers + 1, thread_name_prefix="convert")
             notes = pool.submit(self._keep_notes)
-            todo = [
-                pool.submit(Worker(job, sources, self._stop).run)
-                for job in self._work
-                if job.done < job.units
-            ]
+            todo = [pool.submit(Worker(job, sources, self._stop).run) for job in left]
             try:
                 self._watch(todo, notes)
             except BaseException:

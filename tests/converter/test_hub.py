@@ -42,13 +42,6 @@ def test_what_is_an_id(source: str, meant: HubId | None) -> None:
     assert hub_id(source) == meant
 
 
-def test_a_folder_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert hub_id("some/model") is not None
-    Path("some/model").mkdir(parents=True)
-    assert hub_id("some/model") is None
-
-
 # --- pinning ----------------------------------------------------------------------------------
 
 

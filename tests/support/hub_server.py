@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
@@ -127,8 +128,7 @@ class HubServer:
         self.requests: list[Request] = []
         self.sent = 0
         self.lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), _handler(self))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
 
     @property
@@ -164,8 +164,20 @@ class HubServer:
         self._thread.join()
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: Any) -> None:
+        """Whoever asked has gone; that is their affair."""
+
+
 def digests(path: Path) -> tuple[str, str]:
     """A file's sha256, and the id that git gives it."""
+    return _digests(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _digests(path: Path, changed: int) -> tuple[str, str]:  # noqa: ARG001
     data = path.read_bytes()
     git = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False)
     return hashlib.sha256(data).hexdigest(), git.hexdigest()

@@ -1,0 +1,235 @@
+"""Conversions of what is on the Hub: the same result as from a folder, whatever the server does."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import constants
+
+from gptoss.converter import remote
+from gptoss.converter.convert import convert
+from gptoss.converter.http import HubError
+from gptoss.converter.remote import WrongHash
+from gptoss.files.errors import BadRequest
+from support.checkpoints import random_checkpoint
+from support.hub_server import REPOSITORY, Fault, HubServer, Misbehave, Repository, digests, every
+
+
+@pytest.fixture(scope="module")
+def whole(published: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """What a conversion of the same checkpoint from a folder of the same name gives."""
+    folder = tmp_path_factory.mktemp("here") / "some-model"
+    shutil.copytree(published, folder)
+    out = folder.with_name("out.gguf")
+    convert(folder, out)
+    return out.read_bytes()
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder / "out.gguf"
+
+
+def needed(published: Path) -> int:
+    """Bytes of all files: a conversion needs each of them once."""
+    return sum(path.stat().st_size for path in published.iterdir())
+
+
+def manifest(out: Path) -> Any:
+    return json.loads(out.with_name(out.name + ".manifest.json").read_text("utf-8"))
+
+
+def shards(published: Path) -> list[dict[str, str]]:
+    return [
+        {"name": path.name, "sha256": digests(path)[0]}
+        for path in sorted(published.glob("*.safetensors"))
+    ]
+
+
+@pytest.mark.parametrize("source", [REPOSITORY, f"{REPOSITORY}@main", f"{REPOSITORY}@COMMIT"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_same_from_the_hub(
+    hub: HubServer, published: Path, whole: bytes, out: Path, source: str, stream: bool
+) -> None:
+    done = convert(source.replace("COMMIT", hub.commit(REPOSITORY)), out, stream=stream)
+    assert out.read_bytes() == whole
+    assert (done.source, done.revision) == (REPOSITORY, hub.commit(REPOSITORY))
+    assert manifest(out)["source"] == {
+        "place": REPOSITORY,
+        "revision": hub.commit(REPOSITORY),
+        "files": shards(published),
+    }
+    assert hub.sent == needed(published)
+    if stream:
+        assert not Path(constants.HF_HUB_CACHE).exists(), "nothing of it is stored"
+
+
+FAULTS: dict[str, Misbehave] = {
+    "cuts": every(2, Fault(cut_after=10_000)),
+    "nothing, then a cut": every(2, Fault(cut_after=0), "cdn"),
+    "busy": every(3, Fault(status=429, headers={"Retry-After": "0"})),
+    "broken": every(2, Fault(status=500)),
+    "away": every(2, Fault(status=503)),
+    "gateway": every(3, Fault(status=502)),
+    "expired addresses": every(4, Fault(status=403), "cdn"),
+    "slow": every(1, Fault(pause=0.002)),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_that_pass(
+    hub: HubServer,
+    published: Path,
+    whole: bytes,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+) -> None:
+    monkeypatch.setattr(remote, "SEGMENT", 30_000)
+    hub.misbehave = FAULTS[fault]
+    convert(REPOSITORY, out, stream=True)
+    assert out.read_bytes() == whole
+    assert hub.sent <= 1.05 * needed(published)
+    assert manifest(out)["source"]["files"] == shards(published)
+
+
+@pytest.mark.parametrize(
+    ("fault", "place", "found"),
+    [
+        (Fault(length=-1), "cdn", "bytes are announced instead of"),
+        (Fault(total=-1), "cdn", "the server contradicts itself"),
+        (Fault(whole=True), "cdn", "the server sends no byte ranges; leave out --stream"),
+        (Fault(commit="f" * 40), "resolve", "the revision moved, run the command again"),
+        (Fault(status=404, headers={"X-Error-Code": "RevisionNotFound"}), "resolve",
+         "has no such revision of it, or no longer"),
+        (Fault(status=404), "resolve", "answers with status 404"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("begin", [0, 12])
+def test_faults_that_do_not_pass(
+    hub: HubServer, out: Path, fault: Fault, place: str, found: str, begin: int
+) -> None:
+    """At once, or in the midst: nothing stands at the output path."""
+    bad = every(1, fault, place)
+    hub.misbehave = lambda request: bad(request) if request.number >= begin else None
+    with pytest.raises(HubError, match=found):
+        convert(REPOSITORY, out, stream=True)
+    assert not out.exists()
+
+
+def test_a_wrong_bit_is_found_and_nothing_kept(hub: HubServer, out: Path, whole: bytes) -> None:
+    """Every byte came, in answers without fault; the hash alone tells."""
+    shard = "model-00001-of-00002.safetensors"
+    wrong = Fault(flip=50_000)
+    hub.misbehave = lambda request: wrong if request.file == shard else None
+    with pytest.raises(WrongHash, match=f"{shard}: what came has the sha256"):
+        convert(REPOSITORY, out, stream=True)
+    assert list(out.parent.iterdir()) == []
+    hub.misbehave = lambda _: None
+    convert(REPOSITORY, out, stream=True)
+    assert out.read_bytes() == whole
+
+
+def test_a_revision_that_moves_between_two_runs(hub: HubServer, out: Path, tmp_path: Path) -> None:
+    """What was made of the one is not gone on with for the other."""
+
+    class Cut(BaseException):
+        pass
+
+    def cut(done: int, total: int) -> None:
+        if done > total / 2:
+            raise Cut
+
+    with pytest.raises(Cut):
+        convert(REPOSITORY, out, stream=True, progress=cut)
+    other = random_checkpoint(tmp_path / "some-model", shards=3, seed=1)
+    hub.repositories[REPOSITORY] = Repository(other, "1" * 40)
+    said: list[str] = []
+    done = convert(REPOSITORY, out, stream=True, say=said.append)
+    assert (done.revision, done.resumed) == ("1" * 40, 0)
+    assert said[0].startswith("starting again: ")
+    expected = out.with_name("expected.gguf")
+    convert(other, expected)
+    assert out.read_bytes() == expected.read_bytes()
+
+
+def test_two_requests_that_cannot_be(hub: HubServer, published: Path, out: Path) -> None:
+    with pytest.raises(BadRequest, match="--stream is for a repository on the Hub"):
+        convert(published, out, stream=True)
+    with pytest.raises(BadRequest, match="--verify compares with the source's weights"):
+        convert(REPOSITORY, out, stream=True, verify=True)
+    assert hub.sent < 10_000
+
+
+def test_verified_against_the_cache(hub: HubServer, out: Path) -> None:  # noqa: ARG001
+    done = convert(REPOSITORY, out, verify=True)
+    assert done.verdict is not None
+    assert done.verdict.proven
+
+
+def test_a_folder_of_that_name_wins(
+    hub: HubServer, published: Path, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(published, REPOSITORY)
+    said: list[str] = []
+    convert(REPOSITORY, out, say=said.append)
+    assert said == [
+        f"{REPOSITORY}: the folder here is meant, not the repository of that name on the Hub"
+    ]
+    assert not hub.requests
+
+
+# --- killed -----------------------------------------------------------------------------------
+
+COMMAND = """
+import sys
+from gptoss.converter import cli, jobs, remote, writer
+writer.NOTE_SECONDS, jobs.CHUNK, remote.SEGMENT = 0.02, 2**13, 2**12
+cli.main()
+"""
+
+
+def started(hub: HubServer, out: Path, *more: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(out.parent / "home")}
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, REPOSITORY, "-o", str(out), "--stream", *more],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+
+
+def test_killed_at_half_way(hub: HubServer, out: Path, tmp_path: Path) -> None:
+    """The next run reads nothing of the finished tensors, and little of what was under way."""
+    larger = random_checkpoint(tmp_path / "some-model", hidden=128, layers=3, shards=2)
+    hub.repositories[REPOSITORY] = Repository(larger, "2" * 40)
+    hub.misbehave = every(1, Fault(pause=0.01), "cdn")
+    process = started(hub, out)
+    deadline = time.monotonic() + 30
+    while hub.sent < needed(larger) * 0.5:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    assert not out.exists()
+    time.sleep(0.2)  # what the server had under way
+    hub.forget()
+    hub.misbehave = lambda _: None
+    again = started(hub, out, "--json")
+    printed, said = again.communicate(timeout=30)
+    assert said.startswith("going on from an earlier run: ")
+    assert json.loads(printed)["resumed"] > 0
+    assert hub.sent <= 0.6 * needed(larger)
+    expected = out.with_name("expected.gguf")
+    convert(larger, expected)
+    assert out.read_bytes() == expected.read_bytes()
