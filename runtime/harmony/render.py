@@ -21,7 +21,7 @@ From the template:
 * No blank line is left behind instructions that no tools follow.
 * Several calls of one turn are all there; the template drops all but the first. A preamble before
   a call stands on the commentary channel; the template takes it for reasoning.
-* Schemas beyond plain properties are written as openai-harmony writes them.
+* Defaults, and schemas beyond plain properties, are written as openai-harmony writes them.
 * Text that spells a control token stays text; the template's would be read as the token.
 """
 
@@ -92,14 +92,6 @@ def render_for_completion(
     begin = [tokenizer.control["<|start|>"], *tokenizer.encode(Role.ASSISTANT)]
     left = None if limit is None else limit - len(begin)
     return [*render_conversation(messages, tokenizer, keep=keep, limit=left), *begin]
-
-
-def render_for_training(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
-    """As ``render_conversation``, but a last final message ends in ``<|return|>``."""
-    ids = render_conversation(messages, tokenizer)
-    if messages and messages[-1].role == Role.ASSISTANT and messages[-1].channel == "final":
-        ids[-1] = tokenizer.control["<|return|>"]
-    return ids
 
 
 def render_message(

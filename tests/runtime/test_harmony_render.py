@@ -12,7 +12,6 @@ from gptoss.runtime.harmony.render import (
     KeepReasoning,
     render_conversation,
     render_for_completion,
-    render_for_training,
     render_message,
 )
 from support.tokens import byte_tokenizer, spell, spelled
@@ -106,13 +105,6 @@ def test_harmony_keeps_what_follows_the_first_final() -> None:
     assert "one" not in by_harmony
     assert "two" in by_harmony
     assert "two" not in spelled(render_conversation(turns, TOKENIZER))
-
-
-def test_training_ends_the_last_answer_with_return() -> None:
-    turns = [m.final("1"), m.user("?"), m.final("2")]
-    text = spelled(render_for_training(turns, TOKENIZER))
-    assert text.endswith("2<|return|>")
-    assert text.count("<|return|>") == 1
 
 
 def test_the_models_own_tokens_are_replayed() -> None:
