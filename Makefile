@@ -41,6 +41,7 @@ types: $(VENV)/.dev
 # 20b-sized; about 45 GB of disk and half an hour. See README, "Measured".
 bench: $(VENV)/.oracle
 	$(BIN)/python tests/bench.py
+	$(BIN)/python tests/bench_harmony.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -30,7 +30,7 @@ WORDS = (
     '{"city": "Reykjavík", "days": [1, 2, 3], "unit": null}\n',
     "Das Wetter in Köln ist heute nass. 天気は晴れです。\n",
 )
-"""Prose, code, JSON, other languages: what conversations consist of."""
+"""Prose, code, JSON, other languages; drawn together with the random conversations' pieces."""
 
 
 @dataclass(frozen=True)
@@ -97,16 +97,21 @@ def long_conversation(rng: random.Random, size: int) -> tuple[int, list[Message]
     messages = [m.system(date="2026-02-28"), m.developer("Be brief.")]
     total = 0
     while total < size:
-        said = ["".join(rng.choices(WORDS, k=rng.randint(1, 40))) for _ in range(5)]
+        said = [some_text(rng, rng.randint(1, 100)) for _ in range(5)]
         total += sum(len(text.encode()) for text in said)
         messages += [m.user(said[0]), m.analysis(said[1]), m.call("f", said[2])]
         messages += [m.tool_result("f", said[3]), m.final(said[4])]
     return total, messages
 
 
+def some_text(rng: random.Random, n_pieces: int) -> str:
+    """Text of so many pieces, spellings of control tokens among them."""
+    return "".join(rng.choices((*WORDS, *conversations.PIECES), k=n_pieces))
+
+
 def reply(rng: random.Random, n_tokens: int) -> list[int]:
-    """A turn of reasoning and answer, about so many tokens."""
-    control, text = tokenizer().control, tokenizer().encode("".join(rng.choices(WORDS, k=4_000)))
+    """A turn of one message of so many tokens."""
+    control, text = tokenizer().control, tokenizer().encode(some_text(rng, n_tokens))
     header = [control["<|channel|>"], *tokenizer().encode("final"), control["<|message|>"]]
     return [*header, *text[:n_tokens], control["<|return|>"]]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import bench_harmony
 from gptoss.converter import vocabulary
 from gptoss.runtime.harmony import builtin
 from gptoss.runtime.harmony import messages as m
@@ -252,3 +253,10 @@ def test_a_whole_turn_comes_back(tokenizer: Tokenizer) -> None:
     events = [event for i in ids for event in parser.push(i)]
     assert [e.message.text for e in events if isinstance(e, MessageEnded)] == [text, text]
     assert events[-1] == TurnEnded(End.RETURN)
+
+
+def test_nothing_costs_more_than_it_may() -> None:
+    """Rendering, parsing, building tokenizers: bounds and measurement are the bench's."""
+    figures = list(bench_harmony.figures())
+    assert len(figures) >= 5
+    assert [str(figure) for figure in figures if not figure.kept] == []
