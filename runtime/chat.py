@@ -27,9 +27,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from gptoss.runtime.engine import Engine, PromptTooLong, Timings
+from gptoss.runtime.engine import Engine, Timings
+from gptoss.runtime.harmony.checking import ConversationError
 from gptoss.runtime.harmony.events import Diagnostic, End, Event, MessageEnded, TurnEnded
-from gptoss.runtime.harmony.grammar import BadConstraint, ResponseFormat, Rules, ToolChoice
+from gptoss.runtime.harmony.grammar import ResponseFormat, Rules, ToolChoice
 from gptoss.runtime.harmony.messages import (
     FUNCTIONS,
     Effort,
@@ -202,8 +203,8 @@ class Chat:
 
         ``tool_choice`` and ``response_format`` are this turn's instead of the conversation's.
         Nothing happens until the first event is asked for. Closing the generator ends the turn.
-        Raises ChatError while another reply is being read, BadConstraint, PromptTooLong,
-        EngineError.
+        Raises ChatError while another reply is being read, ConversationError for a text that is
+        none, tools or rules that cannot be kept, or a context that cannot hold it all; EngineError.
         """
         if not self._busy.acquire(blocking=False):
             raise ChatError("the reply before this one is still being read; finish or close it")
@@ -213,7 +214,7 @@ class Chat:
         try:
             self._messages.append(user(text))
             ended = yield from self._turn(self._rules(tool_choice, response_format))
-        except (PromptTooLong, BadConstraint):
+        except ConversationError:
             del self._messages[start:]
             raise
         finally:
@@ -297,7 +298,8 @@ class Chat:
     def _round(self, rules: Rules, turn: _Spent) -> Generator[ChatEvent, None, End]:
         """One generation, up to an answer or a call; its messages join the conversation."""
         sampler = self._constrained(rules, turn)
-        prompt = render_for_completion(self.messages, self._tokenizer)
+        room = self._engine.n_ctx - 1  # for the prompt: one token at least is to be generated
+        prompt = render_for_completion(self.messages, self._tokenizer, limit=room)
         tokens = self._engine.generate(
             prompt, sampler or self._sampler, stop=self._stop, max_tokens=turn.tokens_left
         )

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from gptoss.runtime.harmony.checking import mended
 from gptoss.runtime.harmony.messages import FUNCTIONS, Function
 from gptoss.runtime.signature import BadArguments, BadTool, Record, parameters_of
 
@@ -84,7 +85,7 @@ class Toolbox:
             text, error = f"error: {problem}", True
         except Exception as problem:  # whatever a tool raises is its answer
             text, error = f"error: {type(problem).__name__}: {problem}", True
-        return Outcome(text, error, time.perf_counter() - begun)
+        return Outcome(mended(text), error, time.perf_counter() - begun)
 
     def _run(self, recipient: str, arguments: str) -> str:
         tool = self._tools.get(recipient.removeprefix(f"{FUNCTIONS}."))

@@ -44,8 +44,12 @@ class ConversationTooLong(ConversationError):
 
     def __init__(self, index: int, limit: int):
         self.limit = limit
-        problem = f"ends behind the {limit} tokens that the context has for the conversation; "
-        super().__init__(index, "content", problem + "shorten it or leave out earlier messages")
+        super().__init__(
+            index,
+            "content",
+            f"ends behind the {limit} tokens that the context has for the conversation; "
+            "start over, shorten it, or load the model with a larger context",
+        )
 
 
 class Place:
@@ -129,6 +133,11 @@ class Place:
                 pending += [(place.at(f"[{i}]"), item, depth + 1) for i, item in enumerate(inner)]
             elif not (inner is None or isinstance(inner, bool | int | float)):
                 raise place.error(f"must be JSON, not {kind(inner)}")
+
+
+def mended(text: str) -> str:
+    """``text`` with U+FFFD for each lone surrogate: what a tool says must not end the turn."""
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
 
 def is_date(text: str) -> bool:

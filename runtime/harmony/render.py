@@ -27,7 +27,7 @@ From the template:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 
 from gptoss.runtime.harmony.checking import ConversationTooLong
@@ -61,19 +61,9 @@ def render_conversation(
     tokenizer: Tokenizer,
     *,
     keep: KeepReasoning = KeepReasoning.TEMPLATE,
-    limit: int | None = None,
 ) -> list[int]:
-    """The ids of the messages, each ended; history as the model is meant to see it.
-
-    Raises ConversationTooLong where they are more than ``limit``.
-    """
-    with_functions = any(_declares_functions(message) for message in messages)
-    ids: list[int] = []
-    for index in _kept(messages, keep):
-        ids += render_message(messages[index], tokenizer, conversation_has_functions=with_functions)
-        if limit is not None and len(ids) > limit:
-            raise ConversationTooLong(index, limit)
-    return ids
+    """The ids of the messages, each ended; history as the model is meant to see it."""
+    return [token for _, ids in _rendered(messages, tokenizer, keep) for token in ids]
 
 
 def render_for_completion(
@@ -86,12 +76,26 @@ def render_for_completion(
     """The conversation, then ``<|start|>assistant``: the model continues from there.
 
     ``limit`` is the most ids that this may be. Raises ConversationError for what cannot be put
-    before the model, ConversationTooLong where the limit does not hold it.
+    before the model, ConversationTooLong for the message in which the limit is reached.
     """
     check_conversation(messages)
     begin = [tokenizer.control["<|start|>"], *tokenizer.encode(Role.ASSISTANT)]
-    left = None if limit is None else limit - len(begin)
-    return [*render_conversation(messages, tokenizer, keep=keep, limit=left), *begin]
+    whole: list[int] = []
+    for index, ids in _rendered(messages, tokenizer, keep):
+        whole += ids
+        if limit is not None and len(whole) + len(begin) > limit:
+            raise ConversationTooLong(index, limit)
+    return whole + begin
+
+
+def _rendered(
+    messages: Sequence[Message], tokenizer: Tokenizer, keep: KeepReasoning
+) -> Iterator[tuple[int, list[int]]]:
+    """Place and ids of each message that is rendered."""
+    with_functions = any(_declares_functions(message) for message in messages)
+    for index in _kept(messages, keep):
+        message = messages[index]
+        yield index, render_message(message, tokenizer, conversation_has_functions=with_functions)
 
 
 def render_message(

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from gptoss.runtime.chat import Chat, load
-from gptoss.runtime.engine import PromptTooLong, Timings
+from gptoss.runtime.engine import Timings
+from gptoss.runtime.harmony.checking import ConversationError, ConversationTooLong
 from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, TextDelta
 from gptoss.runtime.harmony.grammar import BadConstraint, Regex
 from gptoss.runtime.harmony.messages import Effort, Role
@@ -251,10 +252,29 @@ def test_a_prompt_that_does_not_fit_leaves_nothing() -> None:
     chat = chat_of(FINAL, FINAL, n_ctx=900)
     chat.ask("2+2?")
     before = chat.messages
-    with pytest.raises(PromptTooLong):
+    with pytest.raises(ConversationTooLong) as caught:
         chat.ask("x" * 1000)
+    assert (caught.value.index, caught.value.field) == (len(before), "content")
     assert chat.messages == before
     assert chat.ask("short").text == "Four."
+
+
+def test_what_is_no_text_leaves_nothing() -> None:
+    chat = chat_of(FINAL)
+    with pytest.raises(ConversationError, match=r"messages\[2\]\.content: a lone surrogate"):
+        chat.ask("half \ud83d")
+    assert chat.ask("2+2?").text == "Four."
+
+
+def test_a_tool_that_answers_with_half_a_character_does_not_end_the_turn() -> None:
+    def echo(text: str) -> str:
+        """Says it again."""
+        return text
+
+    call = '<|channel|>commentary to=functions.echo<|message|>{"text": "a\\ud83db"}<|call|>'
+    chat = Chat(ScriptedEngine(call, FINAL), byte_tokenizer(), toolbox=Toolbox([echo]))
+    reply = chat.ask("?")
+    assert (reply.text, reply.calls[0].result) == ("Four.", "a\ufffdb")
 
 
 def test_what_the_model_says_in_anothers_name_is_left_out() -> None:
