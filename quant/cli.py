@@ -9,6 +9,7 @@ from time import perf_counter
 import click
 
 from gptoss.files import console
+from gptoss.quant.audit_cli import audit_command
 from gptoss.quant.findings import Severity
 from gptoss.quant.report.making import check_target, report, write
 from gptoss.quant.report.page import page
@@ -24,6 +25,9 @@ _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 90}
 @click.group(context_settings=_SETTINGS)
 def command() -> None:
     """Check the numbers of gpt-oss models: MXFP4 blocks, scales, and what became of them."""
+
+
+command.add_command(audit_command)
 
 
 @command.command("verify")

@@ -11,18 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from gptoss.files.console import Meter
-from gptoss.quant import dense, mxfp4
+from gptoss.quant import dense
 from gptoss.quant.dense import DenseCount
-from gptoss.quant.mxfp4 import Bytes
-from gptoss.quant.opening import DenseTensor, Encoding, ExpertTensor, Model
-from gptoss.quant.slabs import Files, slabs
+from gptoss.quant.model import DenseTensor, Encoding, ExpertTensor, Model
+from gptoss.quant.slabs import Files, codes, slabs
 from gptoss.quant.statistics import (
     CodeCounter,
     DenseStatistics,
     ExpertCounter,
     ExpertStatistics,
     Part,
-    Words,
 )
 
 WORKERS = min(8, os.cpu_count() or 1)
@@ -43,7 +41,7 @@ class Counted:
 def count(model: Model, files: Files, progress: Meter | None = None) -> Counted:
     """Read a model once and count everything. BF16 experts are counted as dense tensors."""
     packed = [tensor for tensor in model.experts if tensor.encoding in MXFP4]
-    loose = [*model.dense, *(as_dense(it) for it in model.experts if it.encoding not in MXFP4)]
+    others = [*model.dense, *map(as_dense, loose(model))]
     done = 0
     with ThreadPoolExecutor(WORKERS) as pool:
         of_experts = [
@@ -52,7 +50,7 @@ def count(model: Model, files: Files, progress: Meter | None = None) -> Counted:
         ]
         of_dense = [
             [pool.submit(_count_dense, files, tensor, *ends) for ends in _tasks(tensor)]
-            for tensor in loose
+            for tensor in others
         ]
         try:
             for task in as_completed(_all(of_experts, of_dense)):
@@ -69,7 +67,7 @@ def count(model: Model, files: Files, progress: Meter | None = None) -> Counted:
     ]
     counted = [
         dense.merged(tensor, [it for task in tasks for it in task.result()[1]])
-        for tensor, tasks in zip(loose, of_dense, strict=True)
+        for tensor, tasks in zip(others, of_dense, strict=True)
     ]
     return Counted(tuple(experts), tuple(counted))
 
@@ -83,6 +81,11 @@ def _all(
 ) -> list[Future[tuple[int, Expert]] | Future[tuple[int, list[DenseCount]]]]:
     experts = [task for tasks in of_experts for task in tasks]
     return [*experts, *(task for tasks in of_dense for task in tasks)]
+
+
+def loose(model: Model) -> list[ExpertTensor]:
+    """The expert tensors that are not in MXFP4."""
+    return [tensor for tensor in model.experts if tensor.encoding not in MXFP4]
 
 
 def as_dense(tensor: ExpertTensor) -> DenseTensor:
@@ -144,15 +147,7 @@ def _joined(tensor: ExpertTensor, experts: Sequence[Expert]) -> Iterator[ExpertS
             zero_blocks=np.array([it.zero_blocks for it in counters]),
             zero_rows=np.array([it.zero_rows for it in counters]),
             saturated_blocks=np.array([it.saturated_blocks for it in counters]),
-            ever=np.array([_lanes(tensor.encoding, it.ever) for it in counters]),
-            always=np.array([_lanes(tensor.encoding, it.always) for it in counters]),
+            ever=np.array([codes(tensor.encoding, it.ever) for it in counters]),
+            always=np.array([codes(tensor.encoding, it.always) for it in counters]),
             row_scales=np.array([it.row_scales for it in counters]),
         )
-
-
-def _lanes(encoding: Encoding, words: Words) -> Bytes:
-    """The codes ``[32]`` of a block, in the order of its values."""
-    block = words.view(np.uint8)
-    if encoding is Encoding.MXFP4_HF:
-        return mxfp4.codes_from_hf(block)
-    return mxfp4.codes_from_ggml(np.concatenate([np.zeros(1, np.uint8), block]))

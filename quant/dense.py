@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptoss.quant.model import DenseTensor, Encoding, Extent
 from gptoss.quant.mxfp4 import Bytes, Floats
-from gptoss.quant.opening import DenseTensor, Encoding, Extent
 from gptoss.quant.slabs import Files
 from gptoss.quant.statistics import DenseStatistics
 
@@ -55,6 +55,9 @@ _FORMATS = {
     Encoding.F32: _Format("<u4", 0x7FFFFFFF, 0x7F800000, _from_f32),
 }
 
+FLOATS = tuple(_FORMATS)
+"""Encodings whose values stand alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class DenseCount:
@@ -73,6 +76,11 @@ def unit_bytes(encoding: Encoding) -> int:
     if encoding is Encoding.Q8_0:
         return Q8_0.itemsize
     return np.dtype(_FORMATS[encoding].stored).itemsize
+
+
+def unit_values(encoding: Encoding) -> int:
+    """Values in ``unit_bytes``."""
+    return 32 if encoding is Encoding.Q8_0 else 1
 
 
 def count(files: Files, encoding: Encoding, extent: Extent, start: int, stop: int) -> DenseCount:

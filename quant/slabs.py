@@ -19,8 +19,8 @@ import numpy as np
 from gptoss.files.errors import BadFile
 from gptoss.files.reading import Source
 from gptoss.quant import mxfp4
+from gptoss.quant.model import Encoding, ExpertTensor, Extent, Model
 from gptoss.quant.mxfp4 import Bytes
-from gptoss.quant.opening import Encoding, ExpertTensor, Extent, Model
 from gptoss.quant.statistics import Part, Words
 
 SLAB = 2**18
@@ -109,3 +109,11 @@ def _read(
     words = files.buffer("codes", n * mxfp4.HF_BYTES).view(np.uint64).reshape(rows, blocks, 2)
     np.copyto(words, codes)
     return words, scales
+
+
+def codes(encoding: Encoding, words: Words) -> Bytes:
+    """The codes ``[..., 32]`` of blocks given as contiguous words ``[..., 2]``."""
+    block = words.view(np.uint8)
+    if encoding is Encoding.MXFP4_HF:
+        return mxfp4.codes_from_hf(block)
+    return np.concatenate([block & np.uint8(15), block >> np.uint8(4)], axis=-1)

@@ -9,10 +9,8 @@ from pathlib import Path
 
 from gptoss.files.console import Meter
 from gptoss.files.errors import OutputError
-from gptoss.quant.counting import count
-from gptoss.quant.opening import open_model
+from gptoss.quant.audit import audit
 from gptoss.quant.report.contents import Contents
-from gptoss.quant.slabs import Files
 
 _START = b"<!doctype html>"
 
@@ -23,18 +21,15 @@ def report(path: str | os.PathLike[str], *, progress: Meter | None = None) -> Co
     ``progress`` is called now and then with the bytes read so far and the bytes in all. Raises
     ``BadFile`` or ``UnsupportedModel`` when it is no sound gpt-oss model or changes meanwhile.
     """
-    model = open_model(Path(path))
-    with Files(model) as files:
-        counted = count(model, files, progress)
-    model.check_unchanged()
+    found = audit(path, progress=progress)
     return Contents(
-        path=str(path),
-        form="GGUF file" if model.is_gguf else "checkpoint",
-        hparams=model.hparams,
-        nbytes=model.nbytes,
-        experts=counted.experts,
-        dense=counted.dense,
-        findings=model.findings,
+        path=found.path,
+        form="GGUF file" if found.is_gguf else "checkpoint",
+        hparams=found.hparams,
+        nbytes=found.nbytes,
+        experts=found.experts,
+        dense=found.dense,
+        findings=found.findings,
     )
 
 

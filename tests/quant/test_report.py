@@ -17,8 +17,8 @@ from gptoss.files.checkpoint import Checkpoint
 from gptoss.files.console import Meter
 from gptoss.quant import cli
 from gptoss.quant.counting import Counted, count
+from gptoss.quant.model import Model
 from gptoss.quant.mxfp4 import Bytes
-from gptoss.quant.opening import Model
 from gptoss.quant.report import charts
 from gptoss.quant.report.charts import Shading
 from gptoss.quant.report.contents import Contents, TensorError
@@ -82,7 +82,8 @@ def test_the_page_is_whole_and_fetches_nothing(contents: Contents) -> None:
     assert "url(" not in text
     assert "@import" not in text
     assert "default-src 'none'" in text
-    assert "✓" in "".join(reader.text)
+    assert "▲ 2 warnings" in "".join(reader.text)  # no template, one end of turns not named
+    assert "✓" in "".join(Reader(page(replace(contents, findings=()))).text)
 
 
 def test_cells_and_bars_say_what_the_file_holds(contents: Contents, source: Path) -> None:
@@ -245,7 +246,7 @@ def test_no_page_of_a_file_that_is_cut_or_changes(
         it.xor(it.offset("output.weight"), 1)
         return count(model, files, progress)
 
-    monkeypatch.setattr("gptoss.quant.report.making.count", and_touched)
+    monkeypatch.setattr("gptoss.quant.counting.count", and_touched)
     assert run(it.path, "-o", out, monkeypatch=monkeypatch) == 2
     assert "changed while it was read" in capsys.readouterr().err
     monkeypatch.undo()

@@ -1,0 +1,169 @@
+"""What the command says, its exit codes, and input that is not sound enough to be audited."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gptoss.converter.convert import convert
+from gptoss.files.errors import BadCheckpoint, BadGguf, UnsupportedModel
+from gptoss.quant import cli
+from gptoss.quant.audit import audit
+from support.checkpoints import random_checkpoint
+from support.defects import Patient, nan_scale
+from support.editing import regions
+from support.forms import to_openai
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sound")
+    random_checkpoint(folder / "checkpoint", shards=2)
+    convert(folder / "checkpoint", folder / "model.gguf")
+    return folder
+
+
+@pytest.fixture
+def checkpoint(sound: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(sound / "checkpoint", tmp_path / "checkpoint")
+
+
+@pytest.fixture
+def gguf(sound: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copyfile(sound / "model.gguf", tmp_path / "model.gguf"))
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> object:
+    monkeypatch.setattr(sys, "argv", ["gptoss-quant", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return stopped.value.code
+
+
+def test_a_sound_model(
+    sound: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "audit", sound / "model.gguf") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"sound: {sound / 'model.gguf'}: 1 warning"
+    assert lines[2].startswith("gate  1,024 blocks: scales ")
+    assert "warning: template-missing: " in "\n".join(lines)
+
+
+def test_a_model_with_an_error(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = nan_scale(Patient(checkpoint, np.random.default_rng(0)))
+    assert run(monkeypatch, "audit", checkpoint) == 1
+    text = capsys.readouterr().out
+    place = f"expert {expected.expert}, row {expected.row}, block {expected.block}"
+    assert text.startswith(f"unsound: {checkpoint}: 1 error, 2 warnings\n")
+    assert f"\n  {expected.tensor}, {place}: scale 255: 1 block in 1 expert" in text
+
+
+def test_json(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = nan_scale(Patient(checkpoint, np.random.default_rng(0)))
+    assert run(monkeypatch, "audit", checkpoint, "--json") == 1
+    result = json.loads(capsys.readouterr().out)
+    assert result["sound"] is False
+    assert len(result["experts"]) == 2 * 3
+    assert all(sum(it["scales"].values()) == 4 * 64 * 2 for it in result["experts"])
+    first = result["findings"][0]
+    assert (first["kind"], first["severity"]) == ("scale-nan", "error")
+    assert (first["tensor"], first["expert"]) == (expected.tensor, expected.expert)
+    assert first["effect"]
+    assert first["remedy"]
+
+
+def test_openai_layout_counts_alike(sound: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model" / "original"
+    to_openai(sound / "checkpoint", folder)
+    result, reference = audit(folder), audit(sound / "checkpoint")
+    assert result.sound
+    for one, other in zip(result.experts, reference.experts, strict=True):
+        assert (one.scales == other.scales).all()
+        assert (one.codes == other.codes).all()
+
+
+def test_a_split_gguf(sound: Path, tmp_path: Path) -> None:
+    convert(sound / "checkpoint", tmp_path / "model.gguf", split_max_size=150_000)
+    parts = sorted(tmp_path.glob("*.gguf"))
+    assert len(parts) > 1
+    result, reference = audit(parts[0]), audit(sound / "model.gguf")
+    assert result.sound
+    assert result.nbytes == reference.nbytes
+
+
+# --- bad input --------------------------------------------------------------------------------
+
+
+def test_files_that_end_early(checkpoint: Path, gguf: Path) -> None:
+    for path, error in ((gguf, BadGguf), (sorted(checkpoint.glob("*.safe*"))[0], BadCheckpoint)):
+        os.truncate(path, path.stat().st_size - 100)
+        with pytest.raises(error, match="cut short"):
+            audit(path if path == gguf else checkpoint)
+
+
+def test_another_architecture(checkpoint: Path, gguf: Path) -> None:
+    config = checkpoint / "config.json"
+    config.write_text(config.read_text().replace('"gpt_oss"', '"llama"'))
+    with pytest.raises(UnsupportedModel, match="'llama'"):
+        audit(checkpoint)
+    gguf.write_bytes(gguf.read_bytes().replace(b"gpt-oss", b"llama-7", 1))
+    with pytest.raises((UnsupportedModel, BadGguf)):
+        audit(gguf)
+
+
+@pytest.mark.parametrize("how", ["cut", "touched", "removed"])
+@pytest.mark.parametrize("which", ["checkpoint", "model.gguf"])
+def test_a_model_that_changes_while_it_is_read(
+    checkpoint: Path, gguf: Path, which: str, how: str
+) -> None:
+    path = gguf if which == "model.gguf" else checkpoint
+    victim = gguf if path == gguf else sorted(checkpoint.glob("*.safetensors"))[-1]
+    done = False
+
+    def progress(finished: int, total: int) -> None:
+        nonlocal done
+        if done or finished == total:
+            return
+        done = True
+        if how == "cut":
+            os.truncate(victim, victim.stat().st_size // 2)
+        elif how == "removed":
+            victim.unlink()
+        else:
+            region = next(it for it in regions(path).values() if it.path == victim)
+            region.write(region.read())
+            stat = victim.stat()
+            os.utime(victim, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+
+    with pytest.raises(
+        (BadGguf, BadCheckpoint), match=r"cut while|changed while|cannot be (read|opened)"
+    ):
+        audit(path, progress=progress)
+    assert done
+
+
+def test_command_on_bad_input(
+    checkpoint: Path,
+    gguf: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    gguf.write_bytes(gguf.read_bytes()[:1000])
+    (checkpoint / "config.json").unlink()
+    for path in (gguf, checkpoint, checkpoint / "nothing"):
+        assert run(monkeypatch, "audit", path) == 2
+        caught = capsys.readouterr()
+        assert caught.out == ""
+        assert caught.err.startswith("error: ")
+        assert caught.err.count("\n") == 1

@@ -1,0 +1,166 @@
+"""The classic misreadings, done to the trained model: each is recognised by its mark."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gptoss.converter.convert import convert
+from gptoss.quant import mxfp4
+from gptoss.quant.audit import audit
+from gptoss.quant.findings import Kind, Severity
+from gptoss.quant.layouts import on_grid
+from support import safetensors_files
+from support.checkpoints import bf16
+from support.editing import regions
+
+TINY = Path(__file__).resolve().parent.parent / "tiny" / "checkpoint"
+LAYERS = 4
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return shutil.copytree(TINY, tmp_path / "checkpoint")
+
+
+@pytest.fixture
+def gguf(tmp_path: Path) -> Path:
+    convert(TINY, tmp_path / "model.gguf")
+    return tmp_path / "model.gguf"
+
+
+def named(path: Path, kind: Kind) -> list[str]:
+    """The tensors in which this mistake and no other is found."""
+    result = audit(path)
+    found = [it for it in result.findings if it.severity is Severity.ERROR]
+    assert {it.kind for it in found} <= {kind}, "\n".join(map(str, found))
+    return [it.tensor or "" for it in found]
+
+
+def test_swapped_nibbles(checkpoint: Path) -> None:
+    for name, region in regions(checkpoint).items():
+        if name.endswith("_blocks"):
+            blocks = region.read()
+            region.write((blocks << 4) | (blocks >> 4))
+    found = named(checkpoint, Kind.NIBBLES_SWAPPED)
+    assert sum("down_proj" in name for name in found) == LAYERS
+    assert sum("gate_up_proj" in name for name in found) >= LAYERS - 1
+
+
+def test_swapped_nibbles_in_a_gguf(gguf: Path) -> None:
+    for name, region in regions(gguf).items():
+        if name.endswith("_exps.weight"):
+            blocks = region.read()
+            blocks[..., 1:] = (blocks[..., 1:] << 4) | (blocks[..., 1:] >> 4)
+            region.write(blocks)
+    found = named(gguf, Kind.NIBBLES_SWAPPED)
+    assert sum("ffn_down_exps" in name for name in found) == LAYERS
+
+
+def test_one_tensor_with_swapped_nibbles(checkpoint: Path) -> None:
+    name = "model.layers.2.mlp.experts.down_proj"
+    region = regions(checkpoint)[name + "_blocks"]
+    blocks = region.read()
+    region.write((blocks << 4) | (blocks >> 4))
+    assert named(checkpoint, Kind.NIBBLES_SWAPPED) == [name]
+
+
+def test_blocks_in_the_other_order(checkpoint: Path) -> None:
+    """ggml's order in a checkpoint."""
+    for name, region in regions(checkpoint).items():
+        if name.endswith("_blocks"):
+            codes = mxfp4.codes_from_hf(region.read())
+            region.write(codes[..., :16] | (codes[..., 16:] << 4))
+    found = named(checkpoint, Kind.BLOCK_ORDER)
+    assert sum("down_proj" in name for name in found) == LAYERS
+
+
+def test_blocks_not_repacked(gguf: Path) -> None:
+    """Hugging Face's order in a GGUF."""
+    for name, region in regions(gguf).items():
+        if name.endswith("_exps.weight"):
+            blocks = region.read()
+            blocks[..., 1:] = mxfp4.hf_from_codes(mxfp4.codes_from_ggml(blocks))
+            region.write(blocks)
+    found = named(gguf, Kind.BLOCK_ORDER)
+    assert sum("ffn_down_exps" in name for name in found) == LAYERS
+
+
+def test_gate_and_up_stored_as_halves(checkpoint: Path) -> None:
+    for name, region in regions(checkpoint).items():
+        if "gate_up_proj" in name:
+            rows = region.read()
+            region.write(np.concatenate([rows[:, 0::2], rows[:, 1::2]], axis=1))
+    found = named(checkpoint, Kind.GATE_UP_HALVES)
+    assert found == [f"model.layers.{i}.mlp.experts.gate_up_proj" for i in range(LAYERS)]
+
+
+def test_gate_and_up_read_as_halves(gguf: Path) -> None:
+    tensors = regions(gguf)
+    for layer in range(LAYERS):
+        gate, up = (tensors[f"blk.{layer}.ffn_{part}_exps.weight"] for part in ("gate", "up"))
+        pair = gate.read(), up.read()
+        rows = np.stack(pair, axis=2).reshape(len(pair[0]), -1, *pair[0].shape[2:])
+        n = pair[0].shape[1]
+        gate.write(rows[:, :n])
+        up.write(rows[:, n:])
+    found = named(gguf, Kind.GATE_UP_HALVES)
+    assert found == [f"blk.{i}.ffn_gate_exps.weight" for i in range(LAYERS)]
+
+
+def to_floats(checkpoint: Path, *, turn_down: bool = False, noise: float = 0.0) -> None:
+    """Save the experts as a fine-tune in BF16 has them, down the wrong way round if asked."""
+    rng = np.random.default_rng(0)
+    path = checkpoint / "model.safetensors"
+    contents = safetensors_files.load(path)
+    for name in [name for name in contents if name.endswith("_blocks")]:
+        base = name.removesuffix("_blocks")
+        (_, shape, blocks), (_, _, scales) = contents.pop(name), contents.pop(base + "_scales")
+        codes = mxfp4.codes_from_hf(np.frombuffer(blocks, np.uint8).reshape(shape))
+        values = mxfp4.decode(codes, np.frombuffer(scales, np.uint8).reshape(shape[:3]))
+        values = values.reshape(*shape[:2], -1)
+        values = values * (1 + noise * rng.standard_normal(values.shape)).astype(np.float32)
+        if not (turn_down and "down_proj" in base):
+            values = values.transpose(0, 2, 1)
+        bits = bf16(np.ascontiguousarray(values))
+        contents[base] = ("BF16", list(values.shape), bits.tobytes())
+    safetensors_files.save(path, contents)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.01])
+def test_experts_in_floats(checkpoint: Path, noise: float) -> None:
+    to_floats(checkpoint, noise=noise)
+    assert named(checkpoint, Kind.EXPERTS_TRANSPOSED) == []
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.01])
+def test_square_experts_transposed(checkpoint: Path, noise: float) -> None:
+    """With noise, no value lies on MXFP4's grid any more: the neurons' norms tell."""
+    to_floats(checkpoint, noise=noise, turn_down=True)
+    found = named(checkpoint, Kind.EXPERTS_TRANSPOSED)
+    assert found == [f"model.layers.{i}.mlp.experts.down_proj" for i in range(LAYERS)]
+
+
+def test_experts_transposed_by_shape(checkpoint: Path) -> None:
+    to_floats(checkpoint)
+    path = checkpoint / "model.safetensors"
+    contents = safetensors_files.load(path)
+    name = "model.layers.1.mlp.experts.gate_up_proj"
+    dtype, (experts, inputs, outputs), raw = contents[name]
+    contents[name] = (dtype, [experts, outputs, inputs], raw)
+    safetensors_files.save(path, contents)
+    assert name in named(checkpoint, Kind.EXPERTS_TRANSPOSED)
+
+
+def test_on_grid() -> None:
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 16, (4, 50, 32), np.uint8)
+    scales = rng.integers(1, 250, (4, 50), np.uint8)
+    values = mxfp4.decode(codes, scales).reshape(4, -1)
+    values = values[:, np.isfinite(values).all(axis=0)]
+    assert on_grid(values[:, : values.shape[1] // 32 * 32]) == 1
+    assert on_grid(rng.standard_normal((4, 640), np.float32)) == 0
+    assert on_grid(np.zeros((4, 64), np.float32)) == 0
