@@ -16,7 +16,7 @@ import pytest
 from gptoss.converter.convert import convert
 from gptoss.files.gguf import GgufFile
 from gptoss.files.o200k import PRE_TOKENIZER
-from support import peers
+from support import forms, peers
 from support.checkpoints import random_checkpoint
 
 pytestmark = pytest.mark.oracle
@@ -62,11 +62,15 @@ KEYS = (
 
 @dataclass(frozen=True)
 class Case:
-    """A checkpoint's shape, and the dense types to convert it with."""
+    """A checkpoint's shape, and the dense types to convert it with.
+
+    With ``floats`` it is a fine-tune saved in that dtype, and experts are kept as BF16.
+    """
 
     name: str
     dense: tuple[str, ...]
     real_tokenizer: bool = False
+    floats: str | None = None
     shape: dict[str, Any] = field(default_factory=dict)
 
 
@@ -87,6 +91,9 @@ CASES = (
         ("bf16", "q8_0"),
         shape={"hidden": 2880, "layers": 2, "experts": 2, "heads": 64, "kv_heads": 8, "seed": 2},
     ),
+    Case("fine-tune-bf16", ("bf16",), floats="BF16", shape={"intermediate": 96, "seed": 4}),
+    Case("fine-tune-f16", ("bf16",), floats="F16", shape={"seed": 5}),
+    Case("fine-tune-f32", ("bf16",), floats="F32", shape={"intermediate": 32, "seed": 6}),
     Case("full", ("bf16",), real_tokenizer=True, shape={"vocab": FULL_VOCABULARY, "seed": 3}),
 )  # fmt: skip
 
@@ -103,7 +110,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for case in CASES:
         source = folder / case.name
         tokenizer = peers.tokenizer() if case.real_tokenizer else None
-        random_checkpoint(source, tokenizer_folder=tokenizer, **case.shape)
+        if case.floats:
+            published = random_checkpoint(folder / f"{case.name}-published", **case.shape)
+            forms.to_floats(published, source, case.floats)
+        else:
+            random_checkpoint(source, tokenizer_folder=tokenizer, **case.shape)
         pre = None if case.shape.get("vocab") == FULL_VOCABULARY else PRE_TOKENIZER
         jobs += [
             (str(source), dense, str(theirs(folder, case, dense)), pre) for dense in case.dense
@@ -124,7 +135,8 @@ def theirs(folder: Path, case: Case, dense: str) -> Path:
 @pytest.mark.parametrize(("case", "dense"), CONVERSIONS)
 def test_equals_llama_cpp_converter(folder: Path, case: Case, dense: str) -> None:
     ours = folder / "ours.gguf"
-    convert(folder / case.name, ours, dense=dense)
+    experts = "bf16" if case.floats else "mxfp4"
+    convert(folder / case.name, ours, dense=dense, experts=experts)
     mine, other = GgufFile.open(ours), GgufFile.open(theirs(folder, case, dense))
     assert_same_tensors(mine, other)
     keys = set(KEYS)
