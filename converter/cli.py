@@ -64,6 +64,11 @@ from gptoss.files.errors import BadRequest
     "see which way they stand.",
 )  # fmt: skip
 @click.option(
+    "--lora", type=click.Path(path_type=Path), metavar="FOLDER",
+    help="A PEFT LoRA adapter made for SOURCE: its deltas are added, experts' too, in float32, "
+    "and rounded once. One that would not be taken up whole is refused.",
+)  # fmt: skip
+@click.option(
     "--allow-nonfinite", is_flag=True,
     help="Go on when weights are NaN or infinite, where the type has such values.",
 )  # fmt: skip
@@ -89,6 +94,7 @@ def command(
     verify: bool,
     experts: str,
     base: Path | None,
+    lora: Path | None,
     allow_nonfinite: bool,
     to: str,
     tokenizer: Path | None,
@@ -125,6 +131,7 @@ def command(
       gptoss-convert gpt-oss-120b -o gpt-oss-120b.gguf --split-max-size 20G --verify
       gptoss-convert my-finetune --base gpt-oss-20b -o my-finetune.gguf
       gptoss-convert gpt-oss-20b.gguf -o gpt-oss-20b --to hf
+      gptoss-convert gpt-oss-20b --lora my-adapter -o my-model.gguf
 
     \b
     Exit codes:
@@ -150,6 +157,7 @@ def command(
                 types=_types(types),
                 experts=experts,
                 base=base,
+                lora=lora,
                 allow_nonfinite=allow_nonfinite,
                 split_max_size=limit,
                 tokenizer=tokenizer,

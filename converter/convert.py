@@ -74,6 +74,7 @@ def convert(
     types: Mapping[str, str] | None = None,
     experts: str = ExpertType.MXFP4,
     base: str | os.PathLike[str] | None = None,
+    lora: str | os.PathLike[str] | None = None,
     allow_nonfinite: bool = False,
     split_max_size: int | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
@@ -93,7 +94,8 @@ def convert(
     Experts in MXFP4 stay so, bit for bit; those that a fine-tune holds in floats are encoded to it,
     or with ``experts="bf16"`` become that. ``base`` is the MXFP4 checkpoint that a fine-tune was
     made from: unchanged blocks stay what they were to the bit, and square matrices are compared to
-    see which way they stand. NaN and infinity are refused unless ``allow_nonfinite``.
+    see which way they stand. ``lora`` is a PEFT adapter's folder, to be added. NaN and infinity are
+    refused unless ``allow_nonfinite``.
 
     ``split_max_size``, in bytes, cuts the result into files called OUT-00001-of-00003.gguf and so
     on when it is larger. ``tokenizer`` is the folder that holds tokenizer.json when it is not the
@@ -111,8 +113,10 @@ def convert(
     began = perf_counter()
     out, say = Path(out), say or _nothing
     with inputs.opened(source, stream=stream, say=say) as given:
-        _check_request(given, verify)
-        opened = open_source(given.folder, weights=given.weights, tokenizer=tokenizer, base=base)
+        _check_request(given, verify, lora)
+        opened = open_source(
+            given.folder, weights=given.weights, tokenizer=tokenizer, base=base, lora=lora
+        )
         for note in opened.notes:
             say(f"note: {note}")
         planned = plan(
@@ -121,7 +125,7 @@ def convert(
             types,
             experts=experts,
             allow_nonfinite=allow_nonfinite,
-            base=opened.base,
+            blocks=opened.blocks,
             inputs_first=opened.inputs_first,
         )
         manifest_path = manifests.path_of(out)
@@ -176,10 +180,15 @@ def _nothing(*_: object) -> None:
     """For whoever does not want to know."""
 
 
-def _check_request(given: Input, verify: bool) -> None:
+def _check_request(given: Input, verify: bool, lora: str | os.PathLike[str] | None) -> None:
     if given.stream and verify:
         raise BadRequest(
             f"{given.place}: --verify compares with the source's weights, and --stream keeps none; "
+            "leave out one of the two"
+        )
+    if lora and verify:
+        raise BadRequest(
+            f"{given.place}: --verify compares with the source alone, not with what --lora adds; "
             "leave out one of the two"
         )
 

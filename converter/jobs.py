@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from gptoss.converter.merged import real_files
 from gptoss.converter.parts import Part
 from gptoss.converter.plan import TensorPlan
 from gptoss.converter.staging import FORMAT, Done, Staging
@@ -124,7 +125,7 @@ def fingerprint(parts: Sequence[Part], version: str) -> str:
             checked = tensor.transform.check is not None
             digest.update(f"\n{tensor.name} {tensor.transform.name} {checked}".encode())
             for source in tensor.sources:
-                paths[str(source.path)] = source.path
+                paths |= {str(path): path for path in real_files(source.path)}
                 place = f"\n{source.path} {source.name} {source.offset} {source.nbytes}"
                 digest.update(place.encode("utf-8", "surrogateescape"))
     for name, path in sorted(paths.items()):

@@ -7,23 +7,26 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from gptoss.converter import lora as adapters
 from gptoss.converter import turned
+from gptoss.converter.merged import merged
 from gptoss.files.checkpoint import Checkpoint, Weights
 from gptoss.files.errors import BadCheckpoint, BadRequest
 from gptoss.files.names import Kind, tensors
+from gptoss.files.safetensors import TensorInfo
 
 AnyFolder = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The checkpoint to convert; ``base`` and ``inputs_first`` are what a plan wants to know.
+    """The checkpoint to convert; ``blocks`` and ``inputs_first`` as in ``routes.Options``.
 
     ``folders`` are all that were read from; ``notes`` what was taken for granted or found out.
     """
 
     checkpoint: Checkpoint
-    base: Checkpoint | None
+    blocks: Mapping[str, tuple[TensorInfo, ...]]
     inputs_first: Mapping[str, bool]
     folders: tuple[Path, ...]
     notes: tuple[str, ...]
@@ -35,29 +38,57 @@ def open_source(
     weights: Weights | None = None,
     tokenizer: AnyFolder | None = None,
     base: AnyFolder | None = None,
+    lora: AnyFolder | None = None,
 ) -> Opened:
-    """Open a checkpoint, and the base that it was fine-tuned from if there is one to compare with.
+    """Open a checkpoint; the base it was fine-tuned from; an adapter to add to it.
 
     ``weights`` says where the files of weights are when they are not in the folder.
 
     Raises ``BadCheckpoint`` when one of them is damaged or they do not belong together,
-    ``BadRequest`` when there is nothing to compare.
+    ``UnsupportedModel`` for another kind of model or adapter, ``BadRequest`` when there is nothing
+    to compare the base with.
     """
     checkpoint = Checkpoint.open(
         Path(source), weights=weights, tokenizer=Path(tokenizer) if tokenizer else None
     )
     checkpoint.check_tensors()
+    opened = _with_base(checkpoint, Path(base)) if base else _alone(checkpoint)
+    return _with_adapter(opened, Path(lora)) if lora else opened
+
+
+def _alone(checkpoint: Checkpoint) -> Opened:
     folders = (checkpoint.folder, checkpoint.tokenizer)
-    if base is None:
-        return Opened(checkpoint, None, {}, folders, tuple(_taken_as_declared(checkpoint)))
+    return Opened(checkpoint, {}, {}, folders, tuple(_taken_as_declared(checkpoint)))
+
+
+def _with_base(checkpoint: Checkpoint, folder: Path) -> Opened:
     if not _has_floats(checkpoint):
-        raise BadRequest(f"{source}: has its experts in MXFP4 already; leave --base out")
-    opened = Checkpoint.open(Path(base))
-    opened.check_tensors()
-    turned.check_base(checkpoint, opened)
-    found = dict(turned.inputs_first(checkpoint, opened))
-    notes = _outputs_first(found)
-    return Opened(checkpoint, opened, found, (*folders, opened.folder), tuple(notes))
+        raise BadRequest(f"{checkpoint.folder}: has its experts in MXFP4 already; leave --base out")
+    base = Checkpoint.open(folder)
+    base.check_tensors()
+    turned.check_base(checkpoint, base)
+    found = dict(turned.inputs_first(checkpoint, base))
+    blocks = {
+        named.floats.name: base.stored(named) for named in tensors(base.hparams) if named.floats
+    }
+    folders = (checkpoint.folder, checkpoint.tokenizer, base.folder)
+    return Opened(checkpoint, blocks, found, folders, tuple(_outputs_first(found)))
+
+
+def _with_adapter(opened: Opened, folder: Path) -> Opened:
+    adapter = adapters.open_adapter(folder, opened.checkpoint)
+    found = merged(opened.checkpoint, adapter)
+    note = (
+        f"{folder}: {len(adapter.deltas)} tensors changed by adapter, "
+        f"{len(adapter.replaced)} replaced"
+    )
+    return Opened(
+        found.checkpoint,
+        {**opened.blocks, **found.blocks},
+        {**found.inputs_first, **opened.inputs_first},
+        (*opened.folders, folder),
+        (*opened.notes, note),
+    )
 
 
 def _has_floats(checkpoint: Checkpoint) -> bool:

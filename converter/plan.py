@@ -65,7 +65,7 @@ def plan(
     *,
     experts: str = ExpertType.MXFP4,
     allow_nonfinite: bool = False,
-    base: Checkpoint | None = None,
+    blocks: Mapping[str, tuple[TensorInfo, ...]] | None = None,
     inputs_first: Mapping[str, bool] | None = None,
 ) -> Plan:
     """Plan the conversion of a checkpoint, opened or given by its folder.
@@ -73,7 +73,7 @@ def plan(
     ``dense`` is the type of the dense matrices, one of ``Dense``; ``types`` gives groups of them
     another: ``{"embedding": "q4_0"}``, the groups being those of ``Group``. ``experts`` is one of
     ``ExpertType``. NaN and infinity are refused, unless ``allow_nonfinite`` lets them pass where
-    the type has them. ``base`` and ``inputs_first`` as in ``routes.Options``.
+    the type has them. ``blocks`` and ``inputs_first`` are as in ``routes.Options``.
 
     Raises ``BadRequest`` (a ValueError) when a type or group does not exist, ``BadCheckpoint`` when
     a tensor is missing, unknown, or of a wrong dtype or shape.
@@ -84,7 +84,7 @@ def plan(
         DenseTypes.choose(dense, types),
         ExpertType(experts),
         allow_nonfinite,
-        base,
+        blocks or {},
         inputs_first or {},
     )
     if not isinstance(source, Checkpoint):

@@ -24,15 +24,15 @@ from gptoss.files.safetensors import TensorInfo
 class Options:
     """What is asked for, and what was found out beforehand.
 
-    ``base`` is the checkpoint, in MXFP4, that a fine-tune was made from. ``inputs_first`` has, by
-    the name of an expert tensor in floats, which dimension stands first; where it says nothing the
-    shape does, and where that is square the layout is taken as declared: inputs first.
+    Both of the last go by the name of an expert tensor in floats. ``blocks`` has what it was made
+    from, MXFP4 blocks and scales. ``inputs_first`` says which dimension stands first; where it says
+    nothing the shape does, and where that is square the layout is taken as declared: inputs first.
     """
 
     dense: DenseTypes
     experts: ExpertType = ExpertType.MXFP4
     allow_nonfinite: bool = False
-    base: Checkpoint | None = None
+    blocks: Mapping[str, tuple[TensorInfo, ...]] = field(default_factory=dict)
     inputs_first: Mapping[str, bool] = field(default_factory=dict)
 
 
@@ -79,26 +79,19 @@ def _experts(named: NamedTensor, stored: tuple[TensorInfo, ...], options: Option
 
 
 def _from_floats(named: NamedTensor, info: TensorInfo, options: Options) -> Route:
-    layout = layout_of(named, info, options.inputs_first)
+    declared = named.floats or named.sources[0]
+    _, inputs, outputs = declared.shape
+    inputs_first = options.inputs_first.get(declared.name, info.shape == declared.shape)
+    layout = Layout(info.dtype, outputs, inputs, inputs_first)
     if options.experts is ExpertType.BF16:
         transform = experts.keep(layout, named.rows)
         if not options.allow_nonfinite:
             transform = floats.finite(transform, info.dtype)
         return Route(GGMLQuantizationType.BF16, transform, (info,))
     tally = Tally()
-    base = options.base.stored(named) if options.base else ()
-    transform = experts.encode(layout, named.rows, tally, with_base=bool(base))
-    return Route(GGMLQuantizationType.MXFP4, transform, (info, *base), tally)
-
-
-def layout_of(named: NamedTensor, info: TensorInfo, inputs_first: Mapping[str, bool]) -> Layout:
-    """How an expert tensor in floats stands in its file."""
-    declared = named.floats
-    if declared is None:
-        raise ValueError(f"{named.gguf} holds no experts")
-    _, inputs, outputs = declared.shape
-    first = inputs_first.get(declared.name, info.shape == declared.shape)
-    return Layout(info.dtype, outputs, inputs, first)
+    blocks = options.blocks.get(declared.name, ())
+    transform = experts.encode(layout, named.rows, tally, with_base=bool(blocks))
+    return Route(GGMLQuantizationType.MXFP4, transform, (info, *blocks), tally)
 
 
 def is_square(named: NamedTensor) -> bool:

@@ -1,0 +1,295 @@
+"""LoRA adapters: added in full, once rounded, or refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from gptoss.converter import jobs, merged
+from gptoss.converter.convert import convert
+from gptoss.converter.lora import open_adapter
+from gptoss.files.checkpoint import Checkpoint
+from gptoss.files.errors import BadCheckpoint, BadRequest, GptossError, UnsupportedModel
+from gptoss.files.gguf import GgufFile
+from support import adapters, forms, safetensors_files
+from support.adapters import Lora
+from support.checkpoints import random_checkpoint
+
+LAYER = "model.layers.1."
+ATTENTION = tuple(f"{LAYER}self_attn.{x}_proj.weight" for x in "qkvo")
+EXPERTS = tuple(f"{LAYER}mlp.experts.{name}" for name in adapters.EXPERTS)
+ROUTER, HEAD = f"{LAYER}mlp.router.weight", "lm_head.weight"
+SHAPES: dict[str, dict[str, Any]] = {
+    "square": {"hidden": 64, "heads": 2},
+    "oblong": {"hidden": 96, "intermediate": 64, "heads": 3, "kv_heads": 3},
+}
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_checkpoint(tmp_path_factory.mktemp("base") / "base", **SHAPES[request.param])
+
+
+@pytest.fixture(scope="module")
+def square(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_checkpoint(tmp_path_factory.mktemp("square") / "base", **SHAPES["square"])
+
+
+def tensors_of(path: Path) -> dict[str, bytes]:
+    raw = path.read_bytes()
+    return {
+        name: raw[tensor.offset : tensor.offset + tensor.nbytes]
+        for name, tensor in GgufFile.open(path).tensors.items()
+    }
+
+
+def values_of(path: Path) -> dict[str, NDArray[np.float32]]:
+    """All tensors as the gguf package decodes them."""
+    return {
+        t.name: gguf.quants.dequantize(t.data, t.tensor_type).reshape(t.shape[::-1])
+        for t in gguf.GGUFReader(path).tensors
+    }
+
+
+DENSE = Lora((*ATTENTION, ROUTER, HEAD))
+ALL = Lora((*ATTENTION, *EXPERTS), rank=3, dtype="BF16")
+SWAPPED = Lora(EXPERTS, swapped=True)
+RANK_STABLE = Lora(EXPERTS, config={"use_rslora": True})
+
+
+@pytest.mark.parametrize(
+    ("lora", "form"),
+    [
+        pytest.param(DENSE, "MXFP4", id="dense"),
+        pytest.param(DENSE, "F32", id="dense-f32"),
+        pytest.param(ALL, "MXFP4", id="all"),
+        pytest.param(ALL, "BF16", id="all-bf16"),
+        pytest.param(SWAPPED, "MXFP4", id="swapped"),
+        pytest.param(SWAPPED, "F32", id="swapped-f32"),
+        pytest.param(RANK_STABLE, "MXFP4", id="rank-stable"),
+        pytest.param(Lora(EXPERTS[:1], swapped=True), "MXFP4", id="gate_up"),
+        pytest.param(Lora(EXPERTS[1:], alpha=20), "MXFP4", id="down"),
+    ],
+)
+def test_equals_what_was_merged(base: Path, tmp_path: Path, lora: Lora, form: str) -> None:
+    """Base and adapter on one side, on the other the sum, made in doubles and stored in F32."""
+    adapter = adapters.write(tmp_path / "lora", base, lora)
+    source = base if form == "MXFP4" else forms.to_floats(base, tmp_path / "source", form)
+    whole = forms.to_floats(base, tmp_path / "whole", "F32")
+    adapters.merge(whole, adapter, lora, experts=4)
+    options: dict[str, Any] = {"dense": "f32", "experts": "bf16"}
+    done = convert(source, tmp_path / "a.gguf", lora=tmp_path / "lora", **options)
+    convert(whole, tmp_path / "b.gguf", **options)
+    convert(base, tmp_path / "c.gguf", **options)
+    ours, theirs = values_of(tmp_path / "a.gguf"), values_of(tmp_path / "b.gguf")
+    before = values_of(tmp_path / "c.gguf")
+    for name, values in ours.items():
+        largest = np.abs(theirs[name]).max()
+        close = 2.0**-8 if "exps.weight" in name else 2.0**-20
+        assert np.abs(values - theirs[name]).max() <= close * largest, name
+    changed = {name for name in ours if not np.array_equal(ours[name], before[name])}
+    assert changed == {name for name in ours if not np.array_equal(theirs[name], before[name])}
+    assert len(changed) == sum(2 if "gate_up" in target else 1 for target in lora.targets)
+    assert f"{len(lora.targets)} tensors changed by adapter, 0 replaced" in done.notes[-1]
+
+
+def test_experts_that_an_adapter_leaves_alone_keep_their_bits(base: Path, tmp_path: Path) -> None:
+    """The adapter is nothing for all experts but one."""
+    lora = Lora(EXPERTS)
+    adapters.write(tmp_path / "lora", base, lora)
+    path = tmp_path / "lora" / "adapter_model.safetensors"
+    tensors = safetensors_files.load(path)
+    for name, entry in tensors.items():
+        if "lora_A" in name:
+            a = forms.numbers(entry).reshape(4, lora.rank, -1).copy()
+            a[[0, 1, 3]] = 0
+            tensors[name] = forms.tensor(a.reshape(4 * lora.rank, -1), "F32")
+    safetensors_files.save(path, tensors)
+    convert(base, tmp_path / "a.gguf", lora=tmp_path / "lora")
+    convert(base, tmp_path / "b.gguf")
+    ours, before = tensors_of(tmp_path / "a.gguf"), tensors_of(tmp_path / "b.gguf")
+    changed = [name for name in ours if ours[name] != before[name]]
+    assert changed == [f"blk.1.ffn_{x}_exps.weight" for x in ("gate", "up", "down")]
+    for name in changed:
+        blocks = [np.frombuffer(it[name], np.uint8).reshape(4, -1, 17) for it in (ours, before)]
+        differing = (blocks[0] != blocks[1]).any(axis=-1)
+        assert not differing[[0, 1, 3]].any()
+        assert differing[2].all()
+
+
+@pytest.mark.parametrize("dense", ["bf16", "q8_0"])
+def test_where_it_is_cut_changes_nothing(
+    base: Path, tmp_path: Path, dense: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora = Lora((*ATTENTION, *EXPERTS, HEAD))
+    adapters.write(tmp_path / "lora", base, lora)
+    convert(base, tmp_path / "a.gguf", lora=tmp_path / "lora", dense=dense)
+    monkeypatch.setattr(jobs, "CHUNK", 1000)
+    convert(base, tmp_path / "b.gguf", lora=tmp_path / "lora", dense=dense)
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
+def test_whole_tensors_replace_the_bases(square: Path, tmp_path: Path) -> None:
+    """What PEFT calls modules_to_save, and a biased layer's bias."""
+    lora = Lora(ATTENTION)
+    adapters.write(tmp_path / "lora", square, lora)
+    path = tmp_path / "lora" / "adapter_model.safetensors"
+    tensors = safetensors_files.load(path)
+    head = np.random.default_rng(1).standard_normal((320, 64)).astype(np.float32)
+    bias = np.arange(64, dtype=np.float32)
+    gate_up = np.full((4, 64, 128), 0.5, np.float32)
+    tensors[adapters.PREFIX + HEAD] = forms.tensor(head, "F32")
+    tensors[f"{adapters.PREFIX}{LAYER}self_attn.k_proj.base_layer.bias"] = forms.tensor(bias, "F32")
+    tensors[adapters.PREFIX + EXPERTS[0]] = forms.tensor(gate_up, "F32")
+    safetensors_files.save(path, tensors)
+    done = convert(square, tmp_path / "a.gguf", lora=tmp_path / "lora", dense="f32")
+    found = values_of(tmp_path / "a.gguf")
+    assert np.array_equal(found["output.weight"], head)
+    assert np.array_equal(found["blk.1.attn_k.bias"], bias)
+    assert (found["blk.1.ffn_up_exps.weight"] == 0.5).all()
+    assert "4 tensors changed by adapter, 3 replaced" in done.notes[-1]
+
+
+def test_alpha_by_module(square: Path, tmp_path: Path) -> None:
+    lora = Lora(ATTENTION, config={"alpha_pattern": {"self_attn.v_proj": 80.0}})
+    adapter = adapters.write(tmp_path / "lora", square, lora)
+    convert(square, tmp_path / "a.gguf", lora=tmp_path / "lora", dense="f32")
+    convert(square, tmp_path / "b.gguf", dense="f32")
+    ours, before = values_of(tmp_path / "a.gguf"), values_of(tmp_path / "b.gguf")
+    for target, name in (
+        (ATTENTION[2], "blk.1.attn_v.weight"),
+        (ATTENTION[1], "blk.1.attn_k.weight"),
+    ):
+        factor = 10 if target is ATTENTION[2] else 1
+        expected = factor * adapters.delta(adapter, target, lora, 4)
+        assert np.allclose(ours[name] - before[name], expected, atol=1e-5)
+
+
+# --- what is refused --------------------------------------------------------------------------
+
+
+def with_config(**changes: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def with_tensors(edit: Callable[[safetensors_files.Contents], object]) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "adapter_model.safetensors"
+        tensors = safetensors_files.load(path)
+        edit(tensors)
+        safetensors_files.save(path, tensors)
+
+    return change
+
+
+def renamed(old: str, new: str) -> Callable[[Path], None]:
+    def edit(tensors: safetensors_files.Contents) -> None:
+        for name in [name for name in tensors if old in name]:
+            tensors[name.replace(old, new)] = tensors.pop(name)
+
+    return with_tensors(edit)
+
+
+def added(name: str, *shape: int) -> Callable[[Path], None]:
+    values = np.zeros(shape, np.float32)
+    return with_tensors(lambda tensors: tensors.update({name: forms.tensor(values, "F32")}))
+
+
+Q = f"{adapters.PREFIX}{LAYER}self_attn.q_proj"
+X = f"{adapters.PREFIX}{LAYER}mlp.experts"
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (with_config(peft_type="IA3"), UnsupportedModel, "peft_type is 'IA3'; only 'LORA'"),
+        (with_config(use_dora=True), UnsupportedModel, "use_dora is set, which is more than plain"),
+        (with_config(fan_in_fan_out=True), UnsupportedModel, "fan_in_fan_out is set"),
+        (with_config(init_lora_weights="pissa_niter_4"), UnsupportedModel, "'pissa_niter_4': the"),
+        (with_config(lora_alpha=None), BadCheckpoint, "lora_alpha is None, a positive number"),
+        (with_config(alpha_pattern={"(a+)+$": 1}), UnsupportedModel, "more than a name"),
+        (renamed("layers.1.", "layers.2."), BadCheckpoint, "would be lost: .* has fewer layers"),
+        (renamed("q_proj", "w_proj"), BadCheckpoint, "'model.layers.1.self_attn.w_proj' would be"),
+        (renamed("lora_A", "lora_embedding_A"), BadCheckpoint, "lora_embedding_A.weight' would"),
+        (added(Q + ".lora_magnitude_vector", 64), BadCheckpoint, "magnitude_vector' would be lost"),
+        (added(Q + ".lora_B.bias", 64), BadCheckpoint, "lora_B.bias' would be lost"),
+        (added(adapters.PREFIX + HEAD, 321, 64), BadCheckpoint, r"has shape \(321, 64\), the base"),
+        (with_tensors(lambda t: t.pop(Q + ".lora_B.weight")), BadCheckpoint, "lora_A without its"),
+        (added(Q + ".lora_A.weight", 4, 96), BadCheckpoint, "the adapter is for another base"),
+        (added(Q + ".lora_A.weight", 5, 64), BadCheckpoint, "make no product"),
+        (added(X + ".lora_A.weight", 12, 64), BadCheckpoint, "make no product"),
+        (with_config(target_modules=["q_proj"]), BadCheckpoint,
+         "has nothing for 'model.layers.0.self_attn.q_proj', which its config targets"),
+        (with_config(target_parameters=["mlp.experts.down_proj"]), BadCheckpoint,
+         "has nothing for 'model.layers.0.mlp.experts.down_proj'"),
+        (lambda folder: (folder / "adapter_model.safetensors").unlink(), BadCheckpoint,
+         r"adapter_model\.safetensors: missing; an adapter's weights must be in safetensors"),
+        (lambda folder: (folder / "adapter_config.json").unlink(), BadCheckpoint,
+         r"adapter_config\.json: cannot be opened"),
+    ],
+)  # fmt: skip
+def test_adapters_that_do_not_fit(
+    square: Path,
+    tmp_path: Path,
+    damage: Callable[[Path], None],
+    error: type[GptossError],
+    message: str,
+) -> None:
+    lora = Lora((ATTENTION[0], *EXPERTS))
+    adapters.write(tmp_path / "lora", square, lora)
+    damage(tmp_path / "lora")
+    with pytest.raises(error, match=message):
+        convert(square, tmp_path / "a.gguf", lora=tmp_path / "lora")
+
+
+def test_an_adapter_of_a_base_with_other_experts(tmp_path: Path) -> None:
+    more = random_checkpoint(tmp_path / "more", **SHAPES["square"], experts=8)
+    adapters.write(tmp_path / "lora", more, Lora(EXPERTS, rank=1, alpha=1))
+    convert(more, tmp_path / "a.gguf", lora=tmp_path / "lora")
+    other = random_checkpoint(tmp_path / "other", **SHAPES["square"], experts=3)
+    with pytest.raises(BadCheckpoint, match="the adapter is for another base"):
+        convert(other, tmp_path / "b.gguf", lora=tmp_path / "lora")
+
+
+@pytest.mark.parametrize(("version", "known"), [(None, True), ("0.18.1", True), ("0.19.0", False)])
+def test_a_square_tensor_alone(
+    square: Path, tmp_path: Path, version: str | None, known: bool
+) -> None:
+    """Nothing but PEFT's version tells which side A belongs to, and from 0.19 on not even that."""
+    lora = Lora(EXPERTS[1:], config={"peft_version": version})
+    adapters.write(tmp_path / "lora", square, lora)
+    if known:
+        convert(square, tmp_path / "a.gguf", lora=tmp_path / "lora")
+        return
+    with pytest.raises(UnsupportedModel, match="no other tensor tells which side lora_A belongs"):
+        convert(square, tmp_path / "a.gguf", lora=tmp_path / "lora")
+
+
+def test_verify_is_not_asked_what_it_cannot_know(square: Path, tmp_path: Path) -> None:
+    adapters.write(tmp_path / "lora", square, Lora(EXPERTS))
+    with pytest.raises(BadRequest, match="not with what --lora adds"):
+        convert(square, tmp_path / "a.gguf", lora=tmp_path / "lora", verify=True)
+
+
+def test_files_are_closed_when_nobody_reads(square: Path, tmp_path: Path) -> None:
+    adapters.write(tmp_path / "lora", square, Lora(EXPERTS))
+    checkpoint = Checkpoint.open(square)
+    found = merged.merged(checkpoint, open_adapter(tmp_path / "lora", checkpoint))
+    path = found.checkpoint.tensors[EXPERTS[0]].path
+    handle = path.open("rb", 0)
+    assert handle.readinto(memoryview(bytearray(100))) == 100
+    assert isinstance(path, merged.MergedPath)
+    assert len(path._opened._sources) == 2
+    handle.close()
+    assert not path._opened._sources
