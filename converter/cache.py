@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -51,7 +52,7 @@ def download(wanted: HubId, *, shown: bool = False, say: Say | None = None) -> P
                     revision=wanted.revision,
                     allow_patterns=[*SETUP, *WORDS, "*.safetensors"],
                     ignore_patterns=["*/*"],
-                    tqdm_class=tqdm if shown else Silent,
+                    tqdm_class=tqdm if shown and sys.stderr.isatty() else Silent,
                 )
             )
         except Exception as error:

@@ -198,6 +198,7 @@ def _summary(done: Conversion) -> dict[str, object]:
     return {
         "source": done.source,
         "revision": done.revision,
+        "checked_sha256": dict(done.checked),
         "files": [str(path) for path in done.files],
         "manifest": str(done.manifest),
         "dense": done.dense.to_json(),
@@ -219,6 +220,7 @@ def _sentence(done: Conversion) -> str:
         f"{first}{f' and {n - 1} more' if n > 1 else ''}: {done.tensors} tensors, "
         f"{done.nbytes:,} bytes, dense {done.dense}, in {done.seconds:.1f} s ({rate:.0f} MB/s)"
         f"{'; proven: it holds what the source holds' if done.verdict else ''}"
+        f"{_provenance(done) if done.revision else ''}"
     )
 
 
@@ -230,6 +232,11 @@ def _rounding(roundings: Mapping[str, Rounding]) -> str:
         f"experts encoded to MXFP4: {exact:,} of {blocks:,} blocks without a difference; the "
         f"largest relative error of a tensor is {worst.relative_error:.2g}, of {name}"
     )
+
+
+def _provenance(done: Conversion) -> str:
+    files = "1 file has" if len(done.checked) == 1 else f"{len(done.checked)} files have"
+    return f"\n{done.source} at commit {done.revision}; {files} the sha256 published there"
 
 
 def main() -> None:

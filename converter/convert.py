@@ -36,13 +36,15 @@ Progress = Callable[[int, int], None]
 class Conversion:
     """What was done: the files written, their size in bytes, and how long that took.
 
-    ``source`` is a folder, or a repository at the commit ``revision``. ``files`` are the parts in
-    order, mostly a single one. ``resumed`` is how many bytes an earlier
-    run had written already. ``verdict`` is there when it was asked for.
+    ``source`` is a folder, or a repository at the commit ``revision``; ``checked`` has the sha256
+    of those of its files that were compared with published ones. ``files`` are the parts in order,
+    mostly a single one. ``resumed`` is how many bytes an earlier run had written already.
+    ``verdict`` is there when it was asked for.
     """
 
     source: str
     revision: str | None
+    checked: Mapping[str, str]
     out: Path
     files: tuple[Path, ...]
     manifest: Path
@@ -146,6 +148,11 @@ def convert(
             resumed = writer.resumed(files, staging)
             _say_how_it_begins(say, staging, resumed, total)
             sha256 = _written(files, staging, progress or _nothing, say, given)
+            if given.stream and (names := given.stream.unverified()):
+                say(
+                    f"note: {', '.join(names)} did not pass whole in this run, so the sha256 that "
+                    "the Hub publishes could not be compared"
+                )
             seconds = perf_counter() - began
             verdict = None
             if verify:
@@ -159,6 +166,7 @@ def convert(
     return Conversion(
         source=origin.place,
         revision=origin.revision,
+        checked=origin.sha256,
         out=out,
         files=tuple(out.with_name(part.name) for part in files),
         manifest=manifest_path,

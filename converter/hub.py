@@ -183,12 +183,16 @@ class Stream:
         return self._client.stop
 
     def verified(self) -> dict[str, str]:
-        """The sha256 of each file that passed whole and was what the Hub publishes."""
+        """The sha256 of each file of weights that passed whole and was what the Hub publishes."""
         return {
             name: file.file.sha256
             for name, file in self._weights.items()
             if file.verified and file.file.sha256 is not None
         }
+
+    def unverified(self) -> list[str]:
+        """The names of the others."""
+        return [name for name, file in self._weights.items() if not file.verified]
 
 
 def _check_hash(file: HubFile, data: bytearray) -> None:

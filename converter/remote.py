@@ -13,10 +13,12 @@ import hashlib
 import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 
+from gptoss.converter.http import HubError
 from gptoss.converter.ranges import HubFile, Ranges
 from gptoss.files.errors import BadCheckpoint
 
@@ -25,6 +27,8 @@ SEGMENT = 2**23
 CONNECTIONS = 6
 HELD = 14
 """Segments in memory, those on their way included."""
+WAIT_SECONDS = 0.1
+"""How often whoever waits for a segment looks whether to stop."""
 WAITING = 16
 """Pieces that may wait for those before them to be hashed; with more, the hash is given up."""
 
@@ -117,7 +121,7 @@ class ReadAhead:
     """Fetches the bytes of ``reads`` in their order, ahead of who reads them.
 
     Each of ``reads``, a file and a span of it, will be asked for once. ``stop`` is the word to all
-    who fetch. Use as a context manager; its end ends the threads.
+    who fetch, and set at the end. Use as a context manager.
     """
 
     def __init__(self, reads: Iterable[tuple[RemoteFile, Span]], stop: threading.Event) -> None:
@@ -137,7 +141,7 @@ class ReadAhead:
         self._held: dict[Segment, None] = {}
         self._lock = threading.Lock()
         self._stop = stop
-        self._pool = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="fetch")
+        self._queue: SimpleQueue[tuple[Segment, Future[bytearray]] | None] = SimpleQueue()
 
     def read_into(self, file: RemoteFile, offset: int, out: memoryview) -> int:
         """Copy what one segment has of the bytes at ``offset``; 0 if none will have any."""
@@ -146,7 +150,7 @@ class ReadAhead:
             if segment is None or not segment.readers:
                 return 0
             future = self._asked_for(segment)
-        piece = memoryview(future.result())[offset - segment.span[0] :][: len(out)]
+        piece = memoryview(self._come(future))[offset - segment.span[0] :][: len(out)]
         out[: len(piece)] = piece
         with self._lock:
             segment.readers -= 1
@@ -158,6 +162,9 @@ class ReadAhead:
     def __enter__(self) -> Self:
         for file in self._segments:
             file.ahead = self
+        for _ in range(CONNECTIONS):
+            # Nobody waits for these at the end: they may hang in a connection where nothing comes.
+            threading.Thread(target=self._fetch, name="fetch", daemon=True).start()
         with self._lock:
             self._fill()
         return self
@@ -171,7 +178,23 @@ class ReadAhead:
         for file in self._segments:
             file.ahead = None
         self._stop.set()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for _ in range(CONNECTIONS):
+            self._queue.put(None)
+
+    def _fetch(self) -> None:
+        while (wanted := self._queue.get()) is not None:
+            segment, future = wanted
+            try:
+                future.set_result(segment.file.fetch(segment.span))
+            except BaseException as error:
+                future.set_exception(error)
+
+    def _come(self, future: Future[bytearray]) -> bytearray:
+        """What was fetched, once it is there; raises what went wrong, or when it is to stop."""
+        while not wait((future,), WAIT_SECONDS).done:
+            if self._stop.is_set():
+                raise HubError("interrupted")
+        return future.result()
 
     def _overlapping(self, file: RemoteFile, span: Span) -> Iterator[Segment]:
         found = self._segments.get(file, [])
@@ -207,9 +230,11 @@ class ReadAhead:
                 self._forget(oldest)
 
     def _start(self, segment: Segment) -> Future[bytearray]:
-        segment.piece = self._pool.submit(segment.file.fetch, segment.span)
+        piece: Future[bytearray] = Future()
+        segment.piece = piece
         self._held[segment] = None
-        return segment.piece
+        self._queue.put((segment, piece))
+        return piece
 
     def _forget(self, segment: Segment) -> None:
         segment.piece = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from gptoss.converter import remote
+from gptoss.converter import cli, remote
 from gptoss.converter.convert import convert
 from gptoss.converter.http import HubError
 from gptoss.converter.remote import WrongHash
@@ -64,6 +65,7 @@ def test_the_same_from_the_hub(
     done = convert(source.replace("COMMIT", hub.commit(REPOSITORY)), out, stream=stream)
     assert out.read_bytes() == whole
     assert (done.source, done.revision) == (REPOSITORY, hub.commit(REPOSITORY))
+    assert done.checked == {file["name"]: file["sha256"] for file in shards(published)}
     assert manifest(out)["source"] == {
         "place": REPOSITORY,
         "revision": hub.commit(REPOSITORY),
@@ -210,9 +212,9 @@ def started(hub: HubServer, out: Path, *more: str) -> subprocess.Popen[str]:
 
 def test_killed_at_half_way(hub: HubServer, out: Path, tmp_path: Path) -> None:
     """The next run reads nothing of the finished tensors, and little of what was under way."""
-    larger = random_checkpoint(tmp_path / "some-model", hidden=128, layers=3, shards=2)
+    larger = random_checkpoint(tmp_path / "some-model", hidden=128, layers=3, experts=8, shards=2)
     hub.repositories[REPOSITORY] = Repository(larger, "2" * 40)
-    hub.misbehave = every(1, Fault(pause=0.01), "cdn")
+    hub.misbehave = every(1, Fault(pause=0.04), "cdn")
     process = started(hub, out)
     deadline = time.monotonic() + 30
     while hub.sent < needed(larger) * 0.5:
@@ -228,8 +230,78 @@ def test_killed_at_half_way(hub: HubServer, out: Path, tmp_path: Path) -> None:
     again = started(hub, out, "--json")
     printed, said = again.communicate(timeout=30)
     assert said.startswith("going on from an earlier run: ")
+    assert "did not pass whole in this run, so the sha256 that the Hub publishes" in said
     assert json.loads(printed)["resumed"] > 0
     assert hub.sent <= 0.6 * needed(larger)
     expected = out.with_name("expected.gguf")
     convert(larger, expected)
     assert out.read_bytes() == expected.read_bytes()
+
+
+def test_interrupted_while_nothing_comes(hub: HubServer, out: Path) -> None:
+    """A connection that hangs does not keep the command from ending at once."""
+    hub.misbehave = lambda request: Fault(pause=10) if request.number > 40 else None
+    process = started(hub, out)
+    deadline = time.monotonic() + 30
+    while len(hub.requests) < 46:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert time.monotonic() - began < 3
+    assert process.returncode == 130
+    assert said.endswith("the same command goes on from there\ninterrupted\n")
+    assert not out.exists()
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [(), ("--stream",)])
+def test_what_is_said(
+    hub: HubServer,
+    out: Path,
+    more: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gptoss-convert", REPOSITORY, "-o", str(out), *more])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert printed.out.splitlines()[-1] == (
+        f"{REPOSITORY} at commit {hub.commit(REPOSITORY)}; 3 files have the sha256 published there"
+    )
+
+
+@pytest.mark.parametrize("more", [(), ("--stream",)])
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("some/folder", "has no such repository, or it is private and HF_TOKEN holds no token that "
+         "may read it; no folder some/folder is here either"),
+        (f"{REPOSITORY}@v9", "has no such revision of it, or no longer"),
+        ("nowhere", "does not exist; the folder of a checkpoint is expected"),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("hub")
+def test_one_line_says_what_is_wrong(
+    out: Path,
+    source: str,
+    said: str,
+    more: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gptoss-convert", source, "-o", str(out), *more])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    if source == "nowhere" and more:
+        said = "--stream is for a repository on the Hub"
+    assert said in printed.err
+    assert list(out.parent.iterdir()) == []
