@@ -10,9 +10,10 @@ from pathlib import Path
 import click
 
 from gptoss.converter import gguf_cli, inputs, parts
-from gptoss.converter.convert import Conversion, NotProven, convert
+from gptoss.converter.convert import Conversion, NotProven, convert, look
 from gptoss.converter.dense import Dense
 from gptoss.converter.experts import ExpertType, Rounding
+from gptoss.converter.preview import preview
 from gptoss.files import console
 from gptoss.files.errors import BadRequest
 
@@ -20,7 +21,7 @@ from gptoss.files.errors import BadRequest
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 90})
 @click.argument("source", metavar="SOURCE")
 @click.option(
-    "-o", "--output", "out", type=click.Path(path_type=Path), required=True, metavar="OUT",
+    "-o", "--output", "out", type=click.Path(path_type=Path), metavar="OUT",
     help="The file to write. Its folder must exist. A file already there is replaced once the "
     "new one is complete. With --to hf, the folder to create.",
 )  # fmt: skip
@@ -45,6 +46,12 @@ from gptoss.files.errors import BadRequest
     "--split-max-size", metavar="SIZE",
     help="Cut the result into files of at most this size, such as 5G or 700M: OUT-00001-of-00003"
     ".gguf and so on. llama.cpp is given the first. Tensors are never cut.",
+)  # fmt: skip
+@click.option(
+    "--plan", "only_plan", is_flag=True,
+    help="Write nothing; print what would be written: each tensor's type, shape, bytes, transform "
+    "and source, then the disk, memory and time that it takes. Reads headers only; OUT may be left "
+    "out.",
 )  # fmt: skip
 @click.option(
     "--verify",
@@ -86,11 +93,12 @@ from gptoss.files.errors import BadRequest
 def command(
     context: click.Context,
     source: str,
-    out: Path,
+    out: Path | None,
     stream: bool,
     dense: str,
     types: tuple[str, ...],
     split_max_size: str | None,
+    only_plan: bool,
     verify: bool,
     experts: str,
     base: Path | None,
@@ -126,6 +134,7 @@ def command(
     Examples:
       gptoss-convert gpt-oss-20b -o gpt-oss-20b.gguf
       gptoss-convert openai/gpt-oss-20b -o gpt-oss-20b.gguf --stream
+      gptoss-convert gpt-oss-20b --plan
       gptoss-convert gpt-oss-20b -o gpt-oss-20b-bf16.gguf --dense bf16
       gptoss-convert gpt-oss-20b -o small.gguf --type embedding=q4_0 --type output=q5_1
       gptoss-convert gpt-oss-120b -o gpt-oss-120b.gguf --split-max-size 20G --verify
@@ -141,10 +150,29 @@ def command(
       130  interrupted; what is done is kept
     """
     gguf_cli.check_options(context, Path(source), to)
+    limit = parts.size(split_max_size) if split_max_size is not None else None
+    if only_plan:
+        with inputs.opened(source, stream=stream, headers_only=True, say=_say) as given:
+            opened, planned = look(
+                given,
+                dense=dense,
+                types=_types(types),
+                experts=experts,
+                base=base,
+                lora=lora,
+                allow_nonfinite=allow_nonfinite,
+                tokenizer=tokenizer,
+            )
+            found = preview(planned, out, limit)
+        for note in opened.notes:
+            _say(f"note: {note}")
+        click.echo(json.dumps(found.to_json()) if as_json else "\n".join(found.lines()))
+        return
+    if out is None:
+        raise click.UsageError("Missing option '-o' / '--output'.", context)
     if gguf_cli.is_gguf(Path(source)):
         gguf_cli.run_export(Path(source), out, to, as_json)
         return
-    limit = parts.size(split_max_size) if split_max_size is not None else None
     try:
         with (
             inputs.opened(source, stream=stream, shown=not as_json, say=_say) as given,

@@ -19,7 +19,7 @@ from gptoss.converter.jobs import fingerprint
 from gptoss.converter.metadata import metadata
 from gptoss.converter.opening import Opened, open_source
 from gptoss.converter.parts import Part, parts
-from gptoss.converter.plan import plan
+from gptoss.converter.plan import Plan, plan
 from gptoss.converter.staging import FINAL, Staging, folder_of, reported
 from gptoss.files.checkpoint import Checkpoint
 from gptoss.files.errors import BadRequest, OutputError
@@ -116,20 +116,18 @@ def convert(
     out, say = Path(out), say or _nothing
     with inputs.opened(source, stream=stream, say=say) as given:
         _check_request(given, verify, lora)
-        opened = open_source(
-            given.folder, weights=given.weights, tokenizer=tokenizer, base=base, lora=lora
+        opened, planned = look(
+            given,
+            dense=dense,
+            types=types,
+            experts=experts,
+            base=base,
+            lora=lora,
+            allow_nonfinite=allow_nonfinite,
+            tokenizer=tokenizer,
         )
         for note in opened.notes:
             say(f"note: {note}")
-        planned = plan(
-            opened.checkpoint,
-            dense,
-            types,
-            experts=experts,
-            allow_nonfinite=allow_nonfinite,
-            blocks=opened.blocks,
-            inputs_first=opened.inputs_first,
-        )
         manifest_path = manifests.path_of(out)
         writer.check_target(manifest_path)
         _check_apart(opened, out)
@@ -182,6 +180,33 @@ def convert(
         },
         notes=opened.notes,
     )
+
+
+def look(
+    given: Input,
+    *,
+    dense: str = Dense.Q8_0,
+    types: Mapping[str, str] | None = None,
+    experts: str = ExpertType.MXFP4,
+    base: str | os.PathLike[str] | None = None,
+    lora: str | os.PathLike[str] | None = None,
+    allow_nonfinite: bool = False,
+    tokenizer: str | os.PathLike[str] | None = None,
+) -> tuple[Opened, Plan]:
+    """Open a source and plan its conversion; parameters and errors are those of ``convert``."""
+    opened = open_source(
+        given.folder, weights=given.weights, tokenizer=tokenizer, base=base, lora=lora
+    )
+    planned = plan(
+        opened.checkpoint,
+        dense,
+        types,
+        experts=experts,
+        allow_nonfinite=allow_nonfinite,
+        blocks=opened.blocks,
+        inputs_first=opened.inputs_first,
+    )
+    return opened, planned
 
 
 def _nothing(*_: object) -> None:

@@ -21,6 +21,7 @@ _OF_CHECKPOINTS = {
     "dense": "--dense",
     "types": "--type",
     "split_max_size": "--split-max-size",
+    "only_plan": "--plan",
     "verify": "--verify",
     "experts": "--experts",
     "base": "--base",

@@ -54,15 +54,16 @@ def opened(
     source: str | os.PathLike[str] | Input,
     *,
     stream: bool = False,
+    headers_only: bool = False,
     shown: bool = False,
     say: Say | None = None,
 ) -> Iterator[Input]:
     """A folder, or with a string of the form ``owner/name[@revision]`` a repository on the Hub.
 
-    What is an ``Input`` already stays what it is. A repository is downloaded to the cache, or with
-    ``stream`` left where it is; ``shown`` draws bars meanwhile. Raises ``HubError`` when the Hub
-    does not do its part, ``WrongHash`` when what is in the cache is not what was published,
-    ``BadRequest`` when there is nothing to stream.
+    What is an ``Input`` already stays what it is. A repository is downloaded to the cache, unless
+    ``stream`` leaves it where it is or ``headers_only`` says that no weights are needed; ``shown``
+    draws bars meanwhile. Raises ``HubError`` when the Hub does not do its part, ``WrongHash`` when
+    what is in the cache is not what was published, ``BadRequest`` when there is nothing to stream.
     """
     if isinstance(source, Input):
         yield source
@@ -76,7 +77,7 @@ def opened(
         if stream:
             raise BadRequest(f"{source}: --stream is for a repository on the Hub, as owner/name")
         yield Input(Path(source), os.fspath(source))
-    elif stream:
+    elif stream or headers_only:
         with tempfile.TemporaryDirectory(prefix="gptoss-") as folder:
             yield _streamed(wanted, Path(folder), say)
     else:

@@ -64,7 +64,7 @@ class Job:
     @property
     def step(self) -> int:
         """Units that make about a ``CHUNK``."""
-        return max(1, CHUNK // max(self.writes, sum(self.reads)))
+        return units_at_once(sum(self.reads), self.writes)
 
     def spans(self) -> Iterator[tuple[TensorInfo, tuple[int, int]]]:
         """What is still to be read, in order: of which source, from where in its file to where."""
@@ -100,6 +100,11 @@ def jobs(parts: Sequence[Part], staging: Staging) -> list[Job]:
     for job in found:
         job.restore(staging.found.get(job.number, job.state))
     return found
+
+
+def units_at_once(reads: int, writes: int) -> int:
+    """Units of so many bytes that make about a ``CHUNK``, of what is larger."""
+    return max(1, CHUNK // max(reads, writes))
 
 
 def written(work: Sequence[Job]) -> int:

@@ -1,0 +1,148 @@
+"""--plan: exact where it can be, near where it estimates, and nothing is touched."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gptoss.converter import cli
+from gptoss.converter.convert import convert
+from gptoss.converter.plan import plan
+from gptoss.converter.preview import preview
+from gptoss.files.gguf import GgufFile
+from gptoss.files.reading import Source
+from support.checkpoints import random_checkpoint
+from support.hub_server import REPOSITORY, HubServer
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_checkpoint(tmp_path_factory.mktemp("source") / "model", shards=2)
+
+
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
+) -> str:
+    """What the command prints."""
+    monkeypatch.setattr(sys, "argv", ["gptoss-convert", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    printed = capsys.readouterr()
+    assert (exit_.value.code, printed.err) == (0, "")
+    return printed.out
+
+
+def test_the_plan_is_what_is_done(
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "m.gguf"
+    options = ("--dense", "bf16", "--type", "output=q5_0")
+    said = run(monkeypatch, capsys, checkpoint, "-o", out, "--plan", "--json", *options)
+    found = json.loads(said)
+    assert list(tmp_path.iterdir()) == []
+    done = convert(checkpoint, out, dense="bf16", types={"output": "q5_0"})
+    made = json.loads(done.manifest.read_text())
+    for entry in made["tensors"]:
+        del entry["sha256"]
+    assert found["tensors"] == made["tensors"]
+    assert found["dense"] == made["dense"]
+    tensors = GgufFile.open(out).tensors.values()
+    assert found["tensor_bytes"] == sum(tensor.nbytes for tensor in tensors)
+    assert abs(found["bytes"] - done.nbytes) < 100_000
+    assert found["disk_free"] > 0
+
+
+def test_for_people(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = run(monkeypatch, capsys, checkpoint, "--plan").splitlines()
+    [row] = [line for line in lines if line.startswith("blk.1.ffn_up_exps.weight ")]
+    for text in ("MXFP4", "64 × 64 × 4", "8,704", "MXFP4 repack, odd rows",
+                 "model.layers.1.mlp.experts.gate_up_proj_blocks + model.layers.1.mlp.experts."
+                 "gate_up_proj_scales"):  # fmt: skip
+        assert text in row
+    sources = {
+        min(i for i in map(line.find, ("model.", "lm_head")) if i > 0) for line in lines[:41]
+    }
+    assert len(sources) == 1, "the columns are not straight"
+    assert lines[42].startswith("41 tensors, ")
+    assert [line.split(":")[0] for line in lines[43:]] == ["disk", "memory", "time"]
+
+
+def test_only_headers_are_read(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    read_into = Source.read_into
+
+    def counting(self: Source, offset: int, out: bytearray) -> None:
+        read.append(len(out))
+        read_into(self, offset, out)
+
+    monkeypatch.setattr(Source, "read_into", counting)
+    preview(plan(checkpoint))
+    headers = 0
+    for shard in checkpoint.glob("*.safetensors"):
+        headers += 8 + int.from_bytes(shard.read_bytes()[:8], "little")
+    jsons = ("config.json", "model.safetensors.index.json")
+    assert sum(read) == headers + sum((checkpoint / name).stat().st_size for name in jsons)
+
+
+def test_parts(checkpoint: Path, tmp_path: Path) -> None:
+    found = preview(plan(checkpoint), tmp_path / "m.gguf", split_max_size=100_000)
+    n = len(found.files)
+    assert n > 1
+    assert [part.name for part in found.files] == [f"m-{i + 1:05}-of-{n:05}.gguf" for i in range(n)]
+    assert sum(line.startswith("m-0000") for line in found.lines()) == n
+
+
+def test_over_the_hub(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Config, index and headers come; no weight and no vocabulary does."""
+    found = json.loads(run(monkeypatch, capsys, REPOSITORY, "--plan", "--json"))
+    assert len(found["tensors"]) == 41
+    asked = {request.file for request in hub.requests}
+    assert "tokenizer.json" not in asked
+    assert hub.sent < 40_000
+
+
+def test_without_output_and_plan(checkpoint: Path) -> None:
+    command = Path(sys.executable).with_name("gptoss-convert")
+    done = subprocess.run([command, checkpoint], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Missing option '-o'" in done.stderr
+
+
+MEASURED = """
+import sys
+from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
+from gptoss.converter.convert import convert
+convert(sys.argv[1], sys.argv[2])
+status = Path("/proc/self/status")  # on Linux ru_maxrss begins with the parent's
+if status.exists():
+    [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+    print(1024 * int(line.split()[1]))
+else:
+    print(getrusage(RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_the_memory_said_is_not_exceeded(tmp_path: Path) -> None:
+    folder = random_checkpoint(
+        tmp_path / "source", hidden=2880, layers=1, experts=16, heads=64, kv_heads=8, vocab=40_000
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, str(folder), str(tmp_path / "out.gguf")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    peak = int(done.stdout)
+    said = preview(plan(folder)).memory
+    assert peak < said < 3 * peak
