@@ -139,6 +139,7 @@ class _Run:
 
     def run(self) -> None:
         """Do all jobs. Whatever ends it early, what is done by then is in the journal."""
+        self._advance(written(self._work))
         paths = dict.fromkeys(source.path for job in self._work for source in job.sources)
         left = [job for job in self._work if job.done < job.units]
         workers = n_workers()
@@ -169,11 +170,10 @@ class _Run:
         """Until all is done; an error of any thread is raised here."""
         pending = {notes, *todo}
         while pending != {notes}:
-            self._advance(written(self._work))
             finished, pending = wait(pending, TICK_SECONDS, FIRST_COMPLETED)
             for future in finished:
                 future.result()
-        self._advance(written(self._work))
+            self._advance(written(self._work))
 
     def _keep_notes(self) -> None:
         while not self._stop.wait(NOTE_SECONDS):
