@@ -1,0 +1,97 @@
+"""An adapter made and merged by PEFT, beside the same adapter added by the converter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from gptoss.converter.convert import convert
+from support import forms
+from support.checkpoints import random_checkpoint
+
+pytestmark = pytest.mark.oracle
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+CASES = {
+    "dense": {"target_modules": [*ATTENTION, "lm_head"], "r": 8, "lora_alpha": 16},
+    "experts": {
+        "target_modules": [],
+        "target_parameters": list(EXPERTS),
+        "r": 4,
+        "lora_alpha": 8,
+        "use_rslora": True,
+    },
+    "some layers": {
+        "target_modules": list(ATTENTION[:2]),
+        "target_parameters": [f"1.{name}" for name in EXPERTS],
+        "r": 4,
+        "lora_alpha": 8,
+        "alpha_pattern": {"k_proj": 32},
+        "rank_pattern": {"k_proj": 2},
+        "modules_to_save": ["lm_head"],
+    },
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "square": {"hidden": 128, "heads": 2},
+    "oblong": {"hidden": 96, "intermediate": 64, "heads": 3, "kv_heads": 3},
+}
+
+
+def by_peft(source: Path, out: Path, config: dict[str, Any], dtype: str) -> None:
+    """Give ``source`` a random adapter, saved in out/lora, and save the two merged in out/whole."""
+    import peft
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
+    config = {"init_lora_weights": False} | config
+    adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **config))
+    for name, parameter in adapted.named_parameters():
+        if "modules_to_save" in name:
+            parameter.data += 0.25
+    adapted.save_pretrained(str(out / "lora"))
+    adapted.merge_and_unload().save_pretrained(out / "whole")
+    forms.copy_tokenizer(source, out / "whole")
+
+
+def values_of(path: Path) -> dict[str, NDArray[np.float32]]:
+    return {
+        t.name: gguf.quants.dequantize(t.data, t.tensor_type).reshape(t.shape[::-1])
+        for t in gguf.GGUFReader(path).tensors
+    }
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_equals_what_peft_merges(tmp_path: Path, case: str, shape: str, dtype: str) -> None:
+    """Within the rounding to BF16: PEFT's of base, delta and sum each when it works in that."""
+    base = random_checkpoint(tmp_path / "base", **SHAPES[shape])
+    floats = forms.to_floats(base, tmp_path / "floats")
+    by_peft(floats, tmp_path, CASES[case], dtype)
+    options: dict[str, Any] = {"dense": "bf16", "experts": "bf16"}
+    convert(base, tmp_path / "ours.gguf", lora=tmp_path / "lora", **options)
+    convert(tmp_path / "whole", tmp_path / "theirs.gguf", **options)
+    convert(base, tmp_path / "before.gguf", **options)
+    ours, theirs, before = (
+        values_of(tmp_path / f"{name}.gguf") for name in ("ours", "theirs", "before")
+    )
+    assert ours.keys() == theirs.keys()
+    changed = 0
+    for name, values in ours.items():
+        largest = np.maximum(np.abs(theirs[name]), np.abs(before[name]))
+        largest = np.maximum(largest, np.abs(theirs[name] - before[name]))
+        steps = 2.0**-8 * (1.01 if dtype == "float32" else 2.01)
+        assert (np.abs(values - theirs[name]) <= steps * largest).all(), name
+        if not np.array_equal(values, before[name]):
+            changed += 1
+            moved = np.linalg.norm(values - before[name])
+            assert np.linalg.norm(values - theirs[name]) < 0.02 * moved, name
+    assert changed == {"dense": 2 * 4 + 1, "experts": 2 * 3, "some layers": 2 * 2 + 3 + 1}[case]
