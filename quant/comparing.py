@@ -1,14 +1,16 @@
 """How the values of one tensor are compared, by the type the GGUF stores them in.
 
 A unit that is compared is an MXFP4 or Q8_0 block of 32 values, or a single value; the smaller
-blocks are in `small_blocks`. No comparison runs a transform of the converter: MXFP4 is decoded on
-both sides, each from its own layout, and the others follow from the formats' definitions.
+blocks are in `small_blocks`, floats that were encoded to MXFP4 in `encoded`. No comparison runs a
+transform of the converter: MXFP4 is decoded on both sides, each from its own layout, and the others
+follow from the formats' definitions.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,8 +19,10 @@ from numpy.typing import NDArray
 
 from gptoss.files.names import Kind
 from gptoss.quant import mxfp4
-from gptoss.quant.comparison import Comparison, Mask, widened, words
-from gptoss.quant.mxfp4 import Bytes
+from gptoss.quant.comparison import BF16 as SOURCE
+from gptoss.quant.comparison import FLOATS, Comparison, FloatType, Mask, widened, words
+from gptoss.quant.encoded import EncodedMxfp4
+from gptoss.quant.mxfp4 import Bytes, Floats
 from gptoss.quant.small_blocks import SmallBlock
 
 
@@ -46,8 +50,33 @@ class Mxfp4(Comparison):
         )
 
 
+class DecodedMxfp4(Comparison):
+    """MXFP4 blocks and scales of a checkpoint against their values in BF16, exact."""
+
+    lanes = mxfp4.BLOCK
+    source_bytes = (mxfp4.HF_BYTES, 1)
+    found_bytes = 2 * mxfp4.BLOCK
+
+    def equal(self, sources: Sequence[Bytes], found: Bytes) -> bool:
+        return not (self._bits(sources) != found.view("<u2")).any()
+
+    def differing(self, sources: Sequence[Bytes], found: Bytes) -> tuple[Mask, Mask]:
+        wrong = self._bits(sources) != found.view("<u2")
+        return np.zeros(len(wrong), np.bool_), wrong
+
+    def describe(self, sources: Sequence[Bytes], found: Bytes, lane: int | None) -> tuple[str, str]:
+        bits = self._bits(sources)[:, lane], found.view("<u2")[:, lane]
+        return _bf16_text(bits[0]), _bf16_text(bits[1])
+
+    @staticmethod
+    def _bits(sources: Sequence[Bytes]) -> NDArray[np.uint32]:
+        blocks, scales = sources
+        values = mxfp4.decode(mxfp4.codes_from_hf(blocks), scales[..., 0])
+        return values.view(np.uint32) >> np.uint32(16)
+
+
 class Q8_0(Comparison):  # noqa: N801 - the format's name
-    """BF16 values against Q8_0: exactly the bytes of the format's reference rounding.
+    """Floats against Q8_0: exactly the bytes of the format's reference rounding.
 
     For a block of 32: scale d = amax / 127 in float32, stored as F16; code = x * (1 / d) in
     float32, rounded half away from zero; all zero where d is. The bound this gives is
@@ -57,8 +86,11 @@ class Q8_0(Comparison):  # noqa: N801 - the format's name
     """
 
     lanes = 32
-    source_bytes = (64,)
     found_bytes = 34
+
+    def __init__(self, source: FloatType = SOURCE) -> None:
+        self._source = source
+        self.source_bytes = (32 * source.nbytes,)
 
     def equal(self, sources: Sequence[Bytes], found: Bytes) -> bool:
         return not any(
@@ -70,139 +102,165 @@ class Q8_0(Comparison):  # noqa: N801 - the format's name
         return np.concatenate(scales), np.concatenate(codes)
 
     def describe(self, sources: Sequence[Bytes], found: Bytes, lane: int | None) -> tuple[str, str]:
-        scale, codes = _q8_0(sources[0])
+        scale, codes = self._expected(sources[0])
         return (
             _q8_0_text(scale, codes, lane),
             _q8_0_text(words(found[..., :2], "<f2"), found[..., 2:].view(np.int8), lane),
         )
 
-    @staticmethod
-    def _pieces(source: Bytes, found: Bytes) -> Iterator[tuple[Mask, Mask]]:
+    def _pieces(self, source: Bytes, found: Bytes) -> Iterator[tuple[Mask, Mask]]:
         for start in range(0, len(source), 2048):  # as float32, 256 KiB
             piece = slice(start, start + 2048)
-            scales, codes = _q8_0(source[piece])
+            scales, codes = self._expected(source[piece])
             wrong = scales.view(np.uint16) != words(found[piece, :2], "<u2")
             wrong |= ~np.isfinite(scales)
             yield wrong, codes != found[piece, 2:].view(np.int8)
 
+    def _expected(self, source: Bytes) -> tuple[NDArray[np.float16], NDArray[np.int8]]:
+        """Scales ``[n]`` and codes ``[n, 32]`` for blocks ``[n, ...]``."""
+        scaled = self._source.values(source)
+        if self._source is SOURCE:
+            amax = widened(_largest(source.view("<u2") & np.uint16(0x7FFF)))
+        else:
+            amax = np.abs(scaled).max(axis=1)
+        below_half = scaled.view(np.uint32) & np.uint32(0x80000000)
+        below_half |= _BELOW_HALF
+        with np.errstate(all="ignore"):
+            scale = amax / np.float32(127)
+            inverse = np.float32(1) / scale
+            inverse[~np.isfinite(inverse)] = 0
+            scaled *= inverse[:, None]
+            scaled += below_half.view(np.float32)
+            return scale.astype(np.float16), scaled.astype(np.int8)  # the cast cuts towards zero
+
 
 class Plain(Comparison):
-    """BF16 values against values that stand alone: F32 and BF16 exact, F16 rounded to nearest."""
+    """Floats against floats that stand alone: exact where the type holds them, else rounded.
+
+    To the nearest, ties to even. A finite value beyond the type's range would round to infinity.
+    That loss counts as a difference: nothing that the type can store is then right.
+    """
 
     lanes = 1
-    source_bytes = (2,)
+    name: ClassVar[str]
+    """The stored type's."""
     stored: ClassVar[str]
     """The stored value as an unsigned integer of its size."""
 
+    def __init__(self, source: FloatType = SOURCE) -> None:
+        self._source = source
+        self.source_bytes = (source.nbytes,)
+        self.found_bytes = np.dtype(self.stored).itemsize
+
     @abstractmethod
-    def expected(self, source: NDArray[np.uint16]) -> NDArray[Any]:
-        """The bits that must be found for the BF16 bits of the source."""
+    def rounded(self, values: Floats) -> NDArray[Any]:
+        """The bits that must be found for other floats; ``_BEYOND`` where none is right."""
 
     @abstractmethod
     def text(self, bits: NDArray[Any]) -> str:
         """A stored value, given its bits ``[1]``."""
 
     def equal(self, sources: Sequence[Bytes], found: Bytes) -> bool:
-        expected = self.expected(words(sources[0], "<u2"))
-        return bool((expected == words(found, self.stored)).all())
+        return bool((self._expected(sources[0]) == words(found, self.stored)).all())
 
     def differing(self, sources: Sequence[Bytes], found: Bytes) -> tuple[Mask, Mask]:
-        wrong = self.expected(words(sources[0], "<u2")) != words(found, self.stored)
+        wrong = self._expected(sources[0]) != words(found, self.stored)
         return np.zeros(len(wrong), np.bool_), wrong[:, None]
 
     def describe(self, sources: Sequence[Bytes], found: Bytes, lane: int | None) -> tuple[str, str]:
         del lane  # a value that stands alone has but one
-        expected = self.expected(words(sources[0], "<u2"))
-        return self.text(expected), self.text(words(found, self.stored))
+        expected = self._expected(sources[0])
+        said = self.text(expected)
+        if expected[0] == _BEYOND:
+            said = f"a value within {self.name}'s range (use another --dense type)"
+        return said, self.text(words(found, self.stored))
+
+    def _expected(self, source: Bytes) -> NDArray[Any]:
+        if self._source.name == self.name:
+            return words(source, self.stored)
+        return self.rounded(self._source.values(source)[..., 0])
+
+
+_BEYOND = -1
 
 
 class F32(Plain):
-    """BF16 widened: the upper half of a float32."""
+    """Holds all values."""
 
-    stored = "<u4"
-    found_bytes = 4
+    name, stored = "F32", "<u4"
 
-    def expected(self, source: NDArray[np.uint16]) -> NDArray[Any]:
-        return source.astype(np.uint32) << np.uint32(16)
+    def rounded(self, values: Floats) -> NDArray[Any]:
+        return values.view(np.uint32)
 
     def text(self, bits: NDArray[Any]) -> str:
         return f"{bits.astype(np.uint32).view(np.float32)[0]:.9g} (0x{bits[0]:08x})"
 
 
 class BF16(Plain):
-    """BF16 as it is."""
+    """Holds the range of float32 with 8 bits of its 24."""
 
-    stored = "<u2"
-    found_bytes = 2
+    name, stored = "BF16", "<u2"
 
-    def expected(self, source: NDArray[np.uint16]) -> NDArray[Any]:
-        return source
+    def rounded(self, values: Floats) -> NDArray[Any]:
+        bits = values.view(np.uint32).astype(np.int64)
+        nearest = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+        nearest[np.isnan(values)] = bits[np.isnan(values)] >> 16 | 0x40
+        nearest[((nearest & 0x7FFF) == 0x7F80) & np.isfinite(values)] = _BEYOND
+        return nearest
 
     def text(self, bits: NDArray[Any]) -> str:
-        return f"{widened(bits)[0]:.9g} (0x{bits[0]:04x})"
+        return _bf16_text(bits)
 
 
 class F16(Plain):
-    """BF16 rounded to the nearest half-precision value, ties to even.
+    """Holds a smaller range with 11 bits."""
 
-    A finite value beyond F16's range would round to infinity. That loss counts as a difference:
-    nothing that F16 can store is then right.
-    """
+    name, stored = "F16", "<u2"
 
-    stored = "<u2"
-    found_bytes = 2
-
-    def expected(self, source: NDArray[np.uint16]) -> NDArray[Any]:
-        values = widened(source)
+    def rounded(self, values: Floats) -> NDArray[Any]:
         with np.errstate(over="ignore", invalid="ignore"):
             halves = values.astype(np.float16)
         bits = halves.view(np.uint16).astype(np.int32)
-        bits[np.isinf(halves) & np.isfinite(values)] = _BEYOND_F16
+        bits[np.isinf(halves) & np.isfinite(values)] = _BEYOND
         return bits
 
     def text(self, bits: NDArray[Any]) -> str:
-        if bits[0] == _BEYOND_F16:
-            return "a value within F16's range (use another --dense type)"
-        return f"{bits.astype(np.uint16).view(np.float16)[0]:.9g} (0x{bits[0]:04x})"
+        return f"{bits.astype(np.uint16).view(np.float16)[0]:.9g} (0x{bits[0] & 0xFFFF:04x})"
 
 
-_BEYOND_F16 = -1
-
-_MATRIX: dict[GGMLQuantizationType, Comparison] = {
-    GGMLQuantizationType.Q8_0: Q8_0(),
-    GGMLQuantizationType.BF16: BF16(),
-    GGMLQuantizationType.F16: F16(),
-    GGMLQuantizationType.F32: F32(),
-    GGMLQuantizationType.Q5_1: SmallBlock(5, has_minimum=True),
-    GGMLQuantizationType.Q5_0: SmallBlock(5, has_minimum=False),
-    GGMLQuantizationType.Q4_1: SmallBlock(4, has_minimum=True),
-    GGMLQuantizationType.Q4_0: SmallBlock(4, has_minimum=False),
-}
-
-COMPARISONS: dict[Kind, dict[GGMLQuantizationType, Comparison]] = {
-    Kind.EXPERTS: {GGMLQuantizationType.MXFP4: Mxfp4()},
-    Kind.EXACT: {GGMLQuantizationType.F32: F32()},
-    Kind.MATRIX: _MATRIX,
+TYPES: dict[Kind, tuple[GGMLQuantizationType, ...]] = {
+    Kind.EXPERTS: (GGMLQuantizationType.MXFP4, GGMLQuantizationType.BF16),
+    Kind.EXACT: (GGMLQuantizationType.F32,),
+    Kind.MATRIX: (
+        GGMLQuantizationType.Q8_0,
+        GGMLQuantizationType.BF16,
+        GGMLQuantizationType.F16,
+        GGMLQuantizationType.F32,
+        GGMLQuantizationType.Q5_1,
+        GGMLQuantizationType.Q5_0,
+        GGMLQuantizationType.Q4_1,
+        GGMLQuantizationType.Q4_0,
+    ),
 }
 """By what a tensor is, the types in which a GGUF may hold it."""
 
 
-def _q8_0(source: Bytes) -> tuple[NDArray[np.float16], NDArray[np.int8]]:
-    """Scales ``[n]`` and codes ``[n, 32]`` for BF16 blocks ``[n, 64]``."""
-    stored: NDArray[np.uint16] = source.view("<u2")
-    amax = widened(_largest(stored & np.uint16(0x7FFF)))
-    bits = stored.astype(np.uint32)
-    bits <<= np.uint32(16)
-    below_half = bits & np.uint32(0x80000000)
-    below_half |= _BELOW_HALF
-    with np.errstate(all="ignore"):
-        scale = amax / np.float32(127)
-        inverse = np.float32(1) / scale
-        inverse[~np.isfinite(inverse)] = 0
-        scaled = bits.view(np.float32)
-        scaled *= inverse[:, None]
-        scaled += below_half.view(np.float32)
-        return scale.astype(np.float16), scaled.astype(np.int8)  # the cast cuts towards zero
+@cache
+def comparison(source: str, found: GGMLQuantizationType) -> Comparison:
+    """The comparison of a checkpoint's dtype, U8 being MXFP4, with one of ``TYPES``."""
+    if source == "U8":
+        return Mxfp4() if found is GGMLQuantizationType.MXFP4 else DecodedMxfp4()
+    floats = FLOATS[source]
+    plain: dict[GGMLQuantizationType, type[Plain] | type[Q8_0] | type[EncodedMxfp4]] = {
+        GGMLQuantizationType.F32: F32,
+        GGMLQuantizationType.F16: F16,
+        GGMLQuantizationType.BF16: BF16,
+        GGMLQuantizationType.Q8_0: Q8_0,
+        GGMLQuantizationType.MXFP4: EncodedMxfp4,
+    }
+    if found in plain:
+        return plain[found](floats)
+    return SmallBlock(int(found.name[1]), found.name.endswith("_1"), floats)
 
 
 _BELOW_HALF = np.float32(0.49999997).view(np.uint32)
@@ -227,6 +285,10 @@ def _mxfp4_text(codes: Bytes, scales: Bytes, lane: int | None) -> str:
         return f"scale {scale}"
     code = int(codes[0, lane])
     return f"{mxfp4.decode(codes, scales)[0, lane]:.9g} (code {code}, scale {scale})"
+
+
+def _bf16_text(bits: NDArray[Any]) -> str:
+    return f"{widened(bits)[0]:.9g} (0x{bits[0] & 0xFFFF:04x})"
 
 
 def _q8_0_text(scale: NDArray[np.float16], codes: NDArray[np.int8], lane: int | None) -> str:

@@ -1,9 +1,13 @@
-"""What a comparison is: units of values, a fast answer, and a thorough one."""
+"""What a comparison is: units of values, a fast answer, and a thorough one.
+
+The source's side is MXFP4, or one of the three types of floats that checkpoints come in.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,13 +23,10 @@ class Comparison(ABC):
 
     lanes: ClassVar[int]
     """Values in a unit."""
-    source_bytes: ClassVar[tuple[int, ...]]
+    source_bytes: tuple[int, ...]
     """Bytes of a unit in each of the source's tensors."""
-
-    @property
-    @abstractmethod
-    def found_bytes(self) -> int:
-        """Bytes of a unit in the GGUF."""
+    found_bytes: int
+    """Bytes of a unit in the GGUF."""
 
     @abstractmethod
     def equal(self, sources: Sequence[Bytes], found: Bytes) -> bool:
@@ -40,6 +41,31 @@ class Comparison(ABC):
         """What is expected and what is found in a single unit ``[1, ...]``; lane None: scale."""
 
 
+@dataclass(frozen=True, slots=True)
+class FloatType:
+    """A type of floats: ``stored`` is numpy's name of the unsigned integers that hold them."""
+
+    name: str
+    stored: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a value."""
+        return np.dtype(self.stored).itemsize
+
+    def values(self, raw: Bytes) -> Floats:
+        """Bytes ``[..., k times nbytes]`` as ``float32[..., k]``, exact and the caller's own."""
+        bits = raw.view(self.stored)
+        if self.name == "F16":
+            return bits.view("<f2").astype(np.float32)
+        return widened(bits) if self.name == "BF16" else bits.view("<f4").astype(np.float32)
+
+
+BF16 = FloatType("BF16", "<u2")
+FLOATS = {it.name: it for it in (BF16, FloatType("F16", "<u2"), FloatType("F32", "<u4"))}
+"""By the dtype's name in a checkpoint."""
+
+
 def words(raw: Bytes, dtype: str) -> NDArray[Any]:
     """Bytes ``[..., size]`` as ``[...]`` values of that size."""
     values: NDArray[Any] = raw.view(dtype)[..., 0]
@@ -48,4 +74,6 @@ def words(raw: Bytes, dtype: str) -> NDArray[Any]:
 
 def widened(bf16: NDArray[np.uint16]) -> Floats:
     """BF16 bits as float32, exact."""
-    return (bf16.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    bits = bf16.astype(np.uint32)
+    bits <<= np.uint32(16)
+    return bits.view(np.float32)

@@ -1,4 +1,4 @@
-"""BF16 values against ggml's four- and five-bit blocks: Q4_0, Q4_1, Q5_0, Q5_1.
+"""Floats against ggml's four- and five-bit blocks: Q4_0, Q4_1, Q5_0, Q5_1.
 
 A block holds 32 values as a half-precision scale d, of the ``_1`` types also a minimum m, and codes
 q of b bits; the fifth bits stand together in 32 bits of their own:
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss.quant.comparison import Comparison, Mask, widened, words
+from gptoss.quant.comparison import BF16, Comparison, FloatType, Mask, words
 from gptoss.quant.mxfp4 import BLOCK, Bytes, Floats
 
 Halves = NDArray[np.float16]
@@ -42,20 +42,18 @@ class _Blocks:
     highest: NDArray[np.int64]
 
 
-@dataclass(frozen=True)
 class SmallBlock(Comparison):
     """One of the four types: ``bits`` of a code, and whether it has a minimum."""
 
-    bits: int
-    has_minimum: bool
-
     lanes = BLOCK
-    source_bytes = (2 * BLOCK,)
 
-    @property
-    def found_bytes(self) -> int:
-        """Scale, minimum, fifth bits, lower bits."""
-        return 2 + 2 * self.has_minimum + (4 if self.bits == 5 else 0) + BLOCK // 2
+    def __init__(self, bits: int, has_minimum: bool, source: FloatType = BF16) -> None:
+        self.bits = bits
+        self.has_minimum = has_minimum
+        self._source = source
+        self.source_bytes = (BLOCK * source.nbytes,)
+        # Scale, minimum, fifth bits, lower bits.
+        self.found_bytes = 2 + 2 * has_minimum + (4 if bits == 5 else 0) + BLOCK // 2
 
     def equal(self, sources: Sequence[Bytes], found: Bytes) -> bool:
         return not any(
@@ -67,13 +65,13 @@ class SmallBlock(Comparison):
         return np.concatenate(scales), np.concatenate(codes)
 
     def describe(self, sources: Sequence[Bytes], found: Bytes, lane: int | None) -> tuple[str, str]:
-        expected, got = self._expected(_values(sources[0])), self._found(found)
+        expected, got = self._expected(self._source.values(sources[0])), self._found(found)
         return self._text(expected, lane), self._text(got, lane)
 
     def _pieces(self, source: Bytes, found: Bytes) -> Iterator[tuple[Mask, Mask]]:
         for start in range(0, len(source), _PIECE):
             piece = slice(start, start + _PIECE)
-            expected = self._expected(_values(source[piece]))
+            expected = self._expected(self._source.values(source[piece]))
             got = self._found(found[piece])
             wrong = (got.scale != expected.scale) | (got.minimum != expected.minimum)
             wrong |= ~(np.isfinite(expected.scale) & np.isfinite(expected.minimum))  # values lost
@@ -121,7 +119,3 @@ class SmallBlock(Comparison):
         zero = 0 if self.has_minimum else 2 ** (self.bits - 1)
         codes = f"{code}" if code == other else f"{code} to {other}"
         return f"{scale * (code - zero) + minimum:.9g} (code {codes}, scale {scale:.9g}{least})"
-
-
-def _values(source: Bytes) -> Floats:
-    return widened(source.view("<u2"))

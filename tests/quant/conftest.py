@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gptoss.converter.convert import convert
-from gptoss.quant import verify as verify_module
+from gptoss.quant import pieces
 from support.checkpoints import random_checkpoint
 from support.planted import DENSE, EXPERTS, HIDDEN, INTERMEDIATE, Copy, Copying
 
@@ -41,4 +41,4 @@ def copy(source: Path, converted: dict[str, Path], tmp_path: Path) -> Copying:
 
 @pytest.fixture(params=[2**21, 2**11], ids=["large pieces", "small pieces"])
 def piece(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify_module, "PIECE", request.param)
+    monkeypatch.setattr(pieces, "PIECE", request.param)

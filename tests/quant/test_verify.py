@@ -242,7 +242,7 @@ def test_a_missing_and_an_extra_tensor(copy: Copying) -> None:
     verdict = it.verify()
     missing, extra = verdict.differences
     assert (missing.tensor, missing.problem) == ("blk.1.ffn_up_exps.weight", Problem.MISSING)
-    assert missing.expected == f"MXFP4 ({HIDDEN}, {INTERMEDIATE}, {EXPERTS})"
+    assert missing.expected == f"MXFP4 or BF16 ({HIDDEN}, {INTERMEDIATE}, {EXPERTS})"
     assert (extra.tensor, extra.problem) == ("blk.1.ffn_up_expz.weight", Problem.EXTRA)
     assert verdict.first == missing
     # Its other half, of the same source tensor, is compared all the same.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 import sys
@@ -208,6 +209,23 @@ def test_a_file_cut_while_it_is_read(
     monkeypatch.setattr(verify_module, "compare_keys", cut)
     with pytest.raises(BadGguf if which == "gguf" else BadCheckpoint, match="cut while"):
         verify(folder, it.path)
+
+
+@pytest.mark.parametrize("which", ["gguf", "shard"])
+def test_a_file_that_changes_while_it_is_read(copy: Copying, tmp_path: Path, which: str) -> None:
+    """Of the same length still: what was compared is not what is there now."""
+    it = copy()
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(it.source, folder)
+    victim = it.path if which == "gguf" else sorted(folder.glob("*.safetensors"))[-1]
+
+    def touch(done: int, total: int) -> None:
+        if done == total:
+            os.utime(victim, ns=(1, 1))
+
+    error = BadGguf if which == "gguf" else BadCheckpoint
+    with pytest.raises(error, match="changed while it was read"):
+        verify(folder, it.path, progress=touch)
 
 
 def test_a_checkpoint_without_one_of_its_tensors(copy: Copying, tmp_path: Path) -> None:

@@ -1,0 +1,229 @@
+"""Fine-tunes in floats: proven in every form, and no code or scale escapes that should not be."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf.constants import GGMLQuantizationType
+from numpy.typing import NDArray
+
+from gptoss.converter.convert import convert
+from gptoss.quant import mxfp4
+from gptoss.quant.comparing import comparison
+from gptoss.quant.comparison import FLOATS
+from gptoss.quant.encoded import EncodedMxfp4
+from gptoss.quant.encoder import Rule, encode
+from gptoss.quant.mxfp4 import Bytes, Floats
+from gptoss.quant.verdict import Place
+from support import forms
+from support.checkpoints import bf16, random_checkpoint
+from support.mxfp4_twins import twin_code, twin_ocp_scale, twin_squared_error, twin_value
+from support.planted import Copy
+
+pytestmark = pytest.mark.usefixtures("piece")
+
+GATE_UP, DOWN = (f"model.layers.1.mlp.experts.{name}_proj" for name in ("gate_up", "down"))
+COLUMNS = {"gate": 96, "up": 96, "down": 64}
+ROWS = {"gate": 64, "up": 64, "down": 96}
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_checkpoint(
+        tmp_path_factory.mktemp("published"), hidden=96, intermediate=64, heads=3, kv_heads=3
+    )
+
+
+def fine_tune(published: Path, folder: Path, dtype: str, **how: tuple[str, ...]) -> Path:
+    """Of which the experts of one layer are no longer on MXFP4's grid."""
+    made = forms.to_floats(published, folder, dtype, **how)
+    rng = np.random.default_rng(0)
+
+    def nudge(values: NDArray[np.float32]) -> None:
+        values *= rng.uniform(0.8, 1.2, values.shape).astype(np.float32)
+
+    for name in (GATE_UP, DOWN):
+        forms.change(made, name, nudge)
+    return made
+
+
+@pytest.mark.parametrize("experts", ["mxfp4", "bf16"])
+@pytest.mark.parametrize(
+    ("dtype", "dense"),
+    [("BF16", "q8_0"), ("F16", "f16"), ("F16", "q8_0"), ("F32", "bf16"), ("F32", "f32"),
+     ("F32", "q4_1"), ("F16", "bf16"), ("F32", "q8_0")],
+)  # fmt: skip
+def test_every_form_is_proven(
+    published: Path, tmp_path: Path, dtype: str, dense: str, experts: str
+) -> None:
+    it = Copy(fine_tune(published, tmp_path / "source", dtype), tmp_path / "model.gguf")
+    convert(it.source, it.path, dense=dense, experts=experts)
+    verdict = it.verify()
+    assert verdict.proven, verdict.first
+    last = it.offset("blk.0.attn_q.weight") + len(it.tensor("blk.0.attn_q.weight")) - 1
+    it.xor(last, 0x40)
+    assert it.only().tensor == "blk.0.attn_q.weight"
+
+
+def test_mxfp4_in_bf16_is_proven(published: Path, tmp_path: Path) -> None:
+    it = Copy(published, tmp_path / "model.gguf")
+    convert(published, it.path, experts="bf16")
+    assert it.verify().proven
+    it.xor(it.offset("blk.1.ffn_up_exps.weight") + 2 * (96 * (2 * 64 + 5) + 33), 1)
+    assert it.only().place == Place(expert=2, row=5, block=1, lane=1)
+
+
+@pytest.mark.parametrize("which", ROWS)
+def test_a_code_that_is_not_the_nearest(published: Path, tmp_path: Path, which: str) -> None:
+    it = Copy(fine_tune(published, tmp_path / "source", "BF16"), tmp_path / "model.gguf")
+    convert(it.source, it.path)
+    rows, blocks = ROWS[which], COLUMNS[which] // 32
+    at = it.offset(f"blk.1.ffn_{which}_exps.weight")
+    at += 17 * ((2 * rows + rows - 1) * blocks + blocks - 1) + 1 + 13
+    it.xor(at, 4 << 4)
+    difference = it.only()
+    assert difference.place == Place(expert=2, row=rows - 1, block=blocks - 1, lane=29)
+    assert (difference.values, difference.scales) == (1, 0)
+    assert difference.expected.startswith("the nearest to ")
+
+
+def test_a_scale_that_loses_more_than_the_standard_s(published: Path, tmp_path: Path) -> None:
+    it = Copy(fine_tune(published, tmp_path / "source", "F32"), tmp_path / "model.gguf")
+    convert(it.source, it.path)
+    name = "blk.1.ffn_down_exps.weight"
+    blocks = np.frombuffer(it.tensor(name), np.uint8).reshape(4, 96, 2, 17)
+    values = mxfp4.decode(mxfp4.codes_from_ggml(blocks[1, 7, 1]), blocks[1, 7, 1, :1][0])
+    scale = blocks[1, 7, 1, 0] + np.uint8(2)
+    codes = [twin_code(float(value), int(scale)) for value in values]
+    worse = bytes([int(scale), *(codes[j] | codes[j + 16] << 4 for j in range(16))])
+    it.write(it.offset(name) + 17 * ((96 + 7) * 2 + 1), worse)
+    difference = it.only()
+    assert difference.place == Place(expert=1, row=7, block=1)
+    assert difference.scales == 1
+    assert difference.expected.startswith("a scale of squared error ")
+
+
+def test_bf16_experts_are_compared_by_row_and_column(published: Path, tmp_path: Path) -> None:
+    it = Copy(fine_tune(published, tmp_path / "source", "F32"), tmp_path / "model.gguf")
+    convert(it.source, it.path, experts="bf16")
+    it.xor(it.offset("blk.1.ffn_gate_exps.weight") + 2 * (96 * (3 * 64 + 11) + 70), 1)
+    difference = it.only()
+    assert difference.place == Place(expert=3, row=11, index=70)
+    assert difference.values == 1
+
+
+def test_square_experts_are_right_in_the_one_way_they_stand(tmp_path: Path) -> None:
+    published = random_checkpoint(tmp_path / "published", hidden=64, layers=2)
+    odd = fine_tune(published, tmp_path / "odd", "BF16", outputs_first=("down_proj",))
+    it = Copy(odd, tmp_path / "model.gguf")
+    convert(odd, it.path, base=published)
+    verdict = it.verify()
+    assert verdict.proven, verdict.first
+    convert(odd, it.path)  # taken as declared, inputs first: its own file proves that too
+    assert it.verify().proven
+    name = "blk.0.ffn_down_exps.weight"
+    data = bytearray(it.tensor(name))
+    size = len(data) // 4
+    one, two = slice(size, 2 * size), slice(2 * size, 3 * size)
+    data[one], data[two] = data[two], data[one]
+    it.write(it.offset(name), bytes(data))
+    place = it.only().place
+    assert place is not None
+    assert (place.expert, place.row) == (1, 0)
+
+
+def test_gate_is_compared_where_up_is_missing(published: Path, tmp_path: Path) -> None:
+    it = Copy(fine_tune(published, tmp_path / "source", "BF16"), tmp_path / "model.gguf")
+    convert(it.source, it.path, experts="bf16")
+    verdict = it.verify()
+    assert verdict.proven
+    it.replace(b"blk.0.ffn_up_exps.weight", b"blk.0.ffn_up_expz.weight")
+    it.xor(it.offset("blk.0.ffn_gate_exps.weight"), 1)
+    gate, missing, extra = it.verify().differences
+    assert gate.place == Place(expert=0, row=0, index=0)
+    assert (missing.tensor, extra.tensor) == (
+        "blk.0.ffn_up_exps.weight",
+        "blk.0.ffn_up_expz.weight",
+    )
+
+
+# --- the rule for encoded blocks --------------------------------------------------------------
+
+
+def blocks_of(values: Floats, rule: Rule) -> Bytes:
+    made = encode(values, rule=rule)
+    packed = np.empty((len(values), 17), np.uint8)
+    mxfp4.repack(made.blocks[:, 0], made.scales[:, 0], packed)
+    return packed
+
+
+def some_values() -> Floats:
+    rng = np.random.default_rng(1)
+    values = rng.standard_normal((60, 32)) * 2.0 ** rng.integers(-140, 120, (60, 1))
+    values[:20] = rng.choice([0, 0.25, 0.5, 1.25, 2.5, 3.5, 5, 6, 7, 7.75], (20, 32))
+    values[0] = 0
+    return values.astype(np.float32)
+
+
+@pytest.mark.parametrize("rule", Rule)
+def test_both_rules_of_the_encoder_are_right(rule: Rule) -> None:
+    values = some_values()
+    assert EncodedMxfp4(FLOATS["F32"]).equal([values.view(np.uint8)], blocks_of(values, rule))
+
+
+def twin_is_near(value: float, code: int, scale: int) -> bool:
+    """Whether no code is nearer than this one."""
+    least = abs(Fraction(value) - twin_value(twin_code(value, scale), scale))
+    return abs(Fraction(value) - twin_value(code, scale)) == least
+
+
+def test_right_is_what_the_twin_says() -> None:
+    """Blocks rounded under many scales, one code of each drawn at random."""
+    compared = EncodedMxfp4(FLOATS["F32"])
+    rng = np.random.default_rng(2)
+    for block in some_values()[::3]:
+        row = block.tolist()
+        standard = twin_ocp_scale(row)
+        limit = twin_squared_error(row, standard)
+        for scale in (*range(standard - 2, standard + 3), *rng.integers(0, 253, 3).tolist()):
+            scale = min(max(scale, 0), 252)
+            codes = np.array([[twin_code(value, scale) for value in row]], np.uint8)
+            codes[0, rng.integers(32)] = rng.integers(16)
+            packed = np.array([[scale, *(codes[0, :16] | codes[0, 16:] << 4)]], np.uint8)
+            scales, wrong = compared.differing([block.view(np.uint8)[None]], packed)
+            pairs = list(zip(row, codes[0].tolist(), strict=True))
+            near = [twin_is_near(value, code, scale) for value, code in pairs]
+            assert wrong[0].tolist() == [not it for it in near]
+            error = sum((Fraction(v) - twin_value(code, scale)) ** 2 for v, code in pairs)
+            assert bool(scales[0] | wrong.any()) == (error > limit or not all(near))
+
+
+def test_a_nan_for_a_scale_is_never_right() -> None:
+    values = np.zeros((1, 32), np.float32)
+    packed = np.zeros((1, 17), np.uint8)
+    compared = EncodedMxfp4(FLOATS["F32"])
+    assert compared.equal([values.view(np.uint8)], packed)
+    packed[0, 0] = 255
+    assert compared.differing([values.view(np.uint8)], packed)[0].all()
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
+def test_floats_of_other_types_round_as_twins_do(kind: str) -> None:
+    """float32 to BF16 and F16, to the nearest and ties to even: every half-way point and next."""
+    top = np.arange(0, 2**16, 3, dtype=np.uint32) << 16
+    bits = np.concatenate([top + low for low in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF)])
+    values = bits.astype(np.uint32).view(np.float32)
+    values = values[np.isfinite(values) & (np.abs(values) < 60000)]
+    stored: NDArray[Any] = {
+        "F32": values, "F16": values.astype(np.float16), "BF16": bf16(values)
+    }[kind]  # fmt: skip
+    found = stored.view(np.uint8).reshape(len(values), -1).copy()
+    compared = comparison("F32", GGMLQuantizationType[kind])
+    source = values.view(np.uint8).reshape(-1, 4)
+    assert compared.equal([source], found)
+    found[:, 0] ^= 1
+    assert compared.differing([source], found)[1].all()
