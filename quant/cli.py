@@ -47,9 +47,10 @@ def verify_command(
     Both files are read to the last byte and compared:
 
     \b
-      experts      every MXFP4 code and block scale, each side decoded from its own layout
+      experts      every MXFP4 code and block scale, each side decoded from its own layout; of a
+                   fine-tune's floats, codes the nearest and no scale worse than the standard's
       norms, biases, sinks, router
-                   F32, equal to the source's BF16 bit for bit
+                   F32, equal to the source bit for bit
       attention, embedding, output
                    bf16 and f32 equal; f16, q8_0 and smaller blocks as their reference rounds
       metadata     hyperparameters, RoPE and YaRN settings, tokens, merges, control tokens

@@ -22,7 +22,7 @@ from gptoss.files.names import tensors
 from gptoss.files.reading import AnyPath, Source
 from gptoss.quant.keys import compare_keys
 from gptoss.quant.matching import Group, match
-from gptoss.quant.opening import stamp_of
+from gptoss.quant.model import stamp_of
 from gptoss.quant.pieces import Files, Finding, pieces, settled
 from gptoss.quant.verdict import Problem, TensorDifference, Verdict
 

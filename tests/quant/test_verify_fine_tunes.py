@@ -218,9 +218,12 @@ def test_floats_of_other_types_round_as_twins_do(kind: str) -> None:
     bits = np.concatenate([top + low for low in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF)])
     values = bits.astype(np.uint32).view(np.float32)
     values = values[np.isfinite(values) & (np.abs(values) < 60000)]
-    stored: NDArray[Any] = {
-        "F32": values, "F16": values.astype(np.float16), "BF16": bf16(values)
-    }[kind]  # fmt: skip
+    narrowed: dict[str, NDArray[Any]] = {
+        "F32": values,
+        "F16": values.astype(np.float16),
+        "BF16": bf16(values),
+    }
+    stored = narrowed[kind]
     found = stored.view(np.uint8).reshape(len(values), -1).copy()
     compared = comparison("F32", GGMLQuantizationType[kind])
     source = values.view(np.uint8).reshape(-1, 4)
