@@ -62,15 +62,16 @@ class Vocabulary:
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Takes most of a second with the full vocabulary."""
         self.tokenizer = tokenizer
-        self.control = frozenset(tokenizer.control.values())
-        self.control_ids: Ids = np.array(sorted(self.control), np.intp)
         self.n_words = (tokenizer.n_vocab + 31) // 32
-        is_text = np.ones(tokenizer.n_vocab, np.bool_)
-        is_text[self.control_ids] = False
+        is_text = np.zeros(tokenizer.n_vocab, np.bool_)
+        is_text[list(tokenizer.text_ids)] = True
+        self.other_ids: Ids = np.flatnonzero(~is_text)
+        """Control tokens, and rows of the vocabulary that stand for nothing."""
+        self.others = frozenset(self.other_ids.tolist())
         self._text_bits = _packed(is_text, self.n_words)
         self._text_ranges = _ranges(np.flatnonzero(is_text))
         self._sound: set[str] = set()
-        self._llg = LLTokenizer(TokenizerWrapper(_Tokens(tokenizer)))
+        self._llg = LLTokenizer(TokenizerWrapper(_Tokens(tokenizer, sorted(self.others))))
 
     def compile(self, rules: Rules) -> LLMatcher:
         """The rules' matcher, at the turn's beginning; raises BadConstraint."""
@@ -124,7 +125,7 @@ class Vocabulary:
 
 @dataclass(frozen=True, slots=True)
 class _FreeText:
-    """A stretch of text without rules: the control tokens that may not end it.
+    """A stretch of text without rules: what is no text and may not end it.
 
     ``is_reasoning`` when it is neither a call's nor the answer's.
     """
@@ -205,7 +206,7 @@ class Constrained:
         if free is not None:
             if free.is_reasoning:
                 self.reasoned = self._n
-            if token not in self._vocabulary.control:
+            if token not in self._vocabulary.others:
                 return
         if not self._matcher.consume_token(token):
             raise self._failure()
@@ -217,7 +218,7 @@ class Constrained:
         if not self._vocabulary.is_free(mask):
             return None
         allowed = _unpacked(mask, self._vocabulary.tokenizer.n_vocab)
-        ids = self._vocabulary.control_ids
+        ids = self._vocabulary.other_ids
         is_reasoning = bool(allowed[self._end] and not allowed[self._call])
         return _FreeText(ids[~allowed[ids]], is_reasoning)
 
@@ -236,10 +237,10 @@ class _Tokens:
 
     bos_token_id = None
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, special_token_ids: list[int]) -> None:
         self.eos_token_id = tokenizer.control["<|endoftext|>"]
         self.tokens = [tokenizer.token_bytes(i) for i in range(tokenizer.n_vocab)]
-        self.special_token_ids = sorted(tokenizer.control.values())
+        self.special_token_ids = special_token_ids
         self._encode = tokenizer.encode
 
     def __call__(self, text: str | bytes) -> list[int]:

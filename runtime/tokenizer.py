@@ -39,7 +39,8 @@ HARMONY_TOKENS = (
 class Tokenizer:
     """Text to token ids and back. Immutable; safe to share between threads.
 
-    ``control`` maps a control token's text to its id. ``encode`` never yields one of those ids.
+    ``control`` maps a control token's text to its id; ``encode`` yields none of those, but only ids
+    of ``text_ids``.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Tokenizer:
                 f"the vocabulary has no {', '.join(missing)}: this is not a gpt-oss tokenizer"
             )
         self._bytes = token_bytes
-        self._text_ids = text_ids
+        self.text_ids = text_ids
         self.control = control
         self.n_vocab = len(token_bytes)
 
@@ -105,11 +106,11 @@ class Tokenizer:
 
     def _check_text_tokens(self, where: str) -> None:
         """Every byte must be a token, and no two may be the same: tiktoken would panic later."""
-        spelled = {self._bytes[i] for i in self._text_ids}
+        spelled = {self._bytes[i] for i in self.text_ids}
         missing = [byte for byte in range(256) if bytes([byte]) not in spelled]
         if missing:
             raise BadGguf(f"{where}: no token for the byte {missing[0]:#04x}; convert it again")
-        if len(spelled) != len(self._text_ids):
+        if len(spelled) != len(self.text_ids):
             raise BadGguf(f"{where}: two tokens stand for the same text; convert it again")
 
     @cached_property
@@ -117,7 +118,7 @@ class Tokenizer:
         return tiktoken.Encoding(
             "gptoss",
             pat_str=O200K_PATTERN,
-            mergeable_ranks={self._bytes[i]: i for i in self._text_ids},
+            mergeable_ranks={self._bytes[i]: i for i in self.text_ids},
             special_tokens={},
         )
 

@@ -47,8 +47,13 @@ MAX_DEPTH = 64
 MAX_PREAMBLES = 3
 """Messages to the person before a call in one generation."""
 
-WHITESPACE = r"[ \n\r\t]{1,40}"
-"""Between JSON's tokens. Without a limit a model can write blanks for ever and still be right."""
+MAX_INTEGER = 2**62
+"""Of an integer without bounds: as with blanks, a model can write digits for ever. Identifiers of
+64 bits stay below it, and what readers of JSON hold exactly far below."""
+
+WHITESPACE = r" |\r?\n[ \t]{0,32}"
+"""Between JSON's tokens: a blank, or a new line with its indentation, as every writer of JSON has
+it. Without a limit a model can write blanks for ever and still be right."""
 
 _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
 
@@ -312,7 +317,8 @@ def _schema(schema: Mapping[str, Any], field: str) -> dict[str, Any]:
 
 
 def _plain(value: Any, field: str, part: _Inside) -> Any:
-    """JSON as it is, but for ``nullable``, which JSON Schema does not know and others write."""
+    """JSON as it is, but for ``nullable``, which JSON Schema does not know and others write, and
+    for integers, which end somewhere."""
     if isinstance(value, list | tuple):
         return [_plain(item, field, part) for item in value]
     if not isinstance(value, Mapping):
@@ -320,7 +326,10 @@ def _plain(value: Any, field: str, part: _Inside) -> Any:
     if part is _Inside.SCHEMA:
         _check_size(value, field)
     read = {name: _plain(inner, field, part.below(name)) for name, inner in value.items()}
-    return _with_null(read) if part is _Inside.SCHEMA and read.pop("nullable", False) else read
+    if part is not _Inside.SCHEMA:
+        return read
+    read = _with_bounds(read)
+    return _with_null(read) if read.pop("nullable", False) else read
 
 
 def _check_size(schema: Mapping[str, Any], field: str) -> None:
@@ -334,6 +343,19 @@ def _check_size(schema: Mapping[str, Any], field: str) -> None:
         if int("".join(map(str, digits))) > MAX_MULTIPLE_OF:
             problem = f"multipleOf {divisor} has more digits than {MAX_MULTIPLE_OF} allows"
             raise BadConstraint(field, problem)
+
+
+def _with_bounds(schema: dict[str, Any]) -> dict[str, Any]:
+    """An integer within ``MAX_INTEGER`` where the schema does not say within what."""
+    types = schema["type"] if isinstance(schema.get("type"), list) else [schema.get("type")]
+    if "integer" not in types or {"number", "enum", "const", "multipleOf"} & {*types, *schema}:
+        return schema
+    bounds = {}
+    if not {"minimum", "exclusiveMinimum"} & schema.keys():
+        bounds["minimum"] = -MAX_INTEGER
+    if not {"maximum", "exclusiveMaximum"} & schema.keys():
+        bounds["maximum"] = MAX_INTEGER
+    return {**schema, **bounds}
 
 
 def _with_null(schema: dict[str, Any]) -> dict[str, Any]:

@@ -218,6 +218,33 @@ def test_nullable_is_understood() -> None:
     assert None in {value["b"] for value in values}
 
 
+@pytest.mark.parametrize("indent", [None, 1, 4])
+def test_json_may_be_laid_out_as_writers_do(indent: int | None) -> None:
+    sampler = vocabulary().constrain(Rules(reasoning=False, response_format=JSON_OBJECT), likeliest)
+    text = json.dumps({"a": [1, {"b": None}], "c": {}}, indent=indent)
+    for token in spell(f"<|channel|>final<|message|>{text}<|return|>"):
+        assert sampler(wanting(token)) == token
+
+
+def test_blanks_end_somewhere() -> None:
+    sampler = vocabulary().constrain(Rules(reasoning=False, response_format=JSON_OBJECT), likeliest)
+    for token in spell("<|channel|>final<|message|>{\n"):
+        assert sampler(wanting(token)) == token
+    written = [sampler(wanting(ord(" "))) for _ in range(40)]
+    assert written[:33].count(ord(" ")) == 32
+
+
+def test_integers_end_somewhere() -> None:
+    """Where the model would write digits for ever."""
+    sampler = vocabulary().constrain(
+        Rules(reasoning=False, response_format=JsonSchema({"type": ["integer", "null"]})), likeliest
+    )
+    header = spell("<|channel|>final<|message|>")
+    ids = [sampler(wanting(token)) for token in header]
+    ids += [sampler(wanting(ord("4"))) for _ in range(20)]
+    assert spelled(ids[len(header) :]) == "4" * 19 + "<|return|>"
+
+
 # --- reasoning that has to end ----------------------------------------------------------------
 
 
