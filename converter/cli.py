@@ -68,7 +68,8 @@ from gptoss.files.errors import BadRequest
     "--base", type=click.Path(path_type=Path), metavar="FOLDER",
     help="The MXFP4 checkpoint that SOURCE was fine-tuned from. Blocks that the fine-tune left "
     "alone keep their codes and scales to the bit, and square matrices are compared with it to "
-    "see which way they stand.",
+    "see which way they stand. Of a GGUF as SOURCE: the checkpoint whose config and tokenizer say "
+    "what should be in it; weights are not needed.",
 )  # fmt: skip
 @click.option(
     "--lora", type=click.Path(path_type=Path), metavar="FOLDER",
@@ -126,9 +127,11 @@ def command(
     it. After an interrupt, or a power cut, the same command goes on from there. What was made of
     what, with a sha256 of every tensor, is written to OUT.gguf.manifest.json.
 
-    With --to hf SOURCE is a GGUF, of several files the first, and OUT a folder to create: config,
-    tokenizer and weights, whole or not at all. Where the GGUF's dense tensors are in BF16 these are
-    the very bytes it was made of.
+    SOURCE may be a GGUF, of several files the first. It is mended: RoPE's keys and other missing
+    ones are added, control tokens and end of reply put right, Ollama's names and layout turned into
+    llama.cpp's; each change is listed, and no value of a tensor changes. With --to hf it becomes a
+    checkpoint again, and OUT is a folder to create. Where the GGUF's dense tensors are in BF16 the
+    checkpoint has the very bytes that the GGUF was made of.
 
     \b
     Examples:
@@ -139,6 +142,7 @@ def command(
       gptoss-convert gpt-oss-20b -o small.gguf --type embedding=q4_0 --type output=q5_1
       gptoss-convert gpt-oss-120b -o gpt-oss-120b.gguf --split-max-size 20G --verify
       gptoss-convert my-finetune --base gpt-oss-20b -o my-finetune.gguf
+      gptoss-convert from-ollama.gguf -o gpt-oss-20b.gguf --base gpt-oss-20b
       gptoss-convert gpt-oss-20b.gguf -o gpt-oss-20b --to hf
       gptoss-convert gpt-oss-20b --lora my-adapter -o my-model.gguf
 
@@ -171,7 +175,7 @@ def command(
     if out is None:
         raise click.UsageError("Missing option '-o' / '--output'.", context)
     if gguf_cli.is_gguf(Path(source)):
-        gguf_cli.run_export(Path(source), out, to, as_json)
+        gguf_cli.run(Path(source), out, to, base, as_json)
         return
     try:
         with (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -18,18 +18,16 @@ from gptoss.converter.inputs import Input
 from gptoss.converter.jobs import fingerprint
 from gptoss.converter.metadata import metadata
 from gptoss.converter.opening import Opened, open_source
-from gptoss.converter.parts import Part, parts
+from gptoss.converter.parts import parts
 from gptoss.converter.plan import Plan, plan
-from gptoss.converter.staging import FINAL, Staging, folder_of, reported
+from gptoss.converter.running import Progress, run
+from gptoss.converter.staging import Staging, folder_of, reported
 from gptoss.files.checkpoint import Checkpoint
 from gptoss.files.errors import BadRequest, OutputError
 from gptoss.quant.verdict import Verdict
 from gptoss.quant.verify import verify as verify_files
 
 _SOURCE_SUFFIXES = (".json", ".jinja", ".safetensors")
-
-Progress = Callable[[int, int], None]
-"""Called now and then with the bytes written so far and the bytes of the whole file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +133,7 @@ def convert(
             # Before the vocabulary is read: who has no room for the file should not wait for it.
             writer.check_room(out.parent, planned.nbytes)
         keys = _keys(opened.checkpoint, given, planned.experts)
-        files = parts(planned, keys, out.name, split_max_size)
+        files = parts(planned.tensors, keys, out.name, split_max_size)
         for part in files:
             writer.check_target(out.with_name(part.name))
         total = sum(part.nbytes for part in files)
@@ -143,9 +141,7 @@ def convert(
         with Staging(
             out, {part.name: part.nbytes for part in files}, fingerprint(files, version)
         ) as staging:
-            resumed = writer.resumed(files, staging)
-            _say_how_it_begins(say, staging, resumed, total)
-            sha256 = _written(files, staging, progress or _nothing, say, given)
+            resumed, sha256 = run(files, staging, progress, say, given.stream)
             if given.stream and (names := given.stream.unverified()):
                 say(
                     f"note: {', '.join(names)} did not pass whole in this run, so the sha256 that "
@@ -157,7 +153,7 @@ def convert(
                 first = staging.path(files[0].name)
                 verdict = _proven(given.folder, first, out, verify_progress)
             origin = given.origin()
-            made = manifests.manifest(origin, planned, files, sha256, verdict)
+            made = manifests.manifest(origin, planned.dense.to_json(), files, sha256, verdict)
             with reported(out):
                 manifests.write(staging.path(manifest_path.name), made)
                 staging.publish([part.name for part in files], manifest_path)
@@ -224,26 +220,6 @@ def _check_request(given: Input, verify: bool, lora: str | os.PathLike[str] | No
             f"{given.place}: --verify compares with the source alone, not with what --lora adds; "
             "leave out one of the two"
         )
-
-
-def _say_how_it_begins(say: Say, staging: Staging, resumed: int, total: int) -> None:
-    if resumed:
-        say(f"going on from an earlier run: {resumed:,} of {total:,} bytes are there")
-    elif staging.replaced:
-        say("starting again: what an earlier run left cannot be used for this source and request")
-
-
-def _written(
-    files: Sequence[Part], staging: Staging, progress: Progress, say: Say, given: Input
-) -> dict[str, str]:
-    """Each tensor's sha256, once all are written."""
-    total = sum(part.nbytes for part in files)
-    try:
-        return writer.write(files, staging, lambda done: progress(done, total), feed=given.stream)
-    except BaseException as error:
-        if not isinstance(error, FINAL):
-            say(f"what is done is kept in {staging.folder}; the same command goes on from there")
-        raise
 
 
 def _proven(source: Path, written: Path, out: Path, progress: Progress | None) -> Verdict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -11,12 +11,14 @@ from time import perf_counter
 import numpy as np
 from gguf.constants import GGMLQuantizationType
 
-from gptoss.converter import gguf_source, hf_files, inverse, writer
+from gptoss.converter import gguf_source, hf_files, inverse
 from gptoss.converter.hf_plan import Form, HfPlan, plan
+from gptoss.converter.http import Say
 from gptoss.converter.jobs import fingerprint
 from gptoss.converter.manifest import tool_version
+from gptoss.converter.running import Progress, run
 from gptoss.converter.shards import index, shards
-from gptoss.converter.staging import Staging
+from gptoss.converter.staging import Staging, reported
 from gptoss.files.errors import BadGguf, BadRequest, OutputError
 from gptoss.files.gguf import GgufFile, GgufTensor
 from gptoss.files.hparams import HParams
@@ -25,9 +27,6 @@ from gptoss.files.reading import Source
 SHARD_BYTES = 5 * 10**9
 """Bytes of tensors in a file at most, as transformers has it."""
 _CHUNK = 2**22
-
-Progress = Callable[[int, int], None]
-"""Called now and then with the bytes written so far and the bytes of all files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +56,12 @@ def export(
     to: str = Form.HF,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
+    say: Say | None = None,
 ) -> Export:
     """Export a GGUF to a Hugging Face checkpoint, a folder that must not exist or be empty.
 
     ``to`` is one of ``Form``. Of a model split over several files name the first. An interrupted
-    export is gone on with by the next call for the same ``out``.
+    export is gone on with by the next call for the same ``out``; ``say`` is told so.
 
     Raises ``BadRequest``, which is a ValueError, for another form, ``BadGguf`` or
     ``UnsupportedModel`` for what is wrong with the source, ``OutputError`` when the result cannot
@@ -77,21 +77,21 @@ def export(
     small = hf_files.files(hparams, gguf_source.vocabulary(file), mxfp4=form is Form.HF)
     parts = shards(planned, shard_bytes)
     small |= index(parts)
-    total = sum(part.nbytes for part in parts)
     rounded = tuple(_rounded(planned))
     sizes = {part.name: part.nbytes for part in parts}
     with Staging(out, sizes, fingerprint(parts, tool_version())) as staging:
-        writer.write(parts, staging, lambda done: progress(done, total) if progress else None)
-        for name, raw in small.items():
-            staging.path(name).write_bytes(raw)
-        staging.publish_folder([*sizes, *small])
+        run(parts, staging, progress, say)
+        with reported(out):
+            for name, raw in small.items():
+                staging.path(name).write_bytes(raw)
+            staging.publish_folder([*sizes, *small])
     return Export(
         source=source,
         out=out,
         form=form,
         files=tuple(out / name for name in sorted([*sizes, *small])),
         tensors=len(planned),
-        nbytes=total + sum(map(len, small.values())),
+        nbytes=sum(sizes.values()) + sum(map(len, small.values())),
         inexact=_inexact(planned),
         rounded=rounded,
         seconds=perf_counter() - began,

@@ -10,6 +10,7 @@ from click.core import ParameterSource
 
 from gptoss.converter.export import Export, export
 from gptoss.converter.hf_plan import Form
+from gptoss.converter.mend import Mending, mend
 from gptoss.files import console
 from gptoss.files.errors import BadRequest
 
@@ -24,7 +25,7 @@ _OF_CHECKPOINTS = {
     "only_plan": "--plan",
     "verify": "--verify",
     "experts": "--experts",
-    "base": "--base",
+    "lora": "--lora",
     "allow_nonfinite": "--allow-nonfinite",
     "tokenizer": "--tokenizer",
 }
@@ -44,18 +45,53 @@ def check_options(context: click.Context, source: Path, to: str) -> None:
         if to != TO_GGUF:
             raise BadRequest(f"--to {to} takes a GGUF file; {source} is none")
         return
-    if to == TO_GGUF:
-        raise BadRequest(f"{source} is a GGUF already; with --to {Form.HF} it becomes a checkpoint")
     for parameter, option in _OF_CHECKPOINTS.items():
         if context.get_parameter_source(parameter) is ParameterSource.COMMANDLINE:
             raise BadRequest(f"{option} is for checkpoints; a GGUF's tensors stay as they are")
+    if to != TO_GGUF and context.get_parameter_source("base") is ParameterSource.COMMANDLINE:
+        raise BadRequest("--base is of no use with --to: the GGUF itself says what there is to say")
 
 
-def run_export(source: Path, out: Path, to: str, as_json: bool) -> None:
-    """Export, with a bar; say what came of it."""
+def run(source: Path, out: Path, to: str, base: Path | None, as_json: bool) -> None:
+    """Export or mend, with a bar; say what came of it."""
+    if to == TO_GGUF:
+        with console.meter("mending", shown=not as_json) as progress:
+            mended = mend(source, out, base=base, progress=progress, say=_say)
+        click.echo(json.dumps(_mending_summary(mended)) if as_json else _mending_sentences(mended))
+        return
     with console.meter("exporting", shown=not as_json) as progress:
-        done = export(source, out, to=to, progress=progress)
+        done = export(source, out, to=to, progress=progress, say=_say)
     click.echo(json.dumps(_export_summary(done)) if as_json else _export_sentences(done))
+
+
+def _say(sentence: str) -> None:
+    click.echo(console.one_line(sentence), err=True)
+
+
+def _mending_summary(done: Mending) -> dict[str, object]:
+    return {
+        "source": str(done.source),
+        "output": str(done.out) if done.changes else None,
+        "changes": list(done.changes),
+        "notes": list(done.notes),
+        "tensors": done.tensors,
+        "bytes": done.nbytes,
+        "seconds": round(done.seconds, 3),
+    }
+
+
+def _mending_sentences(done: Mending) -> str:
+    sentences = [f"  {console.one_line(change)}" for change in done.changes]
+    if done.changes:
+        rate = done.nbytes / done.seconds / 1e6
+        sentences.insert(0, f"{done.source}: changed")
+        sentences.append(
+            f"{done.out}: {done.tensors} tensors, {done.nbytes:,} bytes, in {done.seconds:.1f} s "
+            f"({rate:.0f} MB/s)"
+        )
+    else:
+        sentences.append(f"{done.source}: needs nothing; {done.out} was not written")
+    return "\n".join([*sentences, *(f"note: {note}" for note in done.notes)])
 
 
 def _export_summary(done: Export) -> dict[str, object]:

@@ -7,7 +7,7 @@ does not have, a token that is there twice, a merge that makes none are refused.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from gptoss.files.names import tensors
 from gptoss.files.o200k import BYTE_LEVEL, PRE_TOKENIZER
 from gptoss.files.safetensors import TensorInfo
 
-AGAIN = "convert its checkpoint again"
+MEND = "gptoss-convert FILE -o NEW.gguf may mend it"
 
 _KINDS = frozenset((TokenType.NORMAL, TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNUSED))
 _ROLES = {
@@ -39,7 +39,7 @@ def check_tensors(file: GgufFile, hparams: HParams) -> None:
     for name, named in expected.items():
         found = file.tensors.get(name)
         if found is None:
-            raise BadGguf(f"{file.path}: has no tensor {name}; {AGAIN}")
+            raise BadGguf(f"{file.path}: has no tensor {name}; {MEND}")
         if found.shape != named.ggml_shape:
             raise BadGguf(
                 f"{found.path}: tensor {name} has shape {found.shape}, {named.ggml_shape} is "
@@ -72,19 +72,42 @@ def vocabulary(file: GgufFile) -> Vocabulary:
     if (model, pre) != ("gpt2", PRE_TOKENIZER):
         raise UnsupportedModel(
             f"{where}: tokenizer {quoted(model)} with pre-tokenizer {quoted(pre)}; gpt-oss has "
-            f"'gpt2' with {PRE_TOKENIZER!r}; {AGAIN}"
+            f"'gpt2' with {PRE_TOKENIZER!r}; {MEND}"
         )
     tokens = list(_strings(file, Keys.Tokenizer.LIST))
-    merges = list(_strings(file, Keys.Tokenizer.MERGES))
     types = _types(file, len(tokens))
-    known = {token for token, kind in zip(tokens, types, strict=True) if kind == TokenType.NORMAL}
-    _check_tokens(where, tokens, types, known)
-    _check_merges(where, merges, known)
+    merges = list(_strings(file, Keys.Tokenizer.MERGES))
     roles = {role: _role(file, role, tokens) for role in HARMONY_ROLES}
-    template = file.metadata.get(Keys.Tokenizer.CHAT_TEMPLATE)
-    if template is not None and not isinstance(template, str):
-        raise BadGguf(f"{where}: {Keys.Tokenizer.CHAT_TEMPLATE} is no text")
-    return Vocabulary(tokens, types, merges, **roles, chat_template=template or None)
+    found = Vocabulary(tokens, types, merges, **roles, chat_template=template(file))
+    check(found, where)
+    return found
+
+
+def template(file: GgufFile) -> str | None:
+    """The chat template, if there is one."""
+    found = file.metadata.get(Keys.Tokenizer.CHAT_TEMPLATE)
+    if found is not None and not isinstance(found, str):
+        raise BadGguf(f"{file.path}: {Keys.Tokenizer.CHAT_TEMPLATE} is no text")
+    return found or None
+
+
+def check(found: Vocabulary, where: str) -> None:
+    """Raise ``BadGguf`` unless text can be encoded with a vocabulary, and in one way only."""
+    pairs = list(zip(found.tokens, found.types, strict=True))
+    known = {token for token, kind in pairs if kind == TokenType.NORMAL}
+    used = [token for token, kind in pairs if kind != TokenType.UNUSED]
+    if len(set(used)) != len(used):
+        [(twice, _)] = Counter(used).most_common(1)
+        raise BadGguf(f"{where}: the token {quoted(twice)} is there twice")
+    missing = [code for code in BYTE_LEVEL if chr(code) not in known]
+    if missing:
+        raise BadGguf(f"{where}: no token for the byte {BYTE_LEVEL[missing[0]]:#04x}")
+    for i, merge in enumerate(found.merges):
+        left, _, right = merge.partition(" ")
+        if left not in known or right not in known or left + right not in known:
+            raise BadGguf(
+                f"{where}: {Keys.Tokenizer.MERGES}[{i}] is {quoted(merge)}, which makes no token"
+            )
 
 
 def _strings(file: GgufFile, key: str) -> StringArray:
@@ -103,27 +126,6 @@ def _types(file: GgufFile, n_tokens: int) -> list[int]:
     if strange:
         raise BadGguf(f"{file.path}: {Keys.Tokenizer.TOKEN_TYPE} holds {quoted(min(strange))}")
     return types
-
-
-def _check_tokens(
-    where: str, tokens: Sequence[str], types: Sequence[int], known: Collection[str]
-) -> None:
-    used = [token for token, kind in zip(tokens, types, strict=True) if kind != TokenType.UNUSED]
-    if len(set(used)) != len(used):
-        [(twice, _)] = Counter(used).most_common(1)
-        raise BadGguf(f"{where}: the token {quoted(twice)} is there twice")
-    missing = [chr(code) for code in BYTE_LEVEL if chr(code) not in known]
-    if missing:
-        raise BadGguf(f"{where}: no token for the byte {BYTE_LEVEL[ord(missing[0])]:#04x}")
-
-
-def _check_merges(where: str, merges: Sequence[str], known: Collection[str]) -> None:
-    for i, merge in enumerate(merges):
-        left, _, right = merge.partition(" ")
-        if left not in known or right not in known or left + right not in known:
-            raise BadGguf(
-                f"{where}: {Keys.Tokenizer.MERGES}[{i}] is {quoted(merge)}, which makes no token"
-            )
 
 
 def _role(file: GgufFile, role: str, tokens: Sequence[str]) -> int:

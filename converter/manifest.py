@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from gptoss.converter.parts import Part
-from gptoss.converter.plan import Plan
 from gptoss.quant.verdict import Verdict
 
 SUFFIX = ".manifest.json"
@@ -51,12 +50,16 @@ def tool_version() -> str:
 
 def manifest(
     origin: Origin,
-    planned: Plan,
+    dense: Mapping[str, str] | None,
     parts: Sequence[Part],
     sha256: Mapping[str, str],
     verdict: Verdict | None,
 ) -> dict[str, Any]:
-    """The manifest as plain data; ``sha256`` by the tensor's name."""
+    """The manifest as plain data.
+
+    ``dense`` is the type asked for by the group's name, None where the source's were kept;
+    ``sha256`` by the tensor's name.
+    """
     return {
         "format": FORMAT,
         "tool": {"name": PACKAGE, "version": tool_version()},
@@ -67,7 +70,7 @@ def manifest(
                 {"name": name, "sha256": origin.sha256.get(name)} for name in _sources(parts)
             ],
         },
-        "dense": planned.dense.to_json(),
+        "dense": dense,
         "files": [{"name": part.name, "bytes": part.nbytes} for part in parts],
         "tensors": [
             {

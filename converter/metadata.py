@@ -44,12 +44,13 @@ def metadata(
         Entry("general.name", STRING, name),
         Entry("general.file_type", U32, FILE_TYPES[experts]),
         Entry("general.quantization_version", U32, GGML_QUANT_VERSION),
-        *_model(hparams),
-        *_tokenizer(vocabulary),
+        *model_keys(hparams),
+        *tokenizer_keys(vocabulary),
     ]
 
 
-def _model(hparams: HParams) -> Sequence[Entry]:
+def model_keys(hparams: HParams) -> Sequence[Entry]:
+    """The keys of the hyperparameters."""
     fields = [(key, getattr(hparams, name)) for name, key in GGUF_KEYS.items()]
     return [
         *(Entry(key, U32 if isinstance(value, int) else F32, value) for key, value in fields),
@@ -60,7 +61,8 @@ def _model(hparams: HParams) -> Sequence[Entry]:
     ]
 
 
-def _tokenizer(vocabulary: Vocabulary) -> Sequence[Entry]:
+def tokenizer_keys(vocabulary: Vocabulary) -> Sequence[Entry]:
+    """The keys of the vocabulary."""
     entries = [
         Entry("tokenizer.ggml.model", STRING, "gpt2"),
         Entry("tokenizer.ggml.pre", STRING, PRE_TOKENIZER),

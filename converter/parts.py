@@ -15,7 +15,7 @@ from gguf.constants import GGUFValueType, Keys
 
 from gptoss.converter.header import EncodedKeys, encode_keys, header
 from gptoss.converter.metadata import Entry
-from gptoss.converter.plan import ALIGNMENT, Plan, TensorPlan
+from gptoss.converter.plan import ALIGNMENT, TensorPlan
 from gptoss.files.errors import BadRequest
 from gptoss.files.gguf import MAX_PARTS, part_name
 
@@ -49,24 +49,24 @@ def size(text: str) -> int:
 
 
 def parts(
-    planned: Plan, keys: EncodedKeys, name: str, limit: int | None = None
+    tensors: Sequence[TensorPlan], keys: EncodedKeys, name: str, limit: int | None = None
 ) -> tuple[Part, ...]:
     """The files of a conversion to ``name``; with ``limit``, of at most that many bytes each.
 
     Where everything fits into one file it has just that name. Raises ``BadRequest`` when a tensor,
     or the keys, are larger than ``limit`` by themselves.
     """
-    whole = _part(name, keys, planned.tensors)
+    whole = _part(name, keys, tensors)
     if limit is None or whole.nbytes <= limit:
         return (whole,)
-    groups = _groups(planned.tensors, keys, limit)
+    groups = _groups(tensors, keys, limit)
     stem, n = name.removesuffix(SUFFIX), len(groups)
     if n > MAX_PARTS:
         raise BadRequest(f"a limit of {limit:,} bytes makes {n:,} files; at most {MAX_PARTS:,} do")
     return tuple(
         _part(
             part_name(stem, i, n),
-            (keys if i == 0 else NO_KEYS) + _numbers(i, n, len(planned.tensors)),
+            (keys if i == 0 else NO_KEYS) + _numbers(i, n, len(tensors)),
             group,
         )
         for i, group in enumerate(groups)

@@ -118,7 +118,7 @@ def preview(planned: Plan, out: Path | None = None, split_max_size: int | None =
     """What the conversion planned would do. Raises ``BadRequest`` for a size that cannot be."""
     vocab = planned.hparams.vocab_size
     keys = EncodedKeys(0, bytes(KEYS_BYTES + vocab * TOKEN_BYTES))
-    files = parts(planned, keys, out.name if out else "OUT.gguf", split_max_size)
+    files = parts(planned.tensors, keys, out.name if out else "OUT.gguf", split_max_size)
     nbytes = sum(part.nbytes for part in files)
     free = None
     if out is not None:

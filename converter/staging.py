@@ -103,21 +103,15 @@ class Staging:
         sync_folder(folder)
 
     def publish_folder(self, names: Sequence[str]) -> None:
-        """Rename the files, complete and flushed, to the result, a folder: all of them at once.
-
-        Raises ``OutputError`` when meanwhile something came to stand there.
-        """
+        """Rename the files, complete and flushed, to the result, a folder: all of them at once."""
         whole = self.folder / "whole"
         whole.mkdir()
         for name in names:
             self.path(name).replace(whole / name)
         sync_folder(whole)
-        try:
-            if self.out.is_dir():  # an empty one: not every system replaces it
-                self.out.rmdir()
-            whole.rename(self.out)
-        except OSError as reason:
-            raise OutputError(f"{self.out}: cannot be written: {reason.strerror}") from reason
+        if self.out.is_dir():  # an empty one: not every system replaces it
+            self.out.rmdir()
+        whole.rename(self.out)
         sync_folder(self.out.parent)
 
     def __enter__(self) -> Self:

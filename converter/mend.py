@@ -1,0 +1,112 @@
+"""A GGUF of gpt-oss that lacks something, or was made by another tool, put right.
+
+Keys are added, corrected and renamed (``mend_keys``); tensors are copied bit for bit, under
+llama.cpp's names and in its layout (``mend_tensors``). Whatever is changed is told.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+from gguf.constants import Keys
+
+from gptoss.converter import manifest as manifests
+from gptoss.converter import mend_keys, mend_tensors, writer
+from gptoss.converter.header import encode_keys
+from gptoss.converter.http import Say
+from gptoss.converter.jobs import fingerprint
+from gptoss.converter.mend_keys import Base
+from gptoss.converter.parts import Part, parts
+from gptoss.converter.running import Progress, run
+from gptoss.converter.staging import Staging, reported
+from gptoss.files.errors import OutputError
+from gptoss.files.gguf import GgufFile
+
+NO_TEMPLATE = (
+    "there is no chat template: gptoss-run needs none, other programs do; with --base it is taken "
+    "from the checkpoint"
+)
+_TEMPLATE = Keys.Tokenizer.CHAT_TEMPLATE
+
+
+@dataclass(frozen=True, slots=True)
+class Mending:
+    """What was wrong, a sentence each, and the file that was written.
+
+    Without ``changes`` the source needed nothing and nothing was written: ``nbytes`` is 0 then.
+    ``notes`` say what is not as it should be and was left so.
+    """
+
+    source: Path
+    out: Path
+    changes: tuple[str, ...]
+    notes: tuple[str, ...]
+    tensors: int
+    nbytes: int
+    seconds: float
+
+
+def mend(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    base: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    say: Say | None = None,
+) -> Mending:
+    """Write to ``out`` what the GGUF ``source`` should be, if it is not that already.
+
+    ``base`` is the folder of the checkpoint it was made of, of which config.json and the tokenizer
+    are read: what they say goes before what the file says. Without, missing values are taken from
+    the shapes of the tensors, or are those of every published gpt-oss. A model in several files
+    becomes one. A manifest is written beside it, with the changes. An interrupted run is gone on
+    with by the next for the same ``out``; ``say`` is told so.
+
+    Raises ``BadGguf`` or ``UnsupportedModel`` for what cannot be mended, ``BadCheckpoint`` for what
+    is wrong with the base, ``OutputError`` when the result cannot be written.
+    """
+    began = perf_counter()
+    source, out = Path(source), Path(out)
+    file = GgufFile.open(source, ollama=True)
+    hparams, entries, changed = mend_keys.plan(file, Base.open(Path(base)) if base else None)
+    tensors, moved = mend_tensors.plan(file, hparams)
+    changes = (*map(str, changed), *moved)
+    notes = () if any(entry.key == _TEMPLATE for entry in entries) else (NO_TEMPLATE,)
+    nbytes = 0
+    if changes:
+        _check_target(file, out)
+        files = parts(tensors, encode_keys(entries), out.name)
+        nbytes = sum(part.nbytes for part in files)
+        _write(source, out, files, changes, progress, say)
+    seconds = perf_counter() - began
+    return Mending(source, out, changes, notes, len(tensors), nbytes, seconds)
+
+
+def _check_target(file: GgufFile, out: Path) -> None:
+    manifest = manifests.path_of(out)
+    writer.check_target(manifest)
+    writer.check_target(out)
+    if out.exists() and any(out.samefile(part) for part in file.paths):
+        raise OutputError(f"{out}: is the file to be mended; name another one to write")
+
+
+def _write(
+    source: Path,
+    out: Path,
+    files: Sequence[Part],
+    changes: Sequence[str],
+    progress: Progress | None,
+    say: Say | None,
+) -> None:
+    sizes = {part.name: part.nbytes for part in files}
+    manifest = manifests.path_of(out)
+    with Staging(out, sizes, fingerprint(files, manifests.tool_version())) as staging:
+        _, sha256 = run(files, staging, progress, say)
+        made = manifests.manifest(manifests.Origin(str(source)), None, files, sha256, None)
+        with reported(out):
+            manifests.write(staging.path(manifest.name), made | {"changes": list(changes)})
+            staging.publish(list(sizes), manifest)

@@ -1,0 +1,459 @@
+"""A GGUF put right: every defect by itself, another tool's file, and what needs nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf.constants import GGMLQuantizationType, GGUFValueType, TokenType
+
+from gptoss.converter import cli
+from gptoss.converter.convert import convert
+from gptoss.converter.mend import Mending, mend
+from gptoss.files.errors import BadCheckpoint, BadGguf, GptossError, OutputError, UnsupportedModel
+from gptoss.files.gguf import GgufFile
+from gptoss.quant.verify import verify
+from support import forms, ggufs
+from support.checkpoints import random_checkpoint
+from support.ggufs import Model
+
+STRING, U32, F32 = GGUFValueType.STRING, GGUFValueType.UINT32, GGUFValueType.FLOAT32
+ROPE = "gpt-oss.rope."
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """With the published models' number of experts used, which no shape shows."""
+    return random_checkpoint(
+        tmp_path / "model", hidden=96, intermediate=160, experts=6, top_k=4, heads=6, kv_heads=3,
+        chat_template="{{ messages }}",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def good(checkpoint: Path) -> Path:
+    out = checkpoint.with_name("good.gguf")
+    convert(checkpoint, out, dense="bf16")
+    return out
+
+
+@pytest.fixture
+def mended(good: Path) -> Callable[..., Mending]:
+    """Do something to the good file, and mend it."""
+
+    def mended(damage: Callable[[Model], object], **options: Any) -> Mending:
+        model = ggufs.load(good)
+        damage(model)
+        broken = ggufs.save(good.with_name("broken.gguf"), model)
+        return mend(broken, good.with_name("mended.gguf"), **options)
+
+    return mended
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two files hold the same keys and tensors, in whatever order."""
+    a, b = GgufFile.open(one), GgufFile.open(other)
+    raws = one.read_bytes(), other.read_bytes()
+    keys = {
+        key: (file.types[key], list(value) if hasattr(value, "__len__") else value)
+        for file in (a, b)
+        for key, value in file.metadata.items()
+    }
+    assert a.metadata.keys() == b.metadata.keys()
+    for file in (a, b):
+        for key, value in file.metadata.items():
+            found = list(value) if hasattr(value, "__len__") else value
+            assert keys[key] == (file.types[key], found), key
+    assert a.tensors.keys() == b.tensors.keys()
+    for name, tensor in a.tensors.items():
+        other_tensor = b.tensors[name]
+        assert (tensor.type, tensor.shape) == (other_tensor.type, other_tensor.shape), name
+        bytes_of = [
+            raw[t.offset : t.offset + t.nbytes]
+            for raw, t in zip(raws, (tensor, other_tensor), strict=True)
+        ]
+        assert bytes_of[0] == bytes_of[1], name
+    return True
+
+
+def without(*keys: str) -> Callable[[Model], None]:
+    def damage(model: Model) -> None:
+        for key in keys:
+            del model.keys[key]
+
+    return damage
+
+
+def with_key(key: str, kind: GGUFValueType, value: Any) -> Callable[[Model], None]:
+    return lambda model: model.set(key, kind, value)
+
+
+def plain_control_tokens(model: Model) -> None:
+    *kinds, types = model.keys["tokenizer.ggml.token_type"]
+    other = [
+        int(TokenType.USER_DEFINED) if kind in (TokenType.CONTROL, TokenType.UNUSED) else kind
+        for kind in types
+    ]
+    model.keys["tokenizer.ggml.token_type"] = (kinds[0], kinds[1], other)
+
+
+def too_few_tokens(model: Model) -> None:
+    for key in ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type"):
+        *kinds, values = model.keys[key]
+        model.keys[key] = (kinds[0], kinds[1], values[:-20])
+
+
+def another_name(model: Model) -> None:
+    model.rename(lambda name: name.replace("attn_output", "attn_out"))
+
+
+DEFECTS: dict[str, tuple[Callable[[Model], None], tuple[str, ...]]] = {
+    "no rope": (
+        without(ROPE + "freq_base", ROPE + "scaling.type", ROPE + "scaling.factor",
+                ROPE + "scaling.original_context_length"),
+        ("rope.freq_base: 150000, was missing (as in every published gpt-oss)",
+         "rope.scaling.type: yarn, was missing", "rope.scaling.factor: 32, was missing",
+         "rope.scaling.original_context_length: 4096, was missing"),
+    ),
+    "another scaling": (
+        with_key(ROPE + "scaling.type", STRING, "linear"), ("scaling.type: linear → yarn",)
+    ),
+    "no sizes": (
+        without("gpt-oss.attention.key_length", "gpt-oss.attention.value_length",
+                "gpt-oss.expert_count", "gpt-oss.expert_feed_forward_length",
+                "gpt-oss.attention.head_count_kv", "gpt-oss.block_count"),
+        ("key_length: 64, was missing (by the tensors' shapes)", "value_length: 64",
+         "expert_count: 6", "expert_feed_forward_length: 160", "head_count_kv: 3",
+         "block_count: 2"),
+    ),
+    "no window": (without("gpt-oss.attention.sliding_window"), ("sliding_window: 128",)),
+    "another splitter": (
+        with_key("tokenizer.ggml.pre", STRING, "default"), ("pre: default → gpt-4o",)
+    ),
+    "no splitter": (without("tokenizer.ggml.pre"), ("pre: gpt-4o, was missing",)),
+    "another end": (
+        with_key("tokenizer.ggml.eos_token_id", U32, 257), ("eos_token_id: 257 → 260",)
+    ),
+    "no end": (without("tokenizer.ggml.eos_token_id"), ("eos_token_id: 260, was missing",)),
+    "an end too many": (
+        with_key("tokenizer.ggml.eot_token_id", U32, 265), ("eot_token_id: 265 → taken out",)
+    ),
+    "a bos of its own": (
+        with_key("tokenizer.ggml.add_bos_token", GGUFValueType.BOOL, True),
+        ("add_bos_token: True → False",),
+    ),
+    "control tokens as text": (plain_control_tokens, ("token_type: 320 values → 320 values",)),
+    "too few tokens": (too_few_tokens, ("tokens: 300 values → 320 values", "token_type: 300")),
+    "other names": (another_name, ("2 tensors: attn_out.weight is now attn_output.weight",
+                                   "2 tensors: attn_out.bias is now attn_output.bias")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_each_defect(name: str, mended: Callable[..., Mending], good: Path) -> None:
+    """It is told, and what comes of it is the file that was never damaged."""
+    damage, told = DEFECTS[name]
+    done = mended(damage)
+    assert len(done.changes) == len(told)
+    for part in told:
+        assert any(part in change for change in done.changes), (part, done.changes)
+    assert same(done.out, good)
+    again = mend(done.out, done.out.with_name("again.gguf"))
+    assert again.changes == ()
+
+
+def test_a_file_that_needs_nothing(good: Path) -> None:
+    done = mend(good, good.with_name("mended.gguf"))
+    assert (done.changes, done.notes, done.nbytes) == ((), (), 0)
+    assert not done.out.exists()
+    assert {path.name for path in good.parent.iterdir()} == {
+        "model", "good.gguf", "good.gguf.manifest.json",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "key", ["gpt-oss.rope.scaling.yarn_beta_fast", "tokenizer.ggml.padding_token_id",
+            "tokenizer.ggml.add_bos_token", "general.file_type"],
+)  # fmt: skip
+def test_what_is_of_no_effect_is_left_alone(mended: Callable[..., Mending], key: str) -> None:
+    assert mended(without(key)).changes == ()
+
+
+def test_keys_of_others_are_kept(mended: Callable[..., Mending]) -> None:
+    """Of every type that there is."""
+    values: dict[str, tuple[GGUFValueType, Any]] = {
+        "a.u8": (GGUFValueType.UINT8, 255), "a.i8": (GGUFValueType.INT8, -128),
+        "a.u16": (GGUFValueType.UINT16, 65535), "a.i16": (GGUFValueType.INT16, -3),
+        "a.u32": (U32, 2**32 - 1), "a.i32": (GGUFValueType.INT32, -5),
+        "a.u64": (GGUFValueType.UINT64, 2**64 - 1), "a.i64": (GGUFValueType.INT64, -(2**63)),
+        "a.f32": (F32, 0.5), "a.f64": (GGUFValueType.FLOAT64, 0.1),
+        "a.yes": (GGUFValueType.BOOL, True), "a.text": (STRING, "ünï"),
+    }  # fmt: skip
+
+    def damage(model: Model) -> None:
+        del model.keys[ROPE + "freq_base"]
+        for key, (kind, value) in values.items():
+            model.set(key, kind, value)
+        model.keys["a.array"] = (GGUFValueType.ARRAY, F32, [0.5, -1.5])
+
+    found = ggufs.load(mended(damage).out).keys
+    for key, (kind, value) in values.items():
+        assert found[key] == (kind, None, value)
+    assert found["a.array"] == (GGUFValueType.ARRAY, F32, [0.5, -1.5])
+
+
+# --- a base -----------------------------------------------------------------------------------
+
+
+def test_a_base_knows_better(mended: Callable[..., Mending], checkpoint: Path, good: Path) -> None:
+    def damage(model: Model) -> None:
+        model.set(ROPE + "freq_base", F32, 10000.0)
+        model.set("gpt-oss.context_length", U32, 8192)
+        *kinds, tokens = model.keys["tokenizer.ggml.tokens"]
+        model.keys["tokenizer.ggml.tokens"] = (kinds[0], kinds[1], tokens[::-1])
+        del model.keys["tokenizer.ggml.merges"], model.keys["tokenizer.chat_template"]
+
+    for path in checkpoint.glob("*.safetensors"):
+        path.unlink()  # of a base, config and tokenizer are enough
+    done = mended(damage, base=checkpoint)
+    assert same(done.out, good)
+    assert any("freq_base: 10000 → 150000 (as the base has it)" in it for it in done.changes)
+
+
+def test_without_a_base_what_the_file_says_is_believed(mended: Callable[..., Mending]) -> None:
+    """It may be a fine-tune with a context of its own; what it lacks is told."""
+
+    def damage(model: Model) -> None:
+        model.set("gpt-oss.context_length", U32, 8192)
+        del model.keys["tokenizer.chat_template"]
+
+    done = mended(damage)
+    assert done.changes == ()
+    assert "no chat template" in done.notes[0]
+
+
+def test_a_base_of_another_size(mended: Callable[..., Mending], tmp_path: Path) -> None:
+    other = random_checkpoint(tmp_path / "other", hidden=64)
+    with pytest.raises(BadGguf, match="has shape"):
+        mended(without(), base=other)
+    with pytest.raises(BadCheckpoint, match="gone"):
+        mended(without(), base=tmp_path / "gone")
+
+
+# --- Ollama's files ---------------------------------------------------------------------------
+
+OLLAMA_NAMES = (
+    ("attn_output", "attn_out"), ("post_attention_norm", "ffn_norm"),
+    ("attn_sinks.weight", "attn_sinks"),
+)  # fmt: skip
+OLLAMA_MXFP4 = 4
+
+
+def ollama_keys(model: Model) -> None:
+    """As its converter writes them."""
+    for key in list(model.keys):
+        if key.startswith("gpt-oss."):
+            model.keys["gptoss." + key.removeprefix("gpt-oss.")] = model.keys.pop(key)
+    for name in ("expert_feed_forward_length", "rope.scaling.type", "rope.scaling.yarn_beta_fast",
+                 "rope.scaling.yarn_beta_slow"):  # fmt: skip
+        del model.keys[f"gptoss.{name}"]
+    model.set("general.architecture", STRING, "gptoss")
+    model.set("general.file_type", U32, 4)
+    model.set("tokenizer.ggml.eos_token_id", U32, 257)
+    model.keys["tokenizer.ggml.eos_token_ids"] = (
+        GGUFValueType.ARRAY, GGUFValueType.INT32, [257, 260, 270],
+    )  # fmt: skip
+    tokens = model.keys["tokenizer.ggml.tokens"][2]
+    types = model.keys["tokenizer.ggml.token_type"][2]
+    unused = [i for i, kind in enumerate(types) if kind == TokenType.UNUSED]
+    for n, i in enumerate(unused):
+        tokens[i], types[i] = f"[PAD{n}]", int(TokenType.USER_DEFINED)
+
+
+def ollama_tensors(model: Model, source: Path) -> None:
+    """Experts from the checkpoint itself: a block's scale, then its 16 bytes; rows as they are."""
+    model.rename(lambda name: _replaced(name, OLLAMA_NAMES))
+    packed = forms.contents(source)
+    for layer in range(2):
+        block, theirs = f"blk.{layer}.", f"model.layers.{layer}.mlp.experts."
+        for name in ("ffn_gate_exps", "ffn_up_exps"):
+            for ending in (".weight", ".bias"):
+                del model.tensors[block + name + ending]
+        for ours, hf in (("ffn_gate_up_exps", "gate_up_proj"), ("ffn_down_exps", "down_proj")):
+            _, shape, blocks = packed[f"{theirs}{hf}_blocks"]
+            scales = np.frombuffer(packed[f"{theirs}{hf}_scales"][2], np.uint8)
+            codes = np.frombuffer(blocks, np.uint8).reshape(-1, 16)
+            raw = np.concatenate([scales[:, None], codes], axis=1).reshape(-1)
+            whole = (*shape[:2], shape[2] * 32)
+            model.tensors[f"{block}{ours}.weight"] = (OLLAMA_MXFP4, whole, raw)
+            _, shape, bias = packed[f"{theirs}{hf}_bias"]
+            model.tensors[f"{block}{ours}.bias"] = (
+                GGMLQuantizationType.BF16, tuple(shape), np.frombuffer(bias, np.uint8),
+            )  # fmt: skip
+
+
+def ollama_qkv(model: Model) -> None:
+    """As it has the original layout: q, k and v in one tensor."""
+    for layer in range(2):
+        for ending in ("weight", "bias"):
+            parts = [model.tensors.pop(f"blk.{layer}.attn_{role}.{ending}") for role in "qkv"]
+            rows = sum(shape[0] for _, shape, _ in parts)
+            kind, shape, _ = parts[0]
+            model.tensors[f"blk.{layer}.attn_qkv.{ending}"] = (
+                kind, (rows, *shape[1:]), np.concatenate([raw for _, _, raw in parts]),
+            )  # fmt: skip
+
+
+def _replaced(name: str, pairs: tuple[tuple[str, str], ...]) -> str:
+    for ours, theirs in pairs:
+        name = name.replace(ours, theirs)
+    return name
+
+
+@pytest.mark.parametrize("qkv", [False, True])
+def test_a_file_of_ollamas(
+    mended: Callable[..., Mending], checkpoint: Path, good: Path, qkv: bool
+) -> None:
+    """Every tensor becomes what llama.cpp's converter would have written, to the bit."""
+
+    def damage(model: Model) -> None:
+        ollama_keys(model)
+        ollama_tensors(model, checkpoint)
+        if qkv:
+            ollama_qkv(model)
+
+    done = mended(damage)
+    found = ggufs.load(done.out)
+    del found.keys["tokenizer.ggml.eos_token_ids"]  # its own, and of no harm
+    for name in ("fast", "slow"):  # llama.cpp has these by itself
+        found.set(f"gpt-oss.rope.scaling.yarn_beta_{name}", F32, {"fast": 32.0, "slow": 1.0}[name])
+    *kinds, tokens = found.keys["tokenizer.ggml.tokens"]
+    names = {f"[PAD{n}]": f"[PAD{272 + n}]" for n in range(48)}
+    found.keys["tokenizer.ggml.tokens"] = (kinds[0], kinds[1], [names.get(t, t) for t in tokens])
+    assert same(ggufs.save(good.with_name("found.gguf"), found), good)
+    assert verify(checkpoint, good).proven
+    told = "\n".join(done.changes)
+    for part in (
+        "general.architecture: gptoss → gpt-oss", "gptoss.* → gpt-oss.*",
+        "expert_feed_forward_length: 160", "scaling.type: yarn", "eos_token_id: 257 → 260",
+        "4 tensors: ffn_gate_up_exps.weight is parted into gate and up",
+        "tensors: Ollama's MXFP4 is put into ggml's order", "tensors: BF16 is widened to F32",
+        "2 tensors: attn_sinks is now attn_sinks.weight",
+    ):  # fmt: skip
+        assert part in told
+    assert ("attn_qkv.weight is parted into q, k and v" in told) == qkv
+
+
+def test_ollamas_blocks_are_refused_by_whoever_would_misread_them(
+    good: Path, checkpoint: Path
+) -> None:
+    ggufs.edited(good, lambda model: ollama_tensors(model, checkpoint))
+    with pytest.raises(BadGguf, match="unknown type 4, which is Ollama's MXFP4; gptoss-convert"):
+        GgufFile.open(good)
+
+
+# --- what cannot be mended --------------------------------------------------------------------
+
+
+def drop(name: str) -> Callable[[Model], None]:
+    return lambda model: model.tensors.pop(name) and None
+
+
+def add_tensor(model: Model) -> None:
+    model.tensors["rope_freqs.weight"] = model.tensors["output_norm.weight"]
+
+
+def quantized_norm(model: Model) -> None:
+    raw = np.zeros(96 // 32 * 34, np.uint8)
+    model.tensors["output_norm.weight"] = (GGMLQuantizationType.Q8_0, (96,), raw)
+
+
+def another_vocabulary(model: Model) -> None:
+    *kinds, tokens = model.keys["tokenizer.ggml.tokens"]
+    tokens = [token.replace("<|", "<") for token in tokens]
+    model.keys["tokenizer.ggml.tokens"] = (kinds[0], kinds[1], tokens)
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (with_key("general.architecture", STRING, "llama"), UnsupportedModel, "is 'llama'; only"),
+        (with_key("tokenizer.ggml.model", STRING, "llama"), UnsupportedModel, "model is 'llama'"),
+        (another_vocabulary, UnsupportedModel, "lacks harmony's control tokens"),
+        (without("tokenizer.ggml.merges"), BadGguf, "merges; give the checkpoint as --base"),
+        (without("tokenizer.ggml.tokens"), BadGguf, "tokens; give the checkpoint as --base"),
+        (drop("blk.1.attn_q.weight"), BadGguf, "no tensor blk.1.attn_q.weight, under any name"),
+        (drop("token_embd.weight"), BadGguf, "would show its hidden_size are missing"),
+        (add_tensor, BadGguf, "unknown tensor 'rope_freqs.weight'"),
+        (quantized_norm, UnsupportedModel, "output_norm.weight is Q8_0"),
+        (with_key("gpt-oss.block_count", U32, 3), BadGguf, "no tensor blk.2"),
+        (with_key("gpt-oss.block_count", STRING, "2"), BadGguf, "a whole number is expected"),
+        (with_key(ROPE + "freq_base", F32, float("nan")), BadGguf, "a positive number"),
+    ],
+)
+def test_what_cannot_be_mended(
+    mended: Callable[..., Mending],
+    good: Path,
+    damage: Callable[[Model], None],
+    error: type[GptossError],
+    message: str,
+) -> None:
+    with pytest.raises(error, match=message):
+        mended(damage)
+    assert not good.with_name("mended.gguf").exists()
+
+
+def test_the_source_is_never_overwritten(good: Path) -> None:
+    ggufs.edited(good, without("tokenizer.ggml.pre"))
+    before = good.read_bytes()
+    with pytest.raises(OutputError, match="is the file to be mended"):
+        mend(good, good)
+    assert good.read_bytes() == before
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run the command in this process; its exit code, stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["gptoss-convert", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        printed = capsys.readouterr()
+        return int(exit_.value.code or 0), printed.out, printed.err
+
+    return run
+
+
+def test_the_command_lists_what_it_changed(
+    good: Path, checkpoint: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    out = good.with_name("mended.gguf")
+    code, said, errors = run(good, "-o", out)
+    assert (code, errors) == (0, "")
+    assert said == f"{good}: needs nothing; {out} was not written\n"
+    ggufs.edited(good, without(ROPE + "freq_base", "tokenizer.chat_template"))
+    code, said, errors = run(good, "-o", out)
+    assert (code, errors) == (0, "")
+    first, change, last, note = said.splitlines()
+    assert first == f"{good}: changed"
+    assert "rope.freq_base: 150000, was missing (as in every published gpt-oss)" in change
+    assert last.startswith(f"{out}: 41 tensors")
+    assert note.startswith("note: there is no chat template")
+    manifest = json.loads(out.with_name("mended.gguf.manifest.json").read_text())
+    assert manifest["changes"] == [change.strip()]
+    code, said, errors = run(good, "-o", out, "--base", checkpoint, "--json")
+    assert (code, errors) == (0, "")
+    summary = json.loads(said)
+    assert len(summary["changes"]) == 2
+    assert summary["bytes"] == out.stat().st_size
