@@ -10,6 +10,7 @@ import click
 
 from gptoss.files import console
 from gptoss.quant.audit_cli import audit_command
+from gptoss.quant.diff_cli import diff_command
 from gptoss.quant.findings import Severity
 from gptoss.quant.report.making import check_target, report, write
 from gptoss.quant.report.page import page
@@ -28,6 +29,7 @@ def command() -> None:
 
 
 command.add_command(audit_command)
+command.add_command(diff_command)
 
 
 @command.command("verify")

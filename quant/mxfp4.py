@@ -160,6 +160,14 @@ def ggml_fields(ggml: Bytes) -> tuple[Bytes, NDArray[np.uint64]]:
     return blocks["scale"], _words(blocks["codes"])
 
 
+def hf_words(ggml: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Codes in ggml's order, as words ``[..., 2]``, in Hugging Face's: sixteen in order a word."""
+    words = np.empty_like(ggml)
+    words[..., 0] = _sixteen_codes(ggml & _LOW)
+    words[..., 1] = _sixteen_codes((ggml >> _NIBBLE) & _LOW)
+    return words
+
+
 def hf_from_codes(codes: Bytes) -> Bytes:
     """The Hugging Face blocks ``[n, 16]`` that hold the codes ``[n, 32]``."""
     return codes[..., 0::2] | (codes[..., 1::2] << np.uint8(4))

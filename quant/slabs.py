@@ -105,9 +105,7 @@ def _read(
         return raw.view(np.uint64).reshape(rows, blocks, 2), scales.reshape(rows, blocks)
     (extent,) = tensor.extents
     raw = files.read("blocks", extent, row * blocks * mxfp4.GGML_BYTES, n * mxfp4.GGML_BYTES)
-    scales, codes = mxfp4.ggml_fields(raw.reshape(rows, blocks, mxfp4.GGML_BYTES))
-    words = files.buffer("codes", n * mxfp4.HF_BYTES).view(np.uint64).reshape(rows, blocks, 2)
-    np.copyto(words, codes)
+    scales, words = mxfp4.ggml_fields(raw.reshape(rows, blocks, mxfp4.GGML_BYTES))
     return words, scales
 
 

@@ -1,0 +1,77 @@
+"""``gptoss-quant diff``: the command, and what it says to people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from time import perf_counter
+
+import click
+
+from gptoss.files import console
+from gptoss.quant.changes import Diff
+from gptoss.quant.diff import diff
+
+SHOWN = 24
+"""Changed tensors that are listed; all of them are in the JSON."""
+
+
+@click.command("diff")
+@click.argument("a", type=click.Path(path_type=Path), metavar="A")
+@click.argument("b", type=click.Path(path_type=Path), metavar="B")
+@click.option("--json", "as_json", is_flag=True, help="Print all changes as JSON.")
+@click.pass_context
+def diff_command(context: click.Context, a: Path, b: Path, as_json: bool) -> None:
+    """Say which tensors and experts differ between A and B, and by how much.
+
+    Each of the two is the folder of a checkpoint or a GGUF file: a base model and a fine-tune of
+    it, or two conversions. Values are compared, not bytes, so the way they are stored is no
+    difference. Of each tensor that changed are told
+
+    \b
+      the share of blocks of 32 (of experts) or of values (of all else) that changed
+      the relative norm |B - A| / |A|
+      the largest difference of a value
+
+    and in --json the same of each expert. The first line is a verdict: whether experts changed at
+    all, or all that changed is rounding, or the two have nothing to do with each other.
+
+    \b
+    Examples:
+      gptoss-quant diff gpt-oss-20b my-fine-tune
+      gptoss-quant diff mine.gguf theirs.gguf --json | jq -r .verdict
+
+    \b
+    Exit codes:
+      0    the same values throughout
+      1    they differ
+      2    one of the two is missing, damaged, or no gpt-oss model, or changed while it was read
+      130  interrupted
+    """
+    began = perf_counter()
+    with console.meter("comparing", shown=not as_json) as progress:
+        result = diff(a, b, progress=progress)
+    seconds = perf_counter() - began
+    text = json.dumps(result.to_json()) if as_json else "\n".join(_lines(result, seconds))
+    click.echo(text)
+    context.exit(0 if result.same else 1)
+
+
+def _lines(result: Diff, seconds: float) -> Iterator[str]:
+    yield result.verdict
+    yield (
+        f"{result.equal} tensors equal, {len(result.changes)} changed; {result.nbytes:,} bytes "
+        f"read in {seconds:.1f} s ({result.nbytes / seconds / 1e6:.0f} MB/s)"
+    )
+    for title, entries in (
+        ("", [*map(str, result.changes)]),
+        ("settings that differ:", [f"{it.key}: {it.expected}, {it.found}" for it in result.keys]),
+        ("not on both sides:", list(result.apart)),
+        ("of a type that cannot be looked into:", list(result.unread)),
+    ):
+        if entries and title:
+            yield title
+        yield from (f"  {console.one_line(entry)}" for entry in entries[:SHOWN])
+        if len(entries) > SHOWN:
+            yield f"  and {len(entries) - SHOWN} more"

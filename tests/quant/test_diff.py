@@ -1,0 +1,253 @@
+"""What changed between two models is found, measured and summed up; what did not is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gptoss.converter.convert import convert
+from gptoss.files.errors import BadCheckpoint, UnsupportedModel
+from gptoss.quant import cli, mxfp4, slabs
+from gptoss.quant import diff as diff_module
+from gptoss.quant.changes import Diff
+from gptoss.quant.diff import diff
+from support import safetensors_files
+from support.checkpoints import bf16, random_checkpoint
+from support.editing import Region, regions
+
+HIDDEN, INTERMEDIATE, LAYERS, EXPERTS = 96, 64, 3, 4
+NAME = "model.layers.1.mlp.experts."
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    return random_checkpoint(folder, hidden=HIDDEN, intermediate=INTERMEDIATE, layers=LAYERS)
+
+
+@pytest.fixture
+def tuned(base: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(base, tmp_path / "tuned")
+
+
+@pytest.fixture(params=[2**18, 100], ids=["large pieces", "small pieces"], autouse=True)
+def piece(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slabs, "SLAB", request.param)
+    monkeypatch.setattr(diff_module, "PIECE", request.param // 32 * 32)
+    monkeypatch.setattr(diff_module, "COLUMNS", 256 if request.param > 100 else 32)
+
+
+def values(blocks: Region, scales: Region) -> mxfp4.Floats:
+    """Decoded, ``[experts, rows, columns]``."""
+    decoded = mxfp4.decode(mxfp4.codes_from_hf(blocks.read()), scales.read())
+    return decoded.reshape(*decoded.shape[:2], -1).astype(np.float64)
+
+
+def test_a_model_and_itself(base: Path, tuned: Path) -> None:
+    result = diff(base, tuned)
+    assert result.same
+    assert result.verdict.startswith("the same: no tensor changed")
+    assert result.equal == 3 + LAYERS * 19
+
+
+@pytest.mark.parametrize(("dense", "same"), [("bf16", True), ("f32", True), ("q8_0", False)])
+def test_a_model_and_its_conversion(base: Path, tmp_path: Path, dense: str, same: bool) -> None:
+    convert(base, tmp_path / "model.gguf", dense=dense)
+    for result in (diff(base, tmp_path / "model.gguf"), diff(tmp_path / "model.gguf", base)):
+        assert result.same == same
+        if not same:
+            assert result.verdict.startswith("the same model, 14 tensors rounded to another type")
+            assert all(change.is_rounding and not change.is_expert for change in result.changes)
+
+
+def test_two_conversions(base: Path, tmp_path: Path) -> None:
+    convert(base, tmp_path / "one.gguf", dense="bf16")
+    convert(base, tmp_path / "two.gguf", dense="f32")
+    assert diff(tmp_path / "one.gguf", tmp_path / "two.gguf").same
+
+
+@pytest.mark.parametrize("which", ["checkpoint", "gguf", "both ggufs"])
+def test_changed_blocks_are_counted_and_measured(
+    base: Path, tuned: Path, tmp_path: Path, which: str
+) -> None:
+    tensors = regions(tuned)
+    blocks, scales = tensors[NAME + "gate_up_proj_blocks"], tensors[NAME + "gate_up_proj_scales"]
+    before = values(blocks, scales)
+    codes, sizes = blocks.read(), scales.read()
+    codes[2, 9, 1, 3] ^= 0x16  # row 9 is of up, row 4 there
+    codes[2, 9, 0, 0] ^= 0x40
+    sizes[3, 127, 2] += 2
+    blocks.write(codes)
+    scales.write(sizes)
+    after = values(blocks, scales)
+    a, b = base, tuned
+    if which != "checkpoint":
+        convert(tuned, tmp_path / "b.gguf", dense="bf16")
+        b = tmp_path / "b.gguf"
+    if which == "both ggufs":
+        convert(base, tmp_path / "a.gguf", dense="bf16")
+        a = tmp_path / "a.gguf"
+    result = diff(a, b)
+    (change,) = result.changes
+    assert change.tensor == "blk.1.ffn_up_exps.weight"
+    assert (change.units, change.changed) == (EXPERTS * INTERMEDIATE * HIDDEN // 32, 3)
+    assert [(it.expert, it.blocks) for it in change.experts] == [(2, 2), (3, 1)]
+    old, new = before[:, 1::2], after[:, 1::2]
+    norm = np.linalg.norm((new - old).ravel()) / np.linalg.norm(old.ravel())
+    assert change.relative == pytest.approx(norm)
+    assert change.largest == np.abs(new - old).max()
+    each = np.linalg.norm((new - old)[2]) / np.linalg.norm(old[2])
+    assert change.experts[0].relative == pytest.approx(each)
+    assert result.verdict.startswith("1 of 9 expert tensors changed, in 1 layers; nothing else")
+
+
+def test_only_attention_changed(base: Path, tuned: Path) -> None:
+    region = regions(tuned)["model.layers.0.self_attn.q_proj.weight"]
+    bits = region.read()
+    old = (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    bits[3, 5] ^= 0x8000
+    bits[7, 1] = 0
+    new = (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    region.write(bits)
+    result = diff(base, tuned)
+    (change,) = result.changes
+    assert (change.tensor, change.changed) == ("blk.0.attn_q.weight", 2)
+    assert change.relative == pytest.approx(np.linalg.norm(new - old) / np.linalg.norm(old))
+    assert change.largest == np.abs(new - old).max()
+    assert result.verdict == (
+        "no expert tensor changed: if they were trained, the adapter was not applied; "
+        "1 other tensors changed (attn_q.weight)"
+    )
+
+
+def test_a_bias_of_gate_and_up(base: Path, tuned: Path, tmp_path: Path) -> None:
+    region = regions(tuned)[NAME + "gate_up_proj_bias"]
+    bits = region.read()
+    bits[1, 5] ^= 0x8000
+    region.write(bits)
+    convert(base, tmp_path / "base.gguf", dense="bf16")
+    for a in (base, tmp_path / "base.gguf"):
+        (change,) = diff(a, tuned).changes
+        assert (change.tensor, change.changed) == ("blk.1.ffn_up_exps.bias", 1)
+
+
+def in_floats(folder: Path) -> None:
+    """Store the experts as BF16, inputs first."""
+    path = folder / "model.safetensors"
+    contents = safetensors_files.load(path)
+    tensors = regions(folder)
+    for name in [name for name in contents if name.endswith("_blocks")]:
+        name = name.removesuffix("_blocks")
+        decoded = values(tensors[name + "_blocks"], tensors[name + "_scales"])
+        turned = np.ascontiguousarray(decoded.transpose(0, 2, 1)).astype(np.float32)
+        contents[name] = ("BF16", [*turned.shape], bf16(turned).tobytes())
+        del contents[name + "_blocks"], contents[name + "_scales"]
+    safetensors_files.save(path, contents)
+
+
+def test_a_fine_tune_in_floats(base: Path, tuned: Path) -> None:
+    in_floats(tuned)
+    assert diff(base, tuned).same
+    region = regions(tuned)[NAME + "down_proj"]
+    bits = region.read()
+    bits[1, 40, 7] ^= 0x8000  # of input 40, output 7: block 1 of row 7
+    region.write(bits)
+    for result in (diff(base, tuned), diff(tuned, base)):
+        (change,) = result.changes
+        assert change.tensor == "blk.1.ffn_down_exps.weight"
+        assert [(it.expert, it.blocks) for it in change.experts] == [(1, 1)]
+        assert change.largest == 2 * abs(float(np.uint32(int(bits[1, 40, 7]) << 16).view("f4")))
+
+
+def test_unrelated_models(base: Path, tmp_path: Path) -> None:
+    other = random_checkpoint(
+        tmp_path / "other", hidden=HIDDEN, intermediate=INTERMEDIATE, layers=LAYERS, seed=1
+    )
+    result = diff(base, other)
+    assert result.verdict == "unrelated: neither was made from the other"
+    assert len(result.changes) == 3 + LAYERS * 19
+    assert all(1 < it.relative < 2 for it in result.changes if it.is_expert)
+
+
+def test_other_sizes_and_settings(base: Path, tuned: Path, tmp_path: Path) -> None:
+    other = random_checkpoint(tmp_path / "other", hidden=HIDDEN, intermediate=32, layers=LAYERS - 1)
+    result = diff(base, other)
+    assert result.verdict.startswith("not the same model: ")
+    assert "blk.2.attn_norm.weight: only in " + str(base) in result.apart
+    assert "blk.0.ffn_gate_exps.weight: shape (4, 64, 96) and (4, 32, 96)" in result.apart
+    config = tuned / "config.json"
+    config.write_text(config.read_text().replace('"factor": 32.0', '"factor": 16.0'))
+    result = diff(base, tuned)
+    assert result.verdict == "the same weights, but 1 settings differ"
+    assert [it.key for it in result.keys] == ["yarn_factor"]
+
+
+def test_nan_is_a_difference_but_not_from_itself(base: Path, tuned: Path, tmp_path: Path) -> None:
+    region = regions(tuned)["model.norm.weight"]
+    bits = region.read()
+    bits[4] = 0x7FC0
+    region.write(bits)
+    (change,) = diff(base, tuned).changes
+    assert (change.changed, change.relative, change.largest) == (1, float("inf"), float("inf"))
+    assert diff(tuned, shutil.copytree(tuned, tmp_path / "copy")).same
+
+
+# --- bad input and the command ----------------------------------------------------------------
+
+
+def test_bad_input(base: Path, tuned: Path) -> None:
+    victim = tuned / "model.safetensors"
+
+    def cut(finished: int, total: int) -> None:
+        if finished < total:
+            os.truncate(victim, 5000)
+
+    with pytest.raises(BadCheckpoint, match=r"cut while|changed while"):
+        diff(base, tuned, progress=cut)
+    with pytest.raises(BadCheckpoint, match="cut short"):
+        diff(base, tuned)
+    config = tuned / "config.json"
+    config.write_text(config.read_text().replace('"gpt_oss"', '"llama"'))
+    with pytest.raises(UnsupportedModel, match="'llama'"):
+        diff(tuned, base)
+
+
+def test_command(
+    base: Path, tuned: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*arguments: object) -> object:
+        monkeypatch.setattr(sys, "argv", ["gptoss-quant", "diff", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return stopped.value.code
+
+    assert run(base, tuned) == 0
+    assert capsys.readouterr().out.startswith("the same: ")
+    region = regions(tuned)[NAME + "down_proj_scales"]
+    region.write(region.read() + np.uint8(1))
+    assert run(base, tuned) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("unrelated") or lines[0].startswith("1 of 9 expert tensors")
+    assert lines[2].startswith("  blk.1.ffn_down_exps.weight: 100.00% of 768 blocks in 4 of 4 ")
+    assert "relative norm 1, " in lines[2]
+    assert run(base, tuned, "--json") == 1
+    result = json.loads(capsys.readouterr().out)
+    assert result["same"] is False
+    assert result["changes"][0]["experts"][3] == {
+        "expert": 3, "blocks": 192, "relative": 1.0,
+        "largest": result["changes"][0]["experts"][3]["largest"],
+    }  # fmt: skip
+    assert run(base, tuned / "nothing") == 2
+    caught = capsys.readouterr()
+    assert caught.out == ""
+    assert caught.err.startswith("error: ")
+
+
+def test_verdict_of_nothing() -> None:
+    assert Diff("a", "b", 0, 0, 0, (), (), (), ()).same
