@@ -65,11 +65,11 @@ class RawHeader:
         return True
 
     @property
-    def part(self) -> str:
-        """The part begun last."""
-        if self.constrain is not None:
-            return self.constrain
-        return self.role if self.channel is None else self.channel
+    def has_lines(self) -> bool:
+        """Whether the part begun last has a line end between words other than the role."""
+        part = self.role if self.channel is None else self.channel
+        part = part if self.constrain is None else self.constrain
+        return "\n" in part and "\n" in part.strip().removeprefix(Role.ASSISTANT).strip()
 
     @property
     def text(self) -> str:
@@ -121,8 +121,13 @@ def parse_header(raw: RawHeader, implied_role: Role | None) -> Header:
     return Header(role, name, channel, recipient, content_type, tuple(repairs))
 
 
-def salvage_header(raw: RawHeader, implied_role: Role | None) -> tuple[Header, str]:
+def salvage_header(
+    raw: RawHeader, implied_role: Role | None, *, more_follows: bool = False
+) -> tuple[Header, str]:
     """A header that never came to its ``<|message|>``: what it says, and the text in it.
+
+    ``more_follows`` when it ends a message but not the turn: with a channel token and no channel,
+    it then is a thought, not the answer.
 
     Only what stands at the very beginning of a part and is spelled as the format spells it counts
     as header. ``assistant`` is a role only where a role belongs, else it is somebody's word.
@@ -137,7 +142,9 @@ def salvage_header(raw: RawHeader, implied_role: Role | None) -> tuple[Header, s
         recipient = found["to"] or recipient
     if found := _SALVAGED_TYPE.match(type_text):
         content_type, type_text = CONSTRAIN + found[1], type_text[found.end() :]
-    channel = channel or ("final" if recipient is None else "commentary")
+    if channel is None and recipient is None:
+        channel = "analysis" if more_follows and raw.channel is not None else "final"
+    channel = channel or "commentary"
     header = Header(Role.ASSISTANT, None, channel, recipient, content_type)
     return header, role_text + channel_text + type_text
 
@@ -169,19 +176,22 @@ def _add_piece(header: RawHeader, kind: str, text: str) -> None:
     header.append(text if begun else f" {text}")
 
 
-def _sort_words(text: str, repairs: list[Diagnostic]) -> _Fields:
-    """Recipients (``to=x``, ``to= x``, or a bare ``functions.x``) and the other words."""
+def _sort_words(text: str, repairs: list[Diagnostic], *, author: bool = False) -> _Fields:
+    """Recipients (``to=x``, ``to= x``, or a bare ``functions.x``) and the other words.
+
+    With ``author`` the first word is a name even if it is a tool's.
+    """
     fields = _Fields()
     words = text.split()
     while words:
         word = words.pop(0)
-        if word == "to=" and words:
-            repairs.append(Diagnostic("recipient-spaced", f"a space in 'to= {words[0]}'"))
+        named = bool(words) and _TOOL_NAME.fullmatch(words[0]) is not None
+        if (word == "to=" and words) or (word in ("to", "to:") and named):
+            repairs.append(Diagnostic("recipient-spaced", f"a space in '{word} {words[0]}'"))
             fields.recipients.append(words.pop(0))
-        elif word.startswith("to="):
-            fields.recipients.append(word.removeprefix("to="))
-        elif _TOOL_NAME.fullmatch(word) and fields.others:
-            # An author may be called so too; but that one comes first.
+        elif word.startswith(("to=", "to:")):
+            fields.recipients.append(word[2:].removeprefix("="))
+        elif _TOOL_NAME.fullmatch(word) and (fields.others or not author):
             repairs.append(Diagnostic("no-to", f"recipient {word!r} without 'to='"))
             fields.recipients.append(word)
         else:
@@ -193,7 +203,7 @@ def _role_part(
     text: str, implied: Role | None, repairs: list[Diagnostic]
 ) -> tuple[Role, str | None, _Fields]:
     """Role and name; with an implied role its name may be said once more, which is no harm."""
-    fields = _sort_words(text, repairs)
+    fields = _sort_words(text, repairs, author=implied is None)
     if implied is not None:
         first = fields.others[0] if fields.others else ""
         if text.lstrip().startswith(implied) and first.split(":")[0] == implied:
@@ -220,14 +230,12 @@ def _channel(
     raw: RawHeader, role_words: list[str], words: list[str], repairs: list[Diagnostic]
 ) -> str | None:
     """The channel as the format spells it, taken out of the words of either part."""
-    named = [word for word in role_words if word in CHANNELS]
-    role_words[:] = [word for word in role_words if word not in CHANNELS]
+    named = _taken_channels(role_words, repairs)
     if named and raw.channel is None:
         repairs.append(Diagnostic("no-channel-token", f"channel {named[-1]!r} without token"))
     if words:
         named.append(_respelled_channel(words.pop(0), repairs))
-    named += [word for word in words if word in CHANNELS]
-    words[:] = [word for word in words if word not in CHANNELS]
+    named += _taken_channels(words, repairs)
     if len(named) > 1:
         dropped = " ".join(named[:-1])
         repairs.append(
@@ -236,12 +244,19 @@ def _channel(
     return named[-1] if named else None
 
 
+def _taken_channels(words: list[str], repairs: list[Diagnostic]) -> list[str]:
+    """The channels among ``words``, taken out of them."""
+    found = [word for word in words if _known_channel(word) is not None]
+    words[:] = [word for word in words if word not in found]
+    return [_respelled_channel(word, repairs) for word in found]
+
+
 def _respelled_channel(channel: str, repairs: list[Diagnostic]) -> str:
     """``Final`` and ``analysis:`` as the format spells them; any other word as it is."""
     if channel in CHANNELS:
         return channel
-    likely = channel.lower().rstrip(":.,")
-    if likely in CHANNELS:
+    likely = _known_channel(channel)
+    if likely is not None:
         repairs.append(
             Diagnostic("channel-spelling", f"channel {channel!r} taken for {likely}", text=channel)
         )
@@ -250,8 +265,15 @@ def _respelled_channel(channel: str, repairs: list[Diagnostic]) -> str:
     return channel
 
 
+def _known_channel(word: str) -> str | None:
+    """The channel that is the one thing said in ``word``: ``commentary?``, ``––Final``."""
+    said = set(re.findall(r"\w+", word.lower()))
+    return said.pop() if len(said) == 1 and said <= set(CHANNELS) else None
+
+
 def _recipient(candidates: list[str], repairs: list[Diagnostic]) -> str | None:
-    named = [candidate for candidate in candidates if candidate]
+    named = [_bare_recipient(candidate, repairs) for candidate in candidates]
+    named = [name for name in named if name]
     if len(candidates) > len(named):
         repairs.append(Diagnostic("recipient-empty", "'to=' without a name"))
     if len(named) > 1:
@@ -261,6 +283,14 @@ def _recipient(candidates: list[str], repairs: list[Diagnostic]) -> str | None:
             Diagnostic(code, f"recipients {', '.join(named)}: the last counts", text=others)
         )
     return named[-1] if named else None
+
+
+def _bare_recipient(name: str, repairs: list[Diagnostic]) -> str:
+    """``"functions.f"`` and ``functions.f>`` without the signs around it."""
+    bare = name.strip("\"'`<>,;:")
+    if bare != name:
+        repairs.append(Diagnostic("recipient-spelling", f"recipient {name!r} taken for {bare!r}"))
+    return bare
 
 
 def _content_type(words: list[str], repairs: list[Diagnostic]) -> str | None:

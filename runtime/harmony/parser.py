@@ -224,7 +224,7 @@ class Parser:
         text = self._raw.text
         if SPELLED_MESSAGE in text:
             self._spelled_message()
-        elif "\n" in self._raw.part.strip() or len(text) > MAX_HEADER_CHARACTERS:
+        elif self._raw.has_lines or len(text) > MAX_HEADER_CHARACTERS:
             self._diagnose("no-header", "text without a header, taken for the final answer")
             self._flush_header_as_text()
 
@@ -275,15 +275,15 @@ class Parser:
     def _header_is_text(self, token: int, kind: Kind) -> None:
         self._raw.append(self._flush_decoder())
         self._diagnose("no-message", f"a header without content: {self._raw.text!r}")
-        self._flush_header_as_text()
+        self._flush_header_as_text(more_follows=kind == Kind.END)
         if kind != Kind.END:
             self._end_turn(token, kind)
         elif self._state == State.CONTENT:
             self._end_message(token, kind)
 
-    def _flush_header_as_text(self) -> None:
+    def _flush_header_as_text(self, *, more_follows: bool = False) -> None:
         """The header turns out to be content, but for what clearly is header in it."""
-        header, text = salvage_header(self._raw, self._implied_role)
+        header, text = salvage_header(self._raw, self._implied_role, more_follows=more_follows)
         if text or header.recipient is not None or not self._spoken:
             self._begin(header)
             self._add_text(text)

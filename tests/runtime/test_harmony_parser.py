@@ -35,7 +35,7 @@ def parse(ids: list[int], role: Role | None = Role.ASSISTANT) -> list[Event]:
 
 
 def test_the_corpus_is_as_large_as_it_should_be() -> None:
-    assert len(MALFORMED) > 110
+    assert len(MALFORMED) > 140
     assert len({case.turn for case in CASES}) == len(CASES)
     assert not any(case.repairs for case in GOOD)
 

@@ -8,7 +8,8 @@ end, ∅ no text, ␀ the first byte of a character that is not finished.
 
 Sources: the public failures of local runtimes with this model (a header taken for a role, markers
 in plain text, calls on the analysis channel, calls ended as answers, answers without header,
-``to=`` twice, text after a complete answer), then each rule of the format broken in turn.
+``to=`` twice, text after a complete answer, signs in a channel's name), then each rule of the
+format broken in turn.
 """
 
 # ruff: noqa: E501 — a turn stands on one line
@@ -379,6 +380,48 @@ assistant<|return|>
     => return | final: 4
 <|channel|>final<|message|>4<|end|><|start|>assistant<|channel|>final<|message|>5<|return|>
     => return | final: 4 | final: 5
+
+# seen by users of other runtimes, as they reported it
+<|channel|>commentary?<|message|>Let me look.<|end|><|start|>assistant<|channel|>final<|message|>4<|return|>
+    => return (channel-spelling) | commentary: Let me look. | final: 4
+<|channel|>??<|end|><|start|>assistant<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>4<|return|>
+    => return (no-message) | analysis: ?? | analysis: hm | final: 4
+<|channel|>commentary 2?<|end|><|start|>assistant<|channel|>final<|message|>4<|return|>
+    => return (no-message) | commentary:  2? | final: 4
+<|channel|>commentary?commentary?<|end|><|start|>assistant<|channel|>final<|message|>4<|return|>
+    => return (no-message) | commentary: ?commentary? | final: 4
+<|channel|>commentary to=assistant<|channel|>commentary?<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>4<|return|>
+    => return (channel-twice channel-spelling channels) | commentary to=assistant: hm | final: 4
+<|channel|>We need to add.<|end|><|start|>assistant<|channel|>final<|message|>4<|return|>
+    => return (no-message) | analysis: We need to add. | final: 4
+<|channel|>We need to add.<|return|>
+    => return (no-message) | final: We need to add.
+<|channel|>––commentary<|message|>hm<|end|>
+    => cut (channel-spelling) | commentary: hm
+<|channel|>final <|constrain|>response<|message|>4<|return|>
+    => return | final <|constrain|>response: 4
+<|channel|>commentary to=functions.f <|constrain|>write: edit file.<|end|><|start|>assistant<|channel|>final<|message|>4<|return|>
+    => return (no-message) | commentary to=functions.f:  write: edit file. | final: 4
+<|channel|>analysis<|message|>hm<|end|><|start|>bash<|channel|>commentary<|message|>ls<|call|>
+    => return (unknown-role call-of-nothing) | analysis: hm | bash commentary: ls
+<|channel|>commentary to=container.exec code<|message|>{}<|call|>
+    => call | commentary to=container.exec code: {}
+ to=functions.f<|channel|>commentary to=functions.f json<|message|>{}<|call|>
+    => call (recipient-twice) | commentary to=functions.f json: {}
+<|channel|>commentary json<|message|>{}<|call|>
+    => return (call-of-nothing) | commentary json: {}
+<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>analysis<|message|>more<|end|><|start|>assistant<|channel|>final<|message|>4<|return|>
+    => return | analysis: hm | analysis: more | final: 4
+<|channel|>functions.f<|message|>{}<|call|>
+    => call (no-to no-channel) | commentary to=functions.f: {}
+<|channel|>commentary to=functions.f><|message|>{}<|call|>
+    => call (recipient-spelling) | commentary to=functions.f: {}
+<|channel|>commentary to="functions.f"<|message|>{}<|call|>
+    => call (recipient-spelling) | commentary to=functions.f: {}
+<|channel|>commentary to:functions.f<|message|>{}<|call|>
+    => call (recipient-spelling) | commentary to=functions.f: {}
+<|channel|>commentary to functions.f<|message|>{}<|call|>
+    => call (recipient-spaced) | commentary to=functions.f: {}
 
 # a character cut in two (␀ stands for half a character)
 <|channel|>final<|message|>a␀<|return|>
