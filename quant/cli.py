@@ -11,9 +11,7 @@ import click
 from gptoss.files import console
 from gptoss.quant.audit_cli import audit_command
 from gptoss.quant.diff_cli import diff_command
-from gptoss.quant.findings import Severity
-from gptoss.quant.report.making import check_target, report, write
-from gptoss.quant.report.page import page
+from gptoss.quant.report.cli import report_command
 from gptoss.quant.verdict import TensorDifference, Verdict
 from gptoss.quant.verify import verify
 
@@ -30,6 +28,7 @@ def command() -> None:
 
 command.add_command(audit_command)
 command.add_command(diff_command)
+command.add_command(report_command)
 
 
 @command.command("verify")
@@ -103,52 +102,6 @@ def _counted(difference: TensorDifference) -> str:
     if difference.scales:
         counts += f" and {difference.scales:,} block scales"
     return f"  {difference.tensor}: {counts} differ, the first at {difference.place}"
-
-
-@command.command("report")
-@click.argument("model", type=click.Path(path_type=Path), metavar="MODEL")
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="PAGE.html",
-    default=Path("report.html"),
-    show_default=True,
-    help="The page to write; one that is there is replaced.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON; write no page.")
-@click.pass_context
-def report_command(context: click.Context, model: Path, out: Path, as_json: bool) -> None:
-    """Show the numbers of MODEL, a checkpoint's folder or a GGUF file, as a page of pictures.
-
-    Every byte is read once. The page holds what was found, maps of block scales and saturated
-    blocks by layer and expert, how often each scale and code occurs, and the size of all other
-    tensors by layer. It is one file without scripts that needs nothing else, to be sent or printed
-    as it is.
-
-    \b
-    Examples:
-      gptoss-quant report gpt-oss-20b.gguf -o gpt-oss-20b.html
-      gptoss-quant report gpt-oss-20b --json | jq .severities
-
-    \b
-    Exit codes:
-      0    written, and nothing of severity "error" was found
-      1    written, and something was
-      2    MODEL is missing, damaged, or no gpt-oss model; or the page cannot be written
-      130  interrupted
-    """
-    if not as_json:
-        check_target(out)
-    with console.meter("reading", shown=not as_json) as progress:
-        contents = report(model, progress=progress)
-    if as_json:
-        click.echo(json.dumps(contents.to_json()))
-    else:
-        write(out, page(contents))
-        counts = ", ".join(f"{n} {severity}" for severity, n in contents.by_severity.items() if n)
-        click.echo(f"{out}: {counts or 'nothing was found against the model'}")
-    context.exit(1 if contents.by_severity[Severity.ERROR] else 0)
 
 
 def main() -> None:

@@ -6,18 +6,18 @@ is shown, not obeyed. It follows the reader's light or dark setting, and prints.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from importlib.resources import files
-from itertools import groupby
 
 import numpy as np
 
+from gptoss.quant.audit import Audit
 from gptoss.quant.findings import Finding, Severity
 from gptoss.quant.mxfp4 import E2M1, E8M0_BIAS, E8M0_NAN
 from gptoss.quant.report import charts
 from gptoss.quant.report.charts import Numbers, Shading
-from gptoss.quant.report.contents import Contents, TensorError
 from gptoss.quant.statistics import DenseStatistics, ExpertStatistics, Part
 
 SHOWN = 200
@@ -26,15 +26,14 @@ SHOWN = 200
 _CODES_BY_VALUE = (15, 14, 13, 12, 11, 10, 9, 8, 0, 1, 2, 3, 4, 5, 6, 7)
 
 
-def page(contents: Contents) -> str:
-    """The whole page."""
+def page(audit: Audit) -> str:
+    """The whole page on a model that was audited."""
     style = files("gptoss.quant.report").joinpath("style.css").read_text("utf-8")
     sections = [
-        _header(contents),
-        _findings(contents.findings),
-        *_experts(contents.experts),
-        *_errors(contents),
-        *_dense(contents.dense),
+        _header(audit),
+        _findings(audit.findings),
+        *_experts(audit.experts),
+        *_dense(audit.dense),
         _footer(),
     ]
     return (
@@ -42,30 +41,30 @@ def page(contents: Contents) -> str:
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
         "style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(_name(contents))}</title><style>{style}</style></head>\n<body>\n"
+        f"<title>{escape(_name(audit))}</title><style>{style}</style></head>\n<body>\n"
         + "\n".join(sections)
         + "\n</body></html>\n"
     )
 
 
-def _name(contents: Contents) -> str:
+def _name(audit: Audit) -> str:
     """The last part of the path, whichever way its folders are divided."""
-    return contents.path.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1] or contents.path
+    return audit.path.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1] or audit.path
 
 
 # --- head and findings ------------------------------------------------------------------------
 
 
-def _header(contents: Contents) -> str:
-    hparams = contents.hparams
-    blocks = sum(it.blocks * it.experts for it in contents.experts)
-    zero = sum(int(it.zero_blocks.sum()) for it in contents.experts)
-    saturated = sum(int(it.saturated_blocks.sum()) for it in contents.experts)
+def _header(audit: Audit) -> str:
+    hparams = audit.hparams
+    blocks = sum(it.blocks * it.experts for it in audit.experts)
+    zero = sum(int(it.zero_blocks.sum()) for it in audit.experts)
+    saturated = sum(int(it.saturated_blocks.sum()) for it in audit.experts)
     tiles = [
         (f"{hparams.num_hidden_layers}", "layers"),
         (f"{hparams.num_local_experts}", f"experts, {hparams.num_experts_per_tok} at a time"),
         (f"{hparams.hidden_size}", "hidden size"),
-        (f"{contents.nbytes / 1e9:,.2f} GB", "read, every byte"),
+        (f"{audit.nbytes / 1e9:,.2f} GB", "read, every byte"),
     ]
     if blocks:
         tiles += [
@@ -77,23 +76,29 @@ def _header(contents: Contents) -> str:
         f'<div class="tile"><b>{escape(figure)}</b><span>{escape(what)}</span></div>'
         for figure, what in tiles
     )
+    form = "GGUF file" if audit.is_gguf else "checkpoint"
     return (
-        f"<header><h1>{escape(_name(contents))}</h1>"
-        f'<p class="muted path">{escape(contents.form)}, {escape(contents.path)}</p>'
-        f"<p>{_verdict(contents)}</p></header>\n"
+        f"<header><h1>{escape(_name(audit))}</h1>"
+        f'<p class="muted path">{form}, {escape(audit.path)}</p>'
+        f"<p>{_verdict(audit)}</p></header>\n"
         f'<div class="tiles">{shown}</div>'
     )
 
 
-def _verdict(contents: Contents) -> str:
-    counts = {severity: n for severity, n in contents.by_severity.items() if n}
-    if not counts:
+def _verdict(audit: Audit) -> str:
+    if not audit.findings:
         return '<span class="good">✓ Nothing was found that speaks against this model.</span>'
     words = [
-        f'<span class="{severity}">{_MARKS[severity]} {_counted(n, _NOUNS[severity])}</span>'
-        for severity, n in counts.items()
+        f'<span class="{severity}">{_MARKS[severity]} {words}</span>'
+        for severity, words in tally(audit.findings).items()
     ]
     return ", ".join(words)
+
+
+def tally(findings: Sequence[Finding]) -> dict[Severity, str]:
+    """How many findings there are of each severity, in words."""
+    counts = Counter(finding.severity for finding in findings)
+    return {severity: _counted(n, _NOUNS[severity]) for severity, n in counts.items()}
 
 
 _MARKS = {Severity.ERROR: "✕", Severity.WARNING: "▲", Severity.INFO: "●"}
@@ -107,8 +112,7 @@ def _counted(n: int, noun: str) -> str:
 def _findings(findings: Sequence[Finding]) -> str:
     if not findings:
         return ""
-    worst_first = sorted(findings, key=lambda finding: -finding.severity.rank)
-    rows = "".join(_finding(finding) for finding in worst_first[:SHOWN])
+    rows = "".join(_finding(finding) for finding in findings[:SHOWN])
     more = len(findings) - SHOWN
     rest = f"<p>{_counted(more, 'finding')} more: --json has all.</p>" if more > 0 else ""
     return (
@@ -242,40 +246,6 @@ def _code_bars(part: Part, layers: Layers) -> str:
         for code, label, share in zip(_CODES_BY_VALUE, labels, shares, strict=True)
     ]
     return _figure(part.value, charts.bars(shares, labels, titles))
-
-
-# --- errors against another model -------------------------------------------------------------
-
-
-def _errors(contents: Contents) -> Iterator[str]:
-    if contents.base is None:
-        return
-    yield (
-        "<h2>Difference by layer</h2><p>How far each tensor is from that of "
-        f'<span class="path">{escape(contents.base)}</span>: the root of the squared differences, '
-        "over the root of the other's squares. The same tensors are left out.</p>"
-    )
-    differing = [error for error in contents.errors if error.relative_error]
-    if not differing:
-        yield "<p>Every tensor has the same values.</p>"
-        return
-    by_name = sorted(differing, key=lambda error: error.name)
-    yield _charts(
-        _error_bars(name, list(errors))
-        for name, errors in groupby(by_name, key=lambda error: error.name)
-    )
-
-
-def _error_bars(name: str, errors: list[TensorError]) -> str:
-    errors.sort(key=lambda error: -1 if error.layer is None else error.layer)
-    values = [error.relative_error for error in errors]
-    labels = ["" if error.layer is None else str(error.layer) for error in errors]
-    titles = [
-        f"{'' if error.layer is None else f'layer {error.layer}: '}{error.relative_error:.3g}"
-        for error in errors
-    ]
-    caption = "" if errors[0].layer is None else "by layer"
-    return _figure(name, charts.bars(values, labels, titles), caption)
 
 
 # --- dense tensors ----------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gptoss.quant.report.making import report
+from gptoss.quant.audit import audit
 from gptoss.quant.report.page import page
 from support.png import pixels
 
@@ -33,7 +33,7 @@ WIDE, NARROW = (1000, 1400), (500, 5000)
 @pytest.fixture(scope="module")
 def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report") / "report.html"
-    out.write_text(page(report(MODEL)), "utf-8")
+    out.write_text(page(audit(MODEL)), "utf-8")
     return out
 
 

@@ -16,13 +16,12 @@ import pytest
 from gptoss.files.checkpoint import Checkpoint
 from gptoss.files.console import Meter
 from gptoss.quant import cli
+from gptoss.quant.audit import Audit, audit
 from gptoss.quant.counting import Counted, count
 from gptoss.quant.model import Model
 from gptoss.quant.mxfp4 import Bytes
 from gptoss.quant.report import charts
 from gptoss.quant.report.charts import Shading
-from gptoss.quant.report.contents import Contents, TensorError
-from gptoss.quant.report.making import report
 from gptoss.quant.report.page import page
 from gptoss.quant.slabs import Files
 from support.planted import EXPERTS, Copying
@@ -62,8 +61,8 @@ class Reader(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def contents(source: Path) -> Contents:
-    return report(source)
+def audited(source: Path) -> Audit:
+    return audit(source)
 
 
 def raw(source: Path, name: str) -> Bytes:
@@ -72,8 +71,8 @@ def raw(source: Path, name: str) -> Bytes:
     return data.reshape(info.shape)
 
 
-def test_the_page_is_whole_and_fetches_nothing(contents: Contents) -> None:
-    text = page(contents)
+def test_the_page_is_whole_and_fetches_nothing(audited: Audit) -> None:
+    text = page(audited)
     reader = Reader(text)
     assert reader.tags["html"] == reader.tags["body"] == reader.tags["h1"] == 1
     assert not {"script", "link", "img", "iframe", "object", "form"} & set(reader.tags)
@@ -83,11 +82,11 @@ def test_the_page_is_whole_and_fetches_nothing(contents: Contents) -> None:
     assert "@import" not in text
     assert "default-src 'none'" in text
     assert "▲ 2 warnings" in "".join(reader.text)  # no template, one end of turns not named
-    assert "✓" in "".join(Reader(page(replace(contents, findings=()))).text)
+    assert "✓" in "".join(Reader(page(replace(audited, findings=()))).text)
 
 
-def test_cells_and_bars_say_what_the_file_holds(contents: Contents, source: Path) -> None:
-    titles = Reader(page(contents)).titles
+def test_cells_and_bars_say_what_the_file_holds(audited: Audit, source: Path) -> None:
+    titles = Reader(page(audited)).titles
     cells = [title for title in titles if re.match(r"layer \d+, expert \d+: mean scale", title)]
     assert len(cells) == 3 * 2 * EXPERTS
     scales = raw(source, "model.layers.1.mlp.experts.gate_up_proj_scales")[3].astype(float)
@@ -104,19 +103,19 @@ def test_cells_and_bars_say_what_the_file_holds(contents: Contents, source: Path
     assert any(title.startswith(name) for title in titles)
 
 
-def test_a_gguf_has_the_same_pictures(contents: Contents, converted: dict[str, Path]) -> None:
+def test_a_gguf_has_the_same_pictures(audited: Audit, converted: dict[str, Path]) -> None:
     def experts(text: str) -> str:
         return text[text.index("<h2>Block scales by") : text.index("<h2>Other tensors")]
 
-    assert experts(page(report(converted["bf16"]))) == experts(page(contents))
+    assert experts(page(audit(converted["bf16"]))) == experts(page(audited))
 
 
-def test_hostile_text_is_shown_and_not_obeyed(contents: Contents, copy: Copying) -> None:
+def test_hostile_text_is_shown_and_not_obeyed(audited: Audit, copy: Copying) -> None:
     it = copy()
     it.replace(b"blk.0.attn_norm.weight", b"<script src=//x.y></s>")
-    reader = Reader(page(replace(report(it.path), path="<b onclick=x>&.gguf")))
+    reader = Reader(page(replace(audit(it.path), path="<b onclick=x>&.gguf")))
     assert "script" not in reader.tags
-    assert reader.tags["b"] == Reader(page(contents)).tags["b"]
+    assert reader.tags["b"] == Reader(page(audited)).tags["b"]
     assert not {"src", "onclick"} & reader.attributes
     shown = "".join(reader.text)
     assert "<script src=//x.y></s>" in shown
@@ -126,31 +125,13 @@ def test_hostile_text_is_shown_and_not_obeyed(contents: Contents, copy: Copying)
 def test_findings_stand_with_what_to_do(copy: Copying) -> None:
     it = copy()
     it.replace(b"blk.1.ffn_up_exps.weight", b"blk.1.ffn_up_expz.weight")
-    contents = report(it.path)
-    shown = "".join(Reader(page(contents)).text)
-    assert contents.findings
-    for finding in contents.findings:
+    found = audit(it.path)
+    shown = "".join(Reader(page(found)).text)
+    assert found.findings
+    for finding in found.findings:
         assert finding.message in shown
         assert finding.kind.remedy in shown
     assert "✕ 2 errors" in shown
-
-
-def test_errors_by_layer(contents: Contents) -> None:
-    errors = (
-        TensorError("ffn_down_exps.weight", 0, 0.0),
-        TensorError("ffn_down_exps.weight", 1, 0.25),
-        TensorError("attn_q.weight", 1, 0.125),
-        TensorError("attn_q.weight", 0, 0.0625),
-    )
-    compared = replace(contents, base="other", errors=errors)
-    reader = Reader(page(compared))
-    assert [title for title in reader.titles if re.fullmatch(r"layer \d: [\d.]+", title)] == [
-        "layer 0: 0.0625",
-        "layer 1: 0.125",
-        "layer 1: 0.25",
-    ]
-    same = replace(contents, base="other", errors=errors[:1])
-    assert "Every tensor has the same values." in "".join(Reader(page(same)).text)
 
 
 # --- charts -----------------------------------------------------------------------------------
@@ -207,10 +188,10 @@ def test_the_command_writes_a_page(
     for _ in range(2):  # the second replaces the first
         assert run(source, "-o", out, monkeypatch=monkeypatch) == 0
         assert capsys.readouterr().out.startswith(str(out))
-    assert out.read_text("utf-8") == page(report(source))
+    assert out.read_text("utf-8") == page(audit(source))
     assert list(tmp_path.iterdir()) == [out]
     assert run(source, "--json", monkeypatch=monkeypatch) == 0
-    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(report(source).to_json()))
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(audit(source).to_json()))
 
 
 def test_an_error_among_the_findings_is_exit_code_1(

@@ -1,36 +1,14 @@
-"""From a model's files to a report's contents, and from there to a file."""
+"""The report's page as a file: whole or not at all, and never in place of a model."""
 
 from __future__ import annotations
 
-import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from gptoss.files.console import Meter
 from gptoss.files.errors import OutputError
-from gptoss.quant.audit import audit
-from gptoss.quant.report.contents import Contents
 
 _START = b"<!doctype html>"
-
-
-def report(path: str | os.PathLike[str], *, progress: Meter | None = None) -> Contents:
-    """Read a checkpoint's folder or a GGUF file once and gather what there is to say of it.
-
-    ``progress`` is called now and then with the bytes read so far and the bytes in all. Raises
-    ``BadFile`` or ``UnsupportedModel`` when it is no sound gpt-oss model or changes meanwhile.
-    """
-    found = audit(path, progress=progress)
-    return Contents(
-        path=found.path,
-        form="GGUF file" if found.is_gguf else "checkpoint",
-        hparams=found.hparams,
-        nbytes=found.nbytes,
-        experts=found.experts,
-        dense=found.dense,
-        findings=found.findings,
-    )
 
 
 def check_target(out: Path) -> None:

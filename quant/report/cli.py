@@ -1,0 +1,59 @@
+"""``gptoss-quant report``: the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from gptoss.files import console
+from gptoss.quant.audit import audit
+from gptoss.quant.report.page import page, tally
+from gptoss.quant.report.writing import check_target, write
+
+
+@click.command("report")
+@click.argument("model", type=click.Path(path_type=Path), metavar="MODEL")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="PAGE.html",
+    default=Path("report.html"),
+    show_default=True,
+    help="The page to write; one that is there is replaced.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON; write no page.")
+@click.pass_context
+def report_command(context: click.Context, model: Path, out: Path, as_json: bool) -> None:
+    """Show the numbers of MODEL, a checkpoint's folder or a GGUF file, as a page of pictures.
+
+    Every byte is read once. The page holds what was found, maps of block scales and saturated
+    blocks by layer and expert, how often each scale and code occurs, and the size of all other
+    tensors by layer. It is one file without scripts that needs nothing else, to be sent or printed
+    as it is.
+
+    \b
+    Examples:
+      gptoss-quant report gpt-oss-20b.gguf -o gpt-oss-20b.html
+      gptoss-quant report gpt-oss-20b --json | jq .severities
+
+    \b
+    Exit codes:
+      0    written, and nothing of severity "error" was found
+      1    written, and something was
+      2    MODEL is missing, damaged, or no gpt-oss model; or the page cannot be written
+      130  interrupted
+    """
+    if not as_json:
+        check_target(out)
+    with console.meter("reading", shown=not as_json) as progress:
+        result = audit(model, progress=progress)
+    if as_json:
+        click.echo(json.dumps(result.to_json()))
+    else:
+        write(out, page(result))
+        said = ", ".join(tally(result.findings).values())
+        click.echo(f"{out}: {said or 'nothing was found against the model'}")
+    context.exit(0 if result.sound else 1)
