@@ -22,6 +22,8 @@ from gptoss.files.errors import GptossError
 
 ATTEMPTS = 8
 """Failures in a row, without a byte in between, after which one gives up."""
+FIRST_ATTEMPTS = 3
+"""The same before the Hub was reached at all: more likely there is no network."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
 """Seconds; each pause is up to twice the one before, less a random part."""
 LONGEST_ASKED = 900.0
@@ -75,6 +77,7 @@ class Client:
         from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
         self.endpoint: str = constants.ENDPOINT
+        self.reached = False
         self.stop = threading.Event()
         self.say = say or (lambda _: None)
         self._session: Any = get_session()
@@ -101,32 +104,42 @@ class Client:
             with self._session.stream(
                 "GET", url, headers=headers, follow_redirects=False, timeout=TIMEOUT
             ) as answer:
+                self.reached = True
                 if answer.status_code in PASSING:
                     raise PassingError(f"status {answer.status_code}", _asked(answer.headers))
                 yield answer
         except self._offline as reason:
             raise HubError(
-                f"{url}: not asked for, since HF_HUB_OFFLINE is set; unset it to reach the Hub"
+                f"{self.endpoint}: not asked, since HF_HUB_OFFLINE is set; unset it, or leave out "
+                "--stream to use what is in the cache"
             ) from reason
         except self._failed as reason:
-            raise PassingError(str(reason) or type(reason).__name__) from reason
+            raise self._unanswered(reason) from reason
 
-    def passing(self, error: Exception, repository: str, what: str) -> PassingError:
+    def passing(self, error: BaseException, repository: str, what: str) -> PassingError:
         """What an error of huggingface_hub means, if it may pass; raises what it is if not."""
-        while isinstance(error.__cause__, Exception) and not hasattr(error, "response"):
+        known = (self._offline, self._failed)
+        while not isinstance(error, known) and error.__cause__ is not None:
             error = error.__cause__
         answer: Answer | None = getattr(error, "response", None)
-        if answer is not None and answer.status_code not in PASSING:
+        if answer is not None:
+            self.reached = True
+            if answer.status_code in PASSING:
+                return PassingError(f"status {answer.status_code}", _asked(answer.headers))
             raise self.refusal(answer, repository, what) from error
         if isinstance(error, self._offline):
             raise HubError(
                 f"{what}: not in the cache, and HF_HUB_OFFLINE is set; unset it to download"
             ) from error
-        if answer is None and not isinstance(error, self._failed):
-            raise HubError(f"{what}: {' '.join(str(error).split())}") from error
-        if answer is None:
-            return PassingError(str(error))
-        return PassingError(f"status {answer.status_code}", _asked(answer.headers))
+        if isinstance(error, self._failed):
+            return self._unanswered(error)
+        raise HubError(f"{what}: {' '.join(str(error).split())}") from error
+
+    def _unanswered(self, error: BaseException) -> PassingError:
+        reason = str(error) or type(error).__name__
+        return PassingError(
+            reason if self.reached else f"{self.endpoint} cannot be reached: {reason}"
+        )
 
     def refusal(self, answer: Answer, repository: str, what: str) -> HubError:
         """What an answer other than the one asked for means; ``what`` is what was asked for."""
@@ -166,9 +179,9 @@ class Patience:
     def wait(self, error: PassingError) -> None:
         """Pause before the next attempt; raises ``HubError`` when it has been enough."""
         self._failures += 1
-        if self._failures >= ATTEMPTS:
+        if self._failures >= (ATTEMPTS if self._client.reached else FIRST_ATTEMPTS):
             raise HubError(
-                f"{self._what}: tried {ATTEMPTS} times: {error}; run the same command later"
+                f"{self._what}: tried {self._failures} times: {error}; run the same command later"
             ) from error
         if error.after is not None and error.after > LONGEST_ASKED:
             raise HubError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -113,14 +114,19 @@ def test_offline(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
         pin(Client(), WANTED) if way == "pin" else download(WANTED)
 
 
-def test_nobody_answers(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bring", [lambda: pin(Client(), WANTED), lambda: download(WANTED)])
+def test_nobody_answers(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, bring: Callable[[], object]
+) -> None:
     hub.misbehave = every(1, Fault(status=502))
-    for bring in (lambda: pin(Client(), WANTED), lambda: download(WANTED)):
-        with pytest.raises(HubError, match=f"^{REPOSITORY}@main: tried 8 times: .*502"):
-            bring()
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
-    with pytest.raises(HubError, match=f"^{REPOSITORY}@main: tried 8 times: .*refused"):
-        pin(Client(), WANTED)
+    with pytest.raises(HubError, match=f"^{REPOSITORY}@main: tried 8 times: status 502; run"):
+        bring()
+    nowhere = "http://127.0.0.1:1"
+    monkeypatch.setattr(constants, "ENDPOINT", nowhere)
+    with pytest.raises(
+        HubError, match=f"@main: tried 3 times: {nowhere} cannot be reached: .*refused"
+    ):
+        bring()
 
 
 @pytest.mark.parametrize(
