@@ -144,8 +144,8 @@ def convert(
             resumed, sha256 = run(files, staging, progress, say, given.stream)
             if given.stream and (names := given.stream.unverified()):
                 say(
-                    f"note: {', '.join(names)} did not pass whole in this run, so the sha256 that "
-                    "the Hub publishes could not be compared"
+                    f"note: {', '.join(names)} did not pass whole in one run, so that the sha256 "
+                    "which the Hub publishes could not be compared"
                 )
             seconds = perf_counter() - began
             verdict = None

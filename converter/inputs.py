@@ -15,7 +15,7 @@ from gptoss.converter.hub import SETUP, WORDS, HubId, Stream, hub_id, pin
 from gptoss.converter.manifest import Origin
 from gptoss.files import console
 from gptoss.files.checkpoint import Weights
-from gptoss.files.errors import BadRequest
+from gptoss.files.errors import BadRequest, GptossError
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +78,20 @@ def opened(
             raise BadRequest(f"{source}: --stream is for a repository on the Hub, as owner/name")
         yield Input(Path(source), os.fspath(source))
     elif stream or headers_only:
-        with tempfile.TemporaryDirectory(prefix="gptoss-") as folder:
+        with tempfile.TemporaryDirectory(prefix="gptoss-") as folder, _said_of(wanted, folder):
             yield _streamed(wanted, Path(folder), say)
     else:
         yield _cached(wanted, shown, say)
+
+
+@contextmanager
+def _said_of(wanted: HubId, folder: str) -> Iterator[None]:
+    """Errors name what was asked for, not a folder that is gone when they are read."""
+    try:
+        yield
+    except GptossError as error:
+        error.args = (str(error).replace(folder, str(wanted)),)
+        raise
 
 
 def _cached(wanted: HubId, shown: bool, say: Say) -> Input:

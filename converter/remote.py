@@ -14,6 +14,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
+from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
@@ -45,8 +46,8 @@ class RemoteFile:
     def __init__(self, ranges: Ranges) -> None:
         self.file: HubFile = ranges.file
         self.ahead: ReadAhead | None = None
+        self.digest = Digest(ranges.file)
         self._ranges = ranges
-        self._digest = Digest(ranges.file)
 
     def __str__(self) -> str:
         return str(self.file)
@@ -54,11 +55,6 @@ class RemoteFile:
     @property
     def name(self) -> str:
         return self.file.name
-
-    @property
-    def verified(self) -> bool:
-        """Whether the whole file has passed and had the sha256 that the Hub publishes."""
-        return self._digest.verified
 
     def is_file(self) -> bool:
         return True
@@ -81,7 +77,7 @@ class RemoteFile:
         """Bytes from the Hub itself, now. They must not be changed: they may wait to be hashed."""
         piece = bytearray(span[1] - span[0])
         self._ranges.read_into(span[0], memoryview(piece))
-        self._digest.feed(span[0], piece)
+        self.digest.feed(span[0], piece)
         return piece
 
 
@@ -255,7 +251,10 @@ def segments(spans: Iterable[Span]) -> Sequence[Span]:
 
 
 class Digest:
-    """The sha256 of a file whose pieces come in nearly their order."""
+    """The sha256 of a file whose pieces come in nearly their order.
+
+    ``verified`` says whether all have come and the Hub publishes the same.
+    """
 
     def __init__(self, file: HubFile) -> None:
         self._file = file
@@ -264,7 +263,17 @@ class Digest:
         self._waiting: dict[int, bytes | bytearray] = {}
         self._given_up = file.sha256 is None
         self._lock = threading.Lock()
+        self._notes: Path | None = None
         self.verified = False
+
+    @property
+    def line(self) -> str:
+        """What is noted of a file that is verified, as sha256sum has it."""
+        return f"{self._file.sha256}  {self._file.name}"
+
+    def note_in(self, notes: Path) -> None:
+        """Where to append the line once it is true."""
+        self._notes = notes
 
     def feed(self, offset: int, piece: bytes | bytearray) -> None:
         """Take the bytes at ``offset``; ``WrongHash`` when the last prove the file wrong."""
@@ -289,6 +298,9 @@ class Digest:
                 "published; nothing of it is kept, run the command again"
             )
         self.verified = True
+        if self._notes is not None:
+            with self._notes.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(f"{self.line}\n")
 
 
 class WrongHash(BadCheckpoint):

@@ -33,6 +33,7 @@ from gptoss.files.errors import BadCheckpoint, OutputError
 from gptoss.files.reading import AnyPath, Source
 
 MAX_WORKERS = 8
+FEED_NOTES = "feed"
 NOTE_SECONDS = 1.0
 """How often the journal is brought up to date."""
 TICK_SECONDS = 0.1
@@ -45,13 +46,13 @@ Advance = Callable[[int], None]
 class Feed(Protocol):
     """Who brings sources that are not on this machine.
 
-    It must know beforehand what will be read, by one job after the other. ``stop`` is its word to
-    end all waiting.
+    It must know beforehand what will be read, by one job after the other. ``notes`` is a file that
+    it may keep from one run to the next that goes on. ``stop`` is its word to end all waiting.
     """
 
     @property
     def stop(self) -> threading.Event: ...
-    def reading(self, work: Sequence[Job]) -> AbstractContextManager[object]: ...
+    def reading(self, work: Sequence[Job], notes: Path) -> AbstractContextManager[object]: ...
 
 
 def n_workers() -> int:
@@ -147,7 +148,7 @@ class _Run:
             if self._feed:
                 left.sort(key=lambda job: (str(job.sources[0].path), job.sources[0].offset))
                 workers = 1
-                stack.enter_context(self._feed.reading(left))
+                stack.enter_context(self._feed.reading(left, self._staging.path(FEED_NOTES)))
             sources = {p: stack.enter_context(Source(p, BadCheckpoint)) for p in paths}
             pool = ThreadPoolExecutor(workers + 1, thread_name_prefix="convert")
             notes = pool.submit(self._keep_notes)

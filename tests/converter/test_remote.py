@@ -254,7 +254,7 @@ def test_what_is_told_before_comes_once_and_proves_the_file(
             assert len(ahead._held) <= remote.HELD
         assert not ahead._held
     assert hub.sent == file.size
-    assert place.verified
+    assert place.digest.verified
 
 
 def test_one_bit_is_wrong(hub: HubServer, client: Client, file: HubFile) -> None:
@@ -262,7 +262,7 @@ def test_one_bit_is_wrong(hub: HubServer, client: Client, file: HubFile) -> None
     place = RemoteFile(Ranges(client, file))
     with pytest.raises(WrongHash, match=r"and [0-9a-f]{64} is published"):
         place.read_into(0, memoryview(bytearray(file.size)))
-    assert not place.verified
+    assert not place.digest.verified
 
 
 def test_an_end_of_the_file_as_files_have_it(client: Client, file: HubFile) -> None:

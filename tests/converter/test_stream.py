@@ -19,7 +19,7 @@ from gptoss.converter import cli, remote
 from gptoss.converter.convert import convert
 from gptoss.converter.http import HubError
 from gptoss.converter.remote import WrongHash
-from gptoss.files.errors import BadRequest
+from gptoss.files.errors import BadRequest, UnsupportedModel
 from support.checkpoints import random_checkpoint
 from support.hub_server import REPOSITORY, Fault, HubServer, Misbehave, Repository, digests, every
 
@@ -212,7 +212,7 @@ def started(hub: HubServer, out: Path, *more: str) -> subprocess.Popen[str]:
 
 def test_killed_at_half_way(hub: HubServer, out: Path, tmp_path: Path) -> None:
     """The next run reads nothing of the finished tensors, and little of what was under way."""
-    larger = random_checkpoint(tmp_path / "some-model", hidden=128, layers=3, experts=8, shards=2)
+    larger = random_checkpoint(tmp_path / "some-model", hidden=128, layers=3, experts=8, shards=4)
     hub.repositories[REPOSITORY] = Repository(larger, "2" * 40)
     hub.misbehave = every(1, Fault(pause=0.04), "cdn")
     process = started(hub, out)
@@ -230,7 +230,10 @@ def test_killed_at_half_way(hub: HubServer, out: Path, tmp_path: Path) -> None:
     again = started(hub, out, "--json")
     printed, said = again.communicate(timeout=30)
     assert said.startswith("going on from an earlier run: ")
-    assert "did not pass whole in this run, so the sha256 that the Hub publishes" in said
+    checked = json.loads(printed)["checked_sha256"]
+    missed = [file["name"] for file in shards(larger) if file["name"] not in checked]
+    assert f"note: {missed[0]} did not pass whole in one run" in said
+    assert len(missed) == 1, "the others were whole in the run before or in this one"
     assert json.loads(printed)["resumed"] > 0
     assert hub.sent <= 0.6 * needed(larger)
     expected = out.with_name("expected.gguf")
@@ -305,3 +308,11 @@ def test_one_line_says_what_is_wrong(
         said = "--stream is for a repository on the Hub"
     assert said in printed.err
     assert list(out.parent.iterdir()) == []
+
+
+def test_an_error_names_the_repository(hub: HubServer, out: Path, tmp_path: Path) -> None:
+    other = random_checkpoint(tmp_path / "other")
+    (other / "config.json").write_text('{"model_type": "llama"}')
+    hub.repositories[REPOSITORY] = Repository(other, "3" * 40)
+    with pytest.raises(UnsupportedModel, match=f"^{REPOSITORY}@main/config.json: "):
+        convert(REPOSITORY, out, stream=True)
