@@ -55,17 +55,32 @@ class ConversationTooLong(ConversationError):
 class Place:
     """Where a value stands, to be named in an error."""
 
-    __slots__ = ("field", "index", "where")
+    __slots__ = ("_above", "_part", "index", "where")
 
-    def __init__(self, where: str, index: int | None, field: str = "") -> None:
+    def __init__(
+        self, where: str, index: int | None, field: str = "", above: Place | None = None
+    ) -> None:
+        """``field`` within ``above``, or in the whole."""
         self.where = where
         self.index = index
-        self.field = field
+        self._part = field
+        self._above = above
 
     def at(self, field: str) -> Place:
         """The place of a field of this value; ``[2]`` for an item."""
-        joint = "." if self.field and not field.startswith("[") else ""
-        return Place(self.where, self.index, f"{self.field}{joint}{field}")
+        return Place(self.where, self.index, field, self)
+
+    @property
+    def field(self) -> str:
+        """Dotted, empty for the whole. Put together only when it is asked for: most never are."""
+        place: Place | None = self
+        parts: list[str] = []
+        while place is not None:
+            if place._part:
+                parts.append(place._part)
+            place = place._above
+        joined = "".join(part if part.startswith("[") else f".{part}" for part in reversed(parts))
+        return joined.removeprefix(".")
 
     def error(self, problem: str) -> ConversationError:
         """The error of what is wrong here."""

@@ -43,25 +43,28 @@ def check_schema(place: Place, value: object) -> Schema:
 
     Raises ConversationError, which names the place in it. Keywords that are not known are let be.
     """
-    schema = place.mapping(value)
-    place.json(schema)
-    for at, inner in _schemas(place, schema):
-        _check_keywords(at, inner, schema)
-    simplified(schema, place)  # is it too large once its references are followed?
-    return schema
+    return _checked(place, value)[0]
 
 
 def check_parameters(place: Place, value: object) -> Schema:
     """``value``, a sound schema of objects: else arguments could not be given by name."""
-    schema = check_schema(place, value)
-    told = simplified(schema, place)
+    schema, told = _checked(place, value)
     variants = told.get("anyOf") or told.get("oneOf") or [told]
     if any(variant.get("type") != "object" for variant in variants):
         if "type" in schema:
-            place = place.at("type")
-            raise place.error(f"{schema['type']!r}: the schema must be of type 'object'")
+            problem = f"{schema['type']!r}: the schema must be of type 'object'"
+            raise place.at("type").error(problem)
         raise place.error("is no schema of an object: it says neither type nor properties")
     return schema
+
+
+def _checked(place: Place, value: object) -> tuple[Schema, Schema]:
+    """The schema, and simplified: it must not be too large once its references are followed."""
+    schema = place.mapping(value)
+    place.json(schema)
+    for at, inner in _schemas(place, schema):
+        _check_keywords(at, inner, schema)
+    return schema, simplified(schema, place)
 
 
 def lookup(root: Schema, reference: str) -> Schema | bool | None:

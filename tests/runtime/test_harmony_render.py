@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from gptoss.runtime.harmony import messages as m
-from gptoss.runtime.harmony.events import MessageEnded
+from gptoss.runtime.harmony.events import End, MessageEnded
 from gptoss.runtime.harmony.messages import Effort, Function, Message, Role
-from gptoss.runtime.harmony.parser import Parser
+from gptoss.runtime.harmony.parser import Parser, parse
 from gptoss.runtime.harmony.render import (
     KeepReasoning,
     render_conversation,
     render_for_completion,
     render_message,
 )
+from support.malformed import GOOD, Case
 from support.tokens import byte_tokenizer, spell, spelled
 
 TOKENIZER = byte_tokenizer()
@@ -116,6 +119,17 @@ def test_the_models_own_tokens_are_replayed() -> None:
     ids = render_message(message, TOKENIZER)
     assert ids == [*spell("<|start|>assistant"), *turn]
     assert render_message(replace(message, tokens=None), TOKENIZER) != ids
+
+
+@pytest.mark.parametrize("case", [case for case in GOOD if case.end == End.CALL])
+def test_after_a_call_the_cache_holds_all_that_was_generated(case: Case) -> None:
+    """The next prompt begins with the last one and the model's own ids, to the letter."""
+    before = [m.system(), m.user("?")]
+    prompt = render_for_completion(before, TOKENIZER)
+    said = [e.message for e in parse(case.ids, TOKENIZER) if isinstance(e, MessageEnded)]
+    results = [Message(Role.TOOL, "1", name=it.recipient) for it in said if it.recipient]
+    ids = render_for_completion([*before, *said, *results], TOKENIZER)
+    assert ids[: len(prompt) + len(case.ids)] == prompt + case.ids
 
 
 def test_replayed_ends_are_those_of_history() -> None:
