@@ -6,7 +6,7 @@ has a title, which a browser shows under the pointer. Text that comes from a fil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -91,20 +91,27 @@ def legend(shading: Shading, form: Callable[[float], str]) -> str:
     return _svg(_WIDTH, 24, parts, "colours of the heat map")
 
 
-def bars(shares: Sequence[float], labels: Sequence[str], titles: Sequence[str]) -> str:
-    """A bar for each share of a whole, from 0 up, with the largest share written at its height."""
-    height, n = 110, max(len(shares), 1)
+def bars(
+    sizes: Sequence[float],
+    labels: Sequence[str],
+    titles: Sequence[str],
+    form: Callable[[float], str] | None = None,
+) -> str:
+    """A bar for each size, from 0 up, with the largest written at its height.
+
+    ``form`` writes it; without, sizes are shares of a whole.
+    """
+    height, n = 110, max(len(sizes), 1)
     width = (_WIDTH - _LEFT - _RIGHT) / n
-    top = max((*shares, 1e-12))
+    wide = min(0.8 * width, 40.0)
+    top = max((*sizes, 1e-12))
     parts = [f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{_TOP}" y2="{_TOP}" class="axis"/>']
-    parts.append(_text(_LEFT - 4, _TOP + 4, percent(top), "end"))
-    for i, (share, title) in enumerate(zip(shares, titles, strict=True)):
-        size = height * share / top
-        if share:
-            size = max(size, 0.75)  # what is there must be seen
+    parts.append(_text(_LEFT - 4, _TOP + 4, (form or percent)(top), "end"))
+    for i, (size, title) in enumerate(zip(sizes, titles, strict=True)):
+        high = max(height * size / top, 0.75) if size else 0.0  # what is there must be seen
         parts.append(
-            f'<rect x="{_LEFT + (i + 0.1) * width:.2f}" y="{_TOP + height - size:.2f}" '
-            f'width="{width * 0.8:.2f}" height="{size:.2f}" class="bar">'
+            f'<rect x="{_LEFT + (i + 0.5) * width - wide / 2:.2f}" y="{_TOP + height - high:.2f}" '
+            f'width="{wide:.2f}" height="{high:.2f}" class="bar">'
             f"<title>{escape(title)}</title></rect>"
         )
     bottom = _TOP + height
@@ -138,6 +145,17 @@ def trend(values: Sequence[float], title: str) -> str:
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" class="end"/>',
     ]
     return _svg(width, height, parts, title)
+
+
+def figure(title: str, picture: str, caption: str = "") -> str:
+    """A picture with a heading; what stands below it may be a picture too."""
+    below = f"<figcaption>{caption}</figcaption>" if caption else ""
+    return f"<figure><h3>{escape(title)}</h3>{picture}{below}</figure>"
+
+
+def grid(figures: Iterable[str]) -> str:
+    """Figures side by side, as many as there is room for."""
+    return f'<div class="charts">{"".join(figures)}</div>'
 
 
 def percent(share: float) -> str:

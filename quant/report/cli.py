@@ -9,6 +9,7 @@ import click
 
 from gptoss.files import console
 from gptoss.quant.audit import audit
+from gptoss.quant.diff import diff
 from gptoss.quant.report.page import page, tally
 from gptoss.quant.report.writing import check_target, write
 
@@ -24,20 +25,30 @@ from gptoss.quant.report.writing import check_target, write
     show_default=True,
     help="The page to write; one that is there is replaced.",
 )
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path),
+    metavar="OTHER",
+    help="A checkpoint or GGUF to compare with: what MODEL was converted or trained from.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON; write no page.")
 @click.pass_context
-def report_command(context: click.Context, model: Path, out: Path, as_json: bool) -> None:
+def report_command(
+    context: click.Context, model: Path, out: Path, base: Path | None, as_json: bool
+) -> None:
     """Show the numbers of MODEL, a checkpoint's folder or a GGUF file, as a page of pictures.
 
     Every byte is read once. The page holds what was found, maps of block scales and saturated
     blocks by layer and expert, how often each scale and code occurs, and the size of all other
-    tensors by layer. It is one file without scripts that needs nothing else, to be sent or printed
+    tensors by layer; with --base also how far each tensor and expert is from that other model. It
+    is one file without scripts that needs nothing else, to be sent or printed
     as it is.
 
     \b
     Examples:
       gptoss-quant report gpt-oss-20b.gguf -o gpt-oss-20b.html
-      gptoss-quant report gpt-oss-20b --json | jq .severities
+      gptoss-quant report fine-tune --base gpt-oss-20b
+      gptoss-quant report gpt-oss-20b --json | jq .sound
 
     \b
     Exit codes:
@@ -50,10 +61,17 @@ def report_command(context: click.Context, model: Path, out: Path, as_json: bool
         check_target(out)
     with console.meter("reading", shown=not as_json) as progress:
         result = audit(model, progress=progress)
+    compared = None
+    if base is not None:
+        with console.meter("comparing", shown=not as_json) as progress:
+            compared = diff(base, model, progress=progress)
     if as_json:
-        click.echo(json.dumps(result.to_json()))
+        also = {} if compared is None else {"diff": compared.to_json()}
+        click.echo(json.dumps(result.to_json() | also))
     else:
-        write(out, page(result))
+        write(out, page(result, compared))
         said = ", ".join(tally(result.findings).values())
         click.echo(f"{out}: {said or 'nothing was found against the model'}")
+        if compared is not None:
+            click.echo(f"against {base}: {compared.verdict}")
     context.exit(0 if result.sound else 1)

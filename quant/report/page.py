@@ -14,10 +14,12 @@ from importlib.resources import files
 import numpy as np
 
 from gptoss.quant.audit import Audit
+from gptoss.quant.changes import Diff
 from gptoss.quant.findings import Finding, Severity
 from gptoss.quant.mxfp4 import E2M1, E8M0_BIAS, E8M0_NAN
 from gptoss.quant.report import charts
 from gptoss.quant.report.charts import Numbers, Shading
+from gptoss.quant.report.differences import differences
 from gptoss.quant.statistics import DenseStatistics, ExpertStatistics, Part
 
 SHOWN = 200
@@ -26,12 +28,13 @@ SHOWN = 200
 _CODES_BY_VALUE = (15, 14, 13, 12, 11, 10, 9, 8, 0, 1, 2, 3, 4, 5, 6, 7)
 
 
-def page(audit: Audit) -> str:
-    """The whole page on a model that was audited."""
+def page(audit: Audit, diff: Diff | None = None) -> str:
+    """The whole page on a model that was audited, and compared with a base when there is one."""
     style = files("gptoss.quant.report").joinpath("style.css").read_text("utf-8")
     sections = [
         _header(audit),
         _findings(audit.findings),
+        *(differences(diff, audit.hparams.num_hidden_layers) if diff else ()),
         *_experts(audit.experts),
         *_dense(audit.dense),
         _footer(),
@@ -159,24 +162,15 @@ def _experts(experts: Sequence[ExpertStatistics]) -> Iterator[str]:
         "<h2>Block scales</h2><p>How many of all blocks have each scale. Scales of trained weights"
         " lie close together; a second hill, or blocks far from it, do not belong there.</p>"
     )
-    yield _charts((_scale_bars(part, found) for part, found in parts.items()))
+    yield charts.grid((_scale_bars(part, found) for part, found in parts.items()))
     yield (
         "<h2>Codes</h2><p>How many of all values have each of the 16 codes, by the code's value."
         " Trained weights make a hill that is the same on both sides; zero has two codes.</p>"
     )
-    yield _charts((_code_bars(part, found) for part, found in parts.items()))
+    yield charts.grid((_code_bars(part, found) for part, found in parts.items()))
 
 
 Layers = Sequence[ExpertStatistics]
-
-
-def _charts(figures: Iterator[str]) -> str:
-    return f'<div class="charts">{"".join(figures)}</div>'
-
-
-def _figure(title: str, picture: str, caption: str = "") -> str:
-    below = f"<figcaption>{caption}</figcaption>" if caption else ""
-    return f"<figure><h3>{escape(title)}</h3>{picture}{below}</figure>"
 
 
 def _heat_maps(
@@ -199,9 +193,9 @@ def _heat_maps(
             return f"layer {layers[row]}, expert {expert}: {what} {said}"
 
         drawn = charts.heat_map(values, shading, title, rows="layer", columns="expert")
-        return _figure(part.value, drawn, key)
+        return charts.figure(part.value, drawn, key)
 
-    return _charts(figure(part, values) for part, values in measured.items())
+    return charts.grid(figure(part, values) for part, values in measured.items())
 
 
 def _mean_exponents(layers: Layers) -> Numbers:
@@ -229,7 +223,7 @@ def _scale_bars(part: Part, layers: Layers) -> str:
     ]
     shares = [float(counts[byte] / total) for byte in range(first, last + 1)]
     drawn = charts.bars(shares, [name.removeprefix("2^") for name in names], titles)
-    return _figure(part.value, drawn, "exponent of the scale, a power of two")
+    return charts.figure(part.value, drawn, "exponent of the scale, a power of two")
 
 
 def _scale_name(byte: int) -> str:
@@ -245,7 +239,7 @@ def _code_bars(part: Part, layers: Layers) -> str:
         f"{label} (code {code}): {int(counts[code]):,} values, {charts.percent(share)}"
         for code, label, share in zip(_CODES_BY_VALUE, labels, shares, strict=True)
     ]
-    return _figure(part.value, charts.bars(shares, labels, titles))
+    return charts.figure(part.value, charts.bars(shares, labels, titles))
 
 
 # --- dense tensors ----------------------------------------------------------------------------

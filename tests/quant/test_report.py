@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from gptoss.files.checkpoint import Checkpoint
 from gptoss.files.console import Meter
 from gptoss.quant import cli
 from gptoss.quant.audit import Audit, audit
+from gptoss.quant.changes import Diff, ExpertChange, TensorChange
 from gptoss.quant.counting import Counted, count
 from gptoss.quant.model import Model
 from gptoss.quant.mxfp4 import Bytes
@@ -134,6 +136,36 @@ def test_findings_stand_with_what_to_do(copy: Copying) -> None:
     assert "✕ 2 errors" in shown
 
 
+def changed(
+    tensor: str, layer: int | None, relative: float, *experts: ExpertChange
+) -> TensorChange:
+    n = EXPERTS if experts else 0
+    return TensorChange(tensor, layer, 8, 1, relative, 1.0, ("BF16", "Q8_0"), n, experts)
+
+
+def test_differences_from_a_base(audited: Audit) -> None:
+    changes = (
+        changed("blk.1.ffn_down_exps.weight", 1, 0.25, ExpertChange(2, 8, 0.5, 1.0)),
+        changed("blk.0.attn_q.weight", 0, 0.0625),
+        changed("blk.1.attn_q.weight", 1, inf),
+        changed("output.weight", None, 0.125),
+    )
+    diff = Diff("<base>", "b", 1, 4, 1, changes, (), (), ())
+    reader = Reader(page(audited, diff))
+    assert "<base>" in "".join(reader.text)
+    assert diff.verdict in "".join(reader.text)
+    assert "layer 0: 0.0625" in reader.titles
+    assert "layer 1: without bounds: the base is zero there" in reader.titles
+    assert "0.125" in reader.titles
+    assert [it for it in reader.titles if re.fullmatch(r"layer \d, expert \d: [\d.]+", it)] == [
+        f"layer {i}, expert {e}: {0.5 if (i, e) == (1, 2) else 0:.3g}"
+        for i in range(2)
+        for e in range(EXPERTS)
+    ]
+    same = Diff("a", "b", 1, 8, 3, (), (), (), ())
+    assert same.verdict in "".join(Reader(page(audited, same)).text)
+
+
 # --- charts -----------------------------------------------------------------------------------
 
 
@@ -192,6 +224,24 @@ def test_the_command_writes_a_page(
     assert list(tmp_path.iterdir()) == [out]
     assert run(source, "--json", monkeypatch=monkeypatch) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(audit(source).to_json()))
+
+
+def test_the_command_compares_with_a_base(
+    source: Path,
+    converted: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, gguf = tmp_path / "page.html", converted["q8_0"]
+    run(gguf, "--base", source, "-o", out, monkeypatch=monkeypatch)
+    assert f"against {source}: " in capsys.readouterr().out
+    assert "attn_q.weight" in out.read_text("utf-8")
+    run(gguf, "--base", source, "--json", monkeypatch=monkeypatch)
+    found = json.loads(capsys.readouterr().out)["diff"]
+    assert found["changes"]
+    assert all(0 < change["relative"] < 0.02 for change in found["changes"])
+    assert not any("exps.weight" in change["tensor"] for change in found["changes"])
 
 
 def test_an_error_among_the_findings_is_exit_code_1(
