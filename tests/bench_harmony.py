@@ -8,19 +8,26 @@ The vocabulary is the real one (`make oracle` fetches it). Exit code 1 when a fi
 
 from __future__ import annotations
 
+import json
 import random
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
+
 from gptoss.converter import vocabulary
-from gptoss.runtime.constraint import Vocabulary
+from gptoss.runtime.constraint import Constrained, Vocabulary
+from gptoss.runtime.engine import Logits
 from gptoss.runtime.harmony import messages as m
-from gptoss.runtime.harmony.messages import Message
+from gptoss.runtime.harmony.grammar import JSON_OBJECT, JsonSchema, Lark, Regex, Rules
+from gptoss.runtime.harmony.messages import Function, Message
 from gptoss.runtime.harmony.parser import Parser
 from gptoss.runtime.harmony.render import KeepReasoning, render_for_completion
+from gptoss.runtime.sampling import RandomSampler, Sampling
 from gptoss.runtime.tokenizer import Tokenizer
 from support import conversations, peers
 
@@ -72,6 +79,92 @@ def figures() -> Iterator[Figure]:
     yield Figure("building the tokenizer object", quickest(build), "s", 1)
     built = build()
     yield Figure("... and the one that constrains", quickest(lambda: Vocabulary(built)), "s", 1)
+    yield from mask_figures()
+
+
+def mask_figures() -> Iterator[Figure]:
+    """What the constraint adds to a token: finding what may come next, taking the rest out of the
+    logits, and following what came. The draw itself is not in it."""
+    vocabulary = Vocabulary(tokenizer())
+    spent = [mask_times(vocabulary, rules, text) for rules, text in constrained_turns()]
+    bound = [time for times in spent for time in times]
+    mean, slowest = sum(bound) / len(bound), max(bound)
+    yield Figure("constraining, a token of structure, mean", mean * 1e6, "µs", 300)
+    yield Figure("... at the slowest of them", slowest * 1e6, "µs", 300)
+    free = mask_times(vocabulary, Rules(), f"<|channel|>final<|message|>{''.join(WORDS) * 50}")
+    # The first token begins the text; its mask is structure's.
+    yield Figure("... a token of free text, mean", sum(free[4:]) / len(free[4:]) * 1e6, "µs", 10)
+    rules = Rules(tuple(Function(f"tool_{i}", parameters=TRIP) for i in range(20)))
+    compile_time = quickest(lambda: vocabulary.compile(rules))
+    yield Figure("compiling the rules of 20 tools", compile_time * 1e3, "ms", 100)
+
+
+def constrained_turns() -> Iterator[tuple[Rules, str]]:
+    """Rules and a turn that keeps them: calls, and answers to a schema, a regex and a grammar."""
+    trip = {
+        "from": "Reykjavík", "to": "Ulm", "days": [1, 2, 30], "price": 1234.5, "class": "first",
+        "note": "Window seat, please: and no \"quiet\" coach.\nThank you!",
+        "guests": [{"name": "Ada Lovelace", "age": 36}, {"name": "Bo", "age": None}],
+    }  # fmt: skip
+    call = "<|channel|>commentary to=functions.book <|constrain|>json<|message|>{}<|call|>"
+    book = Function("book", parameters=TRIP)
+    others = tuple(Function(f"book_{i}", parameters=TRIP) for i in range(9))
+    for indent in (None, 2):
+        text = json.dumps(trip, indent=indent, ensure_ascii=False)
+        yield Rules((book, *others)), call.replace("{}", text)
+        yield Rules(response_format=JsonSchema(TRIP)), f"{ANSWER}{text}<|return|>"
+        yield Rules(response_format=JSON_OBJECT), f"{ANSWER}{text}<|return|>"
+    yield (
+        Rules(response_format=Regex(r"[A-Z][a-z]+(, [A-Z][a-z]+)*\. [0-9]{4}-[0-9]{2}-[0-9]{2}")),
+        f"{ANSWER}Oslo, Bergen, Trondheim, Ulm. 2026-11-25<|return|>",
+    )
+    sums = Lark('start: sum ("; " sum)*\nsum: INT (" + " INT)+ " = " INT\nINT: /[0-9]+/')
+    yield Rules(response_format=sums), f"{ANSWER}17 + 25 = 42; 1 + 2 + 3 = 6<|return|>"
+
+
+CONTROL = re.compile(r"(<\|[a-z]+\|>)")
+ANSWER = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>"
+TRIP = {
+    "type": "object",
+    "properties": {
+        "from": {"type": "string"},
+        "to": {"type": "string", "maxLength": 40},
+        "days": {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 31}},
+        "price": {"type": "number"},
+        "class": {"enum": ["first", "second"]},
+        "note": {"type": ["string", "null"]},
+        "guests": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"name": {"type": "string"}, "age": {"type": ["integer", "null"]}},
+                "required": ["name"],
+                "additionalProperties": False,
+            },
+        },
+    },
+    "required": ["from", "to"],
+    "additionalProperties": False,
+}
+
+
+def mask_times(vocabulary: Vocabulary, rules: Rules, text: str, runs: int = 5) -> list[float]:
+    """Seconds that the constraint takes at each token of a turn, free text's left out where the
+    rules bind it; of several runs the quickest."""
+    ids = vocabulary.ids([piece for piece in CONTROL.split(text) if piece])
+    zeros = np.zeros(vocabulary.tokenizer.n_vocab, np.float32)
+    times = []
+    for _ in range(runs):
+        sampler = vocabulary.constrain(rules, RandomSampler(Sampling()))
+        times.append([_mask_time(sampler, token, zeros.copy()) for token in ids])
+    return [min(each) for each in zip(*times, strict=True)]
+
+
+def _mask_time(sampler: Constrained, token: int, logits: Logits) -> float:
+    begun = time.perf_counter()
+    sampler._admitted(logits)
+    sampler._accept(token)
+    return time.perf_counter() - begun
 
 
 @cache
