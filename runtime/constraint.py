@@ -22,6 +22,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from gptoss.files.errors import UnsupportedModel
 from gptoss.runtime.engine import EngineError, Logits, Sampler
 from gptoss.runtime.harmony.grammar import BadConstraint, Closed, Part, Rules, closing, turn_grammar
 from gptoss.runtime.loops import LoopDetector
@@ -50,6 +51,9 @@ Only what is used of it is ever memory."""
 _REMEMBERED = 256
 """Schemas and grammars known to be sound."""
 
+_LONGEST_TOKEN = 512
+"""Bytes; gpt-oss's has 128. llguidance does not survive much longer ones."""
+
 _TRIED = 4
 """Tokens of a schema or grammar that are tried before it is used."""
 
@@ -60,7 +64,13 @@ class Vocabulary:
     """A model's tokens as llguidance knows them. Immutable; safe to share between threads."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Takes most of a second with the full vocabulary."""
+        """Takes most of a second with the full vocabulary. Raises UnsupportedModel."""
+        longest = max(len(tokenizer.token_bytes(i)) for i in range(tokenizer.n_vocab))
+        if longest > _LONGEST_TOKEN:
+            raise UnsupportedModel(
+                f"the vocabulary has a token of {longest} bytes, over {_LONGEST_TOKEN}: "
+                "this is not a gpt-oss tokenizer"
+            )
         self.tokenizer = tokenizer
         self.n_words = (tokenizer.n_vocab + 31) // 32
         is_text = np.zeros(tokenizer.n_vocab, np.bool_)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gptoss.files.errors import UnsupportedModel
 from gptoss.runtime.constraint import Constrained, Vocabulary
 from gptoss.runtime.engine import EngineError, Logits
 from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, TurnEnded
@@ -31,6 +32,7 @@ from gptoss.runtime.harmony.grammar import (
 from gptoss.runtime.harmony.messages import Function, Message, Namespace
 from gptoss.runtime.harmony.parser import parse
 from gptoss.runtime.sampling import RandomSampler, Sampling
+from gptoss.runtime.tokenizer import Tokenizer
 from support.hostile import CASES
 from support.random_engine import RandomEngine
 from support.tokens import byte_tokenizer, spell, spelled
@@ -386,6 +388,29 @@ def test_what_cannot_be_compiled_is_refused(wanted: ResponseFormat, problem: str
     assert problem in str(refused.value)
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 500
+
+
+def test_a_vocabulary_with_a_token_as_long_as_a_book() -> None:
+    control = TOKENIZER.control
+    token_bytes = [TOKENIZER.token_bytes(i) for i in range(TOKENIZER.n_vocab)] + [b"a" * 10**6]
+    with pytest.raises(UnsupportedModel, match="a token of 1000000 bytes"):
+        Vocabulary(Tokenizer(token_bytes, control, [*range(256), len(token_bytes) - 1]))
+
+
+def test_rows_of_the_vocabulary_that_stand_for_nothing_are_not_drawn() -> None:
+    """Published models have some; their bytes here would otherwise be welcome everywhere."""
+    token_bytes = [TOKENIZER.token_bytes(i) for i in range(TOKENIZER.n_vocab)] + [b"7"] * 20
+    padded = Vocabulary(Tokenizer(token_bytes, TOKENIZER.control, range(256)))
+    for wanted in (None, JsonSchema({"type": "integer"})):
+        for text in ("", "7"):
+            sampler = padded.constrain(Rules(response_format=wanted, reasoning=False), likeliest)
+            for token in spell(f"<|channel|>final<|message|>{text}"):
+                logits = np.zeros(len(token_bytes), np.float32)
+                logits[token] = 1
+                assert sampler(logits) == token
+            logits = np.zeros(len(token_bytes), np.float32)
+            logits[TOKENIZER.n_vocab :] = 1
+            assert sampler(logits) < TOKENIZER.n_vocab
 
 
 def test_the_tool_at_fault_is_named() -> None:
