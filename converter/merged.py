@@ -29,6 +29,8 @@ from gptoss.quant import mxfp4
 
 PANEL = 64
 """Rows worked out together: always the same ones, so that no sum depends on who reads what."""
+SMALL_PRODUCT = 2**18
+"""Multiplications up to which OpenBLAS, numpy's on most systems, starts no threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,8 +302,16 @@ class _Mxfp4Experts(_Experts):
 
 
 def _sum(base: Floats, left: Floats, right: Floats, delta: Delta) -> Floats:
-    """``base + scale * left @ right`` in float32."""
-    product: Floats = left @ right
+    """``base + scale * left @ right`` in float32.
+
+    In products so small that a BLAS takes one thread for each: the threads of the conversion share
+    the cores already, and to wait for another one costs more than the product.
+    """
+    product = np.empty_like(base)
+    width = max(16, SMALL_PRODUCT // left.size)
+    for start in range(0, product.shape[1], width):
+        columns = slice(start, start + width)
+        np.matmul(left, right[:, columns], out=product[:, columns])
     product *= np.float32(delta.scale)
     product += base
     return product
