@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,18 +98,23 @@ def audit(path: str | os.PathLike[str], *, progress: Meter | None = None) -> Aud
 def _findings(model: Model, files: Files, counted: Counted) -> Iterator[Finding]:
     yield from vocabularies.of_vocabulary(model)
     loose = [*model.dense, *map(counting.as_dense, counting.loose(model))]
-    for tensor, its in zip(loose, counted.dense, strict=True):
-        yield from ranges.of_dense(files, tensor, its)
     by_name: dict[str, list[ExpertStatistics]] = {}
     for part in counted.experts:
         by_name.setdefault(part.tensor, []).append(part)
     packed = {tensor.name: tensor for tensor in model.experts if tensor.name in by_name}
-    for name, parts in by_name.items():
-        yield from marks.of_tensor(files, packed[name], parts)
+    layers = list(layouts.layers(files, model.experts, model.dense))
+    with ThreadPoolExecutor(counting.WORKERS) as pool:
+        looks: list[Iterator[list[Finding]]] = [
+            pool.map(lambda *it: list(ranges.of_dense(files, *it)), loose, counted.dense),
+            pool.map(
+                lambda name: list(marks.of_tensor(files, packed[name], by_name[name])), by_name
+            ),
+            pool.map(lambda layer: list(layouts.of_layer(files, layer)), layers),
+        ]
+        yield from (finding for look in looks for findings in look for finding in findings)
     if counted.experts:
         yield from marks.of_siblings(counted.experts, _attention(model, counted.dense))
     yield from duplicates.duplicates(files, packed, counted.experts)
-    yield from layouts.of_layers(files, model.experts, model.dense)
 
 
 def _attention(model: Model, counted: Sequence[DenseStatistics]) -> dict[int, float]:

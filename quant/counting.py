@@ -13,7 +13,7 @@ import numpy as np
 from gptoss.files.console import Meter
 from gptoss.quant import dense
 from gptoss.quant.dense import DenseCount
-from gptoss.quant.model import DenseTensor, Encoding, ExpertTensor, Model
+from gptoss.quant.model import MXFP4, DenseTensor, ExpertTensor, Model
 from gptoss.quant.slabs import Files, codes, slabs
 from gptoss.quant.statistics import (
     CodeCounter,
@@ -26,8 +26,6 @@ from gptoss.quant.statistics import (
 WORKERS = min(8, os.cpu_count() or 1)
 DENSE_TASK = 2**24
 """Bytes of a dense tensor that one task counts, about."""
-
-MXFP4 = (Encoding.MXFP4_HF, Encoding.MXFP4_GGML)
 
 
 @dataclass(frozen=True, slots=True)

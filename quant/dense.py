@@ -12,6 +12,8 @@ from math import inf, prod, sqrt
 from typing import Any
 
 import numpy as np
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from gptoss.quant.model import DenseTensor, Encoding, Extent
@@ -72,25 +74,38 @@ class DenseCount:
 
 
 def unit_bytes(encoding: Encoding) -> int:
-    """Bytes that must stay together: a value, or a block of Q8_0."""
-    if encoding is Encoding.Q8_0:
-        return Q8_0.itemsize
-    return np.dtype(_FORMATS[encoding].stored).itemsize
+    """Bytes that must stay together: a value, or a block of values with its scale."""
+    return _unit(encoding)[1]
 
 
 def unit_values(encoding: Encoding) -> int:
     """Values in ``unit_bytes``."""
-    return 32 if encoding is Encoding.Q8_0 else 1
+    return _unit(encoding)[0]
+
+
+def _unit(encoding: Encoding) -> tuple[int, int]:
+    values, nbytes = GGML_QUANT_SIZES[GGMLQuantizationType[encoding.value]]
+    return values, nbytes
+
+
+def _decoded(encoding: Encoding, raw: Bytes) -> Floats:
+    """The values of whole blocks, as the gguf package decodes them."""
+    blocks = raw.reshape(-1, unit_bytes(encoding))
+    decoded: Floats = dequantize(blocks, GGMLQuantizationType[encoding.value])
+    return decoded.reshape(-1)
 
 
 def count(files: Files, encoding: Encoding, extent: Extent, start: int, stop: int) -> DenseCount:
     """Count the bytes ``start`` to ``stop`` of an extent, whole units."""
     raw = files.read("dense", extent, start, stop - start)
-    first = start // unit_bytes(encoding)
+    first = start // unit_bytes(encoding) * unit_values(encoding)
     sampled = 1 if extent.nbytes <= 2 * PIECE else _SAMPLED
     if encoding is Encoding.Q8_0:
         return _count_q8_0(raw, first, sampled)
-    return _count_floats(raw, _FORMATS[encoding], first, sampled)
+    if encoding in _FORMATS:
+        return _count_floats(raw, _FORMATS[encoding], first, sampled)
+    decoded = _decoded(encoding, raw).view(np.uint8)
+    return _count_floats(decoded, _FORMATS[Encoding.F32], first, sampled)
 
 
 def _count_floats(raw: Bytes, of: _Format, first: int, sampled: int) -> DenseCount:
@@ -116,7 +131,7 @@ def _count_q8_0(raw: Bytes, first: int, sampled: int) -> DenseCount:
     not_finite, first_bad = 0, None
     if bad.any():
         not_finite = 32 * int(np.count_nonzero(bad))
-        first_bad = 32 * (first + int(bad.argmax()))
+        first_bad = first + 32 * int(bad.argmax())
         scales[bad] = 0
     # A zero code is a value rounded to zero; only a zero scale says that all 32 were zero.
     zeros = 32 * int(np.count_nonzero(scales == 0)) - not_finite
@@ -153,13 +168,9 @@ def values(
     files: Files, encoding: Encoding, extent: Extent, start: int, shape: Sequence[int]
 ) -> Floats:
     """Values of the given shape as float32, from the value ``start`` of an extent on."""
-    n = prod(shape)
-    if encoding is Encoding.Q8_0:
-        raw = files.read("values", extent, start // 32 * Q8_0.itemsize, n // 32 * Q8_0.itemsize)
-        blocks = raw.view(Q8_0)
-        sizes = np.ascontiguousarray(blocks["scale"]).view("<f2").astype(np.float32)
-        return (blocks["codes"].astype(np.float32) * sizes[:, None]).reshape(shape)
-    of = _FORMATS[encoding]
-    size = np.dtype(of.stored).itemsize
-    raw = files.read("values", extent, start * size, n * size)
-    return of.widen(raw.view(of.stored)).reshape(shape).copy()
+    n, (each, nbytes) = prod(shape), _unit(encoding)
+    raw = files.read("values", extent, start // each * nbytes, n // each * nbytes)
+    if encoding in _FORMATS:
+        of = _FORMATS[encoding]
+        return of.widen(raw.view(of.stored)).reshape(shape).copy()
+    return _decoded(encoding, raw).reshape(shape)

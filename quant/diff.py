@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from gptoss.files.console import Meter
 from gptoss.quant import dense, mxfp4
 from gptoss.quant.changes import Diff, ExpertChange, TensorChange
-from gptoss.quant.counting import MXFP4, WORKERS
+from gptoss.quant.counting import WORKERS
 from gptoss.quant.layouts import sample
-from gptoss.quant.model import GATE_UP_BIAS, DenseTensor, Encoding, ExpertTensor, Model
+from gptoss.quant.model import GATE_UP_BIAS, MXFP4, DenseTensor, Encoding, ExpertTensor, Model
 from gptoss.quant.mxfp4 import Floats
 from gptoss.quant.opening import open_model
 from gptoss.quant.slabs import Files, Slab, codes, slabs

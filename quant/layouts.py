@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from gptoss.quant import dense, mxfp4
 from gptoss.quant.findings import Finding, Kind, Severity
-from gptoss.quant.model import DenseTensor, Encoding, ExpertTensor
+from gptoss.quant.model import MXFP4, DenseTensor, Encoding, ExpertTensor
 from gptoss.quant.mxfp4 import Floats
 from gptoss.quant.slabs import Files, codes, slabs
 from gptoss.quant.statistics import Part
@@ -37,7 +37,7 @@ Order = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class _Layer:
+class Layer:
     """A layer's expert tensors and its norm before them."""
 
     number: int
@@ -46,10 +46,10 @@ class _Layer:
     norm: Floats
 
 
-def of_layers(
+def layers(
     files: Files, experts: Sequence[ExpertTensor], dense_tensors: Sequence[DenseTensor]
-) -> Iterator[Finding]:
-    """What is found in each layer that has all three parts."""
+) -> Iterator[Layer]:
+    """The layers that have all three parts and the norm before them."""
     norms = {it.layer: it for it in dense_tensors if it.role == "post_attention_norm.weight"}
     for number in sorted({it.layer for it in experts}):
         mine = {it.parts: it for it in experts if it.layer == number}
@@ -60,10 +60,11 @@ def of_layers(
             continue
         extent = norm.extent
         values = np.abs(dense.values(files, norm.encoding, extent, 0, norm.shape))
-        yield from _of_layer(files, _Layer(number, gate_up, down, values))
+        yield Layer(number, gate_up, down, values)
 
 
-def _of_layer(files: Files, layer: _Layer) -> Iterator[Finding]:
+def of_layer(files: Files, layer: Layer) -> Iterator[Finding]:
+    """What is found in a layer."""
     rows: dict[Part, Profile] = {}
     for tensor in layer.gate_up:
         rows |= _row_norms(files, tensor)
@@ -95,7 +96,7 @@ def _undone(gate: Profile, up: Profile, *, interleaved: bool) -> Profile:
     return _standard(rows[:, 0::2]) + _standard(rows[:, 1::2])
 
 
-def _inputs(files: Files, layer: _Layer, tensor: ExpertTensor) -> Iterator[Finding]:
+def _inputs(files: Files, layer: Layer, tensor: ExpertTensor) -> Iterator[Finding]:
     """The columns of gate or up against the norm weight that each is multiplied by."""
     columns = np.concatenate([*_column_norms(files, tensor).values()]).mean(axis=0, keepdims=True)
     with np.errstate(divide="ignore"):
@@ -106,7 +107,7 @@ def _inputs(files: Files, layer: _Layer, tensor: ExpertTensor) -> Iterator[Findi
     yield from _verdict(tensor, abs(_correlation(norm, columns)), tried, "the norm before it")
 
 
-def _turned(files: Files, layer: _Layer, neurons: Profile, found: float) -> Iterator[Finding]:
+def _turned(files: Files, layer: Layer, neurons: Profile, found: float) -> Iterator[Finding]:
     """A square matrix of floats, which could stand either way."""
     sample = dense.values(
         files,
@@ -188,7 +189,7 @@ def sample(
     """
     k = len(tensor.parts)
     found: dict[Part, list[Floats]] = {part: [] for part in tensor.parts}
-    if tensor.encoding in dense.FLOATS or tensor.encoding is Encoding.Q8_0:
+    if tensor.encoding not in MXFP4:
         matrix = _matrix(files, tensor, expert, columns)
         return {part: matrix[turn::k][::step] for turn, part in enumerate(tensor.parts)}
     blocks = slice(*(None if it is None else it // mxfp4.BLOCK for it in _ends(columns)))
@@ -236,7 +237,7 @@ def _correlation(one: Profile, other: Profile) -> float:
 
 def _orders(tensor: ExpertTensor) -> dict[Kind, Order]:
     """Where each column of a tensor would have to be taken from to undo a mistake."""
-    if tensor.encoding not in (Encoding.MXFP4_HF, Encoding.MXFP4_GGML):
+    if tensor.encoding not in MXFP4:
         return {}
     base = np.arange(tensor.columns).reshape(-1, mxfp4.BLOCK)
     pairs = base.reshape(-1, mxfp4.BLOCK // 2, 2)

@@ -15,7 +15,7 @@ from gptoss.quant.statistics import Part
 
 
 class Encoding(StrEnum):
-    """How a tensor's values are stored."""
+    """How a tensor's values are stored; of ggml's types, the name."""
 
     MXFP4_HF = "MXFP4, Hugging Face"
     MXFP4_GGML = "MXFP4, ggml"
@@ -23,7 +23,19 @@ class Encoding(StrEnum):
     F16 = "F16"
     F32 = "F32"
     Q8_0 = "Q8_0"
+    Q4_0 = "Q4_0"
+    Q4_1 = "Q4_1"
+    Q5_0 = "Q5_0"
+    Q5_1 = "Q5_1"
+    Q2_K = "Q2_K"
+    Q3_K = "Q3_K"
+    Q4_K = "Q4_K"
+    Q5_K = "Q5_K"
+    Q6_K = "Q6_K"
     OTHER = "another type"
+
+
+MXFP4 = (Encoding.MXFP4_HF, Encoding.MXFP4_GGML)
 
 
 @dataclass(frozen=True, slots=True)

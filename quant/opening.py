@@ -258,13 +258,11 @@ ROPE_KEYS: dict[str, str | int | float] = {
 }
 """Keys without which llama.cpp computes other positions, and the published models' values."""
 
-_TYPES = {
-    GGMLQuantizationType.MXFP4: Encoding.MXFP4_GGML,
-    GGMLQuantizationType.BF16: Encoding.BF16,
-    GGMLQuantizationType.F16: Encoding.F16,
-    GGMLQuantizationType.F32: Encoding.F32,
-    GGMLQuantizationType.Q8_0: Encoding.Q8_0,
-}
+
+def _encoding(kind: GGMLQuantizationType) -> Encoding:
+    if kind is GGMLQuantizationType.MXFP4:
+        return Encoding.MXFP4_GGML
+    return Encoding(kind.name) if kind.name in [*Encoding] else Encoding.OTHER
 
 
 def _open_gguf(path: Path) -> Model:
@@ -283,7 +281,7 @@ def _open_gguf(path: Path) -> Model:
         findings += problem
         if tensor is None:
             continue
-        encoding = _TYPES.get(tensor.type, Encoding.OTHER)
+        encoding = _encoding(tensor.type)
         if tensor.shape != named.ggml_shape or encoding is Encoding.OTHER:
             unread.append(tensor.name)
             continue

@@ -162,13 +162,14 @@ class CodeCounter:
             lowest = bits & -bits
             np.bitwise_and(planes[lowest], planes[bits ^ lowest], out=planes[bits])
         np.bitwise_count(planes, out=ones)
-        counts = ones.sum(axis=1, dtype=np.int64)
+        # In 32 bits: twice as fast, and a slab has nowhere near so many.
+        counts = ones.sum(axis=1, dtype=np.uint32).astype(np.int64)
         for bit in (1, 2, 4, 8):
             for bits in range(16):
                 if not bits & bit:
                     counts[bits] -= counts[bits | bit]
         counts[0] -= 16 * (4 * n - len(words))  # what fills up the planes
-        return counts, self._saturated(planes[_LARGEST], ones[:4])
+        return counts, _saturated(planes[_LARGEST], ones[_LARGEST])
 
     def _split(self, words: Words, planes: Words) -> None:
         n = planes.shape[1]
@@ -192,13 +193,20 @@ class CodeCounter:
         changed <<= shift
         one ^= changed
 
-    def _saturated(self, largest: Words, ones: Bytes) -> int:
-        """Blocks with ``SATURATED`` ones or more; each bit of a nibble is a quarter's own."""
-        bits = self._other[: len(largest)]
-        for i, counts in enumerate(ones):
-            np.bitwise_and(largest, _EVERY_NIBBLE << np.uint64(i), out=bits)
-            np.bitwise_count(bits, out=counts)
-        return int(np.count_nonzero(ones[:, 0::2] + ones[:, 1::2] >= SATURATED))
+
+def _saturated(largest: Words, ones: Bytes) -> int:
+    """Blocks with ``SATURATED`` ones or more in a plane, of whose words ``ones`` has the number.
+
+    Two words of a plane hold four blocks, each in a bit of its own of every nibble: first those
+    are sorted out that have too few ones for any of the four.
+    """
+    enough = np.flatnonzero(ones[0::2] + ones[1::2] >= SATURATED)
+    few = largest.reshape(-1, 2)[enough]
+    found = 0
+    for block in range(4):
+        counts = np.bitwise_count(few & (_EVERY_NIBBLE << np.uint64(block)))
+        found += int(np.count_nonzero(counts[:, 0] + counts[:, 1] >= SATURATED))
+    return found
 
 
 class ExpertCounter:
@@ -218,9 +226,9 @@ class ExpertCounter:
     def add(self, words: Words, scales: Bytes, of_codes: CodeCounter) -> None:
         """Count some rows: ``words[rows, blocks, 2]``, contiguous, and ``scales[rows, blocks]``."""
         if self._row == 0:
-            blocks = words.reshape(-1, 2)
-            self.ever = np.bitwise_or.reduce(blocks, axis=0)
-            self.always = np.bitwise_and.reduce(blocks, axis=0)
+            first = np.ascontiguousarray(words.reshape(-1, 2).T)  # along rows numpy reduces faster
+            self.ever = np.bitwise_or.reduce(first, axis=1)
+            self.always = np.bitwise_and.reduce(first, axis=1)
         self.scales += _histogram(scales)
         self.row_scales[self._row : self._row + len(scales)] = scales.mean(axis=1, dtype=np.float32)
         self._row += len(scales)
@@ -230,8 +238,9 @@ class ExpertCounter:
         self._count_zeros(words)
 
     def _count_zeros(self, words: Words) -> None:
-        magnitudes = words & _MAGNITUDES
-        some = (magnitudes[..., 0] | magnitudes[..., 1]) != 0
+        either = words[..., 0] | words[..., 1]
+        either &= _MAGNITUDES
+        some = either != 0
         zeros = some.size - int(np.count_nonzero(some))
         self.zero_blocks += zeros
         if zeros >= some.shape[1]:

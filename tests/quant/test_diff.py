@@ -56,7 +56,9 @@ def test_a_model_and_itself(base: Path, tuned: Path) -> None:
     assert result.equal == 3 + LAYERS * 19
 
 
-@pytest.mark.parametrize(("dense", "same"), [("bf16", True), ("f32", True), ("q8_0", False)])
+@pytest.mark.parametrize(
+    ("dense", "same"), [("bf16", True), ("f32", True), ("q8_0", False), ("q4_0", False)]
+)
 def test_a_model_and_its_conversion(base: Path, tmp_path: Path, dense: str, same: bool) -> None:
     convert(base, tmp_path / "model.gguf", dense=dense)
     for result in (diff(base, tmp_path / "model.gguf"), diff(tmp_path / "model.gguf", base)):

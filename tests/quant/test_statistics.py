@@ -94,7 +94,7 @@ def test_checkpoint_counted_as_by_hand(
             assert (it.always == np.bitwise_and.reduce(codes, axis=(1, 2))).all()
 
 
-@pytest.mark.parametrize("dtype", DENSE)
+@pytest.mark.parametrize("dtype", [*DENSE, "q4_0", "q5_1"])
 def test_gguf_counted_like_its_checkpoint(checkpoint: Path, tmp_path: Path, dtype: str) -> None:
     convert(checkpoint, tmp_path / "model.gguf", dense=dtype)
     source, gguf = counted(checkpoint), counted(tmp_path / "model.gguf")
@@ -107,8 +107,8 @@ def test_gguf_counted_like_its_checkpoint(checkpoint: Path, tmp_path: Path, dtyp
     assert sum(it.zeros for it in gguf.dense) >= sum(it.zeros for it in source.dense)
     embedding = {it.tensor: it for it in gguf.dense}["token_embd.weight"]
     original = {it.tensor: it for it in source.dense}["model.embed_tokens.weight"]
-    assert embedding.rms == pytest.approx(original.rms, rel=0.01)
-    assert embedding.peak == pytest.approx(original.peak, rel=0.001)
+    assert embedding.rms == pytest.approx(original.rms, rel=0.02)
+    assert embedding.peak == pytest.approx(original.peak, rel=0.1 if dtype in ("q4_0", "q5_1") else 0.001)
 
 
 def test_mean_square(checkpoint: Path) -> None:
