@@ -164,6 +164,16 @@ def proof_bench(checkpoint: Path, gguf: Path, runs: int) -> list[Series]:
     return [read, verify]
 
 
+def audit_bench(gguf: Path, runs: int) -> list[Series]:
+    """The audit of the 20b-sized file beside reading it once, from the page cache both."""
+    read = Series("reading the q8_0 file (`cat`)")
+    audit = Series("`gptoss-quant audit` (q8_0)")
+    for _ in range(runs):
+        read.runs.append(timed(("sh", "-c", 'cat "$0" > /dev/null', gguf)))
+        audit.runs.append(timed((BIN / "gptoss-quant", "audit", gguf)))
+    return [read, audit]
+
+
 def encoder_bench(runs: int) -> Iterator[str]:
     """Our MXFP4 encoder beside the gguf package's, on the same normal values, in this process."""
     values = np.random.default_rng(0).standard_normal((2880, 2880), np.float32)
@@ -229,6 +239,7 @@ def main() -> None:
         )  # fmt: skip
     large, q8 = converter_bench(checkpoint, folder, options.runs)
     proof = proof_bench(checkpoint, q8, options.runs)
+    audit = audit_bench(q8, options.runs)
     small = vocabulary_bench(folder, options.runs)
     size = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
     lines = [
@@ -241,6 +252,8 @@ def main() -> None:
         *table(large, large[0], size),
         "",
         *table(proof, proof[0], 0),
+        "",
+        *table(audit, audit[0], 0),
         "",
         *table(small, small[0], 0),
         "",

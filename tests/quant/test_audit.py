@@ -13,6 +13,7 @@ from gptoss.quant.audit import Audit, audit
 from gptoss.quant.findings import Finding, Severity
 from support.checkpoints import random_checkpoint
 from support.defects import DEFECTS, Defect, Expected, Patient
+from support.editing import regions
 
 TINY = Path(__file__).resolve().parent.parent / "tiny" / "checkpoint"
 TEMPLATE = "{{ messages }}"
@@ -75,6 +76,16 @@ def test_a_planted_defect_is_found(sound: Path, tmp_path: Path, defect: Defect, 
         f"{expected}\n{said}"
     )
     assert result.sound == (defect.severity is not Severity.ERROR), said
+
+
+def test_experts_alike_in_their_counts_only_are_no_duplicates(sound: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(sound / "checkpoint", tmp_path / "checkpoint")
+    for ending in ("_blocks", "_scales"):
+        region = regions(path)["model.layers.0.mlp.experts.down_proj" + ending]
+        array = region.read()
+        array[1] = np.roll(array[0], 1, axis=0)
+        region.write(array)
+    assert audit(path).sound
 
 
 def test_the_trained_model_is_sound(tmp_path: Path) -> None:

@@ -108,7 +108,9 @@ def test_gguf_counted_like_its_checkpoint(checkpoint: Path, tmp_path: Path, dtyp
     embedding = {it.tensor: it for it in gguf.dense}["token_embd.weight"]
     original = {it.tensor: it for it in source.dense}["model.embed_tokens.weight"]
     assert embedding.rms == pytest.approx(original.rms, rel=0.02)
-    assert embedding.peak == pytest.approx(original.peak, rel=0.1 if dtype in ("q4_0", "q5_1") else 0.001)
+    assert embedding.peak == pytest.approx(
+        original.peak, rel=0.1 if dtype in ("q4_0", "q5_1") else 0.001
+    )
 
 
 def test_mean_square(checkpoint: Path) -> None:
