@@ -15,8 +15,9 @@ is told to the model nowhere, and enforced where arguments are constrained and c
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
@@ -25,9 +26,9 @@ from gptoss.runtime.harmony.checking import MAX_DEPTH, Place, kind
 Schema = Mapping[str, Any]
 
 TYPES = ("string", "number", "integer", "boolean", "null", "array", "object")
-MAX_SCHEMAS = 4096
-"""Schemas in a schema once references are followed: a few lines can refer to each other so that
-they would fill the memory."""
+MAX_FOLLOWED = 2**20
+"""Characters of JSON that references may bring in, each time anew: a few lines can refer to each
+other so that they would fill the memory. All else in a schema is written once."""
 
 _ANNOTATIONS = ("title", "description", "default", "examples", "nullable")
 _ONE = (
@@ -51,10 +52,10 @@ def check_parameters(place: Place, value: object) -> Schema:
     schema, told = _checked(place, value)
     variants = told.get("anyOf") or told.get("oneOf") or [told]
     if any(variant.get("type") != "object" for variant in variants):
-        if "type" in schema:
+        if schema.get("type", "object") != "object":
             problem = f"{schema['type']!r}: the schema must be of type 'object'"
             raise place.at("type").error(problem)
-        raise place.error("is no schema of an object: it says neither type nor properties")
+        raise place.error("is no schema of an object: give it type 'object' and properties")
     return schema
 
 
@@ -144,13 +145,11 @@ def _check_keywords(place: Place, schema: Schema, root: Schema) -> None:
 class _Simplifier:
     root: Schema
     place: Place
-    left: int = MAX_SCHEMAS
+    _left: int = MAX_FOLLOWED
+    _sizes: dict[str, int] = field(default_factory=dict)
 
     def simplify(self, value: object, following: frozenset[str], depth: int) -> dict[str, Any]:
         """``following`` are the references that led here: one of them again would never end."""
-        self.left -= 1
-        if self.left < 0:
-            raise self.place.error(f"holds over {MAX_SCHEMAS} schemas, its references followed")
         if depth > MAX_DEPTH:
             raise self.place.error(f"is nested deeper than {MAX_DEPTH}, its references followed")
         if not isinstance(value, Mapping):
@@ -176,18 +175,28 @@ class _Simplifier:
                 raise self.place.error(f"$ref {reference[:80]!r} points at no schema in this one")
             if isinstance(target, bool):
                 return own, following
+            self._spend(reference, target)
             if reference in following:
                 target = {key: target[key] for key in _ANNOTATIONS if key in target}
             following |= {reference}
             value = {**target, **own}
         return value, following
 
+    def _spend(self, reference: str, target: Schema) -> None:
+        if reference not in self._sizes:
+            self._sizes[reference] = 64 + len(json.dumps(target))  # nothing is wholly free
+        self._left -= self._sizes[reference]
+        if self._left < 0:
+            raise self.place.error(
+                f"has over {MAX_FOLLOWED} characters once its references are followed"
+            )
+
 
 def _own_keywords(value: Schema, inner: Callable[[object], dict[str, Any]]) -> dict[str, Any]:
     """What is written as it stands, the schemas in it simplified by ``inner``."""
     out = _only(value, ("type", *_ANNOTATIONS))
     if isinstance(required := value.get("required"), list | tuple):
-        out["required"] = list(required)
+        out["required"] = [name for name in required if isinstance(name, str)]
     if isinstance(properties := value.get("properties"), Mapping):
         out["properties"] = {name: inner(part) for name, part in properties.items()}
     if isinstance(others := value.get("additionalProperties"), Mapping) and others:
@@ -237,11 +246,11 @@ def _with_variants(out: dict[str, Any], variants: list[dict[str, Any]]) -> dict[
     if out.keys() & {"properties", "additionalProperties", "items", "enum", "oneOf"}:
         return out
     if isinstance(out.get("type"), str):
-        variants = [{"type": out["type"]} | variant for variant in variants]
+        own = {"type": out["type"]}
+        variants = [variant if "enum" in variant else own | variant for variant in variants]
     flat: list[dict[str, Any]] = []
     for variant in variants:
-        nested = variant["anyOf"] if variant.keys() == {"anyOf"} else [variant]
-        flat += [one for one in nested if one not in flat]
+        flat += variant["anyOf"] if variant.keys() == {"anyOf"} else [variant]
     annotations = _only(out, _ANNOTATIONS)
     if len(flat) == 1:
         return flat[0] | annotations
@@ -261,10 +270,13 @@ def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
         out["properties"] = properties
     required = [*first.get("required", ()), *second.get("required", ())]
     if required:
-        out["required"] = [name for i, name in enumerate(required) if name not in required[:i]]
+        out["required"] = list(dict.fromkeys(required))
     if "enum" in first and "enum" in second:
-        both = [choice for choice in first["enum"] if choice in second["enum"]]
+        known = set(map(json.dumps, second["enum"]))
+        both = [choice for choice in first["enum"] if json.dumps(choice) in known]
         out["enum"] = both or first["enum"]
+    if "enum" in out and out.get("type") != "string":
+        out.pop("type", None)
     return out
 
 

@@ -106,8 +106,7 @@ def _object(schema: Schema, indent: str) -> str:
     lines = _comment(schema.get("description"), indent)
     lines.append("{")
     properties = schema.get("properties")
-    required = schema.get("required")
-    required = required if isinstance(required, list) else []
+    required = set(schema.get("required", ()))
     for name, value in properties.items() if isinstance(properties, dict) else ():
         value = value if isinstance(value, dict) else {}
         key = f"{indent}{name}{'' if name in required else '?'}:"

@@ -9,7 +9,7 @@ import pytest
 
 from gptoss.runtime.harmony.checking import ConversationError, Place
 from gptoss.runtime.harmony.messages import Function, Namespace
-from gptoss.runtime.harmony.schemas import MAX_SCHEMAS, check_parameters, check_schema, lookup
+from gptoss.runtime.harmony.schemas import MAX_FOLLOWED, check_parameters, check_schema, lookup
 from gptoss.runtime.harmony.typescript import tools_section
 
 PLACE = Place("tools", 0, "parameters")
@@ -67,6 +67,8 @@ PROPERTIES: list[tuple[dict[str, Any], str]] = [
     ({"type": "object", "additionalProperties": False}, "p?: {\n    },"),
     ({"allOf": [POINT, {"properties": {"y": STRING}, "required": ["y", "x"]}]},
      "p?: {\n    x: number,\n    y: string,\n    },"),
+    ({"type": "integer", "anyOf": [{"enum": [1]}, {"minimum": 5}]}, "p?: 1 | number,"),
+    ({"type": "integer", "allOf": [{"enum": [1, 2]}]}, "p?: 1 | 2,"),
     ({"allOf": [{"enum": ["a", "b"]}, {"enum": ["b", "c"]}]}, 'p?: "b",'),
     ({"allOf": [{"$ref": "#/$defs/Point"}], "description": "Where."},
      "// Where.\np?:     // Where.\n{\n    x: number,\n    },"),
@@ -123,11 +125,32 @@ def test_an_expansion_without_end_is_refused_at_once() -> None:
     definitions["d30"] = STRING
     bomb = {"type": "object", "properties": {"p": {"$ref": "#/$defs/d0"}}, "$defs": definitions}
     begun = time.perf_counter()
-    with pytest.raises(ConversationError, match=f"over {MAX_SCHEMAS} schemas"):
+    with pytest.raises(ConversationError, match=f"over {MAX_FOLLOWED} characters"):
         check_parameters(PLACE, bomb)
-    with pytest.raises(ConversationError, match=r"tools\.functions\.f\.parameters: holds over"):
+    with pytest.raises(ConversationError, match=r"tools\.functions\.f\.parameters: has over"):
         tools_section([Namespace("functions", (Function("f", "", bomb),))])
     assert time.perf_counter() - begun < 2
+
+
+@pytest.mark.parametrize(
+    "large",
+    [
+        {"enum": list(range(50_000))},
+        {"type": "string", "description": "x" * 400_000},
+        {"type": "object", "required": [f"k{i}" for i in range(50_000)]},
+    ],
+    ids=["enum", "description", "required"],
+)
+def test_what_is_large_is_not_brought_in_again_and_again(large: dict[str, Any]) -> None:
+    """Once is fine, however large; a thousand references to it are not."""
+    properties = {f"p{i}": {"$ref": "#/$defs/large"} for i in range(1_000)}
+    schema = {"type": "object", "properties": properties, "$defs": {"large": large}}
+    begun = time.perf_counter()
+    with pytest.raises(ConversationError, match="once its references are followed"):
+        check_parameters(PLACE, schema)
+    check_parameters(PLACE, {"type": "object", "properties": {"p": large}})
+    check_schema(PLACE, {"allOf": [large, large]})
+    assert time.perf_counter() - begun < 3
 
 
 def test_a_chain_of_references_too_deep_is_refused() -> None:
