@@ -259,11 +259,11 @@ def _sentence(done: Conversion) -> str:
 def _rounding(roundings: Mapping[str, Rounding]) -> str:
     blocks = sum(rounding.blocks for rounding in roundings.values())
     exact = sum(rounding.exact for rounding in roundings.values())
+    said = f"experts encoded to MXFP4: {exact:,} of {blocks:,} blocks without a difference"
+    if exact == blocks:
+        return said
     name, worst = max(roundings.items(), key=lambda item: item[1].relative_error)
-    return (
-        f"experts encoded to MXFP4: {exact:,} of {blocks:,} blocks without a difference; the "
-        f"largest relative error of a tensor is {worst.relative_error:.2g}, of {name}"
-    )
+    return f"{said}; the largest relative error of a tensor: {worst.relative_error:.2g}, {name}"
 
 
 def _provenance(done: Conversion) -> str:

@@ -42,6 +42,8 @@ _OTHER_KINDS = ("use_dora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan
 """Settings that, when set, make of an adapter something else than a product to be added."""
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Beginnings of ``init_lora_weights`` with which the base itself is changed before training."""
+_PUBLISHED = {"gpt-oss-20b": (24, 32), "gpt-oss-120b": (36, 128)}
+"""Layers and experts; all else is alike, so that an adapter of attention alone would fit both."""
 _SWAPS_BY_SHAPE = (0, 19)
 """From this version on PEFT has sometimes taken experts' inputs for outputs, and their outputs."""
 
@@ -81,6 +83,7 @@ def open_adapter(folder: Path, checkpoint: Checkpoint) -> Adapter:
     path = folder / WEIGHTS
     if not path.exists():
         raise BadCheckpoint(f"{path}: missing; an adapter's weights must be in safetensors")
+    _check_name(config, checkpoint.hparams, folder / CONFIG)
     pairs, replaced = _sorted(read_header(path), checkpoint.hparams)
     found = _Found(config, path, checkpoint.hparams)
     deltas = dict(found.delta(module, a, b) for module, (a, b) in pairs.items())
@@ -105,6 +108,17 @@ def _check_kind(config: Mapping[str, Any], where: Path) -> None:
         raise UnsupportedModel(
             f"{where}: init_lora_weights is {quoted(start)}: the adapter belongs to a base that "
             "PEFT changed before training; merge it with PEFT"
+        )
+
+
+def _check_name(config: Mapping[str, Any], hparams: HParams, where: Path) -> None:
+    """Raise ``BadCheckpoint`` when the adapter names a published model, and the base is another."""
+    name = str(config.get("base_model_name_or_path")).replace("\\", "/").rpartition("/")[2]
+    shape = _PUBLISHED.get(name.lower().removesuffix("-bf16"))
+    if shape not in (None, (hparams.num_hidden_layers, hparams.num_local_experts)):
+        raise BadCheckpoint(
+            f"{where}: the adapter is for {name}; the base has {hparams.num_hidden_layers} layers "
+            f"of {hparams.num_local_experts} experts"
         )
 
 

@@ -229,6 +229,8 @@ X = f"{adapters.PREFIX}{LAYER}mlp.experts"
         (added(Q + ".lora_A.weight", 4, 96), BadCheckpoint, "the adapter is for another base"),
         (added(Q + ".lora_A.weight", 5, 64), BadCheckpoint, "make no product"),
         (added(X + ".lora_A.weight", 12, 64), BadCheckpoint, "make no product"),
+        (with_config(base_model_name_or_path="openai/gpt-oss-20b"), BadCheckpoint,
+         "the adapter is for gpt-oss-20b; the base has 2 layers of 4 experts"),
         (with_config(target_modules=["q_proj"]), BadCheckpoint,
          "has nothing for 'model.layers.0.self_attn.q_proj', which its config targets"),
         (with_config(target_parameters=["mlp.experts.down_proj"]), BadCheckpoint,
