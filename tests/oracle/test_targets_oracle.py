@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from gptoss.converter import transforms
 from gptoss.converter.convert import convert
 from gptoss.converter.dense import Dense
+from gptoss.files.gguf import GgufFile, GgufTensor
 from support import peers
 from support.checkpoints import random_checkpoint
 
 pytestmark = pytest.mark.oracle
 
+QUANTIZE = Path(__file__).with_name("run_llama_cpp_quantize.py")
 IDS = [5, 60, 7, 200, 90, 31, 8, 77]
 BLOCK_TYPES = (Dense.Q8_0, Dense.Q5_1, Dense.Q5_0, Dense.Q4_1, Dense.Q4_0)
 
@@ -129,3 +131,30 @@ def test_the_full_vocabulary_in_three_seconds(tmp_path: Path) -> None:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert float(done.stdout) < 3
+
+
+def test_llama_cpp_quantizer_gives_the_same_file(tmp_path: Path) -> None:
+    """Our bf16 file quantized by llama.cpp, tensor by tensor against our q8_0 file."""
+    source = random_checkpoint(
+        tmp_path / "source", hidden=288, layers=2, experts=3, heads=6, kv_heads=3, vocab=1000
+    )
+    bf16 = convert(source, tmp_path / "bf16.gguf", dense="bf16").files[0]
+    q8_0 = convert(source, tmp_path / "q8_0.gguf").files[0]
+    theirs = tmp_path / "theirs.gguf"
+    done = subprocess.run(
+        [sys.executable, QUANTIZE, bf16, theirs], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    mine, other = GgufFile.open(q8_0), GgufFile.open(theirs)
+    assert mine.tensors.keys() == other.tensors.keys()
+    for name, tensor in mine.tensors.items():
+        found = other.tensors[name]
+        assert (found.type, found.shape) == (tensor.type, tensor.shape), name
+        assert read(found) == read(tensor), f"{name} has other bytes"
+
+
+def read(tensor: GgufTensor) -> bytes:
+    """A tensor's bytes."""
+    with tensor.path.open("rb") as file:
+        file.seek(tensor.offset)
+        return file.read(tensor.nbytes)
