@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from gguf.constants import Keys, TokenType
 
 from gptoss.converter.inverse import READABLE
@@ -119,9 +118,9 @@ def _strings(file: GgufFile, key: str) -> StringArray:
 
 def _types(file: GgufFile, n_tokens: int) -> list[int]:
     found = file.metadata.get(Keys.Tokenizer.TOKEN_TYPE)
-    if not isinstance(found, np.ndarray) or len(found) != n_tokens:
+    if not isinstance(found, tuple) or len(found) != n_tokens:
         raise BadGguf(f"{file.path}: {Keys.Tokenizer.TOKEN_TYPE} has no type for each token")
-    types: list[int] = found.tolist()
+    types = list(found)
     strange = set(types) - _KINDS
     if strange:
         raise BadGguf(f"{file.path}: {Keys.Tokenizer.TOKEN_TYPE} holds {quoted(min(strange))}")

@@ -60,14 +60,31 @@ def bf16(values: Floats) -> Words:
     rounded &= np.uint32(1)
     rounded += np.uint32(0x7FFF)
     rounded += bits
-    words: Words = (rounded >> np.uint32(16)).astype(_U16)
+    made: Words = (rounded >> np.uint32(16)).astype(_U16)
     nan = np.isnan(values)
     if nan.any():
-        words[nan] = (bits[nan] >> np.uint32(16)).astype(_U16) | _QUIET
-    infinite = (words & np.uint16(0x7FFF)) == _INFINITE
+        made[nan] = (bits[nan] >> np.uint32(16)).astype(_U16) | _QUIET
+    infinite = (made & np.uint16(0x7FFF)) == _INFINITE
     if infinite.any() and np.isfinite(values[infinite]).any():
         raise OutOfRangeError(float(np.abs(values[np.isfinite(values)]).max()))
-    return words
+    return made
+
+
+@cache
+def _mxfp4_words() -> Words:
+    """The BF16 of every code under every scale, by ``scale << 4 | code``; each is exact."""
+    codes = np.tile(np.arange(16, dtype=np.uint8), (256, 1))
+    return bf16(mxfp4.decode(codes, np.arange(256, dtype=np.uint8))).reshape(-1)
+
+
+def words(kind: GGMLQuantizationType, raw: Bytes) -> Words:
+    """The nearest BF16 ``uint16[n]`` of whole blocks of type ``kind``, one of ``READABLE``."""
+    if kind is not GGMLQuantizationType.MXFP4:
+        return bf16(floats(kind, raw))
+    blocks = raw.reshape(-1, mxfp4.GGML_BYTES)
+    index = blocks[:, :1].astype(np.uint16) << np.uint16(4) | mxfp4.codes_from_ggml(blocks)
+    found: Words = np.take(_mxfp4_words(), index.reshape(-1))
+    return found
 
 
 def is_bf16(values: Floats) -> bool:
@@ -84,10 +101,10 @@ def to_bf16(kind: GGMLQuantizationType) -> Transform:
     step = _PIECE // n_values
 
     def apply(sources: Sequence[Bytes], out: Bytes) -> None:
-        blocks, words = sources[0].reshape(-1, n_bytes), out.view(_U16).reshape(-1, n_values)
+        blocks, target = sources[0].reshape(-1, n_bytes), out.view(_U16).reshape(-1, n_values)
         for start in range(0, len(blocks), step):
             piece = blocks[start : start + step].reshape(-1)
-            words[start : start + step] = bf16(floats(kind, piece)).reshape(-1, n_values)
+            target[start : start + step] = words(kind, piece).reshape(-1, n_values)
 
     return Transform(f"{kind.name} to BF16", (n_bytes,), 2 * n_values, apply)
 
@@ -98,9 +115,8 @@ def taking_turns(kind: GGMLQuantizationType) -> Transform:
     n_values, n_bytes = GGML_QUANT_SIZES[kind]
 
     def apply(sources: Sequence[Bytes], out: Bytes) -> None:
-        words = out.view(_U16)
         for i, source in enumerate(sources):
-            words[i::2] = bf16(floats(kind, source))
+            out.view(_U16)[i::2] = words(kind, source)
 
     name = f"{kind.name} to BF16, values in turn"
     return Transform(name, (n_bytes, n_bytes), 4 * n_values, apply)
@@ -145,15 +161,16 @@ def turned(kind: GGMLQuantizationType, n_sources: int, rows: int, columns: int) 
     n_values, n_bytes = GGML_QUANT_SIZES[kind]
     row_bytes = columns // n_values * n_bytes
     step = max(1, _PIECE // columns)
+    together = np.dtype(f"<u{2 * n_sources}")  # a value of each, moved as one
 
     def apply(sources: Sequence[Bytes], out: Bytes) -> None:
-        experts = out.view(_U16).reshape(-1, columns, rows, n_sources)
-        for i, source in enumerate(sources):
-            for expert, raw in zip(experts, source.reshape(-1, rows, row_bytes), strict=True):
-                for start in range(0, rows, step):
-                    piece = raw[start : start + step].reshape(-1)
-                    words = bf16(floats(kind, piece)).reshape(-1, columns)
-                    expert[:, start : start + step, i] = words.T
+        experts = out.view(together).reshape(-1, columns, rows)
+        raws = [source.reshape(-1, rows, row_bytes) for source in sources]
+        for e, expert in enumerate(experts):
+            for start in range(0, rows, step):
+                pieces = [words(kind, raw[e, start : start + step].reshape(-1)) for raw in raws]
+                turns = np.stack(pieces, axis=-1).view(together).reshape(-1, columns)
+                expert[:, start : start + step] = turns.T
 
     reads = (rows * row_bytes,) * n_sources
     return Transform(f"{kind.name} to BF16, turned", reads, 2 * n_sources * rows * columns, apply)

@@ -64,6 +64,7 @@ _OPTIONAL = frozenset(
 _OF_PARTS = frozenset((Keys.Split.LLM_KV_SPLIT_NO, Keys.Split.LLM_KV_SPLIT_COUNT,
                        Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT, Keys.General.ALIGNMENT))  # fmt: skip
 """Keys that say how a file is laid out; the mended one is a single one, aligned as usual."""
+_KINDS = frozenset(TokenType)
 _OTHER_ENDS = (Keys.Tokenizer.EOT_ID, Keys.Tokenizer.EOM_ID)
 _RESERVED, _PAD = re.compile(r"<\|reserved_\d+\|>"), re.compile(r"\[PAD\d+\]")
 
@@ -141,7 +142,7 @@ def _entries(file: GgufFile) -> dict[str, Entry]:
     """The file's keys as they can be written again, under their new names."""
     return {
         key: Entry(
-            _renamed(key), file.types[key], value, array=isinstance(value, StringArray | np.ndarray)
+            _renamed(key), file.types[key], value, array=isinstance(value, StringArray | tuple)
         )
         for key, value in file.metadata.items()
     }
@@ -260,7 +261,7 @@ def _texts(file: GgufFile, given: Mapping[str, Any], key: str) -> StringArray:
 def _types(file: GgufFile, given: Mapping[str, Any], tokens: Sequence[str]) -> list[int]:
     """Each token's type: the file's, but for control tokens and those that stand for nothing."""
     found = given.get(Keys.Tokenizer.TOKEN_TYPE)
-    types = found.tolist() if isinstance(found, np.ndarray) else []
+    types = list(found) if isinstance(found, tuple) and _KINDS.issuperset(found) else []
     if len(types) > len(tokens):
         raise BadGguf(f"{file.path}: {len(types)} types for {len(tokens)} tokens")
     types += [int(TokenType.NORMAL)] * (len(tokens) - len(types))
@@ -305,7 +306,8 @@ def _is_default(entry: Entry) -> bool:
 
 def _same(entry: Entry, found: Any) -> bool:
     if entry.array:
-        return not isinstance(found, str) and bool(list(entry.value) == list(found))
+        same = isinstance(found, StringArray | tuple) and list(entry.value) == list(found)
+        return bool(same)
     if entry.type is GGUFValueType.FLOAT32:
         return type(found) in (int, float) and np.float32(found) == np.float32(entry.value)
     return type(found) is type(entry.value) and bool(found == entry.value)
@@ -322,6 +324,6 @@ def _text(value: Any) -> str | None:
     """A value as a sentence has it."""
     if value is None or isinstance(value, str):
         return value if value is None or len(value) < 60 else f"{len(value)} characters"
-    if isinstance(value, StringArray | np.ndarray | list):
+    if isinstance(value, StringArray | tuple | list):
         return f"{len(value)} values"
     return f"{value:g}" if isinstance(value, float) else str(value)

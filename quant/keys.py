@@ -162,10 +162,9 @@ def _array(
     if not isinstance(found, Iterable) or isinstance(found, str):
         yield KeyDifference(key, f"{len(expected)} elements", _text(found))
         return
-    values = found.tolist() if isinstance(found, np.ndarray) else found
     wrong = [
         (i, e, f)
-        for i, (e, f) in enumerate(zip_longest(expected, values, fillvalue=_ABSENT))
+        for i, (e, f) in enumerate(zip_longest(expected, found, fillvalue=_ABSENT))
         if e is not None and e != f
     ]
     if wrong:

@@ -54,7 +54,8 @@ def _gguf(metadata: Mapping[str, Any]) -> Iterator[Finding]:
         return
     ids = {token: i for i, token in enumerate(tokens) if token in (*CONTROLS, END_OF_TEXT)}
     yield from _controls(ids, key)
-    types = metadata.get("tokenizer.ggml.token_type", ())
+    types = metadata.get("tokenizer.ggml.token_type")
+    types = types if isinstance(types, tuple) else ()
     plain = [it for it in CONTROLS if ids.get(it, 2**31) < len(types)]
     plain = [it for it in plain if types[ids[it]] != TokenType.CONTROL]
     if plain or not len(types):

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import numpy as np
 import tiktoken
 from gguf.constants import TokenType
 
@@ -98,9 +97,9 @@ class Tokenizer:
         if not isinstance(tokens, StringArray):
             raise BadGguf(f"{gguf.path}: tokenizer.ggml.tokens holds no texts; convert it again")
         types = gguf.metadata.get("tokenizer.ggml.token_type")
-        if not isinstance(types, np.ndarray):
+        if not isinstance(types, tuple):
             raise BadGguf(f"{gguf.path}: has no array tokenizer.ggml.token_type; convert it again")
-        tokenizer = cls.from_vocabulary(tokens, types.tolist())
+        tokenizer = cls.from_vocabulary(tokens, types)
         tokenizer._check_text_tokens(str(gguf.path))
         return tokenizer
 

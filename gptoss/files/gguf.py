@@ -39,13 +39,13 @@ HEADER_LIMIT = 2**25
 """Bytes a header may have; that of a full vocabulary has 12 million."""
 MAX_KEYS = 2**12
 MAX_TENSORS = 2**15
-MAX_STRINGS = 2**20
-"""Elements of an array of strings; a full vocabulary has 446,189 merges."""
+MAX_ELEMENTS = 2**20
+"""Elements of an array; a full vocabulary has 446,189 merges."""
 MAX_KEY_BYTES = 2**16 - 1
 MAX_NAME_BYTES = 63
 """The format's limits on a key's and a tensor name's length."""
 MAX_DIMENSIONS = 4
-MAX_ELEMENTS = 2**48
+MAX_VALUES = 2**48
 MAX_PARTS = 4096
 OLLAMA_MXFP4 = 4
 """Ollama's first number for MXFP4, before ggml had one; ggml's own 4 was given up long before."""
@@ -135,7 +135,7 @@ class GgufFile:
     metadata, and ``tensors`` those of every file.
 
     ``metadata`` maps a key to a bool, int, float or str, for arrays to a ``StringArray`` or a
-    read-only numpy array; ``types`` to the type it is stored as, of arrays the elements' type.
+    tuple; ``types`` to the type it is stored as, of arrays the elements' type.
     ``tensors`` is in the file's order.
     """
 
@@ -323,24 +323,24 @@ def _value(cursor: _Cursor, key: str, kind: GGUFValueType) -> tuple[GGUFValueTyp
     if kind is GGUFValueType.STRING:
         return kind, cursor.string(key)
     if kind is not GGUFValueType.ARRAY:
-        return kind, _scalars(cursor, key, kind, 1)[0].item()
+        return kind, _scalars(cursor, key, kind, 1)[0]
     kind = _value_type(cursor, key)
     if kind is GGUFValueType.ARRAY:
         raise BadGguf(f"{cursor.where}: {key} is an array of arrays, which ggml does not know")
     if kind is not GGUFValueType.STRING:
-        count = cursor.count(_SCALARS[kind].itemsize, HEADER_LIMIT, f"elements of {key}")
+        count = cursor.count(_SCALARS[kind].itemsize, MAX_ELEMENTS, f"elements of {key}")
         return kind, _scalars(cursor, key, kind, count)
-    count = cursor.count(8, MAX_STRINGS, f"elements of {key}")
+    count = cursor.count(8, MAX_ELEMENTS, f"elements of {key}")
     start = cursor.at
     cursor.skip_strings(count, key)
     return kind, StringArray(cursor.copy(start), count, f"{cursor.where}: {key}")
 
 
-def _scalars(cursor: _Cursor, key: str, kind: GGUFValueType, count: int) -> np.ndarray[Any, Any]:
+def _scalars(cursor: _Cursor, key: str, kind: GGUFValueType, count: int) -> tuple[Any, ...]:
     raw = cursor.take(count * _SCALARS[kind].itemsize, key)
     if kind is GGUFValueType.BOOL and raw.strip(b"\0\1"):
         raise BadGguf(f"{cursor.where}: {key} is neither true nor false")
-    return np.frombuffer(raw, _SCALARS[kind])
+    return tuple(np.frombuffer(raw, _SCALARS[kind]).tolist())
 
 
 def _tensor_info(cursor: _Cursor, i: int, ollama: bool) -> GgufTensor:
@@ -359,7 +359,7 @@ def _tensor_info(cursor: _Cursor, i: int, ollama: bool) -> GgufTensor:
     except (ValueError, KeyError):
         raise BadGguf(_unknown_type(cursor, what, number)) from None
     elements = math.prod(shape)
-    if not 0 < elements <= MAX_ELEMENTS or shape[0] % block:
+    if not 0 < elements <= MAX_VALUES or shape[0] % block:
         raise BadGguf(f"{cursor.where}: {what} has impossible shape {shape} for {kind.name}")
     nbytes = elements // block * block_bytes
     return GgufTensor(name, kind, shape, cursor.path, offset, nbytes, hf_codes)

@@ -73,7 +73,7 @@ def test_a_gguf_that_no_text_can_be_encoded_with(tokens: Any, message: str) -> N
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-4o",
         "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": np.array(types),
+        "tokenizer.ggml.token_type": tuple(types),
     }
     with pytest.raises(BadGguf, match=message):
         Tokenizer.from_gguf(GgufFile(Path("model.gguf"), 3, metadata, {}, {}))
