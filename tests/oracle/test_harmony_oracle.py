@@ -37,6 +37,7 @@ from gptoss.runtime.harmony.render import (
 )
 from gptoss.runtime.tokenizer import Tokenizer
 from support import conversations, peers
+from support.random_turns import Sequences, check_replay
 
 pytestmark = pytest.mark.oracle
 
@@ -238,6 +239,13 @@ def test_whole_messages_parsed_equal_openai_harmonys(tokenizer: Tokenizer, harmo
                 ids, openai_harmony.Role.ASSISTANT
             )
             assert theirs(ended.message) == _without_none(expected.to_dict())
+
+
+def test_random_ids_over_the_full_vocabulary(tokenizer: Tokenizer) -> None:
+    """As with the small vocabularies, here with every word and every reserved id."""
+    sequences, rng = Sequences(tokenizer), random.Random(2)
+    for _ in range(30_000):
+        check_replay(tokenizer, sequences.check(sequences.draw(rng)))
 
 
 def test_a_whole_turn_comes_back(tokenizer: Tokenizer) -> None:

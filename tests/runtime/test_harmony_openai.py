@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
 
 from gptoss.runtime.harmony import messages as m
 from gptoss.runtime.harmony.checking import ConversationError
+from gptoss.runtime.harmony.conversation import check_conversation
 from gptoss.runtime.harmony.messages import Function, Message, Role, SystemContent
 from gptoss.runtime.harmony.openai import messages_from_openai, messages_to_openai
 from gptoss.runtime.harmony.openai_tools import functions_from_openai, tools_to_openai
+from support import conversations
 
 USER = {"role": "user", "content": "?"}
 
@@ -129,6 +132,41 @@ def test_functions_there_and_back() -> None:
     tools = tools_to_openai(functions)
     assert functions_from_openai(tools) == functions
     assert functions_from_openai([tool(parameters={})]) == (Function("f"),)
+
+
+def random_messages(rng: random.Random) -> list[dict[str, Any]]:
+    """Messages as a server of the API writes them: calls are numbered, content comes once."""
+    messages: list[dict[str, Any]] = []
+    if rng.random() < 0.5:
+        messages.append({"role": "developer", "content": conversations.text(rng)})
+    numbered = 0
+    for _ in range(rng.randint(1, 4)):
+        messages.append({"role": "user", "content": conversations.text(rng)})
+        for _ in range(rng.randrange(3)):
+            calls = [call(f"call_{numbered + i}", f"f{i}") for i in range(rng.randint(1, 3))]
+            numbered += len(calls)
+            turn: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": calls}
+            if rng.random() < 0.5:
+                turn["reasoning_content"] = conversations.text(rng) or "…"
+            if rng.random() < 0.3:
+                turn["content"] = conversations.text(rng) or "…"
+            messages.append(turn)
+            messages += [result(made["id"], conversations.text(rng)) for made in calls]
+        if rng.random() < 0.8:
+            answer = {"role": "assistant", "content": conversations.text(rng)}
+            if rng.random() < 0.5:
+                answer["reasoning_content"] = conversations.text(rng) or "…"
+            messages.append(answer)
+    return messages
+
+
+def test_random_conversations_go_there_and_back_and_can_be_held() -> None:
+    for seed in range(1_000):
+        theirs = random_messages(random.Random(seed))
+        ours = messages_from_openai(theirs, (Function("f0"),))
+        check_conversation(ours)
+        back = messages_to_openai(ours)
+        assert back == theirs, f"seed {seed}"
 
 
 HALF = "ab\ud83d"
