@@ -48,13 +48,16 @@ def verify_command(
     Both files are read to the last byte and compared:
 
     \b
-      experts      every MXFP4 code and block scale, each side decoded from its own layout; of a
-                   fine-tune's floats, codes the nearest and no scale worse than the standard's
+      experts    every MXFP4 code and block scale, each side decoded from its own
+                 layout; of a fine-tune's floats, codes the nearest and no scale
+                 worse than the standard's; bf16 as its rounding has it
       norms, biases, sinks, router
-                   F32, equal to the source bit for bit
+                 F32, equal to the source bit for bit
       attention, embedding, output
-                   bf16 and f32 equal; f16, q8_0 and smaller blocks as their reference rounds
-      metadata     hyperparameters, RoPE and YaRN settings, tokens, merges, control tokens
+                 bf16 and f32 equal; f16, q8_0 and smaller blocks as their
+                 reference rounds
+      metadata   hyperparameters, RoPE and YaRN settings, tokens, merges,
+                 control tokens
 
     The first difference is named by tensor, expert, row, block and lane, counted from 0.
 

@@ -54,17 +54,18 @@ def report_command(
     Exit codes:
       0    written, and nothing of severity "error" was found
       1    written, and something was
-      2    MODEL is missing, damaged, or no gpt-oss model; or the page cannot be written
+      2    MODEL or OTHER is missing, damaged, or no gpt-oss model; or the page
+           cannot be written
       130  interrupted
     """
     if not as_json:
         check_target(out)
-    with console.meter("reading", shown=not as_json) as progress:
-        result = audit(model, progress=progress)
     compared = None
     if base is not None:
         with console.meter("comparing", shown=not as_json) as progress:
             compared = diff(base, model, progress=progress)
+    with console.meter("reading", shown=not as_json) as progress:
+        result = audit(model, progress=progress)
     if as_json:
         also = {} if compared is None else {"diff": compared.to_json()}
         click.echo(json.dumps(result.to_json() | also))
