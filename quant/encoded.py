@@ -76,7 +76,7 @@ class EncodedMxfp4(Comparison):
         unit = np.ldexp(np.float32(1), E8M0_BIAS - scales.astype(np.int32))
         with np.errstate(over="ignore", invalid="ignore"):
             scaled = values * unit[:, None]
-        wrong = ~((_LOWEST[codes] <= scaled) & (scaled <= _HIGHEST[codes]))
+        wrong = ~((_LOWEST.take(codes) <= scaled) & (scaled <= _HIGHEST.take(codes)))
         worse = scales == E8M0_NAN
         # Under the standard's own scale, nearest codes have its error.
         others = np.flatnonzero((scales != _standard_scales(values)) & ~worse)
@@ -86,7 +86,8 @@ class EncodedMxfp4(Comparison):
 
 
 def _standard_scales(values: Floats) -> NDArray[np.int64]:
-    _, exponents = np.frexp(np.abs(values).max(axis=1))  # amax is in [1/2, 1) * 2**exponent
+    lanes = np.ascontiguousarray(values.T)  # numpy reduces short rows one at a time
+    _, exponents = np.frexp(np.abs(lanes).max(axis=0))  # the largest: [1/2, 1) * 2**exponent
     scales: NDArray[np.int64] = np.maximum(exponents.astype(np.int64) - 1 - 2 + E8M0_BIAS, 0)
     return scales
 
