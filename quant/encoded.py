@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gptoss.quant import mxfp4
 from gptoss.quant.comparison import BF16, Comparison, FloatType, Mask
-from gptoss.quant.mxfp4 import BLOCK, E2M1, E8M0_BIAS, E8M0_NAN, Bytes, Floats
+from gptoss.quant.mxfp4 import BLOCK, E2M1, E8M0_BIAS, Bytes, Floats
 
 _PIECE = 2048
 """Blocks worked on at once: as float32, 256 KiB."""
@@ -77,10 +77,11 @@ class EncodedMxfp4(Comparison):
         with np.errstate(over="ignore", invalid="ignore"):
             scaled = values * unit[:, None]
         wrong = ~((_LOWEST.take(codes) <= scaled) & (scaled <= _HIGHEST.take(codes)))
-        worse = scales == E8M0_NAN
+        worse = np.zeros(len(scales), np.bool_)
         # Under the standard's own scale, nearest codes have its error.
-        others = np.flatnonzero((scales != _standard_scales(values)) & ~worse)
+        others = np.flatnonzero(scales != _standard_scales(values))
         error = _error(values[others], codes[others], scales[others])
+        # Not "above": of a scale that is NaN the error is so too.
         worse[others] = ~(error <= _standard_error(values[others]) * _SLACK)
         return worse, wrong
 

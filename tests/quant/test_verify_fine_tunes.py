@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,14 @@ from gguf.constants import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from gptoss.converter.convert import convert
+from gptoss.files.checkpoint import Checkpoint
+from gptoss.files.gguf import GgufFile
 from gptoss.quant import mxfp4
 from gptoss.quant.comparing import comparison
 from gptoss.quant.comparison import FLOATS
 from gptoss.quant.encoded import EncodedMxfp4
 from gptoss.quant.encoder import Rule, encode
+from gptoss.quant.matching import match
 from gptoss.quant.mxfp4 import Bytes, Floats
 from gptoss.quant.verdict import Place
 from support import forms
@@ -151,6 +156,23 @@ def test_gate_is_compared_where_up_is_missing(published: Path, tmp_path: Path) -
     )
 
 
+def test_gate_and_up_of_two_types_are_compared_apart(published: Path, tmp_path: Path) -> None:
+    convert(published, tmp_path / "model.gguf")
+    file = GgufFile.open(tmp_path / "model.gguf")
+    name = "blk.0.ffn_up_exps.weight"
+    other = replace(file.tensors[name], type=GGMLQuantizationType.BF16)
+    groups, differences = match(
+        Checkpoint.open(published), replace(file, tensors={**file.tensors, name: other})
+    )
+    assert not differences
+    source = "model.layers.0.mlp.experts.gate_up_proj_blocks"
+    mixed = [group.targets for group in groups if group.sources[0].name == source]
+    assert [[target and target.named.gguf for target in targets] for targets in mixed] == [
+        ["blk.0.ffn_gate_exps.weight", None],
+        [None, name],
+    ]
+
+
 # --- the rule for encoded blocks --------------------------------------------------------------
 
 
@@ -166,6 +188,7 @@ def some_values() -> Floats:
     values = rng.standard_normal((60, 32)) * 2.0 ** rng.integers(-140, 120, (60, 1))
     values[:20] = rng.choice([0, 0.25, 0.5, 1.25, 2.5, 3.5, 5, 6, 7, 7.75], (20, 32))
     values[0] = 0
+    values[3] = [7.2, *[0.5] * 4, *[0] * 27]  # the double of the standard's scale is a little worse
     return values.astype(np.float32)
 
 
@@ -182,24 +205,25 @@ def twin_is_near(value: float, code: int, scale: int) -> bool:
 
 
 def test_right_is_what_the_twin_says() -> None:
-    """Blocks rounded under many scales, one code of each drawn at random."""
+    """Blocks rounded under many scales, one code of every second drawn at random."""
     compared = EncodedMxfp4(FLOATS["F32"])
     rng = np.random.default_rng(2)
     for block in some_values()[::3]:
         row = block.tolist()
         standard = twin_ocp_scale(row)
         limit = twin_squared_error(row, standard)
-        for scale in (*range(standard - 2, standard + 3), *rng.integers(0, 253, 3).tolist()):
+        scales = [*range(standard - 2, standard + 3), *rng.integers(0, 253, 3).tolist()]
+        for scale, spoilt in itertools.product(scales, (False, True)):
             scale = min(max(scale, 0), 252)
             codes = np.array([[twin_code(value, scale) for value in row]], np.uint8)
-            codes[0, rng.integers(32)] = rng.integers(16)
+            codes[0, rng.integers(32)] ^= rng.integers(16) if spoilt else 0
             packed = np.array([[scale, *(codes[0, :16] | codes[0, 16:] << 4)]], np.uint8)
-            scales, wrong = compared.differing([block.view(np.uint8)[None]], packed)
+            worse, wrong = compared.differing([block.view(np.uint8)[None]], packed)
             pairs = list(zip(row, codes[0].tolist(), strict=True))
             near = [twin_is_near(value, code, scale) for value, code in pairs]
             assert wrong[0].tolist() == [not it for it in near]
             error = sum((Fraction(v) - twin_value(code, scale)) ** 2 for v, code in pairs)
-            assert bool(scales[0] | wrong.any()) == (error > limit or not all(near))
+            assert bool(worse[0] | wrong.any()) == (error > limit or not all(near))
 
 
 def test_a_nan_for_a_scale_is_never_right() -> None:
