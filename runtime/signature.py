@@ -13,7 +13,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -101,8 +101,8 @@ def parameters_of(function: Callable[..., Any]) -> tuple[str, Record]:
 
 
 def _parameters(function: Callable[..., Any], where: str, notes: Mapping[str, str]) -> Record:
-    hints = typing.get_type_hints(function, include_extras=True)
     parameters = inspect.signature(function).parameters.values()
+    hints = _hints(function, parameters)
     fields = {}
     for parameter in parameters:
         at = f"{where}, parameter {parameter.name}"
@@ -116,6 +116,15 @@ def _parameters(function: Callable[..., Any], where: str, notes: Mapping[str, st
         fields[parameter.name] = kind
     required = frozenset(p.name for p in parameters if p.default is inspect.Parameter.empty)
     return Record(fields, required, lambda found: found)
+
+
+def _hints(function: Callable[..., Any], parameters: Iterable[inspect.Parameter]) -> dict[str, Any]:
+    """The parameters' type hints. What the function returns is nobody's business here: its hint
+    may well name a type that is imported for checkers only."""
+    given = {p.name: p.annotation for p in parameters if p.annotation is not p.empty}
+    names = getattr(inspect.unwrap(function), "__globals__", {})
+    alike = types.SimpleNamespace(__annotations__=given, __globals__=names)
+    return typing.get_type_hints(alike, include_extras=True)
 
 
 def kind_of(hint: Any, where: str) -> Kind:

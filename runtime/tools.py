@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from gptoss.runtime.harmony.checking import mended
+from gptoss.runtime.harmony.checking import HARMONY_NAME, mended
 from gptoss.runtime.harmony.messages import FUNCTIONS, Function
 from gptoss.runtime.signature import BadArguments, BadTool, Record, parameters_of
 
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Tool:
     def of(cls, function: Callable[..., Any]) -> Tool:
         """From a function's name, type hints and docstring; raises BadTool."""
         name = getattr(function, "__name__", "")
-        if not _NAME.fullmatch(name):
+        if not HARMONY_NAME.fullmatch(name):
             raise BadTool(
                 f"{function!r} cannot be a tool: its name {name!r} is not of letters, digits, _ -"
             )
@@ -82,9 +82,9 @@ class Toolbox:
         try:
             text, error = self._run(recipient, arguments), False
         except BadArguments as problem:
-            text, error = f"error: {problem}", True
+            text, error = result_text(f"error: {problem}"), True
         except Exception as problem:  # whatever a tool raises is its answer
-            text, error = f"error: {type(problem).__name__}: {problem}", True
+            text, error = result_text(f"error: {type(problem).__name__}: {problem}"), True
         return Outcome(mended(text), error, time.perf_counter() - begun)
 
     def _run(self, recipient: str, arguments: str) -> str:
@@ -97,10 +97,16 @@ class Toolbox:
 
 
 def result_text(result: Any) -> str:
-    """A tool's result for the model: text as it is, everything else as JSON."""
-    if isinstance(result, str):
-        return result
-    return json.dumps(result, ensure_ascii=False, default=_plain)
+    """A tool's result for the model: text as it is, everything else as JSON.
+
+    Halves of UTF-16 pairs, which no text has, become U+FFFD.
+    """
+    text = result if isinstance(result, str) else _json(result)
+    return _SURROGATE.sub("\ufffd", text)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=_plain)
 
 
 def _parsed(arguments: str) -> Any:
@@ -114,14 +120,18 @@ def _parsed(arguments: str) -> Any:
 
 def _awaited(result: Any) -> Any:
     """An async tool's result; inside a running event loop it gets a thread and loop of its own."""
-    if not inspect.iscoroutine(result):
+    if not inspect.isawaitable(result):
         return result
+
+    async def wait() -> Any:
+        return await result
+
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(result)
+        return asyncio.run(wait())
     with ThreadPoolExecutor(max_workers=1) as executor:
-        return executor.submit(asyncio.run, result).result()
+        return executor.submit(asyncio.run, wait()).result()
 
 
 def _plain(value: Any) -> Any:

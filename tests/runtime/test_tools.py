@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Generator
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import Enum
+from functools import cache
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import pytest
 
+from gptoss.runtime.constraint import Vocabulary
+from gptoss.runtime.harmony.events import MessageEnded
+from gptoss.runtime.harmony.grammar import Rules
+from gptoss.runtime.harmony.messages import Function
+from gptoss.runtime.harmony.parser import parse
 from gptoss.runtime.harmony.typescript import type_of
+from gptoss.runtime.sampling import RandomSampler, Sampling
 from gptoss.runtime.signature import BadArguments, BadTool, kind_of, split_docstring
 from gptoss.runtime.tools import Tool, Toolbox, result_text
+from support.random_engine import RandomEngine
+from support.tokens import byte_tokenizer
 
 
 class Unit(Enum):
@@ -153,6 +163,31 @@ def test_types_and_their_values(hint: Any, schema: dict[str, Any], value: Any, m
     assert isinstance(type_of(kind.schema), str)
 
 
+@pytest.mark.parametrize("hint", [kind[0] for kind in KINDS])
+def test_what_the_rules_admit_is_what_is_read(hint: Any) -> None:
+    """Arguments drawn by nothing but the schema: each must be one that the function takes."""
+    kind = kind_of(hint, "x")
+    schema = {"type": "object", "properties": {"x": kind.schema}, "required": ["x"]}
+    rules = Rules((Function("f", parameters=schema),), tool_choice="f", reasoning=False)
+    tokenizer = byte_tokenizer()
+    stop = tokenizer.control["<|call|>"]
+    read = 0
+    for seed in range(10):
+        sampler = vocabulary().constrain(rules, RandomSampler(Sampling(), seed))
+        engine = RandomEngine(tokenizer.n_vocab, seed, favoured=[*b'"]}', stop])
+        ids = engine.generate([0], sampler, stop={stop}, max_tokens=1000)
+        for event in parse(ids, tokenizer):
+            if isinstance(event, MessageEnded) and event.message.tokens[-1] == stop:  # type: ignore[index]
+                kind.read(json.loads(event.message.text)["x"], "x")
+                read += 1
+    assert read > 5
+
+
+@cache
+def vocabulary() -> Vocabulary:
+    return Vocabulary(byte_tokenizer())
+
+
 @pytest.mark.parametrize(
     ("hint", "value", "message"),
     [
@@ -241,6 +276,17 @@ def test_async_tools() -> None:
     assert asyncio.run(inside_a_loop()) == "3"
 
 
+def test_a_tool_that_gives_an_awaitable() -> None:
+    class Soon:
+        def __await__(self) -> Generator[Any, None, int]:
+            return later(1).__await__()
+
+    def soon() -> Soon:
+        return Soon()
+
+    assert Toolbox([soon]).call("functions.soon", "{}").text == "2"
+
+
 def test_methods_are_tools() -> None:
     class Counter:
         def __init__(self) -> None:
@@ -260,6 +306,8 @@ def test_methods_are_tools() -> None:
     ("result", "text"),
     [
         ("as it is\n", "as it is\n"),
+        ("half a character: \ud83d", "half a character: \ufffd"),
+        (["\ud83d"], '["\ufffd"]'),
         ({"temperature": 3, "sky": "grå"}, '{"temperature": 3, "sky": "grå"}'),
         (None, "null"),
         (True, "true"),
