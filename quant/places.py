@@ -26,6 +26,8 @@ FILL = 512
 """Bytes of one value side by side, a disk's sector, from which on they count as a hole."""
 FEW = 16
 """Bad blocks below which their places tell nothing."""
+DENSE = 0.6
+"""The share of a stretch's blocks that are bad when it is garbage: of random bytes most are."""
 _LIMIT = 2**22
 """Blocks placed of one tensor at most."""
 _EIGHTHS = 8
@@ -160,7 +162,7 @@ def corrupt_or_misread(bad: Bad) -> Iterator[Finding]:
     first, last = int(bad.index[0]), int(bad.index[-1])
     extent, unit = _scale_bytes(tensor)
     span = last - first + 1
-    if n >= 0.25 * span and span <= total / 2:
+    if n >= DENSE * span and span <= total / 2:
         yield Finding(
             Kind.CORRUPT_REGION,
             Severity.ERROR,

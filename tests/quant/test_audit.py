@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from gptoss.converter.convert import convert
+from gptoss.quant import ranges
 from gptoss.quant.audit import Audit, audit
-from gptoss.quant.findings import Finding, Severity
+from gptoss.quant.findings import Finding, Kind, Severity
 from support.checkpoints import random_checkpoint
 from support.defects import DEFECTS, Defect, Expected, Patient
 from support.editing import regions
@@ -76,6 +77,9 @@ def test_a_planted_defect_is_found(sound: Path, tmp_path: Path, defect: Defect, 
         f"{expected}\n{said}"
     )
     assert result.sound == (defect.severity is not Severity.ERROR), said
+    assert {it.kind for it in result.findings} <= {defect.kind, *defect.also, Kind.EOG_MISSING}, (
+        said
+    )
 
 
 def test_experts_alike_in_their_counts_only_are_no_duplicates(sound: Path, tmp_path: Path) -> None:
@@ -86,6 +90,26 @@ def test_experts_alike_in_their_counts_only_are_no_duplicates(sound: Path, tmp_p
         array[1] = np.roll(array[0], 1, axis=0)
         region.write(array)
     assert audit(path).sound
+
+
+@pytest.mark.parametrize("scan", [2**22, 300])
+def test_rows_of_zeros_are_no_hole(
+    sound: Path, tmp_path: Path, scan: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As rows of the embedding are that no token has; a stretch across rows is one."""
+    monkeypatch.setattr(ranges, "_SCAN", scan)
+    path = shutil.copytree(sound / "checkpoint", tmp_path / "checkpoint")
+    region = regions(path)["model.embed_tokens.weight"]
+    rows = region.read()
+    rows[300:310] = 0
+    region.write(rows)
+    assert audit(path).sound
+    rows[310, :7] = 0
+    region.write(rows)
+    (found,) = errors(audit(path))
+    assert found.kind is Kind.HOLE
+    assert found.offset == region.offset + 300 * 96 * 2
+    assert found.message == "1,934 bytes of 0x00"
 
 
 def test_the_trained_model_is_sound(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from gptoss.quant.audit import audit
 from gptoss.quant.findings import Kind, Severity
 from gptoss.quant.layouts import on_grid
 from support import safetensors_files
-from support.checkpoints import bf16
+from support.checkpoints import bf16, random_checkpoint
 from support.editing import regions
 
 TINY = Path(__file__).resolve().parent.parent / "tiny" / "checkpoint"
@@ -142,6 +142,13 @@ def test_square_experts_transposed(checkpoint: Path, noise: float) -> None:
     to_floats(checkpoint, noise=noise, turn_down=True)
     found = named(checkpoint, Kind.EXPERTS_TRANSPOSED)
     assert found == [f"model.layers.{i}.mlp.experts.down_proj" for i in range(LAYERS)]
+
+
+def test_the_grid_alone_tells_in_random_experts(tmp_path: Path) -> None:
+    folder = random_checkpoint(tmp_path / "random", chat_template="x")
+    to_floats(folder, turn_down=True)
+    found = named(folder, Kind.EXPERTS_TRANSPOSED)
+    assert found == [f"model.layers.{i}.mlp.experts.down_proj" for i in range(2)]
 
 
 def test_experts_transposed_by_shape(checkpoint: Path) -> None:

@@ -78,6 +78,8 @@ class Defect:
     severity: Severity
     plant: Plant
     gguf: bool = False
+    also: tuple[Kind, ...] = ()
+    """What else may be said of it."""
 
     @property
     def name(self) -> str:
@@ -321,6 +323,16 @@ def garbage_in_odd_rows(patient: Patient) -> Expected:
     return Expected(name)
 
 
+def garbage_in_odd_rows_of_an_expert(patient: Patient) -> Expected:
+    name, _, region = patient.experts()
+    scales = region.read()
+    expert = int(patient.rng.integers(len(scales)))
+    odd = scales[expert, 1::2]
+    odd[:] = patient.rng.integers(0, 256, odd.shape)
+    region.write(scales)
+    return Expected(name, expert)
+
+
 def garbage_in_gguf(patient: Patient) -> Expected:
     name, region = patient.pick("_exps.weight")
     expected = _stretch(patient, region, patient.rng.bytes(2048))
@@ -505,22 +517,52 @@ def end_token_lost(patient: Patient) -> Expected:
     return Expected("tokenizer.ggml.tokens")
 
 
+def another_end(patient: Patient) -> Expected:
+    """The file says that a reply ends at another token."""
+    key = b"tokenizer.ggml.eos_token_id"
+    raw = patient.path.read_bytes()
+    at = raw.index(key) + len(key) + 4
+    patient.path.write_bytes(raw[:at] + (263).to_bytes(4, "little") + raw[at + 4 :])
+    return Expected(key.decode())
+
+
+def controls_as_words(patient: Patient) -> Expected:
+    """All tokens are said to be words, so a text can spell a turn."""
+    key = b"tokenizer.ggml.token_type"
+    raw = patient.path.read_bytes()
+    at = raw.index(key) + len(key) + 8
+    n = int.from_bytes(raw[at : at + 8], "little")
+    types = np.ones(n, "<i4").tobytes()
+    patient.path.write_bytes(raw[: at + 8] + types + raw[at + 8 + len(types) :])
+    return Expected(key.decode())
+
+
 def another_pre_tokenizer(patient: Patient) -> Expected:
     _header(patient, b"gpt-4o", b"llama3")
     return Expected("tokenizer.ggml.pre")
 
 
-_E, _W, _I = Severity.ERROR, Severity.WARNING, Severity.INFO
+_E, _W = Severity.ERROR, Severity.WARNING
+_OUTLIERS = (Kind.EXPERT_OUTLIER, Kind.LAYER_OUTLIER)
+_GARBAGE = (
+    *_OUTLIERS,
+    Kind.SCALE_NAN,
+    Kind.SCALE_OVERFLOW,
+    Kind.SCALE_OUTLIER,
+    Kind.SCALE_SUBNORMAL,
+    Kind.STUCK_LANE,
+    Kind.SATURATED_BLOCKS,
+)
 
 DEFECTS = (
     Defect(Kind.SCALE_NAN, _E, nan_scale),
-    Defect(Kind.SCALE_OVERFLOW, _E, overflowing_scale),
+    Defect(Kind.SCALE_OVERFLOW, _E, overflowing_scale, also=_OUTLIERS),
     Defect(Kind.SCALE_SUBNORMAL, _W, subnormal_scale),
-    Defect(Kind.SCALE_OUTLIER, _E, outlying_scale),
+    Defect(Kind.SCALE_OUTLIER, _E, outlying_scale, also=_OUTLIERS),
     Defect(Kind.SCALE_CONSTANT, _E, constant_scales),
     Defect(Kind.SCALE_BIAS, _E, biased_scales),
-    Defect(Kind.SCALE_LINEAR, _E, numbers_quantized_again),
-    Defect(Kind.SCALE_LINEAR, _E, scales_as_numbers),
+    Defect(Kind.SCALE_LINEAR, _E, numbers_quantized_again, also=(Kind.SCALE_BIAS,)),
+    Defect(Kind.SCALE_LINEAR, _E, scales_as_numbers, also=_OUTLIERS),
     Defect(Kind.DEAD_EXPERT, _E, dead_expert),
     Defect(Kind.ZERO_ROWS, _W, zero_rows),
     Defect(Kind.ZERO_BLOCKS, _W, zero_blocks),
@@ -534,14 +576,15 @@ DEFECTS = (
     Defect(Kind.EXPERT_OUTLIER, _W, outlying_expert),
     Defect(Kind.DUPLICATE_EXPERT, _E, duplicated_expert),
     Defect(Kind.DUPLICATE_EXPERT, _E, expert_of_another_layer),
-    Defect(Kind.HOLE, _E, hole),
-    Defect(Kind.HOLE, _E, hole_of_ones),
+    Defect(Kind.HOLE, _E, hole, also=(Kind.ZERO_ROWS,)),
+    Defect(Kind.HOLE, _E, hole_of_ones, also=(Kind.SATURATED_BLOCKS,)),
     Defect(Kind.HOLE, _E, hole_in_dense),
-    Defect(Kind.HOLE, _E, hole_in_gguf, gguf=True),
-    Defect(Kind.CORRUPT_REGION, _E, garbage_in_scales),
-    Defect(Kind.CORRUPT_REGION, _E, garbage_in_gguf, gguf=True),
-    Defect(Kind.MISREAD, _E, garbage_in_odd_rows),
-    Defect(Kind.MISREAD, _E, wrong_stride, gguf=True),
+    Defect(Kind.HOLE, _E, hole_in_gguf, gguf=True, also=(Kind.ZERO_ROWS, Kind.SCALE_SUBNORMAL)),
+    Defect(Kind.CORRUPT_REGION, _E, garbage_in_scales, also=_GARBAGE),
+    Defect(Kind.CORRUPT_REGION, _E, garbage_in_gguf, gguf=True, also=_GARBAGE),
+    Defect(Kind.MISREAD, _E, garbage_in_odd_rows, also=_GARBAGE),
+    Defect(Kind.MISREAD, _E, garbage_in_odd_rows_of_an_expert, also=_GARBAGE),
+    Defect(Kind.MISREAD, _E, wrong_stride, gguf=True, also=_GARBAGE),
     Defect(Kind.NOT_FINITE, _E, infinite_weight),
     Defect(Kind.NOT_FINITE, _E, nan_in_norm),
     Defect(Kind.NOT_FINITE, _E, nan_in_sinks),
@@ -561,6 +604,8 @@ DEFECTS = (
     Defect(Kind.TEMPLATE_MISSING, _W, template_lost, gguf=True),
     Defect(Kind.EOG_MISSING, _E, ends_without_return),
     Defect(Kind.EOG_MISSING, _E, end_token_lost, gguf=True),
+    Defect(Kind.EOG_MISSING, _E, another_end, gguf=True),
     Defect(Kind.VOCABULARY, _E, another_split),
+    Defect(Kind.VOCABULARY, _E, controls_as_words, gguf=True),
     Defect(Kind.VOCABULARY, _E, another_pre_tokenizer, gguf=True),
 )
