@@ -33,6 +33,8 @@ from gptoss.quant.verdict import KeyDifference
 
 PIECE = 2**18
 """Values compared at once."""
+TASK = 2**22
+"""Values of a tensor that one task compares, whole pieces."""
 COLUMNS = 256
 """Columns of experts in floats that are compared at once, whole blocks."""
 
@@ -68,7 +70,7 @@ def diff(
     return Diff(
         str(a),
         str(b),
-        models[0].nbytes + models[1].nbytes,
+        sum(pair.nbytes for pair in pairs.values()),
         len(equal),
         sum(pairs[name].is_expert for name in equal),
         tuple(change for change in changes if change is not None),
@@ -220,7 +222,9 @@ def _packed(pair: _Pair) -> bool:
 def _works(pair: _Pair, one: Files, other: Files) -> Iterator[Callable[[], _Sum]]:
     a, b = pair.a, pair.b
     if isinstance(a.tensor, DenseTensor) or isinstance(b.tensor, DenseTensor):
-        yield partial(_dense, a, b, one, other)
+        n = prod(a.shape)
+        for start in range(0, n, TASK):
+            yield partial(_dense, a, b, one, other, range(start, min(start + TASK, n)))
         return
     compare = _blocks if _packed(pair) else _floats
     for expert in range(a.tensor.experts):
@@ -288,9 +292,12 @@ def _floats(a: _Side, b: _Side, one: Files, other: Files, expert: int) -> _Sum:
     return found
 
 
-def _dense(a: _Side, b: _Side, one: Files, other: Files) -> _Sum:
+def _dense(a: _Side, b: _Side, one: Files, other: Files, task: range) -> _Sum:
+    """Some values of a tensor, counted from its start."""
     found = _Sum()
-    for ours, theirs in zip(_values(a, one), _values(b, other), strict=True):
+    for start in task[::PIECE]:
+        n = min(PIECE, task.stop - start)
+        ours, theirs = _values(a, one, start, n), _values(b, other, start, n)
         found.square += _finite_square(ours)
         n = int(np.count_nonzero(_differ(ours, theirs)))
         if n:
@@ -306,19 +313,13 @@ def _differ(ours: Floats, theirs: Floats) -> NDArray[np.bool_]:
     return differ
 
 
-def _values(side: _Side, files: Files) -> Iterator[Floats]:
-    """A tensor's values in pieces."""
+def _values(side: _Side, files: Files, start: int, n: int) -> Floats:
+    """``n`` values of a tensor from ``start`` on; of biases in turn, of those that are meant."""
     tensor = side.tensor
     assert isinstance(tensor, DenseTensor)  # noqa: S101 - what _works chose
-    if side.turn is not None:
-        both = dense.values(files, tensor.encoding, tensor.extent, 0, tensor.shape)
-        whole = np.ascontiguousarray(both[:, side.turn :: 2]).reshape(-1)
-        yield from (whole[start : start + PIECE] for start in range(0, len(whole), PIECE))
-        return
-    n = prod(tensor.shape)
-    for start in range(0, n, PIECE):
-        shape = (min(PIECE, n - start),)
-        yield dense.values(files, tensor.encoding, tensor.extent, start, shape)
+    step = 1 if side.turn is None else 2
+    values = dense.values(files, tensor.encoding, tensor.extent, start * step, (n * step,))
+    return values if side.turn is None else np.ascontiguousarray(values[side.turn :: 2])
 
 
 def _finite_square(values: Floats) -> float:

@@ -12,9 +12,12 @@ import click
 from gptoss.files import console
 from gptoss.quant.changes import Diff
 from gptoss.quant.diff import diff
+from gptoss.quant.verdict import KeyDifference
 
 SHOWN = 24
 """Changed tensors that are listed; all of them are in the JSON."""
+OTHERS = 6
+"""The same of settings and of tensors that were not compared."""
 
 
 @click.command("diff")
@@ -23,11 +26,11 @@ SHOWN = 24
 @click.option("--json", "as_json", is_flag=True, help="Print all changes as JSON.")
 @click.pass_context
 def diff_command(context: click.Context, a: Path, b: Path, as_json: bool) -> None:
-    """Say which tensors and experts differ between A and B, and by how much.
+    """Say what differs between A and B, and by how much.
 
     Each of the two is the folder of a checkpoint or a GGUF file: a base model and a fine-tune of
     it, or two conversions. Values are compared, not bytes, so the way they are stored is no
-    difference. Of each tensor that changed are told
+    difference. Of each tensor that changed are told:
 
     \b
       the share of blocks of 32 (of experts) or of values (of all else) that changed
@@ -64,14 +67,18 @@ def _lines(result: Diff, seconds: float) -> Iterator[str]:
         f"{result.equal} tensors equal, {len(result.changes)} changed; {result.nbytes:,} bytes "
         f"read in {seconds:.1f} s ({result.nbytes / seconds / 1e6:.0f} MB/s)"
     )
-    for title, entries in (
-        ("", [*map(str, result.changes)]),
-        ("settings that differ:", [f"{it.key}: {it.expected}, {it.found}" for it in result.keys]),
-        ("not on both sides:", list(result.apart)),
-        ("of a type that cannot be looked into:", list(result.unread)),
+    for title, entries, shown in (
+        ("", [*map(str, result.changes)], SHOWN),
+        ("settings that differ:", [*map(_setting, result.keys)], OTHERS),
+        ("not on both sides alike:", [*result.apart], OTHERS),
+        ("of a type that cannot be looked into:", [*result.unread], OTHERS),
     ):
         if entries and title:
             yield title
-        yield from (f"  {console.one_line(entry)}" for entry in entries[:SHOWN])
-        if len(entries) > SHOWN:
-            yield f"  and {len(entries) - SHOWN} more"
+        yield from (f"  {console.one_line(entry)}" for entry in entries[:shown])
+        if len(entries) > shown:
+            yield f"  and {len(entries) - shown} more"
+
+
+def _setting(key: KeyDifference) -> str:
+    return f"{key.key}: {key.expected} in A, {key.found} in B"

@@ -40,6 +40,7 @@ def tuned(base: Path, tmp_path: Path) -> Path:
 def piece(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slabs, "SLAB", request.param)
     monkeypatch.setattr(diff_module, "PIECE", request.param // 32 * 32)
+    monkeypatch.setattr(diff_module, "TASK", 2**22 if request.param > 100 else 3 * 96)
     monkeypatch.setattr(diff_module, "COLUMNS", 256 if request.param > 100 else 32)
 
 
