@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,10 @@ from huggingface_hub import constants
 
 from gptoss.converter import cli, remote
 from gptoss.converter.convert import convert
-from gptoss.converter.http import HubError
+from gptoss.converter.http import Client, HubError
+from gptoss.converter.hub import HubId, Stream, pin
+from gptoss.converter.jobs import Job, Target
+from gptoss.converter.plan import plan
 from gptoss.converter.remote import WrongHash
 from gptoss.files.errors import BadRequest, UnsupportedModel
 from support.checkpoints import random_checkpoint
@@ -250,6 +255,7 @@ def test_interrupted_while_nothing_comes(hub: HubServer, out: Path) -> None:
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
+    time.sleep(0.5)  # by then it waits
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
@@ -257,6 +263,36 @@ def test_interrupted_while_nothing_comes(hub: HubServer, out: Path) -> None:
     assert process.returncode == 130
     assert said.endswith("the same command goes on from there\ninterrupted\n")
     assert not out.exists()
+
+
+def test_a_job_half_done_reads_the_other_half(published: Path) -> None:
+    [up] = [t for t in plan(published).tensors if t.name == "blk.1.ffn_up_exps.weight"]
+    units = up.nbytes // up.transform.writes
+    job = Job(0, (Target(up, Path("out.gguf"), 0),), units, done=units // 2)
+    spans = {info: [s for i, s in job.spans() if i is info] for info in up.sources}
+    for info, size in zip(up.sources, up.transform.reads, strict=True):
+        assert spans[info][0][0] == info.offset + units // 2 * size
+        assert spans[info][-1][1] == info.offset + info.nbytes
+        assert all(a[1] == b[0] for a, b in pairwise(spans[info]))
+
+
+@pytest.mark.usefixtures("hub")
+def test_what_an_earlier_run_verified_and_this_one_reads_again(
+    published: Path, tmp_path: Path
+) -> None:
+    """Counts for nothing: of what is read again nobody knows."""
+    client = Client()
+    stream = Stream(client, pin(client, HubId(REPOSITORY)), tmp_path)
+    names = [f"model-{k:05}-of-00002.safetensors" for k in range(3)]
+    places = [stream.weights(name) for name in names]
+    lines = [f"{stream.listing.files[name].sha256}  {name}" for name in names[:2]]
+    notes = tmp_path / "notes"
+    notes.write_text("\n".join([*lines, f"{'0' * 64}  {names[2]}", "torn"]))
+    tensor = plan(published).tensors[0]
+    [source] = tensor.sources
+    tensor = replace(tensor, sources=(replace(source, path=places[0]),))
+    with stream.reading([Job(0, (Target(tensor, tmp_path / "out", 0),), 1)], notes):
+        assert list(stream.verified()) == [names[1]]
 
 
 # --- the command ------------------------------------------------------------------------------
