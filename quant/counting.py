@@ -14,7 +14,7 @@ from gptoss.files.console import Meter
 from gptoss.quant import dense
 from gptoss.quant.dense import DenseCount
 from gptoss.quant.model import MXFP4, DenseTensor, ExpertTensor, Model
-from gptoss.quant.slabs import Files, codes, slabs
+from gptoss.quant.slabs import Files, codes, slab_rows, slabs
 from gptoss.quant.statistics import (
     CodeCounter,
     DenseStatistics,
@@ -133,6 +133,7 @@ def _joined(tensor: ExpertTensor, experts: Sequence[Expert]) -> Iterator[ExpertS
     """The statistics of each part, the experts one above the other."""
     for part in tensor.parts:
         counters = [expert[part] for expert in experts]
+        stretches = np.array([it.stretches for it in counters])
         yield ExpertStatistics(
             tensor.name,
             tensor.layer,
@@ -141,11 +142,13 @@ def _joined(tensor: ExpertTensor, experts: Sequence[Expert]) -> Iterator[ExpertS
             tensor.rows // len(tensor.parts),
             tensor.columns,
             scales=np.array([it.scales for it in counters]),
-            codes=np.array([it.codes for it in counters]),
+            codes=stretches.sum(axis=1),
             zero_blocks=np.array([it.zero_blocks for it in counters]),
             zero_rows=np.array([it.zero_rows for it in counters]),
             saturated_blocks=np.array([it.saturated_blocks for it in counters]),
             ever=np.array([codes(tensor.encoding, it.ever) for it in counters]),
             always=np.array([codes(tensor.encoding, it.always) for it in counters]),
             row_scales=np.array([it.row_scales for it in counters]),
+            stretches=stretches,
+            stretch_rows=slab_rows(tensor),
         )

@@ -101,6 +101,12 @@ class Kind(Enum):
         "MXFP4, small negative weights become large ones",
         "convert again; this is another 4-bit format under MXFP4's name",
     )
+    CODE_NOISE = (
+        "code-noise",
+        "codes fall as random bytes do, unlike those of the rest of the tensor: there are no "
+        "weights here",
+        "download or convert the model again",
+    )
     STUCK_LANE = (
         "stuck-lane",
         "one place of every block has lost a bit of its codes, or all of them",

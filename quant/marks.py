@@ -19,6 +19,8 @@ ENOUGH = 4096
 """Values below which the use of codes proves nothing."""
 FAR = 12
 """Octaves from the bulk of a tensor's scales at which a scale is impossible."""
+NOISE = 0.4
+"""Distance from an even use of codes, in parts of the usual one, from which on down it is noise."""
 RATIO = 3.0
 """Octaves between a tensor's root mean square and its siblings' that are worth a warning."""
 WRONG = 6.0
@@ -34,6 +36,7 @@ def of_tensor(
     for part in parts:
         yield from _codes(part)
         yield from _dead(part)
+        yield from _noise(tensor, part)
     if any(finding.kind in (Kind.SCALE_LINEAR, Kind.SCALE_CONSTANT) for finding in lost):
         return
     scales = sum((part.scales for part in parts), np.zeros((tensor.experts, 256), np.int64))
@@ -140,6 +143,34 @@ def _codes(part: ExpertStatistics) -> Iterator[Finding]:
         yield _of_part(Kind.SATURATED_BLOCKS, severity, part, message, Place(expert))
 
 
+def _noise(tensor: ExpertTensor, part: ExpertStatistics) -> Iterator[Finding]:
+    """Stretches whose codes fall evenly, in a tensor whose codes do not.
+
+    Distances from even use are in parts of the tensor's own: 1 is as all others, 0 noise.
+    """
+    values = part.stretches.sum(axis=2)
+    off = np.abs(part.stretches / np.maximum(values, 1)[..., None] - 1 / 16).sum(axis=2)
+    usual = float(np.median(off))
+    noise = (values >= ENOUGH) & (off < NOISE * usual)
+    if usual < 0.1 or not noise.any() or noise.mean() > 0.25:
+        return
+    expert, stretch = (int(i) for i in np.argwhere(noise)[0])
+    row = stretch * part.stretch_rows * len(tensor.parts) + tensor.parts.index(part.part)
+    extent = tensor.extents[0]
+    row_bytes = extent.nbytes // (tensor.experts * tensor.rows)
+    message = f"{part.part}: {_counted(int(noise.sum()), 'stretch')} of {part.stretch_rows} rows"
+    yield Finding(
+        Kind.CODE_NOISE,
+        Severity.ERROR,
+        message,
+        part.tensor,
+        part.layer,
+        Place(expert, row),
+        extent.path.name,
+        extent.offset + (expert * tensor.rows + row) * row_bytes,
+    )
+
+
 def _stuck_lanes(part: ExpertStatistics, alive: NDArray[np.bool_]) -> Iterator[Finding]:
     ever = np.bitwise_or.reduce(part.ever[alive], axis=0)
     always = np.bitwise_and.reduce(part.always[alive], axis=0)
@@ -177,7 +208,7 @@ def _dead(part: ExpertStatistics) -> Iterator[Finding]:
 
 
 def _counted(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
+    return f"{n:,} {what}{'' if n == 1 else 'es' if what.endswith('ch') else 's'}"
 
 
 def _listed(numbers: NDArray[np.int64]) -> str:

@@ -80,7 +80,7 @@ class Slab:
 def slabs(files: Files, tensor: ExpertTensor, expert: int) -> Iterator[Slab]:
     """All slabs of an expert of an MXFP4 tensor, in the order of the rows."""
     k, blocks = len(tensor.parts), tensor.columns // mxfp4.BLOCK
-    step = max(1, SLAB // (blocks * mxfp4.HF_BYTES)) * k
+    step = slab_rows(tensor) * k
     for start in range(0, tensor.rows, step):
         rows = min(step, tensor.rows - start)
         words, scales = _read(files, tensor, expert * tensor.rows + start, rows, blocks)
@@ -91,6 +91,11 @@ def slabs(files: Files, tensor: ExpertTensor, expert: int) -> Iterator[Slab]:
                 np.copyto(room, mine)
                 mine = room
             yield Slab(part, start // k, mine, scales[turn::k])
+
+
+def slab_rows(tensor: ExpertTensor) -> int:
+    """Rows of a part in a slab; the last one of an expert may have fewer."""
+    return max(1, SLAB // (tensor.columns // mxfp4.BLOCK * mxfp4.HF_BYTES))
 
 
 def _read(

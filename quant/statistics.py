@@ -63,6 +63,11 @@ class ExpertStatistics:
     """By lane, the bits that all codes of the first rows have, ``uint8[experts, 32]``."""
     row_scales: NDArray[np.float32]
     """Mean scale byte of each row, ``float32[experts, rows]``."""
+    stretches: Counts
+    """Values by their code in each of the stretches of rows that were counted together,
+    ``int64[experts, n, 16]``."""
+    stretch_rows: int
+    """Rows in a stretch; the last one may have fewer."""
 
     @property
     def blocks(self) -> int:
@@ -215,7 +220,7 @@ class ExpertCounter:
     def __init__(self, rows: int) -> None:
         self.row_scales = np.empty(rows, np.float32)
         self.scales = np.zeros(256, np.int64)
-        self.codes = np.zeros(16, np.int64)
+        self.stretches: list[Counts] = []
         self.zero_blocks = 0
         self.zero_rows = 0
         self.saturated_blocks = 0
@@ -233,7 +238,7 @@ class ExpertCounter:
         self.row_scales[self._row : self._row + len(scales)] = scales.mean(axis=1, dtype=np.float32)
         self._row += len(scales)
         codes, saturated = of_codes.count(words.reshape(-1))
-        self.codes += codes
+        self.stretches.append(codes)
         self.saturated_blocks += saturated
         self._count_zeros(words)
 

@@ -13,6 +13,7 @@ from gptoss.quant import mxfp4
 from gptoss.quant.audit import audit
 from gptoss.quant.findings import Kind, Severity
 from gptoss.quant.layouts import on_grid
+from gptoss.quant.verdict import Place
 from support import safetensors_files
 from support.checkpoints import bf16, random_checkpoint
 from support.editing import regions
@@ -109,6 +110,24 @@ def test_gate_and_up_read_as_halves(gguf: Path) -> None:
         up.write(rows[:, n:])
     found = named(gguf, Kind.GATE_UP_HALVES)
     assert found == [f"blk.{i}.ffn_gate_exps.weight" for i in range(LAYERS)]
+
+
+@pytest.mark.parametrize("container", ["checkpoint", "gguf"])
+def test_noise_for_weights(checkpoint: Path, gguf: Path, container: str) -> None:
+    """Random bytes where an expert's codes should be; its scales are as they were."""
+    rng = np.random.default_rng(0)
+    path = checkpoint if container == "checkpoint" else gguf
+    names = ("down_proj_blocks", "ffn_down_exps.weight")
+    name, region = next(it for it in regions(path).items() if it[0].endswith(names))
+    blocks = region.read()
+    codes = blocks[2, :, :, -16:]
+    codes[:] = rng.integers(0, 256, codes.shape)
+    region.write(blocks)
+    (found,) = (it for it in audit(path).findings if it.severity is Severity.ERROR)
+    assert found.kind is Kind.CODE_NOISE
+    assert found.tensor == name.removesuffix("_blocks")
+    assert found.place == Place(2, 0)
+    assert found.offset == region.offset + blocks[:2].nbytes
 
 
 def to_floats(checkpoint: Path, *, turn_down: bool = False, noise: float = 0.0) -> None:
