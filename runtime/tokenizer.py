@@ -8,7 +8,8 @@ file can become one. llama.cpp's own tokenizer does not give that guarantee.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,10 @@ HARMONY_TOKENS = (
     "<|endoftext|>",
 )
 """Control tokens without which no harmony conversation can be held."""
+
+MAX_SPACE = 2**16
+"""Blanks in a row that are encoded together. Of a million, tiktoken's split pattern would run out
+of stack and end the process; a text of so many blanks is cut among them, and stays the same."""
 
 
 class Tokenizer:
@@ -123,7 +128,12 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Text to ids, as plain text whatever it contains; lone surrogates become U+FFFD."""
-        return self._encoding.encode_ordinary(text)
+        if len(text) < MAX_SPACE:
+            return self._encoding.encode_ordinary(text)
+        ids: list[int] = []
+        for piece in _cut_among_blanks(text):
+            ids += self._encoding.encode_ordinary(piece)
+        return ids
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes of one id; possibly part of a character. IndexError outside the vocabulary."""
@@ -134,3 +144,13 @@ class Tokenizer:
     def decode(self, tokens: Sequence[int]) -> str:
         """Ids to text; control tokens as their text, incomplete characters as U+FFFD."""
         return b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")
+
+
+def _cut_among_blanks(text: str) -> Iterator[str]:
+    """``text`` in pieces, none of which holds more than ``MAX_SPACE`` blanks in a row."""
+    begin = 0
+    for blanks in re.finditer(r"\s+", text):
+        for end in range(blanks.start() + MAX_SPACE, blanks.end(), MAX_SPACE):
+            yield text[begin:end]
+            begin = end
+    yield text[begin:]

@@ -42,6 +42,12 @@ class RawHeader:
         else:
             self.role += text
 
+    def separate(self) -> None:
+        """A space behind the part that was begun last, where there is none."""
+        last = next(filter(None, (self.constrain, self.channel, self.role)), "")
+        if not last.endswith(" "):
+            self.append(" ")
+
     def cut_behind(self, marker: str) -> str:
         """Take ``marker`` and what follows it off the part begun last; the latter is returned."""
         part = "role" if self.channel is None else "channel"

@@ -240,14 +240,14 @@ class Parser:
         self._raw.append(self._flush_decoder())
         if not self._raw.begin_channel():
             self._diagnose("channel-twice", f"a second channel token after {self._raw.channel!r}")
-            self._raw.append(" ")
+            self._raw.separate()
 
     def _header_constrain(self, token: int, kind: Kind) -> None:  # noqa: ARG002
         self._ids.append(token)
         self._raw.append(self._flush_decoder())
         if not self._raw.begin_constrain():
             self._diagnose("constrain-twice", "a second constrain token")
-            self._raw.append(" ")
+            self._raw.separate()
 
     def _header_again(self, token: int, kind: Kind) -> None:
         self._raw.append(self._flush_decoder())

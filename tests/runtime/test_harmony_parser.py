@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,22 @@ def test_every_state_knows_every_kind() -> None:
 def test_ids_outside_the_vocabulary_are_reported() -> None:
     events = parse([*spell("<|channel|>final<|message|>a"), -1, 10**9, *spell("<|return|>")])
     assert [e.code for e in events if isinstance(e, Diagnostic)] == ["stray", "stray"]
+
+
+CIRCLES = (
+    *TOKENIZER.control, "a", " ", "\n", "<|start|>a", "<|channel|>a ", "<|channel|>to= <|message|>",
+    "<|start|><|channel|><|end|>",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("turn", CIRCLES)
+def test_the_same_over_and_over_costs_no_more_each_time(turn: str) -> None:
+    """Models go in circles; the events of a long one must not fill the memory."""
+    ids = spell(turn) * (100_000 // len(spell(turn)))
+    begun = time.process_time()
+    size = sum(len(str(event)) for event in parse(ids) if isinstance(event, Diagnostic))
+    assert size < 1_000 * len(ids)
+    assert time.process_time() - begun < 5
 
 
 def test_random_ids_give_events() -> None:

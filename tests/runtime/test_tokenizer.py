@@ -11,7 +11,7 @@ import pytest
 from gptoss.files.errors import BadGguf, UnsupportedModel
 from gptoss.files.gguf import GgufFile, StringArray
 from gptoss.files.o200k import BYTE_LEVEL
-from gptoss.runtime.tokenizer import Tokenizer
+from gptoss.runtime.tokenizer import MAX_SPACE, Tokenizer
 from support.tokens import CONTROL, byte_tokenizer
 
 NORMAL, CONTROL_TYPE, UNUSED = 1, 3, 5
@@ -28,6 +28,20 @@ def test_text_comes_back_whatever_it_holds() -> None:
 def test_lone_surrogates_become_replacement_characters() -> None:
     tokenizer = byte_tokenizer()
     assert tokenizer.decode(tokenizer.encode("a\ud800b")) == "a\ufffdb"
+
+
+@pytest.mark.parametrize("blank", [" ", "\t", "\u3000", " \t\n"])
+def test_blanks_without_end_are_encoded(blank: str) -> None:
+    """A page of a million blanks: the split pattern by itself would end the process."""
+    tokenizer = byte_tokenizer()
+    text = f"a{blank * (1_200_000 // len(blank))}b"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_fewer_blanks_are_encoded_as_ever() -> None:
+    tokenizer = byte_tokenizer()
+    text = ("a" + " " * (MAX_SPACE - 1)) * 3
+    assert tokenizer.encode(text) == tokenizer._encoding.encode_ordinary(text)
 
 
 def test_byte_level_spelling_and_types() -> None:
