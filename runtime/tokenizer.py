@@ -135,6 +135,11 @@ class Tokenizer:
             ids += self._encoding.encode_ordinary(piece)
         return ids
 
+    @cached_property
+    def longest(self) -> int:
+        """Bytes of the longest text token: no text has fewer tokens than its bytes by this."""
+        return max(len(self._bytes[i]) for i in self.text_ids)
+
     def token_bytes(self, token: int) -> bytes:
         """The bytes of one id; possibly part of a character. IndexError outside the vocabulary."""
         if not 0 <= token < self.n_vocab:

@@ -12,6 +12,7 @@ From openai-harmony:
 * The model's own messages are replayed from the ids it wrote, so that the prefix cache holds.
 * A conversation that the model was not trained on (no system block, a result without a call, a
   tool's name with a space in it) is refused: see ``conversation.py``. That library renders it.
+* More than 65,536 blanks in a row are encoded in pieces; a million end that library's process.
 
 From the template:
 
@@ -27,7 +28,7 @@ From the template:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 
 from gptoss.runtime.harmony.checking import ConversationTooLong
@@ -63,7 +64,7 @@ def render_conversation(
     keep: KeepReasoning = KeepReasoning.TEMPLATE,
 ) -> list[int]:
     """The ids of the messages, each ended; history as the model is meant to see it."""
-    return [token for _, ids in _rendered(messages, tokenizer, keep) for token in ids]
+    return _rendered(messages, tokenizer, keep)
 
 
 def render_for_completion(
@@ -80,22 +81,28 @@ def render_for_completion(
     """
     check_conversation(messages)
     begin = [tokenizer.control["<|start|>"], *tokenizer.encode(Role.ASSISTANT)]
-    whole: list[int] = []
-    for index, ids in _rendered(messages, tokenizer, keep):
-        whole += ids
-        if limit is not None and len(whole) + len(begin) > limit:
-            raise ConversationTooLong(index, limit)
-    return whole + begin
+    return [*_rendered(messages, tokenizer, keep, limit, len(begin)), *begin]
 
 
 def _rendered(
-    messages: Sequence[Message], tokenizer: Tokenizer, keep: KeepReasoning
-) -> Iterator[tuple[int, list[int]]]:
-    """Place and ids of each message that is rendered."""
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    keep: KeepReasoning,
+    limit: int | None = None,
+    reserved: int = 0,
+) -> list[int]:
+    """The ids of the messages that are kept, at most ``limit`` less what is ``reserved``."""
     with_functions = any(_declares_functions(message) for message in messages)
+    ids: list[int] = []
     for index in _kept(messages, keep):
         message = messages[index]
-        yield index, render_message(message, tokenizer, conversation_has_functions=with_functions)
+        # What cannot fit is not even encoded: of a gigabyte that would take minutes.
+        if limit is not None and len(message.text) > limit * tokenizer.longest:
+            raise ConversationTooLong(index, limit)
+        ids += render_message(message, tokenizer, conversation_has_functions=with_functions)
+        if limit is not None and len(ids) + reserved > limit:
+            raise ConversationTooLong(index, limit)
+    return ids
 
 
 def render_message(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -125,3 +126,10 @@ def test_the_context_ends_within_a_message() -> None:
         with pytest.raises(ConversationTooLong, match=rf"messages\[{index}\]\.content") as caught:
             render_for_completion(said, tokenizer, limit=limit)
         assert (caught.value.index, caught.value.field) == (index, "content")
+
+
+def test_what_cannot_fit_is_not_even_encoded() -> None:
+    begun = time.process_time()
+    with pytest.raises(ConversationTooLong, match=r"messages\[1\]\.content: .* 4096 tokens"):
+        render_for_completion([SYSTEM, m.user("x" * 50_000_000)], byte_tokenizer(), limit=4096)
+    assert time.process_time() - begun < 1
