@@ -83,6 +83,9 @@ def figures() -> Iterator[Figure]:
     yield from mask_figures()
 
 
+SLOWEST_MASK = "... at the slowest of them"
+
+
 def mask_figures() -> Iterator[Figure]:
     """What the constraint adds to a token: finding what may come next, taking the rest out of the
     logits, and following what came. The draw itself is not in it."""
@@ -91,7 +94,7 @@ def mask_figures() -> Iterator[Figure]:
     bound = [time for times in spent for time in times]
     mean, slowest = sum(bound) / len(bound), max(bound)
     yield Figure("constraining, a token of structure, mean", mean * 1e6, "µs", 300)
-    yield Figure("... at the slowest of them", slowest * 1e6, "µs", 300)
+    yield Figure(SLOWEST_MASK, slowest * 1e6, "µs", 300)
     free = mask_times(vocabulary, Rules(), f"<|channel|>final<|message|>{''.join(WORDS) * 50}")
     # The first token begins the text; its mask is structure's.
     yield Figure("... a token of free text, mean", sum(free[4:]) / len(free[4:]) * 1e6, "µs", 10)
