@@ -113,7 +113,7 @@ def convert(
     began = perf_counter()
     out, say = Path(out), say or _nothing
     with inputs.opened(source, stream=stream, say=say) as given:
-        _check_request(given, verify, lora)
+        _check_request(given, verify)
         opened, planned = look(
             given,
             dense=dense,
@@ -151,7 +151,7 @@ def convert(
             verdict = None
             if verify:
                 first = staging.path(files[0].name)
-                verdict = _proven(given.folder, first, out, verify_progress)
+                verdict = _proven(opened.checkpoint, first, out, verify_progress)
             origin = given.origin()
             made = manifests.manifest(origin, planned.dense.to_json(), files, sha256, verdict)
             with reported(out):
@@ -209,20 +209,15 @@ def _nothing(*_: object) -> None:
     """For whoever does not want to know."""
 
 
-def _check_request(given: Input, verify: bool, lora: str | os.PathLike[str] | None) -> None:
+def _check_request(given: Input, verify: bool) -> None:
     if given.stream and verify:
         raise BadRequest(
             f"{given.place}: --verify compares with the source's weights, and --stream keeps none; "
             "leave out one of the two"
         )
-    if lora and verify:
-        raise BadRequest(
-            f"{given.place}: --verify compares with the source alone, not with what --lora adds; "
-            "leave out one of the two"
-        )
 
 
-def _proven(source: Path, written: Path, out: Path, progress: Progress | None) -> Verdict:
+def _proven(source: Checkpoint, written: Path, out: Path, progress: Progress | None) -> Verdict:
     verdict = replace(verify_files(source, written, progress=progress), gguf=str(out))
     if not verdict.proven:
         raise NotProven(verdict)

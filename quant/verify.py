@@ -8,7 +8,7 @@ apart, to name the place and to count. Nothing of the converter runs here: see `
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from math import prod
@@ -30,7 +30,7 @@ WORKERS = min(8, os.cpu_count() or 1)
 
 
 def verify(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | Checkpoint,
     gguf: str | os.PathLike[str],
     *,
     tokenizer: str | os.PathLike[str] | None = None,
@@ -39,12 +39,16 @@ def verify(
     """Compare every tensor, hyperparameter and token of a GGUF with its source checkpoint.
 
     ``source`` is the folder of a checkpoint in Hugging Face's or OpenAI's layout, its experts in
-    MXFP4 or floats, ``tokenizer`` that of its tokenizer.json when it is another. ``progress`` is
-    called now and then with the bytes compared so far and the bytes in all. Raises
+    MXFP4 or floats, ``tokenizer`` that of its tokenizer.json when it is another; or a checkpoint
+    that is opened already, perhaps with tensors that are worked out as they are read. ``progress``
+    is called now and then with the bytes compared so far and the bytes in all. Raises
     ``BadCheckpoint``, ``BadGguf`` or ``UnsupportedModel`` when either side is no sound file to
     begin with or changes meanwhile.
     """
-    checkpoint = Checkpoint.open(Path(source), tokenizer=Path(tokenizer) if tokenizer else None)
+    checkpoint = source
+    if not isinstance(checkpoint, Checkpoint):
+        words = Path(tokenizer) if tokenizer else None
+        checkpoint = Checkpoint.open(Path(checkpoint), tokenizer=words)
     file = GgufFile.open(Path(gguf))
     checkpoint.check_tensors()
     keys = compare_keys(checkpoint, file)
@@ -54,7 +58,7 @@ def verify(
     differences = [*unmatched, *_compare(groups, checkpoint, file, progress)]
     differences.sort(key=lambda it: order.get(it.tensor, len(order)))
     return Verdict(
-        source=str(source),
+        source=str(checkpoint.folder),
         gguf=str(gguf),
         tensors=len(found),
         values=sum(prod(target.named.shape) for target in found),
@@ -70,7 +74,7 @@ def _compare(
     """Compare all groups; one difference for each tensor that has any."""
     errors: dict[AnyPath, type[BadFile]] = dict.fromkeys(file.paths, BadGguf)
     errors |= {info.path: BadCheckpoint for info in checkpoint.tensors.values()}
-    stamps = {path: stamp_of(Path(str(path)), error) for path, error in errors.items()}
+    stamps = _stamps(errors)
     findings: list[Finding] = []
     done, total = 0, sum(group.nbytes for group in groups)
     with ExitStack() as stack:
@@ -89,10 +93,15 @@ def _compare(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    for path, error in errors.items():
-        if stamp_of(Path(str(path)), error) != stamps[path]:
-            raise error(f"{path}: changed while it was read; try again when it is at rest")
+    for path, stamp in _stamps(errors).items():
+        if stamp != stamps[path]:
+            raise errors[path](f"{path}: changed while it was read; try again when it is at rest")
     return _merged(findings)
+
+
+def _stamps(errors: Mapping[AnyPath, type[BadFile]]) -> dict[AnyPath, tuple[int, int]]:
+    """Size and time of change of each file that is on this machine."""
+    return {path: stamp_of(path, errors[path]) for path in errors if isinstance(path, Path)}
 
 
 def _merged(findings: Sequence[Finding]) -> list[TensorDifference]:

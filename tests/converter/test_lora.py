@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gptoss.converter import jobs, merged
-from gptoss.converter.convert import convert
+from gptoss.converter import jobs, merged, writer
+from gptoss.converter.convert import NotProven, convert
 from gptoss.converter.lora import open_adapter
 from gptoss.files.checkpoint import Checkpoint
-from gptoss.files.errors import BadCheckpoint, BadRequest, GptossError, UnsupportedModel
+from gptoss.files.errors import BadCheckpoint, GptossError, UnsupportedModel
 from gptoss.files.gguf import GgufFile
 from support import adapters, forms, safetensors_files
 from support.adapters import Lora
@@ -278,10 +278,28 @@ def test_a_square_tensor_alone(
         convert(square, tmp_path / "a.gguf", lora=tmp_path / "lora")
 
 
-def test_verify_is_not_asked_what_it_cannot_know(square: Path, tmp_path: Path) -> None:
-    adapters.write(tmp_path / "lora", square, Lora(EXPERTS))
-    with pytest.raises(BadRequest, match="not with what --lora adds"):
-        convert(square, tmp_path / "a.gguf", lora=tmp_path / "lora", verify=True)
+@pytest.mark.parametrize("dense", ["bf16", "q8_0", "q4_1"])
+@pytest.mark.parametrize("experts", ["mxfp4", "bf16"])
+def test_the_result_is_verified_against_the_sum(
+    base: Path, tmp_path: Path, dense: str, experts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora = tmp_path / "lora"
+    adapters.write(lora, base, ALL)
+    options: dict[str, Any] = {"lora": lora, "dense": dense, "experts": experts, "verify": True}
+    done = convert(base, tmp_path / "a.gguf", **options)
+    assert done.verdict is not None
+    assert done.verdict.proven
+    keep = writer._made
+
+    def damaged(target: jobs.Target, *rest: Any) -> Any:
+        made = keep(target, *rest)
+        if target.tensor.name == "blk.1.ffn_down_exps.weight":
+            made[100] ^= 0x40
+        return made
+
+    monkeypatch.setattr(writer, "_made", damaged)
+    with pytest.raises(NotProven, match=r"blk\.1\.ffn_down_exps\.weight"):
+        convert(base, tmp_path / "b.gguf", **options)
 
 
 def test_files_are_closed_when_nobody_reads(square: Path, tmp_path: Path) -> None:

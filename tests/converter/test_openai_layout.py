@@ -41,7 +41,7 @@ def test_shards_without_an_index_and_a_tokenizer_elsewhere(published: Path, tmp_
     elsewhere, out = tmp_path / "tokenizer", tmp_path / "out.gguf"
     forms.copy_tokenizer(published, elsewhere)
     folder = forms.to_openai(published, tmp_path / "gpt-oss-0b" / "original", shards=3)
-    convert(folder, out, tokenizer=elsewhere)
+    convert(folder, out, tokenizer=elsewhere, verify=True)
     convert(published, tmp_path / "hf.gguf")
     assert out.read_bytes() == (tmp_path / "hf.gguf").read_bytes()
     assert verify(folder, out, tokenizer=elsewhere).proven
