@@ -21,9 +21,7 @@ from gptoss.files.gguf import GgufFile, GgufTensor
 from gptoss.files.hparams import HParams
 from gptoss.files.names import HfTensor, Kind, NamedTensor, tensors
 
-SHARD_BYTES = 5 * 10**9
-"""About the bytes of tensors in a file, as transformers has it."""
-MXFP4, F32 = GGMLQuantizationType.MXFP4, GGMLQuantizationType.F32
+MXFP4 = GGMLQuantizationType.MXFP4
 
 
 class Form(StrEnum):
