@@ -16,7 +16,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import jsonschema
 import pytest
 
 from gptoss.converter.convert import convert
@@ -113,6 +112,8 @@ def valid(schema: Any) -> Callable[[str], bool]:
     ``format`` says nothing there unless it is asked to (JSON Schema 2020-12, validation 7.2.1).
     The grammar gives a date's form, and a 29th of February to each year.
     """
+    import jsonschema
+
     validator = jsonschema.Draft202012Validator(schema)
 
     def check(text: str) -> bool:
