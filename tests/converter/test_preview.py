@@ -17,6 +17,7 @@ from gptoss.files.gguf import GgufFile
 from gptoss.files.reading import Source
 from support.checkpoints import random_checkpoint
 from support.hub_server import REPOSITORY, HubServer
+from support.peak_memory import peak_memory
 
 
 @pytest.fixture(scope="module")
@@ -119,18 +120,10 @@ def test_without_output_and_plan(checkpoint: Path) -> None:
     assert "Missing option '-o'" in done.stderr
 
 
-MEASURED = """
+CONVERT = """
 import sys
-from pathlib import Path
-from resource import RUSAGE_SELF, getrusage
 from gptoss.converter.convert import convert
 convert(sys.argv[1], sys.argv[2])
-status = Path("/proc/self/status")  # on Linux ru_maxrss begins with the parent's
-if status.exists():
-    [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
-    print(1024 * int(line.split()[1]))
-else:
-    print(getrusage(RUSAGE_SELF).ru_maxrss)
 """
 
 
@@ -139,10 +132,6 @@ def test_the_memory_said_is_not_exceeded(tmp_path: Path) -> None:
     folder = random_checkpoint(
         tmp_path / "source", hidden=2880, layers=1, experts=16, heads=64, kv_heads=8, vocab=40_000
     )
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURED, str(folder), str(tmp_path / "out.gguf")],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    peak = int(done.stdout)
+    peak = peak_memory(CONVERT, folder, tmp_path / "out.gguf")
     said = preview(plan(folder)).memory
     assert peak < said < 3 * peak
