@@ -1,8 +1,9 @@
 """Weights in the three float dtypes that checkpoints come in: to float32, and to a GGUF's types.
 
-The published checkpoints are BF16 throughout, for which ``transforms`` has ways of its own. Here is
-what fine-tunes need that were saved in F16 or F32, and what is common to all: widening, which is
-exact, and the search for values that are not finite.
+The published checkpoints are BF16 throughout, for which ``transforms`` has faster ways to most
+types. Here is what fine-tunes need that were saved in F16 or F32, and what is common to all:
+widening, which is exact, rounding to BF16 and to the smaller block types, and the search for values
+that are not finite.
 """
 
 from __future__ import annotations
@@ -62,11 +63,15 @@ def to_bf16(values: Floats) -> Words:
     Raises ``OutOfRangeError`` when a finite value would become infinite.
     """
     bits = values.view(np.uint32)
-    words: Words = ((bits + (np.uint32(0x7FFF) + ((bits >> 16) & 1))) >> 16).astype("<u2")
+    rounded = bits >> np.uint32(16)
+    rounded &= np.uint32(1)
+    rounded += np.uint32(0x7FFF)
+    rounded += bits
+    words: Words = (rounded >> np.uint32(16)).astype("<u2")
     nan = np.isnan(values)
     if nan.any():
-        words[nan] = (bits[nan] >> 16).astype("<u2") | np.uint16(0x40)
-    made = (words & 0x7FFF) == 0x7F80
+        words[nan] = (bits[nan] >> np.uint32(16)).astype("<u2") | np.uint16(0x40)
+    made = (words & np.uint16(0x7FFF)) == np.uint16(0x7F80)
     if made.any() and (made & np.isfinite(values)).any():
         raise OutOfRangeError(float(np.abs(values[made]).min()))
     return words
@@ -94,7 +99,7 @@ def finite(transform: Transform, dtype: str) -> Transform:
 
 def dense(dtype: str, to: Dense) -> Transform:
     """A dense matrix of ``dtype`` to the type asked for."""
-    if dtype == "BF16":
+    if dtype == "BF16" and to in transforms.DENSE:
         return transforms.DENSE[to]
     stored = STORED[dtype]
     n_values, n_bytes = GGML_QUANT_SIZES[to.ggml]

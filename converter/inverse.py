@@ -12,9 +12,10 @@ from functools import cache
 import numpy as np
 from gguf import quants
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-from numpy.typing import NDArray
 
-from gptoss.converter.transforms import COPY, Bytes, Floats, OutOfRangeError, Transform, Words
+from gptoss.converter.floats import STORED, widen
+from gptoss.converter.floats import to_bf16 as nearest_bf16
+from gptoss.converter.transforms import COPY, Bytes, Floats, Transform, Words
 from gptoss.quant import mxfp4
 
 READABLE = frozenset(
@@ -29,19 +30,13 @@ READABLE = frozenset(
 _U16, _U32 = np.dtype("<u2"), np.dtype("<u4")
 _PIECE = 2**16
 """Values worked on at once, so that scratch arrays stay in the cache."""
-_INFINITE = np.uint16(0x7F80)
-_QUIET = np.uint16(0x40)
 
 
 def floats(kind: GGMLQuantizationType, raw: Bytes) -> Floats:
     """The values ``float32[n]`` of whole blocks of type ``kind``, one of ``READABLE``."""
-    values: NDArray[np.float32]
-    if kind is GGMLQuantizationType.F32:
-        values = raw.view("<f4")
-    elif kind is GGMLQuantizationType.F16:
-        values = raw.view("<f2").astype(np.float32)
-    elif kind is GGMLQuantizationType.BF16:
-        values = np.left_shift(raw.view(_U16), np.uint32(16), dtype=_U32).view("<f4")
+    values: Floats
+    if kind.name in STORED:
+        values = widen(raw.view(STORED[kind.name]), kind.name)
     elif kind is GGMLQuantizationType.MXFP4:
         blocks = raw.reshape(-1, mxfp4.GGML_BYTES)
         values = mxfp4.decode(mxfp4.codes_from_ggml(blocks), blocks[:, 0])
@@ -50,37 +45,17 @@ def floats(kind: GGMLQuantizationType, raw: Bytes) -> Floats:
     return values.reshape(-1)
 
 
-def bf16(values: Floats) -> Words:
-    """The nearest BF16, as its bits, ties to even; of the same shape.
-
-    Raises ``OutOfRangeError`` where a finite value would become infinite.
-    """
-    bits = np.ascontiguousarray(values).view(_U32)
-    rounded = bits >> np.uint32(16)
-    rounded &= np.uint32(1)
-    rounded += np.uint32(0x7FFF)
-    rounded += bits
-    made: Words = (rounded >> np.uint32(16)).astype(_U16)
-    nan = np.isnan(values)
-    if nan.any():
-        made[nan] = (bits[nan] >> np.uint32(16)).astype(_U16) | _QUIET
-    infinite = (made & np.uint16(0x7FFF)) == _INFINITE
-    if infinite.any() and np.isfinite(values[infinite]).any():
-        raise OutOfRangeError(float(np.abs(values[np.isfinite(values)]).max()))
-    return made
-
-
 @cache
 def _mxfp4_words() -> Words:
     """The BF16 of every code under every scale, by ``scale << 4 | code``; each is exact."""
     codes = np.tile(np.arange(16, dtype=np.uint8), (256, 1))
-    return bf16(mxfp4.decode(codes, np.arange(256, dtype=np.uint8))).reshape(-1)
+    return nearest_bf16(mxfp4.decode(codes, np.arange(256, dtype=np.uint8))).reshape(-1)
 
 
 def words(kind: GGMLQuantizationType, raw: Bytes) -> Words:
     """The nearest BF16 ``uint16[n]`` of whole blocks of type ``kind``, one of ``READABLE``."""
     if kind is not GGMLQuantizationType.MXFP4:
-        return bf16(floats(kind, raw))
+        return nearest_bf16(floats(kind, raw))
     blocks = raw.reshape(-1, mxfp4.GGML_BYTES)
     index = blocks[:, :1].astype(np.uint16) << np.uint16(4) | mxfp4.codes_from_ggml(blocks)
     found: Words = np.take(_mxfp4_words(), index.reshape(-1))

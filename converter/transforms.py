@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from gguf import quants
-from gguf.constants import GGML_QUANT_SIZES
 from numpy.typing import NDArray
 
 from gptoss.converter.dense import Dense
@@ -32,8 +30,6 @@ _PIECE = 2**16
 """Values worked on at once, so that scratch arrays stay in the cache."""
 
 Q8_0_VALUES = 32
-_N_SCALES = {Dense.Q5_1: 2, Dense.Q5_0: 1, Dense.Q4_1: 2, Dense.Q4_0: 1}
-"""Half-precision numbers at the start of a block: its scale, and of some its minimum."""
 _Q8_0 = np.dtype([("scale", "<f2"), ("codes", "i1", Q8_0_VALUES)])
 _INFINITE = np.uint16(0x7F80)
 _SIGN = np.uint32(0x80000000)
@@ -165,27 +161,6 @@ def _float(bits: np.uint16) -> float:
     return float(value[0])
 
 
-def _by_gguf(dense: Dense) -> Transform:
-    """To a block type by the gguf package's own quantizer, which follows ggml's reference."""
-    n_values, n_bytes = GGML_QUANT_SIZES[dense.ggml]
-
-    def apply(sources: Sequence[Bytes], out: Bytes) -> None:
-        words = sources[0].view(_U16)
-        target = out.reshape(-1, n_bytes)
-        scratch = np.empty(min(_PIECE, len(words)), np.float32)
-        with np.errstate(all="ignore"):
-            for start in range(0, len(words), _PIECE):
-                piece = words[start : start + _PIECE]
-                values = scratch[: len(piece)]
-                _widen(piece, values)
-                blocks = quants.quantize(values[None], dense.ggml).reshape(-1, n_bytes)
-                target[start // n_values :][: len(blocks)] = blocks
-                scales = np.ascontiguousarray(blocks[:, : _N_SCALES[dense] * 2]).view(_F16)
-                _check_scales(np.abs(scales).max(axis=1), values=piece.reshape(-1, n_values))
-
-    return Transform(f"BF16 to {dense.name}", (2 * n_values,), n_bytes, apply)
-
-
 def _repack(sources: Sequence[Bytes], out: Bytes) -> None:
     blocks, scales = sources
     mxfp4.repack(blocks.reshape(-1, mxfp4.HF_BYTES), scales, out.reshape(-1, mxfp4.GGML_BYTES))
@@ -200,9 +175,8 @@ DENSE: Mapping[Dense, Transform] = {
     Dense.F16: TO_F16,
     Dense.F32: TO_F32,
     Dense.Q8_0: TO_Q8_0,
-    **{dense: _by_gguf(dense) for dense in _N_SCALES},
 }
-"""By the type asked for."""
+"""By the type asked for; to the others ``floats`` has the way."""
 REPACK = Transform("MXFP4 repack", (mxfp4.HF_BYTES, 1), mxfp4.GGML_BYTES, _repack)
 
 

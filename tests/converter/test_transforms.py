@@ -13,7 +13,7 @@ import pytest
 from gguf.constants import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from gptoss.converter import transforms
+from gptoss.converter import floats, transforms
 from gptoss.converter.dense import Dense
 from gptoss.converter.transforms import OutOfRangeError, Transform
 from gptoss.files.names import Rows
@@ -157,7 +157,7 @@ def test_q8_0_against_gguf_for_every_bf16() -> None:
 )
 def test_a_scale_beyond_half_precision_is_refused(dense: Dense, least: int) -> None:
     """The scale is the ``least``-th part of the largest value; a minimum is stored as it is."""
-    transform = transforms.DENSE[dense]
+    transform = floats.dense("BF16", dense)
     words = np.zeros((3, 32), "<u2")
     for factor, fits in ((0.98, True), (1.02, False)):
         value = np.float32(-65520 * least * factor)

@@ -13,7 +13,7 @@ import pytest
 from gguf.constants import GGML_QUANT_SIZES
 from numpy.typing import NDArray
 
-from gptoss.converter import transforms
+from gptoss.converter import floats
 from gptoss.converter.convert import convert
 from gptoss.converter.dense import Dense
 from gptoss.files.gguf import GgufFile, GgufTensor
@@ -109,7 +109,7 @@ def test_block_types_against_ggml(dense: Dense) -> None:
     blocks[2100:3100] = np.abs(blocks[2100:3100])
     words = (blocks.astype(np.float32).view(np.uint32) >> 16).astype("<u2")
     values = (words.astype(np.uint32) << 16).view(np.float32)
-    transform = transforms.DENSE[dense]
+    transform = floats.dense("BF16", dense)
     made = np.empty(words.nbytes // transform.reads[0] * transform.writes, np.uint8)
     transform.apply([words.reshape(-1).view(np.uint8)], made)
     expected = ggml_quantize(dense, values)
