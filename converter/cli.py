@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from gptoss.converter import gguf_cli, inputs, parts
-from gptoss.converter.convert import Conversion, NotProven, convert, look
+from gptoss.converter.convert import Asked, Conversion, NotProven, convert, look
 from gptoss.converter.dense import Dense
 from gptoss.converter.experts import ExpertType, Rounding
 from gptoss.converter.preview import preview
@@ -155,21 +155,21 @@ def command(
     """
     gguf_cli.check_options(context, Path(source), to)
     limit = parts.size(split_max_size) if split_max_size is not None else None
+    asked = Asked(
+        dense=dense,
+        types=_types(types),
+        experts=experts,
+        base=base,
+        lora=lora,
+        allow_nonfinite=allow_nonfinite,
+        tokenizer=tokenizer,
+    )
     if only_plan:
-        with inputs.opened(source, stream=stream, headers_only=True, say=_say) as given:
-            opened, planned = look(
-                given,
-                dense=dense,
-                types=_types(types),
-                experts=experts,
-                base=base,
-                lora=lora,
-                allow_nonfinite=allow_nonfinite,
-                tokenizer=tokenizer,
-            )
+        with inputs.opened(source, stream=stream, headers_only=True, say=console.say) as given:
+            opened, planned = look(given, **asked)
             found = preview(planned, out, limit)
         for note in opened.notes:
-            _say(f"note: {note}")
+            console.say(f"note: {note}")
         click.echo(json.dumps(found.to_json()) if as_json else "\n".join(found.lines()))
         return
     if out is None:
@@ -179,27 +179,21 @@ def command(
         return
     try:
         with (
-            inputs.opened(source, stream=stream, shown=not as_json, say=_say) as given,
+            inputs.opened(source, stream=stream, shown=not as_json, say=console.say) as given,
             console.meters("converting", "verifying", shown=not as_json) as meters,
         ):
             done = convert(
                 given,
                 out,
-                dense=dense,
-                types=_types(types),
-                experts=experts,
-                base=base,
-                lora=lora,
-                allow_nonfinite=allow_nonfinite,
                 split_max_size=limit,
-                tokenizer=tokenizer,
                 verify=verify,
                 progress=meters[0],
                 verify_progress=meters[1],
-                say=_say,
+                say=console.say,
+                **asked,
             )
     except NotProven as error:
-        _say(f"error: {error}")
+        console.say(f"error: {error}")
         context.exit(1)
     if as_json:
         click.echo(json.dumps(_summary(done)))
@@ -207,10 +201,6 @@ def command(
     click.echo(_sentence(done))
     if done.roundings:
         click.echo(_rounding(done.roundings))
-
-
-def _say(sentence: str) -> None:
-    click.echo(console.one_line(sentence), err=True)
 
 
 def _types(given: tuple[str, ...]) -> dict[str, str]:

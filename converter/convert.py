@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
+from typing import TypedDict
 
 from gptoss.converter import inputs, vocabulary, writer
 from gptoss.converter import manifest as manifests
 from gptoss.converter.dense import Dense, DenseTypes
 from gptoss.converter.experts import ExpertType, Rounding
 from gptoss.converter.header import EncodedKeys, encode_keys
-from gptoss.converter.http import Say
+from gptoss.converter.http import Say, silent
 from gptoss.converter.inputs import Input
 from gptoss.converter.jobs import fingerprint
 from gptoss.converter.metadata import metadata
@@ -55,6 +56,18 @@ class Conversion:
     experts: ExpertType
     roundings: Mapping[str, Rounding]
     notes: tuple[str, ...]
+
+
+class Asked(TypedDict):
+    """What is asked of a plan and of a conversion alike; ``convert`` says what each means."""
+
+    dense: str
+    types: Mapping[str, str] | None
+    experts: str
+    base: Path | None
+    lora: Path | None
+    allow_nonfinite: bool
+    tokenizer: Path | None
 
 
 class NotProven(OutputError):
@@ -111,7 +124,7 @@ def convert(
     when it is not what the source is.
     """
     began = perf_counter()
-    out, say = Path(out), say or _nothing
+    out, say = Path(out), say or silent
     with inputs.opened(source, stream=stream, say=say) as given:
         _check_request(given, verify)
         opened, planned = look(
@@ -203,10 +216,6 @@ def look(
         inputs_first=opened.inputs_first,
     )
     return opened, planned
-
-
-def _nothing(*_: object) -> None:
-    """For whoever does not want to know."""
 
 
 def _check_request(given: Input, verify: bool) -> None:

@@ -56,16 +56,12 @@ def run(source: Path, out: Path, to: str, base: Path | None, as_json: bool) -> N
     """Export or mend, with a bar; say what came of it."""
     if to == TO_GGUF:
         with console.meter("mending", shown=not as_json) as progress:
-            mended = mend(source, out, base=base, progress=progress, say=_say)
+            mended = mend(source, out, base=base, progress=progress, say=console.say)
         click.echo(json.dumps(_mending_summary(mended)) if as_json else _mending_sentences(mended))
         return
     with console.meter("exporting", shown=not as_json) as progress:
-        done = export(source, out, to=to, progress=progress, say=_say)
+        done = export(source, out, to=to, progress=progress, say=console.say)
     click.echo(json.dumps(_export_summary(done)) if as_json else _export_sentences(done))
-
-
-def _say(sentence: str) -> None:
-    click.echo(console.one_line(sentence), err=True)
 
 
 def _mending_summary(done: Mending) -> dict[str, object]:

@@ -43,6 +43,10 @@ Say = Callable[[str], None]
 """Called with a sentence that a person may want to know."""
 
 
+def silent(_: str) -> None:
+    """For whoever does not want to know."""
+
+
 class HubError(GptossError):
     """The Hub cannot be reached, does not have what is asked for, or contradicts itself."""
 
@@ -79,7 +83,7 @@ class Client:
         self.endpoint: str = constants.ENDPOINT
         self.reached = False
         self.stop = threading.Event()
-        self.say = say or (lambda _: None)
+        self.say = say or silent
         self._session: Any = get_session()
         token = get_token()
         self._token = {} if token is None else {"Authorization": f"Bearer {token}"}

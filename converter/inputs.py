@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gptoss.converter import cache
-from gptoss.converter.http import Client, Say
+from gptoss.converter.http import Client, Say, silent
 from gptoss.converter.hub import SETUP, WORDS, HubId, Stream, hub_id, pin
 from gptoss.converter.manifest import Origin
 from gptoss.files import console
@@ -68,7 +68,7 @@ def opened(
     if isinstance(source, Input):
         yield source
         return
-    say = say or (lambda _: None)
+    say = say or silent
     wanted = hub_id(source) if isinstance(source, str) else None
     if wanted is not None and Path(source).exists():
         say(f"{source}: the folder here is meant, not the repository of that name on the Hub")

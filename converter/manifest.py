@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from gptoss.converter.parts import Part
+from gptoss.converter.parts import Part, listed
 from gptoss.quant.verdict import Verdict
 
 SUFFIX = ".manifest.json"
@@ -72,20 +72,7 @@ def manifest(
         },
         "dense": dense,
         "files": [{"name": part.name, "bytes": part.nbytes} for part in parts],
-        "tensors": [
-            {
-                "name": tensor.name,
-                "file": part.name,
-                "type": tensor.type.name,
-                "shape": list(tensor.shape),
-                "bytes": tensor.nbytes,
-                "sources": [source.name for source in tensor.sources],
-                "transform": tensor.transform.name,
-                "sha256": sha256[tensor.name],
-            }
-            for part in parts
-            for tensor in part.tensors
-        ],
+        "tensors": [entry | {"sha256": sha256[entry["name"]]} for entry in listed(parts)],
         "verify": verdict.to_json() if verdict else None,
     }
 

@@ -10,7 +10,6 @@ Source: https://github.com/ollama/ollama, ``convert/convert_gptoss.go``, ``ml/ba
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -77,12 +76,7 @@ def plan(file: GgufFile, hparams: HParams) -> tuple[list[TensorPlan], list[str]]
         used.add(found.tensor.name)
         kind, transform, done = _type_and_transform(named, found)
         changes.update(filter(None, (found.how, done)))
-        block, block_bytes = GGML_QUANT_SIZES[kind]
-        nbytes = math.prod(named.shape) // block * block_bytes
-        source = place(found.tensor)
-        planned.append(
-            TensorPlan(named.gguf, kind, named.ggml_shape, 0, nbytes, transform, (source,))
-        )
+        planned.append(TensorPlan.of(named, kind, transform, (place(found.tensor),)))
     unknown = file.tensors.keys() - used
     if unknown:
         name = min(unknown)

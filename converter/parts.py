@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from gguf.constants import GGUFValueType, Keys
 
 from gptoss.converter.header import EncodedKeys, encode_keys, header
 from gptoss.converter.metadata import Entry
-from gptoss.converter.plan import ALIGNMENT, TensorPlan
+from gptoss.converter.plan import ALIGNMENT, TensorPlan, padded
 from gptoss.files.errors import BadRequest
 from gptoss.files.gguf import MAX_PARTS, part_name
 
@@ -73,6 +74,23 @@ def parts(
     )
 
 
+def listed(files: Sequence[Part]) -> list[dict[str, Any]]:
+    """Every tensor of the files as plain data: what it is, and what it is made of."""
+    return [
+        {
+            "name": tensor.name,
+            "file": part.name,
+            "type": tensor.type.name,
+            "shape": list(tensor.shape),
+            "bytes": tensor.nbytes,
+            "sources": [source.name for source in tensor.sources],
+            "transform": tensor.transform.name,
+        }
+        for part in files
+        for tensor in part.tensors
+    ]
+
+
 def _groups(tensors: Sequence[TensorPlan], keys: EncodedKeys, limit: int) -> list[list[TensorPlan]]:
     """Tensors by file, in order; a file is filled until the next tensor would not fit."""
     first = len(header(keys + _numbers(0, 0, 0), ()))
@@ -86,7 +104,7 @@ def _groups(tensors: Sequence[TensorPlan], keys: EncodedKeys, limit: int) -> lis
     left = limit - first
     for tensor in tensors:
         # The entry in the header, and the padding of data and header at its most.
-        needed = len(header(NO_KEYS, (tensor,))) + _padded(tensor.nbytes) + ALIGNMENT
+        needed = len(header(NO_KEYS, (tensor,))) + padded(tensor.nbytes) + ALIGNMENT
         if needed > limit - empty:
             raise BadRequest(
                 f"the tensor {tensor.name} alone takes {needed:,} bytes and is never cut; the "
@@ -104,7 +122,7 @@ def _part(name: str, keys: EncodedKeys, tensors: Sequence[TensorPlan]) -> Part:
     placed, at = [], 0
     for tensor in tensors:
         placed.append(replace(tensor, offset=at))
-        at += _padded(tensor.nbytes)
+        at += padded(tensor.nbytes)
     head = header(keys, placed)
     return Part(name, head, tuple(placed), len(head) + at)
 
@@ -118,7 +136,3 @@ def _numbers(part: int, n_parts: int, n_tensors: int) -> EncodedKeys:
             Entry(Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT, GGUFValueType.INT32, n_tensors),
         ]
     )
-
-
-def _padded(nbytes: int) -> int:
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT

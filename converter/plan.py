@@ -22,7 +22,7 @@ from gptoss.converter.transforms import Transform
 from gptoss.files.checkpoint import Checkpoint
 from gptoss.files.errors import BadRequest
 from gptoss.files.hparams import HParams
-from gptoss.files.names import tensors
+from gptoss.files.names import NamedTensor, tensors
 from gptoss.files.safetensors import TensorInfo
 
 ALIGNMENT: int = GGUF_DEFAULT_ALIGNMENT
@@ -45,6 +45,27 @@ class TensorPlan:
     transform: Transform
     sources: tuple[TensorInfo, ...]
     tally: Tally | None = field(default=None, compare=False)
+
+    @classmethod
+    def of(
+        cls,
+        named: NamedTensor,
+        kind: GGMLQuantizationType,
+        transform: Transform,
+        sources: tuple[TensorInfo, ...],
+        *,
+        offset: int = 0,
+        tally: Tally | None = None,
+    ) -> TensorPlan:
+        """A tensor of the table, stored as ``kind``."""
+        block, block_bytes = GGML_QUANT_SIZES[kind]
+        nbytes = math.prod(named.shape) // block * block_bytes
+        return cls(named.gguf, kind, named.ggml_shape, offset, nbytes, transform, sources, tally)
+
+
+def padded(nbytes: int) -> int:
+    """Bytes that a tensor takes in a GGUF, up to where the next one may begin."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,19 +115,9 @@ def plan(
     at = 0
     for named in tensors(source.hparams):
         way = route(source, named, options)
-        block, block_bytes = GGML_QUANT_SIZES[way.type]
-        nbytes = math.prod(named.shape) // block * block_bytes
-        planned.append(
-            TensorPlan(
-                named.gguf,
-                way.type,
-                named.ggml_shape,
-                at,
-                nbytes,
-                way.transform,
-                way.sources,
-                way.tally,
-            )
+        tensor = TensorPlan.of(
+            named, way.type, way.transform, way.sources, offset=at, tally=way.tally
         )
-        at += -(-nbytes // ALIGNMENT) * ALIGNMENT
+        planned.append(tensor)
+        at += padded(tensor.nbytes)
     return Plan(source.hparams, options.dense, options.experts, tuple(planned), at)

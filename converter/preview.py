@@ -22,7 +22,7 @@ import numpy as np
 
 from gptoss.converter.header import EncodedKeys
 from gptoss.converter.jobs import units_at_once
-from gptoss.converter.parts import Part, parts
+from gptoss.converter.parts import Part, listed, parts
 from gptoss.converter.plan import Plan
 from gptoss.converter.transforms import Transform
 from gptoss.converter.writer import n_workers
@@ -59,19 +59,7 @@ class Preview:
         """The same as plain data for ``json.dumps``."""
         return {
             "dense": self.plan.dense.to_json(),
-            "tensors": [
-                {
-                    "name": tensor.name,
-                    "file": part.name,
-                    "type": tensor.type.name,
-                    "shape": list(tensor.shape),
-                    "bytes": tensor.nbytes,
-                    "transform": tensor.transform.name,
-                    "sources": [source.name for source in tensor.sources],
-                }
-                for part in self.files
-                for tensor in part.tensors
-            ],
+            "tensors": listed(self.files),
             "files": [{"name": part.name, "bytes": part.nbytes} for part in self.files],
             "tensor_bytes": sum(tensor.nbytes for tensor in self.plan.tensors),
             "bytes": self.nbytes,

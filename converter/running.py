@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from gptoss.converter import writer
-from gptoss.converter.http import Say
+from gptoss.converter.http import Say, silent
+from gptoss.converter.jobs import jobs, written
 from gptoss.converter.parts import Part
 from gptoss.converter.staging import FINAL, Staging
 from gptoss.converter.writer import Feed
@@ -25,9 +26,10 @@ def run(
 
     ``feed`` brings sources that are not on this machine. Raises what ``writer.write`` does.
     """
-    say = say or _nothing
+    say = say or silent
     total = sum(part.nbytes for part in files)
-    resumed = writer.resumed(files, staging)
+    work = jobs(files, staging)
+    resumed = written(work)
     if resumed:
         say(f"going on from an earlier run: {resumed:,} of {total:,} bytes are there")
     elif staging.replaced:
@@ -38,12 +40,8 @@ def run(
             progress(done, total)
 
     try:
-        return resumed, writer.write(files, staging, advance, feed=feed)
+        return resumed, writer.write(files, work, staging, advance, feed=feed)
     except BaseException as error:
         if not isinstance(error, FINAL):
             say(f"what is done is kept in {staging.folder}; the same command goes on from there")
         raise
-
-
-def _nothing(*_: object) -> None:
-    """For whoever does not want to know."""

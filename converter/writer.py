@@ -24,7 +24,7 @@ from typing import Protocol
 
 import numpy as np
 
-from gptoss.converter.jobs import Job, Target, jobs, written
+from gptoss.converter.jobs import Job, Target, written
 from gptoss.converter.parts import Part
 from gptoss.converter.refusing import refusing
 from gptoss.converter.staging import NAME_LIMIT, Done, Staging, reported
@@ -61,15 +61,18 @@ def n_workers() -> int:
 
 
 def write(
-    parts: Sequence[Part], staging: Staging, advance: Advance, feed: Feed | None = None
+    parts: Sequence[Part],
+    work: Sequence[Job],
+    staging: Staging,
+    advance: Advance,
+    feed: Feed | None = None,
 ) -> dict[str, str]:
     """Make the files in the staging folder complete and durable; returns each tensor's sha256.
 
-    Goes on from where the staging's journal says. With a ``feed``, sources are read in the order
-    of their files. Raises ``OutputError`` when the files cannot be
-    written, ``BadCheckpoint`` when a source cannot be read.
+    ``work`` are the parts' jobs, gone on with from where each stands. With a ``feed``, sources are
+    read in the order of their files. Raises ``OutputError`` when the files cannot be written,
+    ``BadCheckpoint`` when a source cannot be read.
     """
-    work = jobs(parts, staging)
     total = sum(part.nbytes for part in parts)
     padding = total - sum(job.units * job.writes for job in work)
     check_room(staging.folder, total - written(work))
@@ -85,11 +88,6 @@ def write(
         for job in work
         for target, digest in zip(job.targets, job.sha256, strict=True)
     }
-
-
-def resumed(parts: Sequence[Part], staging: Staging) -> int:
-    """Bytes of tensors that an earlier run has written, by the staging's journal."""
-    return written(jobs(parts, staging))
 
 
 def check_target(path: Path) -> None:

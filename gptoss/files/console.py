@@ -91,7 +91,7 @@ def _exit_code(command: click.Command) -> int:
         _discard_output()
         return 141
     except (GptossError, OSError) as error:
-        click.echo(f"error: {one_line(_said(error))}", err=True)
+        say(f"error: {_said(error)}")
         return 2
     except click.ClickException as error:
         error.show()
@@ -118,6 +118,11 @@ def one_line(text: str) -> str:
     text = _UNPRINTABLE.sub(" ", text)
     half = MESSAGE_LIMIT // 2
     return text if len(text) <= MESSAGE_LIMIT else f"{text[:half]} … {text[-half:]}"
+
+
+def say(sentence: str) -> None:
+    """Tell a person something on stderr, on one line."""
+    click.echo(one_line(sentence), err=True)
 
 
 def _discard_output() -> None:
