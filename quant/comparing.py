@@ -9,7 +9,7 @@ follow from the formats' definitions.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, ClassVar
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from gptoss.files.names import Kind
 from gptoss.quant import mxfp4
 from gptoss.quant.comparison import BF16 as SOURCE
-from gptoss.quant.comparison import FLOATS, Comparison, FloatType, Mask, widened, words
+from gptoss.quant.comparison import FLOATS, Comparison, FloatType, Mask, Piecewise, widened, words
 from gptoss.quant.encoded import EncodedMxfp4
 from gptoss.quant.mxfp4 import Bytes, Floats
 from gptoss.quant.small_blocks import SmallBlock
@@ -75,7 +75,7 @@ class DecodedMxfp4(Comparison):
         return values.view(np.uint32) >> np.uint32(16)
 
 
-class Q8_0(Comparison):  # noqa: N801 - the format's name
+class Q8_0(Piecewise):  # noqa: N801 - the format's name
     """Floats against Q8_0: exactly the bytes of the format's reference rounding.
 
     For a block of 32: scale d = amax / 127 in float32, stored as F16; code = x * (1 / d) in
@@ -92,15 +92,6 @@ class Q8_0(Comparison):  # noqa: N801 - the format's name
         self._source = source
         self.source_bytes = (32 * source.nbytes,)
 
-    def equal(self, sources: Sequence[Bytes], found: Bytes) -> bool:
-        return not any(
-            scales.any() or codes.any() for scales, codes in self._pieces(sources[0], found)
-        )
-
-    def differing(self, sources: Sequence[Bytes], found: Bytes) -> tuple[Mask, Mask]:
-        scales, codes = zip(*self._pieces(sources[0], found), strict=True)
-        return np.concatenate(scales), np.concatenate(codes)
-
     def describe(self, sources: Sequence[Bytes], found: Bytes, lane: int | None) -> tuple[str, str]:
         scale, codes = self._expected(sources[0])
         return (
@@ -108,13 +99,11 @@ class Q8_0(Comparison):  # noqa: N801 - the format's name
             _q8_0_text(words(found[..., :2], "<f2"), found[..., 2:].view(np.int8), lane),
         )
 
-    def _pieces(self, source: Bytes, found: Bytes) -> Iterator[tuple[Mask, Mask]]:
-        for start in range(0, len(source), 2048):  # as float32, 256 KiB
-            piece = slice(start, start + 2048)
-            scales, codes = self._expected(source[piece])
-            wrong = scales.view(np.uint16) != words(found[piece, :2], "<u2")
-            wrong |= ~np.isfinite(scales)
-            yield wrong, codes != found[piece, 2:].view(np.int8)
+    def look(self, source: Bytes, found: Bytes) -> tuple[Mask, Mask]:
+        scales, codes = self._expected(source)
+        wrong = scales.view(np.uint16) != words(found[:, :2], "<u2")
+        wrong |= ~np.isfinite(scales)
+        return wrong, codes != found[:, 2:].view(np.int8)
 
     def _expected(self, source: Bytes) -> tuple[NDArray[np.float16], NDArray[np.int8]]:
         """Scales ``[n]`` and codes ``[n, 32]`` for blocks ``[n, ...]``."""

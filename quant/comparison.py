@@ -6,7 +6,7 @@ The source's side is MXFP4, or one of the three types of floats that checkpoints
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from gptoss.quant.mxfp4 import Bytes, Floats
 
 Mask = NDArray[np.bool_]
+
+PIECE = 2048
+"""Blocks worked on at once: as float32, 256 KiB."""
 
 
 class Comparison(ABC):
@@ -39,6 +42,28 @@ class Comparison(ABC):
     @abstractmethod
     def describe(self, sources: Sequence[Bytes], found: Bytes, lane: int | None) -> tuple[str, str]:
         """What is expected and what is found in a single unit ``[1, ...]``; lane None: scale."""
+
+
+class Piecewise(Comparison):
+    """A comparison by one thorough look at a few thousand units at a time: blocks of one source."""
+
+    def equal(self, sources: Sequence[Bytes], found: Bytes) -> bool:
+        return not any(scales.any() or codes.any() for scales, codes in self._looks(sources, found))
+
+    def differing(self, sources: Sequence[Bytes], found: Bytes) -> tuple[Mask, Mask]:
+        scales, codes = zip(*self._looks(sources, found), strict=True)
+        return np.concatenate(scales), np.concatenate(codes)
+
+    @abstractmethod
+    def look(self, source: Bytes, found: Bytes) -> tuple[Mask, Mask]:
+        """What ``differing`` gives, of a piece."""
+
+    def _looks(self, sources: Sequence[Bytes], found: Bytes) -> Iterator[tuple[Mask, Mask]]:
+        source = sources[0].reshape(-1, sources[0].shape[-1])
+        found = found.reshape(-1, found.shape[-1])
+        for start in range(0, len(source), PIECE):
+            piece = slice(start, start + PIECE)
+            yield self.look(source[piece], found[piece])
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
+from gptoss.quant.comparison import widened
 from gptoss.quant.model import DenseTensor, Encoding, Extent
 from gptoss.quant.mxfp4 import Bytes, Floats
 from gptoss.quant.slabs import Files
@@ -39,10 +40,6 @@ class _Format:
     widen: Callable[[NDArray[Any]], Floats]
 
 
-def _from_bf16(bits: NDArray[Any]) -> Floats:
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
-
-
 def _from_f16(bits: NDArray[Any]) -> Floats:
     return np.ascontiguousarray(bits).view("<f2").astype(np.float32)
 
@@ -52,7 +49,7 @@ def _from_f32(bits: NDArray[Any]) -> Floats:
 
 
 _FORMATS = {
-    Encoding.BF16: _Format("<u2", 0x7FFF, 0x7F80, _from_bf16),
+    Encoding.BF16: _Format("<u2", 0x7FFF, 0x7F80, widened),
     Encoding.F16: _Format("<u2", 0x7FFF, 0x7C00, _from_f16),
     Encoding.F32: _Format("<u4", 0x7FFFFFFF, 0x7F800000, _from_f32),
 }

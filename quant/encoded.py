@@ -8,18 +8,16 @@ Nothing of the encoder runs here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptoss.quant import mxfp4
-from gptoss.quant.comparison import BF16, Comparison, FloatType, Mask
+from gptoss.quant.comparison import BF16, FloatType, Mask, Piecewise
 from gptoss.quant.mxfp4 import BLOCK, E2M1, E8M0_BIAS, Bytes, Floats
 
-_PIECE = 2048
-"""Blocks worked on at once: as float32, 256 KiB."""
 _SLACK = 1 + 1e-12
 """What sums of 32 squares may differ by when they are added in another order, and more."""
 
@@ -30,7 +28,7 @@ _HIGHEST = np.concatenate([_ENDS[1:], -_ENDS[:8]])
 """The values, in units of the scale, to which each of the 16 codes is the nearest, or as near."""
 
 
-class EncodedMxfp4(Comparison):
+class EncodedMxfp4(Piecewise):
     """Blocks of 32 floats against ggml's MXFP4 blocks."""
 
     lanes = BLOCK
@@ -39,15 +37,6 @@ class EncodedMxfp4(Comparison):
     def __init__(self, source: FloatType = BF16) -> None:
         self._source = source
         self.source_bytes = (BLOCK * source.nbytes,)
-
-    def equal(self, sources: Sequence[Bytes], found: Bytes) -> bool:
-        return not any(
-            scales.any() or codes.any() for scales, codes in self._pieces(sources, found)
-        )
-
-    def differing(self, sources: Sequence[Bytes], found: Bytes) -> tuple[Mask, Mask]:
-        scales, codes = zip(*self._pieces(sources, found), strict=True)
-        return np.concatenate(scales), np.concatenate(codes)
 
     def describe(self, sources: Sequence[Bytes], found: Bytes, lane: int | None) -> tuple[str, str]:
         values = self._source.values(sources[0])
@@ -63,15 +52,8 @@ class EncodedMxfp4(Comparison):
             f"squared error {error:.4g} (scale {scale})",
         )
 
-    def _pieces(self, sources: Sequence[Bytes], found: Bytes) -> Iterator[tuple[Mask, Mask]]:
-        source = sources[0].reshape(-1, sources[0].shape[-1])
-        found = found.reshape(-1, found.shape[-1])
-        for start in range(0, len(source), _PIECE):
-            piece = slice(start, start + _PIECE)
-            yield self._differing(self._source.values(source[piece]), found[piece])
-
-    @staticmethod
-    def _differing(values: Floats, found: Bytes) -> tuple[Mask, Mask]:
+    def look(self, source: Bytes, found: Bytes) -> tuple[Mask, Mask]:
+        values = self._source.values(source)
         codes, scales = mxfp4.codes_from_ggml(found), found[:, 0]
         unit = np.ldexp(np.float32(1), E8M0_BIAS - scales.astype(np.int32))
         with np.errstate(over="ignore", invalid="ignore"):

@@ -15,19 +15,17 @@ types d at the end that the largest value is not on, but for the rounding of d a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss.quant.comparison import BF16, Comparison, FloatType, Mask, words
+from gptoss.quant.comparison import BF16, FloatType, Mask, Piecewise, words
 from gptoss.quant.mxfp4 import BLOCK, Bytes, Floats
 
 Halves = NDArray[np.float16]
 
-_PIECE = 2048
-"""Blocks worked on at once: as float32, 256 KiB."""
 _SLACK = 2.0**-18
 """More than float32's rounding of a product below 32 and of a sum with it comes to, in codes."""
 
@@ -42,7 +40,7 @@ class _Blocks:
     highest: NDArray[np.int64]
 
 
-class SmallBlock(Comparison):
+class SmallBlock(Piecewise):
     """One of the four types: ``bits`` of a code, and whether it has a minimum."""
 
     lanes = BLOCK
@@ -55,27 +53,16 @@ class SmallBlock(Comparison):
         # Scale, minimum, fifth bits, lower bits.
         self.found_bytes = 2 + 2 * has_minimum + (4 if bits == 5 else 0) + BLOCK // 2
 
-    def equal(self, sources: Sequence[Bytes], found: Bytes) -> bool:
-        return not any(
-            scales.any() or codes.any() for scales, codes in self._pieces(sources[0], found)
-        )
-
-    def differing(self, sources: Sequence[Bytes], found: Bytes) -> tuple[Mask, Mask]:
-        scales, codes = zip(*self._pieces(sources[0], found), strict=True)
-        return np.concatenate(scales), np.concatenate(codes)
-
     def describe(self, sources: Sequence[Bytes], found: Bytes, lane: int | None) -> tuple[str, str]:
         expected, got = self._expected(self._source.values(sources[0])), self._found(found)
         return self._text(expected, lane), self._text(got, lane)
 
-    def _pieces(self, source: Bytes, found: Bytes) -> Iterator[tuple[Mask, Mask]]:
-        for start in range(0, len(source), _PIECE):
-            piece = slice(start, start + _PIECE)
-            expected = self._expected(self._source.values(source[piece]))
-            got = self._found(found[piece])
-            wrong = (got.scale != expected.scale) | (got.minimum != expected.minimum)
-            wrong |= ~(np.isfinite(expected.scale) & np.isfinite(expected.minimum))  # values lost
-            yield wrong, (got.lowest < expected.lowest) | (got.lowest > expected.highest)
+    def look(self, source: Bytes, found: Bytes) -> tuple[Mask, Mask]:
+        expected = self._expected(self._source.values(source))
+        got = self._found(found)
+        wrong = (got.scale != expected.scale) | (got.minimum != expected.minimum)
+        wrong |= ~(np.isfinite(expected.scale) & np.isfinite(expected.minimum))  # values lost
+        return wrong, (got.lowest < expected.lowest) | (got.lowest > expected.highest)
 
     def _expected(self, values: Floats) -> _Blocks:
         top = 2**self.bits - 1
