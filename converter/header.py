@@ -6,8 +6,9 @@ Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from gguf.constants import GGUFValueType
@@ -17,19 +18,20 @@ from gptoss.converter.plan import ALIGNMENT, TensorPlan
 
 VERSION = 3
 
-_PACKED = {
-    GGUFValueType.UINT8: struct.Struct("<B"),
-    GGUFValueType.INT8: struct.Struct("<b"),
-    GGUFValueType.UINT16: struct.Struct("<H"),
-    GGUFValueType.INT16: struct.Struct("<h"),
-    GGUFValueType.UINT32: struct.Struct("<I"),
-    GGUFValueType.INT32: struct.Struct("<i"),
-    GGUFValueType.UINT64: struct.Struct("<Q"),
-    GGUFValueType.INT64: struct.Struct("<q"),
-    GGUFValueType.FLOAT32: struct.Struct("<f"),
-    GGUFValueType.FLOAT64: struct.Struct("<d"),
-    GGUFValueType.BOOL: struct.Struct("<?"),
+_LETTERS = {
+    GGUFValueType.UINT8: "B",
+    GGUFValueType.INT8: "b",
+    GGUFValueType.UINT16: "H",
+    GGUFValueType.INT16: "h",
+    GGUFValueType.UINT32: "I",
+    GGUFValueType.INT32: "i",
+    GGUFValueType.UINT64: "Q",
+    GGUFValueType.INT64: "q",
+    GGUFValueType.FLOAT32: "f",
+    GGUFValueType.FLOAT64: "d",
+    GGUFValueType.BOOL: "?",
 }
+"""``struct``'s names of the types."""
 _U32, _U64 = struct.Struct("<I").pack, struct.Struct("<Q").pack
 
 
@@ -48,7 +50,8 @@ def encode_keys(entries: Sequence[Entry]) -> EncodedKeys:
     """The keys, their types and values, one after the other."""
     parts: list[bytes] = []
     for entry in entries:
-        parts += [*_string(entry.key), *_value(entry)]
+        parts += _strings([entry.key])
+        parts += _value(entry)
     return EncodedKeys(len(entries), b"".join(parts))
 
 
@@ -56,7 +59,7 @@ def header(keys: EncodedKeys, tensors: Sequence[TensorPlan]) -> bytes:
     """Everything before the data, padded so that the data is aligned."""
     parts = [b"GGUF", _U32(VERSION), _U64(len(tensors)), _U64(keys.count), keys.raw]
     for tensor in tensors:
-        parts += _string(tensor.name)
+        parts += _strings([tensor.name])
         parts.append(_U32(len(tensor.shape)))
         parts += map(_U64, tensor.shape)
         parts += [_U32(tensor.type), _U64(tensor.offset)]
@@ -65,20 +68,19 @@ def header(keys: EncodedKeys, tensors: Sequence[TensorPlan]) -> bytes:
 
 
 def _value(entry: Entry) -> Iterator[bytes]:
-    values: Iterable[Any] = entry.value if entry.array else (entry.value,)
+    values: Sequence[Any] = entry.value if entry.array else (entry.value,)
     if entry.array:
         yield _U32(GGUFValueType.ARRAY)
     yield _U32(entry.type)
     if entry.array:
-        yield _U64(len(entry.value))
+        yield _U64(len(values))
     if entry.type is GGUFValueType.STRING:
-        for text in values:
-            yield from _string(text)
+        yield from _strings(values)
     else:
-        pack = _PACKED[entry.type].pack
-        yield from map(pack, values)
+        yield struct.pack(f"<{len(values)}{_LETTERS[entry.type]}", *values)
 
 
-def _string(text: str) -> tuple[bytes, bytes]:
-    raw = text.encode()
-    return _U64(len(raw)), raw
+def _strings(texts: Sequence[str]) -> Iterator[bytes]:
+    """Each string's length and bytes. A vocabulary has 647,000 of them: no Python code for each."""
+    raws = list(map(str.encode, texts))
+    return chain.from_iterable(zip(map(_U64, map(len, raws)), raws, strict=True))

@@ -20,8 +20,9 @@ from gptoss.converter.staging import FORMAT, Done, Staging
 from gptoss.files.reading import AnyPath
 from gptoss.files.safetensors import TensorInfo
 
-CHUNK = 2**22
-"""About the bytes that a worker writes at once."""
+CHUNK = 2**21
+"""About the bytes that a worker reads or writes at once. Measured on two cores: four MiB cost the
+system three times the time in BF16, half a MiB costs Python a fifth more in both types."""
 
 
 @dataclass(frozen=True, slots=True)
