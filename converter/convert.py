@@ -14,15 +14,15 @@ from gptoss.converter import manifest as manifests
 from gptoss.converter.dense import Dense, DenseTypes
 from gptoss.converter.experts import ExpertType, Rounding
 from gptoss.converter.header import EncodedKeys, encode_keys
-from gptoss.converter.http import Say, silent
 from gptoss.converter.inputs import Input
 from gptoss.converter.jobs import fingerprint
 from gptoss.converter.metadata import metadata
 from gptoss.converter.opening import Opened, open_source
 from gptoss.converter.parts import parts
 from gptoss.converter.plan import Plan, plan
-from gptoss.converter.running import Progress, run
+from gptoss.converter.running import run
 from gptoss.converter.staging import Staging, folder_of, reported
+from gptoss.converter.telling import Progress, Say, silent
 from gptoss.files.checkpoint import Checkpoint
 from gptoss.files.errors import BadRequest, OutputError
 from gptoss.quant.verdict import Verdict

@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from gptoss.converter.export import Export, export
-from gptoss.converter.hf_plan import Form
-from gptoss.converter.mend import Mending, mend
+from gptoss.converter.export.exporting import Export, export
+from gptoss.converter.export.plan import Form
+from gptoss.converter.mend.mending import Mending, mend
 from gptoss.files import console
 from gptoss.files.errors import BadRequest
 

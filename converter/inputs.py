@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gptoss.converter import cache
-from gptoss.converter.http import Client, Say, silent
-from gptoss.converter.hub import SETUP, WORDS, HubId, Stream, hub_id, pin
+from gptoss.converter.hub import cache
+from gptoss.converter.hub.http import Client
+from gptoss.converter.hub.pinned import SETUP, WORDS, HubId, Stream, hub_id, pin
 from gptoss.converter.manifest import Origin
+from gptoss.converter.telling import Say, silent
 from gptoss.files import console
 from gptoss.files.checkpoint import Weights
 from gptoss.files.errors import BadRequest, GptossError

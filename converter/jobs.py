@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from gptoss.converter.merged import real_files
+from gptoss.converter.finetune.merged import real_files
 from gptoss.converter.parts import Part
 from gptoss.converter.plan import TensorPlan
 from gptoss.converter.staging import FORMAT, Done, Staging

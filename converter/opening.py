@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptoss.converter import lora as adapters
-from gptoss.converter import turned
-from gptoss.converter.merged import merged
+from gptoss.converter.finetune import lora as adapters
+from gptoss.converter.finetune import turned
+from gptoss.converter.finetune.merged import merged
 from gptoss.files.checkpoint import Checkpoint, Weights
 from gptoss.files.errors import BadCheckpoint, BadRequest
 from gptoss.files.names import Kind, tensors

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from gptoss.converter import writer
-from gptoss.converter.http import Say, silent
 from gptoss.converter.jobs import jobs, written
 from gptoss.converter.parts import Part
 from gptoss.converter.staging import FINAL, Staging
+from gptoss.converter.telling import Progress, Say, silent
 from gptoss.converter.writer import Feed
-
-Progress = Callable[[int, int], None]
-"""Called now and then with the bytes written so far and the bytes of all files."""
 
 
 def run(

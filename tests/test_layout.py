@@ -8,6 +8,7 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,35 @@ def test_arrows(room: str) -> None:
             parts = name.split(".")
             if parts[0] == "gptoss":
                 assert parts[1] in MAY_IMPORT[room], f"{path} imports {name}"
+
+
+def test_no_module_imports_itself_in_the_end() -> None:
+    files = {}
+    for room, folder in FOLDERS.items():
+        for path in folder.rglob("*.py"):
+            below = path.relative_to(folder).with_suffix("").parts
+            files[".".join(["gptoss", room, *below]).removesuffix(".__init__")] = path
+    graph = {
+        module: {name if name in files else name.rpartition(".")[0] for name in imported(path)}
+        for module, path in files.items()
+    }
+    assert graph["gptoss.converter.convert"] & files.keys()
+    TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize(
+    ("folder", "others"),
+    [("export", set()), ("finetune", set()), ("hub", set()), ("mend", {"export"})],
+)
+def test_arrows_in_the_converter(folder: str, others: set[str]) -> None:
+    """Its folders stand on the files beside them, and on no other folder but those named."""
+    folders = {path.parent.name for path in FOLDERS["converter"].glob("*/__init__.py")}
+    assert folder in folders
+    for path in (FOLDERS["converter"] / folder).glob("*.py"):
+        for name in imported(path):
+            if name.startswith("gptoss.converter."):
+                beside = name.split(".")[2]
+                assert beside not in folders - {folder} - others, f"{path} imports {name}"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from gptoss.converter import http
+from gptoss.converter.hub import http
 from support.checkpoints import random_checkpoint
 from support.hub_server import REPOSITORY, HubServer
 

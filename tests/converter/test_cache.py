@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from gptoss.converter.cache import check, download
-from gptoss.converter.hub import HubId
-from gptoss.converter.remote import WrongHash
+from gptoss.converter.hub.cache import check, download
+from gptoss.converter.hub.pinned import HubId
+from gptoss.converter.hub.remote import WrongHash
 from support.hub_server import REPOSITORY, Fault, HubServer, Repository, digests, every
 
 WANTED = HubId(REPOSITORY)

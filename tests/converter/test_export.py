@@ -14,9 +14,10 @@ from gguf import quants
 from gguf.constants import GGMLQuantizationType, GGUFValueType
 from numpy.typing import NDArray
 
-from gptoss.converter import cli, inverse, writer
+from gptoss.converter import cli, writer
 from gptoss.converter.convert import convert
-from gptoss.converter.export import Export, export
+from gptoss.converter.export import inverse
+from gptoss.converter.export.exporting import Export, export
 from gptoss.converter.floats import to_bf16
 from gptoss.converter.transforms import OutOfRangeError
 from gptoss.files.checkpoint import Checkpoint

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gptoss.converter import jobs
 from gptoss.converter.convert import convert
-from gptoss.converter.lora import parameters
+from gptoss.converter.finetune.lora import parameters
 from gptoss.files.errors import BadCheckpoint, BadRequest
 from gptoss.files.gguf import GgufFile
 from gptoss.files.hparams import HParams

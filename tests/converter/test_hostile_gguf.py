@@ -16,8 +16,8 @@ import pytest
 from gguf.constants import GGUFValueType
 
 from gptoss.converter.convert import convert
-from gptoss.converter.export import export
-from gptoss.converter.mend import mend
+from gptoss.converter.export.exporting import export
+from gptoss.converter.mend.mending import mend
 from gptoss.files.checkpoint import Checkpoint
 from gptoss.files.errors import GptossError
 from gptoss.files.gguf import GgufFile

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from gptoss.converter import hub as hubs
 from gptoss.converter import vocabulary
-from gptoss.converter.cache import download
-from gptoss.converter.http import Client, HubError
-from gptoss.converter.hub import SETUP, WORDS, HubId, Stream, hub_id, pin
-from gptoss.converter.remote import WrongHash
+from gptoss.converter.hub import pinned
+from gptoss.converter.hub.cache import download
+from gptoss.converter.hub.http import Client, HubError
+from gptoss.converter.hub.pinned import SETUP, WORDS, HubId, Stream, hub_id, pin
+from gptoss.converter.hub.remote import WrongHash
 from gptoss.files.checkpoint import Checkpoint
 from support.hub_server import REPOSITORY, Fault, HubServer, every
 
@@ -149,14 +149,14 @@ def test_listings_that_are_none(
     monkeypatch: pytest.MonkeyPatch, hub: HubServer, listing: str, found: str
 ) -> None:
     raw = listing.replace("COMMIT", hub.commit(REPOSITORY)).encode()
-    monkeypatch.setattr(hubs, "_answer", lambda *_: raw)
+    monkeypatch.setattr(pinned, "_answer", lambda *_: raw)
     with pytest.raises(HubError, match=found):
         pin(Client(), WANTED)
 
 
 def test_a_listing_of_another_commit(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = json.dumps({"sha": "a" * 40, "siblings": []}).encode()
-    monkeypatch.setattr(hubs, "_answer", lambda *_: raw)
+    monkeypatch.setattr(pinned, "_answer", lambda *_: raw)
     with pytest.raises(HubError, match="is that of another commit, aaaa"):
         pin(Client(), HubId(REPOSITORY, hub.commit(REPOSITORY)))
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gptoss.converter import jobs, merged, writer
+from gptoss.converter import jobs, writer
 from gptoss.converter.convert import NotProven, convert
-from gptoss.converter.lora import open_adapter
+from gptoss.converter.finetune import merged
+from gptoss.converter.finetune.lora import open_adapter
 from gptoss.files.checkpoint import Checkpoint
 from gptoss.files.errors import BadCheckpoint, GptossError, UnsupportedModel
 from gptoss.files.gguf import GgufFile

@@ -14,7 +14,7 @@ from gguf.constants import GGMLQuantizationType, GGUFValueType, TokenType
 
 from gptoss.converter import cli
 from gptoss.converter.convert import convert
-from gptoss.converter.mend import Mending, mend
+from gptoss.converter.mend.mending import Mending, mend
 from gptoss.files.errors import BadCheckpoint, BadGguf, GptossError, OutputError, UnsupportedModel
 from gptoss.files.gguf import GgufFile
 from gptoss.quant.verify import verify

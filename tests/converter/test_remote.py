@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from gptoss.converter import http, remote
-from gptoss.converter.http import Client, HubError
-from gptoss.converter.hub import HubId, pin
-from gptoss.converter.ranges import HubFile, Ranges
-from gptoss.converter.remote import Digest, ReadAhead, RemoteFile, WrongHash, segments
+from gptoss.converter.hub import http, remote
+from gptoss.converter.hub.http import Client, HubError
+from gptoss.converter.hub.pinned import HubId, pin
+from gptoss.converter.hub.ranges import HubFile, Ranges
+from gptoss.converter.hub.remote import Digest, ReadAhead, RemoteFile, WrongHash, segments
 from gptoss.files.errors import BadCheckpoint
 from gptoss.files.reading import Source
 from gptoss.files.safetensors import read_header

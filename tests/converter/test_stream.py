@@ -17,13 +17,14 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from gptoss.converter import cli, remote
+from gptoss.converter import cli
 from gptoss.converter.convert import convert
-from gptoss.converter.http import Client, HubError
-from gptoss.converter.hub import HubId, Stream, pin
+from gptoss.converter.hub import remote
+from gptoss.converter.hub.http import Client, HubError
+from gptoss.converter.hub.pinned import HubId, Stream, pin
+from gptoss.converter.hub.remote import WrongHash
 from gptoss.converter.jobs import Job, Target
 from gptoss.converter.plan import plan
-from gptoss.converter.remote import WrongHash
 from gptoss.files.errors import BadRequest, UnsupportedModel
 from support.checkpoints import random_checkpoint
 from support.hub_server import REPOSITORY, Fault, HubServer, Misbehave, Repository, digests, every
@@ -201,7 +202,8 @@ def test_a_folder_of_that_name_wins(
 
 COMMAND = """
 import sys
-from gptoss.converter import cli, jobs, remote, writer
+from gptoss.converter import cli, jobs, writer
+from gptoss.converter.hub import remote
 writer.NOTE_SECONDS, jobs.CHUNK, remote.SEGMENT = 0.02, 2**13, 2**12
 cli.main()
 """

@@ -12,7 +12,7 @@ from typing import Any
 
 from gguf.constants import Keys, TokenType
 
-from gptoss.converter.inverse import READABLE
+from gptoss.converter.export.inverse import READABLE
 from gptoss.converter.vocabulary import HARMONY_ROLES, Vocabulary
 from gptoss.files.errors import BadGguf, UnsupportedModel, quoted
 from gptoss.files.gguf import GgufFile, GgufTensor, StringArray

@@ -14,7 +14,8 @@ from enum import StrEnum
 import numpy as np
 from gguf.constants import GGMLQuantizationType
 
-from gptoss.converter import gguf_source, inverse
+from gptoss.converter.export import inverse
+from gptoss.converter.export.source import check_tensors
 from gptoss.converter.transforms import Transform
 from gptoss.files.errors import UnsupportedModel
 from gptoss.files.gguf import GgufFile, GgufTensor
@@ -50,7 +51,7 @@ def plan(file: GgufFile, form: Form) -> list[HfPlan]:
     type that ``form`` cannot be made of.
     """
     hparams = HParams.from_gguf(file.metadata, str(file.path))
-    gguf_source.check_tensors(file, hparams)
+    check_tensors(file, hparams)
     takers: dict[tuple[HfTensor, ...], list[NamedTensor]] = {}
     for named in tensors(hparams):
         takers.setdefault(named.sources, []).append(named)

@@ -16,9 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from gptoss.converter.http import Client, Patience, Say
-from gptoss.converter.hub import SETUP, WORDS, HubId
-from gptoss.converter.remote import WrongHash
+from gptoss.converter.hub.http import Client, Patience
+from gptoss.converter.hub.pinned import SETUP, WORDS, HubId
+from gptoss.converter.hub.remote import WrongHash
+from gptoss.converter.telling import Say
 from gptoss.files.errors import BadCheckpoint
 from gptoss.files.reading import Source
 

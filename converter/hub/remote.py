@@ -19,8 +19,8 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 
-from gptoss.converter.http import HubError
-from gptoss.converter.ranges import HubFile, Ranges
+from gptoss.converter.hub.http import HubError
+from gptoss.converter.hub.ranges import HubFile, Ranges
 from gptoss.files.errors import BadCheckpoint
 
 SEGMENT = 2**23

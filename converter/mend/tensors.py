@@ -18,8 +18,8 @@ from functools import cache
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from gptoss.converter.gguf_source import place
-from gptoss.converter.inverse import floats
+from gptoss.converter.export.inverse import floats
+from gptoss.converter.export.source import place
 from gptoss.converter.plan import TensorPlan
 from gptoss.converter.transforms import COPY, Bytes, Transform
 from gptoss.files.errors import BadGguf, UnsupportedModel, quoted

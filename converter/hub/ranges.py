@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import quote, urljoin, urlsplit
 
-from gptoss.converter.http import (
+from gptoss.converter.hub.http import (
     REDIRECTS,
     Answer,
     Client,

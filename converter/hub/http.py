@@ -13,11 +13,12 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from gptoss.converter.telling import Say, silent
 from gptoss.files.errors import GptossError
 
 ATTEMPTS = 8
@@ -37,14 +38,6 @@ PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 _RATE_LIMIT = re.compile(r"r=0;\s*t=(\d{1,9})")
-
-
-Say = Callable[[str], None]
-"""Called with a sentence that a person may want to know."""
-
-
-def silent(_: str) -> None:
-    """For whoever does not want to know."""
 
 
 class HubError(GptossError):

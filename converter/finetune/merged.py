@@ -17,8 +17,8 @@ from typing import Literal
 
 import numpy as np
 
+from gptoss.converter.finetune.lora import Adapter, Delta
 from gptoss.converter.floats import STORED, widen
-from gptoss.converter.lora import Adapter, Delta
 from gptoss.converter.transforms import Bytes, Floats
 from gptoss.files.checkpoint import Checkpoint
 from gptoss.files.errors import BadCheckpoint

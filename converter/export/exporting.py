@@ -11,14 +11,15 @@ from time import perf_counter
 import numpy as np
 from gguf.constants import GGMLQuantizationType
 
-from gptoss.converter import gguf_source, hf_files, inverse
-from gptoss.converter.hf_plan import Form, HfPlan, plan
-from gptoss.converter.http import Say
+from gptoss.converter.export import inverse, small_files
+from gptoss.converter.export.plan import Form, HfPlan, plan
+from gptoss.converter.export.shards import index, shards
+from gptoss.converter.export.source import vocabulary
 from gptoss.converter.jobs import fingerprint
 from gptoss.converter.manifest import tool_version
-from gptoss.converter.running import Progress, run
-from gptoss.converter.shards import index, shards
+from gptoss.converter.running import run
 from gptoss.converter.staging import Staging, reported
+from gptoss.converter.telling import Progress, Say
 from gptoss.files.errors import BadGguf, BadRequest, OutputError
 from gptoss.files.gguf import GgufFile, GgufTensor
 from gptoss.files.hparams import HParams
@@ -74,7 +75,7 @@ def export(
     file = GgufFile.open(source)
     hparams = HParams.from_gguf(file.metadata, str(source))
     planned = plan(file, form)
-    small = hf_files.files(hparams, gguf_source.vocabulary(file), mxfp4=form is Form.HF)
+    small = small_files.files(hparams, vocabulary(file), mxfp4=form is Form.HF)
     parts = shards(planned, shard_bytes)
     small |= index(parts)
     rounded = tuple(_rounded(planned))

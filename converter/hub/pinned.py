@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urljoin
 
-from gptoss.converter.http import REDIRECTS, Client, HubError, PassingError, Patience, origin
+from gptoss.converter.hub.http import REDIRECTS, Client, HubError, PassingError, Patience, origin
+from gptoss.converter.hub.ranges import HubFile, Ranges
+from gptoss.converter.hub.remote import ReadAhead, RemoteFile, WrongHash
 from gptoss.converter.jobs import Job
-from gptoss.converter.ranges import HubFile, Ranges
-from gptoss.converter.remote import ReadAhead, RemoteFile, WrongHash
 from gptoss.converter.vocabulary import SETTINGS, TEMPLATE, TOKENIZER_LIMIT
 from gptoss.files.checkpoint import CONFIG, CONFIG_LIMIT, INDEX, INDEX_LIMIT, TOKENIZER
 from gptoss.files.reading import AnyPath, parse_json

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from gguf.constants import GGMLQuantizationType
 
-from gptoss.converter.gguf_source import place
-from gptoss.converter.hf_plan import HfPlan
+from gptoss.converter.export.plan import HfPlan
+from gptoss.converter.export.source import place
 from gptoss.converter.parts import Part
 from gptoss.converter.plan import TensorPlan
 from gptoss.files.checkpoint import INDEX, SINGLE

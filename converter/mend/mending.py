@@ -1,7 +1,7 @@
 """A GGUF of gpt-oss that lacks something, or was made by another tool, put right.
 
-Keys are added, corrected and renamed (``mend_keys``); tensors are copied bit for bit, under
-llama.cpp's names and in its layout (``mend_tensors``). Whatever is changed is told.
+Keys are added, corrected and renamed (``keys``); tensors are copied bit for bit, under
+llama.cpp's names and in its layout (``tensors``). Whatever is changed is told.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from time import perf_counter
 from gguf.constants import Keys
 
 from gptoss.converter import manifest as manifests
-from gptoss.converter import mend_keys, mend_tensors, writer
+from gptoss.converter import writer
 from gptoss.converter.header import encode_keys
-from gptoss.converter.http import Say
 from gptoss.converter.jobs import fingerprint
-from gptoss.converter.mend_keys import Base
+from gptoss.converter.mend import keys, tensors
+from gptoss.converter.mend.keys import Base
 from gptoss.converter.parts import Part, parts
-from gptoss.converter.running import Progress, run
+from gptoss.converter.running import run
 from gptoss.converter.staging import Staging, reported
+from gptoss.converter.telling import Progress, Say
 from gptoss.files.errors import OutputError
 from gptoss.files.gguf import GgufFile
 
@@ -72,18 +73,18 @@ def mend(
     began = perf_counter()
     source, out = Path(source), Path(out)
     file = GgufFile.open(source, ollama=True)
-    hparams, entries, changed = mend_keys.plan(file, Base.open(Path(base)) if base else None)
-    tensors, moved = mend_tensors.plan(file, hparams)
+    hparams, entries, changed = keys.plan(file, Base.open(Path(base)) if base else None)
+    planned, moved = tensors.plan(file, hparams)
     changes = (*map(str, changed), *moved)
     notes = () if any(entry.key == _TEMPLATE for entry in entries) else (NO_TEMPLATE,)
     nbytes = 0
     if changes:
         _check_target(file, out)
-        files = parts(tensors, encode_keys(entries), out.name)
+        files = parts(planned, encode_keys(entries), out.name)
         nbytes = sum(part.nbytes for part in files)
         _write(source, out, files, changes, progress, say)
     seconds = perf_counter() - began
-    return Mending(source, out, changes, notes, len(tensors), nbytes, seconds)
+    return Mending(source, out, changes, notes, len(planned), nbytes, seconds)
 
 
 def _check_target(file: GgufFile, out: Path) -> None:

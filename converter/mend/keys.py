@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from gguf.constants import GGUFValueType, Keys, TokenType
 
-from gptoss.converter import gguf_source, vocabulary
+from gptoss.converter import vocabulary
 from gptoss.converter.experts import ExpertType
-from gptoss.converter.hf_files import ENDS
+from gptoss.converter.export import source
+from gptoss.converter.export.small_files import ENDS
 from gptoss.converter.metadata import FILE_TYPES, Entry, model_keys, tokenizer_keys
 from gptoss.converter.vocabulary import HARMONY_ROLES, Vocabulary
 from gptoss.files.checkpoint import CONFIG, CONFIG_LIMIT
@@ -220,7 +221,7 @@ def _vocabulary(
     if model != "gpt2":
         raise UnsupportedModel(f"{file.path}: {Keys.Tokenizer.MODEL} is {quoted(model)}")
     why = dict.fromkeys((Keys.Tokenizer.MODEL, Keys.Tokenizer.PRE), "what gpt-oss was trained with")
-    template = gguf_source.template(file)
+    template = source.template(file)
     if base is not None:
         found = base.vocabulary
         words = Vocabulary(
@@ -239,7 +240,7 @@ def _vocabulary(
         if type(given.get(key)) is int and 0 <= given[key] < len(tokens):
             roles[role] = given[key]
     words = Vocabulary(tokens, types, merges, **roles, chat_template=template)
-    gguf_source.check(words, str(file.path))
+    source.check(words, str(file.path))
     return words, why | {
         Keys.Tokenizer.LIST: "one for each row of the embedding",
         Keys.Tokenizer.TOKEN_TYPE: "control tokens are such, unused ones too",
