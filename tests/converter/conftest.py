@@ -1,4 +1,4 @@
-"""A Hub on loopback, and huggingface_hub pointed to it."""
+"""The command, and a Hub on loopback with huggingface_hub pointed to it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
+from gptoss.converter import cli
 from gptoss.converter.hub import http
 from support.checkpoints import random_checkpoint
+from support.commands import Command, command
 from support.hub_server import REPOSITORY, HubServer
 
 
@@ -40,3 +42,9 @@ def hub(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         yield server
     huggingface_hub.close_session()
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """``gptoss-convert`` in this process."""
+    return command("gptoss-convert", cli.main, monkeypatch, capsys)

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from gptoss.converter import cli
 from support import safetensors_files
 from support.checkpoints import random_checkpoint
+from support.commands import Command
 
 WEIGHTS = "model.safetensors"
 DOWN = "model.layers.1.mlp.experts.down_proj"
@@ -28,24 +28,19 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run the command in this process; checks that it fails properly, returns its one line."""
+def refused(run: Command) -> Callable[..., str]:
+    """Run the command; checks that it fails properly, returns its one line."""
 
-    def run(source: Path, out: Path, *more: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["gptoss-convert", str(source), "-o", str(out), *more])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        printed = capsys.readouterr()
-        assert exit_.value.code == 2
-        assert printed.out == ""
-        assert printed.err.startswith("error: ")
-        assert printed.err.count("\n") == 1
+    def refused(source: Path, out: Path, *more: str) -> str:
+        code, said, errors = run(source, "-o", out, *more)
+        assert (code, said, errors.count("\n")) == (2, "", 1)
+        assert errors.startswith("error: ")
         assert not out.is_file()
         if out.parent.is_dir():
-            assert not list(out.parent.glob(".*.tmp"))
-        return printed.err
+            assert not list(out.parent.glob(".*.part"))
+        return errors
 
-    return run
+    return refused
 
 
 def edit_weights(folder: Path, edit: Callable[[safetensors_files.Contents], object]) -> None:
@@ -155,21 +150,21 @@ def no_folder(folder: Path) -> None:
     ],
 )
 def test_bad_checkpoints(
-    source: Path, run: Callable[..., str], damage: Callable[[Path], None], found: str
+    source: Path, refused: Callable[..., str], damage: Callable[[Path], None], found: str
 ) -> None:
     damage(source)
-    line = run(source, source.parent / "out.gguf")
+    line = refused(source, source.parent / "out.gguf")
     assert found in line
     assert str(source) in line
 
 
-def test_a_value_that_the_type_cannot_hold(source: Path, run: Callable[..., str]) -> None:
+def test_a_value_that_the_type_cannot_hold(source: Path, refused: Callable[..., str]) -> None:
     def enlarge(contents: safetensors_files.Contents) -> None:
         dtype, shape, data = contents["lm_head.weight"]
         contents["lm_head.weight"] = (dtype, shape, data[:-2] + b"\x80\x47")  # 65536 in BF16
 
     edit_weights(source, enlarge)
-    line = run(source, source.parent / "out.gguf", "--dense", "f16")
+    line = refused(source, source.parent / "out.gguf", "--dense", "f16")
     assert "tensor 'lm_head.weight' holds 65536, beyond the range of F16" in line
 
 
@@ -183,41 +178,36 @@ def test_a_value_that_the_type_cannot_hold(source: Path, run: Callable[..., str]
     ],
 )
 def test_types_that_do_not_exist(
-    source: Path, run: Callable[..., str], option: str, found: str
+    source: Path, refused: Callable[..., str], option: str, found: str
 ) -> None:
-    line = run(source, source.parent / "out.gguf", "--type", "output=f16", "--type", option)
+    line = refused(source, source.parent / "out.gguf", "--type", "output=f16", "--type", option)
     assert found in line
 
 
-def test_an_output_folder_that_is_missing(source: Path, run: Callable[..., str]) -> None:
-    line = run(source, source.parent / "gone" / "out.gguf")
+def test_an_output_folder_that_is_missing(source: Path, refused: Callable[..., str]) -> None:
+    line = refused(source, source.parent / "gone" / "out.gguf")
     assert "gone: no such folder; create it first" in line
 
 
-def test_an_output_that_is_a_folder(source: Path, run: Callable[..., str]) -> None:
-    assert "is a folder; name the file to write" in run(source, source.parent)
+def test_an_output_that_is_a_folder(source: Path, refused: Callable[..., str]) -> None:
+    assert "is a folder; name the file to write" in refused(source, source.parent)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such files on Windows")
-def test_an_output_that_is_no_regular_file(
-    source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_output_that_is_no_regular_file(source: Path, refused: Callable[..., str]) -> None:
     """``-o /dev/null``, by root, must not put a file in its place."""
     out = source.parent / "null"
     os.mkfifo(out)
-    monkeypatch.setattr(sys, "argv", ["gptoss-convert", str(source), "-o", str(out)])
-    with pytest.raises(SystemExit, match="2"):
-        cli.main()
-    assert "null: is no regular file" in capsys.readouterr().err
+    assert "null: is no regular file" in refused(source, out)
     assert out.is_fifo()
 
 
 def test_an_output_folder_that_is_full(
-    source: Path, run: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    source: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 4096, 4096))
-    line = run(source, source.parent / "out.gguf")
+    line = refused(source, source.parent / "out.gguf")
     assert "4,096 bytes are free and " in line
     assert str(source.parent) in line
 

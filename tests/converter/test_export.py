@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from gguf import quants
 from gguf.constants import GGMLQuantizationType, GGUFValueType
 from numpy.typing import NDArray
 
-from gptoss.converter import cli, writer
+from gptoss.converter import writer
 from gptoss.converter.convert import convert
 from gptoss.converter.export import inverse
 from gptoss.converter.export.exporting import Export, export
@@ -26,6 +24,7 @@ from gptoss.quant.mxfp4 import E2M1
 from gptoss.quant.verify import verify
 from support import checkpoints, forms, ggufs
 from support.checkpoints import random_checkpoint
+from support.commands import Command
 
 SHAPES: dict[str, dict[str, Any]] = {
     "square": {},
@@ -326,24 +325,8 @@ def done_right(done: Export, folder: Path) -> bool:
 # --- the command ------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Run the command in this process; its exit code, stdout and stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["gptoss-convert", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        printed = capsys.readouterr()
-        return int(exit_.value.code or 0), printed.out, printed.err
-
-    return run
-
-
 def test_the_command_says_what_is_exact(
-    model: Path, gguf: Path, tmp_path: Path, run: Callable[..., tuple[int, str, str]]
+    model: Path, gguf: Path, tmp_path: Path, run: Command
 ) -> None:
     code, said, errors = run(gguf, "-o", tmp_path / "exact", "--to", "hf")
     assert (code, errors) == (0, "")
@@ -371,7 +354,7 @@ def test_the_command_says_what_is_exact(
 def test_requests_that_make_no_sense(
     gguf: Path,
     tmp_path: Path,
-    run: Callable[..., tuple[int, str, str]],
+    run: Command,
     arguments: tuple[str, ...],
     message: str,
 ) -> None:

@@ -24,6 +24,7 @@ from gptoss.files.hparams import HParams
 from gptoss.quant.verify import verify
 from support import forms, safetensors_files
 from support.checkpoints import random_checkpoint
+from support.ggufs import tensors_of, values_of
 from support.peak_memory import peak_memory
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -43,22 +44,6 @@ def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="module")
 def square(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_checkpoint(tmp_path_factory.mktemp("square") / "base", **SHAPES["square"])
-
-
-def tensors_of(path: Path) -> dict[str, bytes]:
-    raw = path.read_bytes()
-    return {
-        name: raw[tensor.offset : tensor.offset + tensor.nbytes]
-        for name, tensor in GgufFile.open(path).tensors.items()
-    }
-
-
-def values_of(path: Path) -> dict[str, NDArray[np.float32]]:
-    """All tensors as the gguf package decodes them."""
-    return {
-        t.name: gguf.quants.dequantize(t.data, t.tensor_type).reshape(t.shape[::-1])
-        for t in gguf.GGUFReader(path).tensors
-    }
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])

@@ -7,10 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from gptoss.converter import jobs, writer
 from gptoss.converter.convert import NotProven, convert
@@ -18,10 +16,10 @@ from gptoss.converter.finetune import merged
 from gptoss.converter.finetune.lora import open_adapter
 from gptoss.files.checkpoint import Checkpoint
 from gptoss.files.errors import BadCheckpoint, GptossError, UnsupportedModel
-from gptoss.files.gguf import GgufFile
 from support import adapters, forms, safetensors_files
 from support.adapters import Lora
 from support.checkpoints import random_checkpoint
+from support.ggufs import tensors_of, values_of
 
 LAYER = "model.layers.1."
 ATTENTION = tuple(f"{LAYER}self_attn.{x}_proj.weight" for x in "qkvo")
@@ -41,22 +39,6 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="module")
 def square(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_checkpoint(tmp_path_factory.mktemp("square") / "base", **SHAPES["square"])
-
-
-def tensors_of(path: Path) -> dict[str, bytes]:
-    raw = path.read_bytes()
-    return {
-        name: raw[tensor.offset : tensor.offset + tensor.nbytes]
-        for name, tensor in GgufFile.open(path).tensors.items()
-    }
-
-
-def values_of(path: Path) -> dict[str, NDArray[np.float32]]:
-    """All tensors as the gguf package decodes them."""
-    return {
-        t.name: gguf.quants.dequantize(t.data, t.tensor_type).reshape(t.shape[::-1])
-        for t in gguf.GGUFReader(path).tensors
-    }
 
 
 DENSE = Lora((*ATTENTION, ROUTER, HEAD))

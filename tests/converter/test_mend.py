@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 from gguf.constants import GGMLQuantizationType, GGUFValueType, TokenType
 
-from gptoss.converter import cli
 from gptoss.converter.convert import convert
 from gptoss.converter.mend.mending import Mending, mend
 from gptoss.files.errors import BadCheckpoint, BadGguf, GptossError, OutputError, UnsupportedModel
@@ -20,6 +18,7 @@ from gptoss.files.gguf import GgufFile
 from gptoss.quant.verify import verify
 from support import ggufs, ollama
 from support.checkpoints import random_checkpoint
+from support.commands import Command
 from support.ggufs import Model
 
 STRING, U32, F32 = GGUFValueType.STRING, GGUFValueType.UINT32, GGUFValueType.FLOAT32
@@ -352,25 +351,7 @@ def test_the_source_is_never_overwritten(good: Path) -> None:
 # --- the command ------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Run the command in this process; its exit code, stdout and stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["gptoss-convert", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        printed = capsys.readouterr()
-        return int(exit_.value.code or 0), printed.out, printed.err
-
-    return run
-
-
-def test_the_command_lists_what_it_changed(
-    good: Path, checkpoint: Path, run: Callable[..., tuple[int, str, str]]
-) -> None:
+def test_the_command_lists_what_it_changed(good: Path, checkpoint: Path, run: Command) -> None:
     out = good.with_name("mended.gguf")
     code, said, errors = run(good, "-o", out)
     assert (code, errors) == (0, "")

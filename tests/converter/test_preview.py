@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from gptoss.converter import cli
 from gptoss.converter.convert import convert
 from gptoss.converter.plan import plan
 from gptoss.converter.preview import preview
 from gptoss.files.gguf import GgufFile
 from gptoss.files.reading import Source
 from support.checkpoints import random_checkpoint
+from support.commands import Command
 from support.hub_server import REPOSITORY, HubServer
 from support.peak_memory import peak_memory
 
@@ -25,28 +26,27 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_checkpoint(tmp_path_factory.mktemp("source") / "model", shards=2)
 
 
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
-) -> str:
-    """What the command prints."""
-    monkeypatch.setattr(sys, "argv", ["gptoss-convert", *map(str, arguments)])
-    with pytest.raises(SystemExit) as exit_:
-        cli.main()
-    printed = capsys.readouterr()
-    assert (exit_.value.code, printed.err) == (0, "")
-    return printed.out
+@pytest.fixture
+def said(run: Command) -> Callable[..., str]:
+    """What the command prints when all is well."""
+
+    def said(*arguments: object) -> str:
+        done = run(*arguments)
+        assert (done.code, done.err) == (0, "")
+        return done.out
+
+    return said
 
 
 def test_the_plan_is_what_is_done(
     checkpoint: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    said: Callable[..., str],
 ) -> None:
     out = tmp_path / "m.gguf"
     options = ("--dense", "bf16", "--type", "output=q5_0")
-    said = run(monkeypatch, capsys, checkpoint, "-o", out, "--plan", "--json", *options)
-    found = json.loads(said)
+    listed = said(checkpoint, "-o", out, "--plan", "--json", *options)
+    found = json.loads(listed)
     assert list(tmp_path.iterdir()) == []
     done = convert(checkpoint, out, dense="bf16", types={"output": "q5_0"})
     made = json.loads(done.manifest.read_text())
@@ -60,10 +60,8 @@ def test_the_plan_is_what_is_done(
     assert found["disk_free"] > 0
 
 
-def test_for_people(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lines = run(monkeypatch, capsys, checkpoint, "--plan").splitlines()
+def test_for_people(checkpoint: Path, said: Callable[..., str]) -> None:
+    lines = said(checkpoint, "--plan").splitlines()
     [row] = [line for line in lines if line.startswith("blk.1.ffn_up_exps.weight ")]
     for text in ("MXFP4", "64 × 64 × 4", "8,704", "MXFP4 repack, odd rows",
                  "model.layers.1.mlp.experts.gate_up_proj_blocks + model.layers.1.mlp.experts."
@@ -102,11 +100,9 @@ def test_parts(checkpoint: Path, tmp_path: Path) -> None:
     assert sum(line.startswith("m-0000") for line in found.lines()) == n
 
 
-def test_over_the_hub(
-    hub: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_over_the_hub(hub: HubServer, said: Callable[..., str]) -> None:
     """Config, index and headers come; no weight and no vocabulary does."""
-    found = json.loads(run(monkeypatch, capsys, REPOSITORY, "--plan", "--json"))
+    found = json.loads(said(REPOSITORY, "--plan", "--json"))
     assert len(found["tensors"]) == 41
     asked = {request.file for request in hub.requests}
     assert "tokenizer.json" not in asked

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from gptoss.converter import cli
 from gptoss.converter.convert import convert
 from gptoss.converter.hub import remote
 from gptoss.converter.hub.http import Client, HubError
@@ -27,6 +26,7 @@ from gptoss.converter.jobs import Job, Target
 from gptoss.converter.plan import plan
 from gptoss.files.errors import BadRequest, UnsupportedModel
 from support.checkpoints import random_checkpoint
+from support.commands import Command
 from support.hub_server import REPOSITORY, Fault, HubServer, Misbehave, Repository, digests, every
 
 
@@ -305,15 +305,11 @@ def test_what_is_said(
     hub: HubServer,
     out: Path,
     more: tuple[str, ...],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run: Command,
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["gptoss-convert", REPOSITORY, "-o", str(out), *more])
-    with pytest.raises(SystemExit, match="0"):
-        cli.main()
-    printed = capsys.readouterr()
-    assert printed.err == ""
-    assert printed.out.splitlines()[-1] == (
+    done = run(REPOSITORY, "-o", out, *more)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.splitlines()[-1] == (
         f"{REPOSITORY} at commit {hub.commit(REPOSITORY)}; 3 files have the sha256 published there"
     )
 
@@ -334,17 +330,13 @@ def test_one_line_says_what_is_wrong(
     source: str,
     said: str,
     more: tuple[str, ...],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run: Command,
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["gptoss-convert", source, "-o", str(out), *more])
-    with pytest.raises(SystemExit, match="2"):
-        cli.main()
-    printed = capsys.readouterr()
-    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    done = run(source, "-o", out, *more)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
     if source == "nowhere" and more:
         said = "--stream is for a repository on the Hub"
-    assert said in printed.err
+    assert said in done.err
     assert list(out.parent.iterdir()) == []
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from gptoss.converter.convert import convert
 from support import forms
 from support.checkpoints import random_checkpoint
+from support.ggufs import values_of
 
 pytestmark = pytest.mark.oracle
 
@@ -59,13 +58,6 @@ def by_peft(source: Path, out: Path, config: dict[str, Any], dtype: str) -> None
     adapted.save_pretrained(str(out / "lora"))
     adapted.merge_and_unload().save_pretrained(out / "whole")
     forms.copy_tokenizer(source, out / "whole")
-
-
-def values_of(path: Path) -> dict[str, NDArray[np.float32]]:
-    return {
-        t.name: gguf.quants.dequantize(t.data, t.tensor_type).reshape(t.shape[::-1])
-        for t in gguf.GGUFReader(path).tensors
-    }
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -1,4 +1,4 @@
-"""A small random checkpoint, converted with each type of dense matrices."""
+"""A small random checkpoint, converted with each type of dense matrices; and the command."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from gptoss.converter.convert import convert
-from gptoss.quant import pieces
+from gptoss.quant import cli, pieces
 from support.checkpoints import random_checkpoint
+from support.commands import Command, command
 from support.planted import DENSE, EXPERTS, HIDDEN, INTERMEDIATE, Copy, Copying
 
 
@@ -42,3 +43,9 @@ def copy(source: Path, converted: dict[str, Path], tmp_path: Path) -> Copying:
 @pytest.fixture(params=[2**21, 2**11], ids=["large pieces", "small pieces"])
 def piece(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "PIECE", request.param)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """``gptoss-quant`` in this process."""
+    return command("gptoss-quant", cli.main, monkeypatch, capsys)

@@ -13,7 +13,8 @@ from gptoss.quant import ranges
 from gptoss.quant.audit import Audit, audit
 from gptoss.quant.findings import Finding, Kind, Severity
 from support.checkpoints import random_checkpoint
-from support.defects import DEFECTS, Defect, Expected, Patient
+from support.defects.patient import Expected, Patient
+from support.defects.table import DEFECTS, Defect
 from support.editing import regions
 
 TINY = Path(__file__).resolve().parent.parent / "tiny" / "checkpoint"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +12,11 @@ import pytest
 
 from gptoss.converter.convert import convert
 from gptoss.files.errors import BadCheckpoint, BadGguf, UnsupportedModel
-from gptoss.quant import cli
 from gptoss.quant.audit import audit
 from support.checkpoints import random_checkpoint
-from support.defects import Patient, nan_scale
+from support.commands import Command
+from support.defects.experts import nan_scale
+from support.defects.patient import Patient
 from support.editing import regions
 from support.forms import to_openai
 
@@ -39,40 +39,30 @@ def gguf(sound: Path, tmp_path: Path) -> Path:
     return Path(shutil.copyfile(sound / "model.gguf", tmp_path / "model.gguf"))
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> object:
-    monkeypatch.setattr(sys, "argv", ["gptoss-quant", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    return stopped.value.code
-
-
-def test_a_sound_model(
-    sound: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(monkeypatch, "audit", sound / "model.gguf") == 0
-    lines = capsys.readouterr().out.splitlines()
+def test_a_sound_model(sound: Path, run: Command) -> None:
+    done = run("audit", sound / "model.gguf")
+    assert done.code == 0
+    lines = done.out.splitlines()
     assert lines[0] == f"sound: {sound / 'model.gguf'}: 1 warning"
     assert lines[2].startswith("gate  1,024 blocks: scales ")
     assert "warning: template-missing: " in "\n".join(lines)
 
 
-def test_a_model_with_an_error(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_with_an_error(checkpoint: Path, run: Command) -> None:
     expected = nan_scale(Patient(checkpoint, np.random.default_rng(0)))
-    assert run(monkeypatch, "audit", checkpoint) == 1
-    text = capsys.readouterr().out
+    done = run("audit", checkpoint)
+    assert done.code == 1
+    text = done.out
     place = f"expert {expected.expert}, row {expected.row}, block {expected.block}"
     assert text.startswith(f"unsound: {checkpoint}: 1 error, 2 warnings\n")
     assert f"\n  {expected.tensor}, {place}: scale 255: 1 block in 1 expert" in text
 
 
-def test_json(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_json(checkpoint: Path, run: Command) -> None:
     expected = nan_scale(Patient(checkpoint, np.random.default_rng(0)))
-    assert run(monkeypatch, "audit", checkpoint, "--json") == 1
-    result = json.loads(capsys.readouterr().out)
+    done = run("audit", checkpoint, "--json")
+    assert done.code == 1
+    result = json.loads(done.out)
     assert result["sound"] is False
     assert len(result["experts"]) == 2 * 3
     assert all(sum(it["scales"].values()) == 4 * 64 * 2 for it in result["experts"])
@@ -156,14 +146,11 @@ def test_a_model_that_changes_while_it_is_read(
 def test_command_on_bad_input(
     checkpoint: Path,
     gguf: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run: Command,
 ) -> None:
     gguf.write_bytes(gguf.read_bytes()[:1000])
     (checkpoint / "config.json").unlink()
     for path in (gguf, checkpoint, checkpoint / "nothing"):
-        assert run(monkeypatch, "audit", path) == 2
-        caught = capsys.readouterr()
-        assert caught.out == ""
-        assert caught.err.startswith("error: ")
-        assert caught.err.count("\n") == 1
+        done = run("audit", path)
+        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+        assert done.err.startswith("error: ")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,13 @@ import pytest
 
 from gptoss.converter.convert import convert
 from gptoss.files.errors import BadCheckpoint, UnsupportedModel
-from gptoss.quant import cli, mxfp4, slabs
 from gptoss.quant import diff as diff_module
+from gptoss.quant import mxfp4, slabs
 from gptoss.quant.changes import Diff
 from gptoss.quant.diff import diff
 from support import safetensors_files
 from support.checkpoints import bf16, random_checkpoint
+from support.commands import Command
 from support.editing import Region, regions
 
 HIDDEN, INTERMEDIATE, LAYERS, EXPERTS = 96, 64, 3, 4
@@ -221,35 +221,29 @@ def test_bad_input(base: Path, tuned: Path) -> None:
         diff(tuned, base)
 
 
-def test_command(
-    base: Path, tuned: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def run(*arguments: object) -> object:
-        monkeypatch.setattr(sys, "argv", ["gptoss-quant", "diff", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        return stopped.value.code
-
-    assert run(base, tuned) == 0
-    assert capsys.readouterr().out.startswith("the same: ")
+def test_command(base: Path, tuned: Path, run: Command) -> None:
+    done = run("diff", base, tuned)
+    assert done.code == 0
+    assert done.out.startswith("the same: ")
     region = regions(tuned)[NAME + "down_proj_scales"]
     region.write(region.read() + np.uint8(1))
-    assert run(base, tuned) == 1
-    lines = capsys.readouterr().out.splitlines()
+    done = run("diff", base, tuned)
+    assert done.code == 1
+    lines = done.out.splitlines()
     assert lines[0].startswith("unrelated") or lines[0].startswith("1 of 9 expert tensors")
     assert lines[2].startswith("  blk.1.ffn_down_exps.weight: 100.00% of 768 blocks in 4 of 4 ")
     assert "relative norm 1, " in lines[2]
-    assert run(base, tuned, "--json") == 1
-    result = json.loads(capsys.readouterr().out)
+    done = run("diff", base, tuned, "--json")
+    assert done.code == 1
+    result = json.loads(done.out)
     assert result["same"] is False
     assert result["changes"][0]["experts"][3] == {
         "expert": 3, "blocks": 192, "relative": 1.0,
         "largest": result["changes"][0]["experts"][3]["largest"],
     }  # fmt: skip
-    assert run(base, tuned / "nothing") == 2
-    caught = capsys.readouterr()
-    assert caught.out == ""
-    assert caught.err.startswith("error: ")
+    done = run("diff", base, tuned / "nothing")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: ")
 
 
 def test_verdict_of_nothing() -> None:

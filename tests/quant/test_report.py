@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -16,7 +15,6 @@ import pytest
 
 from gptoss.files.checkpoint import Checkpoint
 from gptoss.files.console import Meter
-from gptoss.quant import cli
 from gptoss.quant.audit import Audit, audit
 from gptoss.quant.changes import Diff, ExpertChange, TensorChange
 from gptoss.quant.counting import Counted, count
@@ -26,6 +24,7 @@ from gptoss.quant.report import charts
 from gptoss.quant.report.charts import Shading
 from gptoss.quant.report.page import page
 from gptoss.quant.slabs import Files
+from support.commands import Command
 from support.planted import EXPERTS, Copying
 
 
@@ -202,74 +201,60 @@ def test_a_share_that_is_not_nothing_does_not_look_like_nothing() -> None:
 # --- the command ------------------------------------------------------------------------------
 
 
-def run(*arguments: str | Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["gptoss-quant", "report", *map(str, arguments)])
-    with pytest.raises(SystemExit) as exit_:
-        cli.main()
-    assert isinstance(exit_.value.code, int)
-    return exit_.value.code
-
-
 def test_the_command_writes_a_page(
     source: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run: Command,
 ) -> None:
     out = tmp_path / "page.html"
     for _ in range(2):  # the second replaces the first
-        assert run(source, "-o", out, monkeypatch=monkeypatch) == 0
-        assert capsys.readouterr().out.startswith(str(out))
+        done = run("report", source, "-o", out)
+        assert done.code == 0
+        assert done.out.startswith(str(out))
     assert out.read_text("utf-8") == page(audit(source))
     assert list(tmp_path.iterdir()) == [out]
-    assert run(source, "--json", monkeypatch=monkeypatch) == 0
-    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(audit(source).to_json()))
+    done = run("report", source, "--json")
+    assert done.code == 0
+    assert json.loads(done.out) == json.loads(json.dumps(audit(source).to_json()))
 
 
 def test_the_command_compares_with_a_base(
     source: Path,
     converted: dict[str, Path],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run: Command,
 ) -> None:
     out, gguf = tmp_path / "page.html", converted["q8_0"]
-    run(gguf, "--base", source, "-o", out, monkeypatch=monkeypatch)
-    assert f"against {source}: " in capsys.readouterr().out
+    assert f"against {source}: " in run("report", gguf, "--base", source, "-o", out).out
     assert "attn_q.weight" in out.read_text("utf-8")
-    run(gguf, "--base", source, "--json", monkeypatch=monkeypatch)
-    found = json.loads(capsys.readouterr().out)["diff"]
+    found = json.loads(run("report", gguf, "--base", source, "--json").out)["diff"]
     assert found["changes"]
     assert all(0 < change["relative"] < 0.02 for change in found["changes"])
     assert not any("exps.weight" in change["tensor"] for change in found["changes"])
 
 
 def test_an_error_among_the_findings_is_exit_code_1(
-    copy: Copying, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copy: Copying, tmp_path: Path, run: Command
 ) -> None:
     it, out = copy(), tmp_path / "page.html"
     it.replace(b"blk.1.ffn_up_exps.weight", b"blk.1.ffn_up_expz.weight")
-    assert run(it.path, "-o", out, monkeypatch=monkeypatch) == 1
+    assert run("report", it.path, "-o", out).code == 1
     assert out.exists()
 
 
-def test_what_is_no_page_is_never_replaced(
-    copy: Copying, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_no_page_is_never_replaced(copy: Copying, run: Command) -> None:
     it = copy()
     before = it.path.read_bytes()
-    assert run(it.path, "-o", it.path, monkeypatch=monkeypatch) == 2
+    done = run("report", it.path, "-o", it.path)
+    assert done.code == 2
     assert it.path.read_bytes() == before
-    assert "no HTML page" in capsys.readouterr().err
-    assert run(it.path, "-o", it.path.parent, monkeypatch=monkeypatch) == 2
-    assert run(it.path, "-o", it.path.parent / "no" / "page", monkeypatch=monkeypatch) == 2
+    assert "no HTML page" in done.err
+    assert run("report", it.path, "-o", it.path.parent).code == 2
+    assert run("report", it.path, "-o", it.path.parent / "no" / "page").code == 2
 
 
 def test_no_page_of_a_file_that_is_cut_or_changes(
-    copy: Copying,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    copy: Copying, tmp_path: Path, run: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     it, out = copy(), tmp_path / "page.html"
 
@@ -278,10 +263,11 @@ def test_no_page_of_a_file_that_is_cut_or_changes(
         return count(model, files, progress)
 
     monkeypatch.setattr("gptoss.quant.counting.count", and_touched)
-    assert run(it.path, "-o", out, monkeypatch=monkeypatch) == 2
-    assert "changed while it was read" in capsys.readouterr().err
+    done = run("report", it.path, "-o", out)
+    assert done.code == 2
+    assert "changed while it was read" in done.err
     monkeypatch.undo()
     it.path.write_bytes(it.path.read_bytes()[:-1000])
-    assert run(it.path, "-o", out, monkeypatch=monkeypatch) == 2
-    assert run(tmp_path / "nothing", "-o", out, monkeypatch=monkeypatch) == 2
+    assert run("report", it.path, "-o", out).code == 2
+    assert run("report", tmp_path / "nothing", "-o", out).code == 2
     assert not out.exists()

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import struct
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ from gptoss.converter.convert import convert
 from gptoss.files.checkpoint import Checkpoint
 from gptoss.files.errors import BadCheckpoint, BadGguf, UnsupportedModel
 from gptoss.files.gguf import GgufFile
-from gptoss.quant import cli
 from gptoss.quant import verify as verify_module
 from gptoss.quant.keys import compare_keys
 from gptoss.quant.verdict import KeyDifference
 from gptoss.quant.verify import verify
+from support.commands import Command
 from support.planted import Copying
 
 # --- metadata ---------------------------------------------------------------------------------
@@ -243,42 +242,32 @@ def test_a_checkpoint_without_one_of_its_tensors(copy: Copying, tmp_path: Path) 
 # --- the command ------------------------------------------------------------------------------
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> object:
-    monkeypatch.setattr(sys, "argv", ["gptoss-quant", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    return stopped.value.code
-
-
-def test_command_says_proven(
-    copy: Copying, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_says_proven(copy: Copying, run: Command) -> None:
     it = copy()
-    assert run(monkeypatch, "verify", it.source, it.path) == 0
-    assert capsys.readouterr().out.startswith(f"proven: {it.path} holds what {it.source} holds\n")
+    done = run("verify", it.source, it.path)
+    assert done.code == 0
+    assert done.out.startswith(f"proven: {it.path} holds what {it.source} holds\n")
 
 
-def test_command_names_the_first_difference(
-    copy: Copying, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_names_the_first_difference(copy: Copying, run: Command) -> None:
     it = copy()
     it.xor(it.offset("blk.1.ffn_up_exps.weight") + 17 + 1, 0x80)
     it.replace(b"gpt-oss.rope.freq_base", b"?", 21)
-    assert run(monkeypatch, "verify", it.source, it.path) == 1
-    lines = capsys.readouterr().out.splitlines()
+    done = run("verify", it.source, it.path)
+    assert done.code == 1
+    lines = done.out.splitlines()
     place = "expert 0, row 0, block 1, lane 16"
     assert lines[0].startswith(f"different: blk.1.ffn_up_exps.weight: {place}: expected ")
     assert lines[2] == (f"  blk.1.ffn_up_exps.weight: 1 values differ, the first at {place}")
     assert lines[3] == "  gpt-oss.rope.freq_base: expected 150000.0, found nothing"
 
 
-def test_command_in_json(
-    copy: Copying, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_in_json(copy: Copying, run: Command) -> None:
     it = copy()
     it.xor(it.offset("blk.1.attn_sinks.weight") + 3, 0x80)
-    assert run(monkeypatch, "verify", it.source, it.path, "--json") == 1
-    verdict = json.loads(capsys.readouterr().out)
+    done = run("verify", it.source, it.path, "--json")
+    assert done.code == 1
+    verdict = json.loads(done.out)
     assert verdict["proven"] is False
     assert verdict["first"].startswith("blk.1.attn_sinks.weight: index 0: expected ")
     (difference,) = verdict["differences"]
@@ -288,14 +277,10 @@ def test_command_in_json(
     }  # fmt: skip
 
 
-def test_command_on_bad_input(
-    copy: Copying, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_on_bad_input(copy: Copying, run: Command) -> None:
     it = copy()
     it.path.write_bytes(it.path.read_bytes()[:1000])
     for source, path in ((it.source, it.path), (it.source / "no", it.path), (it.path, it.path)):
-        assert run(monkeypatch, "verify", source, path) == 2
-        caught = capsys.readouterr()
-        assert caught.out == ""
-        assert caught.err.startswith("error: ")
-        assert caught.err.count("\n") == 1
+        done = run("verify", source, path)
+        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+        assert done.err.startswith("error: ")

@@ -88,3 +88,18 @@ def edited(path: Path, edit: Callable[[Model], object]) -> Path:
     model = load(path)
     edit(model)
     return save(path, model)
+
+
+def tensors_of(path: Path) -> dict[str, bytes]:
+    """Every tensor's bytes, by name."""
+    return {tensor.name: tensor.data.tobytes() for tensor in gguf.GGUFReader(path).tensors}
+
+
+def values_of(path: Path) -> dict[str, NDArray[np.float32]]:
+    """Every tensor's values, by name, as the gguf package decodes them."""
+    return {
+        tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(
+            tensor.shape[::-1]
+        )
+        for tensor in gguf.GGUFReader(path).tensors
+    }

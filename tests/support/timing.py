@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,24 +57,36 @@ class Series:
         return max(run.peak_bytes for run in self.runs)
 
 
+# On Linux a process's peak begins with that of the one which started it, and whoever measures is
+# large by then: a small process stands between, starts the command and says what it took.
+_BETWEEN = """
+import json, os, sys, time
+os.set_inheritable(int(sys.argv[1]), False)
+begin = time.monotonic()
+pid = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ)
+_, status, usage = os.wait4(pid, 0)
+wall = time.monotonic() - begin
+peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+with open(int(sys.argv[1]), "w") as said:
+    json.dump([wall, usage.ru_utime + usage.ru_stime, peak], said)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
 def timed(command: Sequence[str | Path], env: dict[str, str] | None = None) -> Run:
-    """Run a command to its end; a failure ends the benchmark."""
-    begin = time.monotonic()
-    process = subprocess.Popen(
-        [str(part) for part in command],
-        stdout=subprocess.PIPE,
-        env=os.environ | (env or {}),
-        text=True,
-    )
-    assert process.stdout is not None
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    wall = time.monotonic() - begin
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"{command[0]} ended with {process.returncode}")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit, output)
+    """Run a command to its end; ``CalledProcessError`` when that is a failure."""
+    said, say = os.pipe()
+    with open(said) as answer:  # noqa: PTH123
+        try:
+            done = subprocess.run(
+                [sys.executable, "-S", "-c", _BETWEEN, str(say), *map(str, command)],
+                stdout=subprocess.PIPE, env=os.environ | (env or {}), pass_fds=[say], text=True,
+                check=True,
+            )  # fmt: skip
+        finally:
+            os.close(say)
+        wall, cpu, peak_bytes = json.load(answer)
+    return Run(wall, cpu, peak_bytes, done.stdout)
 
 
 def gigabytes(n: int) -> str:
