@@ -10,7 +10,6 @@ import asyncio
 import dataclasses
 import inspect
 import json
-import re
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,8 +20,6 @@ from typing import Any
 from gptoss.runtime.harmony.checking import HARMONY_NAME, mended
 from gptoss.runtime.harmony.messages import FUNCTIONS, Function
 from gptoss.runtime.signature import BadArguments, BadTool, Record, parameters_of
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +82,7 @@ class Toolbox:
             text, error = result_text(f"error: {problem}"), True
         except Exception as problem:  # whatever a tool raises is its answer
             text, error = result_text(f"error: {type(problem).__name__}: {problem}"), True
-        return Outcome(mended(text), error, time.perf_counter() - begun)
+        return Outcome(text, error, time.perf_counter() - begun)
 
     def _run(self, recipient: str, arguments: str) -> str:
         tool = self._tools.get(recipient.removeprefix(f"{FUNCTIONS}."))
@@ -102,7 +99,7 @@ def result_text(result: Any) -> str:
     Halves of UTF-16 pairs, which no text has, become U+FFFD.
     """
     text = result if isinstance(result, str) else _json(result)
-    return _SURROGATE.sub("\ufffd", text)
+    return mended(text)
 
 
 def _json(value: Any) -> str:

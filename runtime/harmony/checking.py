@@ -28,27 +28,35 @@ class ConversationError(GptossError):
     """A conversation or its tools cannot be held with the model.
 
     ``index`` is the place in ``messages`` (or ``tools``), None for the list itself; ``field`` is
-    the field in it, dotted, empty for the whole. The message names both.
+    the field in it, dotted, empty for the whole. ``place`` is both in one, ``problem`` what is
+    wrong there; the message is the two of them.
     """
 
     def __init__(self, index: int | None, field: str, problem: str, where: str = "messages"):
         self.index = index
         self.field = field
-        place = where if index is None else f"{where}[{index}]"
-        text = f"{place}{'.' if field else ''}{field}: {problem}"
+        self.problem = problem
+        self.place = where if index is None else f"{where}[{index}]"
+        self.place += f".{field}" if field else ""
+        text = f"{self.place}: {problem}"
         super().__init__(text.replace("\n", "\\n"))  # a property's name may hold line ends
 
 
 class ConversationTooLong(ConversationError):
-    """The context ends within a message, ``index``; ``limit`` is the tokens that there are."""
+    """The context ends within a message, ``index``; ``limit`` is the tokens that there are.
 
-    def __init__(self, index: int, limit: int):
+    Of a conversation that was read from OpenAI's API, ``index`` counts that list's messages. It is
+    None for what none of them holds: the system block, the tools, what was said since.
+    """
+
+    def __init__(self, index: int | None, limit: int, where: str = "messages"):
         self.limit = limit
         super().__init__(
             index,
-            "content",
+            "" if index is None else "content",
             f"ends behind the {limit} tokens that the context has for the conversation; "
             "start over, shorten it, or load the model with a larger context",
+            where,
         )
 
 

@@ -308,7 +308,7 @@ def _schema(schema: Mapping[str, Any], field: str) -> dict[str, Any]:
         read = _plain(check_schema(Place(field, None), schema), field, _Inside.SCHEMA)
         length = len(json.dumps(read, allow_nan=False))
     except ConversationError as error:
-        raise BadConstraint(*str(error).split(": ", 1)) from error
+        raise BadConstraint(error.place, error.problem) from error
     except ValueError as error:
         raise BadConstraint(field, "a number in the schema is infinite or none") from error
     if length > MAX_SCHEMA_CHARACTERS:
@@ -412,6 +412,6 @@ def _check_text(text: object, what: str, most: int, field: str) -> None:
     try:
         length = len(Place(field, None).text(text))
     except ConversationError as error:
-        raise BadConstraint(*str(error).split(": ", 1)) from error
+        raise BadConstraint(error.place, error.problem) from error
     if length > most:
         raise BadConstraint(field, f"the {what} has more than {most} characters")

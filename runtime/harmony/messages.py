@@ -92,7 +92,8 @@ class Message:
 
     ``tokens`` are the ids the model itself produced for this message, header and end token
     included and ``<|start|>assistant`` excluded; when present they are replayed instead of
-    rendering the text again, so that the prefix cache holds.
+    rendering the text again, so that the prefix cache holds. ``origin`` is the place of the message
+    of OpenAI's API that this one was read from: errors name that one.
     """
 
     role: Role
@@ -102,6 +103,7 @@ class Message:
     recipient: str | None = None
     content_type: str | None = None
     tokens: tuple[int, ...] | None = field(default=None, repr=False)
+    origin: int | None = field(default=None, repr=False, compare=False)
 
     @property
     def text(self) -> str:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gptoss.runtime.harmony import messages as m
@@ -69,6 +69,8 @@ class _Reader:
     functions: tuple[Function, ...]
     messages: list[Message] = field(default_factory=list)
     _instructions: list[str] = field(default_factory=list)
+    _instructed: int | None = None
+    """Where the first of them stands."""
     _opened: bool = False
     """Whether the developer block at the beginning is written."""
     _calls: dict[str, str] = field(default_factory=dict)
@@ -108,19 +110,21 @@ class _Reader:
         self._opened = True
         instructions = "\n\n".join(self._instructions) if self._instructions else None
         if instructions is not None or self.functions:
-            self.messages.append(m.developer(instructions, self.functions))
+            block = m.developer(instructions, self.functions)
+            self.messages.append(replace(block, origin=self._instructed))
 
     def _developer(self, place: Place, message: Mapping[str, Any]) -> None:
         text = _content(place, message)
         if self._opened:
-            self.messages.append(m.developer(text))
+            self._add(place, m.developer(text))
         else:
             self._instructions.append(text)
+            self._instructed = place.index if self._instructed is None else self._instructed
 
     def _user(self, place: Place, message: Mapping[str, Any]) -> None:
         name = message.get("name")
         checked = None if name is None else place.at("name").name(name)
-        self.messages.append(Message(Role.USER, _content(place, message), name=checked))
+        self._add(place, Message(Role.USER, _content(place, message), name=checked))
 
     def _assistant(self, place: Place, message: Mapping[str, Any]) -> None:
         reasoning = _reasoning(place, message)
@@ -131,12 +135,13 @@ class _Reader:
         if text is None and not calls and reasoning is None:
             raise place.at("content").error("is missing, and so are reasoning and tool_calls")
         if reasoning is not None:
-            self.messages.append(m.analysis(reasoning))
+            self._add(place, m.analysis(reasoning))
         if text is not None and not calls:
-            self.messages.append(m.final(text))
+            self._add(place, m.final(text))
         elif text:
-            self.messages.append(Message(Role.ASSISTANT, text, channel="commentary"))
-        self.messages += [m.call(name, arguments) for _, name, arguments in calls]
+            self._add(place, Message(Role.ASSISTANT, text, channel="commentary"))
+        for _, name, arguments in calls:
+            self._add(place, m.call(name, arguments))
         self._calls = {identity: name for identity, name, _ in calls}
         self._answered = set()
         self._caller = place
@@ -150,7 +155,10 @@ class _Reader:
             raise where.error(f"no call {identity[:80]!r} stands before this result")
         name = self._calls.pop(identity)
         self._answered.add(identity)
-        self.messages.append(m.tool_result(name, _content(place, message)))
+        self._add(place, m.tool_result(name, _content(place, message)))
+
+    def _add(self, place: Place, message: Message) -> None:
+        self.messages.append(replace(message, origin=place.index))
 
     def _expect_no_calls(self) -> None:
         if self._calls and self._caller is not None:

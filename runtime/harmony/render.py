@@ -98,11 +98,20 @@ def _rendered(
         message = messages[index]
         # What cannot fit is not even encoded: of a gigabyte that would take minutes.
         if limit is not None and len(message.text) > limit * tokenizer.longest:
-            raise ConversationTooLong(index, limit)
+            raise _too_long(messages, index, limit)
         ids += render_message(message, tokenizer, conversation_has_functions=with_functions)
         if limit is not None and len(ids) + reserved > limit:
-            raise ConversationTooLong(index, limit)
+            raise _too_long(messages, index, limit)
     return ids
+
+
+def _too_long(messages: Sequence[Message], index: int, limit: int) -> ConversationTooLong:
+    """The error at a message, counted as the caller's own list counts."""
+    message = messages[index]
+    if all(it.origin is None for it in messages):
+        return ConversationTooLong(index, limit)
+    of_tools = message.origin is None and message.role == Role.DEVELOPER
+    return ConversationTooLong(message.origin, limit, "tools" if of_tools else "messages")
 
 
 def render_message(

@@ -420,6 +420,15 @@ def test_the_tool_at_fault_is_named() -> None:
     assert refused.value.field == "tools.bad.properties.a.type"
 
 
+def test_a_colon_in_a_property_s_name_is_part_of_the_place() -> None:
+    odd = {"type": "object", "properties": {"time: from\nto": {"type": "no"}}}
+    with pytest.raises(BadConstraint) as refused:
+        vocabulary().compile(Rules(response_format=JsonSchema(odd)))
+    assert refused.value.field == "response_format.properties.time: from\nto.type"
+    assert refused.value.problem.startswith("'no'")
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("rules", "problem"),
     [

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from gptoss.runtime.harmony import messages as m
-from gptoss.runtime.harmony.checking import ConversationError
+from gptoss.runtime.harmony.checking import ConversationError, ConversationTooLong
 from gptoss.runtime.harmony.conversation import check_conversation
 from gptoss.runtime.harmony.messages import Function, Message, Role, SystemContent
 from gptoss.runtime.harmony.openai import messages_from_openai, messages_to_openai
 from gptoss.runtime.harmony.openai_tools import functions_from_openai, tools_to_openai
+from gptoss.runtime.harmony.render import render_for_completion
 from support import conversations
+from support.tokens import byte_tokenizer
 
 USER = {"role": "user", "content": "?"}
 
@@ -217,6 +219,40 @@ def test_bad_messages(messages: list[Any], index: int | None, field: str, proble
     assert field in text
     assert "\n" not in text
     text.encode()
+
+
+def test_what_does_not_fit_is_named_by_the_place_in_their_list() -> None:
+    theirs = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "developer", "content": "And kind."},
+        USER,
+        {**calling("a", "b"), "reasoning_content": "Two.", "content": "I look."},
+        result("a"),
+        result("b"),
+        {"role": "user", "content": "x" * 500},
+    ]
+    functions = (Function("f", "Finds."),)
+    ours = messages_from_openai(theirs, functions)
+    tokenizer = byte_tokenizer()
+    named = []
+    for limit in range(0, len(render_for_completion(ours, tokenizer)), 8):
+        with pytest.raises(ConversationTooLong) as caught:
+            render_for_completion(ours, tokenizer, limit=limit)
+        error = caught.value
+        index = error.index
+        assert error.place == ("messages" if index is None else f"messages[{index}].content")
+        if index not in named:
+            named.append(index)
+    assert named == [None, 0, 2, 3, 4, 5, 6]
+
+    bare = messages_from_openai([USER], functions)
+    n_system = len(render_for_completion(bare[:1], tokenizer))
+    with pytest.raises(ConversationTooLong, match=r"^tools: ends behind") as caught:
+        render_for_completion(bare, tokenizer, limit=n_system + 50)
+    assert caught.value.index is None
+    said = [*messages_from_openai([USER]), m.final("since" * 100)]
+    with pytest.raises(ConversationTooLong, match=r"^messages: ends behind"):
+        render_for_completion(said, tokenizer, limit=n_system + 50)
 
 
 def nested(depth: int) -> dict[str, Any]:
