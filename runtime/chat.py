@@ -50,6 +50,7 @@ from gptoss.runtime.reply import (
     ReasoningClosed,
     Reply,
     ReplyEnded,
+    Spent,
     ToolFinished,
     ToolStarted,
     collect,
@@ -266,7 +267,7 @@ class Chat:
 
     def _turn(self, rules: Rules) -> Generator[ChatEvent, None, ReplyEnded]:
         """Rounds until the model calls nothing more; how it ended and what it cost."""
-        turn = _Spent(self._settings.limits)
+        turn = Spent(self._settings.limits)
         for calls_left in range(self._settings.limits.max_rounds, -1, -1):
             if calls_left == 0:
                 rules = replace(rules, tool_choice=ToolChoice.NONE)
@@ -289,13 +290,13 @@ class Chat:
         yield Diagnostic("too-many-calls", f"ended after {rounds} rounds of tool calls")
         return turn.ended(End.CUT, Cut.MAX_ROUNDS)
 
-    def _why_cut(self, turn: _Spent) -> Cut:
+    def _why_cut(self, turn: Spent) -> Cut:
         """Why a generation ended before its end, if it did."""
         if self._cancelled.is_set():
             return Cut.CANCELLED
         return Cut.MAX_TOKENS if turn.tokens_left == 0 else Cut.CONTEXT
 
-    def _round(self, rules: Rules, turn: _Spent) -> Generator[ChatEvent, None, End]:
+    def _round(self, rules: Rules, turn: Spent) -> Generator[ChatEvent, None, End]:
         """One generation, up to an answer or a call; its messages join the conversation."""
         sampler = self._constrained(rules, turn)
         room = self._engine.n_ctx - 1  # for the prompt: one token at least is to be generated
@@ -323,7 +324,7 @@ class Chat:
             turn.add(self._engine.timings, 0 if sampler is None else sampler.reasoned)
         return end
 
-    def _constrained(self, rules: Rules, turn: _Spent) -> Constrained | None:
+    def _constrained(self, rules: Rules, turn: Spent) -> Constrained | None:
         """The sampler of one generation; None where nothing is constrained."""
         if self._vocabulary is None:
             return None
@@ -353,36 +354,6 @@ class Chat:
         )
         self._messages.append(answer)
         yield ToolFinished(name, arguments, outcome.text, outcome.error, outcome.seconds)
-
-
-class _Spent:
-    """What a turn has cost so far, against what it may."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self._timings = Timings()
-        self._reasoned = 0
-
-    def add(self, timings: Timings, reasoned: int) -> None:
-        """One generation's cost, and how many of its tokens were reasoning."""
-        self._timings += timings
-        self._reasoned += reasoned
-
-    @property
-    def tokens_left(self) -> int | None:
-        """None where there is no limit."""
-        most = self._limits.max_tokens
-        return None if most is None else most - self._timings.generated_tokens
-
-    @property
-    def reasoning_left(self) -> int | None:
-        """None where there is no limit."""
-        budget = self._limits.reasoning_budget
-        return None if budget is None else max(0, budget - self._reasoned)
-
-    def ended(self, end: End, cut: Cut) -> ReplyEnded:
-        """The turn's last event; ``cut`` counts only where it was cut."""
-        return ReplyEnded(end, self._timings, cut if end == End.CUT else None)
 
 
 def _parsed(parser: Parser, tokens: Iterator[int]) -> Iterator[list[Event]]:

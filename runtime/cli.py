@@ -14,10 +14,10 @@ import click
 from gptoss.files import console
 from gptoss.files.errors import GptossError
 from gptoss.runtime.chat import Chat, load
+from gptoss.runtime.harmony.bounds import MAX_SCHEMA_CHARACTERS
 from gptoss.runtime.harmony.grammar import (
     JSON_OBJECT,
     MAX_GRAMMAR_CHARACTERS,
-    MAX_SCHEMA_CHARACTERS,
     JsonSchema,
     Lark,
     Regex,

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from gptoss.files.errors import UnsupportedModel
 from gptoss.runtime.engine import EngineError, Logits, Sampler
-from gptoss.runtime.harmony.grammar import BadConstraint, Closed, Part, Rules, closing, turn_grammar
+from gptoss.runtime.harmony.checking import BadConstraint
+from gptoss.runtime.harmony.grammar import Closed, Part, Rules, closing, turn_grammar
 from gptoss.runtime.loops import LoopDetector
 from gptoss.runtime.tokenizer import Tokenizer
 

@@ -19,7 +19,6 @@ caller's thread stays open to Ctrl-C; llama.cpp asks an abort callback between g
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import sys
@@ -28,16 +27,16 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import numpy as np
 
 from gptoss.runtime.cpu import physical_cores
 from gptoss.runtime.engine import EngineError, Logits, PromptTooLong, Sampler, Timings
+from gptoss.runtime.worker import Worker
 
 try:
     import llama_cpp.llama_cpp as lib
@@ -46,8 +45,6 @@ except (ImportError, OSError, RuntimeError) as error:
         f"llama.cpp cannot be loaded ({error}); install it: pip install 'gptoss-toolkit[run]'"
     ) from error
 
-P = ParamSpec("P")
-T = TypeVar("T")
 Progress = Callable[[float], None]
 """Called with the share of the model that has been loaded, 0 to 1, on a worker thread."""
 
@@ -117,38 +114,6 @@ class _StopFlag:
         return self._text[0] != b"\0"
 
 
-class _Worker:
-    """One thread that runs long C calls while the caller's waits for them, open to Ctrl-C."""
-
-    def __init__(self, stop: _StopFlag) -> None:
-        self._stop = stop
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="llama")
-        # The thread begins now: interrupted while starting it, the executor would start a second.
-        self._wait_for(self._executor.submit(int))
-
-    def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The call's result; when the waiting is interrupted, the call is aborted first."""
-        try:
-            return self._wait_for(self._executor.submit(call, *args, **kwargs))
-        except BaseException:  # Ctrl-C, or what a signal handler raises
-            self._stop.set()
-            # Behind the call in the one thread's queue: also where submitting was interrupted.
-            idle = self._executor.submit(int)
-            while not idle.done():
-                with contextlib.suppress(KeyboardInterrupt):
-                    self._wait_for(idle)
-            raise
-
-    @staticmethod
-    def _wait_for(future: Future[T]) -> T:
-        while not future.done():
-            wait([future], timeout=0.5)  # with a limit: else not interruptible on every system
-        return future.result()
-
-    def close(self) -> None:
-        self._executor.shutdown()
-
-
 @dataclass(frozen=True, slots=True)
 class _Snapshot:
     """The window layers' state when memory held exactly ``position`` tokens."""
@@ -179,7 +144,7 @@ class LlamaEngine:
             raise EngineError(f"{n_threads} threads; 1 to {MAX_THREADS} are possible")
         _LOG.verbose = verbose
         self._stop = _StopFlag()
-        self._worker = _Worker(self._stop)
+        self._worker = Worker("llama", self._stop.set)
         self._model = self._load(path, n_gpu_layers, progress)
         self._context = self._new_context(n_ctx, n_threads or physical_cores())
         self._close = weakref.finalize(self, _free, self._worker, self._model, self._context)
@@ -389,7 +354,7 @@ class LlamaEngine:
         return last.position
 
 
-def _free(worker: _Worker, model: Any, context: Any) -> None:
+def _free(worker: Worker, model: Any, context: Any) -> None:
     worker.close()
     lib.llama_free(context)
     lib.llama_model_free(model)

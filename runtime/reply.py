@@ -10,6 +10,7 @@ from gptoss.runtime.engine import Timings
 from gptoss.runtime.harmony.events import Diagnostic, End, Event, MessageEnded
 from gptoss.runtime.harmony.grammar import Closed
 from gptoss.runtime.harmony.messages import Message, Role
+from gptoss.runtime.settings import Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,3 +115,33 @@ def collect(events: Iterable[ChatEvent]) -> Reply:
         ended.cut,
         closed,
     )
+
+
+class Spent:
+    """What a turn has cost so far, against what it may."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._timings = Timings()
+        self._reasoned = 0
+
+    def add(self, timings: Timings, reasoned: int) -> None:
+        """One generation's cost, and how many of its tokens were reasoning."""
+        self._timings += timings
+        self._reasoned += reasoned
+
+    @property
+    def tokens_left(self) -> int | None:
+        """None where there is no limit."""
+        most = self._limits.max_tokens
+        return None if most is None else most - self._timings.generated_tokens
+
+    @property
+    def reasoning_left(self) -> int | None:
+        """None where there is no limit."""
+        budget = self._limits.reasoning_budget
+        return None if budget is None else max(0, budget - self._reasoned)
+
+    def ended(self, end: End, cut: Cut) -> ReplyEnded:
+        """The turn's last event; ``cut`` counts only where it was cut."""
+        return ReplyEnded(end, self._timings, cut if end == End.CUT else None)

@@ -3,7 +3,7 @@
 GptossError
 └── ConversationError        a message, a tool or a schema is not what it must be
     ├── ConversationTooLong  all of it is sound, but the context does not hold it
-    └── BadConstraint        what a turn is to be held to cannot be compiled (grammar.py)
+    └── BadConstraint        what a turn is to be held to cannot be compiled
 """
 
 from __future__ import annotations
@@ -58,6 +58,17 @@ class ConversationTooLong(ConversationError):
             "start over, shorten it, or load the model with a larger context",
             where,
         )
+
+
+class BadConstraint(ConversationError):
+    """What a turn is to be held to cannot be compiled: nothing has been generated.
+
+    ``field`` says what is at fault: ``tool_choice``, ``response_format.properties.a``, …
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(None, "", problem, field)
+        self.field = field
 
 
 class Place:

@@ -23,23 +23,20 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
-from enum import Enum, StrEnum
+from enum import StrEnum
 from typing import Any
 
-from gptoss.runtime.harmony.checking import HARMONY_NAME, ConversationError, Place
+from gptoss.runtime.harmony.bounds import MAX_REGEX_CHARACTERS, bounded_schema
+from gptoss.runtime.harmony.checking import (
+    HARMONY_NAME,
+    BadConstraint,
+    ConversationError,
+    Place,
+)
 from gptoss.runtime.harmony.messages import FUNCTIONS, Function, Namespace
-from gptoss.runtime.harmony.schemas import check_schema
-
-MAX_SCHEMA_CHARACTERS = 500_000
-"""Of a schema as JSON, most of which may be an ``enum``."""
 
 MAX_GRAMMAR_CHARACTERS = 20_000
-MAX_REGEX_CHARACTERS = 10_000
-"""Of a regular expression, in a schema too. What is longer takes minutes to compile."""
-
-MAX_MULTIPLE_OF = 10_000
-"""A number's divisor, its decimal point left out: each remainder is a state."""
+"""What is longer takes minutes to compile."""
 
 MAX_DEPTH = 64
 """Of brackets in a grammar."""
@@ -47,29 +44,10 @@ MAX_DEPTH = 64
 MAX_PREAMBLES = 3
 """Messages to the person before a call in one generation."""
 
-MAX_INTEGER = 2**62
-"""Of an integer without bounds: as with blanks, a model can write digits for ever. Identifiers of
-64 bits stay below it, and what readers of JSON hold exactly far below."""
-
-WHITESPACE = r" |\r?\n[ \t]{0,32}"
-"""Between JSON's tokens: a blank, or a new line with its indentation, as every writer of JSON has
-it. Without a limit a model can write blanks for ever and still be right."""
-
 _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
 
 # A Lark text without what is quoted in it: comments, strings, regular expressions.
 _QUOTED = re.compile(r'//[^\n]*|#[^\n]*|"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/')
-
-
-class BadConstraint(ConversationError):
-    """What a turn is to be held to cannot be compiled: nothing has been generated.
-
-    ``field`` says what is at fault: ``tool_choice``, ``response_format.properties.a``, …
-    """
-
-    def __init__(self, field: str, problem: str) -> None:
-        super().__init__(None, "", problem, field)
-        self.field = field
 
 
 class ToolChoice(StrEnum):
@@ -262,7 +240,7 @@ def _call(function: Function, namespace: str, channels: tuple[str, ...]) -> _Cal
     field = f"tools.{function.name}"
     if not HARMONY_NAME.fullmatch(function.name):
         raise BadConstraint(field, "a name is 1 to 64 letters, digits, _ or -")
-    schema = _schema(function.parameters or _NO_PARAMETERS, field)
+    schema = bounded_schema(function.parameters or _NO_PARAMETERS, field)
     return _Call(function.name, f"{namespace}.{function.name}", channels, schema)
 
 
@@ -274,100 +252,12 @@ def _answer(wanted: ResponseFormat | None) -> tuple[Part, ...]:
         case None:
             return ()
         case JsonSchema(schema):
-            grammar = {"json_schema": _schema(schema, field)}
+            grammar = {"json_schema": bounded_schema(schema, field)}
         case Regex(pattern):
             grammar = {"lark_grammar": _regex(pattern, field)}
         case Lark(text):
             grammar = {"lark_grammar": _lark(text, field)}
     return (Part("answer", field, grammar),)
-
-
-class _Inside(Enum):
-    """What an object in a schema is, by what its keys are."""
-
-    SCHEMA = "keywords"
-    NAMED = "names of schemas"
-    DATA = "anything"
-
-    def below(self, key: object) -> _Inside:
-        """What stands behind ``key`` in an object of this kind."""
-        if self is _Inside.SCHEMA:
-            return _BEHIND.get(key, self)
-        return _Inside.SCHEMA if self is _Inside.NAMED else self
-
-
-_BEHIND: Mapping[object, _Inside] = {
-    **dict.fromkeys(("properties", "patternProperties", "$defs", "definitions"), _Inside.NAMED),
-    **dict.fromkeys(("enum", "const", "default", "examples"), _Inside.DATA),
-}
-
-
-def _schema(schema: Mapping[str, Any], field: str) -> dict[str, Any]:
-    """The schema as llguidance is to read it; raises BadConstraint for what is none."""
-    try:
-        read = _plain(check_schema(Place(field, None), schema), field, _Inside.SCHEMA)
-        length = len(json.dumps(read, allow_nan=False))
-    except ConversationError as error:
-        raise BadConstraint(error.place, error.problem) from error
-    except ValueError as error:
-        raise BadConstraint(field, "a number in the schema is infinite or none") from error
-    if length > MAX_SCHEMA_CHARACTERS:
-        raise BadConstraint(field, f"the schema has more than {MAX_SCHEMA_CHARACTERS} characters")
-    return {**read, "x-guidance": {"whitespace_pattern": WHITESPACE}}
-
-
-def _plain(value: Any, field: str, part: _Inside) -> Any:
-    """JSON as it is, but for ``nullable``, which JSON Schema does not know and others write, and
-    for integers, which end somewhere."""
-    if isinstance(value, list | tuple):
-        return [_plain(item, field, part) for item in value]
-    if not isinstance(value, Mapping):
-        return value
-    if part is _Inside.SCHEMA:
-        _check_size(value, field)
-    read = {name: _plain(inner, field, part.below(name)) for name, inner in value.items()}
-    if part is not _Inside.SCHEMA:
-        return read
-    read = _with_bounds(read)
-    return _with_null(read) if read.pop("nullable", False) else read
-
-
-def _check_size(schema: Mapping[str, Any], field: str) -> None:
-    """Two keywords whose automaton can be enormous; raises BadConstraint."""
-    patterns = [schema.get("pattern"), *schema.get("patternProperties", ())]
-    if any(isinstance(it, str) and len(it) > MAX_REGEX_CHARACTERS for it in patterns):
-        raise BadConstraint(field, f"a pattern has more than {MAX_REGEX_CHARACTERS} characters")
-    divisor = schema.get("multipleOf")
-    if isinstance(divisor, int | float) and divisor - divisor == 0:
-        digits = Decimal(str(divisor)).normalize().as_tuple().digits
-        if int("".join(map(str, digits))) > MAX_MULTIPLE_OF:
-            problem = f"multipleOf {divisor} has more digits than {MAX_MULTIPLE_OF} allows"
-            raise BadConstraint(field, problem)
-
-
-def _with_bounds(schema: dict[str, Any]) -> dict[str, Any]:
-    """An integer within ``MAX_INTEGER`` where the schema does not say within what."""
-    types = schema["type"] if isinstance(schema.get("type"), list) else [schema.get("type")]
-    if "integer" not in types or {"number", "enum", "const", "multipleOf"} & {*types, *schema}:
-        return schema
-    bounds = {}
-    if not {"minimum", "exclusiveMinimum"} & schema.keys():
-        bounds["minimum"] = -MAX_INTEGER
-    if not {"maximum", "exclusiveMaximum"} & schema.keys():
-        bounds["maximum"] = MAX_INTEGER
-    return {**schema, **bounds}
-
-
-def _with_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema, or null. Its parts stay in their places, where a ``$ref`` may look for them."""
-    if "type" in schema:
-        types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-        values = {"enum": [*schema["enum"], None]} if isinstance(schema.get("enum"), list) else {}
-        return {**schema, "type": [*types, "null"], **values}
-    for union in ("anyOf", "oneOf"):
-        if isinstance(schema.get(union), list):
-            return {**schema, union: [*schema[union], {"type": "null"}]}
-    return {"anyOf": [schema, {"type": "null"}]}
 
 
 def _regex(pattern: str, field: str) -> str:

@@ -13,9 +13,8 @@ import re
 from dataclasses import dataclass, field
 
 from gptoss.runtime.harmony.events import Diagnostic
-from gptoss.runtime.harmony.messages import CHANNELS, Role
+from gptoss.runtime.harmony.messages import CHANNELS, CONSTRAIN, Role
 
-CONSTRAIN = "<|constrain|>"
 _SPELLED_OUT = re.compile(r"<\|(start|channel|constrain)\|>")
 _TOOL_NAME = re.compile(r"(functions|browser)\.[\w.-]+")
 

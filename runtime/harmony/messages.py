@@ -15,6 +15,9 @@ from typing import Any
 
 DEFAULT_IDENTITY = "You are ChatGPT, a large language model trained by OpenAI."
 DEFAULT_KNOWLEDGE_CUTOFF = "2024-06"
+CONSTRAIN = "<|constrain|>"
+"""In a message's ``content_type``, what stands before the type where the token does."""
+
 CHANNELS = ("analysis", "commentary", "final")
 FUNCTIONS = "functions"
 """Namespace of the tools that the developer declares."""
@@ -144,7 +147,7 @@ def call(function: str, arguments: str) -> Message:
         arguments,
         channel="commentary",
         recipient=f"{FUNCTIONS}.{function}",
-        content_type="<|constrain|>json",
+        content_type=f"{CONSTRAIN}json",
     )
 
 

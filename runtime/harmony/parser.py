@@ -1,15 +1,14 @@
 """Token ids to typed events, one id at a time; total: any sequence of ids gives events.
 
-No I/O, no model. What is legal stands in one table, ``TRANSITIONS``: for each state and kind of
-token the action to take. An action that has to repair something says so with a ``Diagnostic``;
-text is never lost, and nothing here raises for what a model may produce.
+No I/O, no model. What is legal stands in one table, ``states.TRANSITIONS``. An action that has to
+repair something says so with a ``Diagnostic``; text is never lost, and nothing here raises for what
+a model may produce.
 """
 
 from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Iterable, Mapping
-from enum import IntEnum
 from weakref import WeakKeyDictionary
 
 from gptoss.runtime.harmony.events import (
@@ -23,6 +22,7 @@ from gptoss.runtime.harmony.events import (
 )
 from gptoss.runtime.harmony.header import Header, RawHeader, parse_header, salvage_header
 from gptoss.runtime.harmony.messages import Message, Role
+from gptoss.runtime.harmony.states import CONTROL_KINDS, TRANSITIONS, Kind, State
 from gptoss.runtime.tokenizer import Tokenizer
 
 MAX_HEADER_CHARACTERS = 256
@@ -31,90 +31,11 @@ MAX_HEADER_CHARACTERS = 256
 SPELLED_MESSAGE = "<|message|>"
 
 
-class Kind(IntEnum):
-    """What a token is to the format."""
-
-    TEXT = 0
-    START = 1
-    CHANNEL = 2
-    CONSTRAIN = 3
-    MESSAGE = 4
-    END = 5
-    RETURN = 6
-    CALL = 7
-    END_OF_TEXT = 8
-    OTHER = 9
-    """Any other control token, or an id outside the vocabulary."""
-
-
-_CONTROL_KINDS = {
-    "<|start|>": Kind.START,
-    "<|channel|>": Kind.CHANNEL,
-    "<|constrain|>": Kind.CONSTRAIN,
-    "<|message|>": Kind.MESSAGE,
-    "<|end|>": Kind.END,
-    "<|return|>": Kind.RETURN,
-    "<|call|>": Kind.CALL,
-    "<|endoftext|>": Kind.END_OF_TEXT,
-}
-
-
-class State(IntEnum):
-    """Where in a turn the parser is."""
-
-    BETWEEN = 0
-    """After a message, before the next ``<|start|>``."""
-    HEADER = 1
-    CONTENT = 2
-    ENDED = 3
-
-
-TRANSITIONS: dict[State, dict[Kind, str]] = {
-    State.BETWEEN: {
-        Kind.TEXT: "headless_text",
-        Kind.START: "open_header",
-        Kind.CHANNEL: "headless_channel",
-        Kind.CONSTRAIN: "stray",
-        Kind.MESSAGE: "headless_message",
-        Kind.END: "stray",
-        Kind.RETURN: "end_turn",
-        Kind.CALL: "end_turn",
-        Kind.END_OF_TEXT: "end_turn",
-        Kind.OTHER: "stray",
-    },
-    State.HEADER: {
-        Kind.TEXT: "header_text",
-        Kind.START: "header_again",
-        Kind.CHANNEL: "header_channel",
-        Kind.CONSTRAIN: "header_constrain",
-        Kind.MESSAGE: "begin_content",
-        Kind.END: "header_is_text",
-        Kind.RETURN: "header_is_text",
-        Kind.CALL: "header_is_text",
-        Kind.END_OF_TEXT: "header_is_text",
-        Kind.OTHER: "stray",
-    },
-    State.CONTENT: {
-        Kind.TEXT: "content_text",
-        Kind.START: "unclosed_start",
-        Kind.CHANNEL: "unclosed_channel",
-        Kind.CONSTRAIN: "stray",
-        Kind.MESSAGE: "stray",
-        Kind.END: "end_message",
-        Kind.RETURN: "end_turn",
-        Kind.CALL: "end_turn",
-        Kind.END_OF_TEXT: "end_turn",
-        Kind.OTHER: "stray",
-    },
-    State.ENDED: dict.fromkeys(Kind, "after_end"),
-}
-
 _ENDS = {
     Kind.RETURN: End.RETURN,
     Kind.CALL: End.CALL,
     Kind.END_OF_TEXT: End.END_OF_TEXT,
 }
-
 
 _kinds_of: WeakKeyDictionary[Tokenizer, Mapping[int, Kind]] = WeakKeyDictionary()
 """Kinds of each tokenizer's control tokens by id: over a thousand of them, found once."""
@@ -425,6 +346,6 @@ _ACTIONS: tuple[tuple[Callable[[Parser, int, Kind], None], ...], ...] = tuple(
 def _control_kinds(tokenizer: Tokenizer) -> Mapping[int, Kind]:
     kinds = _kinds_of.get(tokenizer)
     if kinds is None:
-        kinds = {i: _CONTROL_KINDS.get(text, Kind.OTHER) for text, i in tokenizer.control.items()}
+        kinds = {i: CONTROL_KINDS.get(text, Kind.OTHER) for text, i in tokenizer.control.items()}
         _kinds_of[tokenizer] = kinds
     return kinds

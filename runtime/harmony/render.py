@@ -34,6 +34,7 @@ from enum import StrEnum
 from gptoss.runtime.harmony.checking import ConversationTooLong
 from gptoss.runtime.harmony.conversation import check_conversation
 from gptoss.runtime.harmony.messages import (
+    CONSTRAIN,
     FUNCTIONS,
     DeveloperContent,
     Message,
@@ -42,8 +43,6 @@ from gptoss.runtime.harmony.messages import (
 )
 from gptoss.runtime.harmony.typescript import tools_section
 from gptoss.runtime.tokenizer import Tokenizer
-
-CONSTRAIN = "<|constrain|>"
 
 
 class KeepReasoning(StrEnum):

@@ -10,9 +10,9 @@ import pytest
 
 from gptoss.runtime.chat import Chat, load
 from gptoss.runtime.engine import Timings
-from gptoss.runtime.harmony.checking import ConversationError, ConversationTooLong
+from gptoss.runtime.harmony.checking import BadConstraint, ConversationError, ConversationTooLong
 from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, TextDelta
-from gptoss.runtime.harmony.grammar import BadConstraint, Regex
+from gptoss.runtime.harmony.grammar import Regex
 from gptoss.runtime.harmony.messages import Effort, Role
 from gptoss.runtime.harmony.render import render_for_completion
 from gptoss.runtime.reply import Cut, ReplyEnded, ToolFinished, ToolStarted

@@ -17,10 +17,10 @@ import pytest
 from gptoss.files.errors import UnsupportedModel
 from gptoss.runtime.constraint import Constrained, Vocabulary
 from gptoss.runtime.engine import EngineError, Logits
+from gptoss.runtime.harmony.checking import BadConstraint
 from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, TurnEnded
 from gptoss.runtime.harmony.grammar import (
     JSON_OBJECT,
-    BadConstraint,
     Closed,
     JsonSchema,
     Lark,

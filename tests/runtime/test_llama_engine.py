@@ -22,6 +22,7 @@ from gptoss.runtime import llama
 from gptoss.runtime.engine import EngineError, Logits, PromptTooLong
 from gptoss.runtime.llama import LlamaEngine
 from gptoss.runtime.sampling import greedy
+from gptoss.runtime.worker import Worker
 
 N_CTX = 4096
 N_TOKENS = 272  # of the random model's vocabulary
@@ -380,7 +381,7 @@ def test_an_interrupted_call_is_aborted_first() -> None:
             time.sleep(0.01)
         ended.append(stop.is_set)
 
-    worker = llama._Worker(stop)
+    worker = Worker("test", stop.set)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt):
         worker.run(call)

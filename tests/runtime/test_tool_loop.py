@@ -11,8 +11,9 @@ import pytest
 
 from gptoss.runtime.chat import Chat
 from gptoss.runtime.constraint import Vocabulary
+from gptoss.runtime.harmony.checking import BadConstraint
 from gptoss.runtime.harmony.events import End, MessageStarted
-from gptoss.runtime.harmony.grammar import BadConstraint, JsonSchema, Lark, Regex
+from gptoss.runtime.harmony.grammar import JsonSchema, Lark, Regex
 from gptoss.runtime.reply import ChatEvent, ReasoningClosed, Reply, ToolFinished, ToolStarted
 from gptoss.runtime.settings import Limits, Settings
 from gptoss.runtime.tools import Toolbox
