@@ -266,12 +266,15 @@ def test_a_whole_turn_comes_back(tokenizer: Tokenizer) -> None:
 def test_what_things_cost() -> None:
     """Rendering, parsing, tokenizers, masks: measurement and bounds are the bench's.
 
-    One of its bounds, 300 µs, is not reached, and the bench says so: where a regular expression
-    lets a word begin, llguidance takes up to 220 µs for the mask, and finding the 17,000 to 26,000
-    ids in it 110 to 260 µs more. Twice what was measured would be something else.
+    One of its bounds, 300 µs, is kept at 99 of 100 tokens and not at the slowest, and the bench
+    says so: where a string or a word begins, llguidance takes up to 220 µs for a mask, and finding
+    the ids in one that is new takes 170 µs more. Measured on two cores that others use as well
+    were 280 and 400 µs; far over that would be something else.
     """
     figures = {figure.what: figure for figure in bench_harmony.figures()}
     slowest = figures.pop(bench_harmony.SLOWEST_MASK)
-    assert slowest.value < 1_000
+    almost_all = figures.pop(bench_harmony.ALMOST_ALL_MASKS)
+    assert almost_all.value < 450
+    assert slowest.value < 700
     assert len(figures) >= 8
     assert [str(figure) for figure in figures.values() if not figure.kept] == []

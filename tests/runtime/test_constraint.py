@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from gptoss.files.errors import UnsupportedModel
-from gptoss.runtime.constraint import Constrained, Vocabulary
+from gptoss.runtime.constraint import Constrained, Vocabulary, _choice
 from gptoss.runtime.engine import EngineError, Logits
 from gptoss.runtime.harmony.checking import BadConstraint
 from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, TurnEnded
@@ -388,6 +388,21 @@ def test_what_cannot_be_compiled_is_refused(wanted: ResponseFormat, problem: str
     assert problem in str(refused.value)
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "share", [0, 0.01, 0.039, 0.041, 0.08, 0.1, 0.101, 0.12, 0.5, 0.51, 0.9, 1]
+)
+@pytest.mark.parametrize("n", [1000, 201_100])
+def test_a_mask_s_ids(n: int, share: float) -> None:
+    """Of every density, for each is found in its own way; bits behind the last token count not."""
+    random = np.random.default_rng(n)
+    flags = np.zeros(-(-n // 32) * 32, np.bool_)
+    flags[random.permutation(n)[: round(share * n)]] = True
+    flags[n:] = True
+    choice = _choice(np.packbits(flags, bitorder="little").tobytes(), n)
+    assert choice.admitted == (share <= 0.5)
+    assert (choice.ids == np.flatnonzero(flags[:n] == choice.admitted)).all()
 
 
 def test_a_vocabulary_with_a_token_as_long_as_a_book() -> None:
