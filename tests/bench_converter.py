@@ -33,17 +33,22 @@ def converter_bench(
     ours_bf16, ours_q8 = Series("`gptoss-convert --dense bf16`"), Series("`gptoss-convert` (q8_0)")
     llama_bf16 = Series("llama.cpp's converter, bf16")
     llama_q8 = Series("llama.cpp's converter, then its quantizer")
+    shards = sorted(checkpoint.glob("*.safetensors"))
     for turn in range(runs):
         print(f"turn {turn + 1} of {runs}", file=sys.stderr)
-        for ours, cp, dense, out in (
-            (ours_bf16, cp_bf16, "bf16", bf16), (ours_q8, cp_q8, "q8_0", q8_0),
+        for ours, cp, dense, out, other in (
+            (ours_q8, cp_q8, "q8_0", q8_0, bf16), (ours_bf16, cp_bf16, "bf16", bf16, q8_0),
         ):  # fmt: skip
+            out.unlink(missing_ok=True)
+            warm(other, *shards)
             ours.runs.append(
                 timed((BIN / "gptoss-convert", checkpoint, "--dense", dense, "-o", out))
             )
+            warm(*shards, out)
             cp.runs.append(timed(("sh", "-c", 'cp "$0" "$1" && sync "$1"', out, copy)))
             copy.unlink()
         bf16.unlink()
+        warm(q8_0, *shards)
         converted = llama_converter(checkpoint, theirs)
         quantized = timed((sys.executable, QUANTIZE, theirs, copy))
         theirs.unlink()
@@ -51,6 +56,15 @@ def converter_bench(
         llama_bf16.runs.append(converted)
         llama_q8.runs.append(converted + quantized)
     return [cp_bf16, ours_bf16, llama_bf16], [cp_q8, ours_q8, llama_q8], q8_0
+
+
+def warm(*files: Path) -> None:
+    """Read files, the last of which are to be in the page cache, to no purpose but that.
+
+    All get the same start by it: a virtual machine has given its free memory back to the host, and
+    who writes gigabytes into that waits for it as long again as for the disk. So memory is full.
+    """
+    timed(("sh", "-c", 'cat "$@" > /dev/null', "cat", *(path for path in files if path.exists())))
 
 
 def llama_converter(checkpoint: Path, out: Path) -> Run:
