@@ -170,7 +170,8 @@ class LlamaEngine:
 
         params = lib.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
-        # Repacked experts would take 9.7 GB of memory beside the file's pages, for no speed.
+        # Repacked experts would take 9.7 GB of memory beside the file's pages, for no speed; and
+        # Q8_0 repacked for AMX ends the process at the first decode (llama-cpp-python 0.3.36).
         params.use_extra_bufts = False
         params.progress_callback = lib.llama_progress_callback(report)
         lib.llama_backend_init()

@@ -54,7 +54,7 @@ class ConversationTooLong(ConversationError):
         super().__init__(
             index,
             "" if index is None else "content",
-            f"ends behind the {limit} tokens that the context has for the conversation; "
+            f"does not fit into the {limit} tokens that the context has for the conversation; "
             "start over, shorten it, or load the model with a larger context",
             where,
         )

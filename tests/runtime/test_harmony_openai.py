@@ -247,11 +247,11 @@ def test_what_does_not_fit_is_named_by_the_place_in_their_list() -> None:
 
     bare = messages_from_openai([USER], functions)
     n_system = len(render_for_completion(bare[:1], tokenizer))
-    with pytest.raises(ConversationTooLong, match=r"^tools: ends behind") as caught:
+    with pytest.raises(ConversationTooLong, match=r"^tools: does not fit") as caught:
         render_for_completion(bare, tokenizer, limit=n_system + 100)
     assert caught.value.index is None
     said = [*messages_from_openai([USER]), m.final("since" * 100)]
-    with pytest.raises(ConversationTooLong, match=r"^messages: ends behind"):
+    with pytest.raises(ConversationTooLong, match=r"^messages: does not fit"):
         render_for_completion(said, tokenizer, limit=n_system + 50)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -18,11 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from gptoss.converter.convert import convert
 from gptoss.runtime import llama
 from gptoss.runtime.engine import EngineError, Logits, PromptTooLong
 from gptoss.runtime.llama import LlamaEngine
 from gptoss.runtime.sampling import greedy
 from gptoss.runtime.worker import Worker
+from support.checkpoints import random_checkpoint
 
 N_CTX = 4096
 N_TOKENS = 272  # of the random model's vocabulary
@@ -204,6 +207,28 @@ def test_progress_is_told(random_gguf: Path) -> None:
     LlamaEngine(random_gguf, n_ctx=256, progress=shares.append).close()
     assert shares == sorted(shares)
     assert shares[-1] == 1
+
+
+@pytest.mark.parametrize("hidden", [32, 128])
+def test_q8_0_is_run_as_it_is_in_the_file(hidden: int, tmp_path: Path) -> None:
+    """On a processor with AMX llama.cpp would repack it, and end the process when it decodes."""
+    source = random_checkpoint(tmp_path / "source", hidden=hidden)
+    [gguf] = convert(source, tmp_path / "model.gguf", dense="q8_0").files
+    # Of its own: a crash fails this test, and not all of them.
+    done = subprocess.run(
+        [sys.executable, "-c", DECODE, gguf], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr
+
+
+DECODE = """
+import sys
+from pathlib import Path
+from gptoss.runtime.llama import LlamaEngine
+from gptoss.runtime.sampling import greedy
+engine = LlamaEngine(Path(sys.argv[1]), n_ctx=64)
+print(len(list(engine.generate([1, 2, 3], greedy, stop=set(), max_tokens=4))))
+"""
 
 
 def test_what_llama_cpp_cannot_load(tmp_path: Path) -> None:
