@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,9 @@ from support.checkpoints import bf16, random_checkpoint
 from support.mxfp4_twins import twin_code, twin_ocp_scale, twin_squared_error, twin_value
 from support.planted import Copy
 
-pytestmark = pytest.mark.usefixtures("piece")
+in_pieces = pytest.mark.usefixtures("piece")
+"""Once with files read in large pieces, once in small ones."""
+Tuned = Callable[[str], Path]
 
 GATE_UP, DOWN = (f"model.layers.1.mlp.experts.{name}_proj" for name in ("gate_up", "down"))
 COLUMNS = {"gate": 96, "up": 96, "down": 64}
@@ -41,6 +45,17 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_checkpoint(
         tmp_path_factory.mktemp("published"), hidden=96, intermediate=64, heads=3, kv_heads=3
     )
+
+
+@pytest.fixture(scope="module")
+def tuned(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Tuned:
+    """A fine-tune saved in a dtype, made once; nobody changes it."""
+
+    @cache
+    def tuned(dtype: str) -> Path:
+        return fine_tune(published, tmp_path_factory.mktemp(dtype) / "source", dtype)
+
+    return tuned
 
 
 def fine_tune(published: Path, folder: Path, dtype: str, **how: tuple[str, ...]) -> Path:
@@ -56,6 +71,7 @@ def fine_tune(published: Path, folder: Path, dtype: str, **how: tuple[str, ...])
     return made
 
 
+@in_pieces
 @pytest.mark.parametrize("experts", ["mxfp4", "bf16"])
 @pytest.mark.parametrize(
     ("dtype", "dense"),
@@ -63,9 +79,9 @@ def fine_tune(published: Path, folder: Path, dtype: str, **how: tuple[str, ...])
      ("F32", "q4_1"), ("F16", "bf16"), ("F32", "q8_0")],
 )  # fmt: skip
 def test_every_form_is_proven(
-    published: Path, tmp_path: Path, dtype: str, dense: str, experts: str
+    tuned: Tuned, tmp_path: Path, dtype: str, dense: str, experts: str
 ) -> None:
-    it = Copy(fine_tune(published, tmp_path / "source", dtype), tmp_path / "model.gguf")
+    it = Copy(tuned(dtype), tmp_path / "model.gguf")
     convert(it.source, it.path, dense=dense, experts=experts)
     verdict = it.verify()
     assert verdict.proven, verdict.first
@@ -74,6 +90,7 @@ def test_every_form_is_proven(
     assert it.only().tensor == "blk.0.attn_q.weight"
 
 
+@in_pieces
 def test_mxfp4_in_bf16_is_proven(published: Path, tmp_path: Path) -> None:
     it = Copy(published, tmp_path / "model.gguf")
     convert(published, it.path, experts="bf16")
@@ -82,9 +99,10 @@ def test_mxfp4_in_bf16_is_proven(published: Path, tmp_path: Path) -> None:
     assert it.only().place == Place(expert=2, row=5, block=1, lane=1)
 
 
+@in_pieces
 @pytest.mark.parametrize("which", ROWS)
-def test_a_code_that_is_not_the_nearest(published: Path, tmp_path: Path, which: str) -> None:
-    it = Copy(fine_tune(published, tmp_path / "source", "BF16"), tmp_path / "model.gguf")
+def test_a_code_that_is_not_the_nearest(tuned: Tuned, tmp_path: Path, which: str) -> None:
+    it = Copy(tuned("BF16"), tmp_path / "model.gguf")
     convert(it.source, it.path)
     rows, blocks = ROWS[which], COLUMNS[which] // 32
     at = it.offset(f"blk.1.ffn_{which}_exps.weight")
@@ -96,8 +114,9 @@ def test_a_code_that_is_not_the_nearest(published: Path, tmp_path: Path, which: 
     assert difference.expected.startswith("the nearest to ")
 
 
-def test_a_scale_that_loses_more_than_the_standard_s(published: Path, tmp_path: Path) -> None:
-    it = Copy(fine_tune(published, tmp_path / "source", "F32"), tmp_path / "model.gguf")
+@in_pieces
+def test_a_scale_that_loses_more_than_the_standard_s(tuned: Tuned, tmp_path: Path) -> None:
+    it = Copy(tuned("F32"), tmp_path / "model.gguf")
     convert(it.source, it.path)
     name = "blk.1.ffn_down_exps.weight"
     blocks = np.frombuffer(it.tensor(name), np.uint8).reshape(4, 96, 2, 17)
@@ -112,8 +131,9 @@ def test_a_scale_that_loses_more_than_the_standard_s(published: Path, tmp_path: 
     assert difference.expected.startswith("a scale of squared error ")
 
 
-def test_bf16_experts_are_compared_by_row_and_column(published: Path, tmp_path: Path) -> None:
-    it = Copy(fine_tune(published, tmp_path / "source", "F32"), tmp_path / "model.gguf")
+@in_pieces
+def test_bf16_experts_are_compared_by_row_and_column(tuned: Tuned, tmp_path: Path) -> None:
+    it = Copy(tuned("F32"), tmp_path / "model.gguf")
     convert(it.source, it.path, experts="bf16")
     it.xor(it.offset("blk.1.ffn_gate_exps.weight") + 2 * (96 * (3 * 64 + 11) + 70), 1)
     difference = it.only()
@@ -121,6 +141,7 @@ def test_bf16_experts_are_compared_by_row_and_column(published: Path, tmp_path: 
     assert difference.values == 1
 
 
+@in_pieces
 def test_square_experts_are_right_in_the_one_way_they_stand(tmp_path: Path) -> None:
     published = random_checkpoint(tmp_path / "published", hidden=64, layers=2)
     odd = fine_tune(published, tmp_path / "odd", "BF16", outputs_first=("down_proj",))
@@ -141,8 +162,9 @@ def test_square_experts_are_right_in_the_one_way_they_stand(tmp_path: Path) -> N
     assert (place.expert, place.row) == (1, 0)
 
 
-def test_gate_is_compared_where_up_is_missing(published: Path, tmp_path: Path) -> None:
-    it = Copy(fine_tune(published, tmp_path / "source", "BF16"), tmp_path / "model.gguf")
+@in_pieces
+def test_gate_is_compared_where_up_is_missing(tuned: Tuned, tmp_path: Path) -> None:
+    it = Copy(tuned("BF16"), tmp_path / "model.gguf")
     convert(it.source, it.path, experts="bf16")
     verdict = it.verify()
     assert verdict.proven
@@ -156,6 +178,7 @@ def test_gate_is_compared_where_up_is_missing(published: Path, tmp_path: Path) -
     )
 
 
+@in_pieces
 def test_gate_and_up_of_two_types_are_compared_apart(published: Path, tmp_path: Path) -> None:
     convert(published, tmp_path / "model.gguf")
     file = GgufFile.open(tmp_path / "model.gguf")

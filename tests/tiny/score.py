@@ -173,7 +173,7 @@ def wrong(answers: Sequence[Answer]) -> Iterator[str]:
 def score(path: Path, count: int) -> list[Answer]:
     """The answers of the model at ``path`` to ``count`` held-out questions."""
     model = Model.open(path)
-    engine = LlamaEngine(path, n_ctx=2048)
+    engine = LlamaEngine(path, n_ctx=2048, n_threads=1)  # for so little, two are slower
     try:
         return [answer(engine, model.tokenizer, session) for session in questions(count)]
     finally:

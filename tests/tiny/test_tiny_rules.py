@@ -48,6 +48,7 @@ def chat_of(gguf: Path, budget: int | None = None) -> Chat:
         sampling=Sampling(temperature=0),
         date="2026-11-25",
         max_tokens=500,
+        n_threads=1,  # for so little, two are slower
     )
 
 
