@@ -1,9 +1,9 @@
-"""What was made of what: a JSON file beside the GGUF.
+"""What was made of what: a JSON file beside the GGUF, or in the folder of an exported checkpoint.
 
 It names the source and its revision, the version of this toolkit, and for each tensor where its
 values come from, what was done to them, and the sha256 of the bytes it became. Nothing in it
-depends on the time or the machine but the source's place, so that the same conversion gives the
-same manifest.
+depends on the time or the machine but the source's place and, of a GGUF, when it was last changed,
+so that the same conversion gives the same manifest.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from gptoss.converter.parts import Part, listed
+from gptoss.files.errors import BadGguf
+from gptoss.files.gguf import GgufFile
+from gptoss.quant.model import stamp_of
 from gptoss.quant.verdict import Verdict
 
 SUFFIX = ".manifest.json"
@@ -27,12 +30,21 @@ PACKAGE = "gptoss-toolkit"
 class Origin:
     """Where a checkpoint is from: a folder, or a repository at a revision.
 
-    ``sha256`` has the digests of those of its files that were checked against published ones.
+    ``sha256`` has the digests of those of its files that were checked against published ones;
+    ``stamps`` the size in bytes and the time of the last change in nanoseconds of those for which
+    nothing is published.
     """
 
     place: str
     revision: str | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
+    stamps: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    @classmethod
+    def of_gguf(cls, file: GgufFile) -> Self:
+        """A GGUF on this machine, as it is now. Raises ``BadGguf`` when it is gone."""
+        stamps = {path.name: stamp_of(path, BadGguf) for path in file.paths}
+        return cls(str(file.path), stamps=stamps)
 
 
 def path_of(out: Path) -> Path:
@@ -66,9 +78,7 @@ def manifest(
         "source": {
             "place": origin.place,
             "revision": origin.revision,
-            "files": [
-                {"name": name, "sha256": origin.sha256.get(name)} for name in _sources(parts)
-            ],
+            "files": [_file(name, origin) for name in _sources(parts)],
         },
         "dense": dense,
         "files": [{"name": part.name, "bytes": part.nbytes} for part in parts],
@@ -80,6 +90,14 @@ def manifest(
 def write(path: Path, found: Mapping[str, Any]) -> None:
     """Write a manifest to a new file; in ASCII, for names of files need not be text."""
     path.write_text(json.dumps(found, indent=1) + "\n", "ascii")
+
+
+def _file(name: str, origin: Origin) -> dict[str, Any]:
+    """What is known of a file of the source."""
+    entry: dict[str, Any] = {"name": name, "sha256": origin.sha256.get(name)}
+    if stamp := origin.stamps.get(name):
+        entry |= zip(("bytes", "modified_ns"), stamp, strict=True)
+    return entry
 
 
 def _sources(parts: Sequence[Part]) -> list[str]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from gguf.constants import GGMLQuantizationType
 
+from gptoss.converter import manifest as manifests
 from gptoss.converter.export import inverse, small_files
 from gptoss.converter.export.plan import Form, HfPlan, plan
 from gptoss.converter.export.shards import index, shards
 from gptoss.converter.export.source import vocabulary
 from gptoss.converter.jobs import fingerprint
-from gptoss.converter.manifest import tool_version
+from gptoss.converter.parts import Part
 from gptoss.converter.running import run
 from gptoss.converter.staging import Staging, reported
 from gptoss.converter.telling import Progress, Say
@@ -27,6 +29,8 @@ from gptoss.files.reading import Source
 
 SHARD_BYTES = 5 * 10**9
 """Bytes of tensors in a file at most, as transformers has it."""
+MANIFEST = "gptoss" + manifests.SUFFIX
+"""The manifest's name; it stands in the folder, which comes to its place whole."""
 _CHUNK = 2**22
 
 
@@ -64,6 +68,8 @@ def export(
     ``to`` is one of ``Form``. Of a model split over several files name the first. An interrupted
     export is gone on with by the next call for the same ``out``; ``say`` is told so.
 
+    A manifest is written into it, with the sha256 of every tensor.
+
     Raises ``BadRequest``, which is a ValueError, for another form, ``BadGguf`` or
     ``UnsupportedModel`` for what is wrong with the source, ``OutputError`` when the result cannot
     be written.
@@ -80,23 +86,41 @@ def export(
     small |= index(parts)
     rounded = tuple(_rounded(planned))
     sizes = {part.name: part.nbytes for part in parts}
-    with Staging(out, sizes, fingerprint(parts, tool_version())) as staging:
-        run(parts, staging, progress, say)
+    origin = manifests.Origin.of_gguf(file)
+    with Staging(out, sizes, fingerprint(parts, manifests.tool_version())) as staging:
+        _, sha256 = run(parts, staging, progress, say)
         with reported(out):
+            manifest = staging.path(MANIFEST)
+            manifests.write(manifest, _manifest(origin, parts, planned, sha256))
+            made = sum(map(len, small.values())) + manifest.stat().st_size
             for name, raw in small.items():
                 staging.path(name).write_bytes(raw)
-            staging.publish_folder([*sizes, *small])
+            names = [*sizes, *small, MANIFEST]
+            staging.publish_folder(names)
     return Export(
         source=source,
         out=out,
         form=form,
-        files=tuple(out / name for name in sorted([*sizes, *small])),
+        files=tuple(out / name for name in sorted(names)),
         tensors=len(planned),
-        nbytes=sum(sizes.values()) + sum(map(len, small.values())),
+        nbytes=sum(sizes.values()) + made,
         inexact=_inexact(planned),
         rounded=rounded,
         seconds=perf_counter() - began,
     )
+
+
+def _manifest(
+    origin: manifests.Origin,
+    parts: Sequence[Part],
+    planned: Sequence[HfPlan],
+    sha256: Mapping[str, str],
+) -> dict[str, Any]:
+    """The manifest, with dtypes and shapes as safetensors has them."""
+    made = manifests.manifest(origin, None, parts, sha256, None)
+    own = {it.name: {"type": it.dtype, "shape": list(it.shape)} for it in planned}
+    made["tensors"] = [entry | own[entry["name"]] for entry in made["tensors"]]
+    return made
 
 
 def _form(to: str) -> Form:

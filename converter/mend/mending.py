@@ -82,7 +82,7 @@ def mend(
         _check_target(file, out)
         files = parts(planned, encode_keys(entries), out.name)
         nbytes = sum(part.nbytes for part in files)
-        _write(source, out, files, changes, progress, say)
+        _write(file, out, files, changes, progress, say)
     seconds = perf_counter() - began
     return Mending(source, out, changes, notes, len(planned), nbytes, seconds)
 
@@ -96,7 +96,7 @@ def _check_target(file: GgufFile, out: Path) -> None:
 
 
 def _write(
-    source: Path,
+    file: GgufFile,
     out: Path,
     files: Sequence[Part],
     changes: Sequence[str],
@@ -105,9 +105,10 @@ def _write(
 ) -> None:
     sizes = {part.name: part.nbytes for part in files}
     manifest = manifests.path_of(out)
+    origin = manifests.Origin.of_gguf(file)
     with Staging(out, sizes, fingerprint(files, manifests.tool_version())) as staging:
         _, sha256 = run(files, staging, progress, say)
-        made = manifests.manifest(manifests.Origin(str(source)), None, files, sha256, None)
+        made = manifests.manifest(origin, None, files, sha256, None)
         with reported(out):
             manifests.write(staging.path(manifest.name), made | {"changes": list(changes)})
             staging.publish(list(sizes), manifest)

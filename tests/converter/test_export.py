@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from gptoss.converter.floats import to_bf16
 from gptoss.converter.transforms import OutOfRangeError
 from gptoss.files.checkpoint import Checkpoint
 from gptoss.files.errors import BadGguf, BadRequest, GptossError, OutputError, UnsupportedModel
+from gptoss.files.gguf import GgufFile
 from gptoss.quant.mxfp4 import E2M1
 from gptoss.quant.verify import verify
 from support import checkpoints, forms, ggufs
@@ -82,6 +84,33 @@ def test_round_trip(source: Path, tmp_path: Path) -> None:
     assert done.nbytes == sum(path.stat().st_size for path in done.files)
     assert (done.inexact, done.rounded) == ((), ())
     assert verify(tmp_path / "out", tmp_path / "model.gguf").proven
+
+
+@pytest.mark.parametrize("to", ["hf", "hf-bf16"])
+def test_the_manifest(gguf: Path, tmp_path: Path, to: str) -> None:
+    """Of every tensor what it is made of; digests are those of safetensors' own reading."""
+    done = export(gguf, tmp_path / "out", to=to, shard_bytes=60_000)
+    found = json.loads((tmp_path / "out" / "gptoss.manifest.json").read_text())
+    status = gguf.stat()
+    assert found["source"] == {
+        "place": str(gguf),
+        "revision": None,
+        "files": [
+            {"name": gguf.name, "sha256": None, "bytes": status.st_size,
+             "modified_ns": status.st_mtime_ns}
+        ],
+    }  # fmt: skip
+    held = forms.contents(tmp_path / "out")
+    assert {it["name"]: (it["type"], it["shape"], it["sha256"]) for it in found["tensors"]} == {
+        name: (dtype, list(shape), hashlib.sha256(raw).hexdigest())
+        for name, (dtype, shape, raw) in held.items()
+    }
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert {it["name"]: it["file"] for it in found["tensors"]} == index["weight_map"]
+    assert {source for it in found["tensors"] for source in it["sources"]} == set(
+        GgufFile.open(gguf).tensors
+    )
+    assert len(found["tensors"]) == done.tensors
 
 
 def test_there_and_back_again_is_the_same_file(source: Path, tmp_path: Path) -> None:
