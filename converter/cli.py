@@ -56,7 +56,8 @@ from gptoss.files.errors import BadRequest
 @click.option(
     "--verify",
     is_flag=True,
-    help="Compare the result with SOURCE, to the last bit, before it takes its place.",
+    help="Compare the result with SOURCE, to the last bit, before it takes its place. With "
+    "--stream the weights are read from the Hub a second time for it.",
 )
 @click.option(
     "--experts", type=click.Choice([kind.value for kind in ExpertType]),
@@ -125,7 +126,8 @@ def command(
     Nothing is loaded whole: a model of any size takes less than half a GB of memory. Until the
     file is complete nothing stands at OUT.gguf; it grows in the hidden folder .OUT.gguf.part beside
     it. After an interrupt, or a power cut, the same command goes on from there. What was made of
-    what, with a sha256 of every tensor, is written to OUT.gguf.manifest.json.
+    what, with a sha256 of every tensor, is written to OUT.gguf.manifest.json,
+    or with --to hf to gptoss.manifest.json in the folder.
 
     SOURCE may be a GGUF, of several files the first. It is mended: RoPE's keys and other missing
     ones are added, control tokens and end of reply put right, Ollama's names and layout turned into

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -24,7 +26,7 @@ from gptoss.converter.running import run
 from gptoss.converter.staging import Staging, folder_of, reported
 from gptoss.converter.telling import Progress, Say, silent
 from gptoss.files.checkpoint import Checkpoint
-from gptoss.files.errors import BadRequest, OutputError
+from gptoss.files.errors import OutputError
 from gptoss.quant.verdict import Verdict
 from gptoss.quant.verify import verify as verify_files
 
@@ -112,7 +114,8 @@ def convert(
 
     ``split_max_size``, in bytes, cuts the result into files called OUT-00001-of-00003.gguf and so
     on when it is larger. ``tokenizer`` is the folder that holds tokenizer.json when it is not the
-    checkpoint's own. ``verify`` compares the result with its source before it takes its place.
+    checkpoint's own. ``verify`` compares the result with its source before it takes its place;
+    a ``stream``'s weights come a second time for it.
 
     What stands at ``out`` is replaced once the new file is complete and never half overwritten. A
     manifest is written beside it. An interrupted conversion is gone on with by the next call for
@@ -126,7 +129,6 @@ def convert(
     began = perf_counter()
     out, say = Path(out), say or silent
     with inputs.opened(source, stream=stream, say=say) as given:
-        _check_request(given, verify)
         opened, planned = look(
             given,
             dense=dense,
@@ -164,7 +166,10 @@ def convert(
             verdict = None
             if verify:
                 first = staging.path(files[0].name)
-                verdict = _proven(opened.checkpoint, first, out, verify_progress)
+                if given.stream:
+                    say(_read_again(opened.checkpoint))
+                with given.stream.again() if given.stream else nullcontext() as stop:
+                    verdict = _proven(opened.checkpoint, first, out, verify_progress, stop)
             origin = given.origin()
             made = manifests.manifest(origin, planned.dense.to_json(), files, sha256, verdict)
             with reported(out):
@@ -218,16 +223,20 @@ def look(
     return opened, planned
 
 
-def _check_request(given: Input, verify: bool) -> None:
-    if given.stream and verify:
-        raise BadRequest(
-            f"{given.place}: --verify compares with the source's weights, and --stream keeps none; "
-            "leave out one of the two"
-        )
+def _read_again(source: Checkpoint) -> str:
+    nbytes = sum(info.nbytes for info in source.tensors.values())
+    return f"note: to verify, the weights come from the Hub a second time: {nbytes:,} bytes"
 
 
-def _proven(source: Checkpoint, written: Path, out: Path, progress: Progress | None) -> Verdict:
-    verdict = replace(verify_files(source, written, progress=progress), gguf=str(out))
+def _proven(
+    source: Checkpoint,
+    written: Path,
+    out: Path,
+    progress: Progress | None,
+    stop: threading.Event | None,
+) -> Verdict:
+    found = verify_files(source, written, progress=progress, stop=stop)
+    verdict = replace(found, gguf=str(out))
     if not verdict.proven:
         raise NotProven(verdict)
     return verdict

@@ -8,6 +8,7 @@ apart, to name the place and to count. Nothing of the converter runs here: see `
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
@@ -35,13 +36,15 @@ def verify(
     *,
     tokenizer: str | os.PathLike[str] | None = None,
     progress: Meter | None = None,
+    stop: threading.Event | None = None,
 ) -> Verdict:
     """Compare every tensor, hyperparameter and token of a GGUF with its source checkpoint.
 
     ``source`` is the folder of a checkpoint in Hugging Face's or OpenAI's layout, its experts in
     MXFP4 or floats, ``tokenizer`` that of its tokenizer.json when it is another; or a checkpoint
     that is opened already, perhaps with tensors that are worked out as they are read. ``progress``
-    is called now and then with the bytes compared so far and the bytes in all. Raises
+    is called now and then with the bytes compared so far and the bytes in all. ``stop`` is set when
+    the comparison is given up, for a source whose reading may wait for something. Raises
     ``BadCheckpoint``, ``BadGguf`` or ``UnsupportedModel`` when either side is no sound file to
     begin with or changes meanwhile.
     """
@@ -55,7 +58,7 @@ def verify(
     groups, unmatched = match(checkpoint, file)
     found = [target for group in groups for target in group.targets if target]
     order = {tensor.gguf: i for i, tensor in enumerate(tensors(checkpoint.hparams))}
-    differences = [*unmatched, *_compare(groups, checkpoint, file, progress)]
+    differences = [*unmatched, *_compare(groups, checkpoint, file, progress, stop)]
     differences.sort(key=lambda it: order.get(it.tensor, len(order)))
     return Verdict(
         source=str(checkpoint.folder),
@@ -69,7 +72,11 @@ def verify(
 
 
 def _compare(
-    groups: Sequence[Group], checkpoint: Checkpoint, file: GgufFile, progress: Meter | None
+    groups: Sequence[Group],
+    checkpoint: Checkpoint,
+    file: GgufFile,
+    progress: Meter | None,
+    stop: threading.Event | None,
 ) -> list[TensorDifference]:
     """Compare all groups; one difference for each tensor that has any."""
     errors: dict[AnyPath, type[BadFile]] = dict.fromkeys(file.paths, BadGguf)
@@ -91,6 +98,8 @@ def _compare(
                 if progress is not None:
                     progress(done, total)
         except BaseException:
+            if stop is not None:
+                stop.set()
             pool.shutdown(cancel_futures=True)
             raise
     for path, stamp in _stamps(errors).items():

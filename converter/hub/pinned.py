@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,16 @@ class Stream:
             if file not in again and file.digest.line in earlier:
                 file.digest.verified = True
         return ReadAhead(reads, self.stop)
+
+    @contextmanager
+    def again(self) -> Iterator[threading.Event]:
+        """Lets weights be read once more after ``reading``, in any order; ends with the word
+        that is yielded."""
+        self.stop.clear()
+        try:
+            yield self.stop
+        finally:
+            self.stop.set()
 
     @property
     def stop(self) -> threading.Event:

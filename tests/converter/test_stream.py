@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from gptoss.converter.convert import convert
+from gptoss.converter.convert import NotProven, convert
 from gptoss.converter.hub import remote
 from gptoss.converter.hub.http import Client, HubError
 from gptoss.converter.hub.pinned import HubId, Stream, pin
@@ -171,11 +171,48 @@ def test_a_revision_that_moves_between_two_runs(hub: HubServer, out: Path, tmp_p
     assert out.read_bytes() == expected.read_bytes()
 
 
-def test_two_requests_that_cannot_be(hub: HubServer, published: Path, out: Path) -> None:
+def test_verified_against_a_stream(
+    hub: HubServer, published: Path, whole: bytes, out: Path
+) -> None:
+    """What is compared is what stands in the file, with weights that came a second time."""
+    said: list[str] = []
+    done = convert(REPOSITORY, out, stream=True, verify=True, say=said.append)
+    assert done.verdict is not None
+    assert done.verdict.proven
+    assert manifest(out)["verify"]["proven"] is True
+    assert out.read_bytes() == whole
+    weights = sum(path.stat().st_size for path in published.glob("*.safetensors"))
+    assert needed(published) < hub.sent <= needed(published) + weights
+    assert [line for line in said if "a second time" in line]
+    assert done.checked == {file["name"]: file["sha256"] for file in shards(published)}
+
+
+def test_a_stream_that_is_another_the_second_time_is_not_proven(hub: HubServer, out: Path) -> None:
+    bad = Fault(flip=50_000)
+    verifying = False
+
+    def say(line: str) -> None:
+        nonlocal verifying
+        verifying |= "a second time" in line
+
+    shard = "model-00001-of-00002.safetensors"
+    hub.misbehave = lambda request: bad if verifying and request.file == shard else None
+    with pytest.raises(NotProven, match="the result is not what the source is"):
+        convert(REPOSITORY, out, stream=True, verify=True, dense="bf16", say=say)
+    assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("fault", ["cuts", "busy", "broken", "expired addresses"])
+def test_faults_that_pass_while_verifying(hub: HubServer, out: Path, fault: str) -> None:
+    hub.misbehave = FAULTS[fault]
+    done = convert(REPOSITORY, out, stream=True, verify=True)
+    assert done.verdict is not None
+    assert done.verdict.proven
+
+
+def test_a_request_that_cannot_be(hub: HubServer, published: Path, out: Path) -> None:
     with pytest.raises(BadRequest, match="--stream is for a repository on the Hub"):
         convert(published, out, stream=True)
-    with pytest.raises(BadRequest, match="--verify compares with the source's weights"):
-        convert(REPOSITORY, out, stream=True, verify=True)
     assert hub.sent < 10_000
 
 
