@@ -28,6 +28,7 @@ from gptoss.runtime.harmony.messages import Effort
 from gptoss.runtime.sampling import Sampling
 from gptoss.runtime.settings import MAX_ROUNDS
 from gptoss.runtime.terminal import JsonLines, Printer, Show
+from gptoss.runtime.tools import described
 
 HELP = """\
 /reasoning low|medium|high   how long to reason
@@ -258,8 +259,8 @@ def import_function(spec: str) -> Callable[..., Any]:
         sys.path.insert(0, "")
     try:
         function = getattr(importlib.import_module(module_name), name)
-    except Exception as error:  # whatever the person's module raises while it is loaded
-        said = f"{type(error).__name__}: {error}"
+    except (Exception, SystemExit) as error:  # whatever the person's module raises in loading
+        said = described(error)
         raise click.BadParameter(f"{spec}: {said}", param_hint="--tools") from error
     if not callable(function):
         raise click.BadParameter(f"{spec} is not a function", param_hint="--tools")

@@ -80,8 +80,8 @@ class Toolbox:
             text, error = self._run(recipient, arguments), False
         except BadArguments as problem:
             text, error = result_text(f"error: {problem}"), True
-        except Exception as problem:  # whatever a tool raises is its answer
-            text, error = result_text(f"error: {type(problem).__name__}: {problem}"), True
+        except (Exception, SystemExit) as problem:  # whatever a tool raises is its answer
+            text, error = result_text(f"error: {described(problem)}"), True
         return Outcome(text, error, time.perf_counter() - begun)
 
     def _run(self, recipient: str, arguments: str) -> str:
@@ -100,6 +100,15 @@ def result_text(result: Any) -> str:
     """
     text = result if isinstance(result, str) else _json(result)
     return mended(text)
+
+
+def described(problem: BaseException) -> str:
+    """What went wrong in somebody else's function; its type alone where that cannot say it."""
+    name = type(problem).__name__
+    try:
+        return f"{name}: {problem}"
+    except Exception:
+        return name
 
 
 def _json(value: Any) -> str:

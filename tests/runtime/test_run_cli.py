@@ -253,6 +253,15 @@ def test_the_command_as_installed(tmp_path: Path, random_gguf: Path) -> None:
     assert done.stdout.isascii()
 
 
+def test_a_module_of_tools_that_ends_the_program(
+    refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ending_tools.py").write_text("import sys\nsys.exit(0)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    said = refused("chat", "model.gguf", "--tools", "ending_tools:now")
+    assert "ending_tools:now: SystemExit: 0" in said
+
+
 def test_what_is_no_function_is_no_tool() -> None:
     with pytest.raises(click.BadParameter, match="is not a function"):
         import_function("json:__name__")

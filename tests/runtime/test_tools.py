@@ -321,6 +321,36 @@ def test_results_as_text(result: object, text: str) -> None:
     assert result_text(result) == text
 
 
+class Speechless(Exception):
+    def __str__(self) -> str:
+        raise ValueError
+
+
+@pytest.mark.parametrize(
+    ("problem", "text"),
+    [
+        (KeyError("Oslo"), "error: KeyError: 'Oslo'"),
+        (ValueError("half: \ud83d"), "error: ValueError: half: \ufffd"),
+        (SystemExit(0), "error: SystemExit: 0"),
+        (Speechless(), "error: Speechless"),
+    ],
+)
+def test_whatever_a_tool_raises_is_its_answer(problem: BaseException, text: str) -> None:
+    def fail() -> None:
+        raise problem
+
+    outcome = Toolbox([fail]).call("functions.fail", "{}")
+    assert (outcome.text, outcome.error) == (text, True)
+
+
+def test_ctrl_c_in_a_tool_is_no_answer() -> None:
+    def fail() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Toolbox([fail]).call("functions.fail", "{}")
+
+
 def test_a_result_that_json_cannot_hold_is_an_error() -> None:
     def loop() -> list[Any]:
         endless: list[Any] = []
