@@ -117,9 +117,14 @@ def codes_from_hf(blocks: Bytes) -> Bytes:
 
 def codes_from_ggml(ggml: Bytes) -> Bytes:
     """The codes ``[n, 32]``, each 0..15, of ggml blocks ``[n, 17]``."""
-    codes = np.empty((*ggml.shape[:-1], BLOCK), np.uint8)
-    np.bitwise_and(ggml[..., 1:], 0x0F, out=codes[..., :16])
-    np.right_shift(ggml[..., 1:], 4, out=codes[..., 16:])
+    return codes_from_ggml_nibbles(ggml[..., 1:])
+
+
+def codes_from_ggml_nibbles(nibbles: Bytes) -> Bytes:
+    """The codes ``[n, 32]`` of what follows the scale in ggml blocks, ``[n, 16]``."""
+    codes = np.empty((*nibbles.shape[:-1], BLOCK), np.uint8)
+    np.bitwise_and(nibbles, 0x0F, out=codes[..., :16])
+    np.right_shift(nibbles, 4, out=codes[..., 16:])
     return codes
 
 

@@ -119,4 +119,4 @@ def codes(encoding: Encoding, words: Words) -> Bytes:
     block = words.view(np.uint8)
     if encoding is Encoding.MXFP4_HF:
         return mxfp4.codes_from_hf(block)
-    return np.concatenate([block & np.uint8(15), block >> np.uint8(4)], axis=-1)
+    return mxfp4.codes_from_ggml_nibbles(block)
