@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from gptoss.converter.parts import Part, listed
+from gptoss.converter.staging import write_flushed
 from gptoss.files.errors import BadGguf
 from gptoss.files.gguf import GgufFile
 from gptoss.quant.model import stamp_of
@@ -89,7 +90,7 @@ def manifest(
 
 def write(path: Path, found: Mapping[str, Any]) -> None:
     """Write a manifest to a new file; in ASCII, for names of files need not be text."""
-    path.write_text(json.dumps(found, indent=1) + "\n", "ascii")
+    write_flushed(path, f"{json.dumps(found, indent=1)}\n".encode("ascii"))
 
 
 def _file(name: str, origin: Origin) -> dict[str, Any]:

@@ -180,6 +180,14 @@ def folder_of(out: Path) -> Path:
     return out.with_name(f".{raw[:_SHOWN].decode('utf-8', 'ignore')}.{digest}.part")
 
 
+def write_flushed(path: Path, raw: bytes) -> None:
+    """Write a small file that is on the disk before it takes its name."""
+    with path.open("wb") as file:
+        file.write(raw)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Make new names durable, where folders can be flushed."""
     with suppress(OSError):

@@ -20,7 +20,7 @@ from gptoss.converter.export.source import vocabulary
 from gptoss.converter.jobs import fingerprint
 from gptoss.converter.parts import Part
 from gptoss.converter.running import run
-from gptoss.converter.staging import Staging, reported
+from gptoss.converter.staging import Staging, reported, write_flushed
 from gptoss.converter.telling import Progress, Say
 from gptoss.files.errors import BadGguf, BadRequest, OutputError
 from gptoss.files.gguf import GgufFile, GgufTensor
@@ -94,7 +94,7 @@ def export(
             manifests.write(manifest, _manifest(origin, parts, planned, sha256))
             made = sum(map(len, small.values())) + manifest.stat().st_size
             for name, raw in small.items():
-                staging.path(name).write_bytes(raw)
+                write_flushed(staging.path(name), raw)
             names = [*sizes, *small, MANIFEST]
             staging.publish_folder(names)
     return Export(

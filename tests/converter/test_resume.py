@@ -21,6 +21,7 @@ import pytest
 
 from gptoss.converter import jobs, writer
 from gptoss.converter.convert import convert
+from gptoss.converter.export.exporting import export
 from gptoss.converter.staging import folder_of
 from gptoss.files.errors import OutputError
 from gptoss.files.reading import Source
@@ -161,6 +162,34 @@ def test_what_is_done_is_not_read_again(
     weights = (checkpoint / "model.safetensors").stat().st_size
     metadata = sum(p.stat().st_size for p in checkpoint.iterdir() if p.suffix == ".json")
     assert sum(read) < 0.6 * weights + 4 * metadata
+
+
+def test_what_takes_its_name_is_on_the_disk(
+    checkpoint: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut soon after could leave the name with nothing behind it."""
+    flushed: dict[int, int] = {}
+    taken: list[str] = []
+    replace = os.replace
+
+    def flushing(file: int) -> None:
+        stat = os.fstat(file)
+        flushed[stat.st_ino] = stat.st_mtime_ns
+
+    def taking(source: Path, target: Path) -> None:
+        stat = Path(source).stat()
+        assert flushed.get(stat.st_ino) == stat.st_mtime_ns, f"{source} was not flushed last"
+        taken.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", flushing)
+    monkeypatch.setattr(os, "replace", taking)
+    done = convert(checkpoint, out)
+    assert taken == [out.name, done.manifest.name]
+    assert out.parent.stat().st_ino in flushed or os.name == "nt"
+    taken.clear()
+    exported = export(out, tmp_path / "back")
+    assert {*taken} == {path.name for path in exported.files} >= {"config.json"}
 
 
 def change_nothing(_: Path, out: Path) -> None:
