@@ -32,7 +32,10 @@ Q8_0 = np.dtype([("scale", "<u2"), ("codes", "i1", 32)])
 
 @dataclass(frozen=True, slots=True)
 class _Format:
-    """A binary float: the unsigned integers that hold it, and the bits of infinity."""
+    """A binary float: the unsigned integers that hold it, and the bits of infinity.
+
+    ``widen`` makes float32 of them, exact and in memory of its own.
+    """
 
     stored: str
     magnitude: int
@@ -45,7 +48,7 @@ def _from_f16(bits: NDArray[Any]) -> Floats:
 
 
 def _from_f32(bits: NDArray[Any]) -> Floats:
-    return np.ascontiguousarray(bits).view(np.float32)
+    return np.ascontiguousarray(bits).view("<f4").astype(np.float32)
 
 
 _FORMATS = {
@@ -165,9 +168,26 @@ def values(
     files: Files, encoding: Encoding, extent: Extent, start: int, shape: Sequence[int]
 ) -> Floats:
     """Values of the given shape as float32, from the value ``start`` of an extent on."""
-    n, (each, nbytes) = prod(shape), _unit(encoding)
-    raw = files.read("values", extent, start // each * nbytes, n // each * nbytes)
     if encoding in _FORMATS:
-        of = _FORMATS[encoding]
-        return of.widen(raw.view(of.stored)).reshape(shape).copy()
-    return _decoded(encoding, raw).reshape(shape)
+        return widen(encoding, stored(files, encoding, extent, start, shape))
+    return _decoded(encoding, _read(files, encoding, extent, start, shape)).reshape(shape)
+
+
+def stored(
+    files: Files, encoding: Encoding, extent: Extent, start: int, shape: Sequence[int]
+) -> NDArray[Any]:
+    """What holds the values of one of ``FLOATS``, in the thread's buffer; see ``widen``."""
+    raw = _read(files, encoding, extent, start, shape)
+    return raw.view(_FORMATS[encoding].stored).reshape(shape)
+
+
+def widen(encoding: Encoding, bits: NDArray[Any]) -> Floats:
+    """What ``stored`` gave as float32, in memory of its own."""
+    return _FORMATS[encoding].widen(bits)
+
+
+def _read(
+    files: Files, encoding: Encoding, extent: Extent, start: int, shape: Sequence[int]
+) -> Bytes:
+    each, nbytes = _unit(encoding)
+    return files.read("values", extent, start // each * nbytes, prod(shape) // each * nbytes)

@@ -23,7 +23,7 @@ from gptoss.files.console import Meter
 from gptoss.quant import dense, mxfp4
 from gptoss.quant.changes import Diff, ExpertChange, TensorChange
 from gptoss.quant.counting import WORKERS
-from gptoss.quant.layouts import sample
+from gptoss.quant.layouts import in_rows
 from gptoss.quant.model import GATE_UP_BIAS, MXFP4, DenseTensor, Encoding, ExpertTensor, Model
 from gptoss.quant.mxfp4 import Floats
 from gptoss.quant.opening import open_model
@@ -35,8 +35,6 @@ PIECE = 2**18
 """Values compared at once."""
 TASK = 2**22
 """Values of a tensor that one task compares, whole pieces."""
-COLUMNS = 256
-"""Columns of experts in floats that are compared at once, whole blocks."""
 
 
 def diff(
@@ -252,6 +250,11 @@ def _slabs(side: _Side, files: Files, expert: int) -> Iterator[Slab]:
     return (it for it in slabs(files, side.tensor, expert) if it.part is side.part)
 
 
+def _rows(side: _Side, files: Files, expert: int) -> Iterator[Floats]:
+    assert isinstance(side.tensor, ExpertTensor)  # noqa: S101 - what _works chose
+    return in_rows(files, side.tensor, expert, side.part or Part.DOWN)
+
+
 def _in_order(side: _Side, slab: Slab) -> NDArray[np.uint64]:
     """A slab's words in Hugging Face's order."""
     if side.tensor.encoding is Encoding.MXFP4_GGML:
@@ -277,13 +280,8 @@ _BYTE_SQUARES = (_CODE_SQUARES[None, :] + _CODE_SQUARES[:, None]).reshape(-1)
 
 def _floats(a: _Side, b: _Side, one: Files, other: Files, expert: int) -> _Sum:
     """An expert's part of which one side at least is stored in floats."""
-    assert isinstance(a.tensor, ExpertTensor)  # noqa: S101 - what _works chose
-    assert isinstance(b.tensor, ExpertTensor)  # noqa: S101
     found = _Sum()
-    for start in range(0, a.tensor.columns, COLUMNS):
-        columns = slice(start, min(start + COLUMNS, a.tensor.columns))
-        ours = sample(one, a.tensor, expert, columns, 1)[a.part or Part.DOWN]
-        theirs = sample(other, b.tensor, expert, columns, 1)[b.part or Part.DOWN]
+    for ours, theirs in zip(_rows(a, one, expert), _rows(b, other, expert), strict=True):
         found.square += _finite_square(ours)
         changed = _differ(ours, theirs).reshape(len(ours), -1, mxfp4.BLOCK).any(axis=-1)
         n = int(np.count_nonzero(changed))

@@ -23,7 +23,7 @@ from gptoss.quant import dense, mxfp4
 from gptoss.quant.findings import Finding, Kind, Severity
 from gptoss.quant.model import MXFP4, DenseTensor, Encoding, ExpertTensor
 from gptoss.quant.mxfp4 import Floats
-from gptoss.quant.slabs import Files, codes, slabs
+from gptoss.quant.slabs import Files, codes, slab_rows, slabs
 from gptoss.quant.statistics import Part
 
 VALUES = 2**20
@@ -200,6 +200,34 @@ def sample(
         values = mxfp4.decode(codes(tensor.encoding, words), scales)
         found[slab.part].append(values.reshape(len(values), -1))
     return {part: np.concatenate(values) for part, values in found.items()}
+
+
+def in_rows(files: Files, tensor: ExpertTensor, expert: int, part: Part) -> Iterator[Floats]:
+    """A part of an expert from first to last row, ``float32[rows, columns]`` at a time.
+
+    Each has ``slab_rows`` rows, the last may have fewer, whatever the encoding; each is valid until
+    the next. Every byte is read once, of parts that stand in turn once for each part.
+    """
+    if tensor.encoding in MXFP4:
+        for slab in slabs(files, tensor, expert):
+            if slab.part is part:
+                values = mxfp4.decode(codes(tensor.encoding, slab.words), slab.scales)
+                yield values.reshape(len(values), -1)
+        return
+    (extent,), first = tensor.extents, expert * tensor.rows * tensor.columns
+    k, turn, step = len(tensor.parts), tensor.parts.index(part), slab_rows(tensor)
+    if tensor.inputs_first:
+        shape = (tensor.columns, tensor.rows)
+        turned = dense.stored(files, tensor.encoding, extent, first, shape).T
+    for start in range(0, tensor.rows, step * k):
+        rows = slice(start, min(start + step * k, tensor.rows))
+        if tensor.inputs_first:
+            mine = np.ascontiguousarray(turned[rows][turn::k])
+            yield dense.widen(tensor.encoding, mine)
+        else:
+            at, n = first + start * tensor.columns, rows.stop - start
+            values = dense.values(files, tensor.encoding, extent, at, (n, tensor.columns))
+            yield values[turn::k]
 
 
 def _ends(columns: slice) -> tuple[int | None, int | None]:

@@ -41,7 +41,6 @@ def piece(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(slabs, "SLAB", request.param)
     monkeypatch.setattr(diff_module, "PIECE", request.param // 32 * 32)
     monkeypatch.setattr(diff_module, "TASK", 2**22 if request.param > 100 else 3 * 96)
-    monkeypatch.setattr(diff_module, "COLUMNS", 256 if request.param > 100 else 32)
 
 
 def values(blocks: Region, scales: Region) -> mxfp4.Floats:
