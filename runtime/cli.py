@@ -154,13 +154,13 @@ def chat(
     Examples:
       gptoss-run chat model.gguf
       gptoss-run chat model.gguf -p "Rome in one line" --reasoning low
-      gptoss-run chat model.gguf --tools weather:get_weather --tool-choice required
+      gptoss-run chat model.gguf --tools weather:get_weather --ctx 8192
       gptoss-run chat model.gguf -p "A user" --schema user.json --json | jq .
 
     \b
     Exit codes:
       0    done
-      2    the input or the request was wrong; in a conversation from stdin, any line's
+      2    the input or the request was wrong; from stdin, that of any line
       129  hung up        130  interrupted by Ctrl-C
       141  reader gone    143  terminated
     """

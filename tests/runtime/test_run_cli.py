@@ -234,7 +234,7 @@ def test_help(run: Run, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("COLUMNS", "80")
     done = run(*arguments)
     assert done.code == 0
-    assert max(map(len, done.out.splitlines())) <= 88
+    assert max(map(len, done.out.splitlines())) <= 80
     assert ("Exit codes:" in done.out) == ("chat" in arguments)
 
 
