@@ -141,8 +141,8 @@ def command(
       gptoss-convert openai/gpt-oss-20b -o gpt-oss-20b.gguf --stream
       gptoss-convert gpt-oss-20b --plan
       gptoss-convert gpt-oss-20b -o gpt-oss-20b-bf16.gguf --dense bf16
-      gptoss-convert gpt-oss-20b -o small.gguf --type embedding=q4_0 --type output=q5_1
-      gptoss-convert gpt-oss-120b -o gpt-oss-120b.gguf --split-max-size 20G --verify
+      gptoss-convert gpt-oss-20b -o small.gguf --type embedding=q4_0
+      gptoss-convert gpt-oss-120b -o big.gguf --split-max-size 20G --verify
       gptoss-convert my-finetune --base gpt-oss-20b -o my-finetune.gguf
       gptoss-convert from-ollama.gguf -o gpt-oss-20b.gguf --base gpt-oss-20b
       gptoss-convert gpt-oss-20b.gguf -o gpt-oss-20b --to hf

@@ -31,12 +31,13 @@ def audit_command(context: click.Context, path: Path, as_json: bool) -> None:
     value is counted. Found are, among others:
 
     \b
-      corrupt     holes, stretches of garbage, NaN scales, values that are not finite
-      misread     nibbles swapped, gate and up as halves, blocks not repacked, scales taken
-                  for numbers, a wrong exponent bias, BF16 experts transposed
-      lost        dead and duplicated experts, rows and blocks of zeros, missing tensors
-      unlikely    tensors, experts, sinks and routers out of all proportion to the others
-      metadata    missing rope keys, ends of turns, chat template, control tokens
+      corrupt   holes, stretches of garbage, NaN scales, NaN and infinity
+      misread   nibbles swapped, gate and up as halves, blocks not repacked,
+                scales taken for numbers, a wrong exponent bias, BF16 experts
+                transposed
+      lost      dead and duplicated experts, rows and blocks of zeros, tensors
+      unlikely  tensors, experts, sinks and routers out of all proportion
+      metadata  missing rope keys, ends of turns, chat template, control tokens
 
     Each finding says how bad it is, where it is, what it does to the model and what to do about
     it. An error is what no sound model has; a warning is worth a look. A single changed weight
@@ -45,13 +46,13 @@ def audit_command(context: click.Context, path: Path, as_json: bool) -> None:
     \b
     Examples:
       gptoss-quant audit gpt-oss-20b.gguf
-      gptoss-quant audit gpt-oss-20b --json | jq '.findings[] | select(.severity == "error")'
+      gptoss-quant audit gpt-oss-20b --json | jq '.findings[].message'
 
     \b
     Exit codes:
       0    no error found
       1    errors found
-      2    the model is missing, damaged, or no gpt-oss model, or changed while it was read
+      2    the model is missing, damaged, no gpt-oss, or changed while read
       130  interrupted
     """
     began = perf_counter()

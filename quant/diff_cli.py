@@ -33,7 +33,7 @@ def diff_command(context: click.Context, a: Path, b: Path, as_json: bool) -> Non
     difference. Of each tensor that changed are told:
 
     \b
-      the share of blocks of 32 (of experts) or of values (of all else) that changed
+      the share of blocks (of experts) or of values (of all else) that changed
       the relative norm |B - A| / |A|
       the largest difference of a value
 
@@ -49,7 +49,7 @@ def diff_command(context: click.Context, a: Path, b: Path, as_json: bool) -> Non
     Exit codes:
       0    the same values throughout
       1    they differ
-      2    one of the two is missing, damaged, or no gpt-oss model, or changed while it was read
+      2    one of the two is missing, damaged, no gpt-oss, or changed while read
       130  interrupted
     """
     began = perf_counter()
