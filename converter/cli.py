@@ -45,13 +45,14 @@ from gptoss.files.errors import BadRequest
 @click.option(
     "--split-max-size", metavar="SIZE",
     help="Cut the result into files of at most this size, such as 5G or 700M: OUT-00001-of-00003"
-    ".gguf and so on. llama.cpp is given the first. Tensors are never cut.",
+    ".gguf and so on. llama.cpp is given the first. Tensors are never cut. Of a GGUF as SOURCE the "
+    "mended one is cut so, and written too where nothing else changes.",
 )  # fmt: skip
 @click.option(
     "--plan", "only_plan", is_flag=True,
     help="Write nothing; print what would be written: each tensor's type, shape, bytes, transform "
-    "and source, then the disk, memory and time that it takes. Reads headers only; OUT may be left "
-    "out.",
+    "and source, then the disk, memory and time that it takes; of a GGUF, what would be changed. "
+    "Reads headers only; OUT may be left out.",
 )  # fmt: skip
 @click.option(
     "--verify",
@@ -166,6 +167,9 @@ def command(
         allow_nonfinite=allow_nonfinite,
         tokenizer=tokenizer,
     )
+    if only_plan and gguf_cli.is_gguf(Path(source)):
+        gguf_cli.plan(Path(source), out, to, base, limit, as_json)
+        return
     if only_plan:
         with inputs.opened(source, stream=stream, headers_only=True, say=console.say) as given:
             opened, planned = look(given, **asked)
@@ -177,7 +181,7 @@ def command(
     if out is None:
         raise click.UsageError("Missing option '-o' / '--output'.", context)
     if gguf_cli.is_gguf(Path(source)):
-        gguf_cli.run(Path(source), out, to, base, as_json)
+        gguf_cli.run(Path(source), out, to, base, limit, as_json)
         return
     try:
         with (

@@ -9,8 +9,12 @@ import click
 from click.core import ParameterSource
 
 from gptoss.converter.export.exporting import Export, export
+from gptoss.converter.export.exporting import look as export_look
 from gptoss.converter.export.plan import Form
 from gptoss.converter.mend.mending import Mending, mend
+from gptoss.converter.mend.mending import look as mend_look
+from gptoss.converter.parts import listed
+from gptoss.converter.preview import UNNAMED, of_files
 from gptoss.files import console
 from gptoss.files.errors import BadRequest
 
@@ -21,8 +25,6 @@ _OF_CHECKPOINTS = {
     "stream": "--stream",
     "dense": "--dense",
     "types": "--type",
-    "split_max_size": "--split-max-size",
-    "only_plan": "--plan",
     "verify": "--verify",
     "experts": "--experts",
     "lora": "--lora",
@@ -30,6 +32,11 @@ _OF_CHECKPOINTS = {
     "tokenizer": "--tokenizer",
 }
 """Options by parameter that say how to convert a checkpoint."""
+_OF_MENDING = {
+    "base": "--base is of no use with --to: the GGUF itself says what there is to say",
+    "split_max_size": "--split-max-size cuts a GGUF; a checkpoint is in shards of 5 GB anyway",
+}
+"""Options by parameter that go with a GGUF only where a GGUF comes out, and why."""
 _NAMED = 3
 """Tensors named in a sentence."""
 
@@ -48,15 +55,48 @@ def check_options(context: click.Context, source: Path, to: str) -> None:
     for parameter, option in _OF_CHECKPOINTS.items():
         if context.get_parameter_source(parameter) is ParameterSource.COMMANDLINE:
             raise BadRequest(f"{option} is for checkpoints; a GGUF's tensors stay as they are")
-    if to != TO_GGUF and context.get_parameter_source("base") is ParameterSource.COMMANDLINE:
-        raise BadRequest("--base is of no use with --to: the GGUF itself says what there is to say")
+    if to == TO_GGUF:
+        return
+    for parameter, why in _OF_MENDING.items():
+        if context.get_parameter_source(parameter) is ParameterSource.COMMANDLINE:
+            raise BadRequest(why)
 
 
-def run(source: Path, out: Path, to: str, base: Path | None, as_json: bool) -> None:
+def plan(
+    source: Path, out: Path | None, to: str, base: Path | None, limit: int | None, as_json: bool
+) -> None:
+    """Say what exporting or mending would do."""
+    changes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    if to == TO_GGUF:
+        mending = mend_look(source, out or UNNAMED, base=base, split_max_size=limit)
+        changes, notes = mending.changes, mending.notes
+        found = of_files(mending.files, out, listed(mending.files))
+    else:
+        planned = export_look(source, to=to)
+        more = sum(map(len, planned.small.values()))
+        found = of_files(planned.parts, out, planned.listed(), more_bytes=more)
+    if as_json:
+        said = {"changes": list(changes), "notes": list(notes)} if to == TO_GGUF else {}
+        click.echo(json.dumps(found.to_json() | said))
+        return
+    if to == TO_GGUF and not changes:
+        click.echo(f"{source}: needs nothing; nothing would be written")
+    else:
+        click.echo("\n".join([*map(console.one_line, changes), *found.lines()]))
+    for note in notes:
+        console.say(f"note: {note}")
+
+
+def run(
+    source: Path, out: Path, to: str, base: Path | None, limit: int | None, as_json: bool
+) -> None:
     """Export or mend, with a bar; say what came of it."""
     if to == TO_GGUF:
         with console.meter("mending", shown=not as_json) as progress:
-            mended = mend(source, out, base=base, progress=progress, say=console.say)
+            mended = mend(
+                source, out, base=base, split_max_size=limit, progress=progress, say=console.say
+            )
         click.echo(json.dumps(_mending_summary(mended)) if as_json else _mending_sentences(mended))
         return
     with console.meter("exporting", shown=not as_json) as progress:
@@ -67,7 +107,8 @@ def run(source: Path, out: Path, to: str, base: Path | None, as_json: bool) -> N
 def _mending_summary(done: Mending) -> dict[str, object]:
     return {
         "source": str(done.source),
-        "output": str(done.out) if done.changes else None,
+        "output": str(done.files[0]) if done.files else None,
+        "files": [str(path) for path in done.files],
         "changes": list(done.changes),
         "notes": list(done.notes),
         "tensors": done.tensors,
@@ -78,11 +119,13 @@ def _mending_summary(done: Mending) -> dict[str, object]:
 
 def _mending_sentences(done: Mending) -> str:
     sentences = [f"  {console.one_line(change)}" for change in done.changes]
+    n = len(done.files)
     if done.changes:
         rate = done.nbytes / done.seconds / 1e6
         sentences.insert(0, f"{done.source}: changed")
         sentences.append(
-            f"{done.out}: {done.tensors} tensors, {done.nbytes:,} bytes, in {done.seconds:.1f} s "
+            f"{done.files[0]}{f' and {n - 1} more' if n > 1 else ''}: "
+            f"{done.tensors} tensors, {done.nbytes:,} bytes, in {done.seconds:.1f} s "
             f"({rate:.0f} MB/s)"
         )
     else:

@@ -18,7 +18,7 @@ from gptoss.converter.export.plan import Form, HfPlan, plan
 from gptoss.converter.export.shards import index, shards
 from gptoss.converter.export.source import vocabulary
 from gptoss.converter.jobs import fingerprint
-from gptoss.converter.parts import Part
+from gptoss.converter.parts import Part, listed
 from gptoss.converter.running import run
 from gptoss.converter.staging import Staging, reported, write_flushed
 from gptoss.converter.telling import Progress, Say
@@ -32,6 +32,22 @@ SHARD_BYTES = 5 * 10**9
 MANIFEST = "gptoss" + manifests.SUFFIX
 """The manifest's name; it stands in the folder, which comes to its place whole."""
 _CHUNK = 2**22
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What an export would write: ``parts`` of ``tensors``, and ``small`` files by name."""
+
+    file: GgufFile
+    form: Form
+    tensors: tuple[HfPlan, ...]
+    parts: tuple[Part, ...]
+    small: Mapping[str, bytes]
+
+    def listed(self) -> list[dict[str, Any]]:
+        """Every tensor as plain data, with dtypes and shapes as safetensors has them."""
+        own = {it.name: {"type": it.dtype, "shape": list(it.shape)} for it in self.tensors}
+        return [entry | own[entry["name"]] for entry in listed(self.parts)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +68,19 @@ class Export:
     inexact: tuple[str, ...]
     rounded: tuple[str, ...]
     seconds: float
+
+
+def look(
+    source: str | os.PathLike[str], *, to: str = Form.HF, shard_bytes: int = SHARD_BYTES
+) -> Planned:
+    """Open a GGUF and plan its export; parameters and errors are those of ``export``."""
+    form = _form(to)
+    file = GgufFile.open(Path(source))
+    hparams = HParams.from_gguf(file.metadata, str(source))
+    planned = plan(file, form)
+    small = small_files.files(hparams, vocabulary(file), mxfp4=form is Form.HF)
+    parts = shards(planned, shard_bytes)
+    return Planned(file, form, tuple(planned), parts, small | index(parts))
 
 
 def export(
@@ -76,22 +105,17 @@ def export(
     """
     began = perf_counter()
     source, out = Path(source), Path(out)
-    form = _form(to)
     _check_target(out)
-    file = GgufFile.open(source)
-    hparams = HParams.from_gguf(file.metadata, str(source))
-    planned = plan(file, form)
-    small = small_files.files(hparams, vocabulary(file), mxfp4=form is Form.HF)
-    parts = shards(planned, shard_bytes)
-    small |= index(parts)
-    rounded = tuple(_rounded(planned))
+    found = look(source, to=to, shard_bytes=shard_bytes)
+    parts, small = found.parts, found.small
+    rounded = tuple(_rounded(found.tensors))
     sizes = {part.name: part.nbytes for part in parts}
-    origin = manifests.Origin.of_gguf(file)
+    origin = manifests.Origin.of_gguf(found.file)
     with Staging(out, sizes, fingerprint(parts, manifests.tool_version())) as staging:
         _, sha256 = run(parts, staging, progress, say)
         with reported(out):
             manifest = staging.path(MANIFEST)
-            manifests.write(manifest, _manifest(origin, parts, planned, sha256))
+            manifests.write(manifest, _manifest(origin, found, sha256))
             made = sum(map(len, small.values())) + manifest.stat().st_size
             for name, raw in small.items():
                 write_flushed(staging.path(name), raw)
@@ -100,27 +124,23 @@ def export(
     return Export(
         source=source,
         out=out,
-        form=form,
+        form=found.form,
         files=tuple(out / name for name in sorted(names)),
-        tensors=len(planned),
+        tensors=len(found.tensors),
         nbytes=sum(sizes.values()) + made,
-        inexact=_inexact(planned),
+        inexact=_inexact(found.tensors),
         rounded=rounded,
         seconds=perf_counter() - began,
     )
 
 
 def _manifest(
-    origin: manifests.Origin,
-    parts: Sequence[Part],
-    planned: Sequence[HfPlan],
-    sha256: Mapping[str, str],
+    origin: manifests.Origin, found: Planned, sha256: Mapping[str, str]
 ) -> dict[str, Any]:
     """The manifest, with dtypes and shapes as safetensors has them."""
-    made = manifests.manifest(origin, None, parts, sha256, None)
-    own = {it.name: {"type": it.dtype, "shape": list(it.shape)} for it in planned}
-    made["tensors"] = [entry | own[entry["name"]] for entry in made["tensors"]]
-    return made
+    made = manifests.manifest(origin, None, found.parts, sha256, None)
+    tensors = [entry | {"sha256": sha256[entry["name"]]} for entry in found.listed()]
+    return made | {"tensors": tensors}
 
 
 def _form(to: str) -> Form:

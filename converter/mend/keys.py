@@ -64,7 +64,7 @@ _OPTIONAL = frozenset(
 """Keys whose absence does no harm."""
 _OF_PARTS = frozenset((Keys.Split.LLM_KV_SPLIT_NO, Keys.Split.LLM_KV_SPLIT_COUNT,
                        Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT, Keys.General.ALIGNMENT))  # fmt: skip
-"""Keys that say how a file is laid out; the mended one is a single one, aligned as usual."""
+"""Keys that say how a file is laid out; the mended ones are laid out anew."""
 _KINDS = frozenset(TokenType)
 _OTHER_ENDS = (Keys.Tokenizer.EOT_ID, Keys.Tokenizer.EOM_ID)
 _RESERVED, _PAD = re.compile(r"<\|reserved_\d+\|>"), re.compile(r"\[PAD\d+\]")

@@ -36,14 +36,15 @@ _TEMPLATE = Keys.Tokenizer.CHAT_TEMPLATE
 
 @dataclass(frozen=True, slots=True)
 class Mending:
-    """What was wrong, a sentence each, and the file that was written.
+    """What was wrong, a sentence each, and the files that were written, mostly a single one.
 
-    Without ``changes`` the source needed nothing and nothing was written: ``nbytes`` is 0 then.
-    ``notes`` say what is not as it should be and was left so.
+    Without ``changes`` the source needed nothing and nothing was written: ``files`` is empty then
+    and ``nbytes`` 0. ``notes`` say what is not as it should be and was left so.
     """
 
     source: Path
     out: Path
+    files: tuple[Path, ...]
     changes: tuple[str, ...]
     notes: tuple[str, ...]
     tensors: int
@@ -51,11 +52,41 @@ class Mending:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What mending would do: the ``files`` it would write if there are ``changes``."""
+
+    file: GgufFile
+    files: tuple[Part, ...]
+    changes: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def look(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    base: str | os.PathLike[str] | None = None,
+    split_max_size: int | None = None,
+) -> Planned:
+    """Open a GGUF and plan its mending; parameters and errors are those of ``mend``."""
+    file = GgufFile.open(Path(source), ollama=True)
+    hparams, entries, changed = keys.plan(file, Base.open(Path(base)) if base else None)
+    planned, moved = tensors.plan(file, hparams)
+    files = parts(planned, encode_keys(entries), Path(out).name, split_max_size)
+    changes = [*map(str, changed), *moved]
+    if split_max_size is not None and len(files) != len(file.paths):
+        changes.append(f"files: {len(file.paths)} → {len(files)}, for the size asked for")
+    notes = () if any(entry.key == _TEMPLATE for entry in entries) else (NO_TEMPLATE,)
+    return Planned(file, files, tuple(changes), notes)
+
+
 def mend(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
     base: str | os.PathLike[str] | None = None,
+    split_max_size: int | None = None,
     progress: Progress | None = None,
     say: Say | None = None,
 ) -> Mending:
@@ -64,35 +95,40 @@ def mend(
     ``base`` is the folder of the checkpoint it was made of, of which config.json and the tokenizer
     are read: what they say goes before what the file says. Without, missing values are taken from
     the shapes of the tensors, or are those of every published gpt-oss. A model in several files
-    becomes one. A manifest is written beside it, with the changes. An interrupted run is gone on
-    with by the next for the same ``out``; ``say`` is told so.
+    becomes one, or with ``split_max_size`` several of at most so many bytes. A manifest is written
+    beside it, with the changes. An interrupted run is gone on with by the next for the same
+    ``out``; ``say`` is told so.
 
-    Raises ``BadGguf`` or ``UnsupportedModel`` for what cannot be mended, ``BadCheckpoint`` for what
-    is wrong with the base, ``OutputError`` when the result cannot be written.
+    Raises ``BadRequest``, which is a ValueError, for a size that cannot be, ``BadGguf`` or
+    ``UnsupportedModel`` for what cannot be mended, ``BadCheckpoint`` for what is wrong with the
+    base, ``OutputError`` when the result cannot be written.
     """
     began = perf_counter()
     source, out = Path(source), Path(out)
-    file = GgufFile.open(source, ollama=True)
-    hparams, entries, changed = keys.plan(file, Base.open(Path(base)) if base else None)
-    planned, moved = tensors.plan(file, hparams)
-    changes = (*map(str, changed), *moved)
-    notes = () if any(entry.key == _TEMPLATE for entry in entries) else (NO_TEMPLATE,)
-    nbytes = 0
-    if changes:
-        _check_target(file, out)
-        files = parts(planned, encode_keys(entries), out.name)
-        nbytes = sum(part.nbytes for part in files)
-        _write(file, out, files, changes, progress, say)
-    seconds = perf_counter() - began
-    return Mending(source, out, changes, notes, len(planned), nbytes, seconds)
+    found = look(source, out, base=base, split_max_size=split_max_size)
+    files: tuple[Part, ...] = ()
+    if found.changes:
+        files = found.files
+        _check_targets(found.file, [out.with_name(part.name) for part in files])
+        writer.check_target(manifests.path_of(out))
+        _write(found.file, out, files, found.changes, progress, say)
+    return Mending(
+        source=source,
+        out=out,
+        files=tuple(out.with_name(part.name) for part in files),
+        changes=found.changes,
+        notes=found.notes,
+        tensors=sum(len(part.tensors) for part in found.files),
+        nbytes=sum(part.nbytes for part in files),
+        seconds=perf_counter() - began,
+    )
 
 
-def _check_target(file: GgufFile, out: Path) -> None:
-    manifest = manifests.path_of(out)
-    writer.check_target(manifest)
-    writer.check_target(out)
-    if out.exists() and any(out.samefile(part) for part in file.paths):
-        raise OutputError(f"{out}: is the file to be mended; name another one to write")
+def _check_targets(file: GgufFile, targets: Sequence[Path]) -> None:
+    for target in targets:
+        writer.check_target(target)
+        if target.exists() and any(target.samefile(part) for part in file.paths):
+            raise OutputError(f"{target}: is the file to be mended; name another one to write")
 
 
 def _write(

@@ -13,7 +13,14 @@ from gguf.constants import GGMLQuantizationType, GGUFValueType, TokenType
 
 from gptoss.converter.convert import convert
 from gptoss.converter.mend.mending import Mending, mend
-from gptoss.files.errors import BadCheckpoint, BadGguf, GptossError, OutputError, UnsupportedModel
+from gptoss.files.errors import (
+    BadCheckpoint,
+    BadGguf,
+    BadRequest,
+    GptossError,
+    OutputError,
+    UnsupportedModel,
+)
 from gptoss.files.gguf import GgufFile
 from gptoss.quant.verify import verify
 from support import ggufs, ollama
@@ -204,6 +211,43 @@ def test_keys_of_others_are_kept(mended: Callable[..., Mending]) -> None:
     for key, (kind, value) in values.items():
         assert found[key] == (kind, None, value)
     assert found["a.array"] == (GGUFValueType.ARRAY, F32, [0.5, -1.5])
+
+
+# --- several files ----------------------------------------------------------------------------
+
+
+def test_cut_and_joined_again(good: Path, tmp_path: Path) -> None:
+    """Each file within the size asked for; joined they are what they were, to the byte."""
+    before = good.read_bytes()
+    cut = mend(good, tmp_path / "cut.gguf", split_max_size=100_000)
+    assert cut.changes == (f"files: 1 → {len(cut.files)}, for the size asked for",)
+    assert len(cut.files) > 2
+    assert all(path.stat().st_size <= 100_000 for path in cut.files)
+    assert sorted(tmp_path.glob("cut*.gguf")) == list(cut.files)
+    finer = mend(cut.files[0], tmp_path / "finer.gguf", split_max_size=80_000)
+    assert len(finer.files) > len(cut.files)
+    joined = mend(finer.files[0], tmp_path / "joined.gguf", split_max_size=10**9)
+    assert joined.files == (joined.out,)
+    assert joined.out.read_bytes() == before
+
+
+def test_the_size_asked_for_is_that_of_the_files_already(good: Path, tmp_path: Path) -> None:
+    assert mend(good, tmp_path / "cut.gguf", split_max_size=10**9).files == ()
+    assert not (tmp_path / "cut.gguf").exists()
+
+
+def test_what_cannot_be_cut(good: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match="the limit of 1,000 is too small"):
+        mend(good, tmp_path / "cut.gguf", split_max_size=1000)
+
+
+def test_parts_are_not_written_over_themselves(good: Path, tmp_path: Path) -> None:
+    cut = mend(good, tmp_path / "cut.gguf", split_max_size=100_000)
+    lacking = ggufs.edited(cut.files[0], without(ROPE + "freq_base"))
+    before = [path.read_bytes() for path in cut.files]
+    with pytest.raises(OutputError, match="is the file to be mended"):
+        mend(lacking, cut.out, split_max_size=100_000)
+    assert [path.read_bytes() for path in cut.files] == before
 
 
 # --- a base -----------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from gptoss.converter.plan import plan
 from gptoss.converter.preview import preview
 from gptoss.files.gguf import GgufFile
 from gptoss.files.reading import Source
+from support import ggufs
 from support.checkpoints import random_checkpoint
 from support.commands import Command
 from support.hub_server import REPOSITORY, HubServer
@@ -23,7 +24,9 @@ from support.peak_memory import peak_memory
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_checkpoint(tmp_path_factory.mktemp("source") / "model", shards=2)
+    return random_checkpoint(
+        tmp_path_factory.mktemp("source") / "model", shards=2, chat_template="{{ messages }}"
+    )
 
 
 @pytest.fixture
@@ -130,4 +133,57 @@ def test_the_memory_said_is_not_exceeded(tmp_path: Path) -> None:
     )
     peak = peak_memory(CONVERT, folder, tmp_path / "out.gguf")
     said = preview(plan(folder)).memory
+    assert said is not None
     assert peak < said < 3 * peak
+
+
+@pytest.fixture
+def lacking(checkpoint: Path, tmp_path: Path) -> Path:
+    """A GGUF without RoPE's base."""
+    path = tmp_path / "lacking.gguf"
+    convert(checkpoint, path, dense="bf16")
+    return ggufs.edited(path, lambda model: model.keys.pop("gpt-oss.rope.freq_base") and None)
+
+
+@pytest.mark.parametrize("limit", [(), ("--split-max-size", "100K")])
+def test_a_plan_of_mending(
+    lacking: Path, tmp_path: Path, said: Callable[..., str], limit: tuple[str, ...]
+) -> None:
+    """What the command then does, name by name and byte for byte; the keys are known here."""
+    before = sorted(tmp_path.iterdir())
+    out = tmp_path / "new.gguf"
+    found = json.loads(said(lacking, "-o", out, "--plan", "--json", *limit))
+    assert sorted(tmp_path.iterdir()) == before
+    done = json.loads(said(lacking, "-o", out, "--json", *limit))
+    made = json.loads((tmp_path / "new.gguf.manifest.json").read_text())
+    for entry in made["tensors"]:
+        del entry["sha256"]
+    assert (found["tensors"], found["files"]) == (made["tensors"], made["files"])
+    assert (found["changes"], found["bytes"]) == (done["changes"], done["bytes"])
+    assert "gpt-oss.rope.freq_base: 150000, was missing" in found["changes"][0]
+    assert len(done["files"]) == len(found["files"])
+    assert (len(found["files"]) > 1) == bool(limit)
+    lines = said(lacking, "--plan", *limit).splitlines()
+    assert lines[0] == found["changes"][0]
+    assert any(line.startswith("token_embd.weight ") for line in lines)
+    assert not any(line.startswith("memory") for line in lines)
+    assert said(Path(done["files"][0]), "--plan") == (
+        f"{done['files'][0]}: needs nothing; nothing would be written\n"
+    )
+
+
+@pytest.mark.parametrize("to", ["hf", "hf-bf16"])
+def test_a_plan_of_an_export(
+    checkpoint: Path, tmp_path: Path, said: Callable[..., str], to: str
+) -> None:
+    gguf, out = tmp_path / "m.gguf", tmp_path / "back"
+    convert(checkpoint, gguf, dense="bf16")
+    found = json.loads(said(gguf, "-o", out, "--to", to, "--plan", "--json"))
+    assert not out.exists()
+    done = json.loads(said(gguf, "-o", out, "--to", to, "--json"))
+    made = json.loads((out / "gptoss.manifest.json").read_text())
+    for entry in made["tensors"]:
+        del entry["sha256"]
+    assert (found["tensors"], found["files"]) == (made["tensors"], made["files"])
+    manifest = (out / "gptoss.manifest.json").stat().st_size
+    assert found["bytes"] == done["bytes"] - manifest
