@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gptoss.quant.verdict import KeyDifference
+from gptoss.quant.verdict import KeyDifference, amount
 
 ROUNDED = 0.12
 """Relative norm up to which a tensor stored in a coarser type counts as the same, rounded."""
@@ -117,11 +117,13 @@ def _verdict(diff: Diff) -> str:
     said = []
     if experts:
         layers = len({change.layer for change in experts})
-        said.append(f"{len(experts)} of {n_experts} expert tensors changed, in {layers} layers")
+        said.append(
+            f"{len(experts)} of {n_experts} expert tensors changed, in {amount(layers, 'layer')}"
+        )
     elif n_experts:
         said.append("no expert tensor changed: if they were trained, the adapter was not applied")
     if others:
-        said.append(f"{len(others)} other tensors changed ({_kinds(others)})")
+        said.append(f"{amount(len(others), 'other tensor')} changed ({_kinds(others)})")
     else:
         said.append("nothing else changed")
     if rounded:
@@ -131,7 +133,8 @@ def _verdict(diff: Diff) -> str:
 
 def _unchanged(diff: Diff, rounded: int) -> str:
     if diff.keys:
-        return f"the same weights, but {len(diff.keys)} settings differ"
+        n = len(diff.keys)
+        return f"the same weights, but {amount(n, 'setting')} {'differs' if n == 1 else 'differ'}"
     if not rounded:
         return "the same: no tensor changed; if one was to be, the adapter was not applied"
     types = sorted({" → ".join(change.stored) for change in diff.changes})

@@ -12,7 +12,7 @@ from gptoss.files import console
 from gptoss.quant.audit_cli import audit_command
 from gptoss.quant.diff_cli import diff_command
 from gptoss.quant.report.cli import report_command
-from gptoss.quant.verdict import TensorDifference, Verdict
+from gptoss.quant.verdict import TensorDifference, Verdict, amount
 from gptoss.quant.verify import verify
 
 SHOWN = 12
@@ -83,28 +83,30 @@ def verify_command(
 
 def _sentences(verdict: Verdict, seconds: float) -> str:
     extent = (
-        f"{verdict.tensors} tensors, {verdict.values:,} values; {verdict.nbytes:,} bytes read "
-        f"in {seconds:.1f} s ({verdict.nbytes / seconds / 1e6:.0f} MB/s)"
+        f"{amount(verdict.tensors, 'tensor')}, {amount(verdict.values, 'value')}; "
+        f"{verdict.nbytes:,} bytes read in {seconds:.1f} s "
+        f"({verdict.nbytes / seconds / 1e6:.0f} MB/s)"
     )
     if verdict.proven:
         return f"proven: {verdict.gguf} holds what {verdict.source} holds\n{extent}"
     lines = [f"different: {verdict.first}", f"compared {extent}"]
     lines += [_counted(difference) for difference in verdict.differences[:SHOWN]]
     if len(verdict.differences) > SHOWN:
-        lines.append(f"  and {len(verdict.differences) - SHOWN} more tensors")
+        lines.append(f"  and {amount(len(verdict.differences) - SHOWN, 'more tensor')}")
     lines += [f"  {difference}" for difference in verdict.keys[:SHOWN]]
     if len(verdict.keys) > SHOWN:
-        lines.append(f"  and {len(verdict.keys) - SHOWN} more keys")
+        lines.append(f"  and {amount(len(verdict.keys) - SHOWN, 'more key')}")
     return "\n".join(lines)
 
 
 def _counted(difference: TensorDifference) -> str:
     if difference.place is None:
         return f"  {difference}"
-    counts = f"{difference.values:,} values"
+    counts = amount(difference.values, "value")
     if difference.scales:
-        counts += f" and {difference.scales:,} block scales"
-    return f"  {difference.tensor}: {counts} differ, the first at {difference.place}"
+        counts += f" and {amount(difference.scales, 'block scale')}"
+    differ = "differs" if difference.values + difference.scales == 1 else "differ"
+    return f"  {difference.tensor}: {counts} {differ}, the first at {difference.place}"
 
 
 def main() -> None:

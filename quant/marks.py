@@ -13,7 +13,7 @@ from gptoss.quant.model import ExpertTensor
 from gptoss.quant.places import Bad
 from gptoss.quant.slabs import Files
 from gptoss.quant.statistics import SATURATED, ExpertStatistics, Part
-from gptoss.quant.verdict import Place
+from gptoss.quant.verdict import Place, amount
 
 ENOUGH = 4096
 """Values below which the use of codes proves nothing."""
@@ -158,7 +158,7 @@ def _noise(tensor: ExpertTensor, part: ExpertStatistics) -> Iterator[Finding]:
     row = stretch * part.stretch_rows * len(tensor.parts) + tensor.parts.index(part.part)
     extent = tensor.extents[0]
     row_bytes = extent.nbytes // (tensor.experts * tensor.rows)
-    message = f"{part.part}: {_counted(int(noise.sum()), 'stretch')} of {part.stretch_rows} rows"
+    message = f"{part.part}: {amount(int(noise.sum()), 'stretch')} of {part.stretch_rows} rows"
     yield Finding(
         Kind.CODE_NOISE,
         Severity.ERROR,
@@ -202,13 +202,9 @@ def _dead(part: ExpertStatistics) -> Iterator[Finding]:
     rows = np.where(part.zero_blocks == part.blocks, 0, part.zero_rows)
     if rows.any():
         expert = places.first_of(rows)
-        message = f"{_counted(int(rows.sum()), 'row')} of zeros in "
-        message += _counted(int(np.count_nonzero(rows)), "expert")
+        message = f"{amount(int(rows.sum()), 'row')} of zeros in "
+        message += amount(int(np.count_nonzero(rows)), "expert")
         yield _of_part(Kind.ZERO_ROWS, Severity.WARNING, part, message, Place(expert))
-
-
-def _counted(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 'es' if what.endswith('ch') else 's'}"
 
 
 def _listed(numbers: NDArray[np.int64]) -> str:
@@ -258,7 +254,7 @@ def _blocks(kind: Kind, severity: Severity, bad: Bad, what: str) -> Iterator[Fin
     if not len(bad):
         return
     experts = np.unique(bad.index // (bad.tensor.rows * (bad.tensor.columns // mxfp4.BLOCK)))
-    message = f"{what}: {_counted(len(bad), 'block')} in {_counted(len(experts), 'expert')}"
+    message = f"{what}: {amount(len(bad), 'block')} in {amount(len(experts), 'expert')}"
     message += f" ({_listed(experts)})"
     yield Finding(kind, severity, message, bad.tensor.name, bad.tensor.layer, bad.place())
 

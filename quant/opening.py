@@ -43,7 +43,11 @@ def open_model(path: Path) -> Model:
 
     Raises ``BadFile`` when it is unreadable, ``UnsupportedModel`` when it is no gpt-oss model.
     """
-    return _open_checkpoint(path) if path.is_dir() else _open_gguf(path)
+    if path.is_dir():
+        return _open_checkpoint(path)
+    if path.suffix in (".safetensors", ".json") and path.is_file():
+        raise BadCheckpoint(f"{path}: is one file of a checkpoint; name the folder it is in")
+    return _open_gguf(path)
 
 
 # --- a checkpoint -----------------------------------------------------------------------------

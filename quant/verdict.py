@@ -8,6 +8,11 @@ from enum import Enum
 from typing import Any
 
 
+def amount(n: int, noun: str) -> str:
+    """A number of things in words: ``1 tensor``, ``2,048 tensors``, ``3 stretches``."""
+    return f"{n:,} {noun}{'' if n == 1 else 'es' if noun.endswith('ch') else 's'}"
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """A value's or block scale's position in a tensor of the GGUF, counted from 0.

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from gptoss.files.checkpoint import Checkpoint
 from gptoss.files.console import Meter
-from gptoss.files.errors import BadCheckpoint, BadFile, BadGguf
+from gptoss.files.errors import BadCheckpoint, BadFile, BadGguf, BadRequest
 from gptoss.files.gguf import GgufFile
 from gptoss.files.names import tensors
 from gptoss.files.reading import AnyPath, Source
@@ -46,10 +46,11 @@ def verify(
     is called now and then with the bytes compared so far and the bytes in all. ``stop`` is set when
     the comparison is given up, for a source whose reading may wait for something. Raises
     ``BadCheckpoint``, ``BadGguf`` or ``UnsupportedModel`` when either side is no sound file to
-    begin with or changes meanwhile.
+    begin with or changes meanwhile, ``BadRequest`` when the two were swapped.
     """
     checkpoint = source
     if not isinstance(checkpoint, Checkpoint):
+        _check_order(Path(checkpoint), Path(gguf))
         words = Path(tokenizer) if tokenizer else None
         checkpoint = Checkpoint.open(Path(checkpoint), tokenizer=words)
     file = GgufFile.open(Path(gguf))
@@ -69,6 +70,15 @@ def verify(
         keys=keys,
         differences=tuple(differences),
     )
+
+
+def _check_order(source: Path, gguf: Path) -> None:
+    """Raise ``BadRequest`` when the two were swapped, or are of one kind."""
+    said = "two of one kind are compared by gptoss-quant diff"
+    if source.is_file():
+        raise BadRequest(f"{source}: is a file; name the checkpoint's folder first; {said}")
+    if gguf.is_dir():
+        raise BadRequest(f"{gguf}: is a folder; name the GGUF second; {said}")
 
 
 def _compare(

@@ -295,8 +295,16 @@ def _read(path: Path, source: Source, ollama: bool) -> GgufFile:
 
 
 def _check_version(cursor: _Cursor) -> int:
-    if cursor.source.size < 24 or cursor.take(4, "the magic") != MAGIC:
-        raise BadGguf(f"{cursor.where}: no GGUF file")
+    size = cursor.source.size
+    magic = cursor.take(min(4, size), "the magic")
+    if magic != MAGIC[:size]:
+        raise BadGguf(
+            f"{cursor.where}: no GGUF file: it begins with {magic!r}, not with {MAGIC!r}; "
+            "name another file"
+        )
+    if size < 24:
+        found = f"it has {size} bytes; it was cut short" if size else "it is empty"
+        raise BadGguf(f"{cursor.where}: no GGUF file: {found}; download or convert it again")
     version = cursor.u32("the version")
     if version in VERSIONS:
         return version

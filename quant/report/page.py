@@ -21,6 +21,7 @@ from gptoss.quant.report import charts
 from gptoss.quant.report.charts import Numbers, Shading
 from gptoss.quant.report.differences import differences
 from gptoss.quant.statistics import DenseStatistics, ExpertStatistics, Part
+from gptoss.quant.verdict import amount
 
 SHOWN = 200
 """Findings listed on the page; all of them are in the JSON."""
@@ -101,15 +102,11 @@ def _verdict(audit: Audit) -> str:
 def tally(findings: Sequence[Finding]) -> dict[Severity, str]:
     """How many findings there are of each severity, in words."""
     counts = Counter(finding.severity for finding in findings)
-    return {severity: _counted(n, _NOUNS[severity]) for severity, n in counts.items()}
+    return {severity: amount(n, _NOUNS[severity]) for severity, n in counts.items()}
 
 
 _MARKS = {Severity.ERROR: "✕", Severity.WARNING: "▲", Severity.INFO: "●"}
 _NOUNS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "note"}
-
-
-def _counted(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def _findings(findings: Sequence[Finding]) -> str:
@@ -117,7 +114,7 @@ def _findings(findings: Sequence[Finding]) -> str:
         return ""
     rows = "".join(_finding(finding) for finding in findings[:SHOWN])
     more = len(findings) - SHOWN
-    rest = f"<p>{_counted(more, 'finding')} more: --json has all.</p>" if more > 0 else ""
+    rest = f"<p>{amount(more, 'finding')} more: --json has all.</p>" if more > 0 else ""
     return (
         '<h2>Findings</h2><div class="scroll"><table><thead><tr><th>What</th><th>Where</th>'
         "<th>Found</th><th>What it does to the model</th><th>What to do</th></tr></thead>"

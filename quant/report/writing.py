@@ -19,6 +19,7 @@ def check_target(out: Path) -> None:
     """
     if not out.parent.is_dir():
         raise OutputError(f"{out.parent}: no such folder; create it first")
+    _check_folder(out.parent)
     if not out.exists():
         return
     if not out.is_file():
@@ -26,6 +27,16 @@ def check_target(out: Path) -> None:
     with out.open("rb") as file:
         if file.read(len(_START)).lower() not in (_START, b""):
             raise OutputError(f"{out}: is there already and no HTML page; name another file")
+
+
+def _check_folder(folder: Path) -> None:
+    """Try it: what may be written where, permission bits alone do not say on every system."""
+    trial = folder / f".{secrets.token_hex(6)}.tmp"
+    try:
+        trial.touch(exist_ok=False)
+        trial.unlink()
+    except OSError as reason:
+        raise OutputError(f"{folder}: no file can be written there: {reason.strerror}") from reason
 
 
 def write(out: Path, text: str) -> None:

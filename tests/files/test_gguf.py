@@ -107,9 +107,9 @@ STRING, ARRAY, BOOL, UINT32 = (
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (b"", "no GGUF file"),
-        (b"GGUF", "no GGUF file"),
-        (b"GGML" + bytes(40), "no GGUF file"),
+        (b"", "no GGUF file: it is empty"),
+        (b"GGUF", "no GGUF file: it has 4 bytes; it was cut short"),
+        (b"GGML" + bytes(40), "no GGUF file: it begins with b'GGML', not with b'GGUF'"),
         (file(version=1), "GGUF version 1; versions 2 and 3 can be read"),
         (file(version=4), "GGUF version 4"),
         (file(version=3 << 24), "big-endian"),

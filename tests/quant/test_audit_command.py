@@ -143,6 +143,14 @@ def test_a_model_that_changes_while_it_is_read(
     assert done
 
 
+@pytest.mark.parametrize("name", ["*.safetensors", "config.json"])
+def test_a_file_out_of_a_checkpoint(checkpoint: Path, run: Command, name: str) -> None:
+    file = next(checkpoint.glob(name))
+    done = run("audit", file)
+    assert (done.code, done.out) == (2, "")
+    assert done.err == f"error: {file}: is one file of a checkpoint; name the folder it is in\n"
+
+
 def test_command_on_bad_input(
     checkpoint: Path,
     gguf: Path,

@@ -106,7 +106,7 @@ def test_changed_blocks_are_counted_and_measured(
     assert change.largest == np.abs(new - old).max()
     each = np.linalg.norm((new - old)[2]) / np.linalg.norm(old[2])
     assert change.experts[0].relative == pytest.approx(each)
-    assert result.verdict.startswith("1 of 9 expert tensors changed, in 1 layers; nothing else")
+    assert result.verdict.startswith("1 of 9 expert tensors changed, in 1 layer; nothing else")
 
 
 def test_only_attention_changed(base: Path, tuned: Path) -> None:
@@ -124,7 +124,7 @@ def test_only_attention_changed(base: Path, tuned: Path) -> None:
     assert change.largest == np.abs(new - old).max()
     assert result.verdict == (
         "no expert tensor changed: if they were trained, the adapter was not applied; "
-        "1 other tensors changed (attn_q.weight)"
+        "1 other tensor changed (attn_q.weight)"
     )
 
 
@@ -186,7 +186,7 @@ def test_other_sizes_and_settings(base: Path, tuned: Path, tmp_path: Path) -> No
     config = tuned / "config.json"
     config.write_text(config.read_text().replace('"factor": 32.0', '"factor": 16.0'))
     result = diff(base, tuned)
-    assert result.verdict == "the same weights, but 1 settings differ"
+    assert result.verdict == "the same weights, but 1 setting differs"
     assert [it.key for it in result.keys] == ["yarn_factor"]
 
 
@@ -229,7 +229,7 @@ def test_command(base: Path, tuned: Path, run: Command) -> None:
     done = run("diff", base, tuned)
     assert done.code == 1
     lines = done.out.splitlines()
-    assert lines[0] == "1 of 9 expert tensors changed, in 1 layers; nothing else changed"
+    assert lines[0] == "1 of 9 expert tensors changed, in 1 layer; nothing else changed"
     assert lines[2].startswith("  blk.1.ffn_down_exps.weight: 100.00% of 768 blocks in 4 of 4 ")
     assert "relative norm 1, " in lines[2]
     done = run("diff", base, tuned, "--json")

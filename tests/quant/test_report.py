@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import replace
+from errno import EACCES
 from html.parser import HTMLParser
 from math import inf
 from pathlib import Path
@@ -251,6 +252,21 @@ def test_what_is_no_page_is_never_replaced(copy: Copying, run: Command) -> None:
     assert "no HTML page" in done.err
     assert run("report", it.path, "-o", it.path.parent).code == 2
     assert run("report", it.path, "-o", it.path.parent / "no" / "page").code == 2
+
+
+def test_a_folder_that_takes_no_page_is_seen_before_the_model_is_read(
+    copy: Copying, tmp_path: Path, run: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = copy()
+    it.path.write_bytes(b"no model: would be named if it were looked at first")
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "touch", refused)
+    done = run("report", it.path, "-o", tmp_path / "page.html")
+    assert done.code == 2
+    assert done.err == f"error: {tmp_path}: no file can be written there: Permission denied\n"
 
 
 def test_no_page_of_a_file_that_is_cut_or_changes(

@@ -258,7 +258,7 @@ def test_command_names_the_first_difference(copy: Copying, run: Command) -> None
     lines = done.out.splitlines()
     place = "expert 0, row 0, block 1, lane 16"
     assert lines[0].startswith(f"different: blk.1.ffn_up_exps.weight: {place}: expected ")
-    assert lines[2] == (f"  blk.1.ffn_up_exps.weight: 1 values differ, the first at {place}")
+    assert lines[2] == (f"  blk.1.ffn_up_exps.weight: 1 value differs, the first at {place}")
     assert lines[3] == "  gpt-oss.rope.freq_base: expected 150000.0, found nothing"
 
 
@@ -280,7 +280,20 @@ def test_command_in_json(copy: Copying, run: Command) -> None:
 def test_command_on_bad_input(copy: Copying, run: Command) -> None:
     it = copy()
     it.path.write_bytes(it.path.read_bytes()[:1000])
-    for source, path in ((it.source, it.path), (it.source / "no", it.path), (it.path, it.path)):
+    for source, path in ((it.source, it.path), (it.source / "no", it.path)):
         done = run("verify", source, path)
         assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
         assert done.err.startswith("error: ")
+
+
+def test_command_on_arguments_that_are_swapped_or_of_one_kind(copy: Copying, run: Command) -> None:
+    it = copy()
+    for source, path, said in (
+        (it.path, it.source, f"{it.path}: is a file; name the checkpoint's folder first"),
+        (it.path, it.path, f"{it.path}: is a file; name the checkpoint's folder first"),
+        (it.source, it.source, f"{it.source}: is a folder; name the GGUF second"),
+    ):
+        done = run("verify", source, path)
+        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+        assert said in done.err
+        assert "gptoss-quant diff" in done.err
