@@ -38,7 +38,7 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy gptoss tests
 
-# 20b-sized; about 45 GB of disk and half an hour. See README, "Measured".
+# 20b-sized; about 55 GB of disk and half an hour. See README, "Measured".
 bench: $(VENV)/.oracle
 	$(BIN)/python tests/bench.py
 	$(BIN)/python tests/bench_harmony.py
