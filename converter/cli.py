@@ -176,7 +176,7 @@ def command(
             found = preview(planned, out, limit)
         for note in opened.notes:
             console.say(f"note: {note}")
-        click.echo(json.dumps(found.to_json()) if as_json else "\n".join(found.lines()))
+        console.answer(json.dumps(found.to_json()) if as_json else "\n".join(found.lines()))
         return
     if out is None:
         raise click.UsageError("Missing option '-o' / '--output'.", context)
@@ -202,11 +202,11 @@ def command(
         console.say(f"error: {error}")
         context.exit(1)
     if as_json:
-        click.echo(json.dumps(_summary(done)))
+        console.answer(json.dumps(_summary(done)))
         return
-    click.echo(_sentence(done))
+    console.answer(_sentence(done))
     if done.roundings:
-        click.echo(_rounding(done.roundings))
+        console.answer(_rounding(done.roundings))
 
 
 def _types(given: tuple[str, ...]) -> dict[str, str]:

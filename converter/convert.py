@@ -143,6 +143,7 @@ def convert(
             say(f"note: {note}")
         manifest_path = manifests.path_of(out)
         writer.check_target(manifest_path)
+        writer.check_target(out)
         _check_apart(opened, out)
         if not folder_of(out).exists():
             # Before the vocabulary is read: who has no room for the file should not wait for it.

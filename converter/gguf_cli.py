@@ -78,12 +78,12 @@ def plan(
         found = of_files(planned.parts, out, planned.listed(), more_bytes=more)
     if as_json:
         said = {"changes": list(changes), "notes": list(notes)} if to == TO_GGUF else {}
-        click.echo(json.dumps(found.to_json() | said))
+        console.answer(json.dumps(found.to_json() | said))
         return
     if to == TO_GGUF and not changes:
-        click.echo(f"{source}: needs nothing; nothing would be written")
+        console.answer(f"{source}: needs nothing; nothing would be written")
     else:
-        click.echo("\n".join([*map(console.one_line, changes), *found.lines()]))
+        console.answer("\n".join([*map(console.one_line, changes), *found.lines()]))
     for note in notes:
         console.say(f"note: {note}")
 
@@ -97,11 +97,13 @@ def run(
             mended = mend(
                 source, out, base=base, split_max_size=limit, progress=progress, say=console.say
             )
-        click.echo(json.dumps(_mending_summary(mended)) if as_json else _mending_sentences(mended))
+        console.answer(
+            json.dumps(_mending_summary(mended)) if as_json else _mending_sentences(mended)
+        )
         return
     with console.meter("exporting", shown=not as_json) as progress:
         done = export(source, out, to=to, progress=progress, say=console.say)
-    click.echo(json.dumps(_export_summary(done)) if as_json else _export_sentences(done))
+    console.answer(json.dumps(_export_summary(done)) if as_json else _export_sentences(done))
 
 
 def _mending_summary(done: Mending) -> dict[str, object]:

@@ -50,7 +50,7 @@ class Origin:
 
 def path_of(out: Path) -> Path:
     """Where the manifest of a result stands."""
-    return out.with_name(out.name + SUFFIX)
+    return out.parent / (out.name + SUFFIX)  # of "." too, which has no name
 
 
 def tool_version() -> str:

@@ -153,7 +153,7 @@ def _form(to: str) -> Form:
 def _check_target(out: Path) -> None:
     if not out.parent.is_dir():
         raise OutputError(f"{out.parent}: no such folder; create it first")
-    if out.is_dir() and not any(out.iterdir()):
+    if out.name and out.is_dir() and not any(out.iterdir()):
         return
     if out.exists() or out.is_symlink():
         raise OutputError(f"{out}: is there already; name a folder that is not, to be created")

@@ -109,6 +109,7 @@ def mend(
     files: tuple[Part, ...] = ()
     if found.changes:
         files = found.files
+        writer.check_target(out)
         _check_targets(found.file, [out.with_name(part.name) for part in files])
         writer.check_target(manifests.path_of(out))
         _write(found.file, out, files, found.changes, progress, say)

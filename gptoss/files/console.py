@@ -13,7 +13,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -29,7 +29,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from gptoss.files.errors import GptossError
+from gptoss.files.errors import GptossError, OutputError
 
 Advance = Callable[[int], None]
 """Called with the number of bytes just finished."""
@@ -94,10 +94,11 @@ def _exit_code(command: click.Command) -> int:
         say(f"error: {_said(error)}")
         return 2
     except click.ClickException as error:
-        error.show()
+        with suppress(OSError):
+            error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+        say("interrupted")
         return 130
     except _Terminated as error:
         return 128 + int(error.args[0])
@@ -121,8 +122,19 @@ def one_line(text: str) -> str:
 
 
 def say(sentence: str) -> None:
-    """Tell a person something on stderr, on one line."""
-    click.echo(one_line(sentence), err=True)
+    """Tell a person something on stderr, on one line; if nothing takes it there, nobody."""
+    with suppress(OSError):  # its reader has gone, or the disk it is redirected to is full
+        click.echo(one_line(sentence), err=True)
+
+
+def answer(text: str) -> None:
+    """Print a result on stdout. Raises ``OutputError`` when it cannot be taken there."""
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        raise
+    except OSError as reason:
+        raise OutputError(f"standard output: {reason.strerror}") from reason
 
 
 def _discard_output() -> None:

@@ -20,6 +20,8 @@ from support.commands import Command
 
 WEIGHTS = "model.safetensors"
 DOWN = "model.layers.1.mlp.experts.down_proj"
+NAME_IT = "name the file to write"
+NAME_ANOTHER = "name a folder that is not, to be created"
 
 
 @pytest.fixture
@@ -191,6 +193,29 @@ def test_an_output_folder_that_is_missing(source: Path, refused: Callable[..., s
 
 def test_an_output_that_is_a_folder(source: Path, refused: Callable[..., str]) -> None:
     assert "is a folder; name the file to write" in refused(source, source.parent)
+
+
+@pytest.mark.parametrize("out", ["", ".", "/"])
+def test_an_output_without_a_name(
+    source: Path, run: Command, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    """A variable that is not set, or the folder that one is in."""
+    folder = source.parent / "empty"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert run(source, "-o", out) == (2, "", f"error: {Path(out)}: is a folder; {NAME_IT}\n")
+    gguf = source.parent / "good.gguf"
+    assert run(source, "-o", gguf).code == 0
+    (source / "chat_template.jinja").write_text("hello")  # to be added, so that there is a result
+    assert run(gguf, "-o", out, "--base", source) == (
+        2,
+        "",
+        f"error: {Path(out)}: is a folder; {NAME_IT}\n",
+    )
+    code, said, errors = run(gguf, "-o", out, "--to", "hf")
+    assert (code, said) == (2, "")
+    assert errors == f"error: {Path(out)}: is there already; {NAME_ANOTHER}\n"
+    assert not list(folder.iterdir())
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such files on Windows")

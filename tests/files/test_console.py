@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -77,6 +79,7 @@ PROGRAM = r"""
 import os, signal, sys, time
 import click
 from gptoss.files import console
+from gptoss.files.errors import BadFile
 
 @click.command()
 @click.argument("what")
@@ -85,7 +88,11 @@ def command(what):
         click.echo(sys.stdin.read() + "\udcff \u20ac")
     elif what == "print":
         for _ in range(100_000):
-            click.echo("line")
+            console.answer("line")
+    elif what == "fail":
+        raise BadFile("model.gguf: is damaged")
+    elif what == "say":
+        console.say("a note")
     else:
         try:
             print("ready", flush=True)
@@ -93,7 +100,7 @@ def command(what):
         finally:
             print("cleaned up", flush=True)
 
-if sys.argv[1] == "nohup":
+if sys.argv[1:] == ["nohup"]:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 console.run(command)
 """
@@ -120,6 +127,40 @@ def test_no_text_is_too_strange_for_the_streams() -> None:
 @pytest.mark.skipif(os.name == "nt", reason="preexec_fn")
 def test_a_closed_stdin_is_an_empty_one() -> None:
     assert echoed(None, "utf-8:strict") == (0, "? \u20ac\n".encode(), b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has this device")
+class TestFullDisks:
+    """What a stream is redirected to may be full; on stderr nothing depends."""
+
+    def test_a_stdout_that_takes_nothing(self) -> None:
+        with Path("/dev/full").open("w") as full:
+            done = run_program("print", stdout=full, stderr=subprocess.PIPE)
+        assert done.returncode == 2
+        assert done.stderr == "error: standard output: No space left on device\n"
+
+    def test_a_stderr_that_takes_nothing(self) -> None:
+        with Path("/dev/full").open("w") as full:
+            assert run_program("fail", stderr=full).returncode == 2
+            assert run_program(stderr=full).returncode == 2
+            assert run_program("say", stderr=full).returncode == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGPIPE")
+def test_a_stderr_whose_reader_has_gone() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        assert run_program("fail", stderr=writer).returncode == 2
+        assert run_program("say", stderr=writer).returncode == 0
+    finally:
+        os.close(writer)
+
+
+def run_program(*arguments: str, **streams: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments], text=True, check=False, **streams
+    )
 
 
 def start(what: str) -> subprocess.Popen[str]:
