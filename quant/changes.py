@@ -121,7 +121,9 @@ def _verdict(diff: Diff) -> str:
             f"{len(experts)} of {n_experts} expert tensors changed, in {amount(layers, 'layer')}"
         )
     elif n_experts:
-        said.append("no expert tensor changed: if they were trained, the adapter was not applied")
+        said.append(
+            "no expert tensor changed: if experts were trained, their adapter was not merged"
+        )
     if others:
         said.append(f"{amount(len(others), 'other tensor')} changed ({_kinds(others)})")
     else:
@@ -136,7 +138,7 @@ def _unchanged(diff: Diff, rounded: int) -> str:
         n = len(diff.keys)
         return f"the same weights, but {amount(n, 'setting')} {'differs' if n == 1 else 'differ'}"
     if not rounded:
-        return "the same: no tensor changed; if one was to be, the adapter was not applied"
+        return "the same: no tensor changed; if one is a fine-tune, its adapter was not merged"
     types = sorted({" → ".join(change.stored) for change in diff.changes})
     some = "of experts too " if any(change.is_expert for change in diff.changes) else ""
     return f"the same model, {rounded} tensors {some}rounded to another type ({', '.join(types)})"

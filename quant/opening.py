@@ -15,13 +15,12 @@ from typing import Any
 from gguf.constants import GGMLQuantizationType
 
 from gptoss.files import openai
-from gptoss.files.checkpoint import CONFIG, CONFIG_LIMIT, Checkpoint
+from gptoss.files.checkpoint import CONFIG, INDEX, Checkpoint, read_config
 from gptoss.files.errors import BadCheckpoint, BadFile, BadGguf
 from gptoss.files.gguf import GgufFile, GgufTensor
 from gptoss.files.hparams import HParams
 from gptoss.files.names import Kind as TensorKind
 from gptoss.files.names import NamedTensor, tensors
-from gptoss.files.reading import read_json
 from gptoss.files.safetensors import TensorInfo
 from gptoss.quant.findings import Finding, Kind, Severity
 from gptoss.quant.model import (
@@ -45,7 +44,7 @@ def open_model(path: Path) -> Model:
     """
     if path.is_dir():
         return _open_checkpoint(path)
-    if path.suffix in (".safetensors", ".json") and path.is_file():
+    if (path.suffix == ".safetensors" or path.name in (CONFIG, INDEX)) and path.is_file():
         raise BadCheckpoint(f"{path}: is one file of a checkpoint; name the folder it is in")
     return _open_gguf(path)
 
@@ -54,7 +53,7 @@ def open_model(path: Path) -> Model:
 
 
 def _open_checkpoint(folder: Path) -> Model:
-    config = read_json(folder / CONFIG, BadCheckpoint, limit=CONFIG_LIMIT)
+    config = read_config(folder)
     defaults = {} if openai.is_config(config) else missing_rope(config)
     checkpoint = Checkpoint.open(folder, defaults=defaults)
     paths = {_extent(info).path for info in checkpoint.tensors.values()}

@@ -74,7 +74,7 @@ def verify(
 
 def _check_order(source: Path, gguf: Path) -> None:
     """Raise ``BadRequest`` when the two were swapped, or are of one kind."""
-    said = "two of one kind are compared by gptoss-quant diff"
+    said = "to compare two GGUFs or two checkpoints: gptoss-quant diff"
     if source.is_file():
         raise BadRequest(f"{source}: is a file; name the checkpoint's folder first; {said}")
     if gguf.is_dir():

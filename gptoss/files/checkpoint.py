@@ -67,13 +67,13 @@ class Checkpoint:
         is missing or contradicts itself.
         """
         if not folder.is_dir():
-            found = "is a file" if folder.exists() else "does not exist"
+            found = "is no folder" if folder.exists() else "does not exist"
             raise BadCheckpoint(
                 f"{folder}: {found}; the folder of a checkpoint is expected "
                 f"({CONFIG}, tokenizer.json, *.safetensors)"
             )
         path = folder / CONFIG
-        config = read_json(path, BadCheckpoint, limit=CONFIG_LIMIT)
+        config = read_config(folder)
         if openai.is_config(config):
             config = openai.hf_config(config, str(path))
         hparams = HParams.from_config({**config, **(defaults or {})}, str(path))
@@ -136,6 +136,16 @@ class Checkpoint:
         return found
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """What a folder's config.json holds. Raises ``BadCheckpoint``."""
+    path = folder / CONFIG
+    if not path.exists():
+        raise BadCheckpoint(
+            f"{folder}: holds no {CONFIG}; name the folder of a checkpoint; a GGUF is named itself"
+        )
+    return read_json(path, BadCheckpoint, limit=CONFIG_LIMIT)
+
+
 def _tensors(folder: Path, weights: Weights | None) -> dict[str, TensorInfo]:
     weights = weights or folder.joinpath
     single, index = weights(SINGLE), folder / INDEX
@@ -149,7 +159,7 @@ def _tensors(folder: Path, weights: Weights | None) -> dict[str, TensorInfo]:
         return read_header(single)
     tensors = _unindexed(folder)
     if not openai.is_layout(tensors):
-        raise BadCheckpoint(f"{folder}: holds neither {SINGLE} nor {INDEX}")
+        raise BadCheckpoint(f"{folder}: holds neither {SINGLE} nor {INDEX}; download the weights")
     return tensors
 
 
@@ -185,7 +195,7 @@ def _sharded(index: Path, weights: Weights) -> dict[str, TensorInfo]:
     for shard in shards:
         path = weights(shard)
         if not path.is_file():
-            raise BadCheckpoint(f"{path}: missing shard, named in {INDEX}")
+            raise BadCheckpoint(f"{path}: missing shard, named in {INDEX}; download it")
         for name, info in read_header(path).items():
             if weight_map.get(name) != shard:
                 said = f"puts it in {weight_map[name]}" if name in weight_map else "omits it"

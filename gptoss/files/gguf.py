@@ -187,7 +187,12 @@ def _joined(first: GgufFile, n_parts: Any) -> GgufFile:
         )
     tensors = dict(first.tensors)
     for i in range(1, n_parts):
-        part = _open_alone(first.path.with_name(part_name(name["stem"], i, n_parts)))
+        path = first.path.with_name(part_name(name["stem"], i, n_parts))
+        if not path.exists():
+            raise BadGguf(
+                f"{path}: part {i + 1} of {n_parts} is missing; put it beside {first.path.name}"
+            )
+        part = _open_alone(path)
         found = tuple(
             part.metadata.get(key)
             for key in (Keys.Split.LLM_KV_SPLIT_NO, Keys.Split.LLM_KV_SPLIT_COUNT)
@@ -261,7 +266,10 @@ class _Cursor:
         """A number of things of at least ``least`` bytes each, all of which must fit the file."""
         count = self.u64(what)
         if count > limit or count * least > self.source.size - self.at:
-            raise BadGguf(f"{self.where}: claims {count} {what}, more than it can hold")
+            raise BadGguf(
+                f"{self.where}: claims {count} {what}, more than it can hold; "
+                "the file is cut short or damaged"
+            )
         return count
 
     def skip_strings(self, count: int, what: str) -> None:

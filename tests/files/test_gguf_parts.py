@@ -56,7 +56,11 @@ def swap(folder: Path) -> None:
     [
         (SECOND, None, f"{SECOND}: is a part of a model in 3 files; name the first, .*{FIRST}"),
         ("m.gguf", rename, "m.gguf: is a part of a model in 3 files; name the first"),
-        (FIRST, lambda folder: (folder / THIRD).unlink(), f"{THIRD}: cannot be opened"),
+        (
+            FIRST,
+            lambda folder: (folder / THIRD).unlink(),
+            f"{THIRD}: part 3 of 3 is missing; put it beside {FIRST}",
+        ),
         (FIRST, swap, rf"{THIRD}: says \(1, 3\), not that it is part 2 of 3"),
     ],
 )

@@ -123,7 +123,7 @@ def test_only_attention_changed(base: Path, tuned: Path) -> None:
     assert change.relative == pytest.approx(np.linalg.norm(new - old) / np.linalg.norm(old))
     assert change.largest == np.abs(new - old).max()
     assert result.verdict == (
-        "no expert tensor changed: if they were trained, the adapter was not applied; "
+        "no expert tensor changed: if experts were trained, their adapter was not merged; "
         "1 other tensor changed (attn_q.weight)"
     )
 

@@ -296,4 +296,4 @@ def test_command_on_arguments_that_are_swapped_or_of_one_kind(copy: Copying, run
         done = run("verify", source, path)
         assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
         assert said in done.err
-        assert "gptoss-quant diff" in done.err
+        assert done.err.endswith("to compare two GGUFs or two checkpoints: gptoss-quant diff\n")
