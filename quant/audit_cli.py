@@ -21,7 +21,7 @@ SHOWN = 6
 
 
 @click.command("audit")
-@click.argument("path", type=click.Path(path_type=Path), metavar="PATH")
+@click.argument("path", type=console.PATH, metavar="PATH")
 @click.option("--json", "as_json", is_flag=True, help="Print counts and findings as JSON.")
 @click.pass_context
 def audit_command(context: click.Context, path: Path, as_json: bool) -> None:

@@ -32,10 +32,10 @@ command.add_command(report_command)
 
 
 @command.command("verify")
-@click.argument("source", type=click.Path(path_type=Path), metavar="SOURCE")
-@click.argument("gguf", type=click.Path(path_type=Path), metavar="OUT.gguf")
+@click.argument("source", type=console.PATH, metavar="SOURCE")
+@click.argument("gguf", type=console.PATH, metavar="OUT.gguf")
 @click.option(
-    "--tokenizer", type=click.Path(path_type=Path), metavar="FOLDER",
+    "--tokenizer", type=console.PATH, metavar="FOLDER",
     help="Where tokenizer.json is, when neither in SOURCE nor above its original/.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON, for programs.")

@@ -21,8 +21,8 @@ OTHERS = 6
 
 
 @click.command("diff")
-@click.argument("a", type=click.Path(path_type=Path), metavar="A")
-@click.argument("b", type=click.Path(path_type=Path), metavar="B")
+@click.argument("a", type=console.PATH, metavar="A")
+@click.argument("b", type=console.PATH, metavar="B")
 @click.option("--json", "as_json", is_flag=True, help="Print all changes as JSON.")
 @click.pass_context
 def diff_command(context: click.Context, a: Path, b: Path, as_json: bool) -> None:

@@ -41,6 +41,13 @@ Meter = Callable[[int, int], None]
 MESSAGE_LIMIT = 1000
 """Characters of a message that are shown: what a file says may be quoted in it, of any length."""
 
+WIDE = 60
+"""Columns of a terminal from which on a bar has its figures beside it."""
+
+PATH = click.Path(readable=False, path_type=Path)
+"""A path as commands take it. What may not be read the file's reader says, on one line; click would
+say it with the whole usage text."""
+
 _SIGNALS = ("SIGTERM", "SIGHUP")  # the second is none of Windows'
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 
@@ -165,11 +172,11 @@ def meter(title: str, *, shown: bool = True) -> Iterator[Meter]:
 def meters(*titles: str, shown: bool = True) -> Iterator[list[Meter]]:
     """A ``meter`` for each of several things done one after the other; each appears when set."""
     console = Console(stderr=True)
+    figures = (DownloadColumn(), TransferSpeedColumn())
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
+        *(figures if console.width >= WIDE else ()),  # narrower, they would wrap at each redraw
         TimeRemainingColumn(),
     )
     with Progress(

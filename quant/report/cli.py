@@ -15,11 +15,11 @@ from gptoss.quant.report.writing import check_target, write
 
 
 @click.command("report")
-@click.argument("model", type=click.Path(path_type=Path), metavar="MODEL")
+@click.argument("model", type=console.PATH, metavar="MODEL")
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path),
+    type=console.PATH,
     metavar="PAGE.html",
     default=Path("report.html"),
     show_default=True,
@@ -27,7 +27,7 @@ from gptoss.quant.report.writing import check_target, write
 )
 @click.option(
     "--base",
-    type=click.Path(path_type=Path),
+    type=console.PATH,
     metavar="OTHER",
     help="A checkpoint or GGUF to compare with: what MODEL was converted or trained from.",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -200,3 +201,19 @@ class TestSignals:
             process.stdout.close()
             assert process.stderr.read() == ""
             assert process.wait(timeout=20) == 141
+
+
+@pytest.mark.parametrize("width", ["40", "80"])
+def test_a_bar_takes_one_line_however_narrow_the_terminal(
+    width: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", width)
+    monkeypatch.setenv("TERM", "xterm")
+    with console.meter("verifying") as show:
+        show(241_300_000, 857_775_584)
+    drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+    last = drawn.strip().rsplit("\n", 1)[-1]
+    assert "verifying" in last
+    assert ("MB" in last) == (width == "80")

@@ -297,3 +297,18 @@ def test_command_on_arguments_that_are_swapped_or_of_one_kind(copy: Copying, run
         assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
         assert said in done.err
         assert done.err.endswith("to compare two GGUFs or two checkpoints: gptoss-quant diff\n")
+
+
+def test_a_file_that_may_not_be_read_is_one_line(
+    copy: Copying, tmp_path: Path, run: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the option parser's usage text: the reader says it, as of any other file."""
+    it = copy()
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    for arguments in (
+        ("verify", it.source, it.path),
+        ("audit", it.path),
+        ("diff", it.path, it.path),
+        ("report", it.path, "-o", tmp_path / "page.html"),
+    ):
+        assert run(*arguments).code == 0, arguments[0]
