@@ -21,7 +21,7 @@ from gptoss.files.errors import BadRequest
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 90})
 @click.argument("source", metavar="SOURCE")
 @click.option(
-    "-o", "--output", "out", type=click.Path(path_type=Path), metavar="OUT",
+    "-o", "--output", "out", type=console.PATH, metavar="OUT",
     help="The file to write. Its folder must exist. A file already there is replaced once the "
     "new one is complete. With --to hf, the folder to create.",
 )  # fmt: skip
@@ -67,14 +67,14 @@ from gptoss.files.errors import BadRequest
     "with the least error; bf16, four times as large, is for hardware without MXFP4.",
 )  # fmt: skip
 @click.option(
-    "--base", type=click.Path(path_type=Path), metavar="FOLDER",
+    "--base", type=console.PATH, metavar="FOLDER",
     help="The MXFP4 checkpoint that SOURCE was fine-tuned from. Blocks that the fine-tune left "
     "alone keep their codes and scales to the bit, and square matrices are compared with it to "
     "see which way they stand. Of a GGUF as SOURCE: the checkpoint whose config and tokenizer say "
     "what should be in it; weights are not needed.",
 )  # fmt: skip
 @click.option(
-    "--lora", type=click.Path(path_type=Path), metavar="FOLDER",
+    "--lora", type=console.PATH, metavar="FOLDER",
     help="A PEFT LoRA adapter made for SOURCE: its deltas are added, experts' too, in float32, "
     "and rounded once. One that would not be taken up whole is refused.",
 )  # fmt: skip
@@ -88,7 +88,7 @@ from gptoss.files.errors import BadRequest
     "published; hf-bf16 has them in BF16, as fine-tuning wants them.",
 )  # fmt: skip
 @click.option(
-    "--tokenizer", type=click.Path(path_type=Path), metavar="FOLDER",
+    "--tokenizer", type=console.PATH, metavar="FOLDER",
     help="Where tokenizer.json is, when neither in SOURCE nor above its original/.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON, for programs.")

@@ -48,7 +48,7 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=console.PATH)
 @click.option(
     "-p", "--prompt", metavar="TEXT", help="Answer this and leave; - reads it from stdin."
 )
@@ -97,14 +97,14 @@ def cli() -> None:
 )
 @click.option(
     "--schema",
-    type=click.Path(path_type=Path),
+    type=console.PATH,
     metavar="FILE",
     help="The answer is JSON that the JSON schema in FILE admits.",
 )
 @click.option("--regex", metavar="PATTERN", help="The answer matches PATTERN, whole.")
 @click.option(
     "--grammar",
-    type=click.Path(path_type=Path),
+    type=console.PATH,
     metavar="FILE",
     help="The answer follows the Lark grammar in FILE.",
 )

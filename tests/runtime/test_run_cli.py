@@ -86,6 +86,15 @@ def test_a_file_of_another_kind(refused: Refused, tmp_path: Path) -> None:
     assert "no GGUF file" in refused("chat", tmp_path / "a.gguf")
 
 
+def test_a_file_that_may_not_be_read(
+    refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the reader finds is told, not the option parser's usage text."""
+    (tmp_path / "a.gguf").write_bytes(b"")
+    monkeypatch.setattr("os.access", lambda *_, **__: False)
+    assert refused("chat", tmp_path / "a.gguf").count("\n") == 1
+
+
 def test_a_truncated_file(refused: Refused, tmp_path: Path, random_gguf: Path) -> None:
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(random_gguf.read_bytes()[:-1000])
