@@ -45,7 +45,9 @@ def size(text: str) -> int:
     """
     found = re.fullmatch(r"(\d{1,15})([KMG]?)B?", text.strip(), re.ASCII | re.IGNORECASE)
     if found is None or not int(found[1]):
-        raise BadRequest(f"{text!r} is no size; a number of bytes, or one like 700M or 5G, is")
+        raise BadRequest(
+            f"--split-max-size {text!r}: a number of bytes is expected, or one like 700M or 5G"
+        )
     return int(found[1]) * _UNITS[found[2].upper()]
 
 

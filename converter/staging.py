@@ -131,6 +131,8 @@ class Staging:
     def _locked(self) -> FileIO:
         if self.folder.is_symlink():
             raise OutputError(f"{self.folder}: is a link; remove it")
+        if self.folder.exists() and not self.folder.is_dir():
+            raise OutputError(f"{self.folder}: is no folder; remove it")
         self.folder.mkdir(exist_ok=True)
         file = (self.folder / "lock").open("ab", buffering=0)
         if not _lock(file):

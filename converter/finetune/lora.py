@@ -78,6 +78,10 @@ def open_adapter(folder: Path, checkpoint: Checkpoint) -> Adapter:
     Raises ``BadCheckpoint`` when it is damaged, does not fit the checkpoint or would not be taken
     up whole; ``UnsupportedModel`` when it is another kind of adapter.
     """
+    if not (folder / CONFIG).exists():
+        raise BadCheckpoint(
+            f"{folder / CONFIG}: missing; the folder of a PEFT adapter has it, beside {WEIGHTS}"
+        )
     config = read_json(folder / CONFIG, BadCheckpoint, limit=CONFIG_LIMIT)
     _check_kind(config, folder / CONFIG)
     path = folder / WEIGHTS

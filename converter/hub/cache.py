@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from gptoss.converter.hub.http import Client, Patience
+from gptoss.converter.hub.http import Client, Patience, importing
 from gptoss.converter.hub.pinned import SETUP, WORDS, HubId
 from gptoss.converter.hub.remote import WrongHash
 from gptoss.converter.telling import Say
@@ -34,8 +34,9 @@ def download(wanted: HubId, *, shown: bool = False, say: Say | None = None) -> P
     called by the commit. ``shown`` draws huggingface_hub's bars, where stderr is
     a terminal. Raises ``HubError``.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.utils.tqdm import tqdm
+    with importing():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.utils.tqdm import tqdm
 
     class Silent(tqdm):
         def __init__(self, *args: Any, **settings: Any) -> None:

@@ -9,12 +9,13 @@ names; everything else that is not the answer asked for is refused in one line.
 from __future__ import annotations
 
 import email.utils
+import io
 import random
 import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -62,6 +63,20 @@ class Answer(Protocol):
     def iter_raw(self) -> Iterator[bytes]: ...
 
 
+@contextmanager
+def importing() -> Iterator[None]:
+    """Around imports of huggingface_hub, which reads its settings then and prints what it makes
+    of them on stdout. Raises ``HubError`` when one cannot be."""
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    except (ImportError, ValueError) as reason:
+        raise HubError(
+            f"huggingface_hub cannot be used: {reason}; check HF_ENDPOINT and the other settings "
+            "of the Hub"
+        ) from reason
+
+
 class Client:
     """A way to ask the Hub, shared by threads.
 
@@ -70,8 +85,9 @@ class Client:
 
     def __init__(self, say: Say | None = None) -> None:
         # Not before it is needed: importing these takes half a second.
-        from huggingface_hub import constants, get_session, get_token
-        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+        with importing():
+            from huggingface_hub import constants, get_session, get_token
+            from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
         self.endpoint: str = constants.ENDPOINT
         self.reached = False

@@ -38,6 +38,8 @@ DTYPE_BYTES = {
 }
 """Bytes a value, for the dtypes whose values are whole bytes."""
 
+GIT_LFS = b"version "
+"""The first bytes of what git leaves in place of a large file when git-lfs is not there."""
 HEADER_LIMIT = 2**21
 """Bytes of header that are believed. The published 120b has less than 2**17 in all its shards; the
 format's own limit, 100 MB, would let a hostile file take seconds and gigabytes to parse."""
@@ -63,7 +65,12 @@ def read_header(path: AnyPath) -> dict[str, TensorInfo]:
     with Source(path, BadCheckpoint) as source:
         if source.size < 8:
             raise BadCheckpoint(f"{path}: {source.size} bytes are no safetensors file")
-        length = int.from_bytes(source.read(0, 8), "little")
+        begin = source.read(0, 8)
+        if begin == GIT_LFS:
+            raise BadCheckpoint(
+                f"{path}: is git-lfs's pointer to the file; run `git lfs pull` in its folder"
+            )
+        length = int.from_bytes(begin, "little")
         if length > source.size - 8:
             raise BadCheckpoint(
                 f"{path}: the header's length, {length}, goes past the file's end at {source.size};"

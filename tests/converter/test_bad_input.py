@@ -128,6 +128,15 @@ def no_json(folder: Path) -> None:
     (folder / "config.json").write_text("{")
 
 
+def no_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def git_lfs_pointer(folder: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 13761264768\n"
+    (folder / WEIGHTS).write_text(pointer)
+
+
 def no_folder(folder: Path) -> None:
     shutil.rmtree(folder)
 
@@ -148,6 +157,8 @@ def no_folder(folder: Path) -> None:
         (too_many_tokens, "holds token ids from 0 to 320; the embedding has 320 rows"),
         (no_tokenizer, "tokenizer.json: missing; --tokenizer names another"),
         (no_json, "config.json: no JSON"),
+        (no_config, "holds no config.json; name the folder of a checkpoint"),
+        (git_lfs_pointer, f"{WEIGHTS}: is git-lfs's pointer to the file; run `git lfs pull`"),
         (no_folder, "does not exist; the folder of a checkpoint is expected"),
     ],
 )
@@ -189,6 +200,20 @@ def test_types_that_do_not_exist(
 def test_an_output_folder_that_is_missing(source: Path, refused: Callable[..., str]) -> None:
     line = refused(source, source.parent / "gone" / "out.gguf")
     assert "gone: no such folder; create it first" in line
+
+
+@pytest.mark.parametrize("size", ["abc", "0", "-1", "1.5G", ""])
+def test_sizes_that_are_none(source: Path, refused: Callable[..., str], size: str) -> None:
+    line = refused(source, source.parent / "out.gguf", "--split-max-size", size)
+    assert f"--split-max-size {size!r}: a number of bytes is expected, or one like 700M" in line
+
+
+def test_a_file_where_the_result_should_grow(source: Path, run: Command) -> None:
+    blocking = source.parent / ".out.gguf.part"
+    blocking.write_text("mine")
+    code, said, errors = run(source, "-o", source.parent / "out.gguf")
+    assert (code, said, blocking.read_text()) == (2, "", "mine")
+    assert errors == f"error: {blocking}: is no folder; remove it\n"
 
 
 def test_an_output_that_is_a_folder(source: Path, refused: Callable[..., str]) -> None:
@@ -235,6 +260,25 @@ def test_an_output_folder_that_is_full(
     line = refused(source, source.parent / "out.gguf")
     assert "4,096 bytes are free and " in line
     assert str(source.parent) in line
+
+
+@pytest.mark.parametrize("setting", ["HF_ENDPOINT=http://[", "HF_HUB_DOWNLOAD_TIMEOUT=soon"])
+@pytest.mark.parametrize("more", [["-o", "out.gguf"], ["--plan"]])
+def test_settings_of_the_hub_that_cannot_be(tmp_path: Path, setting: str, more: list[str]) -> None:
+    """huggingface_hub reads them when it is imported, and prints of its trouble on stdout."""
+    name, _, value = setting.partition("=")
+    done = subprocess.run(
+        [Path(sys.executable).with_name("gptoss-convert"), "nobody/nothing", *more],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", name: value},
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("error: huggingface_hub cannot be used: ")
+    assert "check HF_ENDPOINT and the other settings of the Hub" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_itself(source: Path) -> None:

@@ -221,7 +221,7 @@ X = f"{adapters.PREFIX}{LAYER}mlp.experts"
         (lambda folder: (folder / "adapter_model.safetensors").unlink(), BadCheckpoint,
          r"adapter_model\.safetensors: missing; an adapter's weights must be in safetensors"),
         (lambda folder: (folder / "adapter_config.json").unlink(), BadCheckpoint,
-         r"adapter_config\.json: cannot be opened"),
+         r"adapter_config\.json: missing; the folder of a PEFT adapter has it"),
     ],
 )  # fmt: skip
 def test_adapters_that_do_not_fit(
