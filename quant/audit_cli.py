@@ -76,6 +76,8 @@ def _lines(result: Audit, seconds: float) -> Iterator[str]:
         f"{sizes.num_hidden_layers} layers of {sizes.num_local_experts} experts; "
         f"{result.nbytes:,} bytes read in {seconds:.1f} s ({rate:.0f} MB/s)"
     )
+    if not result.experts:
+        yield "no expert is in MXFP4: experts were counted as all other values are"
     for part in Part:
         of_part = [it for it in result.experts if it.part is part]
         if of_part:
@@ -105,8 +107,8 @@ def _summary(part: Part, tensors: list[ExpertStatistics]) -> str:
     zeros = sum(int(it.zero_blocks.sum()) for it in tensors)
     saturated = sum(int(it.saturated_blocks.sum()) for it in tensors)
     return (
-        f"{part:4}  {int(scales.sum()):,} blocks: scales {used[0]}..{used[-1]}, half of them up to "
-        f"{middle}; {(codes[0] + codes[8]) / codes.sum():.1%} zeros, "
+        f"{part:4}  {int(scales.sum()):,} blocks: scale bytes {used[0]}..{used[-1]}, "
+        f"half of them up to {middle}; {(codes[0] + codes[8]) / codes.sum():.1%} zeros, "
         f"{(codes[7] + codes[15]) / codes.sum():.1%} at ±6; "
         f"{zeros:,} blocks all zero, {saturated:,} saturated"
     )

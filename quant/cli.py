@@ -31,7 +31,7 @@ command.add_command(diff_command)
 command.add_command(report_command)
 
 
-@command.command("verify")
+@command.command("verify", short_help="Prove that a GGUF holds exactly what its source holds.")
 @click.argument("source", type=console.PATH, metavar="SOURCE")
 @click.argument("gguf", type=console.PATH, metavar="OUT.gguf")
 @click.option(
@@ -70,7 +70,7 @@ def verify_command(
     Exit codes:
       0    proven
       1    different
-      2    one of the two is missing, damaged, or no gpt-oss model
+      2    one of the two is missing, damaged, no gpt-oss, or changed while read
       130  interrupted
     """
     began = perf_counter()

@@ -31,3 +31,9 @@ def test_help_fits_into_80_columns(command: click.Command, path: tuple[str, ...]
     assert done.exit_code == 0
     assert "Options:" in done.output
     assert [line for line in done.output.splitlines() if len(line) > 80] == []
+
+
+@pytest.mark.parametrize("group", [quant.command, run.cli])
+def test_what_each_command_does_is_told_whole(group: click.Command) -> None:
+    listed = CliRunner().invoke(group, ["--help"], terminal_width=80).output.split("Commands:")[1]
+    assert "..." not in listed

@@ -14,7 +14,7 @@ from gptoss.quant.report.page import page, tally
 from gptoss.quant.report.writing import check_target, write
 
 
-@click.command("report")
+@click.command("report", short_help="Show the numbers of a model as a page of pictures.")
 @click.argument("model", type=console.PATH, metavar="MODEL")
 @click.option(
     "-o",
@@ -54,8 +54,8 @@ def report_command(
     Exit codes:
       0    written, and nothing of severity "error" was found
       1    written, and something was
-      2    MODEL or OTHER is missing, damaged, or no gpt-oss model; or the page
-           cannot be written
+      2    MODEL or OTHER is missing, damaged, no gpt-oss, or changed while
+           read; or the page cannot be written
       130  interrupted
     """
     if not as_json:

@@ -68,7 +68,7 @@ def _header(audit: Audit) -> str:
         (f"{hparams.num_hidden_layers}", "layers"),
         (f"{hparams.num_local_experts}", f"experts, {hparams.num_experts_per_tok} at a time"),
         (f"{hparams.hidden_size}", "hidden size"),
-        (f"{audit.nbytes / 1e9:,.2f} GB", "read, every byte"),
+        (_size(audit.nbytes), "read, every byte"),
     ]
     if blocks:
         tiles += [
@@ -97,6 +97,13 @@ def _verdict(audit: Audit) -> str:
         for severity, words in tally(audit.findings).items()
     ]
     return ", ".join(words)
+
+
+def _size(nbytes: int) -> str:
+    """So many bytes in a unit that leaves figures to read."""
+    if nbytes < 1e4:
+        return amount(nbytes, "byte")
+    return f"{nbytes / 1e9:,.2f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:.2f} MB"
 
 
 def tally(findings: Sequence[Finding]) -> dict[Severity, str]:

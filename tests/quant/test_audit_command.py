@@ -44,8 +44,16 @@ def test_a_sound_model(sound: Path, run: Command) -> None:
     assert done.code == 0
     lines = done.out.splitlines()
     assert lines[0] == f"sound: {sound / 'model.gguf'}: 1 warning"
-    assert lines[2].startswith("gate  1,024 blocks: scales ")
+    assert lines[2].startswith("gate  1,024 blocks: scale bytes ")
     assert "warning: template-missing: " in "\n".join(lines)
+
+
+def test_a_model_without_mxfp4_is_said_to_have_none(
+    sound: Path, tmp_path: Path, run: Command
+) -> None:
+    convert(sound / "checkpoint", tmp_path / "model.gguf", experts="bf16")
+    lines = run("audit", tmp_path / "model.gguf").out.splitlines()
+    assert lines[2] == "no expert is in MXFP4: experts were counted as all other values are"
 
 
 def test_a_model_with_an_error(checkpoint: Path, run: Command) -> None:

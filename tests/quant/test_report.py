@@ -87,6 +87,14 @@ def test_the_page_is_whole_and_fetches_nothing(audited: Audit) -> None:
     assert "✓" in "".join(Reader(page(replace(audited, findings=()))).text)
 
 
+@pytest.mark.parametrize(
+    ("nbytes", "said"),
+    [(950, "950 bytes"), (1, "1 byte"), (238_488, "0.24 MB"), (13_761_300_000, "13.76 GB")],
+)
+def test_a_small_model_is_not_nothing(audited: Audit, nbytes: int, said: str) -> None:
+    assert said in "".join(Reader(page(replace(audited, nbytes=nbytes))).text)
+
+
 def test_cells_and_bars_say_what_the_file_holds(audited: Audit, source: Path) -> None:
     titles = Reader(page(audited)).titles
     cells = [title for title in titles if re.match(r"layer \d+, expert \d+: mean scale", title)]
