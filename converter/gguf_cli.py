@@ -52,6 +52,8 @@ def check_options(context: click.Context, source: Path, to: str) -> None:
         if to != TO_GGUF:
             raise BadRequest(f"--to {to} takes a GGUF file; {source} is none")
         return
+    if to == TO_GGUF and source.suffix in (".safetensors", ".json"):
+        raise BadRequest(f"{source}: is one file of a checkpoint; name its folder, {source.parent}")
     for parameter, option in _OF_CHECKPOINTS.items():
         if context.get_parameter_source(parameter) is ParameterSource.COMMANDLINE:
             raise BadRequest(f"{option} is for checkpoints; a GGUF's tensors stay as they are")

@@ -70,6 +70,10 @@ def opened(
         yield source
         return
     say = say or silent
+    if not os.fspath(source):
+        raise BadRequest("SOURCE is empty; name a checkpoint's folder, OWNER/NAME or a GGUF")
+    if "://" in os.fspath(source):
+        raise BadRequest(f"{source}: a repository on the Hub is named as OWNER/NAME")
     wanted = hub_id(source) if isinstance(source, str) else None
     if wanted is not None and Path(source).exists():
         say(f"{source}: the folder here is meant, not the repository of that name on the Hub")

@@ -48,6 +48,10 @@ def open_source(
     ``UnsupportedModel`` for another kind of model or adapter, ``BadRequest`` when there is nothing
     to compare the base with.
     """
+    if tokenizer and not Path(tokenizer).is_dir():
+        raise BadRequest(
+            f"{tokenizer}: no such folder; --tokenizer names the one that tokenizer.json is in"
+        )
     checkpoint = Checkpoint.open(
         Path(source), weights=weights, tokenizer=Path(tokenizer) if tokenizer else None
     )

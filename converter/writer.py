@@ -78,7 +78,7 @@ def write(
     """
     total = sum(part.nbytes for part in parts)
     padding = total - sum(job.units * job.writes for job in work)
-    check_room(staging.folder, total - written(work))
+    check_room(staging.out.parent, total - written(work))
     with reported(staging.out):
         for part in parts:
             with _opened(staging.path(part.name)) as file:

@@ -33,7 +33,7 @@ def source(tmp_path: Path) -> Path:
 def refused(run: Command) -> Callable[..., str]:
     """Run the command; checks that it fails properly, returns its one line."""
 
-    def refused(source: Path, out: Path, *more: str) -> str:
+    def refused(source: Path | str, out: Path, *more: str | Path) -> str:
         code, said, errors = run(source, "-o", out, *more)
         assert (code, said, errors.count("\n")) == (2, "", 1)
         assert errors.startswith("error: ")
@@ -197,6 +197,28 @@ def test_types_that_do_not_exist(
     assert found in line
 
 
+def test_sources_that_mean_something_else(source: Path, refused: Callable[..., str]) -> None:
+    out = source.parent / "out.gguf"
+    for more in ((), ("--dense", "bf16"), ("--plan",)):
+        line = refused(source / WEIGHTS, out, *more)
+        assert f"{source / WEIGHTS}: is one file of a checkpoint; name its folder" in line
+    url = "https://huggingface.co/openai/gpt-oss-20b"
+    line = refused(url, out)
+    assert f"{url}: a repository on the Hub is named as OWNER/NAME" in line
+    assert "SOURCE is empty" in refused("", out)
+
+
+@pytest.mark.parametrize("more", [(), ("--plan",)])
+def test_a_tokenizer_that_is_no_folder(
+    source: Path, refused: Callable[..., str], more: tuple[str, ...]
+) -> None:
+    for path in (source / "tokenizer.json", source / "gone"):
+        line = refused(source, source.parent / "out.gguf", "--tokenizer", path, *more)
+        assert (
+            f"{path}: no such folder; --tokenizer names the one that tokenizer.json is in" in line
+        )
+
+
 def test_an_output_folder_that_is_missing(source: Path, refused: Callable[..., str]) -> None:
     line = refused(source, source.parent / "gone" / "out.gguf")
     assert "gone: no such folder; create it first" in line
@@ -253,13 +275,16 @@ def test_an_output_that_is_no_regular_file(source: Path, refused: Callable[..., 
 
 
 def test_an_output_folder_that_is_full(
-    source: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    source: Path, run: Command, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    gguf = source.parent / "model.gguf"
+    assert run(source, "-o", gguf).code == 0
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 4096, 4096))
     line = refused(source, source.parent / "out.gguf")
-    assert "4,096 bytes are free and " in line
-    assert str(source.parent) in line
+    assert f"error: {source.parent}: 4,096 bytes are free and " in line
+    line = refused(gguf, source.parent / "back", "--to", "hf")
+    assert f"error: {source.parent}: 4,096 bytes are free and " in line
 
 
 @pytest.mark.parametrize("setting", ["HF_ENDPOINT=http://[", "HF_HUB_DOWNLOAD_TIMEOUT=soon"])
