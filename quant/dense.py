@@ -91,7 +91,8 @@ def _unit(encoding: Encoding) -> tuple[int, int]:
 def _decoded(encoding: Encoding, raw: Bytes) -> Floats:
     """The values of whole blocks, as the gguf package decodes them."""
     blocks = raw.reshape(-1, unit_bytes(encoding))
-    decoded: Floats = dequantize(blocks, GGMLQuantizationType[encoding.value])
+    with np.errstate(invalid="ignore", over="ignore"):  # a damaged scale may be infinite
+        decoded: Floats = dequantize(blocks, GGMLQuantizationType[encoding.value])
     return decoded.reshape(-1)
 
 

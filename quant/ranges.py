@@ -112,8 +112,11 @@ def _of(
 
 
 def _norm(tensor: DenseTensor, values: Floats) -> Iterator[Finding]:
-    with np.errstate(over="ignore", invalid="ignore"):
-        rms = float(np.sqrt(np.nanmean(np.square(values.astype(np.float64)))))
+    numbers = values[~np.isnan(values)].astype(np.float64)
+    if not numbers.size:
+        return
+    with np.errstate(over="ignore"):
+        rms = float(np.sqrt(np.mean(np.square(numbers))))
     if not NORM[0] <= rms <= NORM[1]:
         message = f"root mean square {rms:.3g}"
         yield _of(Kind.NORM_RANGE, Severity.WARNING, tensor, message)

@@ -66,6 +66,14 @@ def test_a_model_with_an_error(checkpoint: Path, run: Command) -> None:
     assert f"\n  {expected.tensor}, {place}: scale 255: 1 block in 1 expert" in text
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_norm_of_nothing_but_nan_warns_of_nothing(checkpoint: Path) -> None:
+    region = regions(checkpoint)["model.norm.weight"]
+    region.write(np.full_like(region.read(), 0x7FC0))
+    kinds = [it.kind.label for it in audit(checkpoint).findings if it.tensor == "model.norm.weight"]
+    assert kinds == ["not-finite"]
+
+
 def test_json(checkpoint: Path, run: Command) -> None:
     expected = nan_scale(Patient(checkpoint, np.random.default_rng(0)))
     done = run("audit", checkpoint, "--json")

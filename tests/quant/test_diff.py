@@ -200,6 +200,18 @@ def test_nan_is_a_difference_but_not_from_itself(base: Path, tuned: Path, tmp_pa
     assert diff(tuned, shutil.copytree(tuned, tmp_path / "copy")).same
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_infinite_scale_warns_of_nothing(base: Path, tmp_path: Path) -> None:
+    """numpy's own warnings would come between a person and the answer."""
+    convert(base, tmp_path / "model.gguf")
+    region = regions(tmp_path / "model.gguf")["output.weight"]
+    blocks = region.read()
+    blocks.reshape(-1, 34)[0, :3] = 0x00, 0x7C, 0  # a scale of infinity, a code of 0
+    region.write(blocks)
+    names = [it.tensor for it in diff(base, tmp_path / "model.gguf").changes if not it.is_rounding]
+    assert names == ["output.weight"]
+
+
 # --- bad input and the command ----------------------------------------------------------------
 
 
