@@ -124,7 +124,7 @@ class Client:
         except self._offline as reason:
             raise HubError(
                 f"{self.endpoint}: not asked, since HF_HUB_OFFLINE is set; unset it, or leave out "
-                "--stream to use what is in the cache"
+                "--stream or --plan to use what is in the cache"
             ) from reason
         except self._failed as reason:
             raise self._unanswered(reason) from reason
@@ -142,7 +142,8 @@ class Client:
             raise self.refusal(answer, repository, what) from error
         if isinstance(error, self._offline):
             raise HubError(
-                f"{what}: not in the cache, and HF_HUB_OFFLINE is set; unset it to download"
+                f"{what}: not in the cache, and HF_HUB_OFFLINE is set; unset it to download; "
+                f"no folder {repository} is here either"
             ) from error
         if isinstance(error, self._failed):
             return self._unanswered(error)
@@ -193,9 +194,12 @@ class Patience:
         """Pause before the next attempt; raises ``HubError`` when it has been enough."""
         self._failures += 1
         if self._failures >= (ATTEMPTS if self._client.reached else FIRST_ATTEMPTS):
-            raise HubError(
+            said = (
                 f"{self._what}: tried {self._failures} times: {error}; run the same command later"
-            ) from error
+            )
+            if not self._client.reached:  # all that is asked for so far is a repository
+                said += f"; no folder {self._what.partition('@')[0]} is here either"
+            raise HubError(said) from error
         if error.after is not None and error.after > LONGEST_ASKED:
             raise HubError(
                 f"{self._what}: the server wants to be left alone for {error.after:.0f} seconds; "

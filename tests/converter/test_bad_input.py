@@ -20,6 +20,7 @@ from support.commands import Command
 
 WEIGHTS = "model.safetensors"
 DOWN = "model.layers.1.mlp.experts.down_proj"
+NO_FOLDER = "no folder models/gpt-oss is here either"
 NAME_IT = "name the file to write"
 NAME_ANOTHER = "name a folder that is not, to be created"
 
@@ -304,6 +305,31 @@ def test_settings_of_the_hub_that_cannot_be(tmp_path: Path, setting: str, more: 
     assert done.stderr.startswith("error: huggingface_hub cannot be used: ")
     assert "check HF_ENDPOINT and the other settings of the Hub" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("setting", "more", "found"),
+    [
+        ("HF_HUB_OFFLINE=1", ["-o", "out.gguf"], f"to download; {NO_FOLDER}"),
+        ("HF_HUB_OFFLINE=1", ["--plan"], "leave out --stream or --plan to use what is in the"),
+        ("HF_ENDPOINT=http://127.0.0.1:1", ["-o", "out.gguf"], f"command later; {NO_FOLDER}"),
+    ],
+)
+def test_a_folder_that_is_not_there_and_no_hub(
+    tmp_path: Path, setting: str, more: list[str], found: str
+) -> None:
+    """``models/gpt-oss`` misspelt is a repository's name; who meant a folder should see it."""
+    name, _, value = setting.partition("=")
+    done = subprocess.run(
+        [Path(sys.executable).with_name("gptoss-convert"), "models/gpt-oss", *more],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1", name: value},
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert found in done.stderr
 
 
 def test_the_command_itself(source: Path) -> None:
