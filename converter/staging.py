@@ -134,7 +134,10 @@ class Staging:
         if self.folder.exists() and not self.folder.is_dir():
             raise OutputError(f"{self.folder}: is no folder; remove it")
         self.folder.mkdir(exist_ok=True)
-        file = (self.folder / "lock").open("ab", buffering=0)
+        lock = self.folder / "lock"
+        if not lock.exists() and any(self.folder.iterdir()):  # what a run leaves has a lock
+            raise OutputError(f"{self.folder}: holds files of something else; move them away")
+        file = lock.open("ab", buffering=0)
         if not _lock(file):
             file.close()
             raise OutputError(f"{self.out}: another process is writing it; wait for it, or end it")

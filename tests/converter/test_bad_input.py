@@ -239,6 +239,15 @@ def test_a_file_where_the_result_should_grow(source: Path, run: Command) -> None
     assert errors == f"error: {blocking}: is no folder; remove it\n"
 
 
+def test_a_folder_of_somebody_else_where_the_result_should_grow(source: Path, run: Command) -> None:
+    mine = source.parent / ".out.gguf.part" / "mine"
+    mine.parent.mkdir()
+    mine.write_text("keep me")
+    code, said, errors = run(source, "-o", source.parent / "out.gguf")
+    assert (code, said, mine.read_text()) == (2, "", "keep me")
+    assert errors == f"error: {mine.parent}: holds files of something else; move them away\n"
+
+
 def test_an_output_that_is_a_folder(source: Path, refused: Callable[..., str]) -> None:
     assert "is a folder; name the file to write" in refused(source, source.parent)
 
