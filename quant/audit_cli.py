@@ -60,7 +60,7 @@ def audit_command(context: click.Context, path: Path, as_json: bool) -> None:
         result = audit(path, progress=progress)
     seconds = perf_counter() - began
     text = json.dumps(result.to_json()) if as_json else "\n".join(_lines(result, seconds))
-    click.echo(text)
+    console.answer(text)
     context.exit(0 if result.sound else 1)
 
 

@@ -77,7 +77,7 @@ def verify_command(
     with console.meter("verifying", shown=not as_json) as progress:
         verdict = verify(source, gguf, tokenizer=tokenizer, progress=progress)
     seconds = perf_counter() - began
-    click.echo(json.dumps(verdict.to_json()) if as_json else _sentences(verdict, seconds))
+    console.answer(json.dumps(verdict.to_json()) if as_json else _sentences(verdict, seconds))
     context.exit(0 if verdict.proven else 1)
 
 

@@ -57,7 +57,7 @@ def diff_command(context: click.Context, a: Path, b: Path, as_json: bool) -> Non
         result = diff(a, b, progress=progress)
     seconds = perf_counter() - began
     text = json.dumps(result.to_json()) if as_json else "\n".join(_lines(result, seconds))
-    click.echo(text)
+    console.answer(text)
     context.exit(0 if result.same else 1)
 
 

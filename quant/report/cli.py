@@ -68,11 +68,11 @@ def report_command(
         result = audit(model, progress=progress)
     if as_json:
         also = {} if compared is None else {"diff": compared.to_json()}
-        click.echo(json.dumps(result.to_json() | also))
+        console.answer(json.dumps(result.to_json() | also))
     else:
         write(out, page(result, compared))
         said = ", ".join(tally(result.findings).values())
-        click.echo(f"{out}: {said or 'nothing was found against the model'}")
+        console.answer(f"{out}: {said or 'nothing was found against the model'}")
         if compared is not None:
-            click.echo(f"against {base}: {compared.verdict}")
+            console.answer(f"against {base}: {compared.verdict}")
     context.exit(0 if result.sound else 1)
