@@ -9,13 +9,15 @@ from pathlib import Path
 
 import click
 
-from gptoss.converter import gguf_cli, inputs, parts
+from gptoss import console
+from gptoss.converter import cli_gguf
 from gptoss.converter.convert import Asked, Conversion, NotProven, convert, look
-from gptoss.converter.dense import Dense
-from gptoss.converter.experts import ExpertType, Rounding
-from gptoss.converter.preview import preview
-from gptoss.files import console
-from gptoss.files.errors import BadRequest
+from gptoss.converter.dense_types import Dense
+from gptoss.converter.estimate import preview
+from gptoss.converter.gguf import split
+from gptoss.converter.source import open_input
+from gptoss.converter.transforms.experts import ExpertType, Rounding
+from gptoss.errors import BadRequest
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 90})
@@ -83,7 +85,7 @@ from gptoss.files.errors import BadRequest
     help="Go on when weights are NaN or infinite, where the type has such values.",
 )  # fmt: skip
 @click.option(
-    "--to", type=click.Choice(gguf_cli.CHOICES), default=gguf_cli.TO_GGUF, show_default=True,
+    "--to", type=click.Choice(cli_gguf.CHOICES), default=cli_gguf.TO_GGUF, show_default=True,
     help="From a GGUF back to a Hugging Face checkpoint: hf keeps the experts in MXFP4, as "
     "published; hf-bf16 has them in BF16, as fine-tuning wants them.",
 )  # fmt: skip
@@ -156,8 +158,8 @@ def command(
       2    the checkpoint or the request is wrong: one line says what, and where
       130  interrupted; what is done is kept
     """
-    gguf_cli.check_options(context, Path(source), to)
-    limit = parts.size(split_max_size) if split_max_size is not None else None
+    cli_gguf.check_options(context, Path(source), to)
+    limit = split.size(split_max_size) if split_max_size is not None else None
     asked = Asked(
         dense=dense,
         types=_types(types),
@@ -167,11 +169,11 @@ def command(
         allow_nonfinite=allow_nonfinite,
         tokenizer=tokenizer,
     )
-    if only_plan and gguf_cli.is_gguf(Path(source)):
-        gguf_cli.plan(Path(source), out, to, base, limit, as_json)
+    if only_plan and cli_gguf.is_gguf(Path(source)):
+        cli_gguf.plan(Path(source), out, to, base, limit, as_json)
         return
     if only_plan:
-        with inputs.opened(source, stream=stream, headers_only=True, say=console.say) as given:
+        with open_input(source, stream=stream, headers_only=True, say=console.say) as given:
             opened, planned = look(given, **asked)
             found = preview(planned, out, limit)
         for note in opened.notes:
@@ -180,12 +182,12 @@ def command(
         return
     if out is None:
         raise click.UsageError("Missing option '-o' / '--output'.", context)
-    if gguf_cli.is_gguf(Path(source)):
-        gguf_cli.run(Path(source), out, to, base, limit, as_json)
+    if cli_gguf.is_gguf(Path(source)):
+        cli_gguf.run(Path(source), out, to, base, limit, as_json)
         return
     try:
         with (
-            inputs.opened(source, stream=stream, shown=not as_json, say=console.say) as given,
+            open_input(source, stream=stream, shown=not as_json, say=console.say) as given,
             console.meters("converting", "verifying", shown=not as_json) as meters,
         ):
             done = convert(

@@ -11,24 +11,25 @@ from pathlib import Path
 from time import perf_counter
 from typing import TypedDict
 
-from gptoss.converter import inputs, vocabulary, writer
 from gptoss.converter import manifest as manifests
-from gptoss.converter.dense import Dense, DenseTypes
-from gptoss.converter.experts import ExpertType, Rounding
-from gptoss.converter.header import EncodedKeys, encode_keys
-from gptoss.converter.inputs import Input
-from gptoss.converter.jobs import fingerprint
-from gptoss.converter.metadata import metadata
-from gptoss.converter.opening import Opened, open_source
-from gptoss.converter.parts import parts
+from gptoss.converter.dense_types import Dense, DenseTypes
+from gptoss.converter.gguf import vocab
+from gptoss.converter.gguf.header import EncodedKeys, encode_keys
+from gptoss.converter.gguf.metadata import metadata
+from gptoss.converter.gguf.split import parts
+from gptoss.converter.load import Opened, open_source
 from gptoss.converter.plan import Plan, plan
-from gptoss.converter.running import run
-from gptoss.converter.staging import Staging, folder_of, reported
-from gptoss.converter.telling import Progress, Say, silent
-from gptoss.files.checkpoint import Checkpoint
-from gptoss.files.errors import OutputError
-from gptoss.quant.verdict import Verdict
-from gptoss.quant.verify import verify as verify_files
+from gptoss.converter.source import Input, open_input
+from gptoss.converter.transforms.experts import ExpertType, Rounding
+from gptoss.converter.write import writer
+from gptoss.converter.write.running import run
+from gptoss.converter.write.staging import Staging, folder_of, reported
+from gptoss.converter.write.tasks import fingerprint
+from gptoss.errors import OutputError
+from gptoss.formats.checkpoint import Checkpoint
+from gptoss.progress import Progress, Say, silent
+from gptoss.quant.verify.result import Verdict
+from gptoss.quant.verify.verifier import verify as verify_files
 
 _SOURCE_SUFFIXES = (".json", ".jinja", ".safetensors")
 
@@ -101,7 +102,7 @@ def convert(
     """Convert a gpt-oss checkpoint, Hugging Face's or OpenAI's layout, to a GGUF file.
 
     ``source`` is its folder, or on the Hub ``"owner/name"`` or ``"owner/name@revision"``, unless a
-    folder is called so; or what ``inputs.opened`` made of one of these. ``stream`` leaves what is
+    folder is called so; or what ``open_input`` made of one of these. ``stream`` leaves what is
     on the Hub there, and reads of it what is needed.
 
     ``dense`` is the type of the dense matrices, one of ``Dense``, and ``types`` gives groups of
@@ -128,7 +129,7 @@ def convert(
     """
     began = perf_counter()
     out, say = Path(out), say or silent
-    with inputs.opened(source, stream=stream, say=say) as given:
+    with open_input(source, stream=stream, say=say) as given:
         opened, planned = look(
             given,
             dense=dense,
@@ -246,7 +247,7 @@ def _proven(
 def _keys(checkpoint: Checkpoint, given: Input, experts: ExpertType) -> EncodedKeys:
     """The GGUF's keys; the vocabulary they are made of is gone before any data is read."""
     given.bring_words()
-    words = vocabulary.read(checkpoint.tokenizer, checkpoint.hparams.vocab_size)
+    words = vocab.read(checkpoint.tokenizer, checkpoint.hparams.vocab_size)
     name = given.name or checkpoint.name
     return encode_keys(metadata(checkpoint.hparams, words, name, experts))
 

@@ -15,12 +15,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
-from gptoss.converter.parts import Part, listed
-from gptoss.converter.staging import write_flushed
-from gptoss.files.errors import BadGguf
-from gptoss.files.gguf import GgufFile
-from gptoss.quant.model import stamp_of
-from gptoss.quant.verdict import Verdict
+from gptoss.converter.gguf.split import Part, listed
+from gptoss.converter.write.staging import write_flushed
+from gptoss.errors import BadGguf
+from gptoss.formats.gguf import GgufFile
+from gptoss.quant.model.tensors import stamp_of
+from gptoss.quant.verify.result import Verdict
 
 SUFFIX = ".manifest.json"
 FORMAT = 1

@@ -15,15 +15,15 @@ from pathlib import Path
 
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType
 
-from gptoss.converter.dense import Dense, DenseTypes
-from gptoss.converter.experts import ExpertType, Tally
+from gptoss.converter.dense_types import Dense, DenseTypes
 from gptoss.converter.routes import Options, route
-from gptoss.converter.transforms import Transform
-from gptoss.files.checkpoint import Checkpoint
-from gptoss.files.errors import BadRequest
-from gptoss.files.hparams import HParams
-from gptoss.files.names import NamedTensor, tensors
-from gptoss.files.safetensors import TensorInfo
+from gptoss.converter.transforms.base import Transform
+from gptoss.converter.transforms.experts import ExpertType, Tally
+from gptoss.errors import BadRequest
+from gptoss.formats.checkpoint import Checkpoint
+from gptoss.formats.hparams import HParams
+from gptoss.formats.safetensors import TensorInfo
+from gptoss.formats.tensor_map import NamedTensor, tensors
 
 ALIGNMENT: int = GGUF_DEFAULT_ALIGNMENT
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 
 from gguf.constants import GGMLQuantizationType
 
-from gptoss.converter import experts, floats, transforms
-from gptoss.converter.dense import DenseTypes
-from gptoss.converter.experts import ExpertType, Layout, Tally
-from gptoss.converter.transforms import Transform
-from gptoss.files.checkpoint import Checkpoint
-from gptoss.files.names import Kind, NamedTensor, Rows
-from gptoss.files.safetensors import TensorInfo
+from gptoss.converter.dense_types import DenseTypes
+from gptoss.converter.transforms import base, experts, floats
+from gptoss.converter.transforms.base import Transform
+from gptoss.converter.transforms.experts import ExpertType, Layout, Tally
+from gptoss.formats.checkpoint import Checkpoint
+from gptoss.formats.safetensors import TensorInfo
+from gptoss.formats.tensor_map import Kind, NamedTensor, Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +72,9 @@ def _experts(named: NamedTensor, stored: tuple[TensorInfo, ...], options: Option
     if options.experts is ExpertType.BF16:
         transform = experts.decode(rows, columns=named.shape[-1])
         return Route(GGMLQuantizationType.BF16, transform, stored)
-    transform = transforms.REPACK
+    transform = base.REPACK
     if rows is not Rows.ALL:
-        transform = transforms.every_second_row(rows, columns=named.shape[-1])
+        transform = base.every_second_row(rows, columns=named.shape[-1])
     return Route(GGMLQuantizationType.MXFP4, transform, stored)
 
 

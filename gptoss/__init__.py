@@ -12,26 +12,26 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gptoss.converter.convert import convert as convert
     from gptoss.converter.plan import plan as plan
-    from gptoss.files.errors import BadCheckpoint as BadCheckpoint
-    from gptoss.files.errors import BadGguf as BadGguf
-    from gptoss.files.errors import BadRequest as BadRequest
-    from gptoss.files.errors import GptossError as GptossError
-    from gptoss.files.errors import OutputError as OutputError
-    from gptoss.files.errors import UnsupportedModel as UnsupportedModel
-    from gptoss.quant.verify import verify as verify
-    from gptoss.runtime.chat import load as load
+    from gptoss.errors import BadCheckpoint as BadCheckpoint
+    from gptoss.errors import BadGguf as BadGguf
+    from gptoss.errors import BadRequest as BadRequest
+    from gptoss.errors import GptossError as GptossError
+    from gptoss.errors import OutputError as OutputError
+    from gptoss.errors import UnsupportedModel as UnsupportedModel
+    from gptoss.quant.verify.verifier import verify as verify
+    from gptoss.runtime.chat.chat import load as load
 
 _HOME = {
     "convert": "gptoss.converter.convert",
     "plan": "gptoss.converter.plan",
-    "verify": "gptoss.quant.verify",
-    "load": "gptoss.runtime.chat",
-    "BadRequest": "gptoss.files.errors",
-    "GptossError": "gptoss.files.errors",
-    "OutputError": "gptoss.files.errors",
-    "BadCheckpoint": "gptoss.files.errors",
-    "BadGguf": "gptoss.files.errors",
-    "UnsupportedModel": "gptoss.files.errors",
+    "verify": "gptoss.quant.verify.verifier",
+    "load": "gptoss.runtime.chat.chat",
+    "BadRequest": "gptoss.errors",
+    "GptossError": "gptoss.errors",
+    "OutputError": "gptoss.errors",
+    "BadCheckpoint": "gptoss.errors",
+    "BadGguf": "gptoss.errors",
+    "UnsupportedModel": "gptoss.errors",
 }
 
 __all__ = [

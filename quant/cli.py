@@ -8,12 +8,12 @@ from time import perf_counter
 
 import click
 
-from gptoss.files import console
-from gptoss.quant.audit_cli import audit_command
-from gptoss.quant.diff_cli import diff_command
-from gptoss.quant.report.cli import report_command
-from gptoss.quant.verdict import TensorDifference, Verdict, amount
-from gptoss.quant.verify import verify
+from gptoss import console
+from gptoss.quant.audit.command import audit_command
+from gptoss.quant.diff.command import diff_command
+from gptoss.quant.report.command import report_command
+from gptoss.quant.verify.result import TensorDifference, Verdict, amount
+from gptoss.quant.verify.verifier import verify
 
 SHOWN = 12
 """Differences listed; all of them are in the JSON."""

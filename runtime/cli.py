@@ -11,11 +11,12 @@ from typing import Any, NoReturn
 
 import click
 
-from gptoss.files import console
-from gptoss.files.errors import GptossError
-from gptoss.runtime.chat import Chat, load
-from gptoss.runtime.harmony.bounds import MAX_SCHEMA_CHARACTERS
-from gptoss.runtime.harmony.grammar import (
+from gptoss import console
+from gptoss.errors import GptossError
+from gptoss.runtime.chat.chat import Chat, load
+from gptoss.runtime.chat.settings import MAX_ROUNDS
+from gptoss.runtime.harmony.messages import Effort
+from gptoss.runtime.sampling.grammar import (
     JSON_OBJECT,
     MAX_GRAMMAR_CHARACTERS,
     JsonSchema,
@@ -24,11 +25,10 @@ from gptoss.runtime.harmony.grammar import (
     ResponseFormat,
     ToolChoice,
 )
-from gptoss.runtime.harmony.messages import Effort
-from gptoss.runtime.sampling import Sampling
-from gptoss.runtime.settings import MAX_ROUNDS
-from gptoss.runtime.terminal import JsonLines, Printer, Show
-from gptoss.runtime.tools import described
+from gptoss.runtime.sampling.sampler import Sampling
+from gptoss.runtime.sampling.schema_limits import MAX_SCHEMA_CHARACTERS
+from gptoss.runtime.terminal.printer import JsonLines, Printer, Show
+from gptoss.runtime.tools.functions import described
 
 HELP = """\
 /reasoning low|medium|high   how long to reason

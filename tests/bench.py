@@ -27,7 +27,7 @@ import numpy as np
 from bench_converter import converter_bench, memory_bench, vocabulary_bench
 from gguf import GGMLQuantizationType, quants
 
-from gptoss.quant.encoder import Rule, encode
+from gptoss.quant.mxfp4.encoder import Rule, encode
 from support import peers
 from support.timing import BIN, Series, gigabytes, table, timed
 

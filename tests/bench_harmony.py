@@ -20,16 +20,16 @@ from functools import cache
 
 import numpy as np
 
-from gptoss.converter import vocabulary
-from gptoss.runtime.constraint import Constrained, Vocabulary
-from gptoss.runtime.engine import Logits
+from gptoss.converter.gguf import vocab as vocabularies
+from gptoss.runtime.engine.base import Logits
 from gptoss.runtime.harmony import messages as m
-from gptoss.runtime.harmony.grammar import JSON_OBJECT, JsonSchema, Lark, Regex, Rules
 from gptoss.runtime.harmony.messages import Function, Message
 from gptoss.runtime.harmony.parser import Parser
 from gptoss.runtime.harmony.render import KeepReasoning, render_for_completion
-from gptoss.runtime.sampling import RandomSampler, Sampling
-from gptoss.runtime.tokenizer import Tokenizer
+from gptoss.runtime.harmony.tokenizer import Tokenizer
+from gptoss.runtime.sampling.constrained import Constrained, Vocabulary
+from gptoss.runtime.sampling.grammar import JSON_OBJECT, JsonSchema, Lark, Regex, Rules
+from gptoss.runtime.sampling.sampler import RandomSampler, Sampling
 from support import conversations, peers
 
 WORDS = (
@@ -175,8 +175,8 @@ def _mask_time(sampler: Constrained, token: int, logits: Logits) -> float:
 
 
 @cache
-def _read() -> vocabulary.Vocabulary:
-    return vocabulary.read(peers.tokenizer(), 201088)
+def _read() -> vocabularies.Vocabulary:
+    return vocabularies.read(peers.tokenizer(), 201088)
 
 
 def build() -> Tokenizer:

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gptoss
-from gptoss.runtime.chat import Chat
+from gptoss.runtime.chat.chat import Chat
+from gptoss.runtime.chat.events import collect
 from gptoss.runtime.harmony.events import End
 from gptoss.runtime.harmony.messages import Effort
-from gptoss.runtime.reply import collect
-from gptoss.runtime.sampling import Sampling
-from gptoss.runtime.terminal import Printer
+from gptoss.runtime.sampling.sampler import Sampling
+from gptoss.runtime.terminal.printer import Printer
 
 CHECKPOINT = Path(__file__).resolve().parent / "tiny" / "checkpoint"
 

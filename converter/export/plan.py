@@ -14,13 +14,13 @@ from enum import StrEnum
 import numpy as np
 from gguf.constants import GGMLQuantizationType
 
-from gptoss.converter.export import inverse
-from gptoss.converter.export.source import check_tensors
-from gptoss.converter.transforms import Transform
-from gptoss.files.errors import UnsupportedModel
-from gptoss.files.gguf import GgufFile, GgufTensor
-from gptoss.files.hparams import HParams
-from gptoss.files.names import HfTensor, Kind, NamedTensor, tensors
+from gptoss.converter.export.gguf_source import check_tensors
+from gptoss.converter.transforms import to_checkpoint
+from gptoss.converter.transforms.base import Transform
+from gptoss.errors import UnsupportedModel
+from gptoss.formats.gguf import GgufFile, GgufTensor
+from gptoss.formats.hparams import HParams
+from gptoss.formats.tensor_map import HfTensor, Kind, NamedTensor, tensors
 
 MXFP4 = GGMLQuantizationType.MXFP4
 
@@ -72,7 +72,7 @@ def plan(file: GgufFile, form: Form) -> list[HfPlan]:
 
 def _dense(made: HfTensor, found: tuple[GgufTensor, ...]) -> HfPlan:
     kind = found[0].type
-    transform = inverse.to_bf16(kind) if len(found) == 1 else inverse.taking_turns(kind)
+    transform = to_checkpoint.to_bf16(kind) if len(found) == 1 else to_checkpoint.taking_turns(kind)
     return HfPlan(made.name, "BF16", made.shape, 2 * _count(made.shape), transform, found)
 
 
@@ -85,7 +85,9 @@ def _mxfp4(
             f"export it with --to {Form.HF_BF16}"
         )
     blocks, scales = made
-    to_blocks, to_scales = (make(len(found), columns) for make in (inverse.blocks, inverse.scales))
+    to_blocks, to_scales = (
+        make(len(found), columns) for make in (to_checkpoint.blocks, to_checkpoint.scales)
+    )
     return (
         HfPlan(blocks.name, "U8", blocks.shape, _count(blocks.shape), to_blocks, found),
         HfPlan(scales.name, "U8", scales.shape, _count(scales.shape), to_scales, found),
@@ -95,7 +97,7 @@ def _mxfp4(
 def _turned(blocks: HfTensor, found: tuple[GgufTensor, ...], shape: tuple[int, ...]) -> HfPlan:
     experts, rows, columns = shape
     made = (experts, columns, len(found) * rows)
-    transform = inverse.turned(found[0].type, len(found), rows, columns)
+    transform = to_checkpoint.turned(found[0].type, len(found), rows, columns)
     name = blocks.name.removesuffix("_blocks")
     return HfPlan(name, "BF16", made, 2 * _count(made), transform, found)
 

@@ -16,12 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from gptoss.converter.hub.http import Client, Patience, importing
-from gptoss.converter.hub.pinned import SETUP, WORDS, HubId
-from gptoss.converter.hub.remote import WrongHash
-from gptoss.converter.telling import Say
-from gptoss.files.errors import BadCheckpoint
-from gptoss.files.reading import Source
+from gptoss.converter.hub.client import Client, Patience, importing
+from gptoss.converter.hub.remote_file import WrongHash
+from gptoss.converter.hub.repository import SETUP, WORDS, HubId
+from gptoss.errors import BadCheckpoint
+from gptoss.formats.byte_source import Source
+from gptoss.progress import Say
 
 PIECE = 2**22
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -6,7 +6,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from gptoss.files.errors import OutputError
+from gptoss.errors import OutputError
 
 _START = b"<!doctype html>"
 

@@ -22,8 +22,8 @@ from gptoss.runtime.harmony.events import (
 )
 from gptoss.runtime.harmony.header import Header, RawHeader, parse_header, salvage_header
 from gptoss.runtime.harmony.messages import Message, Role
-from gptoss.runtime.harmony.states import CONTROL_KINDS, TRANSITIONS, Kind, State
-from gptoss.runtime.tokenizer import Tokenizer
+from gptoss.runtime.harmony.state import CONTROL_KINDS, TRANSITIONS, Kind, State
+from gptoss.runtime.harmony.tokenizer import Tokenizer
 
 MAX_HEADER_CHARACTERS = 256
 """A header longer than this, or with a line end between words, is text whose header is missing."""

@@ -31,8 +31,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 
-from gptoss.runtime.harmony.checking import ConversationTooLong
-from gptoss.runtime.harmony.conversation import check_conversation
+from gptoss.runtime.harmony.errors import ConversationTooLong
 from gptoss.runtime.harmony.messages import (
     CONSTRAIN,
     FUNCTIONS,
@@ -41,8 +40,9 @@ from gptoss.runtime.harmony.messages import (
     Role,
     SystemContent,
 )
-from gptoss.runtime.harmony.typescript import tools_section
-from gptoss.runtime.tokenizer import Tokenizer
+from gptoss.runtime.harmony.tokenizer import Tokenizer
+from gptoss.runtime.harmony.tools_typescript import tools_section
+from gptoss.runtime.harmony.validate import check_conversation
 
 
 class KeepReasoning(StrEnum):

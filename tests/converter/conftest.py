@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import constants
 
 from gptoss.converter import cli
-from gptoss.converter.hub import http
+from gptoss.converter.hub import client
 from support.checkpoints import random_checkpoint
 from support.commands import Command, command
 from support.hub_server import REPOSITORY, HubServer
@@ -33,8 +33,8 @@ def hub(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         monkeypatch.setenv(name, "127.0.0.1,localhost")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(http, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(http, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(client, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(client, "LONGEST_PAUSE", 0.01)
     huggingface_hub.close_session()
     with HubServer({REPOSITORY: published}) as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)

@@ -8,8 +8,8 @@ import pytest
 from huggingface_hub import constants
 
 from gptoss.converter.hub.cache import check, download
-from gptoss.converter.hub.pinned import HubId
-from gptoss.converter.hub.remote import WrongHash
+from gptoss.converter.hub.remote_file import WrongHash
+from gptoss.converter.hub.repository import HubId
 from support.hub_server import REPOSITORY, Fault, HubServer, Repository, digests, every
 
 WANTED = HubId(REPOSITORY)

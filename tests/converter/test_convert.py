@@ -13,13 +13,13 @@ import gguf
 import numpy as np
 import pytest
 
-from gptoss.converter import jobs, writer
 from gptoss.converter.convert import convert
-from gptoss.files.checkpoint import Checkpoint
-from gptoss.files.errors import BadCheckpoint, OutputError
-from gptoss.files.gguf import GgufFile
-from gptoss.files.hparams import HParams
-from gptoss.files.reading import Source
+from gptoss.converter.write import tasks, writer
+from gptoss.errors import BadCheckpoint, OutputError
+from gptoss.formats.byte_source import Source
+from gptoss.formats.checkpoint import Checkpoint
+from gptoss.formats.gguf import GgufFile
+from gptoss.formats.hparams import HParams
 from support.checkpoints import random_checkpoint
 from support.peak_memory import peak_memory
 
@@ -84,7 +84,7 @@ def test_cutting_into_chunks_changes_nothing(
 ) -> None:
     convert(checkpoint, out)
     whole = out.read_bytes()
-    monkeypatch.setattr(jobs, "CHUNK", 1000)
+    monkeypatch.setattr(tasks, "CHUNK", 1000)
     convert(checkpoint, out)
     assert out.read_bytes() == whole
 

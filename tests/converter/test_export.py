@@ -13,17 +13,17 @@ from gguf import quants
 from gguf.constants import GGMLQuantizationType, GGUFValueType
 from numpy.typing import NDArray
 
-from gptoss.converter import writer
 from gptoss.converter.convert import convert
-from gptoss.converter.export import inverse
-from gptoss.converter.export.exporting import Export, export
-from gptoss.converter.floats import to_bf16
-from gptoss.converter.transforms import OutOfRangeError
-from gptoss.files.checkpoint import Checkpoint
-from gptoss.files.errors import BadGguf, BadRequest, GptossError, OutputError, UnsupportedModel
-from gptoss.files.gguf import GgufFile
+from gptoss.converter.export.export import Export, export
+from gptoss.converter.transforms import to_checkpoint
+from gptoss.converter.transforms.base import OutOfRangeError
+from gptoss.converter.transforms.floats import to_bf16
+from gptoss.converter.write import writer
+from gptoss.errors import BadGguf, BadRequest, GptossError, OutputError, UnsupportedModel
+from gptoss.formats.checkpoint import Checkpoint
+from gptoss.formats.gguf import GgufFile
 from gptoss.quant.mxfp4 import E2M1
-from gptoss.quant.verify import verify
+from gptoss.quant.verify.verifier import verify
 from support import checkpoints, forms, ggufs
 from support.checkpoints import random_checkpoint
 from support.commands import Command
@@ -404,7 +404,7 @@ def test_every_bf16_value_comes_back() -> None:
     nan = np.isnan(values)
     assert (back[~nan] == words[~nan]).all()
     assert (back[nan] == words[nan] | 0x40).all()
-    assert inverse.is_bf16(values)
+    assert to_checkpoint.is_bf16(values)
 
 
 def test_rounding_to_the_nearest_ties_to_even() -> None:
@@ -413,7 +413,7 @@ def test_rounding_to_the_nearest_ties_to_even() -> None:
         bits = base.view(np.uint32) + np.array([0x7FFF, 0x8000, 0x8001], np.uint32)
         low = int(base.view(np.uint32) >> 16)
         assert to_bf16(bits.view(np.float32)).tolist() == [low, tie, low + 1]
-        assert not inverse.is_bf16(bits.view(np.float32))
+        assert not to_checkpoint.is_bf16(bits.view(np.float32))
 
 
 def test_a_value_beyond_bf16_is_refused() -> None:

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gptoss.converter import jobs
 from gptoss.converter.convert import convert
-from gptoss.converter.finetune.lora import parameters
-from gptoss.files.errors import BadCheckpoint, BadRequest
-from gptoss.files.gguf import GgufFile
-from gptoss.files.hparams import HParams
-from gptoss.quant.verify import verify
+from gptoss.converter.lora.adapter import parameters
+from gptoss.converter.write import tasks
+from gptoss.errors import BadCheckpoint, BadRequest
+from gptoss.formats.gguf import GgufFile
+from gptoss.formats.hparams import HParams
+from gptoss.quant.verify.verifier import verify
 from support import forms, safetensors_files
 from support.checkpoints import random_checkpoint
 from support.ggufs import tensors_of, values_of
@@ -255,7 +255,7 @@ def test_not_finite(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Named by its place, whichever piece of the tensor it is in."""
-    monkeypatch.setattr(jobs, "CHUNK", 1000)
+    monkeypatch.setattr(tasks, "CHUNK", 1000)
     folder = forms.to_floats(square, tmp_path / "fine-tune", dtype)
     forms.change(folder, name, edit)
     with pytest.raises(BadCheckpoint, match=said):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gptoss.converter import floats
-from gptoss.converter.dense import Dense
-from gptoss.converter.floats import STORED
-from gptoss.converter.transforms import NonFiniteError, OutOfRangeError
+from gptoss.converter.dense_types import Dense
+from gptoss.converter.transforms import floats
+from gptoss.converter.transforms.base import NonFiniteError, OutOfRangeError
+from gptoss.converter.transforms.floats import STORED
 
 ALL_WORDS = np.arange(2**16, dtype=np.uint16)
 

@@ -16,11 +16,11 @@ import pytest
 from gguf.constants import GGUFValueType
 
 from gptoss.converter.convert import convert
-from gptoss.converter.export.exporting import export
-from gptoss.converter.mend.mending import mend
-from gptoss.files.checkpoint import Checkpoint
-from gptoss.files.errors import GptossError
-from gptoss.files.gguf import GgufFile
+from gptoss.converter.export.export import export
+from gptoss.converter.repair.repair import mend
+from gptoss.errors import GptossError
+from gptoss.formats.checkpoint import Checkpoint
+from gptoss.formats.gguf import GgufFile
 from support import ggufs
 from support.checkpoints import random_checkpoint
 from support.damage import damaged

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from gptoss.converter import vocabulary
-from gptoss.converter.hub import pinned
+from gptoss.converter.gguf import vocab
+from gptoss.converter.hub import repository as hub_repository
 from gptoss.converter.hub.cache import download
-from gptoss.converter.hub.http import Client, HubError
-from gptoss.converter.hub.pinned import SETUP, WORDS, HubId, Stream, hub_id, pin
-from gptoss.converter.hub.remote import WrongHash
-from gptoss.files.checkpoint import Checkpoint
+from gptoss.converter.hub.client import Client, HubError
+from gptoss.converter.hub.remote_file import WrongHash
+from gptoss.converter.hub.repository import SETUP, WORDS, HubId, Stream, hub_id, pin
+from gptoss.formats.checkpoint import Checkpoint
 from support.hub_server import REPOSITORY, Fault, HubServer, every
 
 WANTED = HubId(REPOSITORY)
@@ -149,14 +149,14 @@ def test_listings_that_are_none(
     monkeypatch: pytest.MonkeyPatch, hub: HubServer, listing: str, found: str
 ) -> None:
     raw = listing.replace("COMMIT", hub.commit(REPOSITORY)).encode()
-    monkeypatch.setattr(pinned, "_answer", lambda *_: raw)
+    monkeypatch.setattr(hub_repository, "_answer", lambda *_: raw)
     with pytest.raises(HubError, match=found):
         pin(Client(), WANTED)
 
 
 def test_a_listing_of_another_commit(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = json.dumps({"sha": "a" * 40, "siblings": []}).encode()
-    monkeypatch.setattr(pinned, "_answer", lambda *_: raw)
+    monkeypatch.setattr(hub_repository, "_answer", lambda *_: raw)
     with pytest.raises(HubError, match="is that of another commit, aaaa"):
         pin(Client(), HubId(REPOSITORY, hub.commit(REPOSITORY)))
 
@@ -182,7 +182,7 @@ def test_headers_are_all_that_opening_costs(
     small = sum((published / name).stat().st_size for name in SETUP)
     assert hub.sent == small + sum(headers.values())
     stream.fetch(WORDS)
-    assert vocabulary.read(tmp_path) == vocabulary.read(published)
+    assert vocab.read(tmp_path) == vocab.read(published)
 
 
 @pytest.mark.parametrize(("name", "place"), [("config.json", "resolve"), ("tokenizer.json", "cdn")])

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptoss.converter import jobs, writer
 from gptoss.converter.convert import NotProven, convert
-from gptoss.converter.finetune import merged
-from gptoss.converter.finetune.lora import open_adapter
-from gptoss.files.checkpoint import Checkpoint
-from gptoss.files.errors import BadCheckpoint, GptossError, UnsupportedModel
+from gptoss.converter.lora import merged
+from gptoss.converter.lora.adapter import open_adapter
+from gptoss.converter.write import tasks, writer
+from gptoss.errors import BadCheckpoint, GptossError, UnsupportedModel
+from gptoss.formats.checkpoint import Checkpoint
 from support import adapters, forms, safetensors_files
 from support.adapters import Lora
 from support.checkpoints import random_checkpoint
@@ -114,7 +114,7 @@ def test_where_it_is_cut_changes_nothing(
     lora = Lora((*ATTENTION, *EXPERTS, HEAD))
     adapters.write(tmp_path / "lora", base, lora)
     convert(base, tmp_path / "a.gguf", lora=tmp_path / "lora", dense=dense)
-    monkeypatch.setattr(jobs, "CHUNK", 1000)
+    monkeypatch.setattr(tasks, "CHUNK", 1000)
     convert(base, tmp_path / "b.gguf", lora=tmp_path / "lora", dense=dense)
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
 
@@ -274,7 +274,7 @@ def test_the_result_is_verified_against_the_sum(
     assert done.verdict.proven
     keep = writer._made
 
-    def damaged(target: jobs.Target, *rest: Any) -> Any:
+    def damaged(target: tasks.Target, *rest: Any) -> Any:
         made = keep(target, *rest)
         if target.tensor.name == "blk.1.ffn_down_exps.weight":
             made[100] ^= 0x40

@@ -11,9 +11,9 @@ import pytest
 
 from gptoss.converter import convert as conversion
 from gptoss.converter.convert import NotProven, convert
-from gptoss.files.checkpoint import Checkpoint
-from gptoss.files.gguf import GgufFile
-from gptoss.quant.verdict import KeyDifference, Verdict
+from gptoss.formats.checkpoint import Checkpoint
+from gptoss.formats.gguf import GgufFile
+from gptoss.quant.verify.result import KeyDifference, Verdict
 from support.checkpoints import random_checkpoint
 
 

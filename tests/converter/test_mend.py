@@ -12,8 +12,8 @@ import pytest
 from gguf.constants import GGMLQuantizationType, GGUFValueType, TokenType
 
 from gptoss.converter.convert import convert
-from gptoss.converter.mend.mending import Mending, mend
-from gptoss.files.errors import (
+from gptoss.converter.repair.repair import Mending, mend
+from gptoss.errors import (
     BadCheckpoint,
     BadGguf,
     BadRequest,
@@ -21,8 +21,8 @@ from gptoss.files.errors import (
     OutputError,
     UnsupportedModel,
 )
-from gptoss.files.gguf import GgufFile
-from gptoss.quant.verify import verify
+from gptoss.formats.gguf import GgufFile
+from gptoss.quant.verify.verifier import verify
 from support import ggufs, ollama
 from support.checkpoints import random_checkpoint
 from support.commands import Command

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from gptoss.converter.convert import convert
-from gptoss.files.checkpoint import Checkpoint
-from gptoss.files.errors import BadCheckpoint, UnsupportedModel
-from gptoss.files.gguf import GgufFile
-from gptoss.quant.verify import verify
+from gptoss.errors import BadCheckpoint, UnsupportedModel
+from gptoss.formats.checkpoint import Checkpoint
+from gptoss.formats.gguf import GgufFile
+from gptoss.quant.verify.verifier import verify
 from support import forms, safetensors_files
 from support.checkpoints import random_checkpoint
 

@@ -8,11 +8,11 @@ from typing import Any
 import gguf
 import pytest
 
-from gptoss.converter import parts
 from gptoss.converter.convert import convert
-from gptoss.files.errors import BadRequest
-from gptoss.files.gguf import GgufFile
-from gptoss.quant.verify import verify
+from gptoss.converter.gguf import split
+from gptoss.errors import BadRequest
+from gptoss.formats.gguf import GgufFile
+from gptoss.quant.verify.verifier import verify
 from support.checkpoints import random_checkpoint
 
 LIMIT = 60_000
@@ -93,13 +93,13 @@ def test_limits_that_are_too_small(
     [("5G", 5 * 10**9), ("700m", 700 * 10**6), ("12KB", 12_000), (" 1000000 ", 1_000_000)],
 )
 def test_sizes(text: str, nbytes: int) -> None:
-    assert parts.size(text) == nbytes
+    assert split.size(text) == nbytes
 
 
 @pytest.mark.parametrize("text", ["", "0", "0G", "-5G", "5T", "5 G", "1.5G", "G", "٥G", "9" * 40])
 def test_texts_that_are_no_size(text: str) -> None:
     with pytest.raises(BadRequest, match="a number of bytes is expected, or one like 700M"):
-        parts.size(text)
+        split.size(text)
 
 
 def test_no_first_file_while_the_others_change(

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from gguf.constants import GGMLQuantizationType
 
-from gptoss.converter.dense import Dense, DenseTypes
+from gptoss.converter.dense_types import Dense, DenseTypes
 from gptoss.converter.plan import plan
-from gptoss.files.checkpoint import Checkpoint
-from gptoss.files.errors import BadCheckpoint, BadRequest
-from gptoss.files.hparams import HParams
-from gptoss.files.names import hf_tensors
-from gptoss.files.safetensors import TensorInfo
+from gptoss.errors import BadCheckpoint, BadRequest
+from gptoss.formats.checkpoint import Checkpoint
+from gptoss.formats.hparams import HParams
+from gptoss.formats.safetensors import TensorInfo
+from gptoss.formats.tensor_map import hf_tensors
 from support.checkpoints import GPT_OSS_20B, random_checkpoint
 
 Tensors = dict[str, TensorInfo]

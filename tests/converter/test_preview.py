@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from gptoss.converter.convert import convert
+from gptoss.converter.estimate import preview
 from gptoss.converter.plan import plan
-from gptoss.converter.preview import preview
-from gptoss.files.gguf import GgufFile
-from gptoss.files.reading import Source
+from gptoss.formats.byte_source import Source
+from gptoss.formats.gguf import GgufFile
 from support import ggufs
 from support.checkpoints import random_checkpoint
 from support.commands import Command

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from gptoss.converter.hub import http, remote
-from gptoss.converter.hub.http import Client, HubError
-from gptoss.converter.hub.pinned import HubId, pin
-from gptoss.converter.hub.ranges import HubFile, Ranges
-from gptoss.converter.hub.remote import Digest, ReadAhead, RemoteFile, WrongHash, segments
-from gptoss.files.errors import BadCheckpoint
-from gptoss.files.reading import Source
-from gptoss.files.safetensors import read_header
+from gptoss.converter.hub import client as client_module
+from gptoss.converter.hub import remote_file
+from gptoss.converter.hub.client import Client, HubError
+from gptoss.converter.hub.range_requests import HubFile, Ranges
+from gptoss.converter.hub.remote_file import Digest, ReadAhead, RemoteFile, WrongHash, segments
+from gptoss.converter.hub.repository import HubId, pin
+from gptoss.errors import BadCheckpoint
+from gptoss.formats.byte_source import Source
+from gptoss.formats.safetensors import read_header
 from support.hub_server import REPOSITORY, Fault, HubServer, every
 
 SHARD = "model-00001-of-00002.safetensors"
@@ -71,7 +72,7 @@ def test_cut_again_and_again(
     """As long as something comes, there is no limit to how often it may end."""
     hub.misbehave = every(1, Fault(cut_after=5000), "cdn")
     assert read(Ranges(client, file)) == (published / SHARD).read_bytes()
-    assert len(hub.requests) > file.size / 5000 > 2 * http.ATTEMPTS
+    assert len(hub.requests) > file.size / 5000 > 2 * client_module.ATTEMPTS
     assert hub.sent == file.size
 
 
@@ -82,7 +83,7 @@ def test_too_slow_is_a_cut(
     published: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(http, "TIMEOUT", 0.1)
+    monkeypatch.setattr(client_module, "TIMEOUT", 0.1)
     hub.misbehave = every(2, Fault(pause=0.5), "cdn")
     assert read(Ranges(client, file)) == (published / SHARD).read_bytes()
 
@@ -214,8 +215,8 @@ def test_random_reads_by_many_threads(
     held: int,
 ) -> None:
     """All is right in whatever order, told before or not, held or not."""
-    monkeypatch.setattr(remote, "SEGMENT", size)
-    monkeypatch.setattr(remote, "HELD", held)
+    monkeypatch.setattr(remote_file, "SEGMENT", size)
+    monkeypatch.setattr(remote_file, "HELD", held)
     whole = (published / SHARD).read_bytes()
     place = RemoteFile(Ranges(client, file))
     rng = random.Random(1)
@@ -240,7 +241,7 @@ def test_what_is_told_before_comes_once_and_proves_the_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Read as a conversion does: blocks in their order, and with each some scales from the end."""
-    monkeypatch.setattr(remote, "SEGMENT", 5000)
+    monkeypatch.setattr(remote_file, "SEGMENT", 5000)
     whole = (published / SHARD).read_bytes()
     place = RemoteFile(Ranges(client, file))
     scales = file.size - 7000
@@ -253,7 +254,7 @@ def test_what_is_told_before_comes_once_and_proves_the_file(
             out = bytearray(end - begin)
             place.read_into(begin, memoryview(out))
             assert out == whole[begin:end]
-            assert len(ahead._held) <= remote.HELD
+            assert len(ahead._held) <= remote_file.HELD
         assert not ahead._held
     assert hub.sent == file.size
     assert place.digest.verified
@@ -278,7 +279,7 @@ def test_an_end_of_the_file_as_files_have_it(client: Client, file: HubFile) -> N
 def test_segments() -> None:
     assert segments([]) == []
     assert segments([(30, 40), (0, 10), (10, 20)]) == [(0, 20), (30, 40)]
-    big = remote.SEGMENT
+    big = remote_file.SEGMENT
     assert segments([(5, 2 * big + 5), (2 * big + 5, 2 * big + 7)]) == [
         (5, big + 5), (big + 5, 2 * big + 5), (2 * big + 5, 2 * big + 7),
     ]  # fmt: skip
@@ -299,4 +300,4 @@ def test_a_hash_of_pieces_in_any_order(file: HubFile, published: Path) -> None:
     for at, piece in reversed(small):
         digest.feed(at, piece)
     assert not digest.verified
-    assert len(digest._waiting) <= remote.WAITING
+    assert len(digest._waiting) <= remote_file.WAITING

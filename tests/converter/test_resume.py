@@ -19,22 +19,23 @@ from typing import Any
 
 import pytest
 
-from gptoss.converter import jobs, writer
 from gptoss.converter.convert import convert
-from gptoss.converter.export.exporting import export
-from gptoss.converter.staging import folder_of
-from gptoss.files.errors import OutputError
-from gptoss.files.reading import Source
+from gptoss.converter.export.export import export
+from gptoss.converter.write import tasks, writer
+from gptoss.converter.write.staging import folder_of
+from gptoss.errors import OutputError
+from gptoss.formats.byte_source import Source
 from support.checkpoints import random_checkpoint
 
 SLOWLY = """
 import sys, time
-from gptoss.converter import cli, jobs, writer
+from gptoss.converter import cli
+from gptoss.converter.write import tasks, writer
 write, seconds = writer._write_all, float(sys.argv.pop(1))
 def slowly(*args):
     time.sleep(seconds)
     write(*args)
-writer._write_all, writer.NOTE_SECONDS, jobs.CHUNK = slowly, 0.05, 2**14
+writer._write_all, writer.NOTE_SECONDS, tasks.CHUNK = slowly, 0.05, 2**14
 cli.main()
 """
 """The command, slow enough for the moment of a signal to matter; its first argument says how."""
@@ -134,7 +135,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(writer, "_write_all", slowly)
     monkeypatch.setattr(writer, "TICK_SECONDS", 0.001)
-    monkeypatch.setattr(jobs, "CHUNK", 2**12)
+    monkeypatch.setattr(tasks, "CHUNK", 2**12)
 
 
 @pytest.fixture
@@ -288,7 +289,7 @@ def test_a_disk_that_fills_up_at_any_moment(
     checkpoint: Path, out: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every write in turn is the one that fails; what stood there stays."""
-    monkeypatch.setattr(jobs, "CHUNK", 2**17)
+    monkeypatch.setattr(tasks, "CHUNK", 2**17)
     write, lock = writer._write_all, threading.Lock()
     may = count = 0
 
@@ -316,7 +317,8 @@ def test_a_disk_that_fills_up_at_any_moment(
 
 LIMITED = """
 import resource, sys
-from gptoss.converter import cli, staging
+from gptoss.converter import cli
+from gptoss.converter.write import staging
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 cli.main()
 """

@@ -18,13 +18,13 @@ import pytest
 from huggingface_hub import constants
 
 from gptoss.converter.convert import NotProven, convert
-from gptoss.converter.hub import remote
-from gptoss.converter.hub.http import Client, HubError
-from gptoss.converter.hub.pinned import HubId, Stream, pin
-from gptoss.converter.hub.remote import WrongHash
-from gptoss.converter.jobs import Job, Target
+from gptoss.converter.hub import remote_file
+from gptoss.converter.hub.client import Client, HubError
+from gptoss.converter.hub.remote_file import WrongHash
+from gptoss.converter.hub.repository import HubId, Stream, pin
 from gptoss.converter.plan import plan
-from gptoss.files.errors import BadRequest, UnsupportedModel
+from gptoss.converter.write.tasks import Job, Target
+from gptoss.errors import BadRequest, UnsupportedModel
 from support.checkpoints import random_checkpoint
 from support.commands import Command
 from support.hub_server import REPOSITORY, Fault, HubServer, Misbehave, Repository, digests, every
@@ -103,7 +103,7 @@ def test_faults_that_pass(
     monkeypatch: pytest.MonkeyPatch,
     fault: str,
 ) -> None:
-    monkeypatch.setattr(remote, "SEGMENT", 30_000)
+    monkeypatch.setattr(remote_file, "SEGMENT", 30_000)
     hub.misbehave = FAULTS[fault]
     convert(REPOSITORY, out, stream=True)
     assert out.read_bytes() == whole
@@ -239,9 +239,10 @@ def test_a_folder_of_that_name_wins(
 
 COMMAND = """
 import sys
-from gptoss.converter import cli, jobs, writer
-from gptoss.converter.hub import remote
-writer.NOTE_SECONDS, jobs.CHUNK, remote.SEGMENT = 0.02, 2**13, 2**12
+from gptoss.converter import cli
+from gptoss.converter.write import tasks, writer
+from gptoss.converter.hub import remote_file
+writer.NOTE_SECONDS, tasks.CHUNK, remote_file.SEGMENT = 0.02, 2**13, 2**12
 cli.main()
 """
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from gguf.constants import TokenType
 
-from gptoss.converter import vocabulary
-from gptoss.files.errors import BadCheckpoint
+from gptoss.converter.gguf import vocab
+from gptoss.errors import BadCheckpoint
 from support.checkpoints import CONTROL_TOKENS, random_checkpoint
 
 CONTROLS = 256
@@ -31,7 +31,7 @@ def edit(folder: Path, name: str, change: Callable[[dict[str, Any]], object]) ->
 
 
 def test_tokens_and_types(folder: Path) -> None:
-    found = vocabulary.read(folder, 320)
+    found = vocab.read(folder, 320)
     end = CONTROLS + len(CONTROL_TOKENS)
     assert len(found.tokens) == len(found.types) == 320
     assert found.tokens[:3] == ["!", '"', "#"]
@@ -44,7 +44,7 @@ def test_tokens_and_types(folder: Path) -> None:
 
 
 def test_without_a_size_nothing_is_filled_up(folder: Path) -> None:
-    found = vocabulary.read(folder)
+    found = vocab.read(folder)
     assert len(found.tokens) == CONTROLS + len(CONTROL_TOKENS)
     assert TokenType.UNUSED not in found.types
 
@@ -58,7 +58,7 @@ def test_types_of_added_tokens(folder: Path) -> None:
         tokenizer["added_tokens"].append({"id": 300, "content": "two▁words", "special": False})
 
     edit(folder, "tokenizer.json", unflag)
-    found = vocabulary.read(folder, 320)
+    found = vocab.read(folder, 320)
     assert set(found.types[CONTROLS : CONTROLS + 16]) == {TokenType.CONTROL}
     assert (found.tokens[300], found.types[300]) == ("two words", TokenType.USER_DEFINED)
 
@@ -72,14 +72,14 @@ def test_merges_of_both_spellings(folder: Path, merges: list[Any]) -> None:
         tokenizer["model"].update(merges=merges)
 
     edit(folder, "tokenizer.json", merge)
-    assert vocabulary.read(folder).merges == ["a b", "ab c"]
+    assert vocab.read(folder).merges == ["a b", "ab c"]
 
 
 def test_roles_by_text_then_by_config_then_by_harmony(folder: Path) -> None:
     ids = {token: CONTROLS + i for i, token in enumerate(CONTROL_TOKENS)}
 
     def roles() -> tuple[int, int, int]:
-        found = vocabulary.read(folder)
+        found = vocab.read(folder)
         return found.bos, found.eos, found.pad
 
     usual = (ids["<|startoftext|>"], ids["<|return|>"], ids["<|endoftext|>"])
@@ -95,12 +95,12 @@ def test_roles_by_text_then_by_config_then_by_harmony(folder: Path) -> None:
 
 def test_chat_template_of_the_settings_or_beside_them(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text("from the file")
-    assert vocabulary.read(folder).chat_template == "from the file"
+    assert vocab.read(folder).chat_template == "from the file"
     edit(folder, "tokenizer_config.json", lambda s: s.update(chat_template="from the settings"))
-    assert vocabulary.read(folder).chat_template == "from the settings"
+    assert vocab.read(folder).chat_template == "from the settings"
     named = [{"name": "other", "template": "no"}, {"name": "default", "template": "yes"}]
     edit(folder, "tokenizer_config.json", lambda s: s.update(chat_template=named))
-    assert vocabulary.read(folder).chat_template == "yes"
+    assert vocab.read(folder).chat_template == "yes"
 
 
 def split_otherwise(tokenizer: dict[str, Any]) -> None:
@@ -143,14 +143,14 @@ def test_tokenizers_that_are_refused(
 ) -> None:
     edit(folder, "tokenizer.json", change)
     with pytest.raises(BadCheckpoint, match=message) as caught:
-        vocabulary.read(folder, 320)
+        vocab.read(folder, 320)
     assert str(folder / "tokenizer.json") in str(caught.value)
 
 
 def test_more_tokens_than_rows(folder: Path) -> None:
     with pytest.raises(BadCheckpoint, match="token ids from 0 to 271; the embedding has 271 rows"):
-        vocabulary.read(folder, 271)
-    assert len(vocabulary.read(folder, 272).tokens) == 272
+        vocab.read(folder, 271)
+    assert len(vocab.read(folder, 272).tokens) == 272
 
 
 def test_no_end_of_turn_anywhere(folder: Path) -> None:
@@ -158,17 +158,17 @@ def test_no_end_of_turn_anywhere(folder: Path) -> None:
     (folder / "tokenizer_config.json").unlink()
     edit(folder, "tokenizer.json", lambda t: t.update(added_tokens=[]))
     with pytest.raises(BadCheckpoint, match="has no bos token"):
-        vocabulary.read(folder)
+        vocab.read(folder)
 
 
 def test_a_template_that_is_no_text(folder: Path) -> None:
     edit(folder, "tokenizer_config.json", lambda s: s.update(chat_template=5))
     with pytest.raises(BadCheckpoint, match="chat_template is no text"):
-        vocabulary.read(folder)
+        vocab.read(folder)
     odd = [{"name": ["default"], "template": "no"}, 5]
     edit(folder, "tokenizer_config.json", lambda s: s.update(chat_template=odd))
-    assert vocabulary.read(folder).chat_template is None
+    assert vocab.read(folder).chat_template is None
     edit(folder, "tokenizer_config.json", lambda s: s.pop("chat_template"))
     (folder / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(BadCheckpoint, match=r"chat_template\.jinja: no UTF-8"):
-        vocabulary.read(folder)
+        vocab.read(folder)

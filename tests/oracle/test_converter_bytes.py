@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from gptoss.converter.convert import convert
-from gptoss.files.gguf import GgufFile
-from gptoss.files.o200k import PRE_TOKENIZER
+from gptoss.formats.gguf import GgufFile
+from gptoss.formats.o200k import PRE_TOKENIZER
 from support import forms, peers
 from support.checkpoints import random_checkpoint
 

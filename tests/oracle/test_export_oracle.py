@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gptoss.converter.convert import convert
-from gptoss.converter.export.exporting import export
+from gptoss.converter.export.export import export
 from support import peers
 from support.checkpoints import random_checkpoint
 

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 import bench_harmony
-from gptoss.converter import vocabulary
-from gptoss.runtime.harmony import builtin
+from gptoss.converter.gguf import vocab
 from gptoss.runtime.harmony import messages as m
 from gptoss.runtime.harmony.events import (
     Diagnostic,
@@ -35,7 +34,8 @@ from gptoss.runtime.harmony.render import (
     render_for_completion,
     render_message,
 )
-from gptoss.runtime.tokenizer import Tokenizer
+from gptoss.runtime.harmony.tokenizer import Tokenizer
+from gptoss.runtime.tools import builtin
 from support import conversations, peers
 from support.random_turns import Sequences, check_replay
 
@@ -46,7 +46,7 @@ SEEDS = range(10_000)
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    read = vocabulary.read(peers.tokenizer(), 201088)
+    read = vocab.read(peers.tokenizer(), 201088)
     return Tokenizer.from_vocabulary(read.tokens, read.types)
 
 

@@ -17,11 +17,11 @@ import pytest
 from gptoss.converter.convert import convert
 from gptoss.runtime.harmony import messages as m
 from gptoss.runtime.harmony.messages import Function, Message, Namespace, Role
-from gptoss.runtime.harmony.openai import messages_from_openai
-from gptoss.runtime.harmony.openai_tools import functions_from_openai
 from gptoss.runtime.harmony.render import KeepReasoning, render_conversation
-from gptoss.runtime.model import Model
-from gptoss.runtime.tokenizer import Tokenizer
+from gptoss.runtime.harmony.tokenizer import Tokenizer
+from gptoss.runtime.models.preflight import Model
+from gptoss.runtime.server.chat_completions import messages_from_openai
+from gptoss.runtime.server.chat_tools import functions_from_openai
 from support import peers
 from support.checkpoints import random_checkpoint
 

@@ -11,7 +11,7 @@ from gguf.constants import GGUFValueType
 from numpy.typing import NDArray
 
 from gptoss.converter.convert import convert
-from gptoss.converter.mend.mending import mend
+from gptoss.converter.repair.repair import mend
 from support import ggufs, ollama
 from support.checkpoints import random_checkpoint
 

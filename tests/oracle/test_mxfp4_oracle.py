@@ -26,10 +26,10 @@ import pytest
 from gguf import GGMLQuantizationType, quants
 
 from gptoss.quant import mxfp4
-from gptoss.quant.comparing import Q8_0
-from gptoss.quant.encoder import Rule, encode
 from gptoss.quant.mxfp4 import Bytes, Floats
-from gptoss.quant.small_blocks import SmallBlock
+from gptoss.quant.mxfp4.encoder import Rule, encode
+from gptoss.quant.verify.comparators import Q8_0
+from gptoss.quant.verify.legacy_quants import SmallBlock
 
 pytestmark = pytest.mark.oracle
 

@@ -19,9 +19,14 @@ from typing import Any
 import pytest
 
 from gptoss.converter.convert import convert
-from gptoss.runtime.constraint import Vocabulary
+from gptoss.runtime.engine.llama_cpp import LlamaEngine
 from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, TurnEnded
-from gptoss.runtime.harmony.grammar import (
+from gptoss.runtime.harmony.messages import Function, system, user
+from gptoss.runtime.harmony.parser import parse
+from gptoss.runtime.harmony.render import render_for_completion
+from gptoss.runtime.models.preflight import Model
+from gptoss.runtime.sampling.constrained import Vocabulary
+from gptoss.runtime.sampling.grammar import (
     JSON_OBJECT,
     JsonSchema,
     Lark,
@@ -30,12 +35,7 @@ from gptoss.runtime.harmony.grammar import (
     Rules,
     ToolChoice,
 )
-from gptoss.runtime.harmony.messages import Function, system, user
-from gptoss.runtime.harmony.parser import parse
-from gptoss.runtime.harmony.render import render_for_completion
-from gptoss.runtime.llama import LlamaEngine
-from gptoss.runtime.model import Model
-from gptoss.runtime.sampling import RandomSampler, Sampling
+from gptoss.runtime.sampling.sampler import RandomSampler, Sampling
 from support import peers
 from support.checkpoints import random_checkpoint
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gptoss.quant.audit import audit
-from gptoss.quant.report.page import page
+from gptoss.quant.audit.auditor import audit
+from gptoss.quant.report.html import page
 from support.png import pixels
 
 pytestmark = pytest.mark.oracle

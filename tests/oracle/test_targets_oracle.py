@@ -13,10 +13,10 @@ import pytest
 from gguf.constants import GGML_QUANT_SIZES
 from numpy.typing import NDArray
 
-from gptoss.converter import floats
 from gptoss.converter.convert import convert
-from gptoss.converter.dense import Dense
-from gptoss.files.gguf import GgufFile, GgufTensor
+from gptoss.converter.dense_types import Dense
+from gptoss.converter.transforms import floats
+from gptoss.formats.gguf import GgufFile, GgufTensor
 from support import peers
 from support.checkpoints import random_checkpoint
 

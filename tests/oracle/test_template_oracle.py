@@ -17,12 +17,12 @@ import jinja2
 import jinja2.sandbox
 import pytest
 
-from gptoss.converter import vocabulary
-from gptoss.runtime.harmony import builtin
+from gptoss.converter.gguf import vocab
 from gptoss.runtime.harmony import messages as m
 from gptoss.runtime.harmony.messages import Effort, Function, Message
 from gptoss.runtime.harmony.render import render_for_completion
-from gptoss.runtime.tokenizer import Tokenizer
+from gptoss.runtime.harmony.tokenizer import Tokenizer
+from gptoss.runtime.tools import builtin
 from support import conversations, peers
 
 pytestmark = pytest.mark.oracle
@@ -135,7 +135,7 @@ def official() -> jinja2.Template:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    read = vocabulary.read(peers.tokenizer(), 201088)
+    read = vocab.read(peers.tokenizer(), 201088)
     return Tokenizer.from_vocabulary(read.tokens, read.types)
 
 

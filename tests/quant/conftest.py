@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from gptoss.converter.convert import convert
-from gptoss.quant import cli, pieces
+from gptoss.quant import cli
+from gptoss.quant.verify import chunks
 from support.checkpoints import random_checkpoint
 from support.commands import Command, command
 from support.planted import DENSE, EXPERTS, HIDDEN, INTERMEDIATE, Copy, Copying
@@ -42,7 +43,7 @@ def copy(source: Path, converted: dict[str, Path], tmp_path: Path) -> Copying:
 
 @pytest.fixture(params=[2**21, 2**11], ids=["large pieces", "small pieces"])
 def piece(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "PIECE", request.param)
+    monkeypatch.setattr(chunks, "PIECE", request.param)
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from gptoss.converter.convert import convert
-from gptoss.quant import ranges
-from gptoss.quant.audit import Audit, audit
-from gptoss.quant.findings import Finding, Kind, Severity
+from gptoss.quant.audit import check_dense
+from gptoss.quant.audit.auditor import Audit, audit
+from gptoss.quant.audit.findings import Finding, Kind, Severity
 from support.checkpoints import random_checkpoint
 from support.defects.patient import Expected, Patient
 from support.defects.table import DEFECTS, Defect
@@ -98,7 +98,7 @@ def test_rows_of_zeros_are_no_hole(
     sound: Path, tmp_path: Path, scan: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As rows of the embedding are that no token has; a stretch across rows is one."""
-    monkeypatch.setattr(ranges, "_SCAN", scan)
+    monkeypatch.setattr(check_dense, "_SCAN", scan)
     path = shutil.copytree(sound / "checkpoint", tmp_path / "checkpoint")
     region = regions(path)["model.embed_tokens.weight"]
     rows = region.read()

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from gptoss.converter.convert import convert
-from gptoss.files.errors import BadCheckpoint, BadGguf, UnsupportedModel
-from gptoss.quant.audit import audit
+from gptoss.errors import BadCheckpoint, BadGguf, UnsupportedModel
+from gptoss.quant.audit.auditor import audit
 from support.checkpoints import random_checkpoint
 from support.commands import Command
 from support.defects.experts import nan_scale

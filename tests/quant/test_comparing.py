@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gptoss.quant.comparing import BF16, F16, F32, Q8_0
-from gptoss.quant.comparison import Comparison
 from gptoss.quant.mxfp4 import Bytes
-from gptoss.quant.small_blocks import SmallBlock
+from gptoss.quant.verify.comparators import BF16, F16, F32, Q8_0
+from gptoss.quant.verify.comparison import Comparison
+from gptoss.quant.verify.legacy_quants import SmallBlock
 
 Words = NDArray[np.uint16]
 

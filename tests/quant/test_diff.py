@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from gptoss.converter.convert import convert
-from gptoss.files.errors import BadCheckpoint, UnsupportedModel
-from gptoss.quant import diff as diff_module
-from gptoss.quant import mxfp4, slabs
-from gptoss.quant.changes import Diff
-from gptoss.quant.diff import diff
+from gptoss.errors import BadCheckpoint, UnsupportedModel
+from gptoss.quant import mxfp4
+from gptoss.quant.diff import differ as diff_module
+from gptoss.quant.diff.differ import diff
+from gptoss.quant.diff.result import Diff
+from gptoss.quant.model import reader
 from support import safetensors_files
 from support.checkpoints import bf16, random_checkpoint
 from support.commands import Command
@@ -38,7 +39,7 @@ def tuned(base: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(params=[2**18, 100], ids=["large pieces", "small pieces"], autouse=True)
 def piece(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slabs, "SLAB", request.param)
+    monkeypatch.setattr(reader, "SLAB", request.param)
     monkeypatch.setattr(diff_module, "PIECE", request.param // 32 * 32)
     monkeypatch.setattr(diff_module, "TASK", 2**22 if request.param > 100 else 3 * 96)
 

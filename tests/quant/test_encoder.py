@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from gptoss.quant import encoder, mxfp4
-from gptoss.quant.encoder import Encoded, NotFiniteError, Rule, encode
-from gptoss.quant.mxfp4 import E2M1, Bytes, Floats
+from gptoss.quant import mxfp4
+from gptoss.quant.mxfp4 import E2M1, Bytes, Floats, encoder
+from gptoss.quant.mxfp4.encoder import Encoded, NotFiniteError, Rule, encode
 from support.mxfp4_twins import twin_code, twin_ocp_scale, twin_squared_error
 
 Doubles = NDArray[np.float64]

@@ -10,10 +10,10 @@ import pytest
 
 from gptoss.converter.convert import convert
 from gptoss.quant import mxfp4
-from gptoss.quant.audit import audit
-from gptoss.quant.findings import Kind, Severity
-from gptoss.quant.layouts import on_grid
-from gptoss.quant.verdict import Place
+from gptoss.quant.audit.auditor import audit
+from gptoss.quant.audit.check_layout import on_grid
+from gptoss.quant.audit.findings import Kind, Severity
+from gptoss.quant.verify.result import Place
 from support import safetensors_files
 from support.checkpoints import bf16, random_checkpoint
 from support.editing import regions

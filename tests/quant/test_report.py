@@ -14,17 +14,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptoss.files.checkpoint import Checkpoint
-from gptoss.files.console import Meter
-from gptoss.quant.audit import Audit, audit
-from gptoss.quant.changes import Diff, ExpertChange, TensorChange
-from gptoss.quant.counting import Counted, count
-from gptoss.quant.model import Model
+from gptoss.console import Meter
+from gptoss.formats.checkpoint import Checkpoint
+from gptoss.quant.audit.auditor import Audit, audit
+from gptoss.quant.audit.statistics import Counted, count
+from gptoss.quant.diff.result import Diff, ExpertChange, TensorChange
+from gptoss.quant.model.reader import Files
+from gptoss.quant.model.tensors import Model
 from gptoss.quant.mxfp4 import Bytes
-from gptoss.quant.report import charts
-from gptoss.quant.report.charts import Shading
-from gptoss.quant.report.page import page
-from gptoss.quant.slabs import Files
+from gptoss.quant.report import svg
+from gptoss.quant.report.html import page
+from gptoss.quant.report.svg import Shading
 from support.commands import Command
 from support.planted import EXPERTS, Copying
 
@@ -199,10 +199,10 @@ def test_equal_values_have_a_colour() -> None:
 
 
 def test_a_share_that_is_not_nothing_does_not_look_like_nothing() -> None:
-    assert [charts.percent(share) for share in (0, 1e-9, 0.5, 1 / 3)] == [
+    assert [svg.percent(share) for share in (0, 1e-9, 0.5, 1 / 3)] == [
         "0%", "<0.0001%", "50%", "33.3%",
     ]  # fmt: skip
-    heights = re.findall(r'height="([\d.]+)" class="bar"', charts.bars([1, 1e-9, 0], "abc", "abc"))
+    heights = re.findall(r'height="([\d.]+)" class="bar"', svg.bars([1, 1e-9, 0], "abc", "abc"))
     assert float(heights[1]) > 0.5
     assert float(heights[2]) == 0
 
@@ -286,7 +286,7 @@ def test_no_page_of_a_file_that_is_cut_or_changes(
         it.xor(it.offset("output.weight"), 1)
         return count(model, files, progress)
 
-    monkeypatch.setattr("gptoss.quant.counting.count", and_touched)
+    monkeypatch.setattr("gptoss.quant.audit.statistics.count", and_touched)
     done = run("report", it.path, "-o", out)
     assert done.code == 2
     assert "changed while it was read" in done.err

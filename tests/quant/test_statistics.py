@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from gptoss.converter.convert import convert
-from gptoss.quant import counting, dense, mxfp4, slabs
-from gptoss.quant.counting import Counted, count
-from gptoss.quant.opening import open_model
-from gptoss.quant.slabs import Files
-from gptoss.quant.statistics import SATURATED, CodeCounter, ExpertStatistics, Part
+from gptoss.quant import mxfp4
+from gptoss.quant.audit import statistics
+from gptoss.quant.audit.histogram import SATURATED, CodeCounter, ExpertStatistics, Part
+from gptoss.quant.audit.statistics import Counted, count
+from gptoss.quant.model import dtypes, reader
+from gptoss.quant.model.loader import open_model
+from gptoss.quant.model.reader import Files
 from support.checkpoints import random_checkpoint
 from support.editing import regions
 from support.planted import DENSE
@@ -75,7 +77,7 @@ def by_hand(codes: mxfp4.Bytes, scales: mxfp4.Bytes, it: ExpertStatistics) -> No
 def test_checkpoint_counted_as_by_hand(
     checkpoint: Path, slab: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slabs, "SLAB", slab)
+    monkeypatch.setattr(reader, "SLAB", slab)
     tensors = regions(checkpoint)
     found = counted(checkpoint).experts
     parts = [(it.layer, it.part) for it in found]
@@ -126,8 +128,8 @@ def test_dense_counted_as_by_hand(
     checkpoint: Path, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shutil.copytree(checkpoint, tmp_path / "checkpoint")
-    monkeypatch.setattr(dense, "PIECE", piece)
-    monkeypatch.setattr(counting, "DENSE_TASK", 4 * piece)
+    monkeypatch.setattr(dtypes, "PIECE", piece)
+    monkeypatch.setattr(statistics, "DENSE_TASK", 4 * piece)
     region = regions(folder)["lm_head.weight"]
     bits = region.read().reshape(-1)
     bits[[7, 300, 301]] = 0x8000, 0x7F80, 0xFFC1

@@ -10,12 +10,12 @@ import pytest
 from gguf.constants import GGMLQuantizationType
 
 from gptoss.converter.convert import convert
-from gptoss.files.checkpoint import Checkpoint
-from gptoss.files.gguf import GgufFile
-from gptoss.files.reading import Source
+from gptoss.formats.byte_source import Source
+from gptoss.formats.checkpoint import Checkpoint
+from gptoss.formats.gguf import GgufFile
 from gptoss.quant import mxfp4
-from gptoss.quant.verdict import Place, Problem
-from gptoss.quant.verify import verify
+from gptoss.quant.verify.result import Place, Problem
+from gptoss.quant.verify.verifier import verify
 from support.planted import DENSE, EXPERTS, HIDDEN, INTERMEDIATE, Copy, Copying
 
 pytestmark = pytest.mark.usefixtures("piece")

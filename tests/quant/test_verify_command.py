@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from gptoss.converter.convert import convert
-from gptoss.files.checkpoint import Checkpoint
-from gptoss.files.errors import BadCheckpoint, BadGguf, UnsupportedModel
-from gptoss.files.gguf import GgufFile
-from gptoss.quant import verify as verify_module
-from gptoss.quant.keys import compare_keys
-from gptoss.quant.verdict import KeyDifference
-from gptoss.quant.verify import verify
+from gptoss.errors import BadCheckpoint, BadGguf, UnsupportedModel
+from gptoss.formats.checkpoint import Checkpoint
+from gptoss.formats.gguf import GgufFile
+from gptoss.quant.verify import verifier as verify_module
+from gptoss.quant.verify.metadata import compare_keys
+from gptoss.quant.verify.result import KeyDifference
+from gptoss.quant.verify.verifier import verify
 from support.commands import Command
 from support.planted import Copying
 

@@ -16,16 +16,16 @@ from gguf.constants import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from gptoss.converter.convert import convert
-from gptoss.files.checkpoint import Checkpoint
-from gptoss.files.gguf import GgufFile
+from gptoss.formats.checkpoint import Checkpoint
+from gptoss.formats.gguf import GgufFile
 from gptoss.quant import mxfp4
-from gptoss.quant.comparing import comparison
-from gptoss.quant.comparison import FLOATS
-from gptoss.quant.encoded import EncodedMxfp4
-from gptoss.quant.encoder import Rule, encode
-from gptoss.quant.matching import match
 from gptoss.quant.mxfp4 import Bytes, Floats
-from gptoss.quant.verdict import Place
+from gptoss.quant.mxfp4.encoder import Rule, encode
+from gptoss.quant.verify.comparators import comparison
+from gptoss.quant.verify.comparison import FLOATS
+from gptoss.quant.verify.encoded_mxfp4 import EncodedMxfp4
+from gptoss.quant.verify.pairing import match
+from gptoss.quant.verify.result import Place
 from support import forms
 from support.checkpoints import bf16, random_checkpoint
 from support.mxfp4_twins import twin_code, twin_ocp_scale, twin_squared_error, twin_value

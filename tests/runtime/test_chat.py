@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from gptoss.runtime.chat import Chat, load
-from gptoss.runtime.engine import Timings
-from gptoss.runtime.harmony.checking import BadConstraint, ConversationError, ConversationTooLong
+from gptoss.runtime.chat.chat import Chat, load
+from gptoss.runtime.chat.events import Cut, ReplyEnded, ToolFinished, ToolStarted
+from gptoss.runtime.chat.settings import MAX_ROUNDS, ChatError, Limits, Settings
+from gptoss.runtime.engine.base import Timings
+from gptoss.runtime.harmony.errors import BadConstraint, ConversationError, ConversationTooLong
 from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, TextDelta
-from gptoss.runtime.harmony.grammar import Regex
 from gptoss.runtime.harmony.messages import Effort, Role
 from gptoss.runtime.harmony.render import render_for_completion
-from gptoss.runtime.reply import Cut, ReplyEnded, ToolFinished, ToolStarted
-from gptoss.runtime.sampling import BadSampling
-from gptoss.runtime.settings import MAX_ROUNDS, ChatError, Limits, Settings
-from gptoss.runtime.tools import Toolbox
+from gptoss.runtime.sampling.grammar import Regex
+from gptoss.runtime.sampling.sampler import BadSampling
+from gptoss.runtime.tools.functions import Toolbox
 from support.fake_engine import ScriptedEngine
 from support.tokens import byte_tokenizer, spell
 

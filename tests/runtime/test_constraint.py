@@ -14,12 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptoss.files.errors import UnsupportedModel
-from gptoss.runtime.constraint import Constrained, Vocabulary, _choice
-from gptoss.runtime.engine import EngineError, Logits
-from gptoss.runtime.harmony.checking import BadConstraint
+from gptoss.errors import UnsupportedModel
+from gptoss.runtime.engine.base import EngineError, Logits
+from gptoss.runtime.harmony.errors import BadConstraint
 from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, TurnEnded
-from gptoss.runtime.harmony.grammar import (
+from gptoss.runtime.harmony.messages import Function, Message, Namespace
+from gptoss.runtime.harmony.parser import parse
+from gptoss.runtime.harmony.tokenizer import Tokenizer
+from gptoss.runtime.sampling.constrained import Constrained, Vocabulary, _choice
+from gptoss.runtime.sampling.grammar import (
     JSON_OBJECT,
     Closed,
     JsonSchema,
@@ -29,10 +32,7 @@ from gptoss.runtime.harmony.grammar import (
     Rules,
     ToolChoice,
 )
-from gptoss.runtime.harmony.messages import Function, Message, Namespace
-from gptoss.runtime.harmony.parser import parse
-from gptoss.runtime.sampling import RandomSampler, Sampling
-from gptoss.runtime.tokenizer import Tokenizer
+from gptoss.runtime.sampling.sampler import RandomSampler, Sampling
 from support.hostile import CASES
 from support.random_engine import RandomEngine
 from support.tokens import byte_tokenizer, spell, spelled

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from gptoss.runtime.harmony import messages as m
-from gptoss.runtime.harmony.builtin import BROWSER, PYTHON
-from gptoss.runtime.harmony.checking import ConversationError, ConversationTooLong
-from gptoss.runtime.harmony.conversation import check_conversation
+from gptoss.runtime.harmony.errors import ConversationError, ConversationTooLong
 from gptoss.runtime.harmony.messages import Function, Message, Namespace, Role, SystemContent
 from gptoss.runtime.harmony.render import render_for_completion
+from gptoss.runtime.harmony.validate import check_conversation
+from gptoss.runtime.tools.builtin import BROWSER, PYTHON
 from support import conversations
 from support.tokens import byte_tokenizer
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from gptoss.runtime.harmony import messages as m
-from gptoss.runtime.harmony.checking import ConversationError, ConversationTooLong
-from gptoss.runtime.harmony.conversation import check_conversation
+from gptoss.runtime.harmony.errors import ConversationError, ConversationTooLong
 from gptoss.runtime.harmony.messages import Function, Message, Role, SystemContent
-from gptoss.runtime.harmony.openai import messages_from_openai, messages_to_openai
-from gptoss.runtime.harmony.openai_tools import functions_from_openai, tools_to_openai
 from gptoss.runtime.harmony.render import render_for_completion
+from gptoss.runtime.harmony.validate import check_conversation
+from gptoss.runtime.server.chat_completions import messages_from_openai, messages_to_openai
+from gptoss.runtime.server.chat_tools import functions_from_openai, tools_to_openai
 from support import conversations
 from support.tokens import byte_tokenizer
 

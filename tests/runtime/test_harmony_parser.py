@@ -19,7 +19,7 @@ from gptoss.runtime.harmony.events import (
 from gptoss.runtime.harmony.messages import Role
 from gptoss.runtime.harmony.parser import Parser
 from gptoss.runtime.harmony.parser import parse as parse_with
-from gptoss.runtime.harmony.states import TRANSITIONS, Kind, State
+from gptoss.runtime.harmony.state import TRANSITIONS, Kind, State
 from support.malformed import GOOD, MALFORMED, Case, outcome, summary
 from support.random_turns import Sequences, check_events, check_replay
 from support.tokens import byte_tokenizer, spell

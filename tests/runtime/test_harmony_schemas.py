@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from gptoss.runtime.harmony.checking import ConversationError, Place
+from gptoss.runtime.harmony.errors import ConversationError, Place
+from gptoss.runtime.harmony.json_schema import MAX_FOLLOWED, check_parameters, check_schema, lookup
 from gptoss.runtime.harmony.messages import Function, Namespace
-from gptoss.runtime.harmony.schemas import MAX_FOLLOWED, check_parameters, check_schema, lookup
-from gptoss.runtime.harmony.typescript import tools_section
+from gptoss.runtime.harmony.tools_typescript import tools_section
 
 PLACE = Place("tools", 0, "parameters")
 STRING, NULL = {"type": "string"}, {"type": "null"}

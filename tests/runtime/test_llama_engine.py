@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gptoss.converter.convert import convert
-from gptoss.runtime import llama
-from gptoss.runtime.engine import EngineError, Logits, PromptTooLong
-from gptoss.runtime.llama import LlamaEngine
-from gptoss.runtime.sampling import greedy
-from gptoss.runtime.worker import Worker
+from gptoss.runtime.engine import llama_cpp
+from gptoss.runtime.engine.base import EngineError, Logits, PromptTooLong
+from gptoss.runtime.engine.llama_cpp import LlamaEngine
+from gptoss.runtime.engine.worker import Worker
+from gptoss.runtime.sampling.sampler import greedy
 from support.checkpoints import random_checkpoint
 
 N_CTX = 4096
@@ -224,8 +224,8 @@ def test_q8_0_is_run_as_it_is_in_the_file(hidden: int, tmp_path: Path) -> None:
 DECODE = """
 import sys
 from pathlib import Path
-from gptoss.runtime.llama import LlamaEngine
-from gptoss.runtime.sampling import greedy
+from gptoss.runtime.engine.llama_cpp import LlamaEngine
+from gptoss.runtime.sampling.sampler import greedy
 engine = LlamaEngine(Path(sys.argv[1]), n_ctx=64)
 print(len(list(engine.generate([1, 2, 3], greedy, stop=set(), max_tokens=4))))
 """
@@ -345,11 +345,11 @@ def test_whatever_is_reused_the_logits_are_those_from_scratch(
 
 def test_snapshots_stay_few_and_spread_out() -> None:
     state: Any = None
-    kept: list[llama._Snapshot] = []
+    kept: list[llama_cpp._Snapshot] = []
     for position in [700, *range(1000, 1000 + 30 * 40, 40), 9000]:
-        kept = llama._thinned([*kept, llama._Snapshot(position, state)])
+        kept = llama_cpp._thinned([*kept, llama_cpp._Snapshot(position, state)])
     positions = [it.position for it in kept]
-    assert len(positions) == llama.MAX_SNAPSHOTS
+    assert len(positions) == llama_cpp.MAX_SNAPSHOTS
     assert positions[0] == 700
     assert positions[-1] == 9000
     gaps = np.diff(positions[1:-1])
@@ -397,7 +397,7 @@ def test_ctrl_c_stops_a_prompt(slow_engine: LlamaEngine, scratch: Any) -> None:
 
 
 def test_an_interrupted_call_is_aborted_first() -> None:
-    stop, ended = llama._StopFlag(), []
+    stop, ended = llama_cpp._StopFlag(), []
 
     def call() -> None:
         signal.raise_signal(signal.SIGINT)  # seen by the main thread, which is waiting

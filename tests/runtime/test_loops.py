@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from gptoss.runtime.loops import LONGEST_PERIOD, WINDOW, LoopDetector
+from gptoss.runtime.sampling.repetition import LONGEST_PERIOD, WINDOW, LoopDetector
 
 
 def seen_after(tokens: itertools.chain[int] | list[int], most: int = 4 * WINDOW) -> int | None:

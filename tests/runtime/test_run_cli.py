@@ -15,10 +15,10 @@ from typing import Protocol
 import click
 import pytest
 
-from gptoss.runtime.chat import Chat
+from gptoss.runtime.chat.chat import Chat
 from gptoss.runtime.cli import converse, import_function, main
 from gptoss.runtime.harmony.messages import Effort
-from gptoss.runtime.terminal import Printer
+from gptoss.runtime.terminal.printer import Printer
 from support.fake_engine import ScriptedEngine
 from support.tokens import byte_tokenizer
 

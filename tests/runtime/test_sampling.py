@@ -10,8 +10,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gptoss.runtime.engine import EngineError, Logits
-from gptoss.runtime.sampling import BadSampling, RandomSampler, Sampling, _first_above, draw, greedy
+from gptoss.runtime.engine.base import EngineError, Logits
+from gptoss.runtime.sampling.sampler import (
+    BadSampling,
+    RandomSampler,
+    Sampling,
+    _first_above,
+    draw,
+    greedy,
+)
 
 V = 201_088
 

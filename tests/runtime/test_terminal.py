@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptoss.runtime.engine import Timings
+from gptoss.runtime.chat.events import (
+    ChatEvent,
+    Cut,
+    ReasoningClosed,
+    ReplyEnded,
+    ToolFinished,
+    ToolStarted,
+)
+from gptoss.runtime.engine.base import Timings
 from gptoss.runtime.harmony.events import (
     Diagnostic,
     End,
@@ -18,17 +26,9 @@ from gptoss.runtime.harmony.events import (
     TextDelta,
     TurnEnded,
 )
-from gptoss.runtime.harmony.grammar import Closed
 from gptoss.runtime.harmony.messages import Message, Role
-from gptoss.runtime.reply import (
-    ChatEvent,
-    Cut,
-    ReasoningClosed,
-    ReplyEnded,
-    ToolFinished,
-    ToolStarted,
-)
-from gptoss.runtime.terminal import JsonLines, Printer, as_dict, printable
+from gptoss.runtime.sampling.grammar import Closed
+from gptoss.runtime.terminal.printer import JsonLines, Printer, as_dict, printable
 
 TIMINGS = Timings(100, 60, 20, 0.5, 2.0)
 ENDED = ReplyEnded(End.RETURN, TIMINGS)

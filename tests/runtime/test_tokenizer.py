@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptoss.files.errors import BadGguf, UnsupportedModel
-from gptoss.files.gguf import GgufFile, StringArray
-from gptoss.files.o200k import BYTE_LEVEL
-from gptoss.runtime.tokenizer import MAX_SPACE, Tokenizer
+from gptoss.errors import BadGguf, UnsupportedModel
+from gptoss.formats.gguf import GgufFile, StringArray
+from gptoss.formats.o200k import BYTE_LEVEL
+from gptoss.runtime.harmony.tokenizer import MAX_SPACE, Tokenizer
 from support.tokens import CONTROL, byte_tokenizer
 
 NORMAL, CONTROL_TYPE, UNUSED = 1, 3, 5

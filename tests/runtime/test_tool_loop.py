@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 import pytest
 
-from gptoss.runtime.chat import Chat
-from gptoss.runtime.constraint import Vocabulary
-from gptoss.runtime.harmony.checking import BadConstraint
+from gptoss.runtime.chat.chat import Chat
+from gptoss.runtime.chat.events import ChatEvent, ReasoningClosed, Reply, ToolFinished, ToolStarted
+from gptoss.runtime.chat.settings import Limits, Settings
+from gptoss.runtime.harmony.errors import BadConstraint
 from gptoss.runtime.harmony.events import End, MessageStarted
-from gptoss.runtime.harmony.grammar import JsonSchema, Lark, Regex
-from gptoss.runtime.reply import ChatEvent, ReasoningClosed, Reply, ToolFinished, ToolStarted
-from gptoss.runtime.settings import Limits, Settings
-from gptoss.runtime.tools import Toolbox
+from gptoss.runtime.sampling.constrained import Vocabulary
+from gptoss.runtime.sampling.grammar import JsonSchema, Lark, Regex
+from gptoss.runtime.tools.functions import Toolbox
 from support.random_engine import RandomEngine
 from support.tokens import byte_tokenizer, spelled
 

@@ -13,15 +13,15 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import pytest
 
-from gptoss.runtime.constraint import Vocabulary
 from gptoss.runtime.harmony.events import MessageEnded
-from gptoss.runtime.harmony.grammar import Rules
 from gptoss.runtime.harmony.messages import Function
 from gptoss.runtime.harmony.parser import parse
-from gptoss.runtime.harmony.typescript import type_of
-from gptoss.runtime.sampling import RandomSampler, Sampling
-from gptoss.runtime.signature import BadArguments, BadTool, kind_of, split_docstring
-from gptoss.runtime.tools import Tool, Toolbox, result_text
+from gptoss.runtime.harmony.tools_typescript import type_of
+from gptoss.runtime.sampling.constrained import Vocabulary
+from gptoss.runtime.sampling.grammar import Rules
+from gptoss.runtime.sampling.sampler import RandomSampler, Sampling
+from gptoss.runtime.tools.functions import Tool, Toolbox, result_text
+from gptoss.runtime.tools.schema import BadArguments, BadTool, kind_of, split_docstring
 from support.random_engine import RandomEngine
 from support.tokens import byte_tokenizer
 

@@ -22,9 +22,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss.files.hparams import HParams
-from gptoss.files.names import HfTensor, hf_tensors
-from gptoss.files.o200k import O200K_PATTERN
+from gptoss.formats.hparams import HParams
+from gptoss.formats.o200k import O200K_PATTERN
+from gptoss.formats.tensor_map import HfTensor, hf_tensors
 
 GPT_OSS_20B = HParams(
     num_hidden_layers=24,

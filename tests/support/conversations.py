@@ -15,7 +15,7 @@ from gptoss.runtime.harmony.messages import (
     Role,
     SystemContent,
 )
-from gptoss.runtime.tokenizer import Tokenizer
+from gptoss.runtime.harmony.tokenizer import Tokenizer
 
 PIECES = (
     "Hello", " world", "\n", "\n\n", "  ", "\t", "12345", "3.14", "don't", "I'LL", "naïve", "ß",

@@ -10,8 +10,8 @@ import numpy as np
 from gguf.constants import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from gptoss.files.checkpoint import Checkpoint
-from gptoss.files.gguf import GgufFile
+from gptoss.formats.checkpoint import Checkpoint
+from gptoss.formats.gguf import GgufFile
 
 _CHECKPOINT_TYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype(np.uint8), "BF16": np.dtype("<u2")}
 _GGUF_TYPES: dict[GGMLQuantizationType, tuple[np.dtype[Any], int]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 
-from gptoss.runtime.engine import PromptTooLong, Sampler, Timings
+from gptoss.runtime.engine.base import PromptTooLong, Sampler, Timings
 from support.tokens import spell, spelled
 
 

@@ -12,11 +12,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from gptoss.runtime.constraint import Vocabulary
-from gptoss.runtime.engine import EngineError
-from gptoss.runtime.harmony.checking import ConversationError
-from gptoss.runtime.harmony.grammar import JsonSchema, Lark, Regex, ResponseFormat, Rules
-from gptoss.runtime.sampling import RandomSampler, Sampling
+from gptoss.runtime.engine.base import EngineError
+from gptoss.runtime.harmony.errors import ConversationError
+from gptoss.runtime.sampling.constrained import Vocabulary
+from gptoss.runtime.sampling.grammar import JsonSchema, Lark, Regex, ResponseFormat, Rules
+from gptoss.runtime.sampling.sampler import RandomSampler, Sampling
 from support.random_engine import RandomEngine
 from support.tokens import byte_tokenizer
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from gptoss.runtime.harmony.events import Diagnostic, End, Event, MessageEnded, TurnEnded
 from gptoss.runtime.harmony.messages import Message, Role
-from gptoss.runtime.tokenizer import Tokenizer
+from gptoss.runtime.harmony.tokenizer import Tokenizer
 from support.tokens import byte_token, byte_tokenizer, spell
 
 HALF_A_CHARACTER = 0xF0

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptoss.files.gguf import GgufFile
-from gptoss.quant.verdict import TensorDifference, Verdict
-from gptoss.quant.verify import verify
+from gptoss.formats.gguf import GgufFile
+from gptoss.quant.verify.result import TensorDifference, Verdict
+from gptoss.quant.verify.verifier import verify
 
 HIDDEN, INTERMEDIATE, EXPERTS = 96, 64, 4
 DENSE = ("q8_0", "bf16", "f16", "f32")

@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 
 import numpy as np
 
-from gptoss.runtime.engine import Sampler, Timings
+from gptoss.runtime.engine.base import Sampler, Timings
 
 
 class RandomEngine:

@@ -7,7 +7,6 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
-from gptoss.runtime.harmony.conversation import check_conversation
 from gptoss.runtime.harmony.events import (
     Diagnostic,
     Event,
@@ -19,7 +18,8 @@ from gptoss.runtime.harmony.events import (
 from gptoss.runtime.harmony.messages import Message, Role, system, user
 from gptoss.runtime.harmony.parser import parse
 from gptoss.runtime.harmony.render import render_message
-from gptoss.runtime.tokenizer import Tokenizer
+from gptoss.runtime.harmony.tokenizer import Tokenizer
+from gptoss.runtime.harmony.validate import check_conversation
 from support.malformed import GOOD, MALFORMED
 
 UPPERCASE = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gptoss.quant import mxfp4
-from gptoss.quant.encoder import encode
+from gptoss.quant.mxfp4.encoder import encode
 from tiny import model
 from tiny.model import EXPERTS, Params, Shape
 from tiny.vocabulary import control_tokens

@@ -20,15 +20,15 @@ from pathlib import Path
 from random import Random
 
 from gptoss.converter.convert import convert
-from gptoss.runtime.engine import Engine
+from gptoss.runtime.engine.base import Engine
+from gptoss.runtime.engine.llama_cpp import LlamaEngine
 from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, TurnEnded
 from gptoss.runtime.harmony.messages import Effort, Message, Role
 from gptoss.runtime.harmony.parser import Parser
 from gptoss.runtime.harmony.render import render_for_completion
-from gptoss.runtime.llama import LlamaEngine
-from gptoss.runtime.model import Model
-from gptoss.runtime.sampling import RandomSampler, Sampling
-from gptoss.runtime.tokenizer import Tokenizer
+from gptoss.runtime.harmony.tokenizer import Tokenizer
+from gptoss.runtime.models.preflight import Model
+from gptoss.runtime.sampling.sampler import RandomSampler, Sampling
 from tiny.scene import Session, Split
 from tiny.world import draw_scene, draw_session
 

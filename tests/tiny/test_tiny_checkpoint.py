@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gptoss.converter.convert import convert
-from gptoss.files.checkpoint import Checkpoint
+from gptoss.formats.checkpoint import Checkpoint
 from gptoss.runtime.harmony.messages import Effort
 from tiny import score
 

@@ -10,12 +10,12 @@ import pytest
 
 import gptoss
 from gptoss.converter.convert import convert
-from gptoss.runtime.chat import Chat
+from gptoss.runtime.chat.chat import Chat
+from gptoss.runtime.chat.events import Reply
 from gptoss.runtime.harmony.events import End
-from gptoss.runtime.harmony.grammar import Closed, JsonSchema, Regex
 from gptoss.runtime.harmony.messages import Effort
-from gptoss.runtime.reply import Reply
-from gptoss.runtime.sampling import Sampling
+from gptoss.runtime.sampling.grammar import Closed, JsonSchema, Regex
+from gptoss.runtime.sampling.sampler import Sampling
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 SUMS = {"What is 17 + 25?": "17 + 25 = 42.", "What is 58 - 23?": "58 - 23 = 35."}

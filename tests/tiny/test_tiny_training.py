@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gptoss.quant import mxfp4
-from gptoss.quant.encoder import encode
+from gptoss.quant.mxfp4.encoder import encode
 from support import peers
 from tiny.score import CHECKPOINT
 

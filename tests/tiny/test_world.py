@@ -15,7 +15,7 @@ from gptoss.runtime.harmony.render import (
     render_conversation,
     render_for_completion,
 )
-from gptoss.runtime.tokenizer import Tokenizer
+from gptoss.runtime.harmony.tokenizer import Tokenizer
 from support.tokens import byte_tokenizer
 from tiny.scene import Draw, Exchange, Session, Split
 from tiny.sums import Sum, working

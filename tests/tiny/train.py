@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from gptoss.runtime.harmony.messages import final
 from gptoss.runtime.harmony.render import render_conversation
-from gptoss.runtime.tokenizer import Tokenizer
+from gptoss.runtime.harmony.tokenizer import Tokenizer
 from tiny import checkpoint
 from tiny.model import EXPERTS, Batch, Params, Shape, as_held, forward, init_params, mxfp4_values
 from tiny.rows import Row, batch_of, batches, branch

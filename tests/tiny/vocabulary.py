@@ -12,7 +12,7 @@ from typing import Any
 
 from gguf.constants import TokenType
 
-from gptoss.runtime.tokenizer import Tokenizer
+from gptoss.runtime.harmony.tokenizer import Tokenizer
 
 
 def cut_down(source: Path, ranks: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gptoss.quant.findings import Kind, Severity
+from gptoss.quant.audit.findings import Kind, Severity
 from support.defects import experts, others
 from support.defects.patient import Plant
 

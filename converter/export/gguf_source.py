@@ -1,0 +1,137 @@
+"""A GGUF as a source: its tensors found, its vocabulary read back.
+
+What is read here is to become a model again, so nothing is passed over: a tensor that gpt-oss
+does not have, a token that is there twice, a merge that makes none are refused.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from gguf.constants import Keys, TokenType
+
+from gptoss.converter.gguf.vocab import HARMONY_ROLES, Vocabulary
+from gptoss.converter.transforms.to_checkpoint import READABLE
+from gptoss.errors import BadGguf, UnsupportedModel, quoted
+from gptoss.formats.gguf import GgufFile, GgufTensor, StringArray
+from gptoss.formats.hparams import HParams
+from gptoss.formats.o200k import BYTE_LEVEL, PRE_TOKENIZER
+from gptoss.formats.safetensors import TensorInfo
+from gptoss.formats.tensor_map import tensors
+
+MEND = "gptoss-convert FILE -o NEW.gguf may mend it"
+
+_KINDS = frozenset((TokenType.NORMAL, TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNUSED))
+_ROLES = {
+    "bos": Keys.Tokenizer.BOS_ID,
+    "eos": Keys.Tokenizer.EOS_ID,
+    "pad": Keys.Tokenizer.PAD_ID,
+}
+
+
+def check_tensors(file: GgufFile, hparams: HParams) -> None:
+    """Raise ``BadGguf`` unless exactly the tensors of such a model are there, ``UnsupportedModel``
+    when one has a type that cannot be read."""
+    expected = {named.gguf: named for named in tensors(hparams)}
+    for name, named in expected.items():
+        found = file.tensors.get(name)
+        if found is None:
+            raise BadGguf(f"{file.path}: has no tensor {name}; {MEND}")
+        if found.shape != named.ggml_shape:
+            raise BadGguf(
+                f"{found.path}: tensor {name} has shape {found.shape}, {named.ggml_shape} is "
+                "expected"
+            )
+        if found.type not in READABLE:
+            raise UnsupportedModel(
+                f"{found.path}: tensor {name} is {found.type.name}, whose values cannot be read"
+            )
+    for name, found in file.tensors.items():
+        if name not in expected:
+            raise BadGguf(f"{found.path}: unknown tensor {quoted(name)}; gpt-oss has none such")
+
+
+def place(tensor: GgufTensor) -> TensorInfo:
+    """A tensor's place in its file, as whoever writes takes it."""
+    shape = tensor.shape[::-1]
+    return TensorInfo(
+        tensor.name, tensor.type.name, shape, tensor.path, tensor.offset, tensor.nbytes
+    )
+
+
+def vocabulary(file: GgufFile) -> Vocabulary:
+    """The vocabulary that a GGUF carries.
+
+    Raises ``UnsupportedModel`` for a tokenizer of another kind, ``BadGguf`` for a damaged one.
+    """
+    where = str(file.path)
+    model, pre = file.metadata.get(Keys.Tokenizer.MODEL), file.metadata.get(Keys.Tokenizer.PRE)
+    if (model, pre) != ("gpt2", PRE_TOKENIZER):
+        raise UnsupportedModel(
+            f"{where}: tokenizer {quoted(model)} with pre-tokenizer {quoted(pre)}; gpt-oss has "
+            f"'gpt2' with {PRE_TOKENIZER!r}; {MEND}"
+        )
+    tokens = list(_strings(file, Keys.Tokenizer.LIST))
+    types = _types(file, len(tokens))
+    merges = list(_strings(file, Keys.Tokenizer.MERGES))
+    roles = {role: _role(file, role, tokens) for role in HARMONY_ROLES}
+    found = Vocabulary(tokens, types, merges, **roles, chat_template=template(file))
+    check(found, where)
+    return found
+
+
+def template(file: GgufFile) -> str | None:
+    """The chat template, if there is one."""
+    found = file.metadata.get(Keys.Tokenizer.CHAT_TEMPLATE)
+    if found is not None and not isinstance(found, str):
+        raise BadGguf(f"{file.path}: {Keys.Tokenizer.CHAT_TEMPLATE} is no text")
+    return found or None
+
+
+def check(found: Vocabulary, where: str) -> None:
+    """Raise ``BadGguf`` unless text can be encoded with a vocabulary, and in one way only."""
+    pairs = list(zip(found.tokens, found.types, strict=True))
+    known = {token for token, kind in pairs if kind == TokenType.NORMAL}
+    used = [token for token, kind in pairs if kind != TokenType.UNUSED]
+    if len(set(used)) != len(used):
+        [(twice, _)] = Counter(used).most_common(1)
+        raise BadGguf(f"{where}: the token {quoted(twice)} is there twice")
+    missing = [code for code in BYTE_LEVEL if chr(code) not in known]
+    if missing:
+        raise BadGguf(f"{where}: no token for the byte {BYTE_LEVEL[missing[0]]:#04x}")
+    for i, merge in enumerate(found.merges):
+        left, _, right = merge.partition(" ")
+        if left not in known or right not in known or left + right not in known:
+            raise BadGguf(
+                f"{where}: {Keys.Tokenizer.MERGES}[{i}] is {quoted(merge)}, which makes no token"
+            )
+
+
+def _strings(file: GgufFile, key: str) -> StringArray:
+    found = file.metadata.get(key)
+    if not isinstance(found, StringArray):
+        raise BadGguf(f"{file.path}: has no array of texts {key}")
+    return found
+
+
+def _types(file: GgufFile, n_tokens: int) -> list[int]:
+    found = file.metadata.get(Keys.Tokenizer.TOKEN_TYPE)
+    if not isinstance(found, tuple) or len(found) != n_tokens:
+        raise BadGguf(f"{file.path}: {Keys.Tokenizer.TOKEN_TYPE} has no type for each token")
+    types = list(found)
+    strange = set(types) - _KINDS
+    if strange:
+        raise BadGguf(f"{file.path}: {Keys.Tokenizer.TOKEN_TYPE} holds {quoted(min(strange))}")
+    return types
+
+
+def _role(file: GgufFile, role: str, tokens: Sequence[str]) -> int:
+    """The id that the file gives, or that of harmony's token."""
+    given: Any = file.metadata.get(_ROLES[role])
+    if type(given) is int and 0 <= given < len(tokens):
+        return given
+    if given is None and HARMONY_ROLES[role] in tokens:
+        return tokens.index(HARMONY_ROLES[role])
+    raise BadGguf(f"{file.path}: {_ROLES[role]} is {quoted(given)}, no token's id")

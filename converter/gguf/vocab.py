@@ -1,0 +1,273 @@
+"""The vocabulary a GGUF carries, from a checkpoint's tokenizer files.
+
+``tokenizer.json`` is read with plain ``json``: half a second for 201,088 tokens, where building the
+tokenizer it describes, as llama.cpp's converter does, takes most of half a minute. Everything
+that this shortcut relies on is checked: byte-level BPE, split by o200k's pattern, ids without
+gaps in meaning. Tokens keep their byte-level spelling (``Ġ`` for a space), as GGUF has them.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf.constants import TokenType
+
+from gptoss.errors import BadCheckpoint
+from gptoss.formats.byte_source import Source, read_json
+from gptoss.formats.checkpoint import CONFIG, CONFIG_LIMIT, TOKENIZER
+from gptoss.formats.o200k import BYTE_LEVEL, splits_as_o200k
+
+SETTINGS = "tokenizer_config.json"
+TEMPLATE = "chat_template.jinja"
+TOKENIZER_LIMIT = 2**26
+SETTINGS_LIMIT = 2**22
+MAX_TOKENS = 2**24
+
+HARMONY_ROLES = {"bos": "<|startoftext|>", "eos": "<|return|>", "pad": "<|endoftext|>"}
+"""What begins, ends and pads a text when neither settings nor config say so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Tokens by id, in GGUF's spelling, and what goes with them.
+
+    ``types`` are ``gguf.TokenType`` numbers. ``merges`` are pairs joined by a space, the first
+    the most urgent. ``chat_template`` is None when the checkpoint has none.
+    """
+
+    tokens: list[str]
+    types: list[int]
+    merges: list[str]
+    bos: int
+    eos: int
+    pad: int
+    chat_template: str | None
+
+
+def read(folder: Path, vocab_size: int | None = None) -> Vocabulary:
+    """Read a checkpoint folder's vocabulary.
+
+    With ``vocab_size``, the embedding's rows, ids without a token are filled up to it with unused
+    ones (``[PAD201087]``): the published models have 1,069 such rows. Raises ``BadCheckpoint``
+    when a file is missing or damaged, describes another kind of tokenizer, or has more tokens
+    than the embedding has rows.
+    """
+    with _collector_off():
+        return _read(folder, vocab_size)
+
+
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    """No search for garbage: among a million small lists, all of use, it takes half of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _read(folder: Path, vocab_size: int | None) -> Vocabulary:
+    path = folder / TOKENIZER
+    if folder.is_dir() and not path.exists():
+        raise BadCheckpoint(f"{path}: missing; --tokenizer names another folder that holds one")
+    tokenizer = read_json(path, BadCheckpoint, limit=TOKENIZER_LIMIT)
+    model = tokenizer.get("model")
+    if not isinstance(model, dict) or model.get("type") != "BPE":
+        raise BadCheckpoint(f"{path}: no BPE model; gpt-oss has a byte-level BPE tokenizer")
+    if tokenizer.get("normalizer") is not None:
+        raise BadCheckpoint(f"{path}: has a normalizer; gpt-oss takes text as it is")
+    if not splits_as_o200k(tokenizer.get("pre_tokenizer")):
+        raise BadCheckpoint(
+            f"{path}: pre_tokenizer does not split text as o200k does; a GGUF made of it would "
+            "give other tokens than the model was trained with"
+        )
+    added = _added_tokens(path, tokenizer)
+    tokens, types = _tokens(path, model.get("vocab"), added, vocab_size)
+    settings = _optional(folder / SETTINGS, SETTINGS_LIMIT)
+    config = _optional(folder / CONFIG, CONFIG_LIMIT)
+    ids = {added[i]["content"]: i for i in added}
+    roles = {role: _role(role, path, settings, config, ids, len(tokens)) for role in HARMONY_ROLES}
+    merges = _merges(path, model.get("merges"), model["vocab"])
+    _check_text(path, (*tokens, *merges))
+    template = _chat_template(folder, settings)
+    return Vocabulary(tokens, types, merges, **roles, chat_template=template)
+
+
+def _optional(path: Path, limit: int) -> dict[str, Any]:
+    """A JSON file's object; empty when there is no such file."""
+    return read_json(path, BadCheckpoint, limit=limit) if path.exists() else {}
+
+
+def _added_tokens(path: Path, tokenizer: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+    """The tokens that stand beside the BPE vocabulary, by id."""
+    entries = tokenizer.get("added_tokens", [])
+    added: dict[int, Mapping[str, Any]] = {}
+    for entry in entries if isinstance(entries, list) else [None]:
+        if (
+            not isinstance(entry, dict)
+            or type(entry.get("id")) is not int
+            or not isinstance(entry.get("content"), str)
+        ):
+            raise BadCheckpoint(f"{path}: added_tokens holds no list of ids and contents")
+        if entry["id"] in added:
+            raise BadCheckpoint(f"{path}: two added tokens have the id {entry['id']}")
+        added[entry["id"]] = entry
+    return added
+
+
+def _tokens(
+    path: Path, vocab: Any, added: Mapping[int, Mapping[str, Any]], size: int | None
+) -> tuple[list[str], list[int]]:
+    """Tokens and their types by id, ``size`` of them when given."""
+    if not isinstance(vocab, dict) or not vocab:
+        raise BadCheckpoint(f"{path}: model.vocab is missing or empty")
+    _check_spelling(path, vocab)
+    ids = [*vocab.values(), *added]
+    if not all(type(i) is int for i in ids):
+        raise BadCheckpoint(f"{path}: model.vocab holds an id that is no whole number")
+    low, high = min(ids), max(ids)
+    limit = MAX_TOKENS if size is None else size
+    if low < 0 or high >= limit:
+        rows = "" if size is None else f"; the embedding has {size} rows"
+        raise BadCheckpoint(f"{path}: holds token ids from {low} to {high}{rows}")
+    n = high + 1 if size is None else size
+    tokens: list[str | None] = [None] * n
+    types = [int(TokenType.UNUSED)] * n
+    for token, i in vocab.items():
+        if tokens[i] is not None:
+            raise BadCheckpoint(f"{path}: {tokens[i]!r} and {token!r} both have the id {i}")
+        tokens[i] = token
+        types[i] = TokenType.NORMAL
+    for i, entry in added.items():
+        if tokens[i] not in (None, entry["content"]):
+            raise BadCheckpoint(
+                f"{path}: {tokens[i]!r} and {entry['content']!r} both have the id {i}"
+            )
+        tokens[i], types[i] = _added_token(entry)
+    return [f"[PAD{i}]" if token is None else token for i, token in enumerate(tokens)], types
+
+
+def _check_spelling(path: Path, vocab: Iterable[str]) -> None:
+    """Tokens are spelled byte-level, so without a space; every byte is a token by itself."""
+    letters = set(map(chr, BYTE_LEVEL))
+    missing = sorted(letters - set(vocab))
+    if missing:
+        raise BadCheckpoint(
+            f"{path}: model.vocab has no {missing[0]!r}, which stands for the byte "
+            f"{BYTE_LEVEL[ord(missing[0])]:#04x}; every byte must be a token"
+        )
+    if set("".join(vocab)) - letters:
+        odd = next(token for token in vocab if set(token) - letters)
+        raise BadCheckpoint(f"{path}: model.vocab has {odd!r:.60}, which is not spelled byte-level")
+
+
+def _added_token(entry: Mapping[str, Any]) -> tuple[str, int]:
+    """An added token's text and type, by the rule of llama.cpp's converter.
+
+    What looks like a control token is one, whatever its flag says; text that users may type
+    verbatim stands with real spaces.
+    """
+    text: str = entry["content"]
+    if entry.get("special") is True or (text.startswith("<|") and text.endswith("|>")):
+        return text, TokenType.CONTROL
+    return text.replace("▁", " "), TokenType.USER_DEFINED
+
+
+def _merges(path: Path, merges: Any, vocab: Mapping[str, int]) -> list[str]:
+    """Merges as GGUF spells them; files hold pairs, or in older versions joined pairs.
+
+    Each makes a token of two: another one would be passed over by llama.cpp without a word.
+    """
+    if not isinstance(merges, list):
+        raise BadCheckpoint(f"{path}: model.merges is missing")
+    try:
+        pairs = list(map(_pair, merges))
+        tokens = {left for left, _ in pairs}
+        tokens.update(right for _, right in pairs)
+        tokens.update(left + right for left, right in pairs)
+        if vocab.keys() >= tokens:
+            return list(map(" ".join, pairs))
+    except (TypeError, ValueError):
+        pass
+    i = next(i for i, merge in enumerate(merges) if not _is_known(merge, vocab))
+    raise BadCheckpoint(
+        f"{path}: model.merges[{i}] is {repr(merges[i])[:60]}; two tokens of model.vocab that make "
+        "a third are expected"
+    )
+
+
+def _pair(merge: Any) -> tuple[str, str]:
+    """A merge's two tokens. Raises TypeError or ValueError for what is none."""
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    return left, right
+
+
+def _is_known(merge: Any, vocab: Mapping[str, int]) -> bool:
+    """Whether a merge makes a token of two."""
+    try:
+        left, right = _pair(merge)
+        return left in vocab and right in vocab and left + right in vocab
+    except (TypeError, ValueError):
+        return False
+
+
+def _check_text(path: Path, strings: Iterable[str]) -> None:
+    """JSON can spell half of a surrogate pair, UTF-8 cannot."""
+    try:
+        "".join(strings).encode()
+    except UnicodeEncodeError as reason:
+        found = reason.object[reason.start]
+        raise BadCheckpoint(f"{path}: holds {found!r}, half of a surrogate pair") from None
+
+
+def _role(
+    role: str,
+    path: Path,
+    settings: Mapping[str, Any],
+    config: Mapping[str, Any],
+    ids: Mapping[str, int],
+    n_tokens: int,
+) -> int:
+    """The id of the bos, eos or pad token: the settings' by text, the config's, harmony's."""
+    named = settings.get(f"{role}_token")
+    text = named.get("content") if isinstance(named, dict) else named
+    if isinstance(text, str) and text in ids:
+        return ids[text]
+    given = config.get(f"{role}_token_id")
+    if type(given) is int and 0 <= given < n_tokens:
+        return given
+    if HARMONY_ROLES[role] in ids:
+        return ids[HARMONY_ROLES[role]]
+    raise BadCheckpoint(f"{path}: has no {role} token: neither {text!r} nor {HARMONY_ROLES[role]}")
+
+
+def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    """The template as the settings have it, else the file beside them.
+
+    In that order because llama.cpp's converter has it so; of several named ones the default.
+    """
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
+        template = named[-1].get("template") if named else None
+    path = folder / TEMPLATE
+    if template is None and path.exists():
+        with Source(path, BadCheckpoint) as source:
+            if source.size > SETTINGS_LIMIT:
+                raise BadCheckpoint(f"{path}: {source.size} bytes are no chat template")
+            try:
+                template = source.read(0, source.size).decode()
+            except UnicodeDecodeError as reason:
+                raise BadCheckpoint(f"{path}: no UTF-8 at byte {reason.start}") from reason
+    if template is not None and not isinstance(template, str):
+        raise BadCheckpoint(f"{folder / SETTINGS}: chat_template is no text")
+    if template is not None:
+        _check_text(folder / SETTINGS, (template,))
+    return template or None

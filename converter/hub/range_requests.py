@@ -1,0 +1,144 @@
+"""Byte ranges of one file on the Hub.
+
+The Hub sends small files itself and redirects what git-lfs keeps to another host, by an address
+that is good for a while. Each answer is compared with what is known: commit, size and hash as the
+listing had them, and exactly the bytes that were asked for. A file read by many ranges must not be
+pieced together from two versions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from urllib.parse import quote, urljoin, urlsplit
+
+from gptoss.converter.hub.client import (
+    REDIRECTS,
+    Answer,
+    Client,
+    HubError,
+    PassingError,
+    Patience,
+    origin,
+)
+
+MAX_REDIRECTS = 5
+EXPIRED = frozenset({400, 401, 403, 404, 410})
+"""Statuses by which the other host says that its address is good no longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """A file as a repository's listing has it at one commit.
+
+    ``sha256`` is that of its content when git-lfs keeps it, else None; ``blob`` is git's id.
+    """
+
+    repository: str
+    commit: str
+    name: str
+    size: int
+    blob: str
+    sha256: str | None
+
+    def __str__(self) -> str:
+        return f"{self.repository}@{self.commit[:12]}/{self.name}"
+
+
+class Ranges:
+    """Reads byte ranges of a file; shared by threads. ``received`` counts bytes of bodies."""
+
+    def __init__(self, client: Client, file: HubFile) -> None:
+        self.file = file
+        self.received = 0
+        self._client = client
+        self._home = f"{client.endpoint}/{file.repository}/resolve/{file.commit}/{quote(file.name)}"
+        self._address: str | None = None
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Fill ``out`` with the file's bytes from ``offset`` on.
+
+        What was received before a cut is not asked for again. Raises ``HubError`` when the server
+        refuses, contradicts itself, or fails too often.
+        """
+        patience = Patience(self._client, str(self.file))
+        done = 0
+        while done < len(out):
+            try:
+                for piece in self._body(offset + done, offset + len(out)):
+                    out[done : done + len(piece)] = piece
+                    done += len(piece)
+                    patience.reset()
+                if done < len(out):
+                    raise PassingError(f"the connection ended at byte {offset + done}")
+            except PassingError as error:
+                patience.wait(error)
+
+    def _body(self, begin: int, end: int) -> Iterator[bytes]:
+        """The bytes from ``begin`` to ``end``, or fewer when the connection is cut."""
+        url = self._address or self._home
+        for _ in range(MAX_REDIRECTS + 1):
+            with self._client.get(url, (begin, end)) as answer:
+                if origin(url) == origin(self._home):
+                    self._check_version(answer)
+                if answer.status_code in REDIRECTS:
+                    url = self._address = self._redirected(url, answer)
+                    continue
+                self._check_status(url, answer, begin, end)
+                left = end - begin
+                for piece in answer.iter_raw():
+                    if self._client.stop.is_set():
+                        raise HubError(f"{self.file}: interrupted")
+                    left -= len(piece)
+                    if left < 0:
+                        raise self._lie(f"more than the bytes {begin} to {end - 1} come")
+                    self.received += len(piece)
+                    yield piece
+                return
+        raise self._lie("one redirect leads to another")
+
+    def _check_version(self, answer: Answer) -> None:
+        """Whether the Hub speaks of the file that it listed."""
+        commit = answer.headers.get("X-Repo-Commit", self.file.commit)
+        if commit != self.file.commit:
+            raise HubError(
+                f"{self.file}: the Hub now answers with commit {commit[:40]}; the revision moved, "
+                "run the command again"
+            )
+        size = answer.headers.get("X-Linked-Size", str(self.file.size))
+        if size != str(self.file.size):
+            raise self._lie(f"has {size:.20} bytes now, and was listed with {self.file.size}")
+        etag = answer.headers.get("X-Linked-ETag", "").strip('W/"')
+        if etag and etag not in (self.file.sha256, self.file.blob):
+            raise self._lie(f"has another hash, {etag:.64}, than it was listed with")
+
+    def _redirected(self, url: str, answer: Answer) -> str:
+        to = urljoin(url, answer.headers.get("Location", ""))
+        if urlsplit(to).scheme not in ("https", urlsplit(self._home).scheme):
+            raise self._lie(f"is redirected to {to[:80]}, which is not safe")
+        return to
+
+    def _check_status(self, url: str, answer: Answer, begin: int, end: int) -> None:
+        """Whether what follows is the range that was asked for."""
+        status, size = answer.status_code, self.file.size
+        if origin(url) != origin(self._home) and status in EXPIRED:
+            self._address = None
+            raise PassingError(f"status {status} from {urlsplit(url).netloc}")
+        if status == 416:
+            raise self._lie(f"has no bytes {begin} to {end - 1}, and was listed with {size} bytes")
+        if status == 200 and (begin, end) != (0, size):
+            raise HubError(f"{self.file}: the server sends no byte ranges; leave out --stream")
+        if status not in (200, 206):
+            raise self._client.refusal(answer, self.file.repository, str(self.file))
+        expected = f"bytes {begin}-{end - 1}/{size}"
+        found = answer.headers.get("Content-Range", expected if status == 200 else "")
+        if found != expected:
+            raise self._lie(f"{found[:80] or 'a range not named'!r} comes instead of {expected!r}")
+        length = answer.headers.get("Content-Length", str(end - begin))
+        if length != str(end - begin):
+            raise self._lie(f"{length:.20} bytes are announced instead of {end - begin}")
+        if answer.headers.get("Content-Encoding", "identity") != "identity":
+            raise self._lie("comes compressed, which was not asked for")
+
+    def _lie(self, what: str) -> HubError:
+        return HubError(f"{self.file}: {what}; the server contradicts itself")

@@ -1,0 +1,99 @@
+"""Which way square matrices of experts stand, told by their base.
+
+A fine-tune saved in floats has its experts' weights inputs first; tools exist that write them the
+other way round. The published models are as wide inside as outside, so ``down_proj`` is square and
+its shape cannot tell. Its values can, beside those of the base it was made from: a fine-tune is
+close to its base, and far from its base's transpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+
+import numpy as np
+
+from gptoss.converter.routes import is_square
+from gptoss.converter.transforms.base import Bytes, Floats
+from gptoss.converter.transforms.floats import STORED, widen
+from gptoss.errors import BadCheckpoint
+from gptoss.formats.byte_source import Source
+from gptoss.formats.checkpoint import Checkpoint
+from gptoss.formats.hparams import HParams
+from gptoss.formats.safetensors import TensorInfo
+from gptoss.formats.tensor_map import Kind, NamedTensor, tensors
+from gptoss.quant import mxfp4
+
+LOOKED_AT = 2 * mxfp4.BLOCK
+"""Rows of the first expert that are compared, and as many columns."""
+
+_SHAPES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_local_experts")
+
+
+def square(checkpoint: Checkpoint) -> list[NamedTensor]:
+    """The expert tensors in floats whose shape does not tell which way they stand."""
+    return [
+        named
+        for named in tensors(checkpoint.hparams)
+        if is_square(named) and len(checkpoint.stored(named)) == 1
+    ]
+
+
+def check_base(checkpoint: Checkpoint, base: Checkpoint) -> None:
+    """Raise ``BadCheckpoint`` unless ``base`` has MXFP4 experts of the checkpoint's shapes."""
+    for field in fields(HParams):
+        ours, its = (getattr(it.hparams, field.name) for it in (checkpoint, base))
+        if field.name in _SHAPES and ours != its:
+            raise BadCheckpoint(
+                f"{base.folder}: is no base of {checkpoint.folder}: its {field.name} is {its}, "
+                f"not {ours}"
+            )
+    for named in tensors(base.hparams):
+        if named.kind is Kind.EXPERTS and len(base.stored(named)) != 2:
+            raise BadCheckpoint(f"{base.folder}: holds experts in floats; a base has them in MXFP4")
+
+
+def inputs_first(checkpoint: Checkpoint, base: Checkpoint) -> Iterator[tuple[str, bool]]:
+    """Whether each square expert tensor has its inputs first, by name.
+
+    Raises ``BadCheckpoint`` when a tensor resembles the base's neither way.
+    """
+    for named in square(checkpoint):
+        (info,) = checkpoint.stored(named)
+        n = min(LOOKED_AT, info.shape[-1])
+        stored = _rows(info, n)
+        outputs_first, turned = _base_rows(base.stored(named), n)
+        to_outputs, to_inputs = (_squared(stored - it) for it in (outputs_first, turned))
+        if min(to_outputs, to_inputs) > _squared(stored) / 2:
+            raise BadCheckpoint(
+                f"{info.path}: tensor {info.name!r} resembles the one in {base.folder} neither as "
+                "it stands nor turned; is that its base?"
+            )
+        yield info.name, to_inputs <= to_outputs
+
+
+def _rows(info: TensorInfo, n: int) -> Floats:
+    """The first rows of the first expert, as they stand."""
+    row = info.nbytes // info.shape[0] // info.shape[1]
+    with Source(info.path, BadCheckpoint) as source:
+        raw = np.frombuffer(source.read(info.offset, n * row), STORED[info.dtype])
+    return widen(raw, info.dtype).reshape(n, -1)
+
+
+def _base_rows(infos: tuple[TensorInfo, ...], n: int) -> tuple[Floats, Floats]:
+    """The first rows of the first expert's matrix, outputs first, and of its transpose."""
+    blocks, scales = (_first_expert(info) for info in infos)
+    rows = mxfp4.decode(mxfp4.codes_from_hf(blocks[:n]), scales[:n])
+    k = n // mxfp4.BLOCK
+    columns = mxfp4.decode(mxfp4.codes_from_hf(blocks[:, :k]), scales[:, :k])
+    return rows.reshape(n, -1), columns.reshape(-1, n).T
+
+
+def _first_expert(info: TensorInfo) -> Bytes:
+    with Source(info.path, BadCheckpoint) as source:
+        raw = np.frombuffer(source.read(info.offset, info.nbytes // info.shape[0]), np.uint8)
+    return raw.reshape(info.shape[1:])
+
+
+def _squared(values: Floats) -> float:
+    return float(np.square(values, dtype=np.float64).sum())

@@ -1,0 +1,330 @@
+"""The keys of a GGUF as gpt-oss needs them, of what the file says, its tensors, and a base.
+
+Where each value is from, the first that has it: the base's config and tokenizer, when one is
+given; the file itself; the shapes of its tensors; what is the same in every published gpt-oss. A
+value that is right, or of no effect, is left as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf.constants import GGUFValueType, Keys, TokenType
+
+from gptoss.converter.export import gguf_source
+from gptoss.converter.export.config_files import ENDS
+from gptoss.converter.gguf import vocab
+from gptoss.converter.gguf.metadata import FILE_TYPES, Entry, model_keys, tokenizer_keys
+from gptoss.converter.gguf.vocab import HARMONY_ROLES, Vocabulary
+from gptoss.converter.transforms.experts import ExpertType
+from gptoss.errors import BadCheckpoint, BadGguf, UnsupportedModel, quoted
+from gptoss.formats.byte_source import read_json
+from gptoss.formats.checkpoint import CONFIG, CONFIG_LIMIT
+from gptoss.formats.gguf import GgufFile, StringArray
+from gptoss.formats.hparams import ARCHITECTURE, GGUF_DEFAULTS, GGUF_KEYS, HParams
+
+OLLAMA = "gptoss"
+"""Ollama's name of the architecture."""
+
+PUBLISHED: Mapping[str, int | float] = {
+    "max_position_embeddings": 131072,
+    "num_experts_per_tok": 4,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 150000.0,
+    "sliding_window": 128,
+    "yarn_beta_fast": 32.0,
+    "yarn_beta_slow": 1.0,
+    "yarn_factor": 32.0,
+    "yarn_original_context": 4096,
+}
+"""What is the same in gpt-oss-20b and gpt-oss-120b, and no tensor's shape shows."""
+
+CONTROL = frozenset(
+    f"<|{name}|>"
+    for name in (
+        "startoftext", "endoftext", "return", "constrain", "channel", "start", "end", "message",
+        "call", "endofprompt",
+    )
+)  # fmt: skip
+"""Harmony's control tokens."""
+
+_OPTIONAL = frozenset(
+    (
+        "gpt-oss.feed_forward_length",
+        Keys.Tokenizer.PAD_ID,
+        Keys.Tokenizer.ADD_BOS,
+        Keys.Tokenizer.ADD_EOS,
+    )
+)
+"""Keys whose absence does no harm."""
+_OF_PARTS = frozenset((Keys.Split.LLM_KV_SPLIT_NO, Keys.Split.LLM_KV_SPLIT_COUNT,
+                       Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT, Keys.General.ALIGNMENT))  # fmt: skip
+"""Keys that say how a file is laid out; the mended ones are laid out anew."""
+_KINDS = frozenset(TokenType)
+_OTHER_ENDS = (Keys.Tokenizer.EOT_ID, Keys.Tokenizer.EOM_ID)
+_RESERVED, _PAD = re.compile(r"<\|reserved_\d+\|>"), re.compile(r"\[PAD\d+\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A checkpoint's config and vocabulary; its weights need not be there."""
+
+    hparams: HParams
+    vocabulary: Vocabulary
+
+    @classmethod
+    def open(cls, folder: Path) -> Base:
+        """Raises ``BadCheckpoint`` or ``UnsupportedModel``."""
+        path = folder / CONFIG
+        hparams = HParams.from_config(read_json(path, BadCheckpoint, limit=CONFIG_LIMIT), str(path))
+        return cls(hparams, vocab.read(folder, hparams.vocab_size))
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A key that is not what it was; None where there is none."""
+
+    key: str
+    found: str | None
+    now: str | None
+    why: str
+
+    def __str__(self) -> str:
+        if self.found is None:
+            return f"{self.key}: {self.now}, was missing ({self.why})"
+        return f"{self.key}: {self.found} → {self.now or 'taken out'} ({self.why})"
+
+
+def plan(file: GgufFile, base: Base | None) -> tuple[HParams, list[Entry], list[Change]]:
+    """The mended file's hyperparameters and keys, and what of it is not as it was.
+
+    Raises ``UnsupportedModel`` for another architecture or tokenizer, ``BadGguf`` for what cannot
+    be mended.
+    """
+    given = {_renamed(key): value for key, value in file.metadata.items() if key not in _OF_PARTS}
+    _check_architecture(file)
+    hparams, reasons = _hparams(file, given, base)
+    words, more = _vocabulary(file, given, base, hparams.vocab_size)
+    reasons |= more
+    wanted = [Entry(Keys.General.ARCHITECTURE, GGUFValueType.STRING, ARCHITECTURE)]
+    if file.metadata[Keys.General.ARCHITECTURE] == OLLAMA:  # whose numbers are its own, too
+        number = FILE_TYPES[ExpertType.MXFP4]
+        wanted.append(Entry(Keys.General.FILE_TYPE, GGUFValueType.UINT32, number))
+    wanted += [*model_keys(hparams), *tokenizer_keys(words)]
+    changes = list(_changes(file, given, wanted, reasons))
+    changed = {change.key for change in changes}
+    kept = {_renamed(key): entry for key, entry in _entries(file).items() if key not in _OF_PARTS}
+    new = {entry.key: entry for entry in wanted if entry.key in changed}
+    taken_out = {change.key for change in changes if change.now is None}
+    entries = [entry for key, entry in (kept | new).items() if key not in taken_out]
+    return hparams, entries, changes
+
+
+def _check_architecture(file: GgufFile) -> None:
+    found = file.metadata.get(Keys.General.ARCHITECTURE)
+    if found not in (ARCHITECTURE, OLLAMA):
+        raise UnsupportedModel(
+            f"{file.path}: {Keys.General.ARCHITECTURE} is {quoted(found)}; only {ARCHITECTURE!r}, "
+            f"and Ollama's {OLLAMA!r}, can be mended"
+        )
+
+
+def _renamed(key: str) -> str:
+    prefix, dot, rest = key.partition(".")
+    return f"{ARCHITECTURE}.{rest}" if dot and prefix == OLLAMA else key
+
+
+def _entries(file: GgufFile) -> dict[str, Entry]:
+    """The file's keys as they can be written again, under their new names."""
+    return {
+        key: Entry(
+            _renamed(key), file.types[key], value, array=isinstance(value, StringArray | tuple)
+        )
+        for key, value in file.metadata.items()
+    }
+
+
+# --- hyperparameters --------------------------------------------------------------------------
+
+
+def _hparams(
+    file: GgufFile, given: Mapping[str, Any], base: Base | None
+) -> tuple[HParams, dict[str, str]]:
+    """The hyperparameters, and by key the reason for those that the file does not give."""
+    shown = _from_shapes(file)
+    values: dict[str, Any] = {}
+    reasons: dict[str, str] = {}
+    for name in (field.name for field in fields(HParams)):
+        key = GGUF_KEYS.get(name, "")
+        if base is not None:
+            values[name], reasons[key] = getattr(base.hparams, name), "as the base has it"
+        elif given.get(key) is not None:
+            values[name] = given[key]
+        elif name in shown:
+            values[name], reasons[key] = shown[name], "by the tensors' shapes"
+        else:
+            values[name], reasons[key] = PUBLISHED[name], "as in every published gpt-oss"
+    given = {GGUF_KEYS[name]: value for name, value in values.items() if name in GGUF_KEYS}
+    given |= {
+        Keys.General.ARCHITECTURE: ARCHITECTURE,
+        "gpt-oss.rope.scaling.type": "yarn",
+        Keys.Tokenizer.LIST: range(values["vocab_size"]),
+    }
+    reasons["gpt-oss.rope.scaling.type"] = "every gpt-oss has it; without, the model runs wrong"
+    reasons["gpt-oss.feed_forward_length"] = "as expert_feed_forward_length"
+    reasons["gpt-oss.attention.value_length"] = "as key_length"
+    return HParams.from_gguf(given, str(file.path)), reasons
+
+
+def _from_shapes(file: GgufFile) -> dict[str, int]:
+    """What the shapes of a model's tensors say, as far as they are there."""
+
+    def dimension(axis: int, *names: str) -> int:
+        """In ggml's order; 0 when there is no such tensor."""
+        tensor = next((file.tensors[name] for name in names if name in file.tensors), None)
+        return tensor.shape[axis] if tensor and len(tensor.shape) > axis else 0
+
+    heads = dimension(0, "blk.0.attn_sinks.weight", "blk.0.attn_sinks")
+    head_dim = dimension(0, "blk.0.attn_output.weight", "blk.0.attn_out.weight") // max(1, heads)
+    rows_qkv = dimension(1, "blk.0.attn_qkv.weight")
+    rows_k = dimension(1, "blk.0.attn_k.weight") or (rows_qkv - heads * head_dim) // 2
+    blocks = {name.split(".")[1] for name in file.tensors if name.startswith("blk.")}
+    found = {
+        "num_hidden_layers": len(blocks),
+        "hidden_size": dimension(0, "token_embd.weight"),
+        "vocab_size": dimension(1, "token_embd.weight"),
+        "intermediate_size": dimension(0, "blk.0.ffn_down_exps.weight"),
+        "num_local_experts": dimension(1, "blk.0.ffn_gate_inp.weight"),
+        "num_attention_heads": heads,
+        "head_dim": head_dim,
+        "num_key_value_heads": rows_k // max(1, head_dim),
+    }
+    lacking = [name for name, n in found.items() if n < 1]
+    if lacking:
+        raise BadGguf(f"{file.path}: the tensors that would show its {lacking[0]} are missing")
+    return found
+
+
+# --- vocabulary -------------------------------------------------------------------------------
+
+
+def _vocabulary(
+    file: GgufFile, given: Mapping[str, Any], base: Base | None, size: int
+) -> tuple[Vocabulary, dict[str, str]]:
+    """The vocabulary, and by key the reason for what the file does not give."""
+    model = given.get(Keys.Tokenizer.MODEL, "gpt2")
+    if model != "gpt2":
+        raise UnsupportedModel(f"{file.path}: {Keys.Tokenizer.MODEL} is {quoted(model)}")
+    why = dict.fromkeys((Keys.Tokenizer.MODEL, Keys.Tokenizer.PRE), "what gpt-oss was trained with")
+    template = gguf_source.template(file)
+    if base is not None:
+        found = base.vocabulary
+        words = Vocabulary(
+            found.tokens, found.types, found.merges, found.bos, found.eos, found.pad,
+            chat_template=template or found.chat_template,
+        )  # fmt: skip
+        return words, why | {entry.key: "as the base has it" for entry in tokenizer_keys(words)}
+    tokens = list(_texts(file, given, Keys.Tokenizer.LIST))
+    if not tokens or not CONTROL - {"<|endofprompt|>"} <= set(tokens):
+        raise UnsupportedModel(f"{file.path}: {Keys.Tokenizer.LIST} lacks harmony's control tokens")
+    tokens += [f"[PAD{i}]" for i in range(len(tokens), size)]
+    types = _types(file, given, tokens)
+    merges = list(_texts(file, given, Keys.Tokenizer.MERGES))
+    roles = {role: tokens.index(token) for role, token in HARMONY_ROLES.items()}
+    for role, key in (("bos", Keys.Tokenizer.BOS_ID), ("pad", Keys.Tokenizer.PAD_ID)):
+        if type(given.get(key)) is int and 0 <= given[key] < len(tokens):
+            roles[role] = given[key]
+    words = Vocabulary(tokens, types, merges, **roles, chat_template=template)
+    gguf_source.check(words, str(file.path))
+    return words, why | {
+        Keys.Tokenizer.LIST: "one for each row of the embedding",
+        Keys.Tokenizer.TOKEN_TYPE: "control tokens are such, unused ones too",
+        Keys.Tokenizer.BOS_ID: HARMONY_ROLES["bos"],
+        Keys.Tokenizer.EOS_ID: f"a reply ends with {HARMONY_ROLES['eos']}",
+        Keys.Tokenizer.PAD_ID: HARMONY_ROLES["pad"],
+        Keys.Tokenizer.ADD_BOS: "harmony has its own",
+        Keys.Tokenizer.ADD_EOS: "harmony has its own",
+    }
+
+
+def _texts(file: GgufFile, given: Mapping[str, Any], key: str) -> StringArray:
+    found = given.get(key)
+    if not isinstance(found, StringArray):
+        raise BadGguf(f"{file.path}: has no array of texts {key}; give the checkpoint as --base")
+    return found
+
+
+def _types(file: GgufFile, given: Mapping[str, Any], tokens: Sequence[str]) -> list[int]:
+    """Each token's type: the file's, but for control tokens and those that stand for nothing."""
+    found = given.get(Keys.Tokenizer.TOKEN_TYPE)
+    types = list(found) if isinstance(found, tuple) and _KINDS.issuperset(found) else []
+    if len(types) > len(tokens):
+        raise BadGguf(f"{file.path}: {len(types)} types for {len(tokens)} tokens")
+    types += [int(TokenType.NORMAL)] * (len(tokens) - len(types))
+    for i, token in enumerate(tokens):
+        if token in CONTROL or _RESERVED.fullmatch(token):
+            types[i] = int(TokenType.CONTROL)
+        elif _PAD.fullmatch(token):
+            types[i] = int(TokenType.UNUSED)
+    return types
+
+
+# --- differences ------------------------------------------------------------------------------
+
+
+def _changes(
+    file: GgufFile,
+    given: Mapping[str, Any],
+    wanted: Sequence[Entry],
+    reasons: Mapping[str, str],
+) -> Iterator[Change]:
+    for entry in wanted:
+        found, why = given.get(entry.key), reasons.get(entry.key, "llama.cpp's name")
+        if found is None and (entry.key in _OPTIONAL or _is_default(entry)):
+            continue
+        if found is None or not _same(entry, found):
+            yield Change(entry.key, _text(found), _text(entry.value), why)
+    renamed = sum(_renamed(key) != key for key in file.metadata)
+    if renamed:
+        yield Change(f"{renamed} keys", f"{OLLAMA}.*", f"{ARCHITECTURE}.*", "llama.cpp's name")
+    for key in _OTHER_ENDS:
+        if key in given and not _ends(given[key], wanted):
+            why = f"a reply ends with {', '.join(ENDS)} alone"
+            yield Change(key, _text(given[key]), None, why)
+
+
+def _is_default(entry: Entry) -> bool:
+    """Whether llama.cpp takes just this value where there is none."""
+    names = {key: name for name, key in GGUF_KEYS.items()}
+    default = GGUF_DEFAULTS.get(names.get(entry.key, ""))
+    return default is not None and bool(default == entry.value)
+
+
+def _same(entry: Entry, found: Any) -> bool:
+    if entry.array:
+        same = isinstance(found, StringArray | tuple) and list(entry.value) == list(found)
+        return bool(same)
+    if entry.type is GGUFValueType.FLOAT32:
+        return type(found) in (int, float) and np.float32(found) == np.float32(entry.value)
+    return type(found) is type(entry.value) and bool(found == entry.value)
+
+
+def _ends(token: Any, wanted: Sequence[Entry]) -> bool:
+    """Whether a token is one of those that end a reply."""
+    [tokens] = (entry.value for entry in wanted if entry.key == Keys.Tokenizer.LIST)
+    ends = [i for i, text in enumerate(tokens) if text in ENDS]
+    return token in ends
+
+
+def _text(value: Any) -> str | None:
+    """A value as a sentence has it."""
+    if value is None or isinstance(value, str):
+        return value if value is None or len(value) < 60 else f"{len(value)} characters"
+    if isinstance(value, StringArray | tuple | list):
+        return f"{len(value)} values"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,206 @@
+"""The tensors of a GGUF under the names, in the types and in the order that llama.cpp knows.
+
+Bytes are copied as they are but for three things that Ollama's files have otherwise: gate and up
+in one tensor, their rows in turn, and q, k and v in one, one after the other; MXFP4 with the codes
+in Hugging Face's order; small tensors in BF16 or F16, which are widened to F32. None of it changes
+a value.
+
+Source: https://github.com/ollama/ollama, ``convert/convert_gptoss.go``, ``ml/backend/ggml``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from gptoss.converter.export.gguf_source import place
+from gptoss.converter.plan import TensorPlan
+from gptoss.converter.transforms.base import COPY, Bytes, Transform
+from gptoss.converter.transforms.to_checkpoint import floats
+from gptoss.errors import BadGguf, UnsupportedModel, quoted
+from gptoss.formats.gguf import GgufFile, GgufTensor
+from gptoss.formats.hparams import HParams
+from gptoss.formats.tensor_map import Kind, NamedTensor, Rows, tensors
+from gptoss.quant import mxfp4
+
+F32, F16, BF16 = (GGMLQuantizationType[name] for name in ("F32", "F16", "BF16"))
+MXFP4 = GGMLQuantizationType.MXFP4
+
+OTHER_NAMES = {
+    "attn_output.weight": "attn_out.weight",
+    "attn_output.bias": "attn_out.bias",
+    "attn_sinks.weight": "attn_sinks",
+    "post_attention_norm.weight": "ffn_norm.weight",
+}
+"""What llama.cpp calls a tensor of a block, and Ollama."""
+
+GATE_UP, IN_TURN = "ffn_gate_up_exps", ("ffn_gate_exps", "ffn_up_exps")
+"""A tensor that holds the rows of two in turn."""
+
+QKV, STACKED = "attn_qkv", ("attn_q", "attn_k", "attn_v")
+"""A tensor that holds three, one after the other."""
+
+Shapes = dict[str, tuple[int, ...]]
+"""Row-major shapes by llama.cpp's names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Where a tensor's bytes are, and what is to be done to them.
+
+    ``tensor`` has the whole of what is read, ``rows`` which rows of it are meant; ``how`` is what
+    there is to tell, empty when nothing is out of place.
+    """
+
+    tensor: GgufTensor
+    rows: Rows = Rows.ALL
+    how: str = ""
+
+
+def plan(file: GgufFile, hparams: HParams) -> tuple[list[TensorPlan], list[str]]:
+    """Every tensor of the mended file, and sentences about what is not as it was.
+
+    Raises ``BadGguf`` when a tensor is missing, unknown or has another shape than the
+    hyperparameters ask for.
+    """
+    shapes = {named.gguf: named.shape for named in tensors(hparams)}
+    planned, changes = [], Counter[str]()
+    used: set[str] = set()
+    for named in tensors(hparams):
+        found = _find(file, named, shapes)
+        used.add(found.tensor.name)
+        kind, transform, done = _type_and_transform(named, found)
+        changes.update(filter(None, (found.how, done)))
+        planned.append(TensorPlan.of(named, kind, transform, (place(found.tensor),)))
+    unknown = file.tensors.keys() - used
+    if unknown:
+        name = min(unknown)
+        raise BadGguf(
+            f"{file.tensors[name].path}: unknown tensor {quoted(name)}; gpt-oss has none such"
+        )
+    return planned, [f"{n} tensors: {what}" for what, n in changes.items()]
+
+
+def _find(file: GgufFile, named: NamedTensor, shapes: Shapes) -> Found:
+    """A tensor by its own name, by another one, or as part of another."""
+    own = file.tensors.get(named.gguf)
+    if own is not None:
+        return Found(_shaped(own, named.shape))
+    if named.gguf.startswith("blk."):
+        _, layer, tail = named.gguf.split(".", 2)
+        found = _in_block(file, f"blk.{layer}.", tail, named, shapes)
+        if found is not None:
+            return found
+    raise BadGguf(f"{file.path}: has no tensor {named.gguf}, under any name that is known")
+
+
+def _in_block(
+    file: GgufFile, block: str, tail: str, named: NamedTensor, shapes: Shapes
+) -> Found | None:
+    """A tensor of a block that has not the name it should have."""
+    role, _, rest = tail.partition(".")
+    other = file.tensors.get(block + OTHER_NAMES.get(tail, tail))
+    if other is not None:
+        return Found(_shaped(other, named.shape), how=f"{OTHER_NAMES[tail]} is now {tail}")
+    both = file.tensors.get(f"{block}{GATE_UP}.{rest}")
+    if role in IN_TURN and both is not None:
+        whole = (named.shape[0], 2 * named.shape[1], *named.shape[2:])
+        how = f"{GATE_UP}.{rest} is parted into gate and up"
+        return Found(_shaped(both, whole), named.rows, how)
+    stack = file.tensors.get(f"{block}{QKV}.{rest}")
+    if role in STACKED and stack is not None:
+        parts = [f"{block}{part}.{rest}" for part in STACKED]
+        how = f"{QKV}.{rest} is parted into q, k and v"
+        return Found(_part(stack, named.gguf, parts, shapes), how=how)
+    return None
+
+
+def _part(tensor: GgufTensor, name: str, names: Sequence[str], shapes: Shapes) -> GgufTensor:
+    """The rows of ``name`` in a tensor that holds those of all ``names``."""
+    rows = [shapes[it][0] for it in names]
+    _shaped(tensor, (sum(rows), *shapes[name][1:]))
+    row_bytes = tensor.nbytes // sum(rows)
+    i = names.index(name)
+    offset = tensor.offset + sum(rows[:i]) * row_bytes
+    return replace(tensor, offset=offset, nbytes=rows[i] * row_bytes)
+
+
+def _shaped(tensor: GgufTensor, shape: tuple[int, ...]) -> GgufTensor:
+    if tensor.shape != shape[::-1]:
+        raise BadGguf(
+            f"{tensor.path}: tensor {quoted(tensor.name)} has shape {tensor.shape}, "
+            f"{shape[::-1]} is expected"
+        )
+    return tensor
+
+
+def _type_and_transform(
+    named: NamedTensor, found: Found
+) -> tuple[GGMLQuantizationType, Transform, str]:
+    """The type in the mended file, how it comes about, and what there is to tell of it."""
+    kind, rows = found.tensor.type, found.rows
+    n_values, n_bytes = GGML_QUANT_SIZES[kind]
+    row_values = 1 if len(named.shape) == 1 or named.kind is Kind.EXACT else named.shape[-1]
+    row_bytes = row_values // n_values * n_bytes
+    if named.kind is Kind.EXACT:
+        if kind not in (F32, F16, BF16):
+            raise UnsupportedModel(
+                f"{found.tensor.path}: tensor {found.tensor.name} is {kind.name}; norms, biases, "
+                "sinks and router are expected in floats"
+            )
+        told = "" if kind is F32 else f"{kind.name} is widened to F32"
+        return F32, _copying(kind, rows, row_bytes, widened=kind is not F32), told
+    if found.tensor.hf_codes:
+        return MXFP4, _reordering(rows, row_bytes), "Ollama's MXFP4 is put into ggml's order"
+    return kind, _copying(kind, rows, row_bytes), ""
+
+
+@cache
+def _copying(
+    kind: GGMLQuantizationType, rows: Rows, row_bytes: int, *, widened: bool = False
+) -> Transform:
+    if not widened:
+        if rows is Rows.ALL:
+            return COPY
+        return _picking("copy", rows, row_bytes, row_bytes, _same)
+    n_bytes = GGML_QUANT_SIZES[kind][1]
+
+    def widen(source: Bytes, out: Bytes) -> None:
+        out.view("<f4")[:] = floats(kind, source)
+
+    return _picking(f"{kind.name} to F32", rows, n_bytes, 4, widen)
+
+
+@cache
+def _reordering(rows: Rows, row_bytes: int) -> Transform:
+    """MXFP4 blocks with Hugging Face's order of codes to ggml's; the scale is before them."""
+
+    def reorder(source: Bytes, out: Bytes) -> None:
+        blocks = source.reshape(-1, mxfp4.GGML_BYTES)
+        mxfp4.repack(blocks[:, 1:], blocks[:, 0], out.reshape(blocks.shape))
+
+    return _picking("MXFP4 reorder", rows, row_bytes, row_bytes, reorder)
+
+
+def _same(source: Bytes, out: Bytes) -> None:
+    out[:] = source
+
+
+def _picking(
+    name: str, rows: Rows, reads: int, writes: int, turn: Callable[[Bytes, Bytes], None]
+) -> Transform:
+    """``turn`` on all rows, or on every second one."""
+    if rows is Rows.ALL:
+        return Transform(name, (reads,), writes, lambda sources, out: turn(sources[0], out))
+    first = [Rows.EVEN, Rows.ODD].index(rows)
+
+    def apply(sources: Sequence[Bytes], out: Bytes) -> None:
+        picked = sources[0].reshape(-1, 2, reads)[:, first]
+        turn(np.ascontiguousarray(picked).reshape(-1), out)
+
+    return Transform(f"{name}, {rows.value} rows", (2 * reads,), writes, apply)

@@ -1,0 +1,151 @@
+"""How a GGUF's bytes become a checkpoint's, in units as ``transforms`` has them.
+
+Experts in MXFP4 are only rearranged, and BF16 is copied: what ``transforms`` made of a checkpoint
+these make into the same bytes again. Values of every other type become the nearest BF16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+from gguf import quants
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from gptoss.converter.transforms.base import COPY, Bytes, Floats, Transform, Words
+from gptoss.converter.transforms.floats import STORED, widen
+from gptoss.converter.transforms.floats import to_bf16 as nearest_bf16
+from gptoss.quant import mxfp4
+
+READABLE = frozenset(
+    GGMLQuantizationType[name]
+    for name in (
+        "F32", "F16", "BF16", "MXFP4", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0",
+        "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K",
+    )
+)  # fmt: skip
+"""Types whose values can be told; the gguf package knows the quantized ones."""
+
+_U16, _U32 = np.dtype("<u2"), np.dtype("<u4")
+_PIECE = 2**16
+"""Values worked on at once, so that scratch arrays stay in the cache."""
+
+
+def floats(kind: GGMLQuantizationType, raw: Bytes) -> Floats:
+    """The values ``float32[n]`` of whole blocks of type ``kind``, one of ``READABLE``."""
+    values: Floats
+    if kind.name in STORED:
+        values = widen(raw.view(STORED[kind.name]), kind.name)
+    elif kind is GGMLQuantizationType.MXFP4:
+        blocks = raw.reshape(-1, mxfp4.GGML_BYTES)
+        values = mxfp4.decode(mxfp4.codes_from_ggml(blocks), blocks[:, 0])
+    else:
+        values = quants.dequantize(raw[None], kind)
+    return values.reshape(-1)
+
+
+@cache
+def _mxfp4_words() -> Words:
+    """The BF16 of every code under every scale, by ``scale << 4 | code``; each is exact."""
+    codes = np.tile(np.arange(16, dtype=np.uint8), (256, 1))
+    return nearest_bf16(mxfp4.decode(codes, np.arange(256, dtype=np.uint8))).reshape(-1)
+
+
+def words(kind: GGMLQuantizationType, raw: Bytes) -> Words:
+    """The nearest BF16 ``uint16[n]`` of whole blocks of type ``kind``, one of ``READABLE``."""
+    if kind is not GGMLQuantizationType.MXFP4:
+        return nearest_bf16(floats(kind, raw))
+    blocks = raw.reshape(-1, mxfp4.GGML_BYTES)
+    index = blocks[:, :1].astype(np.uint16) << np.uint16(4) | mxfp4.codes_from_ggml(blocks)
+    found: Words = np.take(_mxfp4_words(), index.reshape(-1))
+    return found
+
+
+def is_bf16(values: Floats) -> bool:
+    """Whether float32 values are all BF16 values, so that nothing would be rounded."""
+    return not (values.view(_U32) & np.uint32(0xFFFF)).any()
+
+
+@cache
+def to_bf16(kind: GGMLQuantizationType) -> Transform:
+    """Values of a type to BF16, in their order."""
+    if kind is GGMLQuantizationType.BF16:
+        return COPY
+    n_values, n_bytes = GGML_QUANT_SIZES[kind]
+    step = _PIECE // n_values
+
+    def apply(sources: Sequence[Bytes], out: Bytes) -> None:
+        blocks, target = sources[0].reshape(-1, n_bytes), out.view(_U16).reshape(-1, n_values)
+        for start in range(0, len(blocks), step):
+            piece = blocks[start : start + step].reshape(-1)
+            target[start : start + step] = words(kind, piece).reshape(-1, n_values)
+
+    return Transform(f"{kind.name} to BF16", (n_bytes,), 2 * n_values, apply)
+
+
+@cache
+def taking_turns(kind: GGMLQuantizationType) -> Transform:
+    """Values of two tensors to BF16, one of each in turn: the biases of gate and up."""
+    n_values, n_bytes = GGML_QUANT_SIZES[kind]
+
+    def apply(sources: Sequence[Bytes], out: Bytes) -> None:
+        for i, source in enumerate(sources):
+            out.view(_U16)[i::2] = words(kind, source)
+
+    name = f"{kind.name} to BF16, values in turn"
+    return Transform(name, (n_bytes, n_bytes), 4 * n_values, apply)
+
+
+@cache
+def blocks(n_sources: int, columns: int) -> Transform:
+    """The blocks of MXFP4 tensors of ``columns`` values a row, one row of each in turn."""
+    n = columns // mxfp4.BLOCK
+
+    def apply(sources: Sequence[Bytes], out: Bytes) -> None:
+        rows = out.reshape(-1, n_sources, n, mxfp4.HF_BYTES)
+        scales = np.empty((len(rows), n), np.uint8)
+        for i, source in enumerate(sources):
+            mxfp4.unpack(source.reshape(-1, n, mxfp4.GGML_BYTES), rows[:, i], scales)
+
+    reads = (n * mxfp4.GGML_BYTES,) * n_sources
+    return Transform("MXFP4 blocks", reads, n_sources * n * mxfp4.HF_BYTES, apply)
+
+
+@cache
+def scales(n_sources: int, columns: int) -> Transform:
+    """The scales that belong to ``blocks``."""
+    n = columns // mxfp4.BLOCK
+
+    def apply(sources: Sequence[Bytes], out: Bytes) -> None:
+        rows = out.reshape(-1, n_sources, n)
+        for i, source in enumerate(sources):
+            rows[:, i] = source.reshape(-1, n, mxfp4.GGML_BYTES)[..., 0]
+
+    reads = (n * mxfp4.GGML_BYTES,) * n_sources
+    return Transform("MXFP4 scales", reads, n_sources * n, apply)
+
+
+@cache
+def turned(kind: GGMLQuantizationType, n_sources: int, rows: int, columns: int) -> Transform:
+    """Experts ``[rows, columns]`` of a type to BF16 ``[columns, n_sources * rows]``.
+
+    So transformers holds experts that are not in MXFP4: the input dimension first, and of gate and
+    up one value each in turn. A unit is an expert, worked on a few rows at a time.
+    """
+    n_values, n_bytes = GGML_QUANT_SIZES[kind]
+    row_bytes = columns // n_values * n_bytes
+    step = max(1, _PIECE // columns)
+    together = np.dtype(f"<u{2 * n_sources}")  # a value of each, moved as one
+
+    def apply(sources: Sequence[Bytes], out: Bytes) -> None:
+        experts = out.view(together).reshape(-1, columns, rows)
+        raws = [source.reshape(-1, rows, row_bytes) for source in sources]
+        for e, expert in enumerate(experts):
+            for start in range(0, rows, step):
+                pieces = [words(kind, raw[e, start : start + step].reshape(-1)) for raw in raws]
+                turns = np.stack(pieces, axis=-1).view(together).reshape(-1, columns)
+                expert[:, start : start + step] = turns.T
+
+    reads = (rows * row_bytes,) * n_sources
+    return Transform(f"{kind.name} to BF16, turned", reads, 2 * n_sources * rows * columns, apply)

@@ -1,0 +1,226 @@
+"""A checkpoint folder: its config and where each tensor's bytes are, by Hugging Face's names.
+
+Nothing but headers is read. Weights stand in one ``model.safetensors``, or in shards that
+``model.safetensors.index.json`` names; index and shards must agree on every tensor. Folders in
+OpenAI's own layout are recognised by their tensors' names and seen as Hugging Face's; they may
+lack the index, and their tokenizer stands in the folder above.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptoss.errors import BadCheckpoint, quoted
+from gptoss.formats import openai_layout
+from gptoss.formats.byte_source import AnyPath, read_json
+from gptoss.formats.hparams import HParams
+from gptoss.formats.safetensors import TensorInfo, read_header
+from gptoss.formats.tensor_map import HfTensor, NamedTensor, hf_tensors, tensors
+
+CONFIG = "config.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+TOKENIZER = "tokenizer.json"
+CONFIG_LIMIT = 2**20
+INDEX_LIMIT = 2**22
+SHARD_LIMIT = 4096
+FLOATS = ("BF16", "F16", "F32")
+"""The dtypes of weights; the published checkpoints have BF16."""
+
+Weights = Callable[[str], AnyPath]
+"""Where a file of weights is, by its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """An opened checkpoint; ``tensors`` maps each name to its place in a file.
+
+    ``tokenizer`` is the folder that holds tokenizer.json, if any does. Config and names are Hugging
+    Face's whatever the layout.
+    """
+
+    folder: Path
+    tokenizer: Path
+    config: dict[str, Any]
+    hparams: HParams
+    tensors: Mapping[str, TensorInfo]
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        weights: Weights | None = None,
+        tokenizer: Path | None = None,
+        defaults: Mapping[str, Any] | None = None,
+    ) -> Checkpoint:
+        """Read a folder's config and headers.
+
+        ``weights`` says where the files of weights are when they are not in the folder,
+        ``tokenizer`` where tokenizer.json is when it is neither there nor above ``original/``.
+        ``defaults`` stand in for what the config does not say.
+
+        Raises ``UnsupportedModel`` when it is no gpt-oss model, ``BadCheckpoint`` when something
+        is missing or contradicts itself.
+        """
+        if not folder.is_dir():
+            found = "is no folder" if folder.exists() else "does not exist"
+            raise BadCheckpoint(
+                f"{folder}: {found}; the folder of a checkpoint is expected "
+                f"({CONFIG}, tokenizer.json, *.safetensors)"
+            )
+        path = folder / CONFIG
+        config = read_config(folder)
+        if openai_layout.is_config(config):
+            config = openai_layout.hf_config(config, str(path))
+        hparams = HParams.from_config({**config, **(defaults or {})}, str(path))
+        tensors = _tensors(folder, weights)
+        if openai_layout.is_layout(tensors):
+            tensors = openai_layout.hf_view(tensors, hparams, folder)
+            tokenizer = tokenizer or _tokenizer_of_original(folder)
+        return cls(folder, tokenizer or folder, config, hparams, tensors)
+
+    @property
+    def name(self) -> str:
+        """What to call the model: its folder's name, or of ``original/`` the one above."""
+        folder = self.folder.resolve()
+        name = folder.parent.name if folder.name == "original" else folder.name
+        # A folder's name is bytes on some systems; the GGUF's text is not.
+        return os.fsencode(name).decode("utf-8", "replace")
+
+    def check_tensors(self) -> None:
+        """Raise ``BadCheckpoint`` unless exactly the tensors that the config asks for are here."""
+        known = set(hf_tensors(self.hparams))
+        for named in tensors(self.hparams):
+            self.stored(named)
+            known |= {named.floats.name} if named.floats else set()
+        for name, info in self.tensors.items():
+            if name not in known:
+                raise BadCheckpoint(
+                    f"{info.path}: unknown tensor {quoted(name)}; a gpt-oss model of "
+                    f"{self.hparams.num_hidden_layers} layers has none of that name"
+                )
+
+    def stored(self, named: NamedTensor) -> tuple[TensorInfo, ...]:
+        """The tensors that hold a tensor's values: one, or of experts in MXFP4 blocks and scales.
+
+        Floats are BF16, F16 or F32; experts in floats have inputs before outputs or, which is seen
+        where the two differ in number, the other way round. Raises ``BadCheckpoint`` when a tensor
+        is missing or of a wrong dtype or shape.
+        """
+        floats = named.floats
+        if floats is None or floats.name not in self.tensors:
+            return tuple(self._found(source, {source.shape}) for source in named.sources)
+        both = [source.name for source in named.sources if source.name in self.tensors]
+        if both:
+            raise BadCheckpoint(
+                f"{self.folder}: holds both {floats.name!r} and {both[0]!r}; which is meant?"
+            )
+        experts, inputs, outputs = floats.shape
+        return (self._found(floats, {floats.shape, (experts, outputs, inputs)}),)
+
+    def _found(self, expected: HfTensor, shapes: Container[tuple[int, ...]]) -> TensorInfo:
+        found = self.tensors.get(expected.name)
+        if found is None:
+            raise BadCheckpoint(_missing(self, expected.name))
+        where = f"{found.path}: tensor {quoted(found.name)}"
+        if found.dtype not in (FLOATS if expected.dtype in FLOATS else (expected.dtype,)):
+            raise BadCheckpoint(f"{where} is {found.dtype}, {expected.dtype} is expected")
+        if found.shape not in shapes:
+            raise BadCheckpoint(
+                f"{where} has shape {found.shape}; by config.json it must be {expected.shape}"
+            )
+        return found
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What a folder's config.json holds. Raises ``BadCheckpoint``."""
+    path = folder / CONFIG
+    if not path.exists():
+        raise BadCheckpoint(
+            f"{folder}: holds no {CONFIG}; name the folder of a checkpoint; a GGUF is named itself"
+        )
+    return read_json(path, BadCheckpoint, limit=CONFIG_LIMIT)
+
+
+def _tensors(folder: Path, weights: Weights | None) -> dict[str, TensorInfo]:
+    weights = weights or folder.joinpath
+    single, index = weights(SINGLE), folder / INDEX
+    if single.is_file() and index.exists():
+        raise BadCheckpoint(
+            f"{folder}: holds both {SINGLE} and {INDEX}; remove the one that is not meant"
+        )
+    if index.exists():
+        return _sharded(index, weights)
+    if single.is_file():
+        return read_header(single)
+    tensors = _unindexed(folder)
+    if not openai_layout.is_layout(tensors):
+        raise BadCheckpoint(f"{folder}: holds neither {SINGLE} nor {INDEX}; download the weights")
+    return tensors
+
+
+def _unindexed(folder: Path) -> dict[str, TensorInfo]:
+    """All tensors of all shards; OpenAI's layout needs no index."""
+    tensors: dict[str, TensorInfo] = {}
+    for shard in sorted(folder.glob("*.safetensors"))[:SHARD_LIMIT]:
+        for name, info in read_header(shard).items():
+            if name in tensors:
+                raise BadCheckpoint(
+                    f"{shard}: tensor {quoted(name)} is in {tensors[name].path.name} too"
+                )
+            tensors[name] = info
+    return tensors
+
+
+def _tokenizer_of_original(folder: Path) -> Path:
+    """In the published repositories it stands above ``original/``."""
+    above = folder.resolve().parent
+    return above if not (folder / TOKENIZER).exists() and (above / TOKENIZER).exists() else folder
+
+
+def _sharded(index: Path, weights: Weights) -> dict[str, TensorInfo]:
+    weight_map = read_json(index, BadCheckpoint, limit=INDEX_LIMIT).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BadCheckpoint(f"{index}: weight_map is missing or empty")
+    for name, shard in weight_map.items():
+        _check_shard_name(index, name, shard)
+    shards = sorted(set(weight_map.values()))
+    if len(shards) > SHARD_LIMIT:
+        raise BadCheckpoint(f"{index}: {len(shards)} shards; at most {SHARD_LIMIT} are believed")
+    tensors: dict[str, TensorInfo] = {}
+    for shard in shards:
+        path = weights(shard)
+        if not path.is_file():
+            raise BadCheckpoint(f"{path}: missing shard, named in {INDEX}; download it")
+        for name, info in read_header(path).items():
+            if weight_map.get(name) != shard:
+                said = f"puts it in {weight_map[name]}" if name in weight_map else "omits it"
+                raise BadCheckpoint(f"{path}: holds tensor {quoted(name)}, but {INDEX} {said}")
+            tensors[name] = info
+    for name, shard in weight_map.items():
+        if name not in tensors:
+            raise BadCheckpoint(f"{weights(shard)}: tensor {quoted(name)} is missing, says {INDEX}")
+    return tensors
+
+
+def _check_shard_name(index: Path, name: str, shard: Any) -> None:
+    """A shard is a plain file name: an index must not make anyone read outside its folder."""
+    plain = isinstance(shard, str) and shard.endswith(".safetensors")
+    if not plain or any(sign in shard for sign in "/\\:\0"):
+        raise BadCheckpoint(
+            f"{index}: tensor {quoted(name)} is in {quoted(shard)}, which names no shard"
+        )
+
+
+def _missing(checkpoint: Checkpoint, name: str) -> str:
+    """What to say about a missing tensor; of blocks and scales the partner may be there."""
+    message = f"{checkpoint.folder}: missing tensor {name!r}"
+    for ending, other in (("_scales", "_blocks"), ("_blocks", "_scales")):
+        base = name.removesuffix(ending)
+        if base != name and base + other in checkpoint.tensors:
+            return f"{message}, the partner of {base + other!r}"
+    return message

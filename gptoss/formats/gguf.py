@@ -1,0 +1,420 @@
+"""GGUF headers: lazily decoded, and believed only as far as the file bears them out.
+
+The gguf package's own reader takes half a minute on a vocabulary of 201,088 tokens and can be
+made to loop by a hostile file. This one walks the header once, reading ahead in growing steps.
+Arrays of strings are skipped over, and decoded when someone looks at them: who needs only the
+hyperparameters does not pay for 446,189 merges. Every count and length is compared with the
+file's size first, and the header's total size is limited, so that time and memory are bounded
+whatever the file claims.
+
+Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; names and type numbers come
+from ``gguf.constants``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from gguf.constants import (
+    GGML_QUANT_SIZES,
+    GGUF_DEFAULT_ALIGNMENT,
+    GGMLQuantizationType,
+    GGUFValueType,
+    Keys,
+)
+
+from gptoss.errors import BadGguf, quoted
+from gptoss.formats.byte_source import Source
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+HEADER_LIMIT = 2**25
+"""Bytes a header may have; that of a full vocabulary has 12 million."""
+MAX_KEYS = 2**12
+MAX_TENSORS = 2**15
+MAX_ELEMENTS = 2**20
+"""Elements of an array; a full vocabulary has 446,189 merges."""
+MAX_KEY_BYTES = 2**16 - 1
+MAX_NAME_BYTES = 63
+"""The format's limits on a key's and a tensor name's length."""
+MAX_DIMENSIONS = 4
+MAX_VALUES = 2**48
+MAX_PARTS = 4096
+OLLAMA_MXFP4 = 4
+"""Ollama's first number for MXFP4, before ggml had one; ggml's own 4 was given up long before."""
+FIRST_READ = 2**16
+
+_PART_NAME = re.compile(r"(?P<stem>.*)-\d{5}-of-\d{5}\.gguf", re.DOTALL)
+_U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
+_SCALARS: dict[GGUFValueType, np.dtype[Any]] = {
+    GGUFValueType.UINT8: np.dtype("<u1"),
+    GGUFValueType.INT8: np.dtype("<i1"),
+    GGUFValueType.UINT16: np.dtype("<u2"),
+    GGUFValueType.INT16: np.dtype("<i2"),
+    GGUFValueType.UINT32: np.dtype("<u4"),
+    GGUFValueType.INT32: np.dtype("<i4"),
+    GGUFValueType.FLOAT32: np.dtype("<f4"),
+    GGUFValueType.BOOL: np.dtype("?"),
+    GGUFValueType.UINT64: np.dtype("<u8"),
+    GGUFValueType.INT64: np.dtype("<i8"),
+    GGUFValueType.FLOAT64: np.dtype("<f8"),
+}
+
+
+class StringArray(Sequence[str]):
+    """An array of strings, decoded as a whole the first time one is asked for.
+
+    The length is known at once. Raises ``BadGguf`` at that first look when a string is no UTF-8.
+    """
+
+    def __init__(self, raw: bytes, count: int, where: str) -> None:
+        self._raw = raw
+        self._count = count
+        self._where = where
+        self._strings: list[str] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        return self._decoded()[index]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._decoded())
+
+    def __repr__(self) -> str:
+        return f"<{self._count} strings>"
+
+    def _decoded(self) -> list[str]:
+        if self._strings is None:
+            raw, at, strings, unpack = self._raw, 0, [], _U64.unpack_from
+            try:
+                for _ in range(self._count):
+                    start = at + 8
+                    at = start + unpack(raw, at)[0]
+                    strings.append(raw[start:at].decode())
+            except UnicodeDecodeError as reason:
+                raise BadGguf(f"{self._where}[{len(strings)}]: no UTF-8") from reason
+            self._strings, self._raw = strings, b""
+        return self._strings
+
+
+@dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """Where a tensor's bytes are: ``nbytes`` from ``offset``, counted from the start of ``path``.
+
+    ``shape`` is in ggml's order, the fastest dimension first. ``hf_codes`` says that the codes of
+    MXFP4 blocks are in Hugging Face's order, not ggml's.
+    """
+
+    name: str
+    type: GGMLQuantizationType
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    nbytes: int
+    hf_codes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GgufFile:
+    """An opened GGUF file's header; no handle stays open.
+
+    A model may be split over several files, of which the first stands for all: it has the
+    metadata, and ``tensors`` those of every file.
+
+    ``metadata`` maps a key to a bool, int, float or str, for arrays to a ``StringArray`` or a
+    tuple; ``types`` to the type it is stored as, of arrays the elements' type.
+    ``tensors`` is in the file's order.
+    """
+
+    path: Path
+    version: int
+    metadata: Mapping[str, Any]
+    types: Mapping[str, GGUFValueType]
+    tensors: Mapping[str, GgufTensor]
+
+    @classmethod
+    def open(cls, path: Path, *, ollama: bool = False) -> GgufFile:
+        """Read and check a file's header, and those of the files it is split over.
+
+        With ``ollama`` a tensor may have Ollama's number of MXFP4: its ``hf_codes`` is then true,
+        and the caller must heed it. Raises ``BadGguf``, also when a part is missing or is not what
+        the first says.
+        """
+        first = _open_alone(path, ollama)
+        n_parts = first.metadata.get(Keys.Split.LLM_KV_SPLIT_COUNT, 1)
+        return first if n_parts in (0, 1) else _joined(first, n_parts)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that hold the tensors, the first one first."""
+        return tuple(dict.fromkeys((self.path, *(it.path for it in self.tensors.values()))))
+
+
+def part_name(stem: str, part: int, n_parts: int) -> str:
+    """The name of one of several files, counted from 0, as llama.cpp looks for them."""
+    return f"{stem}-{part + 1:05}-of-{n_parts:05}.gguf"
+
+
+def _open_alone(path: Path, ollama: bool = False) -> GgufFile:
+    with Source(path, BadGguf) as source:
+        return _read(path, source, ollama)
+
+
+def _joined(first: GgufFile, n_parts: Any) -> GgufFile:
+    """The first file of several together with the tensors of the others."""
+    where = str(first.path)
+    if type(n_parts) is not int or not 0 < n_parts <= MAX_PARTS:
+        raise BadGguf(f"{where}: {Keys.Split.LLM_KV_SPLIT_COUNT} is {quoted(n_parts)}")
+    number = first.metadata.get(Keys.Split.LLM_KV_SPLIT_NO)
+    name = _PART_NAME.fullmatch(first.path.name)
+    if number != 0 or name is None or first.path.name != part_name(name["stem"], 0, n_parts):
+        wanted = part_name(name["stem"] if name else "MODEL", 0, n_parts)
+        raise BadGguf(
+            f"{where}: is a part of a model in {n_parts} files; name the first, called {wanted}"
+        )
+    tensors = dict(first.tensors)
+    for i in range(1, n_parts):
+        path = first.path.with_name(part_name(name["stem"], i, n_parts))
+        if not path.exists():
+            raise BadGguf(
+                f"{path}: part {i + 1} of {n_parts} is missing; put it beside {first.path.name}"
+            )
+        part = _open_alone(path)
+        found = tuple(
+            part.metadata.get(key)
+            for key in (Keys.Split.LLM_KV_SPLIT_NO, Keys.Split.LLM_KV_SPLIT_COUNT)
+        )
+        if found != (i, n_parts):
+            raise BadGguf(f"{part.path}: says {found}, not that it is part {i} of {n_parts}")
+        twice = tensors.keys() & part.tensors.keys()
+        if twice:
+            raise BadGguf(f"{part.path}: tensor {min(twice)!r} is in another part too")
+        tensors |= part.tensors
+    total = first.metadata.get(Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT, len(tensors))
+    if total != len(tensors):
+        raise BadGguf(f"{where}: says {total} tensors, but its {n_parts} files hold {len(tensors)}")
+    return replace(first, tensors=tensors)
+
+
+class _Cursor:
+    """A position in the header, and as much of the file as it needed so far."""
+
+    def __init__(self, path: Path, source: Source) -> None:
+        self.path = path
+        self.source = source
+        self.where = str(path)
+        self.raw = bytearray()
+        self.at = 0
+
+    def load(self, end: int, what: str) -> None:
+        """Make the bytes before ``end`` available."""
+        if end <= len(self.raw):
+            return
+        if end > self.source.size:
+            raise BadGguf(f"{self.where}: ends within {what}; the file is cut short or damaged")
+        if end > HEADER_LIMIT:
+            raise BadGguf(
+                f"{self.where}: {what} goes past {HEADER_LIMIT} bytes of header, more than any "
+                "model has"
+            )
+        ahead = max(end, 2 * len(self.raw), FIRST_READ)
+        raw = bytearray(min(ahead, self.source.size, HEADER_LIMIT))
+        raw[: len(self.raw)] = self.raw
+        self.source.read_into(len(self.raw), memoryview(raw)[len(self.raw) :])
+        self.raw = raw
+
+    def take(self, size: int, what: str) -> bytes:
+        self.load(self.at + size, what)
+        start, self.at = self.at, self.at + size
+        return self.copy(start)
+
+    def copy(self, start: int) -> bytes:
+        """The bytes from ``start`` to the position; sliced as a view, lest they be copied twice."""
+        return bytes(memoryview(self.raw)[start : self.at])
+
+    def u32(self, what: str) -> int:
+        return int(_U32.unpack(self.take(4, what))[0])
+
+    def u64(self, what: str) -> int:
+        return int(_U64.unpack(self.take(8, what))[0])
+
+    def string(self, what: str, limit: int = HEADER_LIMIT) -> str:
+        size = self.u64(what)
+        if size > limit:
+            raise BadGguf(
+                f"{self.where}: {what} claims {size} bytes, more than the {limit} believed"
+            )
+        try:
+            return self.take(size, what).decode()
+        except UnicodeDecodeError as reason:
+            raise BadGguf(f"{self.where}: {what} is no UTF-8") from reason
+
+    def count(self, least: int, limit: int, what: str) -> int:
+        """A number of things of at least ``least`` bytes each, all of which must fit the file."""
+        count = self.u64(what)
+        if count > limit or count * least > self.source.size - self.at:
+            raise BadGguf(
+                f"{self.where}: claims {count} {what}, more than it can hold; "
+                "the file is cut short or damaged"
+            )
+        return count
+
+    def skip_strings(self, count: int, what: str) -> None:
+        """Step over strings; the lengths must be walked one by one, so this loop is kept bare."""
+        at, done, unpack = self.at, 0, _U64.unpack_from
+        while done < count:
+            raw, last = self.raw, len(self.raw) - 8
+            while done < count and at <= last:
+                at += 8 + unpack(raw, at)[0]
+                done += 1
+            self.load(at if done == count else at + 8, what)
+        self.at = at
+
+
+def _read(path: Path, source: Source, ollama: bool) -> GgufFile:
+    cursor = _Cursor(path, source)
+    version = _check_version(cursor)
+    n_tensors = cursor.count(32, MAX_TENSORS, "tensors")
+    n_keys = cursor.count(13, MAX_KEYS, "metadata keys")
+    metadata: dict[str, Any] = {}
+    types: dict[str, GGUFValueType] = {}
+    for i in range(n_keys):
+        key = cursor.string(f"metadata key {i}", MAX_KEY_BYTES)
+        if key in metadata:
+            raise BadGguf(f"{cursor.where}: the key {quoted(key)} stands twice")
+        what = _named(key)
+        types[key], metadata[key] = _value(cursor, what, _value_type(cursor, what))
+    infos = [_tensor_info(cursor, i, ollama) for i in range(n_tensors)]
+    tensors = _placed(cursor, infos, _alignment(cursor, metadata))
+    return GgufFile(path, version, metadata, types, tensors)
+
+
+def _check_version(cursor: _Cursor) -> int:
+    size = cursor.source.size
+    magic = cursor.take(min(4, size), "the magic")
+    if magic != MAGIC[:size]:
+        raise BadGguf(
+            f"{cursor.where}: no GGUF file: it begins with {magic!r}, not with {MAGIC!r}; "
+            "name another file"
+        )
+    if size < 24:
+        found = f"it has {size} bytes; it was cut short" if size else "it is empty"
+        raise BadGguf(f"{cursor.where}: no GGUF file: {found}; download or convert it again")
+    version = cursor.u32("the version")
+    if version in VERSIONS:
+        return version
+    if int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS:
+        raise BadGguf(f"{cursor.where}: a big-endian GGUF; only little-endian ones can be read")
+    raise BadGguf(f"{cursor.where}: GGUF version {version}; versions 2 and 3 can be read")
+
+
+def _named(key: str) -> str:
+    """A key as messages have it: as it stands, unless it is no name a person would give."""
+    return key if key.isprintable() and len(key) <= 80 else quoted(key)
+
+
+def _value_type(cursor: _Cursor, key: str) -> GGUFValueType:
+    number = cursor.u32(key)
+    try:
+        return GGUFValueType(number)
+    except ValueError:
+        raise BadGguf(f"{cursor.where}: {key} has unknown value type {number}") from None
+
+
+def _value(cursor: _Cursor, key: str, kind: GGUFValueType) -> tuple[GGUFValueType, Any]:
+    """A key's value, and its type or, of an array, its elements'."""
+    if kind is GGUFValueType.STRING:
+        return kind, cursor.string(key)
+    if kind is not GGUFValueType.ARRAY:
+        return kind, _scalars(cursor, key, kind, 1)[0]
+    kind = _value_type(cursor, key)
+    if kind is GGUFValueType.ARRAY:
+        raise BadGguf(f"{cursor.where}: {key} is an array of arrays, which ggml does not know")
+    if kind is not GGUFValueType.STRING:
+        count = cursor.count(_SCALARS[kind].itemsize, MAX_ELEMENTS, f"elements of {key}")
+        return kind, _scalars(cursor, key, kind, count)
+    count = cursor.count(8, MAX_ELEMENTS, f"elements of {key}")
+    start = cursor.at
+    cursor.skip_strings(count, key)
+    return kind, StringArray(cursor.copy(start), count, f"{cursor.where}: {key}")
+
+
+def _scalars(cursor: _Cursor, key: str, kind: GGUFValueType, count: int) -> tuple[Any, ...]:
+    raw = cursor.take(count * _SCALARS[kind].itemsize, key)
+    if kind is GGUFValueType.BOOL and raw.strip(b"\0\1"):
+        raise BadGguf(f"{cursor.where}: {key} is neither true nor false")
+    return tuple(np.frombuffer(raw, _SCALARS[kind]).tolist())
+
+
+def _tensor_info(cursor: _Cursor, i: int, ollama: bool) -> GgufTensor:
+    """A tensor's entry; its offset is still counted from the start of the data."""
+    name = cursor.string(f"the name of tensor {i}", MAX_NAME_BYTES)
+    what = f"tensor {quoted(name)}"
+    n_dims = cursor.u32(what)
+    if not 1 <= n_dims <= MAX_DIMENSIONS:
+        raise BadGguf(f"{cursor.where}: {what} has {n_dims} dimensions")
+    shape = tuple(cursor.u64(what) for _ in range(n_dims))
+    number, offset = cursor.u32(what), cursor.u64(what)
+    hf_codes = ollama and number == OLLAMA_MXFP4
+    try:
+        kind = GGMLQuantizationType.MXFP4 if hf_codes else GGMLQuantizationType(number)
+        block, block_bytes = GGML_QUANT_SIZES[kind]
+    except (ValueError, KeyError):
+        raise BadGguf(_unknown_type(cursor, what, number)) from None
+    elements = math.prod(shape)
+    if not 0 < elements <= MAX_VALUES or shape[0] % block:
+        raise BadGguf(f"{cursor.where}: {what} has impossible shape {shape} for {kind.name}")
+    nbytes = elements // block * block_bytes
+    return GgufTensor(name, kind, shape, cursor.path, offset, nbytes, hf_codes)
+
+
+def _unknown_type(cursor: _Cursor, what: str, number: int) -> str:
+    message = f"{cursor.where}: {what} has unknown type {number}"
+    if number == OLLAMA_MXFP4:
+        message += ", which is Ollama's MXFP4; gptoss-convert FILE -o NEW.gguf makes it ggml's"
+    return message
+
+
+def _alignment(cursor: _Cursor, metadata: Mapping[str, Any]) -> int:
+    alignment = metadata.get("general.alignment", GGUF_DEFAULT_ALIGNMENT)
+    if type(alignment) is not int or not 0 < alignment <= 2**20 or alignment & (alignment - 1):
+        raise BadGguf(f"{cursor.where}: general.alignment is {quoted(alignment)}, no power of two")
+    return alignment
+
+
+def _placed(cursor: _Cursor, infos: list[GgufTensor], alignment: int) -> dict[str, GgufTensor]:
+    """The tensors with offsets from the file's start, once none leaves it or overlaps another."""
+    start = -(-cursor.at // alignment) * alignment
+    tensors: dict[str, GgufTensor] = {}
+    for info in infos:
+        what = f"{cursor.where}: tensor {quoted(info.name)}"
+        end = start + info.offset + info.nbytes
+        if end > cursor.source.size:
+            raise BadGguf(
+                f"{what} would end at byte {end} of {cursor.source.size}; "
+                "the file is cut short or damaged"
+            )
+        if info.offset % alignment:
+            raise BadGguf(f"{what} is not aligned to {alignment} bytes")
+        if info.name in tensors:
+            raise BadGguf(f"{what} stands twice")
+        tensors[info.name] = replace(info, offset=start + info.offset)
+    at, before = start, "the header"
+    for tensor in sorted(tensors.values(), key=lambda tensor: tensor.offset):
+        if tensor.offset < at:
+            raise BadGguf(f"{cursor.where}: tensor {quoted(tensor.name)} overlaps {before}")
+        at, before = tensor.offset + tensor.nbytes, quoted(tensor.name)
+    return tensors

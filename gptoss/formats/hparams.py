@@ -1,0 +1,267 @@
+"""The model's hyperparameters as one frozen value, from either side of a conversion.
+
+Field names are those of Hugging Face's ``config.json``; ``GGUF_KEYS`` gives llama.cpp's name of
+each. What neither can express but both assume (SwiGLU's alpha and limit, the alternation of
+sliding and full layers) is checked when a config states it: llama.cpp hard-codes those values,
+so another one would give a model that runs and answers nonsense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from gptoss.errors import BadCheckpoint, BadFile, BadGguf, UnsupportedModel, quoted
+
+ARCHITECTURE = "gpt-oss"
+"""``general.architecture`` of a GGUF file."""
+
+BLOCK = 32
+"""Values that share one scale in MXFP4, and in Q8_0."""
+
+GGUF_KEYS = {
+    "num_hidden_layers": "gpt-oss.block_count",
+    "max_position_embeddings": "gpt-oss.context_length",
+    "hidden_size": "gpt-oss.embedding_length",
+    "intermediate_size": "gpt-oss.expert_feed_forward_length",
+    "num_attention_heads": "gpt-oss.attention.head_count",
+    "num_key_value_heads": "gpt-oss.attention.head_count_kv",
+    "head_dim": "gpt-oss.attention.key_length",
+    "rms_norm_eps": "gpt-oss.attention.layer_norm_rms_epsilon",
+    "sliding_window": "gpt-oss.attention.sliding_window",
+    "num_local_experts": "gpt-oss.expert_count",
+    "num_experts_per_tok": "gpt-oss.expert_used_count",
+    "rope_theta": "gpt-oss.rope.freq_base",
+    "yarn_factor": "gpt-oss.rope.scaling.factor",
+    "yarn_original_context": "gpt-oss.rope.scaling.original_context_length",
+    "yarn_beta_fast": "gpt-oss.rope.scaling.yarn_beta_fast",
+    "yarn_beta_slow": "gpt-oss.rope.scaling.yarn_beta_slow",
+}
+"""Where each field but ``vocab_size`` stands in a GGUF's metadata."""
+
+GGUF_DEFAULTS = {"yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0}
+"""Keys older converters leave out, with the value llama.cpp then uses."""
+
+HARD_CODED = {"swiglu_limit": 7.0, "swiglu_alpha": 1.702, "hidden_act": "silu"}
+"""What llama.cpp's graph for gpt-oss has built in; no GGUF key changes it."""
+
+_YARN_FIELDS = {
+    "factor": "yarn_factor",
+    "original_max_position_embeddings": "yarn_original_context",
+    "beta_fast": "yarn_beta_fast",
+    "beta_slow": "yarn_beta_slow",
+}
+
+_ROPE_LABELS = {field: f"the RoPE {name}" for name, field in _YARN_FIELDS.items()}
+"""How messages call what stands in either of two places of a config."""
+
+_LIMITS: dict[str, tuple[int, int]] = {
+    "num_hidden_layers": (1, 1024),
+    "hidden_size": (BLOCK, 2**17),
+    "intermediate_size": (BLOCK, 2**17),
+    "num_attention_heads": (1, 4096),
+    "num_key_value_heads": (1, 4096),
+    "head_dim": (2, 1024),
+    "num_local_experts": (1, 4096),
+    "num_experts_per_tok": (1, 4096),
+    "vocab_size": (1, 2**24),
+    "sliding_window": (1, 2**24),
+    "max_position_embeddings": (1, 2**31 - 1),
+    "yarn_original_context": (1, 2**31 - 1),
+}
+"""Integers and the range in which they make sense; every other field is a positive float."""
+
+
+@dataclass(frozen=True, slots=True)
+class HParams:
+    """Hyperparameters of a gpt-oss model; counts, but for the floats."""
+
+    num_hidden_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    num_local_experts: int
+    num_experts_per_tok: int
+    vocab_size: int
+    sliding_window: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float
+    yarn_factor: float
+    yarn_original_context: int
+    yarn_beta_fast: float
+    yarn_beta_slow: float
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], where: str = "config.json") -> HParams:
+        """From a Hugging Face ``config.json``, with either spelling of the RoPE settings.
+
+        Raises ``UnsupportedModel`` for another architecture or what llama.cpp cannot express,
+        ``BadCheckpoint`` for a missing key or a value that cannot be.
+        """
+        _check_architecture(config, where)
+        _check_hard_coded(config, where)
+        values = {**config, **_rope(config, where)}
+        found = {
+            name: _number(name, values.get(name), where, BadCheckpoint, _ROPE_LABELS.get(name))
+            for name in _NAMES
+        }
+        return cls._checked(found, where, BadCheckpoint)
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any], where: str = "GGUF metadata") -> HParams:
+        """From a GGUF file's metadata; ``vocab_size`` is the number of tokens.
+
+        Floats are as float32 holds them: an epsilon of 1e-5 comes back as 9.99999974e-06.
+
+        Raises ``UnsupportedModel`` for another architecture, ``BadGguf`` otherwise. The RoPE keys
+        are required although llama.cpp has defaults for them: with those, gpt-oss runs wrong.
+        """
+        architecture = metadata.get("general.architecture")
+        if architecture != ARCHITECTURE:
+            raise UnsupportedModel(
+                f"{where}: general.architecture is {quoted(architecture)}, a {ARCHITECTURE} "
+                "model is expected"
+            )
+        scaling = metadata.get("gpt-oss.rope.scaling.type")
+        if scaling != "yarn":
+            raise BadGguf(
+                f"{where}: gpt-oss.rope.scaling.type is {quoted(scaling)}, 'yarn' is expected; "
+                "without it the model runs wrong; convert its checkpoint again"
+            )
+        found: dict[str, Any] = {}
+        for name, key in GGUF_KEYS.items():
+            value = metadata.get(key, GGUF_DEFAULTS.get(name))
+            found[name] = _number(name, value, where, BadGguf, key)
+        tokens = metadata.get("tokenizer.ggml.tokens", ())
+        if not hasattr(tokens, "__len__") or isinstance(tokens, str):
+            raise BadGguf(f"{where}: tokenizer.ggml.tokens is no array")
+        found["vocab_size"] = _number(
+            "vocab_size", len(tokens), where, BadGguf, "the number of tokenizer.ggml.tokens"
+        )
+        return cls._checked(found, where, BadGguf)
+
+    @classmethod
+    def _checked(cls, found: dict[str, Any], where: str, error: type[BadFile]) -> HParams:
+        """Build it, and check what holds between fields."""
+        it = cls(**found)
+        for name in ("hidden_size", "intermediate_size"):
+            if getattr(it, name) % BLOCK:
+                raise error(
+                    f"{where}: {name} is {getattr(it, name)}, no multiple of {BLOCK}; "
+                    f"MXFP4 stores blocks of {BLOCK} values"
+                )
+        if it.num_attention_heads % it.num_key_value_heads:
+            raise error(
+                f"{where}: {it.num_attention_heads} attention heads cannot share "
+                f"{it.num_key_value_heads} key-value heads evenly"
+            )
+        if it.head_dim % 2:
+            raise error(f"{where}: head_dim is {it.head_dim}; RoPE turns pairs of values")
+        if it.num_attention_heads * it.head_dim % BLOCK:
+            raise error(
+                f"{where}: {it.num_attention_heads} heads of {it.head_dim} make rows of "
+                f"{it.num_attention_heads * it.head_dim} values, no multiple of {BLOCK}"
+            )
+        if it.num_experts_per_tok > it.num_local_experts:
+            raise error(f"{where}: {it.num_experts_per_tok} experts used of {it.num_local_experts}")
+        return it
+
+
+_NAMES = tuple(field.name for field in fields(HParams))
+
+
+def _check_architecture(config: Mapping[str, Any], where: str) -> None:
+    model_type, architectures = config.get("model_type"), config.get("architectures")
+    if model_type != "gpt_oss":
+        raise UnsupportedModel(
+            f"{where}: model_type is {quoted(model_type)}, 'gpt_oss' is expected"
+        )
+    if architectures is not None and architectures != ["GptOssForCausalLM"]:
+        raise UnsupportedModel(
+            f"{where}: architectures is {quoted(architectures)}, ['GptOssForCausalLM'] is expected"
+        )
+    quantization = config.get("quantization_config")
+    method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
+    if method not in (None, "mxfp4"):
+        raise UnsupportedModel(f"{where}: quantization {quoted(method)}; only 'mxfp4' is known")
+
+
+def _check_hard_coded(config: Mapping[str, Any], where: str) -> None:
+    for name, value in HARD_CODED.items():
+        if config.get(name, value) != value:
+            raise UnsupportedModel(
+                f"{where}: {name} is {quoted(config[name])}; llama.cpp computes gpt-oss with "
+                f"{value!r} and a GGUF cannot say otherwise"
+            )
+    types = config.get("layer_types")
+    if types is None:
+        return
+    if not isinstance(types, list) or any(
+        kind != ("full_attention" if i % 2 else "sliding_attention") for i, kind in enumerate(types)
+    ):
+        raise UnsupportedModel(
+            f"{where}: layer_types must alternate, sliding_attention first, as llama.cpp has it"
+        )
+    if len(types) != config.get("num_hidden_layers"):
+        raise BadCheckpoint(
+            f"{where}: {len(types)} layer_types for num_hidden_layers "
+            f"{quoted(config.get('num_hidden_layers'))}"
+        )
+
+
+def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """RoPE's settings as this module's fields, from either schema.
+
+    Older files: ``rope_theta`` and ``rope_scaling``; newer: ``rope_parameters`` with both inside.
+    A tool that reads only the older one takes a new file for a model without YaRN.
+    """
+    new, old = config.get("rope_parameters"), config.get("rope_scaling")
+    rope = new if new is not None else old
+    if not isinstance(rope, Mapping):
+        raise BadCheckpoint(
+            f"{where}: neither rope_parameters nor rope_scaling is given; without YaRN's settings "
+            "the model runs wrong"
+        )
+    kind = rope.get("rope_type", rope.get("type"))
+    if kind != "yarn":
+        raise UnsupportedModel(f"{where}: rope_type is {quoted(kind)}; gpt-oss uses 'yarn'")
+    for name in ("attention_factor", "mscale", "mscale_all_dim"):
+        if rope.get(name) is not None:
+            raise UnsupportedModel(f"{where}: {name} is set; gpt-oss derives it from the factor")
+    found = {field: rope.get(name) for name, field in _YARN_FIELDS.items()}
+    thetas = [it["rope_theta"] for it in (rope, config) if it.get("rope_theta") is not None]
+    if len(thetas) == 2 and thetas[0] != thetas[1]:
+        raise BadCheckpoint(f"{where}: rope_theta is {quoted(thetas[0])} and {quoted(thetas[1])}")
+    found["rope_theta"] = thetas[0] if thetas else None
+    if isinstance(new, Mapping) and isinstance(old, Mapping):
+        differing = [n for n in _YARN_FIELDS if n in old and old[n] != new.get(n)]
+        if differing:
+            raise BadCheckpoint(
+                f"{where}: rope_parameters and rope_scaling disagree on {differing[0]}"
+            )
+    return found
+
+
+def _number(
+    name: str, value: Any, where: str, error: type[BadFile], key: str | None = None
+) -> int | float:
+    """A field's value, of the right type and in its range."""
+    key = key or name
+    if value is None:
+        raise error(f"{where}: {key} is missing")
+    if name in _LIMITS:
+        low, high = _LIMITS[name]
+        if type(value) is not int:
+            raise error(f"{where}: {key} is {quoted(value)}, a whole number is expected")
+        if not low <= value <= high:
+            raise error(f"{where}: {key} is {value}, {low} to {high} is expected")
+        return value
+    if type(value) not in (int, float):
+        raise error(f"{where}: {key} is {quoted(value)}, a number is expected")
+    if not 0 < value < 1e12:  # NaN fails this, as it must
+        raise error(f"{where}: {key} is {quoted(value)}, a positive number is expected")
+    return float(value)

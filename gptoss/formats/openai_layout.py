@@ -1,0 +1,127 @@
+"""OpenAI's own layout, ``original/`` in the published repositories, seen as Hugging Face's.
+
+It holds the same numbers under other names, with the rows of q, k and v in one tensor. So nothing
+needs to be turned: each of Hugging Face's tensors is a run of bytes in a file of this layout, and
+whoever reads a checkpoint need not know which of the two it is. A config has other keys.
+
+Source: https://github.com/openai/gpt-oss, ``gpt_oss/torch``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gptoss.errors import BadCheckpoint, quoted
+from gptoss.formats.hparams import HParams
+from gptoss.formats.safetensors import TensorInfo
+from gptoss.formats.tensor_map import OpenAiTensor, openai_tensors
+
+_CONFIG = {
+    "num_hidden_layers": "num_hidden_layers",
+    "num_experts": "num_local_experts",
+    "experts_per_token": "num_experts_per_tok",
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "swiglu_limit": "swiglu_limit",
+    "head_dim": "head_dim",
+    "num_attention_heads": "num_attention_heads",
+    "num_key_value_heads": "num_key_value_heads",
+    "sliding_window": "sliding_window",
+    "rope_theta": "rope_theta",
+}
+_ROPE = {
+    "rope_scaling_factor": "factor",
+    "initial_context_length": "original_max_position_embeddings",
+    "rope_ntk_alpha": "beta_slow",
+    "rope_ntk_beta": "beta_fast",
+}
+"""Hugging Face's names of this layout's keys."""
+
+RMS_NORM_EPS = 1e-5
+"""OpenAI's code has it built in."""
+
+
+def is_config(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of this layout; Hugging Face's always says a model_type."""
+    return "model_type" not in config and "num_experts" in config
+
+
+def is_layout(names: Container[str]) -> bool:
+    """Whether tensors of these names are in this layout."""
+    return "embedding.weight" in names
+
+
+def hf_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The same config as Hugging Face would write it. Raises ``BadCheckpoint`` for a missing key.
+
+    The context is what YaRN makes of the initial one: initial_context_length x factor.
+    """
+    for key in (*_CONFIG, *_ROPE):
+        if key not in config:
+            raise BadCheckpoint(f"{where}: {key} is missing; OpenAI's layout has it")
+    initial, factor = config["initial_context_length"], config["rope_scaling_factor"]
+    for key in ("initial_context_length", "rope_scaling_factor"):
+        if type(config[key]) not in (int, float) or not 0 < config[key] < 2**31:
+            raise BadCheckpoint(f"{where}: {key} is {str(config[key])[:60]}, no length")
+    rope = {ours: config[key] for key, ours in _ROPE.items()}
+    return {
+        "model_type": "gpt_oss",
+        **{ours: config[key] for key, ours in _CONFIG.items()},
+        "max_position_embeddings": int(initial * factor),
+        "rms_norm_eps": RMS_NORM_EPS,
+        "rope_scaling": {"rope_type": "yarn", **rope},
+    }
+
+
+def hf_view(
+    tensors: Mapping[str, TensorInfo], hparams: HParams, folder: Path
+) -> dict[str, TensorInfo]:
+    """This layout's tensors by Hugging Face's names, each where its bytes are.
+
+    What stands in part of a tensor is called so: ``block.0.attn.qkv.weight[4096:4608]``. Raises
+    ``BadCheckpoint`` when a tensor is missing, unknown, or has another shape.
+    """
+    expected = openai_tensors(hparams)
+    unknown = tensors.keys() - {tensor.name for tensor in expected}
+    if unknown:
+        name = min(unknown)
+        raise BadCheckpoint(
+            f"{tensors[name].path}: unknown tensor {quoted(name)}; a gpt-oss model of "
+            f"{hparams.num_hidden_layers} layers has none of that name in OpenAI's layout"
+        )
+    view: dict[str, TensorInfo] = {}
+    for tensor in expected:
+        found = tensors.get(tensor.name)
+        if found is None:
+            raise BadCheckpoint(f"{folder}: missing tensor {tensor.name!r}")
+        if found.shape != tensor.shape:
+            raise BadCheckpoint(
+                f"{found.path}: tensor {tensor.name!r} has shape {found.shape}; by config.json it "
+                f"must be {tensor.shape}"
+            )
+        view |= dict(_parts(found, tensor))
+    return view
+
+
+def _parts(found: TensorInfo, tensor: OpenAiTensor) -> Iterator[tuple[str, TensorInfo]]:
+    if len(tensor.parts) == 1:
+        yield tensor.parts[0].name, found
+        return
+    row, first = found.nbytes // found.shape[0], 0
+    for part in tensor.parts:
+        n = part.shape[0]
+        yield (
+            part.name,
+            replace(
+                found,
+                name=f"{found.name}[{first}:{first + n}]",
+                shape=part.shape,
+                offset=found.offset + first * row,
+                nbytes=n * row,
+            ),
+        )
+        first += n

@@ -1,0 +1,204 @@
+"""The tables of tensor names: Hugging Face's checkpoint and GGUF; OpenAI's own layout.
+
+Read a row as: this tensor of the GGUF, of this kind and shape, has its values there. Shapes are
+spelled in the letters of ``dimensions`` and stand in row-major order, the slowest dimension
+first, as numpy and safetensors write them; ggml writes them the other way round.
+
+Sources: transformers' ``GptOssForCausalLM`` and the published checkpoints; llama.cpp's
+``LLM_ARCH_OPENAI_MOE``; OpenAI's ``gpt_oss.torch``.
+"""
+
+# The table is read in columns.
+# ruff: noqa: E501
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from gptoss.formats.hparams import BLOCK, HParams
+
+
+class Kind(Enum):
+    """What a tensor is, as far as its type in the GGUF is concerned."""
+
+    MATRIX = "dense matrix: BF16 in the checkpoint, the type of choice in the GGUF"
+    EXACT = "norm, bias, sink or router: BF16 in the checkpoint, F32 in the GGUF"
+    EXPERTS = "experts' weights: MXFP4 on both sides, packed differently"
+
+
+class Rows(Enum):
+    """Which rows of the source a tensor takes: gate and up stand interleaved, gate first."""
+
+    ALL = "all"
+    EVEN = "even"
+    ODD = "odd"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of the table; ``{i}`` stands for the layer. Of EXPERTS, ``hf`` lacks its ending."""
+
+    gguf: str
+    hf: str
+    kind: Kind
+    shape: tuple[str, ...]
+    rows: Rows = Rows.ALL
+
+
+_X, _M, _F = Kind.EXPERTS, Kind.MATRIX, Kind.EXACT
+_GATE_UP = "model.layers.{i}.mlp.experts.gate_up_proj"
+_DOWN = "model.layers.{i}.mlp.experts.down_proj"
+
+# fmt: off
+OUTER = (
+    Row("token_embd.weight",               "model.embed_tokens.weight",                        _M, ("V", "H")),
+    Row("output_norm.weight",              "model.norm.weight",                                _F, ("H",)),
+    Row("output.weight",                   "lm_head.weight",                                   _M, ("V", "H")),
+)
+BLOCKS = (
+    Row("blk.{i}.attn_norm.weight",        "model.layers.{i}.input_layernorm.weight",          _F, ("H",)),
+    Row("blk.{i}.attn_q.weight",           "model.layers.{i}.self_attn.q_proj.weight",         _M, ("Q", "H")),
+    Row("blk.{i}.attn_q.bias",             "model.layers.{i}.self_attn.q_proj.bias",           _F, ("Q",)),
+    Row("blk.{i}.attn_k.weight",           "model.layers.{i}.self_attn.k_proj.weight",         _M, ("K", "H")),
+    Row("blk.{i}.attn_k.bias",             "model.layers.{i}.self_attn.k_proj.bias",           _F, ("K",)),
+    Row("blk.{i}.attn_v.weight",           "model.layers.{i}.self_attn.v_proj.weight",         _M, ("K", "H")),
+    Row("blk.{i}.attn_v.bias",             "model.layers.{i}.self_attn.v_proj.bias",           _F, ("K",)),
+    Row("blk.{i}.attn_sinks.weight",       "model.layers.{i}.self_attn.sinks",                 _F, ("N",)),
+    Row("blk.{i}.attn_output.weight",      "model.layers.{i}.self_attn.o_proj.weight",         _M, ("H", "Q")),
+    Row("blk.{i}.attn_output.bias",        "model.layers.{i}.self_attn.o_proj.bias",           _F, ("H",)),
+    Row("blk.{i}.post_attention_norm.weight", "model.layers.{i}.post_attention_layernorm.weight", _F, ("H",)),
+    Row("blk.{i}.ffn_gate_inp.weight",     "model.layers.{i}.mlp.router.weight",               _F, ("E", "H")),
+    Row("blk.{i}.ffn_gate_inp.bias",       "model.layers.{i}.mlp.router.bias",                 _F, ("E",)),
+    Row("blk.{i}.ffn_gate_exps.weight",    _GATE_UP,                                           _X, ("E", "I", "H"), Rows.EVEN),
+    Row("blk.{i}.ffn_up_exps.weight",      _GATE_UP,                                           _X, ("E", "I", "H"), Rows.ODD),
+    Row("blk.{i}.ffn_gate_exps.bias",      _GATE_UP + "_bias",                                 _F, ("E", "I"), Rows.EVEN),
+    Row("blk.{i}.ffn_up_exps.bias",        _GATE_UP + "_bias",                                 _F, ("E", "I"), Rows.ODD),
+    Row("blk.{i}.ffn_down_exps.weight",    _DOWN,                                              _X, ("E", "H", "I")),
+    Row("blk.{i}.ffn_down_exps.bias",      _DOWN + "_bias",                                    _F, ("E", "H")),
+)
+
+# Hugging Face's name, and OpenAI's. What shares a tensor there stands in it one after the other.
+OPENAI = {
+    "model.embed_tokens.weight":                         "embedding.weight",
+    "model.layers.{i}.input_layernorm.weight":           "block.{i}.attn.norm.scale",
+    "model.layers.{i}.self_attn.q_proj.weight":          "block.{i}.attn.qkv.weight",
+    "model.layers.{i}.self_attn.k_proj.weight":          "block.{i}.attn.qkv.weight",
+    "model.layers.{i}.self_attn.v_proj.weight":          "block.{i}.attn.qkv.weight",
+    "model.layers.{i}.self_attn.q_proj.bias":            "block.{i}.attn.qkv.bias",
+    "model.layers.{i}.self_attn.k_proj.bias":            "block.{i}.attn.qkv.bias",
+    "model.layers.{i}.self_attn.v_proj.bias":            "block.{i}.attn.qkv.bias",
+    "model.layers.{i}.self_attn.sinks":                  "block.{i}.attn.sinks",
+    "model.layers.{i}.self_attn.o_proj.weight":          "block.{i}.attn.out.weight",
+    "model.layers.{i}.self_attn.o_proj.bias":            "block.{i}.attn.out.bias",
+    "model.layers.{i}.post_attention_layernorm.weight":  "block.{i}.mlp.norm.scale",
+    "model.layers.{i}.mlp.router.weight":                "block.{i}.mlp.gate.weight",
+    "model.layers.{i}.mlp.router.bias":                  "block.{i}.mlp.gate.bias",
+    _GATE_UP + "_blocks":                               "block.{i}.mlp.mlp1_weight.blocks",
+    _GATE_UP + "_scales":                               "block.{i}.mlp.mlp1_weight.scales",
+    _GATE_UP + "_bias":                                 "block.{i}.mlp.mlp1_bias",
+    _DOWN + "_blocks":                                  "block.{i}.mlp.mlp2_weight.blocks",
+    _DOWN + "_scales":                                  "block.{i}.mlp.mlp2_weight.scales",
+    _DOWN + "_bias":                                    "block.{i}.mlp.mlp2_bias",
+    "model.norm.weight":                                 "norm.scale",
+    "lm_head.weight":                                    "unembedding.weight",
+}
+# fmt: on
+
+
+@dataclass(frozen=True, slots=True)
+class HfTensor:
+    """A tensor a checkpoint must hold; instead of BF16 a fine-tune may have other floats."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NamedTensor:
+    """A tensor a GGUF must hold, and the checkpoint's tensors its values come from.
+
+    ``shape`` is row-major; ``sources`` is one tensor, or of EXPERTS two: blocks, then scales. What
+    EXPERTS are when a fine-tune was saved in floats is ``floats``: inputs before outputs.
+    """
+
+    gguf: str
+    kind: Kind
+    shape: tuple[int, ...]
+    rows: Rows
+    sources: tuple[HfTensor, ...]
+    floats: HfTensor | None = None
+
+    @property
+    def ggml_shape(self) -> tuple[int, ...]:
+        """The shape as a GGUF spells it, the fastest dimension first."""
+        return self.shape[::-1]
+
+
+def dimensions(hparams: HParams) -> dict[str, int]:
+    """The sizes that the table's letters stand for."""
+    return {
+        "V": hparams.vocab_size,
+        "H": hparams.hidden_size,
+        "I": hparams.intermediate_size,
+        "E": hparams.num_local_experts,
+        "N": hparams.num_attention_heads,
+        "Q": hparams.num_attention_heads * hparams.head_dim,
+        "K": hparams.num_key_value_heads * hparams.head_dim,
+    }
+
+
+def tensors(hparams: HParams) -> Iterator[NamedTensor]:
+    """Every tensor of a model, in the order in which a GGUF of ours holds them."""
+    sizes = dimensions(hparams)
+    yield from (_named(row, 0, sizes) for row in OUTER)
+    for i in range(hparams.num_hidden_layers):
+        yield from (_named(row, i, sizes) for row in BLOCKS)
+
+
+def hf_tensors(hparams: HParams) -> dict[str, HfTensor]:
+    """Every tensor that a checkpoint holds, by name."""
+    return {source.name: source for tensor in tensors(hparams) for source in tensor.sources}
+
+
+def _named(row: Row, layer: int, sizes: dict[str, int]) -> NamedTensor:
+    shape = tuple(sizes[letter] for letter in row.shape)
+    whole = shape if row.rows is Rows.ALL else (shape[0], 2 * shape[1], *shape[2:])
+    hf = row.hf.replace("{i}", str(layer))
+    sources: tuple[HfTensor, ...] = (HfTensor(hf, "BF16", whole),)
+    floats = None
+    if row.kind is Kind.EXPERTS:
+        floats = HfTensor(hf, "BF16", (whole[0], whole[2], whole[1]))
+        *outer, columns = whole
+        scales = (*outer, columns // BLOCK)
+        blocks = (*scales, BLOCK // 2)
+        sources = (HfTensor(hf + "_blocks", "U8", blocks), HfTensor(hf + "_scales", "U8", scales))
+    return NamedTensor(
+        row.gguf.replace("{i}", str(layer)), row.kind, shape, row.rows, sources, floats
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAiTensor:
+    """A tensor of OpenAI's layout, and Hugging Face's that stand in its rows, in their order."""
+
+    name: str
+    parts: tuple[HfTensor, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The whole tensor's shape."""
+        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
+
+
+def openai_tensors(hparams: HParams) -> list[OpenAiTensor]:
+    """Every tensor that a checkpoint in OpenAI's layout holds."""
+    known = hf_tensors(hparams)
+    parts: dict[str, list[HfTensor]] = {}
+    for hf, openai in OPENAI.items():
+        for i in range(hparams.num_hidden_layers if "{i}" in hf else 1):
+            part = known[hf.replace("{i}", str(i))]
+            parts.setdefault(openai.replace("{i}", str(i)), []).append(part)
+    return [OpenAiTensor(name, tuple(found)) for name, found in parts.items()]

@@ -1,0 +1,134 @@
+"""Whether a model's numbers are right, from the model alone; if not, what is wrong and where.
+
+One pass counts every tensor (`counting`). The counts, a second look at the few places they point
+to, and samples of the layers' structure then give the findings: `marks` of the experts, `ranges`
+of all else, `layouts` of weights in another's place, `duplicates`, `vocabularies`. What no model
+shows by itself, such as a single changed weight, needs the source: see `verify`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptoss.console import Meter
+from gptoss.formats.hparams import HParams
+from gptoss.quant.audit import (
+    check_dense,
+    check_duplicates,
+    check_experts,
+    check_layout,
+    check_tokenizer,
+    statistics,
+)
+from gptoss.quant.audit.findings import Finding, Severity
+from gptoss.quant.audit.histogram import DenseStatistics, ExpertStatistics
+from gptoss.quant.audit.statistics import Counted
+from gptoss.quant.model.loader import open_model
+from gptoss.quant.model.reader import Files
+from gptoss.quant.model.tensors import Model
+
+ATTENTION = ("attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight")
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What was counted and found; ``findings`` the worst first.
+
+    ``nbytes`` were read, all of the tensors but those in ``unread``, whose type or shape is none
+    that can be looked into.
+    """
+
+    path: str
+    is_gguf: bool
+    hparams: HParams
+    nbytes: int
+    experts: tuple[ExpertStatistics, ...]
+    dense: tuple[DenseStatistics, ...]
+    findings: tuple[Finding, ...]
+    unread: tuple[str, ...]
+
+    @property
+    def worst(self) -> Severity | None:
+        """The worst severity found, if anything was."""
+        return self.findings[0].severity if self.findings else None
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing of severity error was found."""
+        return self.worst is not Severity.ERROR
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain data for ``json.dumps``."""
+        return {
+            "sound": self.sound,
+            "path": self.path,
+            "nbytes": self.nbytes,
+            "findings": [finding.to_json() for finding in self.findings],
+            "unread": list(self.unread),
+            "experts": [it.to_json() for it in self.experts],
+            "dense": [it.to_json() for it in self.dense],
+        }
+
+
+def audit(path: str | os.PathLike[str], *, progress: Meter | None = None) -> Audit:
+    """Audit a checkpoint's folder or a GGUF file.
+
+    ``progress`` is called now and then with the bytes read so far and the bytes in all. Raises
+    ``BadFile`` when the model is damaged, cut short, or changes while it is read,
+    ``UnsupportedModel`` when it is no gpt-oss model.
+    """
+    model = open_model(Path(path))
+    with Files(model) as files:
+        counted = statistics.count(model, files, progress)
+        findings = [*model.findings, *_findings(model, files, counted)]
+    model.check_unchanged()
+    findings.sort(key=lambda it: -it.severity.rank)  # stable: within one, as the model is laid out
+    return Audit(
+        str(path),
+        model.is_gguf,
+        model.hparams,
+        model.nbytes,
+        counted.experts,
+        counted.dense,
+        tuple(findings),
+        model.unread,
+    )
+
+
+def _findings(model: Model, files: Files, counted: Counted) -> Iterator[Finding]:
+    yield from check_tokenizer.of_vocabulary(model)
+    loose = [*model.dense, *map(statistics.as_dense, statistics.loose(model))]
+    by_name: dict[str, list[ExpertStatistics]] = {}
+    for part in counted.experts:
+        by_name.setdefault(part.tensor, []).append(part)
+    packed = {tensor.name: tensor for tensor in model.experts if tensor.name in by_name}
+    layers = list(check_layout.layers(files, model.experts, model.dense))
+    with ThreadPoolExecutor(statistics.WORKERS) as pool:
+        looks: list[Iterator[list[Finding]]] = [
+            pool.map(lambda *it: list(check_dense.of_dense(files, *it)), loose, counted.dense),
+            pool.map(
+                lambda name: list(check_experts.of_tensor(files, packed[name], by_name[name])),
+                by_name,
+            ),
+            pool.map(lambda layer: list(check_layout.of_layer(files, layer)), layers),
+        ]
+        yield from (finding for look in looks for findings in look for finding in findings)
+    if counted.experts:
+        yield from check_experts.of_siblings(counted.experts, _attention(model, counted.dense))
+    yield from check_duplicates.duplicates(files, packed, counted.experts)
+
+
+def _attention(model: Model, counted: Sequence[DenseStatistics]) -> dict[int, float]:
+    """The typical size of a layer's attention weights, by layer."""
+    sizes: dict[int, list[float]] = {}
+    for tensor, its in zip(model.dense, counted, strict=False):
+        if tensor.role in ATTENTION and tensor.layer is not None and its.rms > 0:
+            sizes.setdefault(tensor.layer, []).append(its.rms)
+    return {layer: float(np.median(of_layer)) for layer, of_layer in sizes.items()}

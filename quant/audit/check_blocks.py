@@ -1,0 +1,216 @@
+"""Where the bad blocks of an expert tensor are, and what their places tell.
+
+Counting says how many there are, not where: only experts with something to place are read again.
+A corrupt file has its bad blocks side by side in one stretch of the file, whatever tensor, row or
+expert that is. A file that was packed or read by another rule has them all over the tensor, or
+wherever a row, a block of the row, or every other row is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss.quant import mxfp4
+from gptoss.quant.audit.findings import Finding, Kind, Severity
+from gptoss.quant.model.reader import Files, slabs
+from gptoss.quant.model.tensors import Encoding, ExpertTensor, Extent
+from gptoss.quant.mxfp4 import Bytes
+from gptoss.quant.verify.result import Place
+
+FILL = 512
+"""Bytes of one value side by side, a disk's sector, from which on they count as a hole."""
+FEW = 16
+"""Bad blocks below which their places tell nothing."""
+DENSE = 0.6
+"""The share of a stretch's blocks that are bad when it is garbage: of random bytes most are."""
+_LIMIT = 2**22
+"""Blocks placed of one tensor at most."""
+_EIGHTHS = 8
+
+_MAGNITUDES = np.uint64(0x7777777777777777)
+_REPEAT = np.uint64(0x0101010101010101)
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """Blocks worth placing, in the order of the file.
+
+    ``index`` counts blocks from the tensor's start as it is stored; ``scale`` are their scales,
+    ``zero`` says whether all codes are zero, ``fill`` is the byte that all of a block's codes
+    consist of, or -1.
+    """
+
+    tensor: ExpertTensor
+    index: NDArray[np.int64]
+    scale: Bytes
+    zero: NDArray[np.bool_]
+    fill: NDArray[np.int16]
+
+    def where(self, mask: NDArray[np.bool_]) -> Bad:
+        """Those of a mask."""
+        return Bad(
+            self.tensor, self.index[mask], self.scale[mask], self.zero[mask], self.fill[mask]
+        )
+
+    def place(self, i: int = 0) -> Place:
+        """Expert, row and block of the ``i``-th; the row is counted as the tensor has it."""
+        blocks = self.tensor.columns // mxfp4.BLOCK
+        row, block = divmod(int(self.index[i]), blocks)
+        expert, row = divmod(row, self.tensor.rows)
+        return Place(expert, row, block)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+def find(
+    files: Files, tensor: ExpertTensor, experts: Sequence[int], scales: NDArray[np.bool_]
+) -> Bad:
+    """Blocks of these experts whose scale is one of ``scales[256]`` or whose bytes are all alike.
+
+    At most some millions: who has more is no better served by all of them.
+    """
+    index: list[NDArray[np.int64]] = []
+    scale: list[Bytes] = []
+    zero: list[NDArray[np.bool_]] = []
+    fill: list[NDArray[np.int16]] = []
+    k, blocks = len(tensor.parts), tensor.columns // mxfp4.BLOCK
+    for expert in experts:
+        for slab in slabs(files, tensor, expert):
+            first, last = slab.words[..., 0], slab.words[..., 1]
+            byte = first & np.uint64(255)
+            alike = (first == last) & (first == byte * _REPEAT)
+            no_code = ((first | last) & _MAGNITUDES) == 0
+            at = np.nonzero(scales[slab.scales] | alike | no_code)
+            row = expert * tensor.rows + (slab.row + at[0]) * k + tensor.parts.index(slab.part)
+            index.append(row * blocks + at[1])
+            scale.append(slab.scales[at])
+            zero.append(no_code[at])
+            fill.append(np.where(alike[at], byte[at].astype(np.int16), np.int16(-1)))
+        if sum(map(len, index)) >= _LIMIT:
+            break
+    indices = np.concatenate(index)
+    order = np.argsort(indices, kind="stable")[:_LIMIT]
+    return Bad(
+        tensor,
+        indices[order],
+        np.concatenate(scale)[order],
+        np.concatenate(zero)[order],
+        np.concatenate(fill)[order],
+    )
+
+
+def holes(bad: Bad) -> Iterator[Finding]:
+    """Stretches of the file that hold one byte, unless they are whole rows of zeros."""
+    for extent, unit, filled in _fills(bad):
+        for start, stop in runs(bad.index, filled):
+            n = int(bad.index[stop - 1] - bad.index[start]) + 1
+            byte = int(bad.scale[start] if unit == 1 else bad.fill[start])
+            if n * unit < FILL or (byte == 0 and unit != 1 and _whole_rows(bad, start, stop)):
+                continue
+            offset = extent.offset + int(bad.index[start]) * unit
+            yield Finding(
+                Kind.HOLE,
+                Severity.ERROR,
+                f"{n * unit:,} bytes or more of 0x{byte:02x}, {n:,} blocks",
+                bad.tensor.name,
+                bad.tensor.layer,
+                bad.place(start),
+                extent.path.name,
+                offset,
+            )
+
+
+def _fills(bad: Bad) -> Iterator[tuple[Extent, int, NDArray[np.int64]]]:
+    """Each extent with its bytes a block, and a number for each block: what fills it, or -1."""
+    fill = bad.fill.astype(np.int64)
+    scale = bad.scale.astype(np.int64)
+    if bad.tensor.encoding is Encoding.MXFP4_GGML:
+        yield bad.tensor.extents[0], mxfp4.GGML_BYTES, np.where(fill == scale, fill, -1)
+        return
+    codes, scales = bad.tensor.extents
+    yield codes, mxfp4.HF_BYTES, fill
+    yield scales, 1, np.where((scale == 0) | (scale == 255), scale, -1)
+
+
+def _whole_rows(bad: Bad, start: int, stop: int) -> bool:
+    blocks = bad.tensor.columns // mxfp4.BLOCK
+    return int(bad.index[start]) % blocks == 0 and (int(bad.index[stop - 1]) + 1) % blocks == 0
+
+
+def runs(index: NDArray[np.int64], value: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Ranges of positions with consecutive ``index`` and one ``value`` other than -1."""
+    if not len(index):
+        return []
+    breaks = np.flatnonzero((np.diff(index) != 1) | (np.diff(value) != 0)) + 1
+    starts = np.concatenate([[0], breaks])
+    stops = np.concatenate([breaks, [len(index)]])
+    return [(int(a), int(b)) for a, b in zip(starts, stops, strict=True) if value[a] != -1]
+
+
+def corrupt_or_misread(bad: Bad) -> Iterator[Finding]:
+    """What the places of blocks with impossible scales tell, if there are enough of them."""
+    n, tensor = len(bad), bad.tensor
+    if n < FEW:
+        return
+    total = tensor.experts * tensor.rows * (tensor.columns // mxfp4.BLOCK)
+    first, last = int(bad.index[0]), int(bad.index[-1])
+    extent, unit = _scale_bytes(tensor)
+    span = last - first + 1
+    if n >= DENSE * span and span <= total / 2:
+        yield Finding(
+            Kind.CORRUPT_REGION,
+            Severity.ERROR,
+            f"{n:,} of {span:,} blocks in {span * unit:,} bytes have impossible scales, "
+            "none elsewhere",
+            tensor.name,
+            tensor.layer,
+            bad.place(),
+            extent.path.name,
+            extent.offset + first * unit,
+        )
+    elif n >= 0.005 * total:
+        yield Finding(
+            Kind.MISREAD,
+            Severity.ERROR,
+            f"{n:,} of {total:,} blocks ({n / total:.1%}) have impossible scales: {_spread(bad)}",
+            tensor.name,
+            tensor.layer,
+            bad.place(),
+        )
+
+
+def _scale_bytes(tensor: ExpertTensor) -> tuple[Extent, int]:
+    """Where the scales are, and how many bytes of the file lie from one to the next."""
+    if tensor.encoding is Encoding.MXFP4_GGML:
+        return tensor.extents[0], mxfp4.GGML_BYTES
+    return tensor.extents[1], 1
+
+
+def _spread(bad: Bad) -> str:
+    """In what they are alike: block of the row, parity of the row, expert; else evenness."""
+    blocks = bad.tensor.columns // mxfp4.BLOCK
+    row, block = np.divmod(bad.index, blocks)
+    expert = row // bad.tensor.rows
+    alike: list[str] = []
+    if blocks > 1 and len(np.unique(block)) == 1:
+        alike.append(f"always block {int(block[0])} of a row")
+    if len(np.unique(row % 2)) == 1:
+        alike.append(f"always in {'odd' if row[0] % 2 else 'even'} rows")
+    if bad.tensor.experts > 1 and len(np.unique(expert)) == 1:
+        alike.append(f"always in expert {int(expert[0])}")
+    if alike:
+        return ", ".join(alike)
+    total = bad.tensor.experts * bad.tensor.rows * blocks
+    eighths = len(np.unique(bad.index * _EIGHTHS // total))
+    return f"in {eighths} eighths of the tensor, in all rows and blocks alike"
+
+
+def first_of(array: NDArray[Any]) -> int:
+    """The position of the first that is true."""
+    return int(np.flatnonzero(array)[0])

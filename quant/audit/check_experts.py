@@ -1,0 +1,342 @@
+"""What the counts of an expert tensor tell: scales, codes, zeros, and each against its siblings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss.quant import mxfp4
+from gptoss.quant.audit import check_blocks
+from gptoss.quant.audit.check_blocks import Bad
+from gptoss.quant.audit.findings import Finding, Kind, Severity
+from gptoss.quant.audit.histogram import SATURATED, ExpertStatistics, Part
+from gptoss.quant.model.reader import Files
+from gptoss.quant.model.tensors import ExpertTensor
+from gptoss.quant.verify.result import Place, amount
+
+ENOUGH = 4096
+"""Values below which the use of codes proves nothing."""
+FAR = 12
+"""Octaves from the bulk of a tensor's scales at which a scale is impossible."""
+NOISE = 0.4
+"""Distance from an even use of codes, in parts of the usual one, from which on down it is noise."""
+RATIO = 3.0
+"""Octaves between a tensor's root mean square and its siblings' that are worth a warning."""
+WRONG = 6.0
+"""The same, where it is an error: no training makes a factor of 64."""
+
+
+def of_tensor(
+    files: Files, tensor: ExpertTensor, parts: Sequence[ExpertStatistics]
+) -> Iterator[Finding]:
+    """Findings about one tensor, given the statistics of its one or two parts."""
+    lost = [finding for part in parts for finding in _whole(part)]
+    yield from lost
+    for part in parts:
+        yield from _codes(part)
+        yield from _dead(part)
+        yield from _noise(tensor, part)
+    if any(finding.kind in (Kind.SCALE_LINEAR, Kind.SCALE_CONSTANT) for finding in lost):
+        return
+    scales = sum((part.scales for part in parts), np.zeros((tensor.experts, 256), np.int64))
+    impossible = _impossible(scales.sum(axis=0))
+    extreme = impossible.copy()
+    extreme[[0, 1, 254, 255]] = True
+    odd = (scales[:, extreme].sum(axis=1) > 0) | _any(parts, "zero_blocks", "saturated_blocks")
+    if odd.any():
+        bad = check_blocks.find(files, tensor, np.flatnonzero(odd).tolist(), extreme)
+        yield from _placed(bad, impossible)
+
+
+def _any(parts: Sequence[ExpertStatistics], *names: str) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = sum(getattr(part, name) for part in parts for name in names) > 0
+    return found
+
+
+def _impossible(scales: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """The scale bytes that lie far from the bulk of a histogram ``[256]``, and NaN."""
+    # Scales of 0 are what many encoders give to blocks of zeros: the bulk is among the others.
+    others = scales.copy()
+    others[[0, mxfp4.E8M0_NAN]] = 0
+    if not others.any():
+        return np.zeros(256, np.bool_)
+    share = np.cumsum(others) / others.sum()
+    low, high = np.searchsorted(share, [0.1, 0.9])
+    bytes_ = np.arange(256)
+    impossible: NDArray[np.bool_] = (bytes_ < low - FAR) | (bytes_ > high + FAR)
+    impossible[mxfp4.E8M0_NAN] = True
+    return impossible
+
+
+# --- the tensor as a whole --------------------------------------------------------------------
+
+
+def _whole(part: ExpertStatistics) -> Iterator[Finding]:
+    """Marks of scales that are no exponents."""
+    scales = part.scales.sum(axis=0)
+    used = np.flatnonzero(scales)
+    n = int(scales.sum())
+    if n < 64:
+        return
+    share = np.cumsum(scales) / n
+    low, high = (int(it) for it in np.searchsorted(share, [0.25, 0.75]))
+    collapsed = int(scales[131:136].sum()) >= 0.99 * n
+    if collapsed:
+        yield _of_part(
+            Kind.SCALE_LINEAR,
+            Severity.ERROR,
+            part,
+            f"nearly all scales are {used[0]} to {used[-1]}, as of numbers around 120 taken for "
+            "scales and quantized again",
+        )
+    elif len(used) == 1:
+        yield _of_part(Kind.SCALE_CONSTANT, Severity.ERROR, part, f"every scale byte is {used[0]}")
+    elif high - low >= 24 and int(scales[mxfp4.E8M0_NAN]) < n / 1024:
+        yield _of_part(
+            Kind.SCALE_LINEAR,
+            Severity.ERROR,
+            part,
+            f"half of the scale bytes are spread from {low} to {high}: as exponents, a range of "
+            f"2^{high - low}",
+        )
+
+
+def _codes(part: ExpertStatistics) -> Iterator[Finding]:
+    """Marks in the use of the codes, zeros of dead experts left out."""
+    alive = part.zero_blocks < part.blocks
+    codes = part.codes[alive].sum(axis=0)
+    n = int(codes.sum())
+    if n < ENOUGH:
+        return
+    stuck = list(_stuck_lanes(part, alive))
+    yield from stuck
+    by_sign = codes.reshape(2, 8)[:, 1:]
+    others = int(by_sign.sum())
+    if stuck or not others:
+        return
+    negative = int(by_sign[1].sum()) / others
+    as_e2m1 = int(np.abs(by_sign[0] - by_sign[1]).sum())
+    as_int4 = int(np.abs(by_sign[0] - by_sign[1, ::-1]).sum())
+    unused = [code for code in range(16) if code != 8 and not codes[code]]
+    if as_e2m1 > 0.2 * n and as_int4 < as_e2m1 / 4:
+        message = f"code c as often as 16 - c: they differ in {as_int4 / n:.1%} of the values, "
+        message += f"c and 8 + c in {as_e2m1 / n:.0%}"
+        yield _of_part(Kind.CODE_INT4, Severity.ERROR, part, message)
+    elif unused:
+        names = ", ".join(f"{code} ({mxfp4.E2M1[code]:g})" for code in unused)
+        yield _of_part(Kind.CODE_UNUSED, Severity.ERROR, part, f"of {n:,} values none is {names}")
+    elif abs(negative - 0.5) > 0.2:
+        severity = Severity.ERROR if abs(negative - 0.5) > 0.4 else Severity.WARNING
+        message = f"{negative:.0%} of the values that are not zero are negative"
+        yield _of_part(Kind.CODE_SKEW, severity, part, message)
+    elif codes.max() > 0.6 * n:
+        top = int(codes.argmax())
+        message = f"{codes[top] / n:.0%} of the values have code {top} ({mxfp4.E2M1[top]:g})"
+        yield _of_part(Kind.CODE_SKEW, Severity.WARNING, part, message)
+    saturated = int(part.saturated_blocks.sum())
+    share = saturated * mxfp4.BLOCK / n
+    if share > 0.01:
+        severity = Severity.ERROR if share > 0.25 else Severity.WARNING
+        message = f"{saturated:,} blocks ({share:.1%}) have {SATURATED} values or more at ±6"
+        expert = check_blocks.first_of(part.saturated_blocks > 0)
+        yield _of_part(Kind.SATURATED_BLOCKS, severity, part, message, Place(expert))
+
+
+def _noise(tensor: ExpertTensor, part: ExpertStatistics) -> Iterator[Finding]:
+    """Stretches whose codes fall evenly, in a tensor whose codes do not.
+
+    Distances from even use are in parts of the tensor's own: 1 is as all others, 0 noise.
+    """
+    values = part.stretches.sum(axis=2)
+    off = np.abs(part.stretches / np.maximum(values, 1)[..., None] - 1 / 16).sum(axis=2)
+    usual = float(np.median(off))
+    noise = (values >= ENOUGH) & (off < NOISE * usual)
+    if usual < 0.1 or not noise.any() or noise.mean() > 0.25:
+        return
+    expert, stretch = (int(i) for i in np.argwhere(noise)[0])
+    row = stretch * part.stretch_rows * len(tensor.parts) + tensor.parts.index(part.part)
+    extent = tensor.extents[0]
+    row_bytes = extent.nbytes // (tensor.experts * tensor.rows)
+    message = f"{part.part}: {amount(int(noise.sum()), 'stretch')} of {part.stretch_rows} rows"
+    yield Finding(
+        Kind.CODE_NOISE,
+        Severity.ERROR,
+        message,
+        part.tensor,
+        part.layer,
+        Place(expert, row),
+        extent.path.name,
+        extent.offset + (expert * tensor.rows + row) * row_bytes,
+    )
+
+
+def _stuck_lanes(part: ExpertStatistics, alive: NDArray[np.bool_]) -> Iterator[Finding]:
+    ever = np.bitwise_or.reduce(part.ever[alive], axis=0)
+    always = np.bitwise_and.reduce(part.always[alive], axis=0)
+    lanes = np.flatnonzero((ever != 15) | (always != 0))
+    if not len(lanes):
+        return
+    if len(lanes) == mxfp4.BLOCK and len(set(ever.tolist())) == len(set(always.tolist())) == 1:
+        return  # all lanes alike: codes that are unused, which is another mark
+    lane = int(lanes[0])
+    said = f"bits {ever[lane]:04b} at most" if ever[lane] != 15 else f"always {always[lane]:04b}"
+    listed = ", ".join(map(str, lanes[:8])) + (", ..." if len(lanes) > 8 else "")
+    yield _of_part(
+        Kind.STUCK_LANE,
+        Severity.ERROR,
+        part,
+        f"{len(lanes)} of 32 places of a block ({listed}); the first has {said}",
+        Place(lane=lane),
+    )
+
+
+def _dead(part: ExpertStatistics) -> Iterator[Finding]:
+    """Experts, rows and blocks of zeros."""
+    dead = np.flatnonzero(part.zero_blocks == part.blocks)
+    if len(dead):
+        message = "all weights are zero"
+        if len(dead) > 1:
+            message += f"; so have {len(dead) - 1} other experts: {_listed(dead[1:])}"
+        yield _of_part(Kind.DEAD_EXPERT, Severity.ERROR, part, message, Place(int(dead[0])))
+    rows = np.where(part.zero_blocks == part.blocks, 0, part.zero_rows)
+    if rows.any():
+        expert = check_blocks.first_of(rows)
+        message = f"{amount(int(rows.sum()), 'row')} of zeros in "
+        message += amount(int(np.count_nonzero(rows)), "expert")
+        yield _of_part(Kind.ZERO_ROWS, Severity.WARNING, part, message, Place(expert))
+
+
+def _listed(numbers: NDArray[np.int64]) -> str:
+    return ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
+
+
+# --- blocks -----------------------------------------------------------------------------------
+
+
+def _placed(bad: Bad, impossible: NDArray[np.bool_]) -> Iterator[Finding]:
+    """Findings about single blocks, by their place."""
+    holes = list(check_blocks.holes(bad))
+    yield from holes
+    nan = bad.where(bad.scale == mxfp4.E8M0_NAN)
+    yield from _blocks(Kind.SCALE_NAN, Severity.ERROR, nan, "scale 255")
+    top = bad.where(bad.scale == mxfp4.E8M0_NAN - 1)
+    yield from _blocks(Kind.SCALE_OVERFLOW, Severity.ERROR, top, "scale 254")
+    low = bad.where((bad.scale <= 1) & ~bad.zero)
+    yield from _blocks(Kind.SCALE_SUBNORMAL, Severity.WARNING, low, "scale 0 or 1, weights not 0")
+    middle = int(np.median(np.flatnonzero(~impossible)))
+    large = bad.where(impossible[bad.scale] & (bad.scale > middle) & (bad.scale < 254))
+    if len(large):
+        factor = int(large.scale.max()) - middle
+        yield from _blocks(
+            Kind.SCALE_OUTLIER, Severity.ERROR, large, f"scales up to 2^{factor} times the others'"
+        )
+    # A small scale under zeros harms nobody; under other weights it is as impossible as a large.
+    yield from check_blocks.corrupt_or_misread(bad.where(impossible[bad.scale] & ~(bad.zero)))
+    zero = bad.where(bad.zero)
+    total = bad.tensor.experts * bad.tensor.rows * (bad.tensor.columns // mxfp4.BLOCK)
+    live = zero.where(zero.scale > 1)
+    scattered = _scattered(live)
+    if len(scattered) and not holes:
+        severity = Severity.WARNING if len(scattered) > total / 1000 else Severity.INFO
+        yield from _blocks(Kind.ZERO_BLOCKS, severity, scattered, "all codes 0 under a live scale")
+
+
+def _scattered(zero: Bad) -> Bad:
+    """Blocks of zeros that are not part of a row of zeros."""
+    blocks = zero.tensor.columns // mxfp4.BLOCK
+    rows, inverse, counts = np.unique(zero.index // blocks, return_inverse=True, return_counts=True)
+    del rows
+    return zero.where(counts[inverse] < blocks)
+
+
+def _blocks(kind: Kind, severity: Severity, bad: Bad, what: str) -> Iterator[Finding]:
+    if not len(bad):
+        return
+    experts = np.unique(bad.index // (bad.tensor.rows * (bad.tensor.columns // mxfp4.BLOCK)))
+    message = f"{what}: {amount(len(bad), 'block')} in {amount(len(experts), 'expert')}"
+    message += f" ({_listed(experts)})"
+    yield Finding(kind, severity, message, bad.tensor.name, bad.tensor.layer, bad.place())
+
+
+# --- siblings ---------------------------------------------------------------------------------
+
+
+def of_siblings(
+    parts: Sequence[ExpertStatistics], dense_rms: dict[int, float]
+) -> Iterator[Finding]:
+    """Tensors and experts whose size is far from their siblings'.
+
+    ``dense_rms`` is the root mean square of a layer's attention matrices, by layer.
+    """
+    size = {(it.layer, it.part): _octaves(it) for it in parts}
+    shifts = [
+        size[it.layer, it.part] - float(np.log2(dense_rms[it.layer]))
+        for it in parts
+        if dense_rms.get(it.layer) and np.isfinite(size[it.layer, it.part])
+    ]
+    shift = float(np.median(shifts)) if shifts else 0.0
+    if abs(shift) >= WRONG:
+        yield Finding(
+            Kind.SCALE_BIAS,
+            Severity.ERROR,
+            f"experts' weights are about 2^{round(shift)} times the size of attention's; an "
+            f"exponent bias off by {round(shift)} would do that",
+        )
+    for part in Part:
+        yield from _against_layers([it for it in parts if it.part is part], size)
+    for it in parts:
+        yield from _against_experts(it)
+
+
+def _octaves(it: ExpertStatistics) -> float:
+    """log2 of a tensor's root mean square, dead experts left out; NaN when all are dead."""
+    squares = it.mean_square
+    squares = squares[np.isfinite(squares) & (squares > 0)]
+    return float(np.log2(np.median(squares)) / 2) if len(squares) else float("nan")
+
+
+def _against_layers(
+    parts: Sequence[ExpertStatistics], size: dict[tuple[int, Part], float]
+) -> Iterator[Finding]:
+    sizes = np.array([size[it.layer, it.part] for it in parts])
+    if np.isfinite(sizes).sum() < 3:
+        return
+    middle = float(np.nanmedian(sizes))
+    for it, octaves in zip(parts, sizes, strict=True):
+        off = octaves - middle
+        if abs(off) < RATIO:  # NaN is not
+            continue
+        if np.isfinite(off):
+            severity = Severity.ERROR if abs(off) >= WRONG else Severity.WARNING
+            message = f"2^{off:.1f} times the size of the other layers'"
+            yield _of_part(Kind.LAYER_OUTLIER, severity, it, message)
+
+
+def _against_experts(it: ExpertStatistics) -> Iterator[Finding]:
+    squares = it.mean_square
+    alive = squares > 0
+    if alive.sum() < 3:
+        return
+    with np.errstate(divide="ignore"):
+        octaves = np.log2(squares) / 2
+    off = octaves - np.median(octaves[alive])
+    far = np.flatnonzero(alive & (np.abs(off) >= RATIO))
+    if len(far):
+        first = int(far[np.abs(off[far]).argmax()])
+        severity = Severity.ERROR if abs(off[first]) >= WRONG else Severity.WARNING
+        message = f"2^{off[first]:.1f} times the size of its siblings"
+        if len(far) > 1:
+            message += f"; {len(far) - 1} other experts are far off too"
+        yield _of_part(Kind.EXPERT_OUTLIER, severity, it, message, Place(first))
+
+
+def _of_part(
+    kind: Kind,
+    severity: Severity,
+    part: ExpertStatistics,
+    message: str,
+    place: Place | None = None,
+) -> Finding:
+    return Finding(kind, severity, f"{part.part}: {message}", part.tensor, part.layer, place)

@@ -1,0 +1,152 @@
+"""A model as it is looked into: its tensors, where their bytes are, and how they are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from gptoss.errors import BadFile
+from gptoss.formats.hparams import HParams
+from gptoss.quant.audit.findings import Finding
+from gptoss.quant.audit.histogram import Part
+
+
+class Encoding(StrEnum):
+    """How a tensor's values are stored; of ggml's types, the name."""
+
+    MXFP4_HF = "MXFP4, Hugging Face"
+    MXFP4_GGML = "MXFP4, ggml"
+    BF16 = "BF16"
+    F16 = "F16"
+    F32 = "F32"
+    Q8_0 = "Q8_0"
+    Q4_0 = "Q4_0"
+    Q4_1 = "Q4_1"
+    Q5_0 = "Q5_0"
+    Q5_1 = "Q5_1"
+    Q2_K = "Q2_K"
+    Q3_K = "Q3_K"
+    Q4_K = "Q4_K"
+    Q5_K = "Q5_K"
+    Q6_K = "Q6_K"
+    OTHER = "another type"
+
+
+MXFP4 = (Encoding.MXFP4_HF, Encoding.MXFP4_GGML)
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Bytes of a file."""
+
+    path: Path
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertTensor:
+    """A layer's gate, up or down matrices, or gate and up row by row in turn, of all experts.
+
+    ``rows`` and ``columns`` are those of one expert's matrix as it is multiplied: a row for each
+    output. BF16 experts are stored the other way round, the inputs first, as ``inputs_first``
+    says. ``extents`` are the blocks' and the scales', or the one that holds all.
+    """
+
+    name: str
+    layer: int
+    parts: tuple[Part, ...]
+    experts: int
+    rows: int
+    columns: int
+    encoding: Encoding
+    extents: tuple[Extent, ...]
+    inputs_first: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in all files."""
+        return sum(extent.nbytes for extent in self.extents)
+
+
+@dataclass(frozen=True, slots=True)
+class DenseTensor:
+    """Any other tensor; ``role`` is its GGUF name without the layer, ``shape`` is row-major."""
+
+    name: str
+    layer: int | None
+    role: str
+    shape: tuple[int, ...]
+    encoding: Encoding
+    extent: Extent
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """An opened model, and what was found on opening it.
+
+    ``metadata`` is the GGUF's, or the checkpoint's config; ``tokenizer`` the folder of the
+    checkpoint's tokenizer.json, None of a GGUF. ``unread`` names tensors that are of a type or
+    shape that cannot be looked into.
+    """
+
+    path: Path
+    tokenizer: Path | None
+    hparams: HParams
+    metadata: Mapping[str, Any]
+    experts: tuple[ExpertTensor, ...]
+    dense: tuple[DenseTensor, ...]
+    findings: tuple[Finding, ...]
+    unread: tuple[str, ...]
+    error: type[BadFile]
+    stamps: Mapping[Path, tuple[int, int]]
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether it is a GGUF, else a checkpoint."""
+        return self.tokenizer is None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that will be read."""
+        of_experts = sum(tensor.nbytes for tensor in self.experts)
+        return of_experts + sum(tensor.extent.nbytes for tensor in self.dense)
+
+    def check_unchanged(self) -> None:
+        """Raise ``BadFile`` when a file is no longer as it was when it was opened."""
+        for path, stamp in self.stamps.items():
+            if stamp_of(path, self.error) != stamp:
+                raise self.error(f"{path}: changed while it was read; try again when it is at rest")
+
+
+def stamp_of(path: Path, error: type[BadFile]) -> tuple[int, int]:
+    """A file's size and time of change."""
+    try:
+        stat = path.stat()
+    except OSError as reason:
+        raise error(f"{path}: cannot be read: {reason.strerror}") from reason
+    return stat.st_size, stat.st_mtime_ns
+
+
+# --- names ------------------------------------------------------------------------------------
+
+GATE_UP_BIAS = "ffn_gate_up_exps.bias"
+"""The role of a checkpoint's tensor that holds the biases of gate and up in turn."""
+
+
+def layer_of(gguf: str) -> int | None:
+    """The layer in a GGUF's tensor name; None outside the layers."""
+    return int(gguf.split(".")[1]) if gguf.startswith("blk.") else None
+
+
+def role_of(gguf: str) -> str:
+    """A GGUF's tensor name without its layer."""
+    return gguf.split(".", 2)[2] if gguf.startswith("blk.") else gguf
+
+
+def part_of(gguf: str) -> Part:
+    """The part in the GGUF name of an expert tensor."""
+    return Part(role_of(gguf).split("_")[1])

@@ -1,0 +1,43 @@
+"""MXFP4 numerics: E2M1 codes, E8M0 block scales, byte layouts, and the encoder."""
+
+from gptoss.quant.mxfp4.codec import (
+    BLOCK,
+    E2M1,
+    E8M0_BIAS,
+    E8M0_NAN,
+    GGML_BYTES,
+    HF_BYTES,
+    Bytes,
+    Floats,
+    codes_from_ggml,
+    codes_from_ggml_nibbles,
+    codes_from_hf,
+    decode,
+    equal,
+    ggml_fields,
+    hf_from_codes,
+    hf_words,
+    repack,
+    unpack,
+)
+
+__all__ = [
+    "BLOCK",
+    "E2M1",
+    "E8M0_BIAS",
+    "E8M0_NAN",
+    "GGML_BYTES",
+    "HF_BYTES",
+    "Bytes",
+    "Floats",
+    "codes_from_ggml",
+    "codes_from_ggml_nibbles",
+    "codes_from_hf",
+    "decode",
+    "equal",
+    "ggml_fields",
+    "hf_from_codes",
+    "hf_words",
+    "repack",
+    "unpack",
+]

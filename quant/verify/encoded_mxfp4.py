@@ -1,0 +1,92 @@
+"""Floats against the MXFP4 they were encoded to: within the bound of the standard's own rule.
+
+Encoders may choose different scales, and a block that a fine-tune left alone keeps its own. So a
+block is right when its codes are the nearest under the scale that it has, and its squared error is
+not above that of the standard's scale, 2**(floor(log2(amax)) - 2) (OCP MX v1.0, section 6.3).
+Nothing of the encoder runs here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss.quant import mxfp4
+from gptoss.quant.mxfp4 import BLOCK, E2M1, E8M0_BIAS, Bytes, Floats
+from gptoss.quant.verify.comparison import BF16, FloatType, Mask, Piecewise
+
+_SLACK = 1 + 1e-12
+"""What sums of 32 squares may differ by when they are added in another order, and more."""
+
+_MIDPOINTS = np.array([(a + b) / 2 for a, b in pairwise(E2M1[:8])])
+_ENDS = np.array([-_MIDPOINTS[0], *_MIDPOINTS, np.inf], np.float32)
+_LOWEST = np.concatenate([_ENDS[:8], -_ENDS[1:]])
+_HIGHEST = np.concatenate([_ENDS[1:], -_ENDS[:8]])
+"""The values, in units of the scale, to which each of the 16 codes is the nearest, or as near."""
+
+
+class EncodedMxfp4(Piecewise):
+    """Blocks of 32 floats against ggml's MXFP4 blocks."""
+
+    lanes = BLOCK
+    found_bytes = mxfp4.GGML_BYTES
+
+    def __init__(self, source: FloatType = BF16) -> None:
+        self._source = source
+        self.source_bytes = (BLOCK * source.nbytes,)
+
+    def describe(self, sources: Sequence[Bytes], found: Bytes, lane: int | None) -> tuple[str, str]:
+        values = self._source.values(sources[0])
+        codes, scales = mxfp4.codes_from_ggml(found), found[:, 0]
+        scale = int(scales[0])
+        if lane is not None:
+            got = mxfp4.decode(codes, scales)[0, lane]
+            said = f"the nearest to {values[0, lane]:.9g} under scale {scale}"
+            return said, f"{got:.9g} (code {codes[0, lane]})"
+        limit, error = _standard_error(values)[0], _error(values, codes, scales)[0]
+        return (
+            f"a scale of squared error {limit:.4g} or less (scale {_standard_scales(values)[0]})",
+            f"squared error {error:.4g} (scale {scale})",
+        )
+
+    def look(self, source: Bytes, found: Bytes) -> tuple[Mask, Mask]:
+        values = self._source.values(source)
+        codes, scales = mxfp4.codes_from_ggml(found), found[:, 0]
+        unit = np.ldexp(np.float32(1), E8M0_BIAS - scales.astype(np.int32))
+        with np.errstate(over="ignore", invalid="ignore"):
+            scaled = values * unit[:, None]
+        wrong = ~((_LOWEST.take(codes) <= scaled) & (scaled <= _HIGHEST.take(codes)))
+        worse = np.zeros(len(scales), np.bool_)
+        # Under the standard's own scale, nearest codes have its error.
+        others = np.flatnonzero(scales != _standard_scales(values))
+        error = _error(values[others], codes[others], scales[others])
+        # Not "above": of a scale that is NaN the error is so too.
+        worse[others] = ~(error <= _standard_error(values[others]) * _SLACK)
+        return worse, wrong
+
+
+def _standard_scales(values: Floats) -> NDArray[np.int64]:
+    lanes = np.ascontiguousarray(values.T)  # numpy reduces short rows one at a time
+    _, exponents = np.frexp(np.abs(lanes).max(axis=0))  # the largest: [1/2, 1) * 2**exponent
+    scales: NDArray[np.int64] = np.maximum(exponents.astype(np.int64) - 1 - 2 + E8M0_BIAS, 0)
+    return scales
+
+
+def _error(values: Floats, codes: Bytes, scales: Bytes) -> NDArray[np.float64]:
+    """Squared errors ``[n]`` of what decodes."""
+    differences = mxfp4.decode(codes, scales).astype(np.float64) - values
+    with np.errstate(over="ignore"):
+        total: NDArray[np.float64] = np.square(differences).sum(axis=1)
+    return total
+
+
+def _standard_error(values: Floats) -> NDArray[np.float64]:
+    """Squared errors ``[n]`` of the standard's rule."""
+    units = np.ldexp(1.0, _standard_scales(values) - E8M0_BIAS)
+    scaled = np.abs(values.astype(np.float64)) / units[:, None]
+    nearest = np.array(E2M1[:8])[np.searchsorted(_MIDPOINTS, scaled)]
+    total: NDArray[np.float64] = np.square((scaled - nearest) * units[:, None]).sum(axis=1)
+    return total

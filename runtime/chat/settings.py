@@ -1,0 +1,80 @@
+"""How a conversation is held, as values that are checked when they are made.
+
+ChatError    the conversation cannot do what was asked of it
+"""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass, field
+
+from gptoss.errors import GptossError
+from gptoss.runtime.harmony.errors import is_date
+from gptoss.runtime.harmony.messages import Effort
+from gptoss.runtime.sampling.grammar import ResponseFormat, ToolChoice
+from gptoss.runtime.sampling.sampler import Sampling
+
+MAX_ROUNDS = 16
+"""Rounds of tool calls in one turn unless asked otherwise: a model can call for ever."""
+
+
+class ChatError(GptossError):
+    """The conversation cannot do what was asked of it now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a turn may cost; None is no limit but the context.
+
+    ``max_tokens`` counts everything generated in it. ``reasoning_budget`` is how many of these
+    may come before the answer or a call is begun. ``max_rounds`` are rounds with calls; behind
+    the last the model can only answer.
+    """
+
+    max_tokens: int | None = None
+    reasoning_budget: int | None = None
+    max_rounds: int = MAX_ROUNDS
+
+    def __post_init__(self) -> None:
+        """Raises ChatError."""
+        if self.max_tokens is not None:
+            _require_count("max_tokens", self.max_tokens, 1)
+        if self.reasoning_budget is not None:
+            _require_count("reasoning_budget", self.reasoning_budget, 0)
+        _require_count("max_rounds", self.max_rounds, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All of a conversation but its tools and its model; ``chat.load`` says what each means."""
+
+    instructions: str | None = None
+    effort: Effort = Effort.MEDIUM
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int | None = None
+    date: str = field(default_factory=lambda: datetime.date.today().isoformat())
+    limits: Limits = field(default_factory=Limits)
+    tool_choice: str = ToolChoice.AUTO
+    parallel_calls: bool = False
+    response_format: ResponseFormat | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ChatError."""
+        if not is_date(self.date):
+            raise ChatError(
+                f"date is {self.date!r}; it must be a day of the calendar as YYYY-MM-DD"
+            )
+
+
+def effort_named(name: str) -> Effort:
+    """Raises ChatError for what is none."""
+    try:
+        return Effort(name)
+    except ValueError:
+        raise ChatError(f"reasoning is {name!r}; it must be low, medium or high") from None
+
+
+def _require_count(name: str, value: object, least: int) -> None:
+    """Raises ChatError unless ``value`` is a whole number, ``least`` or more."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ChatError(f"{name} is {value!r}; it must be a whole number, {least} or more")

@@ -1,0 +1,193 @@
+"""What is wrong with a conversation and where: the errors, and checks of single values.
+
+GptossError
+└── ConversationError        a message, a tool or a schema is not what it must be
+    ├── ConversationTooLong  all of it is sound, but the context does not hold it
+    └── BadConstraint        what a turn is to be held to cannot be compiled
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from gptoss.errors import GptossError
+
+HARMONY_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""A tool's or a person's name that can stand in a header without being taken for more."""
+
+MAX_DEPTH = 64
+"""Nesting of a JSON value that is still looked at."""
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class ConversationError(GptossError):
+    """A conversation or its tools cannot be held with the model.
+
+    ``index`` is the place in ``messages`` (or ``tools``), None for the list itself; ``field`` is
+    the field in it, dotted, empty for the whole. ``place`` is both in one, ``problem`` what is
+    wrong there; the message is the two of them.
+    """
+
+    def __init__(self, index: int | None, field: str, problem: str, where: str = "messages"):
+        self.index = index
+        self.field = field
+        self.problem = problem
+        self.place = where if index is None else f"{where}[{index}]"
+        self.place += f".{field}" if field else ""
+        text = f"{self.place}: {problem}"
+        super().__init__(text.replace("\n", "\\n"))  # a property's name may hold line ends
+
+
+class ConversationTooLong(ConversationError):
+    """The context ends within a message, ``index``; ``limit`` is the tokens that there are.
+
+    Of a conversation that was read from OpenAI's API, ``index`` counts that list's messages. It is
+    None for what none of them holds: the system block, the tools, what was said since.
+    """
+
+    def __init__(self, index: int | None, limit: int, where: str = "messages"):
+        self.limit = limit
+        super().__init__(
+            index,
+            "" if index is None else "content",
+            f"does not fit into the {limit} tokens that the context has for the conversation; "
+            "start over, shorten it, or load the model with a larger context",
+            where,
+        )
+
+
+class BadConstraint(ConversationError):
+    """What a turn is to be held to cannot be compiled: nothing has been generated.
+
+    ``field`` says what is at fault: ``tool_choice``, ``response_format.properties.a``, …
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(None, "", problem, field)
+        self.field = field
+
+
+class Place:
+    """Where a value stands, to be named in an error."""
+
+    __slots__ = ("_above", "_part", "index", "where")
+
+    def __init__(
+        self, where: str, index: int | None, field: str = "", above: Place | None = None
+    ) -> None:
+        """``field`` within ``above``, or in the whole."""
+        self.where = where
+        self.index = index
+        self._part = field
+        self._above = above
+
+    def at(self, field: str) -> Place:
+        """The place of a field of this value; ``[2]`` for an item."""
+        return Place(self.where, self.index, field, self)
+
+    @property
+    def field(self) -> str:
+        """Dotted, empty for the whole. Put together only when it is asked for: most never are."""
+        place: Place | None = self
+        parts: list[str] = []
+        while place is not None:
+            if place._part:
+                parts.append(place._part)
+            place = place._above
+        joined = "".join(part if part.startswith("[") else f".{part}" for part in reversed(parts))
+        return joined.removeprefix(".")
+
+    def error(self, problem: str) -> ConversationError:
+        """The error of what is wrong here."""
+        return ConversationError(self.index, self.field, problem, self.where)
+
+    def mapping(self, value: object) -> Mapping[str, Any]:
+        """``value``, a JSON object."""
+        if not isinstance(value, Mapping):
+            raise self.error(f"must be an object, not {kind(value)}")
+        return value
+
+    def sequence(self, value: object) -> list[Any]:
+        """``value``, a JSON array."""
+        if not isinstance(value, list | tuple):
+            raise self.error(f"must be an array, not {kind(value)}")
+        return list(value)
+
+    def text(self, value: object) -> str:
+        """``value``, a string that can be written in UTF-8."""
+        if not isinstance(value, str):
+            raise self.error(f"must be a string, not {kind(value)}")
+        found = None if value.isascii() else _SURROGATE.search(value)
+        if found is not None:
+            raise self.error(
+                f"a lone surrogate U+{ord(found[0]):04X} at character {found.start()}: "
+                "half of a UTF-16 pair is no text; send the whole character or leave it out"
+            )
+        return value
+
+    def name(self, value: object) -> str:
+        """``value``, a name of letters, digits, ``_`` and ``-``, at most 64."""
+        name = self.text(value)
+        if not HARMONY_NAME.fullmatch(name):
+            raise self.error(f"{name[:80]!r} is no name: 1 to 64 letters, digits, _ or - are")
+        return name
+
+    def word(self, value: object) -> str:
+        """``value``, what a header can hold between two spaces."""
+        word = self.text(value)
+        if not word or any(map(str.isspace, word)):
+            raise self.error(f"{word[:80]!r} is no word: a header's fields are set apart by spaces")
+        return word
+
+    def date(self, value: object) -> str:
+        """``value``, a day of the calendar as YYYY-MM-DD."""
+        text = self.text(value)
+        if not is_date(text):
+            raise self.error(f"{text[:80]!r} is no date: write it as YYYY-MM-DD")
+        return text
+
+    def json(self, value: object) -> None:
+        """Every string in ``value``, keys included, is text; nesting is bounded."""
+        pending = [(self, value, 0)]
+        while pending:
+            place, inner, depth = pending.pop()
+            if depth > MAX_DEPTH:
+                raise self.error(f"is nested deeper than {MAX_DEPTH} levels")
+            if isinstance(inner, str):
+                place.text(inner)
+            elif isinstance(inner, Mapping):
+                for key, item in inner.items():
+                    place.text(key)
+                    pending.append((place.at(key), item, depth + 1))
+            elif isinstance(inner, list | tuple):
+                pending += [(place.at(f"[{i}]"), item, depth + 1) for i, item in enumerate(inner)]
+            elif not (inner is None or isinstance(inner, bool | int | float)):
+                raise place.error(f"must be JSON, not {kind(inner)}")
+
+
+def mended(text: str) -> str:
+    """``text`` with U+FFFD for each lone surrogate: what a tool says must not end the turn."""
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+
+
+def is_date(text: str) -> bool:
+    """Whether ``text`` is a day of the calendar as YYYY-MM-DD; ISO 8601 knows other forms too."""
+    try:
+        return datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
+
+
+def kind(value: object) -> str:
+    """What JSON calls the value's type; Python's name where JSON has none."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "a boolean"
+    names = {str: "a string", int: "a number", float: "a number", list: "an array"}
+    names |= {tuple: "an array", dict: "an object"}
+    return names.get(type(value), type(value).__name__)

@@ -1,0 +1,284 @@
+"""JSON schemas of tools and answers: whether one is sound, and what it says in few keywords.
+
+``check_schema`` is the only judge of a schema from outside. ``simplified`` brings the many ways in
+which JSON Schema says one thing down to those that ``typescript.py`` writes:
+
+    $ref                     what it points at; inside its own target, any value
+    allOf                    one schema that has what its parts have
+    anyOf, several types     ``anyOf`` of whole schemas; ``oneOf`` where a variant is described
+    const, enum              ``enum``; with type only where all of it are strings
+    properties without type  an object
+
+What none of these keywords holds (``minimum``, ``pattern``, ``not``, …) is not in the result: it
+is told to the model nowhere, and enforced where arguments are constrained and checked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote
+
+from gptoss.runtime.harmony.errors import MAX_DEPTH, Place, kind
+
+Schema = Mapping[str, Any]
+
+TYPES = ("string", "number", "integer", "boolean", "null", "array", "object")
+MAX_FOLLOWED = 2**20
+"""Characters of JSON that references may bring in, each time anew: a few lines can refer to each
+other so that they would fill the memory. All else in a schema is written once."""
+
+_ANNOTATIONS = ("title", "description", "default", "examples", "nullable")
+_ONE = (
+    "additionalProperties", "contains", "else", "if", "not", "propertyNames", "then",
+    "unevaluatedItems", "unevaluatedProperties",
+)  # fmt: skip
+_SEVERAL = ("allOf", "anyOf", "oneOf", "prefixItems")
+_NAMED = ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")
+
+
+def check_schema(place: Place, value: object) -> Schema:
+    """``value``, a sound JSON schema whose references all lead somewhere within it.
+
+    Raises ConversationError, which names the place in it. Keywords that are not known are let be.
+    """
+    return _checked(place, value)[0]
+
+
+def check_parameters(place: Place, value: object) -> Schema:
+    """``value``, a sound schema of objects: else arguments could not be given by name."""
+    schema, told = _checked(place, value)
+    variants = told.get("anyOf") or told.get("oneOf") or [told]
+    if any(variant.get("type") != "object" for variant in variants):
+        if schema.get("type", "object") != "object":
+            problem = f"{schema['type']!r}: the schema must be of type 'object'"
+            raise place.at("type").error(problem)
+        raise place.error("is no schema of an object: give it type 'object' and properties")
+    return schema
+
+
+def _checked(place: Place, value: object) -> tuple[Schema, Schema]:
+    """The schema, and simplified: it must not be too large once its references are followed."""
+    schema = place.mapping(value)
+    place.json(schema)
+    for at, inner in _schemas(place, schema):
+        _check_keywords(at, inner, schema)
+    return schema, simplified(schema, place)
+
+
+def lookup(root: Schema, reference: str) -> Schema | bool | None:
+    """What ``#/$defs/name`` points at in ``root``; None when that is no schema, or elsewhere."""
+    document, mark, pointer = reference.partition("#")
+    first, *keys = unquote(pointer).split("/")
+    if document or not mark or first:
+        return None
+    found: Any = root
+    for key in keys:
+        key = key.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, Mapping):
+            found = found.get(key)
+        elif isinstance(found, list | tuple) and key.isdecimal() and len(key) < 9:
+            found = found[int(key)] if int(key) < len(found) else None
+        else:
+            return None
+    return found if isinstance(found, Mapping | bool) else None
+
+
+def simplified(schema: Schema, place: Place) -> Schema:
+    """The schema in ``typescript.py``'s keywords, without references.
+
+    Raises ConversationError at ``place`` for a reference that leads nowhere, and for a schema that
+    is too large or too deep once its references are followed.
+    """
+    return _Simplifier(schema, place).simplify(schema, frozenset({"#"}), 0)
+
+
+def _schemas(place: Place, schema: Schema) -> Iterator[tuple[Place, Schema]]:
+    """``schema`` and every schema in it, each with its place; the forms of what holds them."""
+    yield place, schema
+    inner: list[tuple[Place, object]] = [
+        (place.at(key), schema[key]) for key in _ONE if key in schema
+    ]
+    several = [*_SEVERAL, *(["items"] if isinstance(schema.get("items"), list | tuple) else [])]
+    for key in (key for key in several if key in schema):
+        at = place.at(key)
+        variants = at.sequence(schema[key])
+        if not variants:
+            raise at.error("is empty; it needs a schema")
+        inner += [(at.at(f"[{i}]"), variant) for i, variant in enumerate(variants)]
+    if "items" in schema and "items" not in several:
+        inner.append((place.at("items"), schema["items"]))
+    for key in (key for key in _NAMED if key in schema):
+        at = place.at(key)
+        inner += [(at.at(name), value) for name, value in at.mapping(schema[key]).items()]
+    for at, value in inner:
+        if isinstance(value, Mapping):
+            yield from _schemas(at, value)
+        elif not isinstance(value, bool):
+            raise at.error(f"must be a schema, not {kind(value)}")
+
+
+def _check_keywords(place: Place, schema: Schema, root: Schema) -> None:
+    """The keywords of one schema that hold no schemas."""
+    if "type" in schema:
+        at, types = place.at("type"), schema["type"]
+        types = types if isinstance(types, list | tuple) else [types]
+        wrong = [name for name in types if name not in TYPES]
+        if wrong or not types:
+            found = repr(wrong[0])[:80] if wrong else "[]"
+            raise at.error(f"{found} is no type; known are {', '.join(TYPES)}")
+    required = place.at("required")
+    for i, name in enumerate(required.sequence(schema.get("required", []))):
+        required.at(f"[{i}]").text(name)
+    if "enum" in schema and not place.at("enum").sequence(schema["enum"]):
+        raise place.at("enum").error("is empty: no value is allowed")
+    if "$ref" in schema:
+        at = place.at("$ref")
+        reference = at.text(schema["$ref"])
+        if lookup(root, reference) is None:
+            raise at.error(f"{reference[:80]!r} points at no schema in this one; write it in $defs")
+
+
+@dataclass(slots=True)
+class _Simplifier:
+    root: Schema
+    place: Place
+    _left: int = MAX_FOLLOWED
+    _sizes: dict[str, int] = field(default_factory=dict)
+
+    def simplify(self, value: object, following: frozenset[str], depth: int) -> dict[str, Any]:
+        """``following`` are the references that led here: one of them again would never end."""
+        if depth > MAX_DEPTH:
+            raise self.place.error(f"is nested deeper than {MAX_DEPTH}, its references followed")
+        if not isinstance(value, Mapping):
+            return {}
+        value, following = self._followed(value, following)
+
+        def inner(part: object) -> dict[str, Any]:
+            return self.simplify(part, following, depth + 1)
+
+        out = _with_choices(_own_keywords(value, inner), value)
+        if isinstance(variants := value.get("anyOf"), list | tuple):
+            out = _with_variants(out, [inner(part) for part in variants])
+        for part in parts if isinstance(parts := value.get("allOf"), list | tuple) else ():
+            out = _joined(out, inner(part))
+        return out
+
+    def _followed(self, value: Schema, following: frozenset[str]) -> tuple[Schema, frozenset[str]]:
+        """``value`` with what its reference points at; its own keywords go before that's."""
+        while isinstance(reference := value.get("$ref"), str):
+            own = {key: value[key] for key in value if key != "$ref"}
+            target = lookup(self.root, reference)
+            if target is None:
+                raise self.place.error(f"$ref {reference[:80]!r} points at no schema in this one")
+            if isinstance(target, bool):
+                return own, following
+            self._spend(reference, target)
+            if reference in following:
+                target = {key: target[key] for key in _ANNOTATIONS if key in target}
+            following |= {reference}
+            value = {**target, **own}
+        return value, following
+
+    def _spend(self, reference: str, target: Schema) -> None:
+        if reference not in self._sizes:
+            self._sizes[reference] = 64 + len(json.dumps(target))  # nothing is wholly free
+        self._left -= self._sizes[reference]
+        if self._left < 0:
+            raise self.place.error(
+                f"has over {MAX_FOLLOWED} characters once its references are followed"
+            )
+
+
+def _own_keywords(value: Schema, inner: Callable[[object], dict[str, Any]]) -> dict[str, Any]:
+    """What is written as it stands, the schemas in it simplified by ``inner``."""
+    out = _only(value, ("type", *_ANNOTATIONS))
+    if isinstance(required := value.get("required"), list | tuple):
+        out["required"] = [name for name in required if isinstance(name, str)]
+    if isinstance(properties := value.get("properties"), Mapping):
+        out["properties"] = {name: inner(part) for name, part in properties.items()}
+    if isinstance(others := value.get("additionalProperties"), Mapping) and others:
+        out["additionalProperties"] = inner(others)
+    if "type" not in out and out.keys() & {"properties", "additionalProperties"}:
+        out["type"] = "object"
+    if "items" in value:
+        out["items"] = inner(value["items"]) if isinstance(value["items"], Mapping) else None
+    if isinstance(variants := value.get("oneOf"), list | tuple):
+        out["oneOf"] = [inner(part) for part in variants]
+    return out
+
+
+def _with_choices(out: dict[str, Any], value: Schema) -> dict[str, Any]:
+    """``enum`` and ``const``, and a list of types that hold more than their names."""
+    choices = [value["const"]] if "const" in value else value.get("enum")
+    if isinstance(choices, list | tuple) and choices:
+        out["enum"] = list(choices)
+        if "type" not in out and all(isinstance(choice, str) for choice in choices):
+            out["type"] = "string"
+        if out.get("type") != "string":
+            out.pop("type", None)
+    types = out.get("type")
+    if isinstance(types, list | tuple) and out.keys() & _HELD_BY.keys():
+        return _with_variants(_only(out, _ANNOTATIONS), [_of_type(out, name) for name in types])
+    return out
+
+
+_HELD_BY = {
+    "properties": "object",
+    "required": "object",
+    "additionalProperties": "object",
+    "items": "array",
+}
+
+
+def _of_type(schema: Schema, name: object) -> dict[str, Any]:
+    """What a schema of several types says of one of them."""
+    return {"type": name} | _only(schema, [key for key, of in _HELD_BY.items() if of == name])
+
+
+def _with_variants(out: dict[str, Any], variants: list[dict[str, Any]]) -> dict[str, Any]:
+    """A schema whose value is one of ``variants``.
+
+    Where it says itself what it is, they only restrict it further, and are not written.
+    """
+    if out.keys() & {"properties", "additionalProperties", "items", "enum", "oneOf"}:
+        return out
+    if isinstance(out.get("type"), str):
+        own = {"type": out["type"]}
+        variants = [variant if "enum" in variant else own | variant for variant in variants]
+    flat: list[dict[str, Any]] = []
+    for variant in variants:
+        flat += variant["anyOf"] if variant.keys() == {"anyOf"} else [variant]
+    annotations = _only(out, _ANNOTATIONS)
+    if len(flat) == 1:
+        return flat[0] | annotations
+    described = any(
+        "default" in one or ("description" in one and one.get("type") != "object") for one in flat
+    )
+    return annotations | {"oneOf" if described else "anyOf": flat}
+
+
+def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """A schema for what both allow, as far as it is written; where they differ, the first's."""
+    out = second | first
+    properties = dict(first.get("properties", {}))
+    for name, schema in second.get("properties", {}).items():
+        properties[name] = _joined(properties[name], schema) if name in properties else schema
+    if properties:
+        out["properties"] = properties
+    required = [*first.get("required", ()), *second.get("required", ())]
+    if required:
+        out["required"] = list(dict.fromkeys(required))
+    if "enum" in first and "enum" in second:
+        known = set(map(json.dumps, second["enum"]))
+        both = [choice for choice in first["enum"] if json.dumps(choice) in known]
+        out["enum"] = both or first["enum"]
+    if "enum" in out and out.get("type") != "string":
+        out.pop("type", None)
+    return out
+
+
+def _only(schema: Schema, keys: Iterable[str]) -> dict[str, Any]:
+    return {key: schema[key] for key in keys if key in schema}

@@ -1,0 +1,161 @@
+"""The model's own vocabulary as a tokenizer.
+
+Built from the GGUF's (or a checkpoint's) token list as a ``tiktoken.Encoding``: byte-level BPE
+with o200k's split pattern. Text is only ever encoded as text: control tokens (``<|start|>``, …)
+exist here as ids looked up by their text, and no string that comes from a person, a tool or a
+file can become one. llama.cpp's own tokenizer does not give that guarantee.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import tiktoken
+from gguf.constants import TokenType
+
+from gptoss.errors import BadGguf, UnsupportedModel
+from gptoss.formats.gguf import StringArray
+from gptoss.formats.o200k import BYTE_LEVEL, O200K_PATTERN, PRE_TOKENIZER
+
+if TYPE_CHECKING:
+    from gptoss.formats.gguf import GgufFile
+
+HARMONY_TOKENS = (
+    "<|start|>",
+    "<|end|>",
+    "<|message|>",
+    "<|channel|>",
+    "<|constrain|>",
+    "<|call|>",
+    "<|return|>",
+    "<|endoftext|>",
+)
+"""Control tokens without which no harmony conversation can be held."""
+
+MAX_SPACE = 2**16
+"""Blanks in a row that are encoded together. Of a million, tiktoken's split pattern would run out
+of stack and end the process; a text of so many blanks is cut among them, and stays the same."""
+
+
+class Tokenizer:
+    """Text to token ids and back. Immutable; safe to share between threads.
+
+    ``control`` maps a control token's text to its id; ``encode`` yields none of those, but only ids
+    of ``text_ids``.
+    """
+
+    def __init__(
+        self, token_bytes: Sequence[bytes], control: Mapping[str, int], text_ids: Sequence[int]
+    ) -> None:
+        """``token_bytes[id]`` is what the id stands for; control tokens stand for their text.
+
+        ``text_ids`` are the ids that text may be encoded to, their order the order of merges.
+        Raises UnsupportedModel when one of harmony's control tokens is missing.
+        """
+        missing = [text for text in HARMONY_TOKENS if text not in control]
+        if missing:
+            raise UnsupportedModel(
+                f"the vocabulary has no {', '.join(missing)}: this is not a gpt-oss tokenizer"
+            )
+        self._bytes = token_bytes
+        self.text_ids = text_ids
+        self.control = control
+        self.n_vocab = len(token_bytes)
+
+    @classmethod
+    def from_vocabulary(cls, tokens: Sequence[str], types: Sequence[int]) -> Tokenizer:
+        """From the GGUF's ``tokenizer.ggml.tokens`` and ``.token_type`` (byte-level spelling)."""
+        if len(tokens) != len(types):
+            raise UnsupportedModel(f"{len(tokens)} tokens but {len(types)} token types")
+        normal = int(TokenType.NORMAL)
+        token_bytes = [
+            token.translate(BYTE_LEVEL).encode("latin-1", "replace")
+            if kind == normal
+            else token.encode()
+            for token, kind in zip(tokens, types, strict=True)
+        ]
+        control = {
+            token: i
+            for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
+            if kind == TokenType.CONTROL
+        }
+        text_ids = [i for i, kind in enumerate(types) if kind == normal]
+        return cls(token_bytes, control, text_ids)
+
+    @classmethod
+    def from_gguf(cls, gguf: GgufFile) -> Tokenizer:
+        """From an opened GGUF.
+
+        Raises UnsupportedModel when its tokenizer is of another kind, BadGguf when it is damaged.
+        """
+        model = gguf.metadata.get("tokenizer.ggml.model")
+        pre = gguf.metadata.get("tokenizer.ggml.pre")
+        if (model, pre) != ("gpt2", PRE_TOKENIZER):
+            raise UnsupportedModel(
+                f"{gguf.path}: tokenizer {model!r} with pre-tokenizer {pre!r}; "
+                f"gpt-oss has 'gpt2' with {PRE_TOKENIZER!r}"
+            )
+        tokens = gguf.metadata.get("tokenizer.ggml.tokens")
+        if not isinstance(tokens, StringArray):
+            raise BadGguf(f"{gguf.path}: tokenizer.ggml.tokens holds no texts; convert it again")
+        types = gguf.metadata.get("tokenizer.ggml.token_type")
+        if not isinstance(types, tuple):
+            raise BadGguf(f"{gguf.path}: has no array tokenizer.ggml.token_type; convert it again")
+        tokenizer = cls.from_vocabulary(tokens, types)
+        tokenizer._check_text_tokens(str(gguf.path))
+        return tokenizer
+
+    def _check_text_tokens(self, where: str) -> None:
+        """Every byte must be a token, and no two may be the same: tiktoken would panic later."""
+        spelled = {self._bytes[i] for i in self.text_ids}
+        missing = [byte for byte in range(256) if bytes([byte]) not in spelled]
+        if missing:
+            raise BadGguf(f"{where}: no token for the byte {missing[0]:#04x}; convert it again")
+        if len(spelled) != len(self.text_ids):
+            raise BadGguf(f"{where}: two tokens stand for the same text; convert it again")
+
+    @cached_property
+    def _encoding(self) -> tiktoken.Encoding:
+        return tiktoken.Encoding(
+            "gptoss",
+            pat_str=O200K_PATTERN,
+            mergeable_ranks={self._bytes[i]: i for i in self.text_ids},
+            special_tokens={},
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Text to ids, as plain text whatever it contains; lone surrogates become U+FFFD."""
+        if len(text) < MAX_SPACE:
+            return self._encoding.encode_ordinary(text)
+        ids: list[int] = []
+        for piece in _cut_among_blanks(text):
+            ids += self._encoding.encode_ordinary(piece)
+        return ids
+
+    @cached_property
+    def longest(self) -> int:
+        """Bytes of the longest text token: no text has fewer tokens than its bytes by this."""
+        return max(len(self._bytes[i]) for i in self.text_ids)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one id; possibly part of a character. IndexError outside the vocabulary."""
+        if not 0 <= token < self.n_vocab:
+            raise IndexError(f"token id {token} is outside the vocabulary of {self.n_vocab}")
+        return self._bytes[token]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Ids to text; control tokens as their text, incomplete characters as U+FFFD."""
+        return b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")
+
+
+def _cut_among_blanks(text: str) -> Iterator[str]:
+    """``text`` in pieces, none of which holds more than ``MAX_SPACE`` blanks in a row."""
+    begin = 0
+    for blanks in re.finditer(r"\s+", text):
+        for end in range(blanks.start() + MAX_SPACE, blanks.end(), MAX_SPACE):
+            yield text[begin:end]
+            begin = end
+    yield text[begin:]

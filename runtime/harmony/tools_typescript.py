@@ -1,0 +1,211 @@
+"""A tool's JSON schema as the TypeScript-like text gpt-oss was trained to read.
+
+Of what openai-harmony knows, the text must be that library's to the letter, since the model saw no
+other. Where it has habits of its own (a ``oneOf`` at the top is laid out otherwise than one at a
+property; only string defaults are put in quotes), they are kept, and noted where they happen.
+
+Of the rest it says ``any``, or less than there is to say. Schemas that today's libraries generate
+are full of it (an optional parameter is an ``anyOf`` with null, a nested class a ``$ref``), and a
+model that is told nothing guesses. Such schemas are simplified first (``schemas.py``), then
+written in the same style:
+
+    anyOf [string, null]                        string | null
+    $ref, allOf                                 what they amount to
+    enum or const of other than strings         1 | 2 | "auto" | null
+    several types with properties, items, enum  each in full: string[] | null
+    additionalProperties with a schema          [key: string]: number,
+    null                                        null
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from gptoss.runtime.harmony.errors import Place
+from gptoss.runtime.harmony.json_schema import Schema, simplified
+from gptoss.runtime.harmony.messages import Function, Namespace
+
+
+def tools_section(namespaces: Sequence[Namespace]) -> str:
+    """The ``# Tools`` section: one block a namespace, sorted by name.
+
+    Raises ConversationError for parameters whose references lead nowhere or expand without end.
+    """
+    blocks = [_namespace(space) for space in sorted(namespaces, key=lambda space: space.name)]
+    return "\n\n".join(["# Tools", *blocks])
+
+
+def _namespace(space: Namespace) -> str:
+    lines = [f"## {space.name}\n"]
+    prefix = "// " if space.functions else ""
+    lines += [prefix + line for line in _lines(space.description or "")]
+    if space.functions:
+        lines.append(f"namespace {space.name} {{\n")
+        for function in space.functions:
+            lines += _function(function, f"{space.name}.{function.name}")
+        lines.append(f"}} // namespace {space.name}")
+    return "\n".join(lines)
+
+
+def _function(function: Function, full_name: str) -> list[str]:
+    arguments = ""
+    if function.parameters is not None:
+        place = Place("tools", None, f"{full_name}.parameters")
+        arguments = f"_: {type_of(simplified(function.parameters, place))}"
+    return [
+        *(f"// {line}" for line in _lines(function.description)),
+        f"type {function.name} = ({arguments}) => any;\n",
+    ]
+
+
+def type_of(schema: Schema, indent: str = "") -> str:
+    """The type that a simplified schema is; ``indent`` is that of the line it begins on."""
+    match schema:
+        case {"oneOf": list(variants)}:
+            return "".join(f"\n{indent} | {_top_variant(v, indent + '   ')}" for v in variants)
+        case {"anyOf": list(variants)}:
+            texts = [_nullable(variant, type_of(variant, indent)) for variant in variants]
+            return " | ".join(dict.fromkeys(texts))
+        case {"type": list(types)} if any(isinstance(t, str) for t in types):
+            names = [t for t in types if isinstance(t, str)]
+            return " | ".join("number" if name == "integer" else name for name in names)
+        case {"type": "object"}:
+            return _object(schema, indent)
+        case {"type": "string", "enum": list(values)} if any(isinstance(v, str) for v in values):
+            return " | ".join(f'"{value}"' for value in values if isinstance(value, str))
+        case {"type": "string"}:
+            return "string"
+        case {"type": "number" | "integer"}:
+            return "number"
+        case {"type": "boolean" | "null" as name}:
+            return str(name)
+        case {"type": "array", "items": dict(items)}:
+            return f"{_item(items, indent)}[]"
+        case {"type": "array", "items": _}:
+            return "any[]"
+        case {"type": "array"}:
+            return "Array<any>"
+        case {"enum": list(values)}:
+            return " | ".join(map(_json, values))
+        case _:
+            return "any"
+
+
+def _item(items: Schema, indent: str) -> str:
+    """An array's item; a union that openai-harmony does not know is put in parentheses."""
+    text = type_of(items, indent)
+    return f"({text})" if _is_ours(items) and " | " in text else text
+
+
+def _is_ours(schema: Schema) -> bool:
+    return "anyOf" in schema or ("enum" in schema and "type" not in schema)
+
+
+def _object(schema: Schema, indent: str) -> str:
+    lines = _comment(schema.get("description"), indent)
+    lines.append("{")
+    properties = schema.get("properties")
+    required = set(schema.get("required", ()))
+    for name, value in properties.items() if isinstance(properties, dict) else ():
+        value = value if isinstance(value, dict) else {}
+        key = f"{indent}{name}{'' if name in required else '?'}:"
+        lines += _property_notes(value, indent)
+        if isinstance(value.get("oneOf"), list):
+            lines += _union_property(key, value, indent)
+        else:
+            type_text = _nullable(value, type_of(value, indent + "    "))
+            lines.append(f"{key} {type_text},{_trailing(_default(value))}")
+    if isinstance(others := schema.get("additionalProperties"), dict):
+        type_text = _nullable(others, type_of(others, indent + "    "))
+        lines += _comment(others.get("description"), indent)
+        lines.append(f"{indent}[key: string]: {type_text},")
+    return "\n".join([*lines, indent + "}"])
+
+
+def _property_notes(schema: Schema, indent: str) -> list[str]:
+    """Comment lines above a property: title, description, examples."""
+    lines = []
+    if isinstance(title := schema.get("title"), str):
+        lines += [f"{indent}// {title}", f"{indent}//"]
+    if "oneOf" not in schema:
+        lines += _comment(schema.get("description"), indent)
+    examples = schema.get("examples")
+    if isinstance(examples, list) and examples:
+        lines.append(f"{indent}// Examples:")
+        lines += [f'{indent}// - "{text}"' for text in examples if isinstance(text, str)]
+    return lines
+
+
+def _union_property(key: str, schema: Schema, indent: str) -> list[str]:
+    """A property that is a ``oneOf``: its variants stand on lines of their own below the name."""
+    variants = [v if isinstance(v, dict) else {} for v in schema["oneOf"]]
+    description = schema.get("description")
+    description = description if isinstance(description, str) else None
+    first = variants[0].get("description") if variants else None
+    above = description is not None and description != first
+    lines = _comment(description, indent) if above else []
+    lines += [f"{indent}// {default}" for default in _default(schema)]
+    lines.append(key)
+    for i, variant in enumerate(variants):
+        notes = []
+        note = variant.get("description")
+        # The first variant's description gives way to the property's own.
+        if isinstance(note, str) and note != description and not (i == 0 and above):
+            notes.append(note)
+        notes += _default(variant)
+        type_text = _nullable(variant, type_of(variant, indent + "   "))
+        lines.append(f"{indent} | {type_text}{_trailing(notes)}")
+    return [*lines, f"{indent},"]
+
+
+def _top_variant(variant: object, indent: str) -> str:
+    """One variant of a ``oneOf`` that is no property: here a default is always in JSON."""
+    schema = variant if isinstance(variant, dict) else {}
+    notes = []
+    if isinstance(description := schema.get("description"), str):
+        notes.append(description)
+    if "default" in schema:
+        default = schema["default"]
+        quoted = isinstance(default, str) and not _is_enum(schema)
+        notes.append(f'default: "{default}"' if quoted else f"default: {_json(default)}")
+    return _nullable(schema, type_of(schema, indent)) + _trailing(notes)
+
+
+def _default(schema: Schema) -> list[str]:
+    """``default: …`` where there is one; strings in quotes unless the schema is an enum."""
+    if "default" not in schema:
+        return []
+    default = schema["default"]
+    if not isinstance(default, str):
+        return [f"default: {_json(default)}"]
+    return [f"default: {default}" if _is_enum(schema) else f'default: "{default}"']
+
+
+def _nullable(schema: Schema, type_text: str) -> str:
+    add = schema.get("nullable") is True and "null" not in type_text
+    return f"{type_text} | null" if add else type_text
+
+
+def _is_enum(schema: Schema) -> bool:
+    return isinstance(schema.get("enum"), list) and bool(schema["enum"])
+
+
+def _comment(text: object, indent: str) -> list[str]:
+    return [f"{indent}// {text}"] if isinstance(text, str) else []
+
+
+def _trailing(notes: list[str]) -> str:
+    return f" // {' '.join(notes)}" if notes else ""
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _lines(text: str) -> list[str]:
+    """Lines ended by LF or CRLF only; a last empty one does not count."""
+    lines = text.split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]

@@ -1,0 +1,122 @@
+"""Whether a conversation can be put before the model at all.
+
+``render_for_completion`` asks here, so that no way to the model leads past it. Order is checked as
+the model was trained on it: the system block first and only there; a tool speaks only when it was
+called; every call has its result before anybody but the model speaks. What a parsed turn holds
+passes, however odd the model's own words in it are: a turn never fails on its second round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from gptoss.runtime.harmony.errors import ConversationError, Place, kind
+from gptoss.runtime.harmony.json_schema import check_parameters
+from gptoss.runtime.harmony.messages import (
+    DeveloperContent,
+    Message,
+    Namespace,
+    Role,
+    SystemContent,
+)
+
+_HEADER_FIELDS = ("name", "channel", "recipient", "content_type")
+_NO_TOOLS = ("all", "assistant")
+"""Recipients of whom no result is expected; should the model have called them, one may be there."""
+
+
+def check_conversation(messages: Sequence[Message]) -> None:
+    """Raises ConversationError for the first message that cannot stand where it stands."""
+    if not messages:
+        raise ConversationError(None, "", "the conversation is empty; it needs a message")
+    calls = _Calls()
+    for index, message in enumerate(messages):
+        place = Place("messages", index)
+        if (message.role == Role.SYSTEM) != (index == 0):
+            raise place.at("role").error(
+                f"{str(message.role)!r}: the system block is the first message, and no other is one"
+            )
+        for name in _HEADER_FIELDS:
+            value = getattr(message, name)
+            if value is not None:
+                place.at(name).word(value)
+        _check_content(place.at("content"), message)
+        calls.follow(place, message)
+    calls.expect_none()
+
+
+@dataclass(slots=True)
+class _Calls:
+    """Calls that have no result yet, the oldest first: where, and to whom."""
+
+    open: list[tuple[Place, str]] = field(default_factory=list)
+
+    def follow(self, place: Place, message: Message) -> None:
+        if message.role == Role.TOOL:
+            self._answer(place, message.name)
+        elif message.role != Role.ASSISTANT:
+            self.expect_none()
+        elif message.recipient is not None:
+            self.open.append((place, message.recipient))
+
+    def _answer(self, place: Place, name: str | None) -> None:
+        if name is None:
+            raise place.at("name").error("is missing: a tool speaks under its full name")
+        for i, (_, recipient) in enumerate(self.open):
+            if recipient == name or recipient.startswith(f"{name}."):
+                del self.open[i]
+                return
+        raise place.at("name").error(f"no call waits for a result of {name[:80]!r}")
+
+    def expect_none(self) -> None:
+        """Nobody else may speak while a tool is waited for."""
+        for place, recipient in self.open:
+            if recipient not in _NO_TOOLS:
+                raise place.at("recipient").error(
+                    f"the call of {recipient[:80]!r} has no result: the tool's message must follow"
+                )
+        self.open.clear()
+
+
+def _check_content(place: Place, message: Message) -> None:
+    content = message.content
+    if isinstance(content, SystemContent) and message.role == Role.SYSTEM:
+        _check_system(place, content)
+    elif isinstance(content, DeveloperContent) and message.role == Role.DEVELOPER:
+        if content.instructions is not None:
+            place.at("instructions").text(content.instructions)
+        _check_tools(place.at("tools"), content.tools)
+    elif isinstance(content, str) and message.role != Role.SYSTEM:
+        place.text(content)
+    else:
+        raise place.error(f"a {message.role} message cannot hold {kind(content)}")
+
+
+def _check_system(place: Place, content: SystemContent) -> None:
+    for name in ("identity", "knowledge_cutoff"):
+        if (value := getattr(content, name)) is not None:
+            place.at(name).text(value)
+    if content.date is not None:
+        place.at("date").date(content.date)
+    for i, channel in enumerate(content.channels):
+        place.at(f"channels[{i}]").word(channel)
+    _check_tools(place.at("tools"), content.tools)
+
+
+def _check_tools(place: Place, namespaces: Sequence[Namespace]) -> None:
+    for i, space in enumerate(namespaces):
+        at = place.at(f"[{i}]")
+        at.at("name").name(space.name)
+        if space.description is not None:
+            at.at("description").text(space.description)
+        names = set()
+        for j, function in enumerate(space.functions):
+            where = at.at(f"functions[{j}]")
+            name = where.at("name").name(function.name)
+            if name in names:
+                raise where.at("name").error(f"a second tool is called {name!r}")
+            names.add(name)
+            where.at("description").text(function.description)
+            if function.parameters is not None:
+                check_parameters(where.at("parameters"), function.parameters)

@@ -1,0 +1,295 @@
+"""OpenAI's Chat Completions messages to harmony's and back.
+
+How they correspond:
+
+* ``system`` and ``developer`` mean the same: instructions. Those before the first other message
+  become one developer block, their texts a blank line apart, with the tools in it; a later one
+  becomes a developer block of its own where it stands. Harmony's own system block (identity, date,
+  effort, built-in tools) has no place in the API: it comes from ``SystemContent``, always first.
+* An ``assistant`` message is reasoning (``reasoning_content``, ``reasoning``, ``thinking``) on the
+  analysis channel; then its content, on the final channel, or on the commentary channel when
+  calls follow (a preamble); then its calls, one harmony message each.
+* ``tool`` messages answer the calls of the assistant message right before them, by
+  ``tool_call_id``, in any order and all of them. Calls of one turn stay together, their results
+  behind them, as the model wrote and read them: that is what its tokens are cached for.
+* Only text goes in: parts of type ``text`` (and ``refusal`` of the assistant) are joined.
+
+Back, messages of one turn are gathered into an assistant message; call ids are numbered. The system
+block and built-in tools have no counterpart in the API and are left out; a preamble that no call
+follows is joined to the answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from gptoss.runtime.harmony import messages as m
+from gptoss.runtime.harmony.errors import ConversationError, Place, kind
+from gptoss.runtime.harmony.messages import (
+    FUNCTIONS,
+    DeveloperContent,
+    Function,
+    Message,
+    Role,
+    SystemContent,
+)
+
+REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+"""Names under which servers and clients carry the assistant's reasoning; the first found counts."""
+
+
+def messages_from_openai(
+    messages: Sequence[Mapping[str, Any]],
+    functions: tuple[Function, ...] = (),
+    system: SystemContent | None = None,
+) -> list[Message]:
+    """The conversation in harmony's terms, system block first.
+
+    ``functions`` come from ``functions_from_openai``. Raises ConversationError.
+    """
+    if not isinstance(messages, list | tuple):
+        raise ConversationError(None, "", f"must be an array, not {kind(messages)}")
+    if not messages:
+        raise ConversationError(None, "", "the conversation is empty; it needs a message")
+    reader = _Reader(functions)
+    for index, message in enumerate(messages):
+        place = Place("messages", index)
+        reader.read(place, place.mapping(message))
+    reader.finish()
+    return [Message(Role.SYSTEM, system or SystemContent()), *reader.messages]
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Reads message by message; what it holds is what the next one may refer to."""
+
+    functions: tuple[Function, ...]
+    messages: list[Message] = field(default_factory=list)
+    _instructions: list[str] = field(default_factory=list)
+    _instructed: int | None = None
+    """Where the first of them stands."""
+    _opened: bool = False
+    """Whether the developer block at the beginning is written."""
+    _calls: dict[str, str] = field(default_factory=dict)
+    """Calls still without result: their names by id."""
+    _answered: set[str] = field(default_factory=set)
+    """Ids of the last assistant message's calls that have their result."""
+    _caller: Place | None = None
+
+    def read(self, place: Place, message: Mapping[str, Any]) -> None:
+        """One message of the API."""
+        role = message.get("role")
+        if role == "tool":
+            self._tool(place, message)
+            return
+        self._expect_no_calls()
+        if role in ("system", "developer"):
+            self._developer(place, message)
+            return
+        self._open()
+        if role == "user":
+            self._user(place, message)
+        elif role == "assistant":
+            self._assistant(place, message)
+        else:
+            raise place.at("role").error(
+                f"{role!r}: known are system, developer, user, assistant and tool"
+            )
+
+    def finish(self) -> None:
+        """No more messages: nothing may be open."""
+        self._expect_no_calls()
+        self._open()
+
+    def _open(self) -> None:
+        if self._opened:
+            return
+        self._opened = True
+        instructions = "\n\n".join(self._instructions) if self._instructions else None
+        if instructions is not None or self.functions:
+            block = m.developer(instructions, self.functions)
+            self.messages.append(replace(block, origin=self._instructed))
+
+    def _developer(self, place: Place, message: Mapping[str, Any]) -> None:
+        text = _content(place, message)
+        if self._opened:
+            self._add(place, m.developer(text))
+        else:
+            self._instructions.append(text)
+            self._instructed = place.index if self._instructed is None else self._instructed
+
+    def _user(self, place: Place, message: Mapping[str, Any]) -> None:
+        name = message.get("name")
+        checked = None if name is None else place.at("name").name(name)
+        self._add(place, Message(Role.USER, _content(place, message), name=checked))
+
+    def _assistant(self, place: Place, message: Mapping[str, Any]) -> None:
+        reasoning = _reasoning(place, message)
+        calls = _calls(place.at("tool_calls"), message.get("tool_calls"))
+        text = None if message.get("content") is None else _content(place, message)
+        if message.get("function_call") is not None:
+            raise place.at("function_call").error("is no longer used; send tool_calls")
+        if text is None and not calls and reasoning is None:
+            raise place.at("content").error("is missing, and so are reasoning and tool_calls")
+        if reasoning is not None:
+            self._add(place, m.analysis(reasoning))
+        if text is not None and not calls:
+            self._add(place, m.final(text))
+        elif text:
+            self._add(place, Message(Role.ASSISTANT, text, channel="commentary"))
+        for _, name, arguments in calls:
+            self._add(place, m.call(name, arguments))
+        self._calls = {identity: name for identity, name, _ in calls}
+        self._answered = set()
+        self._caller = place
+
+    def _tool(self, place: Place, message: Mapping[str, Any]) -> None:
+        where = place.at("tool_call_id")
+        identity = where.text(message.get("tool_call_id"))
+        if identity in self._answered:
+            raise where.error(f"call {identity[:80]!r} has a result already")
+        if identity not in self._calls:
+            raise where.error(f"no call {identity[:80]!r} stands before this result")
+        name = self._calls.pop(identity)
+        self._answered.add(identity)
+        self._add(place, m.tool_result(name, _content(place, message)))
+
+    def _add(self, place: Place, message: Message) -> None:
+        self.messages.append(replace(message, origin=place.index))
+
+    def _expect_no_calls(self) -> None:
+        if self._calls and self._caller is not None:
+            missing = next(iter(self._calls))
+            raise self._caller.at("tool_calls").error(
+                f"call {missing[:80]!r} has no result: a tool message must follow for each call"
+            )
+        self._answered = set()
+
+
+def _content(place: Place, message: Mapping[str, Any]) -> str:
+    """Content as text: a string, or text parts joined."""
+    place, content = place.at("content"), message.get("content")
+    if isinstance(content, str):
+        return place.text(content)
+    if not isinstance(content, list | tuple):
+        raise place.error(f"must be a string or an array of text parts, not {kind(content)}")
+    texts = []
+    for i, part in enumerate(content):
+        at = place.at(f"[{i}]")
+        name = at.mapping(part).get("type")
+        if name not in ("text", "refusal"):
+            raise at.at("type").error(f"{name!r}: this model reads text only")
+        texts.append(at.at(name).text(part.get(name)))
+    return "".join(texts)
+
+
+def _reasoning(place: Place, message: Mapping[str, Any]) -> str | None:
+    for name in REASONING_FIELDS:
+        if message.get(name) is not None:
+            return place.at(name).text(message[name]) or None
+    return None
+
+
+def _calls(place: Place, value: object) -> list[tuple[str, str, str]]:
+    """Id, function name and arguments (JSON text, or an object that is written as such)."""
+    calls: list[tuple[str, str, str]] = []
+    for i, item in enumerate(place.sequence(value) if value is not None else ()):
+        at = place.at(f"[{i}]")
+        call = at.mapping(item)
+        if call.get("type", "function") != "function":
+            raise at.at("type").error(f"{call['type']!r}: only 'function' is known")
+        identity = at.at("id").text(call.get("id"))
+        if any(identity == other for other, _, _ in calls):
+            raise at.at("id").error(f"two calls have the id {identity[:80]!r}")
+        function = at.at("function").mapping(call.get("function"))
+        name = at.at("function.name").name(function.get("name"))
+        arguments = function.get("arguments", "")
+        where = at.at("function.arguments")
+        if isinstance(arguments, Mapping):
+            where.json(arguments)
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        calls.append((identity, name, where.text(arguments)))
+    return calls
+
+
+def messages_to_openai(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The API's messages; what it has no place for is left out (see above)."""
+    writer = _Writer()
+    for message in messages:
+        writer.write(message)
+    return writer.messages
+
+
+@dataclass(slots=True)
+class _Writer:
+    """Gathers an assistant's turn; results find their call by name, the oldest first."""
+
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    _turn: dict[str, Any] | None = None
+    """The assistant message that may still grow."""
+    _calls: list[tuple[str, str]] = field(default_factory=list)
+    """Calls without result: id and the tool's full name."""
+    _numbered: int = 0
+
+    def write(self, message: Message) -> None:
+        """One harmony message."""
+        if message.role == Role.ASSISTANT:
+            self._assistant(message)
+        elif message.role == Role.TOOL:
+            self._tool(message)
+        else:
+            self._turn = None
+            if isinstance(message.content, DeveloperContent):
+                if message.content.instructions is not None:
+                    text = message.content.instructions
+                    self.messages.append({"role": "developer", "content": text})
+            elif isinstance(message.content, str):
+                name = {} if message.name is None else {"name": message.name}
+                self.messages.append({"role": message.role.value, "content": message.text} | name)
+
+    def _assistant(self, message: Message) -> None:
+        if message.recipient is not None and not message.recipient.startswith(f"{FUNCTIONS}."):
+            return
+        if message.recipient is not None:
+            identity = f"call_{self._numbered}"
+            self._numbered += 1
+            self._calls.append((identity, message.recipient))
+            name = message.recipient.removeprefix(f"{FUNCTIONS}.")
+            call = {"name": name, "arguments": message.text}
+            turn = self._growing(("content", "reasoning_content", "tool_calls"))
+            turn.setdefault("tool_calls", []).append(
+                {"id": identity, "type": "function", "function": call}
+            )
+        elif message.channel == "analysis":
+            self._add(self._growing(("reasoning_content",)), "reasoning_content", message.text)
+        else:
+            self._add(self._growing(("reasoning_content", "content")), "content", message.text)
+            if message.channel == "final":
+                self._turn = None
+
+    def _growing(self, before: tuple[str, ...]) -> dict[str, Any]:
+        """The open assistant message, a new one unless all it holds may stand before this."""
+        if (
+            self._turn is None
+            or not self._turn.keys() <= {"role", "content", *before}
+            or ("content" not in before and self._turn["content"] is not None)
+        ):
+            self._turn = {"role": "assistant", "content": None}
+            self.messages.append(self._turn)
+        return self._turn
+
+    @staticmethod
+    def _add(turn: dict[str, Any], key: str, text: str) -> None:
+        before = turn.get(key)
+        turn[key] = text if before is None else f"{before}\n\n{text}"
+
+    def _tool(self, message: Message) -> None:
+        found = next((call for call in self._calls if call[1] == message.name), None)
+        if found is None:
+            return
+        self._calls.remove(found)
+        self._turn = None
+        self.messages.append({"role": "tool", "tool_call_id": found[0], "content": message.text})

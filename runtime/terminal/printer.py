@@ -1,0 +1,185 @@
+"""How a conversation looks: events to a terminal, or to one JSON object a line.
+
+What a model or a tool says is untrusted: an escape character in it could move the cursor, retitle
+the window or hide text. Nothing but printable text and line ends gets through.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from typing import Any, Protocol, TextIO
+
+from gptoss.runtime.chat.events import (
+    ChatEvent,
+    Cut,
+    ReasoningClosed,
+    ReplyEnded,
+    ToolFinished,
+    ToolStarted,
+)
+from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, MessageStarted, TextDelta
+from gptoss.runtime.harmony.messages import Message
+from gptoss.runtime.sampling.grammar import Closed
+
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but tab and line end, DEL, C1
+    r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # writing direction
+    r"\ud800-\udfff]"  # halves of surrogate pairs, which no terminal's encoding has
+)
+_SHOWN_LENGTH = 2000
+"""Characters of a tool's arguments or result that are shown; the model sees all of them."""
+
+_CUT = {
+    Cut.MAX_TOKENS: "the limit of its tokens is reached",
+    Cut.CONTEXT: "the context is full",
+    Cut.MAX_ROUNDS: "it called once more than it may",
+    Cut.CANCELLED: "it was cancelled",
+}
+_CLOSED = {Closed.BUDGET: "its budget is spent", Closed.LOOP: "it went in circles"}
+
+_DIM, _CYAN, _YELLOW, _RED = "2", "36", "33", "31"
+
+
+class Show(Protocol):
+    """Something that events are shown on."""
+
+    def show(self, event: ChatEvent) -> None: ...
+
+
+def printable(text: str) -> str:
+    """``text`` with control characters made visible (``\\x1b``), but for line ends and tabs.
+
+    Characters that turn the reading direction around go the same way: they can make a command
+    look like another one.
+    """
+    return _UNPRINTABLE.sub(_code, text.replace("\r\n", "\n"))
+
+
+def _code(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+class Printer:
+    """Shows events as text: reasoning dim, tools on lines of their own, the answer plain.
+
+    Colour only on a terminal, and not when ``NO_COLOR`` is set (https://no-color.org). Without
+    it, what is not the answer is marked with its channel.
+    """
+
+    def __init__(self, out: TextIO, *, color: bool | None = None) -> None:
+        self._out = out
+        self._color = _wants_color(out) if color is None else color
+        self._at_line_start = True
+        self._in_call = False
+
+    def show(self, event: ChatEvent) -> None:
+        """Show one event, at once; those not named here have no look of their own."""
+        match event:
+            case MessageStarted():
+                self._end_line()
+                self._in_call = event.recipient is not None  # a call is shown once it is whole
+                if not self._color and not self._in_call and event.channel != "final":
+                    self._write(f"[{event.channel}] ")
+            case TextDelta() if not self._in_call:
+                self._write(event.text, None if event.channel == "final" else _DIM)
+            case MessageEnded():
+                self._end_line()
+                self._in_call = False
+            case ToolStarted():
+                self._end_line()
+                self._write(event.name, _CYAN)
+                self._write(f"({_shortened(event.arguments)})")
+                self._end_line()
+            case ToolFinished():
+                self._end_line()
+                self._write("  = ", _RED if event.error else _CYAN)
+                self._write(_shortened(event.result))
+                self._write(f"  [{event.seconds * 1000:.0f} ms]", _DIM)
+                self._end_line()
+            case Diagnostic():
+                self._line(f"[repaired: {event.detail}]", _YELLOW)
+            case ReasoningClosed():
+                self._line(f"[reasoning ended: {_CLOSED[event.reason]}]", _YELLOW)
+            case ReplyEnded():
+                if event.end == End.CUT:
+                    why = "" if event.cut is None else f": {_CUT[event.cut]}"
+                    self._line(f"[the reply was cut{why}]", _YELLOW)
+                self._line(summary(event), _DIM)
+        self._out.flush()
+
+    def stopped(self) -> None:
+        """Say that the person stopped the reply."""
+        self._line("[stopped]", _YELLOW)
+        self._out.flush()
+
+    def _line(self, text: str, style: str) -> None:
+        self._end_line()
+        self._write(text, style)
+        self._end_line()
+
+    def _end_line(self) -> None:
+        if not self._at_line_start:
+            self._out.write("\n")
+            self._at_line_start = True
+
+    def _write(self, text: str, style: str | None = None) -> None:
+        text = printable(text)
+        if not text:
+            return
+        self._out.write(f"\x1b[{style}m{text}\x1b[0m" if style and self._color else text)
+        self._at_line_start = text.endswith("\n")
+
+
+class JsonLines:
+    """Shows events as one JSON object a line: ``event`` names the kind, the rest are its fields."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def show(self, event: ChatEvent) -> None:
+        """Write one event's line, at once."""
+        # Escaped to ASCII: the line is safe in a terminal and in any encoding.
+        self._out.write(json.dumps(as_dict(event)) + "\n")
+        self._out.flush()
+
+
+def as_dict(event: ChatEvent) -> dict[str, Any]:
+    """An event as JSON's own types; a message's token ids are left out."""
+    name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(event).__name__).lower()
+    if isinstance(event, MessageEnded):
+        return {"event": name, **_message(event.message)}
+    return {"event": name, **dataclasses.asdict(event)}
+
+
+def _message(message: Message) -> dict[str, Any]:
+    return {
+        "role": message.role,
+        "channel": message.channel,
+        "recipient": message.recipient,
+        "content_type": message.content_type,
+        "text": message.text,
+    }
+
+
+def summary(event: ReplyEnded) -> str:
+    """Token counts and speeds on one line."""
+    timings = event.timings
+    return (
+        f"[{timings.prompt_tokens} prompt tokens, {timings.reused_tokens} of them reused, "
+        f"{timings.prompt_seconds:.2f} s; {timings.generated_tokens} generated, "
+        f"{timings.tokens_per_second:.1f} tokens/s]"
+    )
+
+
+def _shortened(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _SHOWN_LENGTH else text[: _SHOWN_LENGTH - 1] + "…"
+
+
+def _wants_color(out: TextIO) -> bool:
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return out.isatty() and not plain
