@@ -11,13 +11,13 @@ import click
 
 from gptoss import console
 from gptoss.converter import cli_gguf
-from gptoss.converter.convert import Asked, Conversion, NotProven, convert, look
+from gptoss.converter.convert import Asked, Conversion, VerificationError, convert, look
 from gptoss.converter.dense_types import Dense
 from gptoss.converter.estimate import preview
 from gptoss.converter.gguf import split
 from gptoss.converter.source import open_input
 from gptoss.converter.transforms.experts import ExpertType, Rounding
-from gptoss.errors import BadRequest
+from gptoss.errors import OptionError
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 90})
@@ -200,7 +200,7 @@ def command(
                 say=console.say,
                 **asked,
             )
-    except NotProven as error:
+    except VerificationError as error:
         console.say(f"error: {error}")
         context.exit(1)
     if as_json:
@@ -217,9 +217,9 @@ def _types(given: tuple[str, ...]) -> dict[str, str]:
     for option in given:
         group, sign, name = option.partition("=")
         if not sign:
-            raise BadRequest(f"--type {option!r}: GROUP=TYPE is expected, such as embedding=q4_0")
+            raise OptionError(f"--type {option!r}: GROUP=TYPE is expected, such as embedding=q4_0")
         if group in types:
-            raise BadRequest(f"--type {option!r}: the {group} has the type {types[group]} already")
+            raise OptionError(f"--type {option!r}: the {group} has the type {types[group]} already")
         types[group] = name
     return types
 

@@ -16,7 +16,7 @@ from gptoss.converter.export.plan import Form
 from gptoss.converter.gguf.split import listed
 from gptoss.converter.repair.repair import Mending, mend
 from gptoss.converter.repair.repair import look as mend_look
-from gptoss.errors import BadRequest
+from gptoss.errors import OptionError
 
 TO_GGUF = "gguf"
 CHOICES = (TO_GGUF, *(form.value for form in Form))
@@ -47,21 +47,23 @@ def is_gguf(source: Path) -> bool:
 
 
 def check_options(context: click.Context, source: Path, to: str) -> None:
-    """Raise ``BadRequest`` for options that do not go with such a source."""
+    """Raise ``OptionError`` for options that do not go with such a source."""
     if not is_gguf(source):
         if to != TO_GGUF:
-            raise BadRequest(f"--to {to} takes a GGUF file; {source} is none")
+            raise OptionError(f"--to {to} takes a GGUF file; {source} is none")
         return
     if to == TO_GGUF and source.suffix in (".safetensors", ".json"):
-        raise BadRequest(f"{source}: is one file of a checkpoint; name its folder, {source.parent}")
+        raise OptionError(
+            f"{source}: is one file of a checkpoint; name its folder, {source.parent}"
+        )
     for parameter, option in _OF_CHECKPOINTS.items():
         if context.get_parameter_source(parameter) is ParameterSource.COMMANDLINE:
-            raise BadRequest(f"{option} is for checkpoints; a GGUF's tensors stay as they are")
+            raise OptionError(f"{option} is for checkpoints; a GGUF's tensors stay as they are")
     if to == TO_GGUF:
         return
     for parameter, why in _OF_MENDING.items():
         if context.get_parameter_source(parameter) is ParameterSource.COMMANDLINE:
-            raise BadRequest(why)
+            raise OptionError(why)
 
 
 def plan(

@@ -73,7 +73,7 @@ class Asked(TypedDict):
     tokenizer: Path | None
 
 
-class NotProven(OutputError):
+class VerificationError(OutputError):
     """``verify`` found a difference between source and result; the result was thrown away."""
 
     def __init__(self, verdict: Verdict) -> None:
@@ -122,9 +122,9 @@ def convert(
     manifest is written beside it. An interrupted conversion is gone on with by the next call for
     the same ``out``, source and request; ``say`` is told so.
 
-    Raises ``BadRequest``, which is a ValueError, for a type, group or size that cannot be,
-    ``BadCheckpoint`` or ``UnsupportedModel`` for what is wrong with the source, ``HubError`` when
-    the Hub does not do its part, ``OutputError`` when the result cannot be written, ``NotProven``
+    Raises ``OptionError``, which is a ValueError, for a type, group or size that cannot be,
+    ``CheckpointError`` or ``UnsupportedModelError`` for what is wrong with the source, ``HubError`` when
+    the Hub does not do its part, ``OutputError`` when the result cannot be written, ``VerificationError``
     when it is not what the source is.
     """
     began = perf_counter()
@@ -240,7 +240,7 @@ def _proven(
     found = verify_files(source, written, progress=progress, stop=stop)
     verdict = replace(found, gguf=str(out))
     if not verdict.proven:
-        raise NotProven(verdict)
+        raise VerificationError(verdict)
     return verdict
 
 

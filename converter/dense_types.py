@@ -13,7 +13,7 @@ from enum import StrEnum
 
 from gguf.constants import GGMLQuantizationType
 
-from gptoss.errors import BadRequest
+from gptoss.errors import OptionError
 
 
 class Dense(StrEnum):
@@ -57,13 +57,13 @@ class DenseTypes:
     def choose(cls, dense: str, types: Mapping[str, str] | None = None) -> DenseTypes:
         """``dense`` for all groups but those that ``types`` names: ``{"output": "bf16"}``.
 
-        Raises ``BadRequest``, which is a ValueError, when a type is none of ``Dense`` or a group
+        Raises ``OptionError``, which is a ValueError, when a type is none of ``Dense`` or a group
         none of ``Group``.
         """
         chosen = dict.fromkeys(Group, _type(dense))
         for group, name in (types or {}).items():
             if group not in list(Group):
-                raise BadRequest(f"no group of tensors is called {group!r}; {_listed(Group)} are")
+                raise OptionError(f"no group of tensors is called {group!r}; {_listed(Group)} are")
             chosen[Group(group)] = _type(name)
         return cls(**{group.value: dense for group, dense in chosen.items()})
 
@@ -86,7 +86,7 @@ def _type(name: str) -> Dense:
     try:
         return Dense(name)
     except ValueError:
-        raise BadRequest(f"no dense type is called {name!r}; there are {_listed(Dense)}") from None
+        raise OptionError(f"no dense type is called {name!r}; there are {_listed(Dense)}") from None
 
 
 def _listed(choices: type[StrEnum]) -> str:

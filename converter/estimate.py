@@ -107,7 +107,7 @@ class Preview:
 
 
 def preview(planned: Plan, out: Path | None = None, split_max_size: int | None = None) -> Preview:
-    """What the conversion planned would do. Raises ``BadRequest`` for a size that cannot be."""
+    """What the conversion planned would do. Raises ``OptionError`` for a size that cannot be."""
     vocab = planned.hparams.vocab_size
     keys = EncodedKeys(0, bytes(KEYS_BYTES + vocab * TOKEN_BYTES))
     files = parts(planned.tensors, keys, (out or UNNAMED).name, split_max_size)

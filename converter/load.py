@@ -10,7 +10,7 @@ from pathlib import Path
 from gptoss.converter.lora import adapter as adapters
 from gptoss.converter.lora import orientation
 from gptoss.converter.lora.merged import merged
-from gptoss.errors import BadCheckpoint, BadRequest
+from gptoss.errors import CheckpointError, OptionError
 from gptoss.formats.checkpoint import Checkpoint, Weights
 from gptoss.formats.safetensors import TensorInfo
 from gptoss.formats.tensor_map import Kind, tensors
@@ -44,12 +44,12 @@ def open_source(
 
     ``weights`` says where the files of weights are when they are not in the folder.
 
-    Raises ``BadCheckpoint`` when one of them is damaged or they do not belong together,
-    ``UnsupportedModel`` for another kind of model or adapter, ``BadRequest`` when there is nothing
+    Raises ``CheckpointError`` when one of them is damaged or they do not belong together,
+    ``UnsupportedModelError`` for another kind of model or adapter, ``OptionError`` when there is nothing
     to compare the base with.
     """
     if tokenizer and not Path(tokenizer).is_dir():
-        raise BadRequest(
+        raise OptionError(
             f"{tokenizer}: no such folder; --tokenizer names the one that tokenizer.json is in"
         )
     checkpoint = Checkpoint.open(
@@ -67,7 +67,9 @@ def _alone(checkpoint: Checkpoint) -> Opened:
 
 def _with_base(checkpoint: Checkpoint, folder: Path) -> Opened:
     if not _has_floats(checkpoint):
-        raise BadRequest(f"{checkpoint.folder}: has its experts in MXFP4 already; leave --base out")
+        raise OptionError(
+            f"{checkpoint.folder}: has its experts in MXFP4 already; leave --base out"
+        )
     base = Checkpoint.open(folder)
     base.check_tensors()
     orientation.check_base(checkpoint, base)
@@ -108,7 +110,7 @@ def _taken_as_declared(checkpoint: Checkpoint) -> Iterator[str]:
     for named in tensors(checkpoint.hparams):
         stored = checkpoint.stored(named)
         if named.floats and len(stored) == 1 and stored[0].shape != named.floats.shape:
-            raise BadCheckpoint(
+            raise CheckpointError(
                 f"{stored[0].path}: tensor {stored[0].name!r} stands outputs first, against the "
                 f"layout, and {square[0].gguf} is square: name the base with --base to compare"
             )

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from gptoss.converter.gguf.split import Part, listed
 from gptoss.converter.write.staging import write_flushed
-from gptoss.errors import BadGguf
+from gptoss.errors import GgufError
 from gptoss.formats.gguf import GgufFile
 from gptoss.quant.model.tensors import stamp_of
 from gptoss.quant.verify.result import Verdict
@@ -43,8 +43,8 @@ class Origin:
 
     @classmethod
     def of_gguf(cls, file: GgufFile) -> Self:
-        """A GGUF on this machine, as it is now. Raises ``BadGguf`` when it is gone."""
-        stamps = {path.name: stamp_of(path, BadGguf) for path in file.paths}
+        """A GGUF on this machine, as it is now. Raises ``GgufError`` when it is gone."""
+        stamps = {path.name: stamp_of(path, GgufError) for path in file.paths}
         return cls(str(file.path), stamps=stamps)
 
 

@@ -19,7 +19,7 @@ from gptoss.converter.dense_types import Dense, DenseTypes
 from gptoss.converter.routes import Options, route
 from gptoss.converter.transforms.base import Transform
 from gptoss.converter.transforms.experts import ExpertType, Tally
-from gptoss.errors import BadRequest
+from gptoss.errors import OptionError
 from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.hparams import HParams
 from gptoss.formats.safetensors import TensorInfo
@@ -96,11 +96,11 @@ def plan(
     ``ExpertType``. NaN and infinity are refused, unless ``allow_nonfinite`` lets them pass where
     the type has them. ``blocks`` and ``inputs_first`` are as in ``routes.Options``.
 
-    Raises ``BadRequest`` (a ValueError) when a type or group does not exist, ``BadCheckpoint`` when
+    Raises ``OptionError`` (a ValueError) when a type or group does not exist, ``CheckpointError`` when
     a tensor is missing, unknown, or of a wrong dtype or shape.
     """
     if experts not in list(ExpertType):
-        raise BadRequest(f"experts can be {' or '.join(ExpertType)}, not {experts!r}")
+        raise OptionError(f"experts can be {' or '.join(ExpertType)}, not {experts!r}")
     options = Options(
         DenseTypes.choose(dense, types),
         ExpertType(experts),

@@ -50,7 +50,7 @@ class Route:
 
 
 def route(source: Checkpoint, named: NamedTensor, options: Options) -> Route:
-    """A tensor's way. Raises ``BadCheckpoint`` when its source is missing or does not fit."""
+    """A tensor's way. Raises ``CheckpointError`` when its source is missing or does not fit."""
     stored = source.stored(named)
     if named.kind is Kind.EXPERTS:
         return _experts(named, stored, options)

@@ -14,7 +14,7 @@ from gptoss.converter.hub import cache
 from gptoss.converter.hub.client import Client
 from gptoss.converter.hub.repository import SETUP, WORDS, HubId, Stream, hub_id, pin
 from gptoss.converter.manifest import Origin
-from gptoss.errors import BadRequest, GptossError
+from gptoss.errors import GptossError, OptionError
 from gptoss.formats.checkpoint import Weights
 from gptoss.progress import Say, silent
 
@@ -63,24 +63,24 @@ def open_input(
 
     What is an ``Input`` already stays what it is. A repository is downloaded to the cache, unless
     ``stream`` leaves it where it is or ``headers_only`` says that no weights are needed; ``shown``
-    draws bars meanwhile. Raises ``HubError`` when the Hub does not do its part, ``WrongHash`` when
-    what is in the cache is not what was published, ``BadRequest`` when there is nothing to stream.
+    draws bars meanwhile. Raises ``HubError`` when the Hub does not do its part, ``HashMismatchError`` when
+    what is in the cache is not what was published, ``OptionError`` when there is nothing to stream.
     """
     if isinstance(source, Input):
         yield source
         return
     say = say or silent
     if not os.fspath(source):
-        raise BadRequest("SOURCE is empty; name a checkpoint's folder, OWNER/NAME or a GGUF")
+        raise OptionError("SOURCE is empty; name a checkpoint's folder, OWNER/NAME or a GGUF")
     if "://" in os.fspath(source):
-        raise BadRequest(f"{source}: a repository on the Hub is named as OWNER/NAME")
+        raise OptionError(f"{source}: a repository on the Hub is named as OWNER/NAME")
     wanted = hub_id(source) if isinstance(source, str) else None
     if wanted is not None and Path(source).exists():
         say(f"{source}: the folder here is meant, not the repository of that name on the Hub")
         wanted = None
     if wanted is None:
         if stream:
-            raise BadRequest(f"{source}: --stream is for a repository on the Hub, as owner/name")
+            raise OptionError(f"{source}: --stream is for a repository on the Hub, as owner/name")
         yield Input(Path(source), os.fspath(source))
     elif stream or headers_only:
         with tempfile.TemporaryDirectory(prefix="gptoss-") as folder, _said_of(wanted, folder):

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gptoss.converter.convert import convert as convert
     from gptoss.converter.plan import plan as plan
-    from gptoss.errors import BadCheckpoint as BadCheckpoint
-    from gptoss.errors import BadGguf as BadGguf
-    from gptoss.errors import BadRequest as BadRequest
+    from gptoss.errors import CheckpointError as CheckpointError
+    from gptoss.errors import GgufError as GgufError
     from gptoss.errors import GptossError as GptossError
+    from gptoss.errors import OptionError as OptionError
     from gptoss.errors import OutputError as OutputError
-    from gptoss.errors import UnsupportedModel as UnsupportedModel
+    from gptoss.errors import UnsupportedModelError as UnsupportedModelError
     from gptoss.quant.verify.verifier import verify as verify
     from gptoss.runtime.chat.chat import load as load
 
@@ -26,21 +26,21 @@ _HOME = {
     "plan": "gptoss.converter.plan",
     "verify": "gptoss.quant.verify.verifier",
     "load": "gptoss.runtime.chat.chat",
-    "BadRequest": "gptoss.errors",
+    "OptionError": "gptoss.errors",
     "GptossError": "gptoss.errors",
     "OutputError": "gptoss.errors",
-    "BadCheckpoint": "gptoss.errors",
-    "BadGguf": "gptoss.errors",
-    "UnsupportedModel": "gptoss.errors",
+    "CheckpointError": "gptoss.errors",
+    "GgufError": "gptoss.errors",
+    "UnsupportedModelError": "gptoss.errors",
 }
 
 __all__ = [
-    "BadCheckpoint",
-    "BadGguf",
-    "BadRequest",
+    "CheckpointError",
+    "GgufError",
     "GptossError",
+    "OptionError",
     "OutputError",
-    "UnsupportedModel",
+    "UnsupportedModelError",
     "convert",
     "load",
     "plan",

@@ -23,20 +23,17 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
-    Progress,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.progress import Progress as RichProgress
 
 from gptoss.errors import GptossError, OutputError
+from gptoss.progress import Progress
 
 Advance = Callable[[int], None]
 """Called with the number of bytes just finished."""
-
-Meter = Callable[[int, int], None]
-"""Called with the bytes finished so far and the bytes in all."""
-
 
 MESSAGE_LIMIT = 1000
 """Characters of a message that are shown: what a file says may be quoted in it, of any length."""
@@ -159,7 +156,7 @@ def _said(error: GptossError | OSError) -> str:
 
 
 @contextmanager
-def meter(title: str, *, shown: bool = True) -> Iterator[Meter]:
+def meter(title: str, *, shown: bool = True) -> Iterator[Progress]:
     """A bar on stderr with rate and time left; yields the function that sets it.
 
     Nothing is drawn when ``shown`` is false or stderr is no terminal.
@@ -169,7 +166,7 @@ def meter(title: str, *, shown: bool = True) -> Iterator[Meter]:
 
 
 @contextmanager
-def meters(*titles: str, shown: bool = True) -> Iterator[list[Meter]]:
+def meters(*titles: str, shown: bool = True) -> Iterator[list[Progress]]:
     """A ``meter`` for each of several things done one after the other; each appears when set."""
     console = Console(stderr=True)
     figures = (DownloadColumn(), TransferSpeedColumn())
@@ -179,13 +176,13 @@ def meters(*titles: str, shown: bool = True) -> Iterator[list[Meter]]:
         *(figures if console.width >= WIDE else ()),  # narrower, they would wrap at each redraw
         TimeRemainingColumn(),
     )
-    with Progress(
+    with RichProgress(
         *columns, console=console, disable=not (shown and console.is_terminal)
     ) as progress:
         yield [_setter(progress, title, visible=i == 0) for i, title in enumerate(titles)]
 
 
-def _setter(progress: Progress, title: str, *, visible: bool) -> Meter:
+def _setter(progress: RichProgress, title: str, *, visible: bool) -> Progress:
     task = progress.add_task(title, total=None, visible=visible)
 
     def show(done: int, total: int) -> None:

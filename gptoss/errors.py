@@ -1,15 +1,26 @@
-"""Errors by whose fault it is.
+"""Exception hierarchy, by cause.
 
-    GptossError                  base of everything this toolkit raises on purpose
-    ├── BadFile                  a file is not what it must be
-    │   ├── BadCheckpoint        ... a checkpoint: header, shard, tensor, config, tokenizer
-    │   └── BadGguf              ... a GGUF file
-    ├── UnsupportedModel         the file is sound, but not a gpt-oss model this toolkit knows
-    ├── BadRequest               what was asked for is none of the choices; also a ValueError
-    └── OutputError              the result cannot be written: folder missing, disk full, no right
+    GptossError                     base of everything this toolkit raises on purpose
+    ├── InvalidFileError            a file's content is invalid
+    │   ├── CheckpointError         ... a checkpoint: header, shard, tensor, config, tokenizer
+    │   │   └── HashMismatchError   ... its bytes differ from the SHA-256 that the Hub publishes
+    │   └── GgufError               ... a GGUF file
+    ├── UnsupportedModelError       the file is valid, but not a gpt-oss model this toolkit supports
+    ├── OptionError                 an argument or option has a value that is not allowed
+    ├── OutputError                 the result cannot be written: folder missing, disk full, ...
+    │   └── VerificationError       the result differed from its source and was discarded
+    ├── HubError                    the Hub cannot be reached, or refuses
+    ├── EngineError                 llama.cpp cannot load or run the model
+    │   └── PromptTooLongError      ... the prompt does not fit into the context
+    ├── ChatError                   a chat was used in a way it does not allow
+    ├── ConversationError           a conversation that harmony cannot express
+    │   ├── ConversationTooLongError
+    │   └── ConstraintError         ... a schema, grammar or regular expression that cannot be used
+    ├── ToolError                   a function that cannot be offered to the model
+    └── SamplingError               sampling settings out of range
 
-The rooms add their own below ``GptossError``. A message is one line: what was found, where, and
-what to do about it. The commands print it and exit with code 2.
+A message is one line: what was found, where, and what to do. The commands print it and exit with
+code 2.
 """
 
 from __future__ import annotations
@@ -33,23 +44,23 @@ class GptossError(Exception):
     """Base of everything raised on purpose."""
 
 
-class BadFile(GptossError):
+class InvalidFileError(GptossError):
     """A file is not what it must be; the message names the file and the place in it."""
 
 
-class BadCheckpoint(BadFile):
+class CheckpointError(InvalidFileError):
     """A checkpoint's header, shard, tensor, config or tokenizer is wrong."""
 
 
-class BadGguf(BadFile):
+class GgufError(InvalidFileError):
     """A GGUF file's header or data is wrong."""
 
 
-class UnsupportedModel(GptossError):
+class UnsupportedModelError(GptossError):
     """The file is sound but holds a model this toolkit does not know."""
 
 
-class BadRequest(GptossError, ValueError):
+class OptionError(GptossError, ValueError):
     """What was asked for is none of the choices; the message lists them."""
 
 

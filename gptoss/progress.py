@@ -1,14 +1,14 @@
-"""How whoever calls hears of a long run: sentences, and how far it is."""
+"""Progress and status callbacks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 Say = Callable[[str], None]
-"""Called with a sentence that a person may want to know."""
+"""Called with a sentence that a person may want to read."""
 Progress = Callable[[int, int], None]
-"""Called now and then with the bytes written so far and the bytes of all files."""
+"""Called now and then with the bytes done so far and the bytes in all."""
 
 
 def silent(_: str) -> None:
-    """For whoever does not want to know."""
+    """A ``Say`` that discards the sentence."""

@@ -12,8 +12,9 @@ from gptoss import console
 from gptoss.quant.audit.command import audit_command
 from gptoss.quant.diff.command import diff_command
 from gptoss.quant.report.command import report_command
-from gptoss.quant.verify.result import TensorDifference, Verdict, amount
+from gptoss.quant.verify.result import TensorDifference, Verdict
 from gptoss.quant.verify.verifier import verify
+from gptoss.text import plural
 
 SHOWN = 12
 """Differences listed; all of them are in the JSON."""
@@ -83,7 +84,7 @@ def verify_command(
 
 def _sentences(verdict: Verdict, seconds: float) -> str:
     extent = (
-        f"{amount(verdict.tensors, 'tensor')}, {amount(verdict.values, 'value')}; "
+        f"{plural(verdict.tensors, 'tensor')}, {plural(verdict.values, 'value')}; "
         f"{verdict.nbytes:,} bytes read in {seconds:.1f} s "
         f"({verdict.nbytes / seconds / 1e6:.0f} MB/s)"
     )
@@ -92,19 +93,19 @@ def _sentences(verdict: Verdict, seconds: float) -> str:
     lines = [f"different: {verdict.first}", f"compared {extent}"]
     lines += [_counted(difference) for difference in verdict.differences[:SHOWN]]
     if len(verdict.differences) > SHOWN:
-        lines.append(f"  and {amount(len(verdict.differences) - SHOWN, 'more tensor')}")
+        lines.append(f"  and {plural(len(verdict.differences) - SHOWN, 'more tensor')}")
     lines += [f"  {difference}" for difference in verdict.keys[:SHOWN]]
     if len(verdict.keys) > SHOWN:
-        lines.append(f"  and {amount(len(verdict.keys) - SHOWN, 'more key')}")
+        lines.append(f"  and {plural(len(verdict.keys) - SHOWN, 'more key')}")
     return "\n".join(lines)
 
 
 def _counted(difference: TensorDifference) -> str:
     if difference.place is None:
         return f"  {difference}"
-    counts = amount(difference.values, "value")
+    counts = plural(difference.values, "value")
     if difference.scales:
-        counts += f" and {amount(difference.scales, 'block scale')}"
+        counts += f" and {plural(difference.scales, 'block scale')}"
     differ = "differs" if difference.values + difference.scales == 1 else "differ"
     return f"  {difference.tensor}: {counts} {differ}, the first at {difference.place}"
 

@@ -17,9 +17,9 @@ import gptoss
 
 ROOT = Path(__file__).resolve().parent.parent
 
-GROUND = {"console", "errors", "formats", "progress"}  # what lies in gptoss/ itself
+GROUND = {"console", "errors", "formats", "progress", "text"}  # what lies in gptoss/ itself
 MAY_IMPORT = {
-    "formats": {"errors", "formats", "progress"},
+    "formats": {"errors", "formats", "progress", "text"},
     "quant": GROUND | {"quant"},
     "converter": GROUND | {"quant", "converter"},
     "runtime": GROUND | {"runtime"},

@@ -22,7 +22,7 @@ from gptoss.converter.transforms import to_checkpoint
 from gptoss.converter.write.running import run
 from gptoss.converter.write.staging import Staging, reported, write_flushed
 from gptoss.converter.write.tasks import fingerprint
-from gptoss.errors import BadGguf, BadRequest, OutputError
+from gptoss.errors import GgufError, OptionError, OutputError
 from gptoss.formats.byte_source import Source
 from gptoss.formats.gguf import GgufFile, GgufTensor
 from gptoss.formats.hparams import HParams
@@ -100,8 +100,8 @@ def export(
 
     A manifest is written into it, with the sha256 of every tensor.
 
-    Raises ``BadRequest``, which is a ValueError, for another form, ``BadGguf`` or
-    ``UnsupportedModel`` for what is wrong with the source, ``OutputError`` when the result cannot
+    Raises ``OptionError``, which is a ValueError, for another form, ``GgufError`` or
+    ``UnsupportedModelError`` for what is wrong with the source, ``OutputError`` when the result cannot
     be written.
     """
     began = perf_counter()
@@ -148,7 +148,7 @@ def _form(to: str) -> Form:
     try:
         return Form(to)
     except ValueError:
-        raise BadRequest(f"no form is called {to!r}; there are {', '.join(Form)}") from None
+        raise OptionError(f"no form is called {to!r}; there are {', '.join(Form)}") from None
 
 
 def _check_target(out: Path) -> None:
@@ -179,7 +179,7 @@ def _rounded(planned: Sequence[HfPlan]) -> Iterator[str]:
 
 def _is_bf16(tensor: GgufTensor) -> bool:
     buffer = np.empty(min(_CHUNK, tensor.nbytes), np.uint8)
-    with Source(tensor.path, BadGguf) as file:
+    with Source(tensor.path, GgufError) as file:
         for start in range(0, tensor.nbytes, _CHUNK):
             piece = buffer[: min(_CHUNK, tensor.nbytes - start)]
             file.read_into(tensor.offset + start, piece)

@@ -14,7 +14,7 @@ from gguf.constants import Keys, TokenType
 
 from gptoss.converter.gguf.vocab import HARMONY_ROLES, Vocabulary
 from gptoss.converter.transforms.to_checkpoint import READABLE
-from gptoss.errors import BadGguf, UnsupportedModel, quoted
+from gptoss.errors import GgufError, UnsupportedModelError, quoted
 from gptoss.formats.gguf import GgufFile, GgufTensor, StringArray
 from gptoss.formats.hparams import HParams
 from gptoss.formats.o200k import BYTE_LEVEL, PRE_TOKENIZER
@@ -32,25 +32,25 @@ _ROLES = {
 
 
 def check_tensors(file: GgufFile, hparams: HParams) -> None:
-    """Raise ``BadGguf`` unless exactly the tensors of such a model are there, ``UnsupportedModel``
+    """Raise ``GgufError`` unless exactly the tensors of such a model are there, ``UnsupportedModelError``
     when one has a type that cannot be read."""
     expected = {named.gguf: named for named in tensors(hparams)}
     for name, named in expected.items():
         found = file.tensors.get(name)
         if found is None:
-            raise BadGguf(f"{file.path}: has no tensor {name}; {MEND}")
+            raise GgufError(f"{file.path}: has no tensor {name}; {MEND}")
         if found.shape != named.ggml_shape:
-            raise BadGguf(
+            raise GgufError(
                 f"{found.path}: tensor {name} has shape {found.shape}, {named.ggml_shape} is "
                 "expected"
             )
         if found.type not in READABLE:
-            raise UnsupportedModel(
+            raise UnsupportedModelError(
                 f"{found.path}: tensor {name} is {found.type.name}, whose values cannot be read"
             )
     for name, found in file.tensors.items():
         if name not in expected:
-            raise BadGguf(f"{found.path}: unknown tensor {quoted(name)}; gpt-oss has none such")
+            raise GgufError(f"{found.path}: unknown tensor {quoted(name)}; gpt-oss has none such")
 
 
 def place(tensor: GgufTensor) -> TensorInfo:
@@ -64,12 +64,12 @@ def place(tensor: GgufTensor) -> TensorInfo:
 def vocabulary(file: GgufFile) -> Vocabulary:
     """The vocabulary that a GGUF carries.
 
-    Raises ``UnsupportedModel`` for a tokenizer of another kind, ``BadGguf`` for a damaged one.
+    Raises ``UnsupportedModelError`` for a tokenizer of another kind, ``GgufError`` for a damaged one.
     """
     where = str(file.path)
     model, pre = file.metadata.get(Keys.Tokenizer.MODEL), file.metadata.get(Keys.Tokenizer.PRE)
     if (model, pre) != ("gpt2", PRE_TOKENIZER):
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"{where}: tokenizer {quoted(model)} with pre-tokenizer {quoted(pre)}; gpt-oss has "
             f"'gpt2' with {PRE_TOKENIZER!r}; {MEND}"
         )
@@ -86,25 +86,25 @@ def template(file: GgufFile) -> str | None:
     """The chat template, if there is one."""
     found = file.metadata.get(Keys.Tokenizer.CHAT_TEMPLATE)
     if found is not None and not isinstance(found, str):
-        raise BadGguf(f"{file.path}: {Keys.Tokenizer.CHAT_TEMPLATE} is no text")
+        raise GgufError(f"{file.path}: {Keys.Tokenizer.CHAT_TEMPLATE} is no text")
     return found or None
 
 
 def check(found: Vocabulary, where: str) -> None:
-    """Raise ``BadGguf`` unless text can be encoded with a vocabulary, and in one way only."""
+    """Raise ``GgufError`` unless text can be encoded with a vocabulary, and in one way only."""
     pairs = list(zip(found.tokens, found.types, strict=True))
     known = {token for token, kind in pairs if kind == TokenType.NORMAL}
     used = [token for token, kind in pairs if kind != TokenType.UNUSED]
     if len(set(used)) != len(used):
         [(twice, _)] = Counter(used).most_common(1)
-        raise BadGguf(f"{where}: the token {quoted(twice)} is there twice")
+        raise GgufError(f"{where}: the token {quoted(twice)} is there twice")
     missing = [code for code in BYTE_LEVEL if chr(code) not in known]
     if missing:
-        raise BadGguf(f"{where}: no token for the byte {BYTE_LEVEL[missing[0]]:#04x}")
+        raise GgufError(f"{where}: no token for the byte {BYTE_LEVEL[missing[0]]:#04x}")
     for i, merge in enumerate(found.merges):
         left, _, right = merge.partition(" ")
         if left not in known or right not in known or left + right not in known:
-            raise BadGguf(
+            raise GgufError(
                 f"{where}: {Keys.Tokenizer.MERGES}[{i}] is {quoted(merge)}, which makes no token"
             )
 
@@ -112,18 +112,18 @@ def check(found: Vocabulary, where: str) -> None:
 def _strings(file: GgufFile, key: str) -> StringArray:
     found = file.metadata.get(key)
     if not isinstance(found, StringArray):
-        raise BadGguf(f"{file.path}: has no array of texts {key}")
+        raise GgufError(f"{file.path}: has no array of texts {key}")
     return found
 
 
 def _types(file: GgufFile, n_tokens: int) -> list[int]:
     found = file.metadata.get(Keys.Tokenizer.TOKEN_TYPE)
     if not isinstance(found, tuple) or len(found) != n_tokens:
-        raise BadGguf(f"{file.path}: {Keys.Tokenizer.TOKEN_TYPE} has no type for each token")
+        raise GgufError(f"{file.path}: {Keys.Tokenizer.TOKEN_TYPE} has no type for each token")
     types = list(found)
     strange = set(types) - _KINDS
     if strange:
-        raise BadGguf(f"{file.path}: {Keys.Tokenizer.TOKEN_TYPE} holds {quoted(min(strange))}")
+        raise GgufError(f"{file.path}: {Keys.Tokenizer.TOKEN_TYPE} holds {quoted(min(strange))}")
     return types
 
 
@@ -134,4 +134,4 @@ def _role(file: GgufFile, role: str, tokens: Sequence[str]) -> int:
         return given
     if given is None and HARMONY_ROLES[role] in tokens:
         return tokens.index(HARMONY_ROLES[role])
-    raise BadGguf(f"{file.path}: {_ROLES[role]} is {quoted(given)}, no token's id")
+    raise GgufError(f"{file.path}: {_ROLES[role]} is {quoted(given)}, no token's id")

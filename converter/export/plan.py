@@ -17,7 +17,7 @@ from gguf.constants import GGMLQuantizationType
 from gptoss.converter.export.gguf_source import check_tensors
 from gptoss.converter.transforms import to_checkpoint
 from gptoss.converter.transforms.base import Transform
-from gptoss.errors import UnsupportedModel
+from gptoss.errors import UnsupportedModelError
 from gptoss.formats.gguf import GgufFile, GgufTensor
 from gptoss.formats.hparams import HParams
 from gptoss.formats.tensor_map import HfTensor, Kind, NamedTensor, tensors
@@ -47,7 +47,7 @@ class HfPlan:
 def plan(file: GgufFile, form: Form) -> list[HfPlan]:
     """Every tensor of the checkpoint, in the order of the layers.
 
-    Raises ``BadGguf`` when a tensor is missing or not a model's, ``UnsupportedModel`` when it has a
+    Raises ``GgufError`` when a tensor is missing or not a model's, ``UnsupportedModelError`` when it has a
     type that ``form`` cannot be made of.
     """
     hparams = HParams.from_gguf(file.metadata, str(file.path))
@@ -60,7 +60,7 @@ def plan(file: GgufFile, form: Form) -> list[HfPlan]:
         found = tuple(file.tensors[named.gguf] for named in named_by)
         if len({it.type for it in found}) > 1:
             names = " and ".join(it.name for it in found)
-            raise UnsupportedModel(f"{file.path}: {names} are of different types")
+            raise UnsupportedModelError(f"{file.path}: {names} are of different types")
         if named_by[0].kind is not Kind.EXPERTS:
             planned.append(_dense(made[0], found))
         elif form is Form.HF:
@@ -80,7 +80,7 @@ def _mxfp4(
     made: tuple[HfTensor, ...], found: tuple[GgufTensor, ...], columns: int
 ) -> tuple[HfPlan, HfPlan]:
     if found[0].type is not MXFP4:
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"{found[0].path}: tensor {found[0].name} is {found[0].type.name}, not MXFP4; "
             f"export it with --to {Form.HF_BF16}"
         )

@@ -17,7 +17,7 @@ from gguf.constants import GGUFValueType, Keys
 from gptoss.converter.gguf.header import EncodedKeys, encode_keys, header
 from gptoss.converter.gguf.metadata import Entry
 from gptoss.converter.plan import ALIGNMENT, TensorPlan, padded
-from gptoss.errors import BadRequest
+from gptoss.errors import OptionError
 from gptoss.formats.gguf import MAX_PARTS, part_name
 
 SUFFIX = ".gguf"
@@ -41,11 +41,11 @@ class Part:
 def size(text: str) -> int:
     """Bytes of a size like ``5G``, ``700M`` or ``1000000``; decimal, as llama.cpp has it.
 
-    Raises ``BadRequest``, which is a ValueError.
+    Raises ``OptionError``, which is a ValueError.
     """
     found = re.fullmatch(r"(\d{1,15})([KMG]?)B?", text.strip(), re.ASCII | re.IGNORECASE)
     if found is None or not int(found[1]):
-        raise BadRequest(
+        raise OptionError(
             f"--split-max-size {text!r}: a number of bytes is expected, or one like 700M or 5G"
         )
     return int(found[1]) * _UNITS[found[2].upper()]
@@ -56,7 +56,7 @@ def parts(
 ) -> tuple[Part, ...]:
     """The files of a conversion to ``name``; with ``limit``, of at most that many bytes each.
 
-    Where everything fits into one file it has just that name. Raises ``BadRequest`` when a tensor,
+    Where everything fits into one file it has just that name. Raises ``OptionError`` when a tensor,
     or the keys, are larger than ``limit`` by themselves.
     """
     whole = _part(name, keys, tensors)
@@ -65,7 +65,7 @@ def parts(
     groups = _groups(tensors, keys, limit)
     stem, n = name.removesuffix(SUFFIX), len(groups)
     if n > MAX_PARTS:
-        raise BadRequest(f"a limit of {limit:,} bytes makes {n:,} files; at most {MAX_PARTS:,} do")
+        raise OptionError(f"a limit of {limit:,} bytes makes {n:,} files; at most {MAX_PARTS:,} do")
     return tuple(
         _part(
             part_name(stem, i, n),
@@ -97,7 +97,7 @@ def _groups(tensors: Sequence[TensorPlan], keys: EncodedKeys, limit: int) -> lis
     """Tensors by file, in order; a file is filled until the next tensor would not fit."""
     first = len(header(keys + _numbers(0, 0, 0), ()))
     if first > limit:
-        raise BadRequest(
+        raise OptionError(
             f"the keys and the vocabulary have {first:,} bytes and stand in one file; the limit "
             f"of {limit:,} is too small"
         )
@@ -108,7 +108,7 @@ def _groups(tensors: Sequence[TensorPlan], keys: EncodedKeys, limit: int) -> lis
         # The entry in the header, and the padding of data and header at its most.
         needed = len(header(NO_KEYS, (tensor,))) + padded(tensor.nbytes) + ALIGNMENT
         if needed > limit - empty:
-            raise BadRequest(
+            raise OptionError(
                 f"the tensor {tensor.name} alone takes {needed:,} bytes and is never cut; the "
                 f"limit of {limit:,} is too small"
             )

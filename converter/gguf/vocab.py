@@ -17,7 +17,7 @@ from typing import Any
 
 from gguf.constants import TokenType
 
-from gptoss.errors import BadCheckpoint
+from gptoss.errors import CheckpointError
 from gptoss.formats.byte_source import Source, read_json
 from gptoss.formats.checkpoint import CONFIG, CONFIG_LIMIT, TOKENIZER
 from gptoss.formats.o200k import BYTE_LEVEL, splits_as_o200k
@@ -53,7 +53,7 @@ def read(folder: Path, vocab_size: int | None = None) -> Vocabulary:
     """Read a checkpoint folder's vocabulary.
 
     With ``vocab_size``, the embedding's rows, ids without a token are filled up to it with unused
-    ones (``[PAD201087]``): the published models have 1,069 such rows. Raises ``BadCheckpoint``
+    ones (``[PAD201087]``): the published models have 1,069 such rows. Raises ``CheckpointError``
     when a file is missing or damaged, describes another kind of tokenizer, or has more tokens
     than the embedding has rows.
     """
@@ -76,15 +76,15 @@ def _collector_off() -> Iterator[None]:
 def _read(folder: Path, vocab_size: int | None) -> Vocabulary:
     path = folder / TOKENIZER
     if folder.is_dir() and not path.exists():
-        raise BadCheckpoint(f"{path}: missing; --tokenizer names another folder that holds one")
-    tokenizer = read_json(path, BadCheckpoint, limit=TOKENIZER_LIMIT)
+        raise CheckpointError(f"{path}: missing; --tokenizer names another folder that holds one")
+    tokenizer = read_json(path, CheckpointError, limit=TOKENIZER_LIMIT)
     model = tokenizer.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE":
-        raise BadCheckpoint(f"{path}: no BPE model; gpt-oss has a byte-level BPE tokenizer")
+        raise CheckpointError(f"{path}: no BPE model; gpt-oss has a byte-level BPE tokenizer")
     if tokenizer.get("normalizer") is not None:
-        raise BadCheckpoint(f"{path}: has a normalizer; gpt-oss takes text as it is")
+        raise CheckpointError(f"{path}: has a normalizer; gpt-oss takes text as it is")
     if not splits_as_o200k(tokenizer.get("pre_tokenizer")):
-        raise BadCheckpoint(
+        raise CheckpointError(
             f"{path}: pre_tokenizer does not split text as o200k does; a GGUF made of it would "
             "give other tokens than the model was trained with"
         )
@@ -102,7 +102,7 @@ def _read(folder: Path, vocab_size: int | None) -> Vocabulary:
 
 def _optional(path: Path, limit: int) -> dict[str, Any]:
     """A JSON file's object; empty when there is no such file."""
-    return read_json(path, BadCheckpoint, limit=limit) if path.exists() else {}
+    return read_json(path, CheckpointError, limit=limit) if path.exists() else {}
 
 
 def _added_tokens(path: Path, tokenizer: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
@@ -115,9 +115,9 @@ def _added_tokens(path: Path, tokenizer: Mapping[str, Any]) -> dict[int, Mapping
             or type(entry.get("id")) is not int
             or not isinstance(entry.get("content"), str)
         ):
-            raise BadCheckpoint(f"{path}: added_tokens holds no list of ids and contents")
+            raise CheckpointError(f"{path}: added_tokens holds no list of ids and contents")
         if entry["id"] in added:
-            raise BadCheckpoint(f"{path}: two added tokens have the id {entry['id']}")
+            raise CheckpointError(f"{path}: two added tokens have the id {entry['id']}")
         added[entry["id"]] = entry
     return added
 
@@ -127,27 +127,27 @@ def _tokens(
 ) -> tuple[list[str], list[int]]:
     """Tokens and their types by id, ``size`` of them when given."""
     if not isinstance(vocab, dict) or not vocab:
-        raise BadCheckpoint(f"{path}: model.vocab is missing or empty")
+        raise CheckpointError(f"{path}: model.vocab is missing or empty")
     _check_spelling(path, vocab)
     ids = [*vocab.values(), *added]
     if not all(type(i) is int for i in ids):
-        raise BadCheckpoint(f"{path}: model.vocab holds an id that is no whole number")
+        raise CheckpointError(f"{path}: model.vocab holds an id that is no whole number")
     low, high = min(ids), max(ids)
     limit = MAX_TOKENS if size is None else size
     if low < 0 or high >= limit:
         rows = "" if size is None else f"; the embedding has {size} rows"
-        raise BadCheckpoint(f"{path}: holds token ids from {low} to {high}{rows}")
+        raise CheckpointError(f"{path}: holds token ids from {low} to {high}{rows}")
     n = high + 1 if size is None else size
     tokens: list[str | None] = [None] * n
     types = [int(TokenType.UNUSED)] * n
     for token, i in vocab.items():
         if tokens[i] is not None:
-            raise BadCheckpoint(f"{path}: {tokens[i]!r} and {token!r} both have the id {i}")
+            raise CheckpointError(f"{path}: {tokens[i]!r} and {token!r} both have the id {i}")
         tokens[i] = token
         types[i] = TokenType.NORMAL
     for i, entry in added.items():
         if tokens[i] not in (None, entry["content"]):
-            raise BadCheckpoint(
+            raise CheckpointError(
                 f"{path}: {tokens[i]!r} and {entry['content']!r} both have the id {i}"
             )
         tokens[i], types[i] = _added_token(entry)
@@ -159,13 +159,15 @@ def _check_spelling(path: Path, vocab: Iterable[str]) -> None:
     letters = set(map(chr, BYTE_LEVEL))
     missing = sorted(letters - set(vocab))
     if missing:
-        raise BadCheckpoint(
+        raise CheckpointError(
             f"{path}: model.vocab has no {missing[0]!r}, which stands for the byte "
             f"{BYTE_LEVEL[ord(missing[0])]:#04x}; every byte must be a token"
         )
     if set("".join(vocab)) - letters:
         odd = next(token for token in vocab if set(token) - letters)
-        raise BadCheckpoint(f"{path}: model.vocab has {odd!r:.60}, which is not spelled byte-level")
+        raise CheckpointError(
+            f"{path}: model.vocab has {odd!r:.60}, which is not spelled byte-level"
+        )
 
 
 def _added_token(entry: Mapping[str, Any]) -> tuple[str, int]:
@@ -186,7 +188,7 @@ def _merges(path: Path, merges: Any, vocab: Mapping[str, int]) -> list[str]:
     Each makes a token of two: another one would be passed over by llama.cpp without a word.
     """
     if not isinstance(merges, list):
-        raise BadCheckpoint(f"{path}: model.merges is missing")
+        raise CheckpointError(f"{path}: model.merges is missing")
     try:
         pairs = list(map(_pair, merges))
         tokens = {left for left, _ in pairs}
@@ -197,7 +199,7 @@ def _merges(path: Path, merges: Any, vocab: Mapping[str, int]) -> list[str]:
     except (TypeError, ValueError):
         pass
     i = next(i for i, merge in enumerate(merges) if not _is_known(merge, vocab))
-    raise BadCheckpoint(
+    raise CheckpointError(
         f"{path}: model.merges[{i}] is {repr(merges[i])[:60]}; two tokens of model.vocab that make "
         "a third are expected"
     )
@@ -224,7 +226,7 @@ def _check_text(path: Path, strings: Iterable[str]) -> None:
         "".join(strings).encode()
     except UnicodeEncodeError as reason:
         found = reason.object[reason.start]
-        raise BadCheckpoint(f"{path}: holds {found!r}, half of a surrogate pair") from None
+        raise CheckpointError(f"{path}: holds {found!r}, half of a surrogate pair") from None
 
 
 def _role(
@@ -245,7 +247,9 @@ def _role(
         return given
     if HARMONY_ROLES[role] in ids:
         return ids[HARMONY_ROLES[role]]
-    raise BadCheckpoint(f"{path}: has no {role} token: neither {text!r} nor {HARMONY_ROLES[role]}")
+    raise CheckpointError(
+        f"{path}: has no {role} token: neither {text!r} nor {HARMONY_ROLES[role]}"
+    )
 
 
 def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
@@ -259,15 +263,15 @@ def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
         template = named[-1].get("template") if named else None
     path = folder / TEMPLATE
     if template is None and path.exists():
-        with Source(path, BadCheckpoint) as source:
+        with Source(path, CheckpointError) as source:
             if source.size > SETTINGS_LIMIT:
-                raise BadCheckpoint(f"{path}: {source.size} bytes are no chat template")
+                raise CheckpointError(f"{path}: {source.size} bytes are no chat template")
             try:
                 template = source.read(0, source.size).decode()
             except UnicodeDecodeError as reason:
-                raise BadCheckpoint(f"{path}: no UTF-8 at byte {reason.start}") from reason
+                raise CheckpointError(f"{path}: no UTF-8 at byte {reason.start}") from reason
     if template is not None and not isinstance(template, str):
-        raise BadCheckpoint(f"{folder / SETTINGS}: chat_template is no text")
+        raise CheckpointError(f"{folder / SETTINGS}: chat_template is no text")
     if template is not None:
         _check_text(folder / SETTINGS, (template,))
     return template or None

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from gptoss.converter.hub.client import Client, Patience, importing
-from gptoss.converter.hub.remote_file import WrongHash
+from gptoss.converter.hub.remote_file import HashMismatchError
 from gptoss.converter.hub.repository import SETUP, WORDS, HubId
-from gptoss.errors import BadCheckpoint
+from gptoss.errors import CheckpointError
 from gptoss.formats.byte_source import Source
 from gptoss.progress import Say
 
@@ -65,7 +65,7 @@ def check(folder: Path, progress: Callable[[int, int], None]) -> Mapping[str, st
     """Compare the weights in a folder of the cache with their published hashes.
 
     ``progress`` is told the bytes hashed so far and those of all. Returns the sha256 of each file
-    that has one published; raises ``WrongHash``.
+    that has one published; raises ``HashMismatchError``.
     """
     published = {path: path.resolve().name for path in sorted(folder.glob("*.safetensors"))}
     published = {path: name for path, name in published.items() if _SHA256.fullmatch(name)}
@@ -76,7 +76,7 @@ def check(folder: Path, progress: Callable[[int, int], None]) -> Mapping[str, st
     def hashed(path: Path) -> str:
         nonlocal done
         digest, buffer = hashlib.sha256(), bytearray(PIECE)
-        with Source(path, BadCheckpoint) as source:
+        with Source(path, CheckpointError) as source:
             for at in range(0, source.size, PIECE):
                 piece = memoryview(buffer)[: source.size - at]
                 source.read_into(at, piece)
@@ -90,7 +90,7 @@ def check(folder: Path, progress: Callable[[int, int], None]) -> Mapping[str, st
         found = dict(zip(published, pool.map(hashed, published), strict=True))
     for path, sha256 in found.items():
         if sha256 != published[path]:
-            raise WrongHash(
+            raise HashMismatchError(
                 f"{path}: has the sha256 {sha256}, and {published[path]} is published; remove "
                 f"{path.resolve()} and run the command again"
             )

@@ -45,7 +45,7 @@ class HubError(GptossError):
     """The Hub cannot be reached, does not have what is asked for, or contradicts itself."""
 
 
-class PassingError(Exception):
+class TransientError(Exception):
     """What may go better next time; ``after``: the seconds that the server asks for."""
 
     def __init__(self, reason: str, after: float | None = None) -> None:
@@ -105,7 +105,7 @@ class Client:
         """One attempt to get ``url``, or its bytes from ``span[0]`` up to ``span[1]``.
 
         The token goes to the Hub alone, never to where it redirects. Redirects are not followed.
-        Raises ``PassingError`` for what may pass, here or while the body is read, and ``HubError``
+        Raises ``TransientError`` for what may pass, here or while the body is read, and ``HubError``
         when offline.
         """
         headers = {"Accept-Encoding": "identity"}
@@ -119,7 +119,7 @@ class Client:
             ) as answer:
                 self.reached = True
                 if answer.status_code in PASSING:
-                    raise PassingError(f"status {answer.status_code}", _asked(answer.headers))
+                    raise TransientError(f"status {answer.status_code}", _asked(answer.headers))
                 yield answer
         except self._offline as reason:
             raise HubError(
@@ -129,7 +129,7 @@ class Client:
         except self._failed as reason:
             raise self._unanswered(reason) from reason
 
-    def passing(self, error: BaseException, repository: str, what: str) -> PassingError:
+    def passing(self, error: BaseException, repository: str, what: str) -> TransientError:
         """What an error of huggingface_hub means, if it may pass; raises what it is if not."""
         known = (self._offline, self._failed)
         while not isinstance(error, known) and error.__cause__ is not None:
@@ -138,7 +138,7 @@ class Client:
         if answer is not None:
             self.reached = True
             if answer.status_code in PASSING:
-                return PassingError(f"status {answer.status_code}", _asked(answer.headers))
+                return TransientError(f"status {answer.status_code}", _asked(answer.headers))
             raise self.refusal(answer, repository, what) from error
         if isinstance(error, self._offline):
             raise HubError(
@@ -149,9 +149,9 @@ class Client:
             return self._unanswered(error)
         raise HubError(f"{what}: {' '.join(str(error).split())}") from error
 
-    def _unanswered(self, error: BaseException) -> PassingError:
+    def _unanswered(self, error: BaseException) -> TransientError:
         reason = str(error) or type(error).__name__
-        return PassingError(
+        return TransientError(
             reason if self.reached else f"{self.endpoint} cannot be reached: {reason}"
         )
 
@@ -190,7 +190,7 @@ class Patience:
         """Something came: failures count from nothing again."""
         self._failures = 0
 
-    def wait(self, error: PassingError) -> None:
+    def wait(self, error: TransientError) -> None:
         """Pause before the next attempt; raises ``HubError`` when it has been enough."""
         self._failures += 1
         if self._failures >= (ATTEMPTS if self._client.reached else FIRST_ATTEMPTS):

@@ -17,8 +17,8 @@ from gptoss.converter.hub.client import (
     Answer,
     Client,
     HubError,
-    PassingError,
     Patience,
+    TransientError,
     origin,
 )
 
@@ -70,8 +70,8 @@ class Ranges:
                     done += len(piece)
                     patience.reset()
                 if done < len(out):
-                    raise PassingError(f"the connection ended at byte {offset + done}")
-            except PassingError as error:
+                    raise TransientError(f"the connection ended at byte {offset + done}")
+            except TransientError as error:
                 patience.wait(error)
 
     def _body(self, begin: int, end: int) -> Iterator[bytes]:
@@ -123,7 +123,7 @@ class Ranges:
         status, size = answer.status_code, self.file.size
         if origin(url) != origin(self._home) and status in EXPIRED:
             self._address = None
-            raise PassingError(f"status {status} from {urlsplit(url).netloc}")
+            raise TransientError(f"status {status} from {urlsplit(url).netloc}")
         if status == 416:
             raise self._lie(f"has no bytes {begin} to {end - 1}, and was listed with {size} bytes")
         if status == 200 and (begin, end) != (0, size):

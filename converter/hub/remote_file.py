@@ -20,7 +20,7 @@ from typing import Self
 
 from gptoss.converter.hub.client import HubError
 from gptoss.converter.hub.range_requests import HubFile, Ranges
-from gptoss.errors import BadCheckpoint
+from gptoss.errors import CheckpointError
 
 SEGMENT = 2**23
 """Bytes asked for at once, at most."""
@@ -270,7 +270,7 @@ class Digest:
         self._notes = notes
 
     def feed(self, offset: int, piece: bytes | bytearray) -> None:
-        """Take the bytes at ``offset``; ``WrongHash`` when the last prove the file wrong."""
+        """Take the bytes at ``offset``; ``HashMismatchError`` when the last prove the file wrong."""
         with self._lock:
             if self._given_up or offset < self._at:
                 return
@@ -287,7 +287,7 @@ class Digest:
     def _check(self) -> None:
         found = self._sha256.hexdigest()
         if found != self._file.sha256:
-            raise WrongHash(
+            raise HashMismatchError(
                 f"{self._file}: what came has the sha256 {found}, and {self._file.sha256} is "
                 "published; nothing of it is kept, run the command again"
             )
@@ -297,5 +297,5 @@ class Digest:
                 file.write(f"{self.line}\n")
 
 
-class WrongHash(BadCheckpoint):
+class HashMismatchError(CheckpointError):
     """A file that passed through whole is not the one that the Hub publishes."""

@@ -17,9 +17,16 @@ from typing import Any
 from urllib.parse import quote, urljoin
 
 from gptoss.converter.gguf.vocab import SETTINGS, TEMPLATE, TOKENIZER_LIMIT
-from gptoss.converter.hub.client import REDIRECTS, Client, HubError, PassingError, Patience, origin
+from gptoss.converter.hub.client import (
+    REDIRECTS,
+    Client,
+    HubError,
+    Patience,
+    TransientError,
+    origin,
+)
 from gptoss.converter.hub.range_requests import HubFile, Ranges
-from gptoss.converter.hub.remote_file import ReadAhead, RemoteFile, WrongHash
+from gptoss.converter.hub.remote_file import HashMismatchError, ReadAhead, RemoteFile
 from gptoss.converter.write.tasks import Job
 from gptoss.formats.byte_source import AnyPath, parse_json
 from gptoss.formats.checkpoint import CONFIG, CONFIG_LIMIT, INDEX, INDEX_LIMIT, TOKENIZER
@@ -122,7 +129,7 @@ def _answer(client: Client, url: str, wanted: HubId) -> bytes:
                     if origin(to) != origin(url):
                         raise HubError(f"{wanted}: the Hub sends us to {to[:80]}")
                     url = to
-                    raise PassingError("one redirect leads to another", after=0)
+                    raise TransientError("one redirect leads to another", after=0)
                 if answer.status_code != 200:
                     raise client.refusal(answer, wanted.repository, str(wanted))
                 body = bytearray()
@@ -131,7 +138,7 @@ def _answer(client: Client, url: str, wanted: HubId) -> bytes:
                     if len(body) > LISTING_LIMIT:
                         raise HubError(f"{wanted}: the listing has over {LISTING_LIMIT} bytes")
                 return bytes(body)
-        except PassingError as error:
+        except TransientError as error:
             patience.wait(error)
 
 
@@ -223,4 +230,4 @@ def _check_hash(file: HubFile, data: bytearray) -> None:
         git.update(data)
         found, expected = git.hexdigest(), file.blob
     if found != expected:
-        raise WrongHash(f"{file}: what came has the hash {found}, and {expected} is listed")
+        raise HashMismatchError(f"{file}: what came has the hash {found}, and {expected} is listed")

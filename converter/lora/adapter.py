@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptoss.errors import BadCheckpoint, UnsupportedModel, quoted
+from gptoss.errors import CheckpointError, UnsupportedModelError, quoted
 from gptoss.formats.byte_source import read_json
 from gptoss.formats.checkpoint import FLOATS, Checkpoint
 from gptoss.formats.hparams import HParams
@@ -75,24 +75,24 @@ class Adapter:
 def open_adapter(folder: Path, checkpoint: Checkpoint) -> Adapter:
     """Read an adapter's config and headers, and find what of the checkpoint it changes.
 
-    Raises ``BadCheckpoint`` when it is damaged, does not fit the checkpoint or would not be taken
-    up whole; ``UnsupportedModel`` when it is another kind of adapter.
+    Raises ``CheckpointError`` when it is damaged, does not fit the checkpoint or would not be taken
+    up whole; ``UnsupportedModelError`` when it is another kind of adapter.
     """
     if not (folder / CONFIG).exists():
-        raise BadCheckpoint(
+        raise CheckpointError(
             f"{folder / CONFIG}: missing; the folder of a PEFT adapter has it, beside {WEIGHTS}"
         )
-    config = read_json(folder / CONFIG, BadCheckpoint, limit=CONFIG_LIMIT)
+    config = read_json(folder / CONFIG, CheckpointError, limit=CONFIG_LIMIT)
     _check_kind(config, folder / CONFIG)
     path = folder / WEIGHTS
     if not path.exists():
-        raise BadCheckpoint(f"{path}: missing; an adapter's weights must be in safetensors")
+        raise CheckpointError(f"{path}: missing; an adapter's weights must be in safetensors")
     _check_name(config, checkpoint.hparams, folder / CONFIG)
     pairs, replaced = _sorted(read_header(path), checkpoint.hparams)
     found = _Found(config, path, checkpoint.hparams)
     deltas = dict(found.delta(module, a, b) for module, (a, b) in pairs.items())
     if len(deltas) != len(pairs):
-        raise BadCheckpoint(f"{path}: changes a tensor twice")
+        raise CheckpointError(f"{path}: changes a tensor twice")
     deltas = dict(_with_sides(deltas, config, path))
     _check_complete(config, checkpoint.hparams, path, {*deltas, *replaced})
     return Adapter(folder, deltas, replaced)
@@ -101,26 +101,26 @@ def open_adapter(folder: Path, checkpoint: Checkpoint) -> Adapter:
 def _check_kind(config: Mapping[str, Any], where: Path) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise UnsupportedModel(f"{where}: peft_type is {quoted(kind)}; only 'LORA' is known")
+        raise UnsupportedModelError(f"{where}: peft_type is {quoted(kind)}; only 'LORA' is known")
     for name in _OTHER_KINDS:
         if config.get(name):
-            raise UnsupportedModel(
+            raise UnsupportedModelError(
                 f"{where}: {name} is set, which is more than plain LoRA; merge it with PEFT"
             )
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_CHANGED_BASE):
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"{where}: init_lora_weights is {quoted(start)}: the adapter belongs to a base that "
             "PEFT changed before training; merge it with PEFT"
         )
 
 
 def _check_name(config: Mapping[str, Any], hparams: HParams, where: Path) -> None:
-    """Raise ``BadCheckpoint`` when the adapter names a published model, and the base is another."""
+    """Raise ``CheckpointError`` when the adapter names a published model, and the base is another."""
     name = str(config.get("base_model_name_or_path")).replace("\\", "/").rpartition("/")[2]
     shape = _PUBLISHED.get(name.lower().removesuffix("-bf16"))
     if shape not in (None, (hparams.num_hidden_layers, hparams.num_local_experts)):
-        raise BadCheckpoint(
+        raise CheckpointError(
             f"{where}: the adapter is for {name}; the base has {hparams.num_hidden_layers} layers "
             f"of {hparams.num_local_experts} experts"
         )
@@ -136,7 +136,7 @@ def _sorted(
     for full, info in found.items():
         where = f"{info.path}: tensor {quoted(full)}"
         if info.dtype not in FLOATS:
-            raise BadCheckpoint(f"{where} is {info.dtype}, no float")
+            raise CheckpointError(f"{where} is {info.dtype}, no float")
         name = full.removeprefix(PREFIX)
         part = _PART.fullmatch(name)
         if part:
@@ -144,9 +144,9 @@ def _sorted(
             continue
         name = name.replace(_WRAPPED, "")
         if name not in known:
-            raise BadCheckpoint(f"{where} would be lost: no tensor of gpt-oss takes it up")
+            raise CheckpointError(f"{where} would be lost: no tensor of gpt-oss takes it up")
         elif info.shape != known[name].shape:
-            raise BadCheckpoint(
+            raise CheckpointError(
                 f"{where} has shape {info.shape}, the base's {known[name].shape}: the adapter is "
                 "for another base"
             )
@@ -156,7 +156,7 @@ def _sorted(
     for module, half in halves.items():
         if len(half) != 2:
             (matrix,) = half
-            raise BadCheckpoint(
+            raise CheckpointError(
                 f"{half[matrix].path}: {quoted(module)} has lora_{matrix} without its partner"
             )
         pairs[module] = (half["A"], half["B"])
@@ -185,7 +185,7 @@ class _Found:
         while module.endswith(_WRAPPED):
             module = module.removesuffix(_WRAPPED)
         if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or not a.shape[0]:
-            raise BadCheckpoint(
+            raise CheckpointError(
                 f"{self._path}: lora_A {a.shape} and lora_B {b.shape} of {quoted(module)} make no "
                 "product"
             )
@@ -194,7 +194,7 @@ class _Found:
         name = module + ".weight"
         target = self._parameters.get(name)
         if target is None or len(target.shape) != 2:
-            raise BadCheckpoint(
+            raise CheckpointError(
                 f"{self._path}: the adapter of {quoted(module)} would be lost: no matrix of "
                 "gpt-oss takes it up, or the base has fewer layers than the adapter's"
             )
@@ -208,7 +208,7 @@ class _Found:
             name = f"{module}.{part}"
             target = self._parameters.get(name)
             if target is None:
-                raise BadCheckpoint(
+                raise CheckpointError(
                     f"{self._path}: the adapter of {quoted(module)} would be lost: the base has "
                     "fewer layers than the adapter's"
                 )
@@ -224,8 +224,8 @@ class _Found:
 
     def _other_base(
         self, module: str, a: TensorInfo, b: TensorInfo, target: HfTensor
-    ) -> BadCheckpoint:
-        return BadCheckpoint(
+    ) -> CheckpointError:
+        return CheckpointError(
             f"{self._path}: lora_A {a.shape} and lora_B {b.shape} of {quoted(module)} do not fit "
             f"{target.shape}: the adapter is for another base"
         )
@@ -235,13 +235,13 @@ class _Found:
         alpha = self._config.get("lora_alpha")
         patterns = self._config.get("alpha_pattern") or {}
         if not isinstance(patterns, dict):
-            raise BadCheckpoint(f"{self._path.with_name(CONFIG)}: alpha_pattern is no object")
+            raise CheckpointError(f"{self._path.with_name(CONFIG)}: alpha_pattern is no object")
         for pattern, value in patterns.items():
             if _matches(pattern, key, self._path.with_name(CONFIG)):
                 alpha = value
                 break
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < 1e6:
-            raise BadCheckpoint(
+            raise CheckpointError(
                 f"{self._path.with_name(CONFIG)}: lora_alpha is {quoted(alpha)}, a positive "
                 "number is expected"
             )
@@ -255,7 +255,7 @@ def _matches(pattern: str, key: str, where: Path) -> bool:
     file, and to run it could take for ever.
     """
     if not re.fullmatch(r"[\w.]{1,200}", pattern):
-        raise UnsupportedModel(f"{where}: the pattern {quoted(pattern)} is more than a name")
+        raise UnsupportedModelError(f"{where}: the pattern {quoted(pattern)} is more than a name")
     return key == pattern or key.endswith("." + pattern)
 
 
@@ -276,7 +276,7 @@ def _with_sides(
         elif _version(config) < _SWAPS_BY_SHAPE:
             yield name, delta
         else:
-            raise UnsupportedModel(
+            raise UnsupportedModelError(
                 f"{path}: {name!r} is square, and no other tensor tells which side lora_A belongs "
                 "to; merge it with PEFT"
             )
@@ -291,7 +291,7 @@ def _version(config: Mapping[str, Any]) -> tuple[int, ...]:
 def _check_complete(
     config: Mapping[str, Any], hparams: HParams, path: Path, changed: set[str]
 ) -> None:
-    """Raise ``BadCheckpoint`` when something is unchanged that PEFT would have changed by name.
+    """Raise ``CheckpointError`` when something is unchanged that PEFT would have changed by name.
 
     That shows an adapter of a shallower model: to one of 36 layers it fits in all that it has.
     """
@@ -308,7 +308,7 @@ def _check_complete(
     expected += [(key, key) for key in parameters(hparams) if _targeted(whole, key)]
     for name, key in expected:
         if name not in changed:
-            raise BadCheckpoint(
+            raise CheckpointError(
                 f"{path}: has nothing for {key!r}, which its config targets: the adapter is for "
                 "another base"
             )

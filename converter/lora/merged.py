@@ -20,7 +20,7 @@ import numpy as np
 from gptoss.converter.lora.adapter import Adapter, Delta
 from gptoss.converter.transforms.base import Bytes, Floats
 from gptoss.converter.transforms.floats import STORED, widen
-from gptoss.errors import BadCheckpoint
+from gptoss.errors import CheckpointError
 from gptoss.formats.byte_source import AnyPath, Handle, Source
 from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.safetensors import TensorInfo
@@ -59,7 +59,7 @@ def merged(checkpoint: Checkpoint, adapter: Adapter) -> Merged:
         stored: tuple[TensorInfo, ...] = (found[name],) if name in found else ()
         if named.floats:
             if stored and stored[0].shape != named.floats.shape:
-                raise BadCheckpoint(
+                raise CheckpointError(
                     f"{stored[0].path}: tensor {name!r} stands outputs first; an adapter is for "
                     "one that stands as transformers has it"
                 )
@@ -129,7 +129,7 @@ class _Files:
         with self._lock:
             source = self._sources.get(info.path)
             if source is None:
-                source = self._sources[info.path] = Source(info.path, BadCheckpoint)
+                source = self._sources[info.path] = Source(info.path, CheckpointError)
         out = np.empty(n, np.uint8)
         source.read_into(info.offset + start, out)
         return out

@@ -16,7 +16,7 @@ import numpy as np
 from gptoss.converter.routes import is_square
 from gptoss.converter.transforms.base import Bytes, Floats
 from gptoss.converter.transforms.floats import STORED, widen
-from gptoss.errors import BadCheckpoint
+from gptoss.errors import CheckpointError
 from gptoss.formats.byte_source import Source
 from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.hparams import HParams
@@ -40,23 +40,25 @@ def square(checkpoint: Checkpoint) -> list[NamedTensor]:
 
 
 def check_base(checkpoint: Checkpoint, base: Checkpoint) -> None:
-    """Raise ``BadCheckpoint`` unless ``base`` has MXFP4 experts of the checkpoint's shapes."""
+    """Raise ``CheckpointError`` unless ``base`` has MXFP4 experts of the checkpoint's shapes."""
     for field in fields(HParams):
         ours, its = (getattr(it.hparams, field.name) for it in (checkpoint, base))
         if field.name in _SHAPES and ours != its:
-            raise BadCheckpoint(
+            raise CheckpointError(
                 f"{base.folder}: is no base of {checkpoint.folder}: its {field.name} is {its}, "
                 f"not {ours}"
             )
     for named in tensors(base.hparams):
         if named.kind is Kind.EXPERTS and len(base.stored(named)) != 2:
-            raise BadCheckpoint(f"{base.folder}: holds experts in floats; a base has them in MXFP4")
+            raise CheckpointError(
+                f"{base.folder}: holds experts in floats; a base has them in MXFP4"
+            )
 
 
 def inputs_first(checkpoint: Checkpoint, base: Checkpoint) -> Iterator[tuple[str, bool]]:
     """Whether each square expert tensor has its inputs first, by name.
 
-    Raises ``BadCheckpoint`` when a tensor resembles the base's neither way.
+    Raises ``CheckpointError`` when a tensor resembles the base's neither way.
     """
     for named in square(checkpoint):
         (info,) = checkpoint.stored(named)
@@ -65,7 +67,7 @@ def inputs_first(checkpoint: Checkpoint, base: Checkpoint) -> Iterator[tuple[str
         outputs_first, turned = _base_rows(base.stored(named), n)
         to_outputs, to_inputs = (_squared(stored - it) for it in (outputs_first, turned))
         if min(to_outputs, to_inputs) > _squared(stored) / 2:
-            raise BadCheckpoint(
+            raise CheckpointError(
                 f"{info.path}: tensor {info.name!r} resembles the one in {base.folder} neither as "
                 "it stands nor turned; is that its base?"
             )
@@ -75,7 +77,7 @@ def inputs_first(checkpoint: Checkpoint, base: Checkpoint) -> Iterator[tuple[str
 def _rows(info: TensorInfo, n: int) -> Floats:
     """The first rows of the first expert, as they stand."""
     row = info.nbytes // info.shape[0] // info.shape[1]
-    with Source(info.path, BadCheckpoint) as source:
+    with Source(info.path, CheckpointError) as source:
         raw = np.frombuffer(source.read(info.offset, n * row), STORED[info.dtype])
     return widen(raw, info.dtype).reshape(n, -1)
 
@@ -90,7 +92,7 @@ def _base_rows(infos: tuple[TensorInfo, ...], n: int) -> tuple[Floats, Floats]:
 
 
 def _first_expert(info: TensorInfo) -> Bytes:
-    with Source(info.path, BadCheckpoint) as source:
+    with Source(info.path, CheckpointError) as source:
         raw = np.frombuffer(source.read(info.offset, info.nbytes // info.shape[0]), np.uint8)
     return raw.reshape(info.shape[1:])
 

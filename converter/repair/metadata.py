@@ -22,7 +22,7 @@ from gptoss.converter.gguf import vocab
 from gptoss.converter.gguf.metadata import FILE_TYPES, Entry, model_keys, tokenizer_keys
 from gptoss.converter.gguf.vocab import HARMONY_ROLES, Vocabulary
 from gptoss.converter.transforms.experts import ExpertType
-from gptoss.errors import BadCheckpoint, BadGguf, UnsupportedModel, quoted
+from gptoss.errors import CheckpointError, GgufError, UnsupportedModelError, quoted
 from gptoss.formats.byte_source import read_json
 from gptoss.formats.checkpoint import CONFIG, CONFIG_LIMIT
 from gptoss.formats.gguf import GgufFile, StringArray
@@ -79,9 +79,11 @@ class Base:
 
     @classmethod
     def open(cls, folder: Path) -> Base:
-        """Raises ``BadCheckpoint`` or ``UnsupportedModel``."""
+        """Raises ``CheckpointError`` or ``UnsupportedModelError``."""
         path = folder / CONFIG
-        hparams = HParams.from_config(read_json(path, BadCheckpoint, limit=CONFIG_LIMIT), str(path))
+        hparams = HParams.from_config(
+            read_json(path, CheckpointError, limit=CONFIG_LIMIT), str(path)
+        )
         return cls(hparams, vocab.read(folder, hparams.vocab_size))
 
 
@@ -103,7 +105,7 @@ class Change:
 def plan(file: GgufFile, base: Base | None) -> tuple[HParams, list[Entry], list[Change]]:
     """The mended file's hyperparameters and keys, and what of it is not as it was.
 
-    Raises ``UnsupportedModel`` for another architecture or tokenizer, ``BadGguf`` for what cannot
+    Raises ``UnsupportedModelError`` for another architecture or tokenizer, ``GgufError`` for what cannot
     be mended.
     """
     given = {_renamed(key): value for key, value in file.metadata.items() if key not in _OF_PARTS}
@@ -128,7 +130,7 @@ def plan(file: GgufFile, base: Base | None) -> tuple[HParams, list[Entry], list[
 def _check_architecture(file: GgufFile) -> None:
     found = file.metadata.get(Keys.General.ARCHITECTURE)
     if found not in (ARCHITECTURE, OLLAMA):
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"{file.path}: {Keys.General.ARCHITECTURE} is {quoted(found)}; only {ARCHITECTURE!r}, "
             f"and Ollama's {OLLAMA!r}, can be mended"
         )
@@ -206,7 +208,7 @@ def _from_shapes(file: GgufFile) -> dict[str, int]:
     }
     lacking = [name for name, n in found.items() if n < 1]
     if lacking:
-        raise BadGguf(f"{file.path}: the tensors that would show its {lacking[0]} are missing")
+        raise GgufError(f"{file.path}: the tensors that would show its {lacking[0]} are missing")
     return found
 
 
@@ -219,7 +221,7 @@ def _vocabulary(
     """The vocabulary, and by key the reason for what the file does not give."""
     model = given.get(Keys.Tokenizer.MODEL, "gpt2")
     if model != "gpt2":
-        raise UnsupportedModel(f"{file.path}: {Keys.Tokenizer.MODEL} is {quoted(model)}")
+        raise UnsupportedModelError(f"{file.path}: {Keys.Tokenizer.MODEL} is {quoted(model)}")
     why = dict.fromkeys((Keys.Tokenizer.MODEL, Keys.Tokenizer.PRE), "what gpt-oss was trained with")
     template = gguf_source.template(file)
     if base is not None:
@@ -231,7 +233,9 @@ def _vocabulary(
         return words, why | {entry.key: "as the base has it" for entry in tokenizer_keys(words)}
     tokens = list(_texts(file, given, Keys.Tokenizer.LIST))
     if not tokens or not CONTROL - {"<|endofprompt|>"} <= set(tokens):
-        raise UnsupportedModel(f"{file.path}: {Keys.Tokenizer.LIST} lacks harmony's control tokens")
+        raise UnsupportedModelError(
+            f"{file.path}: {Keys.Tokenizer.LIST} lacks harmony's control tokens"
+        )
     tokens += [f"[PAD{i}]" for i in range(len(tokens), size)]
     types = _types(file, given, tokens)
     merges = list(_texts(file, given, Keys.Tokenizer.MERGES))
@@ -255,7 +259,7 @@ def _vocabulary(
 def _texts(file: GgufFile, given: Mapping[str, Any], key: str) -> StringArray:
     found = given.get(key)
     if not isinstance(found, StringArray):
-        raise BadGguf(f"{file.path}: has no array of texts {key}; give the checkpoint as --base")
+        raise GgufError(f"{file.path}: has no array of texts {key}; give the checkpoint as --base")
     return found
 
 
@@ -264,7 +268,7 @@ def _types(file: GgufFile, given: Mapping[str, Any], tokens: Sequence[str]) -> l
     found = given.get(Keys.Tokenizer.TOKEN_TYPE)
     types = list(found) if isinstance(found, tuple) and _KINDS.issuperset(found) else []
     if len(types) > len(tokens):
-        raise BadGguf(f"{file.path}: {len(types)} types for {len(tokens)} tokens")
+        raise GgufError(f"{file.path}: {len(types)} types for {len(tokens)} tokens")
     types += [int(TokenType.NORMAL)] * (len(tokens) - len(types))
     for i, token in enumerate(tokens):
         if token in CONTROL or _RESERVED.fullmatch(token):

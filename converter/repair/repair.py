@@ -99,8 +99,8 @@ def mend(
     beside it, with the changes. An interrupted run is gone on with by the next for the same
     ``out``; ``say`` is told so.
 
-    Raises ``BadRequest``, which is a ValueError, for a size that cannot be, ``BadGguf`` or
-    ``UnsupportedModel`` for what cannot be mended, ``BadCheckpoint`` for what is wrong with the
+    Raises ``OptionError``, which is a ValueError, for a size that cannot be, ``GgufError`` or
+    ``UnsupportedModelError`` for what cannot be mended, ``CheckpointError`` for what is wrong with the
     base, ``OutputError`` when the result cannot be written.
     """
     began = perf_counter()

@@ -22,7 +22,7 @@ from gptoss.converter.export.gguf_source import place
 from gptoss.converter.plan import TensorPlan
 from gptoss.converter.transforms.base import COPY, Bytes, Transform
 from gptoss.converter.transforms.to_checkpoint import floats
-from gptoss.errors import BadGguf, UnsupportedModel, quoted
+from gptoss.errors import GgufError, UnsupportedModelError, quoted
 from gptoss.formats.gguf import GgufFile, GgufTensor
 from gptoss.formats.hparams import HParams
 from gptoss.formats.tensor_map import Kind, NamedTensor, Rows, tensors
@@ -65,7 +65,7 @@ class Found:
 def plan(file: GgufFile, hparams: HParams) -> tuple[list[TensorPlan], list[str]]:
     """Every tensor of the mended file, and sentences about what is not as it was.
 
-    Raises ``BadGguf`` when a tensor is missing, unknown or has another shape than the
+    Raises ``GgufError`` when a tensor is missing, unknown or has another shape than the
     hyperparameters ask for.
     """
     shapes = {named.gguf: named.shape for named in tensors(hparams)}
@@ -80,7 +80,7 @@ def plan(file: GgufFile, hparams: HParams) -> tuple[list[TensorPlan], list[str]]
     unknown = file.tensors.keys() - used
     if unknown:
         name = min(unknown)
-        raise BadGguf(
+        raise GgufError(
             f"{file.tensors[name].path}: unknown tensor {quoted(name)}; gpt-oss has none such"
         )
     return planned, [f"{n} tensors: {what}" for what, n in changes.items()]
@@ -96,7 +96,7 @@ def _find(file: GgufFile, named: NamedTensor, shapes: Shapes) -> Found:
         found = _in_block(file, f"blk.{layer}.", tail, named, shapes)
         if found is not None:
             return found
-    raise BadGguf(f"{file.path}: has no tensor {named.gguf}, under any name that is known")
+    raise GgufError(f"{file.path}: has no tensor {named.gguf}, under any name that is known")
 
 
 def _in_block(
@@ -132,7 +132,7 @@ def _part(tensor: GgufTensor, name: str, names: Sequence[str], shapes: Shapes) -
 
 def _shaped(tensor: GgufTensor, shape: tuple[int, ...]) -> GgufTensor:
     if tensor.shape != shape[::-1]:
-        raise BadGguf(
+        raise GgufError(
             f"{tensor.path}: tensor {quoted(tensor.name)} has shape {tensor.shape}, "
             f"{shape[::-1]} is expected"
         )
@@ -149,7 +149,7 @@ def _type_and_transform(
     row_bytes = row_values // n_values * n_bytes
     if named.kind is Kind.EXACT:
         if kind not in (F32, F16, BF16):
-            raise UnsupportedModel(
+            raise UnsupportedModelError(
                 f"{found.tensor.path}: tensor {found.tensor.name} is {kind.name}; norms, biases, "
                 "sinks and router are expected in floats"
             )

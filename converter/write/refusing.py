@@ -11,18 +11,18 @@ from gguf.constants import GGMLQuantizationType
 from gptoss.converter.plan import TensorPlan
 from gptoss.converter.transforms.base import NonFiniteError, OutOfRangeError
 from gptoss.converter.transforms.floats import STORED
-from gptoss.errors import BadCheckpoint
+from gptoss.errors import CheckpointError
 
 
 @contextmanager
 def refusing(tensor: TensorPlan, first: int) -> Iterator[None]:
-    """Turn a transform's errors, met from unit ``first`` on, into ``BadCheckpoint``."""
+    """Turn a transform's errors, met from unit ``first`` on, into ``CheckpointError``."""
     source = tensor.sources[0]
     where = f"{source.path}: tensor {source.name!r}"
     try:
         yield
     except OutOfRangeError as error:
-        raise BadCheckpoint(
+        raise CheckpointError(
             f"{where} holds {error.value:g}, beyond the range of {tensor.type.name}; choose "
             "another type"
         ) from error
@@ -32,4 +32,4 @@ def refusing(tensor: TensorPlan, first: int) -> Iterator[None]:
         advice = "repair it, or go on with --allow-nonfinite"
         if tensor.type is GGMLQuantizationType.MXFP4:
             advice = "MXFP4 has no such value; repair it"
-        raise BadCheckpoint(f"{where} holds {error.value} at [{place}]: {advice}") from error
+        raise CheckpointError(f"{where} holds {error.value} at [{place}]: {advice}") from error

@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from gptoss.errors import BadFile, OutputError
+from gptoss.errors import InvalidFileError, OutputError
 
 if sys.platform == "win32":
     import msvcrt
@@ -36,7 +36,7 @@ else:
 FORMAT = 1
 NAME_LIMIT = 255
 """Bytes of a file's name, on about every file system."""
-FINAL = (OutputError, BadFile)
+FINAL = (OutputError, InvalidFileError)
 """Errors after which nothing is left to go on from; other ones, and interrupts, may pass."""
 _SHOWN = 40
 """Bytes of the result's name that the folder's has, at most."""

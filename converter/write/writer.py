@@ -29,7 +29,7 @@ from gptoss.converter.transforms.base import Bytes
 from gptoss.converter.write.refusing import refusing
 from gptoss.converter.write.staging import NAME_LIMIT, Done, Staging, reported
 from gptoss.converter.write.tasks import Job, Target, written
-from gptoss.errors import BadCheckpoint, OutputError
+from gptoss.errors import CheckpointError, OutputError
 from gptoss.formats.byte_source import AnyPath, Source
 
 MAX_WORKERS = 8
@@ -74,7 +74,7 @@ def write(
 
     ``work`` are the parts' jobs, gone on with from where each stands. With a ``feed``, sources are
     read in the order of their files. Raises ``OutputError`` when the files cannot be written,
-    ``BadCheckpoint`` when a source cannot be read.
+    ``CheckpointError`` when a source cannot be read.
     """
     total = sum(part.nbytes for part in parts)
     padding = total - sum(job.units * job.writes for job in work)
@@ -150,7 +150,7 @@ class _Run:
                 left.sort(key=lambda job: (str(job.sources[0].path), job.sources[0].offset))
                 workers = 1
                 stack.enter_context(self._feed.reading(left, self._staging.path(FEED_NOTES)))
-            sources = {p: stack.enter_context(Source(p, BadCheckpoint)) for p in paths}
+            sources = {p: stack.enter_context(Source(p, CheckpointError)) for p in paths}
             pool = ThreadPoolExecutor(workers + 1, thread_name_prefix="convert")
             notes = pool.submit(self._keep_notes)
             todo = [pool.submit(Worker(job, sources, self._stop).run) for job in left]

@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss.errors import BadFile, GptossError, quoted
+from gptoss.errors import GptossError, InvalidFileError, quoted
 
 Buffer = bytearray | memoryview | NDArray[Any]
 """A writable, C-contiguous buffer."""
@@ -48,12 +48,12 @@ class AnyPath(Protocol):
 class Source:
     """A file open for reading, shared by any number of threads.
 
-    ``error`` is the class raised when the file cannot be opened or read: ``BadCheckpoint`` for
-    parts of a checkpoint, ``BadGguf`` for a GGUF file. A pipe, a socket or a device is refused
+    ``error`` is the class raised when the file cannot be opened or read: ``CheckpointError`` for
+    parts of a checkpoint, ``GgufError`` for a GGUF file. A pipe, a socket or a device is refused
     unopened: the first would wait for a writer, perhaps for ever, and none has a size to believe.
     """
 
-    def __init__(self, path: AnyPath, error: type[BadFile] = BadFile) -> None:
+    def __init__(self, path: AnyPath, error: type[InvalidFileError] = InvalidFileError) -> None:
         self.path = path
         self._error = error
         self._local = threading.local()
@@ -132,7 +132,7 @@ class Source:
         return handle
 
 
-def read_json(path: Path, error: type[BadFile], *, limit: int) -> dict[str, Any]:
+def read_json(path: Path, error: type[InvalidFileError], *, limit: int) -> dict[str, Any]:
     """The JSON object in a file of at most ``limit`` bytes.
 
     Raises ``error`` when the file is missing, larger, no UTF-8, no JSON, or no object.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptoss.errors import BadCheckpoint, quoted
+from gptoss.errors import CheckpointError, quoted
 from gptoss.formats import openai_layout
 from gptoss.formats.byte_source import AnyPath, read_json
 from gptoss.formats.hparams import HParams
@@ -63,12 +63,12 @@ class Checkpoint:
         ``tokenizer`` where tokenizer.json is when it is neither there nor above ``original/``.
         ``defaults`` stand in for what the config does not say.
 
-        Raises ``UnsupportedModel`` when it is no gpt-oss model, ``BadCheckpoint`` when something
+        Raises ``UnsupportedModelError`` when it is no gpt-oss model, ``CheckpointError`` when something
         is missing or contradicts itself.
         """
         if not folder.is_dir():
             found = "is no folder" if folder.exists() else "does not exist"
-            raise BadCheckpoint(
+            raise CheckpointError(
                 f"{folder}: {found}; the folder of a checkpoint is expected "
                 f"({CONFIG}, tokenizer.json, *.safetensors)"
             )
@@ -92,14 +92,14 @@ class Checkpoint:
         return os.fsencode(name).decode("utf-8", "replace")
 
     def check_tensors(self) -> None:
-        """Raise ``BadCheckpoint`` unless exactly the tensors that the config asks for are here."""
+        """Raise ``CheckpointError`` unless exactly the tensors that the config asks for are here."""
         known = set(hf_tensors(self.hparams))
         for named in tensors(self.hparams):
             self.stored(named)
             known |= {named.floats.name} if named.floats else set()
         for name, info in self.tensors.items():
             if name not in known:
-                raise BadCheckpoint(
+                raise CheckpointError(
                     f"{info.path}: unknown tensor {quoted(name)}; a gpt-oss model of "
                     f"{self.hparams.num_hidden_layers} layers has none of that name"
                 )
@@ -108,7 +108,7 @@ class Checkpoint:
         """The tensors that hold a tensor's values: one, or of experts in MXFP4 blocks and scales.
 
         Floats are BF16, F16 or F32; experts in floats have inputs before outputs or, which is seen
-        where the two differ in number, the other way round. Raises ``BadCheckpoint`` when a tensor
+        where the two differ in number, the other way round. Raises ``CheckpointError`` when a tensor
         is missing or of a wrong dtype or shape.
         """
         floats = named.floats
@@ -116,7 +116,7 @@ class Checkpoint:
             return tuple(self._found(source, {source.shape}) for source in named.sources)
         both = [source.name for source in named.sources if source.name in self.tensors]
         if both:
-            raise BadCheckpoint(
+            raise CheckpointError(
                 f"{self.folder}: holds both {floats.name!r} and {both[0]!r}; which is meant?"
             )
         experts, inputs, outputs = floats.shape
@@ -125,32 +125,32 @@ class Checkpoint:
     def _found(self, expected: HfTensor, shapes: Container[tuple[int, ...]]) -> TensorInfo:
         found = self.tensors.get(expected.name)
         if found is None:
-            raise BadCheckpoint(_missing(self, expected.name))
+            raise CheckpointError(_missing(self, expected.name))
         where = f"{found.path}: tensor {quoted(found.name)}"
         if found.dtype not in (FLOATS if expected.dtype in FLOATS else (expected.dtype,)):
-            raise BadCheckpoint(f"{where} is {found.dtype}, {expected.dtype} is expected")
+            raise CheckpointError(f"{where} is {found.dtype}, {expected.dtype} is expected")
         if found.shape not in shapes:
-            raise BadCheckpoint(
+            raise CheckpointError(
                 f"{where} has shape {found.shape}; by config.json it must be {expected.shape}"
             )
         return found
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What a folder's config.json holds. Raises ``BadCheckpoint``."""
+    """What a folder's config.json holds. Raises ``CheckpointError``."""
     path = folder / CONFIG
     if not path.exists():
-        raise BadCheckpoint(
+        raise CheckpointError(
             f"{folder}: holds no {CONFIG}; name the folder of a checkpoint; a GGUF is named itself"
         )
-    return read_json(path, BadCheckpoint, limit=CONFIG_LIMIT)
+    return read_json(path, CheckpointError, limit=CONFIG_LIMIT)
 
 
 def _tensors(folder: Path, weights: Weights | None) -> dict[str, TensorInfo]:
     weights = weights or folder.joinpath
     single, index = weights(SINGLE), folder / INDEX
     if single.is_file() and index.exists():
-        raise BadCheckpoint(
+        raise CheckpointError(
             f"{folder}: holds both {SINGLE} and {INDEX}; remove the one that is not meant"
         )
     if index.exists():
@@ -159,7 +159,7 @@ def _tensors(folder: Path, weights: Weights | None) -> dict[str, TensorInfo]:
         return read_header(single)
     tensors = _unindexed(folder)
     if not openai_layout.is_layout(tensors):
-        raise BadCheckpoint(f"{folder}: holds neither {SINGLE} nor {INDEX}; download the weights")
+        raise CheckpointError(f"{folder}: holds neither {SINGLE} nor {INDEX}; download the weights")
     return tensors
 
 
@@ -169,7 +169,7 @@ def _unindexed(folder: Path) -> dict[str, TensorInfo]:
     for shard in sorted(folder.glob("*.safetensors"))[:SHARD_LIMIT]:
         for name, info in read_header(shard).items():
             if name in tensors:
-                raise BadCheckpoint(
+                raise CheckpointError(
                     f"{shard}: tensor {quoted(name)} is in {tensors[name].path.name} too"
                 )
             tensors[name] = info
@@ -183,27 +183,29 @@ def _tokenizer_of_original(folder: Path) -> Path:
 
 
 def _sharded(index: Path, weights: Weights) -> dict[str, TensorInfo]:
-    weight_map = read_json(index, BadCheckpoint, limit=INDEX_LIMIT).get("weight_map")
+    weight_map = read_json(index, CheckpointError, limit=INDEX_LIMIT).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise BadCheckpoint(f"{index}: weight_map is missing or empty")
+        raise CheckpointError(f"{index}: weight_map is missing or empty")
     for name, shard in weight_map.items():
         _check_shard_name(index, name, shard)
     shards = sorted(set(weight_map.values()))
     if len(shards) > SHARD_LIMIT:
-        raise BadCheckpoint(f"{index}: {len(shards)} shards; at most {SHARD_LIMIT} are believed")
+        raise CheckpointError(f"{index}: {len(shards)} shards; at most {SHARD_LIMIT} are believed")
     tensors: dict[str, TensorInfo] = {}
     for shard in shards:
         path = weights(shard)
         if not path.is_file():
-            raise BadCheckpoint(f"{path}: missing shard, named in {INDEX}; download it")
+            raise CheckpointError(f"{path}: missing shard, named in {INDEX}; download it")
         for name, info in read_header(path).items():
             if weight_map.get(name) != shard:
                 said = f"puts it in {weight_map[name]}" if name in weight_map else "omits it"
-                raise BadCheckpoint(f"{path}: holds tensor {quoted(name)}, but {INDEX} {said}")
+                raise CheckpointError(f"{path}: holds tensor {quoted(name)}, but {INDEX} {said}")
             tensors[name] = info
     for name, shard in weight_map.items():
         if name not in tensors:
-            raise BadCheckpoint(f"{weights(shard)}: tensor {quoted(name)} is missing, says {INDEX}")
+            raise CheckpointError(
+                f"{weights(shard)}: tensor {quoted(name)} is missing, says {INDEX}"
+            )
     return tensors
 
 
@@ -211,7 +213,7 @@ def _check_shard_name(index: Path, name: str, shard: Any) -> None:
     """A shard is a plain file name: an index must not make anyone read outside its folder."""
     plain = isinstance(shard, str) and shard.endswith(".safetensors")
     if not plain or any(sign in shard for sign in "/\\:\0"):
-        raise BadCheckpoint(
+        raise CheckpointError(
             f"{index}: tensor {quoted(name)} is in {quoted(shard)}, which names no shard"
         )
 

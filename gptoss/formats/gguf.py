@@ -30,7 +30,7 @@ from gguf.constants import (
     Keys,
 )
 
-from gptoss.errors import BadGguf, quoted
+from gptoss.errors import GgufError, quoted
 from gptoss.formats.byte_source import Source
 
 MAGIC = b"GGUF"
@@ -71,7 +71,7 @@ _SCALARS: dict[GGUFValueType, np.dtype[Any]] = {
 class StringArray(Sequence[str]):
     """An array of strings, decoded as a whole the first time one is asked for.
 
-    The length is known at once. Raises ``BadGguf`` at that first look when a string is no UTF-8.
+    The length is known at once. Raises ``GgufError`` at that first look when a string is no UTF-8.
     """
 
     def __init__(self, raw: bytes, count: int, where: str) -> None:
@@ -105,7 +105,7 @@ class StringArray(Sequence[str]):
                     at = start + unpack(raw, at)[0]
                     strings.append(raw[start:at].decode())
             except UnicodeDecodeError as reason:
-                raise BadGguf(f"{self._where}[{len(strings)}]: no UTF-8") from reason
+                raise GgufError(f"{self._where}[{len(strings)}]: no UTF-8") from reason
             self._strings, self._raw = strings, b""
         return self._strings
 
@@ -150,7 +150,7 @@ class GgufFile:
         """Read and check a file's header, and those of the files it is split over.
 
         With ``ollama`` a tensor may have Ollama's number of MXFP4: its ``hf_codes`` is then true,
-        and the caller must heed it. Raises ``BadGguf``, also when a part is missing or is not what
+        and the caller must heed it. Raises ``GgufError``, also when a part is missing or is not what
         the first says.
         """
         first = _open_alone(path, ollama)
@@ -169,7 +169,7 @@ def part_name(stem: str, part: int, n_parts: int) -> str:
 
 
 def _open_alone(path: Path, ollama: bool = False) -> GgufFile:
-    with Source(path, BadGguf) as source:
+    with Source(path, GgufError) as source:
         return _read(path, source, ollama)
 
 
@@ -177,19 +177,19 @@ def _joined(first: GgufFile, n_parts: Any) -> GgufFile:
     """The first file of several together with the tensors of the others."""
     where = str(first.path)
     if type(n_parts) is not int or not 0 < n_parts <= MAX_PARTS:
-        raise BadGguf(f"{where}: {Keys.Split.LLM_KV_SPLIT_COUNT} is {quoted(n_parts)}")
+        raise GgufError(f"{where}: {Keys.Split.LLM_KV_SPLIT_COUNT} is {quoted(n_parts)}")
     number = first.metadata.get(Keys.Split.LLM_KV_SPLIT_NO)
     name = _PART_NAME.fullmatch(first.path.name)
     if number != 0 or name is None or first.path.name != part_name(name["stem"], 0, n_parts):
         wanted = part_name(name["stem"] if name else "MODEL", 0, n_parts)
-        raise BadGguf(
+        raise GgufError(
             f"{where}: is a part of a model in {n_parts} files; name the first, called {wanted}"
         )
     tensors = dict(first.tensors)
     for i in range(1, n_parts):
         path = first.path.with_name(part_name(name["stem"], i, n_parts))
         if not path.exists():
-            raise BadGguf(
+            raise GgufError(
                 f"{path}: part {i + 1} of {n_parts} is missing; put it beside {first.path.name}"
             )
         part = _open_alone(path)
@@ -198,14 +198,16 @@ def _joined(first: GgufFile, n_parts: Any) -> GgufFile:
             for key in (Keys.Split.LLM_KV_SPLIT_NO, Keys.Split.LLM_KV_SPLIT_COUNT)
         )
         if found != (i, n_parts):
-            raise BadGguf(f"{part.path}: says {found}, not that it is part {i} of {n_parts}")
+            raise GgufError(f"{part.path}: says {found}, not that it is part {i} of {n_parts}")
         twice = tensors.keys() & part.tensors.keys()
         if twice:
-            raise BadGguf(f"{part.path}: tensor {min(twice)!r} is in another part too")
+            raise GgufError(f"{part.path}: tensor {min(twice)!r} is in another part too")
         tensors |= part.tensors
     total = first.metadata.get(Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT, len(tensors))
     if total != len(tensors):
-        raise BadGguf(f"{where}: says {total} tensors, but its {n_parts} files hold {len(tensors)}")
+        raise GgufError(
+            f"{where}: says {total} tensors, but its {n_parts} files hold {len(tensors)}"
+        )
     return replace(first, tensors=tensors)
 
 
@@ -224,9 +226,9 @@ class _Cursor:
         if end <= len(self.raw):
             return
         if end > self.source.size:
-            raise BadGguf(f"{self.where}: ends within {what}; the file is cut short or damaged")
+            raise GgufError(f"{self.where}: ends within {what}; the file is cut short or damaged")
         if end > HEADER_LIMIT:
-            raise BadGguf(
+            raise GgufError(
                 f"{self.where}: {what} goes past {HEADER_LIMIT} bytes of header, more than any "
                 "model has"
             )
@@ -254,19 +256,19 @@ class _Cursor:
     def string(self, what: str, limit: int = HEADER_LIMIT) -> str:
         size = self.u64(what)
         if size > limit:
-            raise BadGguf(
+            raise GgufError(
                 f"{self.where}: {what} claims {size} bytes, more than the {limit} believed"
             )
         try:
             return self.take(size, what).decode()
         except UnicodeDecodeError as reason:
-            raise BadGguf(f"{self.where}: {what} is no UTF-8") from reason
+            raise GgufError(f"{self.where}: {what} is no UTF-8") from reason
 
     def count(self, least: int, limit: int, what: str) -> int:
         """A number of things of at least ``least`` bytes each, all of which must fit the file."""
         count = self.u64(what)
         if count > limit or count * least > self.source.size - self.at:
-            raise BadGguf(
+            raise GgufError(
                 f"{self.where}: claims {count} {what}, more than it can hold; "
                 "the file is cut short or damaged"
             )
@@ -294,7 +296,7 @@ def _read(path: Path, source: Source, ollama: bool) -> GgufFile:
     for i in range(n_keys):
         key = cursor.string(f"metadata key {i}", MAX_KEY_BYTES)
         if key in metadata:
-            raise BadGguf(f"{cursor.where}: the key {quoted(key)} stands twice")
+            raise GgufError(f"{cursor.where}: the key {quoted(key)} stands twice")
         what = _named(key)
         types[key], metadata[key] = _value(cursor, what, _value_type(cursor, what))
     infos = [_tensor_info(cursor, i, ollama) for i in range(n_tensors)]
@@ -306,19 +308,19 @@ def _check_version(cursor: _Cursor) -> int:
     size = cursor.source.size
     magic = cursor.take(min(4, size), "the magic")
     if magic != MAGIC[:size]:
-        raise BadGguf(
+        raise GgufError(
             f"{cursor.where}: no GGUF file: it begins with {magic!r}, not with {MAGIC!r}; "
             "name another file"
         )
     if size < 24:
         found = f"it has {size} bytes; it was cut short" if size else "it is empty"
-        raise BadGguf(f"{cursor.where}: no GGUF file: {found}; download or convert it again")
+        raise GgufError(f"{cursor.where}: no GGUF file: {found}; download or convert it again")
     version = cursor.u32("the version")
     if version in VERSIONS:
         return version
     if int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS:
-        raise BadGguf(f"{cursor.where}: a big-endian GGUF; only little-endian ones can be read")
-    raise BadGguf(f"{cursor.where}: GGUF version {version}; versions 2 and 3 can be read")
+        raise GgufError(f"{cursor.where}: a big-endian GGUF; only little-endian ones can be read")
+    raise GgufError(f"{cursor.where}: GGUF version {version}; versions 2 and 3 can be read")
 
 
 def _named(key: str) -> str:
@@ -331,7 +333,7 @@ def _value_type(cursor: _Cursor, key: str) -> GGUFValueType:
     try:
         return GGUFValueType(number)
     except ValueError:
-        raise BadGguf(f"{cursor.where}: {key} has unknown value type {number}") from None
+        raise GgufError(f"{cursor.where}: {key} has unknown value type {number}") from None
 
 
 def _value(cursor: _Cursor, key: str, kind: GGUFValueType) -> tuple[GGUFValueType, Any]:
@@ -342,7 +344,7 @@ def _value(cursor: _Cursor, key: str, kind: GGUFValueType) -> tuple[GGUFValueTyp
         return kind, _scalars(cursor, key, kind, 1)[0]
     kind = _value_type(cursor, key)
     if kind is GGUFValueType.ARRAY:
-        raise BadGguf(f"{cursor.where}: {key} is an array of arrays, which ggml does not know")
+        raise GgufError(f"{cursor.where}: {key} is an array of arrays, which ggml does not know")
     if kind is not GGUFValueType.STRING:
         count = cursor.count(_SCALARS[kind].itemsize, MAX_ELEMENTS, f"elements of {key}")
         return kind, _scalars(cursor, key, kind, count)
@@ -355,7 +357,7 @@ def _value(cursor: _Cursor, key: str, kind: GGUFValueType) -> tuple[GGUFValueTyp
 def _scalars(cursor: _Cursor, key: str, kind: GGUFValueType, count: int) -> tuple[Any, ...]:
     raw = cursor.take(count * _SCALARS[kind].itemsize, key)
     if kind is GGUFValueType.BOOL and raw.strip(b"\0\1"):
-        raise BadGguf(f"{cursor.where}: {key} is neither true nor false")
+        raise GgufError(f"{cursor.where}: {key} is neither true nor false")
     return tuple(np.frombuffer(raw, _SCALARS[kind]).tolist())
 
 
@@ -365,7 +367,7 @@ def _tensor_info(cursor: _Cursor, i: int, ollama: bool) -> GgufTensor:
     what = f"tensor {quoted(name)}"
     n_dims = cursor.u32(what)
     if not 1 <= n_dims <= MAX_DIMENSIONS:
-        raise BadGguf(f"{cursor.where}: {what} has {n_dims} dimensions")
+        raise GgufError(f"{cursor.where}: {what} has {n_dims} dimensions")
     shape = tuple(cursor.u64(what) for _ in range(n_dims))
     number, offset = cursor.u32(what), cursor.u64(what)
     hf_codes = ollama and number == OLLAMA_MXFP4
@@ -373,10 +375,10 @@ def _tensor_info(cursor: _Cursor, i: int, ollama: bool) -> GgufTensor:
         kind = GGMLQuantizationType.MXFP4 if hf_codes else GGMLQuantizationType(number)
         block, block_bytes = GGML_QUANT_SIZES[kind]
     except (ValueError, KeyError):
-        raise BadGguf(_unknown_type(cursor, what, number)) from None
+        raise GgufError(_unknown_type(cursor, what, number)) from None
     elements = math.prod(shape)
     if not 0 < elements <= MAX_VALUES or shape[0] % block:
-        raise BadGguf(f"{cursor.where}: {what} has impossible shape {shape} for {kind.name}")
+        raise GgufError(f"{cursor.where}: {what} has impossible shape {shape} for {kind.name}")
     nbytes = elements // block * block_bytes
     return GgufTensor(name, kind, shape, cursor.path, offset, nbytes, hf_codes)
 
@@ -391,7 +393,9 @@ def _unknown_type(cursor: _Cursor, what: str, number: int) -> str:
 def _alignment(cursor: _Cursor, metadata: Mapping[str, Any]) -> int:
     alignment = metadata.get("general.alignment", GGUF_DEFAULT_ALIGNMENT)
     if type(alignment) is not int or not 0 < alignment <= 2**20 or alignment & (alignment - 1):
-        raise BadGguf(f"{cursor.where}: general.alignment is {quoted(alignment)}, no power of two")
+        raise GgufError(
+            f"{cursor.where}: general.alignment is {quoted(alignment)}, no power of two"
+        )
     return alignment
 
 
@@ -403,18 +407,18 @@ def _placed(cursor: _Cursor, infos: list[GgufTensor], alignment: int) -> dict[st
         what = f"{cursor.where}: tensor {quoted(info.name)}"
         end = start + info.offset + info.nbytes
         if end > cursor.source.size:
-            raise BadGguf(
+            raise GgufError(
                 f"{what} would end at byte {end} of {cursor.source.size}; "
                 "the file is cut short or damaged"
             )
         if info.offset % alignment:
-            raise BadGguf(f"{what} is not aligned to {alignment} bytes")
+            raise GgufError(f"{what} is not aligned to {alignment} bytes")
         if info.name in tensors:
-            raise BadGguf(f"{what} stands twice")
+            raise GgufError(f"{what} stands twice")
         tensors[info.name] = replace(info, offset=start + info.offset)
     at, before = start, "the header"
     for tensor in sorted(tensors.values(), key=lambda tensor: tensor.offset):
         if tensor.offset < at:
-            raise BadGguf(f"{cursor.where}: tensor {quoted(tensor.name)} overlaps {before}")
+            raise GgufError(f"{cursor.where}: tensor {quoted(tensor.name)} overlaps {before}")
         at, before = tensor.offset + tensor.nbytes, quoted(tensor.name)
     return tensors

@@ -12,7 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from gptoss.errors import BadCheckpoint, BadFile, BadGguf, UnsupportedModel, quoted
+from gptoss.errors import (
+    CheckpointError,
+    GgufError,
+    InvalidFileError,
+    UnsupportedModelError,
+    quoted,
+)
 
 ARCHITECTURE = "gpt-oss"
 """``general.architecture`` of a GGUF file."""
@@ -99,17 +105,17 @@ class HParams:
     def from_config(cls, config: Mapping[str, Any], where: str = "config.json") -> HParams:
         """From a Hugging Face ``config.json``, with either spelling of the RoPE settings.
 
-        Raises ``UnsupportedModel`` for another architecture or what llama.cpp cannot express,
-        ``BadCheckpoint`` for a missing key or a value that cannot be.
+        Raises ``UnsupportedModelError`` for another architecture or what llama.cpp cannot express,
+        ``CheckpointError`` for a missing key or a value that cannot be.
         """
         _check_architecture(config, where)
         _check_hard_coded(config, where)
         values = {**config, **_rope(config, where)}
         found = {
-            name: _number(name, values.get(name), where, BadCheckpoint, _ROPE_LABELS.get(name))
+            name: _number(name, values.get(name), where, CheckpointError, _ROPE_LABELS.get(name))
             for name in _NAMES
         }
-        return cls._checked(found, where, BadCheckpoint)
+        return cls._checked(found, where, CheckpointError)
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], where: str = "GGUF metadata") -> HParams:
@@ -117,35 +123,35 @@ class HParams:
 
         Floats are as float32 holds them: an epsilon of 1e-5 comes back as 9.99999974e-06.
 
-        Raises ``UnsupportedModel`` for another architecture, ``BadGguf`` otherwise. The RoPE keys
+        Raises ``UnsupportedModelError`` for another architecture, ``GgufError`` otherwise. The RoPE keys
         are required although llama.cpp has defaults for them: with those, gpt-oss runs wrong.
         """
         architecture = metadata.get("general.architecture")
         if architecture != ARCHITECTURE:
-            raise UnsupportedModel(
+            raise UnsupportedModelError(
                 f"{where}: general.architecture is {quoted(architecture)}, a {ARCHITECTURE} "
                 "model is expected"
             )
         scaling = metadata.get("gpt-oss.rope.scaling.type")
         if scaling != "yarn":
-            raise BadGguf(
+            raise GgufError(
                 f"{where}: gpt-oss.rope.scaling.type is {quoted(scaling)}, 'yarn' is expected; "
                 "without it the model runs wrong; convert its checkpoint again"
             )
         found: dict[str, Any] = {}
         for name, key in GGUF_KEYS.items():
             value = metadata.get(key, GGUF_DEFAULTS.get(name))
-            found[name] = _number(name, value, where, BadGguf, key)
+            found[name] = _number(name, value, where, GgufError, key)
         tokens = metadata.get("tokenizer.ggml.tokens", ())
         if not hasattr(tokens, "__len__") or isinstance(tokens, str):
-            raise BadGguf(f"{where}: tokenizer.ggml.tokens is no array")
+            raise GgufError(f"{where}: tokenizer.ggml.tokens is no array")
         found["vocab_size"] = _number(
-            "vocab_size", len(tokens), where, BadGguf, "the number of tokenizer.ggml.tokens"
+            "vocab_size", len(tokens), where, GgufError, "the number of tokenizer.ggml.tokens"
         )
-        return cls._checked(found, where, BadGguf)
+        return cls._checked(found, where, GgufError)
 
     @classmethod
-    def _checked(cls, found: dict[str, Any], where: str, error: type[BadFile]) -> HParams:
+    def _checked(cls, found: dict[str, Any], where: str, error: type[InvalidFileError]) -> HParams:
         """Build it, and check what holds between fields."""
         it = cls(**found)
         for name in ("hidden_size", "intermediate_size"):
@@ -177,23 +183,25 @@ _NAMES = tuple(field.name for field in fields(HParams))
 def _check_architecture(config: Mapping[str, Any], where: str) -> None:
     model_type, architectures = config.get("model_type"), config.get("architectures")
     if model_type != "gpt_oss":
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"{where}: model_type is {quoted(model_type)}, 'gpt_oss' is expected"
         )
     if architectures is not None and architectures != ["GptOssForCausalLM"]:
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"{where}: architectures is {quoted(architectures)}, ['GptOssForCausalLM'] is expected"
         )
     quantization = config.get("quantization_config")
     method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
     if method not in (None, "mxfp4"):
-        raise UnsupportedModel(f"{where}: quantization {quoted(method)}; only 'mxfp4' is known")
+        raise UnsupportedModelError(
+            f"{where}: quantization {quoted(method)}; only 'mxfp4' is known"
+        )
 
 
 def _check_hard_coded(config: Mapping[str, Any], where: str) -> None:
     for name, value in HARD_CODED.items():
         if config.get(name, value) != value:
-            raise UnsupportedModel(
+            raise UnsupportedModelError(
                 f"{where}: {name} is {quoted(config[name])}; llama.cpp computes gpt-oss with "
                 f"{value!r} and a GGUF cannot say otherwise"
             )
@@ -203,11 +211,11 @@ def _check_hard_coded(config: Mapping[str, Any], where: str) -> None:
     if not isinstance(types, list) or any(
         kind != ("full_attention" if i % 2 else "sliding_attention") for i, kind in enumerate(types)
     ):
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"{where}: layer_types must alternate, sliding_attention first, as llama.cpp has it"
         )
     if len(types) != config.get("num_hidden_layers"):
-        raise BadCheckpoint(
+        raise CheckpointError(
             f"{where}: {len(types)} layer_types for num_hidden_layers "
             f"{quoted(config.get('num_hidden_layers'))}"
         )
@@ -222,32 +230,34 @@ def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     new, old = config.get("rope_parameters"), config.get("rope_scaling")
     rope = new if new is not None else old
     if not isinstance(rope, Mapping):
-        raise BadCheckpoint(
+        raise CheckpointError(
             f"{where}: neither rope_parameters nor rope_scaling is given; without YaRN's settings "
             "the model runs wrong"
         )
     kind = rope.get("rope_type", rope.get("type"))
     if kind != "yarn":
-        raise UnsupportedModel(f"{where}: rope_type is {quoted(kind)}; gpt-oss uses 'yarn'")
+        raise UnsupportedModelError(f"{where}: rope_type is {quoted(kind)}; gpt-oss uses 'yarn'")
     for name in ("attention_factor", "mscale", "mscale_all_dim"):
         if rope.get(name) is not None:
-            raise UnsupportedModel(f"{where}: {name} is set; gpt-oss derives it from the factor")
+            raise UnsupportedModelError(
+                f"{where}: {name} is set; gpt-oss derives it from the factor"
+            )
     found = {field: rope.get(name) for name, field in _YARN_FIELDS.items()}
     thetas = [it["rope_theta"] for it in (rope, config) if it.get("rope_theta") is not None]
     if len(thetas) == 2 and thetas[0] != thetas[1]:
-        raise BadCheckpoint(f"{where}: rope_theta is {quoted(thetas[0])} and {quoted(thetas[1])}")
+        raise CheckpointError(f"{where}: rope_theta is {quoted(thetas[0])} and {quoted(thetas[1])}")
     found["rope_theta"] = thetas[0] if thetas else None
     if isinstance(new, Mapping) and isinstance(old, Mapping):
         differing = [n for n in _YARN_FIELDS if n in old and old[n] != new.get(n)]
         if differing:
-            raise BadCheckpoint(
+            raise CheckpointError(
                 f"{where}: rope_parameters and rope_scaling disagree on {differing[0]}"
             )
     return found
 
 
 def _number(
-    name: str, value: Any, where: str, error: type[BadFile], key: str | None = None
+    name: str, value: Any, where: str, error: type[InvalidFileError], key: str | None = None
 ) -> int | float:
     """A field's value, of the right type and in its range."""
     key = key or name

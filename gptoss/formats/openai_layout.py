@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gptoss.errors import BadCheckpoint, quoted
+from gptoss.errors import CheckpointError, quoted
 from gptoss.formats.hparams import HParams
 from gptoss.formats.safetensors import TensorInfo
 from gptoss.formats.tensor_map import OpenAiTensor, openai_tensors
@@ -56,17 +56,17 @@ def is_layout(names: Container[str]) -> bool:
 
 
 def hf_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The same config as Hugging Face would write it. Raises ``BadCheckpoint`` for a missing key.
+    """The same config as Hugging Face would write it. Raises ``CheckpointError`` for a missing key.
 
     The context is what YaRN makes of the initial one: initial_context_length x factor.
     """
     for key in (*_CONFIG, *_ROPE):
         if key not in config:
-            raise BadCheckpoint(f"{where}: {key} is missing; OpenAI's layout has it")
+            raise CheckpointError(f"{where}: {key} is missing; OpenAI's layout has it")
     initial, factor = config["initial_context_length"], config["rope_scaling_factor"]
     for key in ("initial_context_length", "rope_scaling_factor"):
         if type(config[key]) not in (int, float) or not 0 < config[key] < 2**31:
-            raise BadCheckpoint(f"{where}: {key} is {str(config[key])[:60]}, no length")
+            raise CheckpointError(f"{where}: {key} is {str(config[key])[:60]}, no length")
     rope = {ours: config[key] for key, ours in _ROPE.items()}
     return {
         "model_type": "gpt_oss",
@@ -83,13 +83,13 @@ def hf_view(
     """This layout's tensors by Hugging Face's names, each where its bytes are.
 
     What stands in part of a tensor is called so: ``block.0.attn.qkv.weight[4096:4608]``. Raises
-    ``BadCheckpoint`` when a tensor is missing, unknown, or has another shape.
+    ``CheckpointError`` when a tensor is missing, unknown, or has another shape.
     """
     expected = openai_tensors(hparams)
     unknown = tensors.keys() - {tensor.name for tensor in expected}
     if unknown:
         name = min(unknown)
-        raise BadCheckpoint(
+        raise CheckpointError(
             f"{tensors[name].path}: unknown tensor {quoted(name)}; a gpt-oss model of "
             f"{hparams.num_hidden_layers} layers has none of that name in OpenAI's layout"
         )
@@ -97,9 +97,9 @@ def hf_view(
     for tensor in expected:
         found = tensors.get(tensor.name)
         if found is None:
-            raise BadCheckpoint(f"{folder}: missing tensor {tensor.name!r}")
+            raise CheckpointError(f"{folder}: missing tensor {tensor.name!r}")
         if found.shape != tensor.shape:
-            raise BadCheckpoint(
+            raise CheckpointError(
                 f"{found.path}: tensor {tensor.name!r} has shape {found.shape}; by config.json it "
                 f"must be {tensor.shape}"
             )

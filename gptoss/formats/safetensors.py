@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from gptoss.errors import BadCheckpoint, quoted
+from gptoss.errors import CheckpointError, quoted
 from gptoss.formats.byte_source import AnyPath, Source, parse_json
 
 DTYPE_BYTES = {
@@ -61,28 +61,28 @@ class TensorInfo:
 
 
 def read_header(path: AnyPath) -> dict[str, TensorInfo]:
-    """All tensors of one file, in the order of their data. Raises ``BadCheckpoint``."""
-    with Source(path, BadCheckpoint) as source:
+    """All tensors of one file, in the order of their data. Raises ``CheckpointError``."""
+    with Source(path, CheckpointError) as source:
         if source.size < 8:
-            raise BadCheckpoint(f"{path}: {source.size} bytes are no safetensors file")
+            raise CheckpointError(f"{path}: {source.size} bytes are no safetensors file")
         begin = source.read(0, 8)
         if begin == GIT_LFS:
-            raise BadCheckpoint(
+            raise CheckpointError(
                 f"{path}: is git-lfs's pointer to the file; run `git lfs pull` in its folder"
             )
         length = int.from_bytes(begin, "little")
         if length > source.size - 8:
-            raise BadCheckpoint(
+            raise CheckpointError(
                 f"{path}: the header's length, {length}, goes past the file's end at {source.size};"
                 " the file is cut short or no safetensors file"
             )
         if length > HEADER_LIMIT:
-            raise BadCheckpoint(
+            raise CheckpointError(
                 f"{path}: the header's length, {length}, is over the limit of {HEADER_LIMIT}"
             )
         raw = source.read(8, length)
         data_size = source.size - 8 - length
-    header = parse_json(raw, f"{path}: header", BadCheckpoint)
+    header = parse_json(raw, f"{path}: header", CheckpointError)
     header.pop("__metadata__", None)
     tensors = [_tensor(path, name, entry, 8 + length, data_size) for name, entry in header.items()]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
@@ -94,23 +94,23 @@ def _tensor(path: AnyPath, name: str, entry: Any, data_start: int, data_size: in
     """One entry of the header, checked by itself."""
     where = f"{path}: tensor {quoted(name)}"
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise BadCheckpoint(f"{where}: dtype, shape and data_offsets are expected")
+        raise CheckpointError(f"{where}: dtype, shape and data_offsets are expected")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
-        raise BadCheckpoint(f"{where}: unknown dtype {quoted(dtype)}")
+        raise CheckpointError(f"{where}: unknown dtype {quoted(dtype)}")
     if not _counts(shape) or len(shape) > MAX_DIMENSIONS or any(n > MAX_DIMENSION for n in shape):
-        raise BadCheckpoint(f"{where}: impossible shape {quoted(shape)}")
+        raise CheckpointError(f"{where}: impossible shape {quoted(shape)}")
     if not _counts(offsets) or len(offsets) != 2:
-        raise BadCheckpoint(f"{where}: impossible data_offsets {quoted(offsets)}")
+        raise CheckpointError(f"{where}: impossible data_offsets {quoted(offsets)}")
     begin, end = offsets
     if not begin <= end <= data_size:
-        raise BadCheckpoint(
+        raise CheckpointError(
             f"{where}: data_offsets {quoted(offsets)} go past the file's end; "
             f"the file is cut short (it holds {data_size} bytes of data)"
         )
     nbytes = math.prod(shape) * DTYPE_BYTES[dtype]
     if end - begin != nbytes:
-        raise BadCheckpoint(
+        raise CheckpointError(
             f"{where}: {end - begin} bytes, but {dtype} of shape {tuple(shape)} has {nbytes}"
         )
     return TensorInfo(name, dtype, tuple(shape), path, data_start + begin, nbytes)
@@ -122,10 +122,12 @@ def _check_cover(path: AnyPath, tensors: list[TensorInfo], start: int, size: int
     for tensor in tensors:
         if tensor.offset != at:
             what = "overlaps" if tensor.offset < at else "leaves a gap after"
-            raise BadCheckpoint(f"{path}: tensor {quoted(tensor.name)} {what} {before}")
+            raise CheckpointError(f"{path}: tensor {quoted(tensor.name)} {what} {before}")
         at, before = tensor.offset + tensor.nbytes, quoted(tensor.name)
     if at != start + size:
-        raise BadCheckpoint(f"{path}: {start + size - at} bytes after {before} belong to no tensor")
+        raise CheckpointError(
+            f"{path}: {start + size - at} bytes after {before} belong to no tensor"
+        )
 
 
 def _counts(value: Any) -> bool:

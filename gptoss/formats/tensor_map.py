@@ -9,7 +9,6 @@ Sources: transformers' ``GptOssForCausalLM`` and the published checkpoints; llam
 """
 
 # The table is read in columns.
-# ruff: noqa: E501
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from gptoss.console import Meter
 from gptoss.formats.hparams import HParams
+from gptoss.progress import Progress
 from gptoss.quant.audit import (
     check_dense,
     check_duplicates,
@@ -77,12 +77,12 @@ class Audit:
         }
 
 
-def audit(path: str | os.PathLike[str], *, progress: Meter | None = None) -> Audit:
+def audit(path: str | os.PathLike[str], *, progress: Progress | None = None) -> Audit:
     """Audit a checkpoint's folder or a GGUF file.
 
     ``progress`` is called now and then with the bytes read so far and the bytes in all. Raises
-    ``BadFile`` when the model is damaged, cut short, or changes while it is read,
-    ``UnsupportedModel`` when it is no gpt-oss model.
+    ``InvalidFileError`` when the model is damaged, cut short, or changes while it is read,
+    ``UnsupportedModelError`` when it is no gpt-oss model.
     """
     model = open_model(Path(path))
     with Files(model) as files:

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from gptoss.quant import mxfp4
 from gptoss.quant.audit.findings import Finding, Kind, Severity
+from gptoss.quant.location import Location
 from gptoss.quant.model.reader import Files, slabs
 from gptoss.quant.model.tensors import Encoding, ExpertTensor, Extent
 from gptoss.quant.mxfp4 import Bytes
-from gptoss.quant.verify.result import Place
 
 FILL = 512
 """Bytes of one value side by side, a disk's sector, from which on they count as a hole."""
@@ -57,12 +57,12 @@ class Bad:
             self.tensor, self.index[mask], self.scale[mask], self.zero[mask], self.fill[mask]
         )
 
-    def place(self, i: int = 0) -> Place:
+    def place(self, i: int = 0) -> Location:
         """Expert, row and block of the ``i``-th; the row is counted as the tensor has it."""
         blocks = self.tensor.columns // mxfp4.BLOCK
         row, block = divmod(int(self.index[i]), blocks)
         expert, row = divmod(row, self.tensor.rows)
-        return Place(expert, row, block)
+        return Location(expert, row, block)
 
     def __len__(self) -> int:
         return len(self.index)

@@ -9,11 +9,11 @@ import numpy as np
 from gptoss.quant.audit import check_blocks
 from gptoss.quant.audit.findings import Finding, Kind, Severity
 from gptoss.quant.audit.histogram import DenseStatistics
+from gptoss.quant.location import Location
 from gptoss.quant.model import dtypes
 from gptoss.quant.model.reader import Files
 from gptoss.quant.model.tensors import DenseTensor
 from gptoss.quant.mxfp4 import Floats
-from gptoss.quant.verify.result import Place
 
 HUGE, TOO_HUGE = 1e4, 65504.0
 """Magnitudes of weights that are worth a warning, and those that F16 cannot hold."""
@@ -96,15 +96,15 @@ def _runs(files: Files, tensor: DenseTensor) -> Iterator[tuple[int, int, int]]:
     yield offset, size, byte
 
 
-def _place(tensor: DenseTensor, index: int) -> Place:
+def _place(tensor: DenseTensor, index: int) -> Location:
     """A value's place by its number in a tensor."""
     at = [int(i) for i in np.unravel_index(index, tensor.shape)]
     expert = at.pop(0) if len(at) == 3 else None
-    return Place(expert, row=at[0] if len(at) == 2 else None, index=at[-1])
+    return Location(expert, row=at[0] if len(at) == 2 else None, index=at[-1])
 
 
 def _of(
-    kind: Kind, severity: Severity, tensor: DenseTensor, message: str, place: Place | None = None
+    kind: Kind, severity: Severity, tensor: DenseTensor, message: str, place: Location | None = None
 ) -> Finding:
     return Finding(kind, severity, message, tensor.name, tensor.layer, place)
 
@@ -131,7 +131,7 @@ def _sinks(tensor: DenseTensor, values: Floats) -> Iterator[Finding]:
         head = int(sizes.argmax())
         message = f"{np.count_nonzero(sizes > SINK)} sinks beyond ±{SINK:g}, the largest "
         message += f"{values[head]:.6g}"
-        yield _of(Kind.SINK_RANGE, severity, tensor, message, Place(index=head))
+        yield _of(Kind.SINK_RANGE, severity, tensor, message, Location(index=head))
 
 
 def _router(tensor: DenseTensor, values: Floats) -> Iterator[Finding]:
@@ -140,23 +140,23 @@ def _router(tensor: DenseTensor, values: Floats) -> Iterator[Finding]:
         expert = int(rows.argmax())
         severity = Severity.ERROR if rows[expert] > 30 * ROUTE else Severity.WARNING
         message = f"root mean square of an expert's row up to {rows[expert]:.3g}"
-        yield _of(Kind.ROUTER_RANGE, severity, tensor, message, Place(expert))
+        yield _of(Kind.ROUTER_RANGE, severity, tensor, message, Location(expert))
     for dead in np.flatnonzero(rows == 0):
         message = "the expert's row is all zeros"
-        yield _of(Kind.DEAD_ROUTE, Severity.WARNING, tensor, message, Place(int(dead)))
+        yield _of(Kind.DEAD_ROUTE, Severity.WARNING, tensor, message, Location(int(dead)))
     seen: dict[bytes, int] = {}
     for expert, row in enumerate(values):
         first = seen.setdefault(row.tobytes(), expert)
         if first != expert and rows[expert] > 0:
             message = f"the same row as expert {first}"
-            yield _of(Kind.DUPLICATE_ROUTE, Severity.WARNING, tensor, message, Place(expert))
+            yield _of(Kind.DUPLICATE_ROUTE, Severity.WARNING, tensor, message, Location(expert))
 
 
 def _router_bias(tensor: DenseTensor, values: Floats) -> Iterator[Finding]:
     biases = np.nan_to_num(values.astype(np.float64), nan=0, posinf=0, neginf=-np.inf)
     for expert in np.flatnonzero(biases < biases.max() - NEVER):
         message = f"a bias of {values[expert]:.6g}, the largest is {biases.max():.6g}"
-        yield _of(Kind.DEAD_ROUTE, Severity.WARNING, tensor, message, Place(int(expert)))
+        yield _of(Kind.DEAD_ROUTE, Severity.WARNING, tensor, message, Location(int(expert)))
 
 
 _CHECKS: dict[str, Callable[[DenseTensor, Floats], Iterator[Finding]]] = {

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from gptoss.quant.audit.findings import Finding, Kind, Severity
 from gptoss.quant.audit.histogram import ExpertStatistics
+from gptoss.quant.location import Location
 from gptoss.quant.model.reader import Files
 from gptoss.quant.model.tensors import ExpertTensor
-from gptoss.quant.verify.result import Place
 
 PIECE = 2**20
 LIMIT = 64
@@ -47,7 +47,7 @@ def _finding(mine: Expert, other: Expert) -> Finding:
         f"the same weights as {where}, byte for byte",
         mine[0].name,
         mine[0].layer,
-        Place(mine[1]),
+        Location(mine[1]),
     )
 
 

@@ -12,9 +12,10 @@ from gptoss.quant.audit import check_blocks
 from gptoss.quant.audit.check_blocks import Bad
 from gptoss.quant.audit.findings import Finding, Kind, Severity
 from gptoss.quant.audit.histogram import SATURATED, ExpertStatistics, Part
+from gptoss.quant.location import Location
 from gptoss.quant.model.reader import Files
 from gptoss.quant.model.tensors import ExpertTensor
-from gptoss.quant.verify.result import Place, amount
+from gptoss.text import plural
 
 ENOUGH = 4096
 """Values below which the use of codes proves nothing."""
@@ -141,7 +142,7 @@ def _codes(part: ExpertStatistics) -> Iterator[Finding]:
         severity = Severity.ERROR if share > 0.25 else Severity.WARNING
         message = f"{saturated:,} blocks ({share:.1%}) have {SATURATED} values or more at ±6"
         expert = check_blocks.first_of(part.saturated_blocks > 0)
-        yield _of_part(Kind.SATURATED_BLOCKS, severity, part, message, Place(expert))
+        yield _of_part(Kind.SATURATED_BLOCKS, severity, part, message, Location(expert))
 
 
 def _noise(tensor: ExpertTensor, part: ExpertStatistics) -> Iterator[Finding]:
@@ -159,14 +160,14 @@ def _noise(tensor: ExpertTensor, part: ExpertStatistics) -> Iterator[Finding]:
     row = stretch * part.stretch_rows * len(tensor.parts) + tensor.parts.index(part.part)
     extent = tensor.extents[0]
     row_bytes = extent.nbytes // (tensor.experts * tensor.rows)
-    message = f"{part.part}: {amount(int(noise.sum()), 'stretch')} of {part.stretch_rows} rows"
+    message = f"{part.part}: {plural(int(noise.sum()), 'stretch')} of {part.stretch_rows} rows"
     yield Finding(
         Kind.CODE_NOISE,
         Severity.ERROR,
         message,
         part.tensor,
         part.layer,
-        Place(expert, row),
+        Location(expert, row),
         extent.path.name,
         extent.offset + (expert * tensor.rows + row) * row_bytes,
     )
@@ -188,7 +189,7 @@ def _stuck_lanes(part: ExpertStatistics, alive: NDArray[np.bool_]) -> Iterator[F
         Severity.ERROR,
         part,
         f"{len(lanes)} of 32 places of a block ({listed}); the first has {said}",
-        Place(lane=lane),
+        Location(lane=lane),
     )
 
 
@@ -199,13 +200,13 @@ def _dead(part: ExpertStatistics) -> Iterator[Finding]:
         message = "all weights are zero"
         if len(dead) > 1:
             message += f"; so have {len(dead) - 1} other experts: {_listed(dead[1:])}"
-        yield _of_part(Kind.DEAD_EXPERT, Severity.ERROR, part, message, Place(int(dead[0])))
+        yield _of_part(Kind.DEAD_EXPERT, Severity.ERROR, part, message, Location(int(dead[0])))
     rows = np.where(part.zero_blocks == part.blocks, 0, part.zero_rows)
     if rows.any():
         expert = check_blocks.first_of(rows)
-        message = f"{amount(int(rows.sum()), 'row')} of zeros in "
-        message += amount(int(np.count_nonzero(rows)), "expert")
-        yield _of_part(Kind.ZERO_ROWS, Severity.WARNING, part, message, Place(expert))
+        message = f"{plural(int(rows.sum()), 'row')} of zeros in "
+        message += plural(int(np.count_nonzero(rows)), "expert")
+        yield _of_part(Kind.ZERO_ROWS, Severity.WARNING, part, message, Location(expert))
 
 
 def _listed(numbers: NDArray[np.int64]) -> str:
@@ -255,7 +256,7 @@ def _blocks(kind: Kind, severity: Severity, bad: Bad, what: str) -> Iterator[Fin
     if not len(bad):
         return
     experts = np.unique(bad.index // (bad.tensor.rows * (bad.tensor.columns // mxfp4.BLOCK)))
-    message = f"{what}: {amount(len(bad), 'block')} in {amount(len(experts), 'expert')}"
+    message = f"{what}: {plural(len(bad), 'block')} in {plural(len(experts), 'expert')}"
     message += f" ({_listed(experts)})"
     yield Finding(kind, severity, message, bad.tensor.name, bad.tensor.layer, bad.place())
 
@@ -329,7 +330,7 @@ def _against_experts(it: ExpertStatistics) -> Iterator[Finding]:
         message = f"2^{off[first]:.1f} times the size of its siblings"
         if len(far) > 1:
             message += f"; {len(far) - 1} other experts are far off too"
-        yield _of_part(Kind.EXPERT_OUTLIER, severity, it, message, Place(first))
+        yield _of_part(Kind.EXPERT_OUTLIER, severity, it, message, Location(first))
 
 
 def _of_part(
@@ -337,6 +338,6 @@ def _of_part(
     severity: Severity,
     part: ExpertStatistics,
     message: str,
-    place: Place | None = None,
+    place: Location | None = None,
 ) -> Finding:
     return Finding(kind, severity, f"{part.part}: {message}", part.tensor, part.layer, place)

@@ -8,7 +8,7 @@ from typing import Any
 
 from gguf.constants import TokenType
 
-from gptoss.errors import BadCheckpoint
+from gptoss.errors import CheckpointError
 from gptoss.formats.byte_source import read_json
 from gptoss.formats.checkpoint import TOKENIZER
 from gptoss.formats.o200k import PRE_TOKENIZER, splits_as_o200k
@@ -76,7 +76,7 @@ def _checkpoint(folder: Path, tokenizer: Path, config: Mapping[str, Any]) -> Ite
         message = "no tokenizer beside the weights: it cannot be converted as it is"
         yield Finding(Kind.VOCABULARY, Severity.WARNING, message, TOKENIZER)
         return
-    described = read_json(path, BadCheckpoint, limit=TOKENIZER_LIMIT)
+    described = read_json(path, CheckpointError, limit=TOKENIZER_LIMIT)
     if not splits_as_o200k(described.get("pre_tokenizer")):
         message = "pre_tokenizer does not split text as o200k does"
         yield Finding(Kind.VOCABULARY, Severity.ERROR, message, TOKENIZER)
@@ -101,7 +101,7 @@ def _checkpoint(folder: Path, tokenizer: Path, config: Mapping[str, Any]) -> Ite
 
 
 def _optional(path: Path, limit: int) -> dict[str, Any]:
-    return read_json(path, BadCheckpoint, limit=limit) if path.is_file() else {}
+    return read_json(path, CheckpointError, limit=limit) if path.is_file() else {}
 
 
 def _controls(ids: Collection[str], where: str) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import Any
 
-from gptoss.quant.verify.result import Place
+from gptoss.quant.location import Location
 
 
 class Severity(StrEnum):
@@ -276,7 +276,7 @@ class Finding:
     message: str
     tensor: str | None = None
     layer: int | None = None
-    place: Place | None = None
+    place: Location | None = None
     file: str | None = None
     offset: int | None = None
 

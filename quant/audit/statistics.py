@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gptoss.console import Meter
+from gptoss.progress import Progress
 from gptoss.quant.audit.histogram import (
     CodeCounter,
     DenseStatistics,
@@ -36,7 +36,7 @@ class Counted:
     dense: tuple[DenseStatistics, ...]
 
 
-def count(model: Model, files: Files, progress: Meter | None = None) -> Counted:
+def count(model: Model, files: Files, progress: Progress | None = None) -> Counted:
     """Read a model once and count everything. BF16 experts are counted as dense tensors."""
     packed = [tensor for tensor in model.experts if tensor.encoding in MXFP4]
     others = [*model.dense, *map(as_dense, loose(model))]

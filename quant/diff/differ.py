@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss.console import Meter
+from gptoss.progress import Progress
 from gptoss.quant import mxfp4
 from gptoss.quant.audit.check_layout import in_rows
 from gptoss.quant.audit.histogram import Part
@@ -46,12 +46,12 @@ TASK = 2**22
 
 
 def diff(
-    a: str | os.PathLike[str], b: str | os.PathLike[str], *, progress: Meter | None = None
+    a: str | os.PathLike[str], b: str | os.PathLike[str], *, progress: Progress | None = None
 ) -> Diff:
     """Compare two models, each a checkpoint's folder or a GGUF file.
 
     ``progress`` is called now and then with the bytes compared so far and the bytes in all. Raises
-    ``BadFile`` or ``UnsupportedModel`` when either is no sound gpt-oss model or changes meanwhile.
+    ``InvalidFileError`` or ``UnsupportedModelError`` when either is no sound gpt-oss model or changes meanwhile.
     """
     models = open_model(Path(a)), open_model(Path(b))
     sides = _tensors(models[0]), _tensors(models[1])
@@ -182,7 +182,7 @@ class _Sum:
 
 
 def _compare(
-    pairs: Mapping[str, _Pair], one: Files, other: Files, progress: Meter | None
+    pairs: Mapping[str, _Pair], one: Files, other: Files, progress: Progress | None
 ) -> dict[str, list[_Sum]]:
     """For each pair what differs, of experts one by one."""
     total = sum(pair.nbytes for pair in pairs.values())

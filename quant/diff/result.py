@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gptoss.quant.verify.result import KeyDifference, amount
+from gptoss.quant.verify.result import KeyDifference
+from gptoss.text import plural
 
 ROUNDED = 0.12
 """Relative norm up to which a tensor stored in a coarser type counts as the same, rounded."""
@@ -118,14 +119,14 @@ def _verdict(diff: Diff) -> str:
     if experts:
         layers = len({change.layer for change in experts})
         said.append(
-            f"{len(experts)} of {n_experts} expert tensors changed, in {amount(layers, 'layer')}"
+            f"{len(experts)} of {n_experts} expert tensors changed, in {plural(layers, 'layer')}"
         )
     elif n_experts:
         said.append(
             "no expert tensor changed: if experts were trained, their adapter was not merged"
         )
     if others:
-        said.append(f"{amount(len(others), 'other tensor')} changed ({_kinds(others)})")
+        said.append(f"{plural(len(others), 'other tensor')} changed ({_kinds(others)})")
     else:
         said.append("nothing else changed")
     if rounded:
@@ -136,7 +137,7 @@ def _verdict(diff: Diff) -> str:
 def _unchanged(diff: Diff, rounded: int) -> str:
     if diff.keys:
         n = len(diff.keys)
-        return f"the same weights, but {amount(n, 'setting')} {'differs' if n == 1 else 'differ'}"
+        return f"the same weights, but {plural(n, 'setting')} {'differs' if n == 1 else 'differ'}"
     if not rounded:
         return "the same: no tensor changed; if one is a fine-tune, its adapter was not merged"
     types = sorted({" → ".join(change.stored) for change in diff.changes})

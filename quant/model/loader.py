@@ -14,7 +14,7 @@ from typing import Any
 
 from gguf.constants import GGMLQuantizationType
 
-from gptoss.errors import BadCheckpoint, BadFile, BadGguf
+from gptoss.errors import CheckpointError, GgufError, InvalidFileError
 from gptoss.formats import openai_layout
 from gptoss.formats.checkpoint import CONFIG, INDEX, Checkpoint, read_config
 from gptoss.formats.gguf import GgufFile, GgufTensor
@@ -40,12 +40,12 @@ from gptoss.quant.model.tensors import (
 def open_model(path: Path) -> Model:
     """Open a checkpoint's folder or a GGUF file.
 
-    Raises ``BadFile`` when it is unreadable, ``UnsupportedModel`` when it is no gpt-oss model.
+    Raises ``InvalidFileError`` when it is unreadable, ``UnsupportedModelError`` when it is no gpt-oss model.
     """
     if path.is_dir():
         return _open_checkpoint(path)
     if (path.suffix == ".safetensors" or path.name in (CONFIG, INDEX)) and path.is_file():
-        raise BadCheckpoint(f"{path}: is one file of a checkpoint; name the folder it is in")
+        raise CheckpointError(f"{path}: is one file of a checkpoint; name the folder it is in")
     return _open_gguf(path)
 
 
@@ -57,7 +57,7 @@ def _open_checkpoint(folder: Path) -> Model:
     defaults = {} if openai_layout.is_config(config) else missing_rope(config)
     checkpoint = Checkpoint.open(folder, defaults=defaults)
     paths = {_extent(info).path for info in checkpoint.tensors.values()}
-    stamps = _stamps(paths, BadCheckpoint)
+    stamps = _stamps(paths, CheckpointError)
     findings = [
         Finding(Kind.ROPE_MISSING, Severity.ERROR, f"{key} is missing", key) for key in defaults
     ]
@@ -78,7 +78,7 @@ def _open_checkpoint(folder: Path) -> Model:
         tuple(dense),
         (*findings, *found.findings, *found.unknown()),
         tuple(found.unread),
-        BadCheckpoint,
+        CheckpointError,
         stamps,
     )
 
@@ -247,7 +247,7 @@ def _extent(info: TensorInfo) -> Extent:
     return Extent(Path(str(info.path)), info.offset, info.nbytes)
 
 
-def _stamps(paths: set[Path], error: type[BadFile]) -> dict[Path, tuple[int, int]]:
+def _stamps(paths: set[Path], error: type[InvalidFileError]) -> dict[Path, tuple[int, int]]:
     return {path: stamp_of(path, error) for path in sorted(paths)}
 
 
@@ -270,7 +270,7 @@ def _encoding(kind: GGMLQuantizationType) -> Encoding:
 
 def _open_gguf(path: Path) -> Model:
     file = GgufFile.open(path)
-    stamps = _stamps(set(file.paths), BadGguf)
+    stamps = _stamps(set(file.paths), GgufError)
     hparams = HParams.from_gguf(_completed(file), str(path))
     findings = list(_rope_findings(file.metadata))
     experts: list[ExpertTensor] = []
@@ -313,7 +313,7 @@ def _open_gguf(path: Path) -> Model:
         tuple(dense),
         tuple(findings),
         tuple(unread),
-        BadGguf,
+        GgufError,
         stamps,
     )
 

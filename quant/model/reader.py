@@ -16,7 +16,7 @@ from typing import Self
 
 import numpy as np
 
-from gptoss.errors import BadFile
+from gptoss.errors import InvalidFileError
 from gptoss.formats.byte_source import Source
 from gptoss.quant import mxfp4
 from gptoss.quant.audit.histogram import Part, Words
@@ -31,7 +31,7 @@ class Files:
     """A model's files, open for any number of threads; a context manager."""
 
     def __init__(self, model: Model) -> None:
-        self._error: type[BadFile] = model.error
+        self._error: type[InvalidFileError] = model.error
         self._paths = list(model.stamps)
         self._sources: Mapping[Path, Source] = {}
         self._local = threading.local()

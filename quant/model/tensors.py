@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from gptoss.errors import BadFile
+from gptoss.errors import InvalidFileError
 from gptoss.formats.hparams import HParams
 from gptoss.quant.audit.findings import Finding
 from gptoss.quant.audit.histogram import Part
@@ -101,7 +101,7 @@ class Model:
     dense: tuple[DenseTensor, ...]
     findings: tuple[Finding, ...]
     unread: tuple[str, ...]
-    error: type[BadFile]
+    error: type[InvalidFileError]
     stamps: Mapping[Path, tuple[int, int]]
 
     @property
@@ -116,13 +116,13 @@ class Model:
         return of_experts + sum(tensor.extent.nbytes for tensor in self.dense)
 
     def check_unchanged(self) -> None:
-        """Raise ``BadFile`` when a file is no longer as it was when it was opened."""
+        """Raise ``InvalidFileError`` when a file is no longer as it was when it was opened."""
         for path, stamp in self.stamps.items():
             if stamp_of(path, self.error) != stamp:
                 raise self.error(f"{path}: changed while it was read; try again when it is at rest")
 
 
-def stamp_of(path: Path, error: type[BadFile]) -> tuple[int, int]:
+def stamp_of(path: Path, error: type[InvalidFileError]) -> tuple[int, int]:
     """A file's size and time of change."""
     try:
         stat = path.stat()

@@ -129,7 +129,7 @@ def encode(
                 costs = list(pool.map(run, starts))
         else:
             costs = list(map(run, starts))
-    except _NotFinite as error:
+    except _NotFiniteError as error:
         index = tuple(int(i) for i in np.unravel_index(error.args[0], values.shape))
         raise NotFiniteError(index, float(values[index])) from None
     return Encoded(
@@ -163,7 +163,7 @@ def _check(values: Floats, weights: NDArray[Any] | None, base: tuple[Bytes, Byte
 # --- a piece of blocks ------------------------------------------------------------------------
 
 
-class _NotFinite(ArithmeticError):
+class _NotFiniteError(ArithmeticError):
     """Its argument is the flat index of a value."""
 
 
@@ -187,7 +187,7 @@ def _run_piece(job: _Job, start: int) -> tuple[float, float, int]:
     magnitudes = np.abs(lanes)
     largest = magnitudes.max(axis=0)
     if not np.isfinite(largest).all():
-        raise _NotFinite(start * BLOCK + int((~np.isfinite(values)).argmax()))
+        raise _NotFiniteError(start * BLOCK + int((~np.isfinite(values)).argmax()))
     weights = None
     if job.weights is not None:
         weights = job.weights[:, np.arange(start, start + len(values)) % job.weights.shape[1]]

@@ -21,7 +21,7 @@ from gptoss.quant.mxfp4 import E2M1, E8M0_BIAS, E8M0_NAN
 from gptoss.quant.report import svg
 from gptoss.quant.report.html_diff import differences
 from gptoss.quant.report.svg import Numbers, Shading
-from gptoss.quant.verify.result import amount
+from gptoss.text import plural
 
 SHOWN = 200
 """Findings listed on the page; all of them are in the JSON."""
@@ -102,14 +102,14 @@ def _verdict(audit: Audit) -> str:
 def _size(nbytes: int) -> str:
     """So many bytes in a unit that leaves figures to read."""
     if nbytes < 1e4:
-        return amount(nbytes, "byte")
+        return plural(nbytes, "byte")
     return f"{nbytes / 1e9:,.2f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:.2f} MB"
 
 
 def tally(findings: Sequence[Finding]) -> dict[Severity, str]:
     """How many findings there are of each severity, in words."""
     counts = Counter(finding.severity for finding in findings)
-    return {severity: amount(n, _NOUNS[severity]) for severity, n in counts.items()}
+    return {severity: plural(n, _NOUNS[severity]) for severity, n in counts.items()}
 
 
 _MARKS = {Severity.ERROR: "✕", Severity.WARNING: "▲", Severity.INFO: "●"}
@@ -121,7 +121,7 @@ def _findings(findings: Sequence[Finding]) -> str:
         return ""
     rows = "".join(_finding(finding) for finding in findings[:SHOWN])
     more = len(findings) - SHOWN
-    rest = f"<p>{amount(more, 'finding')} more: --json has all.</p>" if more > 0 else ""
+    rest = f"<p>{plural(more, 'finding')} more: --json has all.</p>" if more > 0 else ""
     return (
         '<h2>Findings</h2><div class="scroll"><table><thead><tr><th>What</th><th>Where</th>'
         "<th>Found</th><th>What it does to the model</th><th>What to do</th></tr></thead>"

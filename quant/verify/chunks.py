@@ -16,10 +16,10 @@ import numpy as np
 
 from gptoss.formats.byte_source import AnyPath, Source
 from gptoss.formats.tensor_map import Kind
+from gptoss.quant.location import Location
 from gptoss.quant.mxfp4 import BLOCK, Bytes
 from gptoss.quant.verify.comparison import Comparison
 from gptoss.quant.verify.pairing import Group, Target
-from gptoss.quant.verify.result import Place
 
 PIECE = 2**21
 """Bytes of the source compared at once, about."""
@@ -41,7 +41,7 @@ class Finding:
     scales: int
 
     @property
-    def place(self) -> Place:
+    def place(self) -> Location:
         """Where the unit is, in the terms of its tensor's kind."""
         named = self.target.named
         *outer, columns = named.shape
@@ -50,8 +50,8 @@ class Finding:
         expert = at.pop(0) if named.kind is not Kind.MATRIX and at else None
         row = at.pop(0) if at else None
         if self.lanes > 1:
-            return Place(expert, row, block=int(last), lane=self.lane)
-        return Place(expert, row, index=int(last))
+            return Location(expert, row, block=int(last), lane=self.lane)
+        return Location(expert, row, index=int(last))
 
 
 class Files:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from gguf.constants import TokenType
 
-from gptoss.errors import BadCheckpoint, UnsupportedModel
+from gptoss.errors import CheckpointError, UnsupportedModelError
 from gptoss.formats.byte_source import read_json
 from gptoss.formats.checkpoint import TOKENIZER, Checkpoint
 from gptoss.formats.gguf import GgufFile
@@ -30,10 +30,10 @@ _ABSENT = "nothing"
 
 
 def compare_keys(checkpoint: Checkpoint, gguf: GgufFile) -> tuple[KeyDifference, ...]:
-    """All differences. Raises ``UnsupportedModel`` when the GGUF is of another architecture."""
+    """All differences. Raises ``UnsupportedModelError`` when the GGUF is of another architecture."""
     architecture = gguf.metadata.get("general.architecture")
     if architecture != ARCHITECTURE:
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"{gguf.path}: general.architecture is {architecture!r}; only {ARCHITECTURE!r} can be "
             "verified"
         )
@@ -59,10 +59,10 @@ def _hyperparameters(
 def _vocabulary(checkpoint: Checkpoint, metadata: Mapping[str, Any]) -> Iterator[KeyDifference]:
     path = checkpoint.tokenizer / TOKENIZER
     if not path.exists():
-        raise BadCheckpoint(f"{path}: missing; --tokenizer names another folder that holds one")
-    tokenizer = read_json(path, BadCheckpoint, limit=TOKENIZER_LIMIT)
+        raise CheckpointError(f"{path}: missing; --tokenizer names another folder that holds one")
+    tokenizer = read_json(path, CheckpointError, limit=TOKENIZER_LIMIT)
     if not splits_as_o200k(tokenizer.get("pre_tokenizer")):
-        raise BadCheckpoint(f"{path}: pre_tokenizer does not split text as o200k does")
+        raise CheckpointError(f"{path}: pre_tokenizer does not split text as o200k does")
     words, added = _words(tokenizer, path, checkpoint.hparams.vocab_size)
     texts, types = _tokens(words, added, checkpoint.hparams.vocab_size)
     yield from _literals(
@@ -81,11 +81,13 @@ def _words(
     model, added = tokenizer.get("model"), tokenizer.get("added_tokens", [])
     vocab = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(vocab, dict) or not isinstance(added, list):
-        raise BadCheckpoint(f"{path}: model.vocab or added_tokens is not what a BPE tokenizer has")
+        raise CheckpointError(
+            f"{path}: model.vocab or added_tokens is not what a BPE tokenizer has"
+        )
     added = [token if isinstance(token, dict) else {} for token in added]
     for text, i in (*vocab.items(), *((t.get("content"), t.get("id")) for t in added)):
         if type(i) is not int or not isinstance(text, str) or not 0 <= i < size:
-            raise BadCheckpoint(
+            raise CheckpointError(
                 f"{path}: token {text!r} has id {i!r}; the weights have room for 0 to {size - 1}"
             )
     return vocab, added
@@ -115,7 +117,7 @@ def _tokens(
 def _marks(checkpoint: Checkpoint, added: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """The ids that begin and end a text: those the tokenizer's settings name, else the config."""
     path = checkpoint.tokenizer / SETTINGS
-    settings = read_json(path, BadCheckpoint, limit=SETTINGS_LIMIT) if path.exists() else {}
+    settings = read_json(path, CheckpointError, limit=SETTINGS_LIMIT) if path.exists() else {}
     ids = {token["content"]: token["id"] for token in added}
     marks = {}
     for name in ("bos", "eos"):
@@ -132,14 +134,14 @@ def _merges(tokenizer: Mapping[str, Any], path: Path) -> list[str]:
     """As a GGUF spells them, with a space between; tokenizer.json has that form or pairs."""
     merges = tokenizer["model"].get("merges", [])
     if not isinstance(merges, list):
-        raise BadCheckpoint(f"{path}: model.merges is no list")
+        raise CheckpointError(f"{path}: model.merges is no list")
     joined = []
     for merge in merges:
         pair = (
             isinstance(merge, list) and len(merge) == 2 and all(isinstance(p, str) for p in merge)
         )
         if not pair and not isinstance(merge, str):
-            raise BadCheckpoint(f"{path}: model.merges holds {repr(merge)[:60]}, no pair")
+            raise CheckpointError(f"{path}: model.merges holds {repr(merge)[:60]}, no pair")
         joined.append(merge if isinstance(merge, str) else " ".join(merge))
     return joined
 

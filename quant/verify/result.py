@@ -7,28 +7,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
-
-def amount(n: int, noun: str) -> str:
-    """A number of things in words: ``1 tensor``, ``2,048 tensors``, ``3 stretches``."""
-    return f"{n:,} {noun}{'' if n == 1 else 'es' if noun.endswith('ch') else 's'}"
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A value's or block scale's position in a tensor of the GGUF, counted from 0.
-
-    Of blocked types ``block`` counts along the row and ``lane`` within the block, None meaning the
-    block's scale; of plain types ``index`` counts along the row. A vector has an ``index`` only.
-    """
-
-    expert: int | None = None
-    row: int | None = None
-    block: int | None = None
-    lane: int | None = None
-    index: int | None = None
-
-    def __str__(self) -> str:
-        return ", ".join(f"{name} {at}" for name, at in asdict(self).items() if at is not None)
+from gptoss.quant.location import Location
 
 
 class Problem(Enum):
@@ -52,7 +31,7 @@ class TensorDifference:
     problem: Problem
     expected: str
     found: str
-    place: Place | None = None
+    place: Location | None = None
     values: int = 0
     scales: int = 0
 

@@ -15,12 +15,12 @@ from contextlib import ExitStack
 from math import prod
 from pathlib import Path
 
-from gptoss.console import Meter
-from gptoss.errors import BadCheckpoint, BadFile, BadGguf, BadRequest
+from gptoss.errors import CheckpointError, GgufError, InvalidFileError, OptionError
 from gptoss.formats.byte_source import AnyPath, Source
 from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.gguf import GgufFile
 from gptoss.formats.tensor_map import tensors
+from gptoss.progress import Progress
 from gptoss.quant.model.tensors import stamp_of
 from gptoss.quant.verify.chunks import Files, Finding, pieces, settled
 from gptoss.quant.verify.metadata import compare_keys
@@ -35,7 +35,7 @@ def verify(
     gguf: str | os.PathLike[str],
     *,
     tokenizer: str | os.PathLike[str] | None = None,
-    progress: Meter | None = None,
+    progress: Progress | None = None,
     stop: threading.Event | None = None,
 ) -> Verdict:
     """Compare every tensor, hyperparameter and token of a GGUF with its source checkpoint.
@@ -45,8 +45,8 @@ def verify(
     that is opened already, perhaps with tensors that are worked out as they are read. ``progress``
     is called now and then with the bytes compared so far and the bytes in all. ``stop`` is set when
     the comparison is given up, for a source whose reading may wait for something. Raises
-    ``BadCheckpoint``, ``BadGguf`` or ``UnsupportedModel`` when either side is no sound file to
-    begin with or changes meanwhile, ``BadRequest`` when the two were swapped.
+    ``CheckpointError``, ``GgufError`` or ``UnsupportedModelError`` when either side is no sound file to
+    begin with or changes meanwhile, ``OptionError`` when the two were swapped.
     """
     checkpoint = source
     if not isinstance(checkpoint, Checkpoint):
@@ -73,24 +73,24 @@ def verify(
 
 
 def _check_order(source: Path, gguf: Path) -> None:
-    """Raise ``BadRequest`` when the two were swapped, or are of one kind."""
+    """Raise ``OptionError`` when the two were swapped, or are of one kind."""
     said = "to compare two GGUFs or two checkpoints: gptoss-quant diff"
     if source.is_file():
-        raise BadRequest(f"{source}: is a file; name the checkpoint's folder first; {said}")
+        raise OptionError(f"{source}: is a file; name the checkpoint's folder first; {said}")
     if gguf.is_dir():
-        raise BadRequest(f"{gguf}: is a folder; name the GGUF second; {said}")
+        raise OptionError(f"{gguf}: is a folder; name the GGUF second; {said}")
 
 
 def _compare(
     groups: Sequence[Group],
     checkpoint: Checkpoint,
     file: GgufFile,
-    progress: Meter | None,
+    progress: Progress | None,
     stop: threading.Event | None,
 ) -> list[TensorDifference]:
     """Compare all groups; one difference for each tensor that has any."""
-    errors: dict[AnyPath, type[BadFile]] = dict.fromkeys(file.paths, BadGguf)
-    errors |= {info.path: BadCheckpoint for info in checkpoint.tensors.values()}
+    errors: dict[AnyPath, type[InvalidFileError]] = dict.fromkeys(file.paths, GgufError)
+    errors |= {info.path: CheckpointError for info in checkpoint.tensors.values()}
     stamps = _stamps(errors)
     findings: list[Finding] = []
     done, total = 0, sum(group.nbytes for group in groups)
@@ -118,7 +118,7 @@ def _compare(
     return _merged(findings)
 
 
-def _stamps(errors: Mapping[AnyPath, type[BadFile]]) -> dict[AnyPath, tuple[int, int]]:
+def _stamps(errors: Mapping[AnyPath, type[InvalidFileError]]) -> dict[AnyPath, tuple[int, int]]:
     """Size and time of change of each file that is on this machine."""
     return {path: stamp_of(path, errors[path]) for path in errors if isinstance(path, Path)}
 

@@ -100,8 +100,8 @@ def load(
     ``response_format`` is what the answer must be (``JsonSchema``, ``Regex``, ``Lark`` from
     ``gptoss.runtime.harmony.grammar``). These and the format itself are kept by constraining what
     is sampled; ``constrained=False`` leaves the model free. ``progress`` is called with the share
-    loaded, 0 to 1, from another thread. Raises BadGguf, UnsupportedModel, EngineError, BadTool,
-    BadSampling, BadConstraint, ChatError.
+    loaded, 0 to 1, from another thread. Raises GgufError, UnsupportedModelError, EngineError, ToolError,
+    SamplingError, ConstraintError, ChatError.
     """
     toolbox = Toolbox(tools)
     settings = Settings(
@@ -156,7 +156,7 @@ class Chat:
     ) -> None:
         """The chat owns the engine and closes it. Without ``vocabulary`` nothing is constrained.
 
-        Raises BadConstraint for tools, a choice or a response format that cannot be kept.
+        Raises ConstraintError for tools, a choice or a response format that cannot be kept.
         """
         self._engine = engine
         self._tokenizer = tokenizer

@@ -1,7 +1,7 @@
 """The seam between a conversation and whatever runs the model: tokens in, tokens out.
 
     EngineError              the engine cannot do what was asked
-    └── PromptTooLong        the prompt leaves no room in the context
+    └── PromptTooLongError        the prompt leaves no room in the context
 
 How much of a prompt is still in memory from last time is the engine's business: it is given the
 whole prompt at each turn, and says afterwards what it reused.
@@ -30,7 +30,7 @@ class EngineError(GptossError):
     """The engine could not load, decode or allocate."""
 
 
-class PromptTooLong(EngineError):
+class PromptTooLongError(EngineError):
     """The prompt leaves no room in the context for even one more token."""
 
 
@@ -88,7 +88,7 @@ class Engine(Protocol):
 
         Ends after a token of ``stop`` (which is yielded too), after ``max_tokens``, when the
         context is full, or when cancelled; an iterator that is dropped half-way costs nothing.
-        Raises PromptTooLong, EngineError.
+        Raises PromptTooLongError, EngineError.
         """
         ...
 

@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-from gptoss.runtime.engine.base import EngineError, Logits, PromptTooLong, Sampler, Timings
+from gptoss.runtime.engine.base import EngineError, Logits, PromptTooLongError, Sampler, Timings
 from gptoss.runtime.engine.cpu import physical_cores
 from gptoss.runtime.engine.worker import Worker
 
@@ -251,7 +251,7 @@ class LlamaEngine:
         if not prompt:
             raise EngineError("the prompt is empty; it must have at least one token")
         if len(prompt) >= self._n_ctx:
-            raise PromptTooLong(
+            raise PromptTooLongError(
                 f"the conversation has {len(prompt)} tokens, the context holds {self._n_ctx}; "
                 "start over, or load the model with a larger context"
             )

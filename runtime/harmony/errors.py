@@ -2,8 +2,8 @@
 
 GptossError
 └── ConversationError        a message, a tool or a schema is not what it must be
-    ├── ConversationTooLong  all of it is sound, but the context does not hold it
-    └── BadConstraint        what a turn is to be held to cannot be compiled
+    ├── ConversationTooLongError  all of it is sound, but the context does not hold it
+    └── ConstraintError        what a turn is to be held to cannot be compiled
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ConversationError(GptossError):
         super().__init__(text.replace("\n", "\\n"))  # a property's name may hold line ends
 
 
-class ConversationTooLong(ConversationError):
+class ConversationTooLongError(ConversationError):
     """The context ends within a message, ``index``; ``limit`` is the tokens that there are.
 
     Of a conversation that was read from OpenAI's API, ``index`` counts that list's messages. It is
@@ -60,7 +60,7 @@ class ConversationTooLong(ConversationError):
         )
 
 
-class BadConstraint(ConversationError):
+class ConstraintError(ConversationError):
     """What a turn is to be held to cannot be compiled: nothing has been generated.
 
     ``field`` says what is at fault: ``tool_choice``, ``response_format.properties.a``, …
@@ -71,13 +71,13 @@ class BadConstraint(ConversationError):
         self.field = field
 
 
-class Place:
+class FieldPath:
     """Where a value stands, to be named in an error."""
 
     __slots__ = ("_above", "_part", "index", "where")
 
     def __init__(
-        self, where: str, index: int | None, field: str = "", above: Place | None = None
+        self, where: str, index: int | None, field: str = "", above: FieldPath | None = None
     ) -> None:
         """``field`` within ``above``, or in the whole."""
         self.where = where
@@ -85,14 +85,14 @@ class Place:
         self._part = field
         self._above = above
 
-    def at(self, field: str) -> Place:
+    def at(self, field: str) -> FieldPath:
         """The place of a field of this value; ``[2]`` for an item."""
-        return Place(self.where, self.index, field, self)
+        return FieldPath(self.where, self.index, field, self)
 
     @property
     def field(self) -> str:
         """Dotted, empty for the whole. Put together only when it is asked for: most never are."""
-        place: Place | None = self
+        place: FieldPath | None = self
         parts: list[str] = []
         while place is not None:
             if place._part:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
-from gptoss.runtime.harmony.errors import MAX_DEPTH, Place, kind
+from gptoss.runtime.harmony.errors import MAX_DEPTH, FieldPath, kind
 
 Schema = Mapping[str, Any]
 
@@ -39,7 +39,7 @@ _SEVERAL = ("allOf", "anyOf", "oneOf", "prefixItems")
 _NAMED = ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")
 
 
-def check_schema(place: Place, value: object) -> Schema:
+def check_schema(place: FieldPath, value: object) -> Schema:
     """``value``, a sound JSON schema whose references all lead somewhere within it.
 
     Raises ConversationError, which names the place in it. Keywords that are not known are let be.
@@ -47,7 +47,7 @@ def check_schema(place: Place, value: object) -> Schema:
     return _checked(place, value)[0]
 
 
-def check_parameters(place: Place, value: object) -> Schema:
+def check_parameters(place: FieldPath, value: object) -> Schema:
     """``value``, a sound schema of objects: else arguments could not be given by name."""
     schema, told = _checked(place, value)
     variants = told.get("anyOf") or told.get("oneOf") or [told]
@@ -59,7 +59,7 @@ def check_parameters(place: Place, value: object) -> Schema:
     return schema
 
 
-def _checked(place: Place, value: object) -> tuple[Schema, Schema]:
+def _checked(place: FieldPath, value: object) -> tuple[Schema, Schema]:
     """The schema, and simplified: it must not be too large once its references are followed."""
     schema = place.mapping(value)
     place.json(schema)
@@ -86,7 +86,7 @@ def lookup(root: Schema, reference: str) -> Schema | bool | None:
     return found if isinstance(found, Mapping | bool) else None
 
 
-def simplified(schema: Schema, place: Place) -> Schema:
+def simplified(schema: Schema, place: FieldPath) -> Schema:
     """The schema in ``typescript.py``'s keywords, without references.
 
     Raises ConversationError at ``place`` for a reference that leads nowhere, and for a schema that
@@ -95,10 +95,10 @@ def simplified(schema: Schema, place: Place) -> Schema:
     return _Simplifier(schema, place).simplify(schema, frozenset({"#"}), 0)
 
 
-def _schemas(place: Place, schema: Schema) -> Iterator[tuple[Place, Schema]]:
+def _schemas(place: FieldPath, schema: Schema) -> Iterator[tuple[FieldPath, Schema]]:
     """``schema`` and every schema in it, each with its place; the forms of what holds them."""
     yield place, schema
-    inner: list[tuple[Place, object]] = [
+    inner: list[tuple[FieldPath, object]] = [
         (place.at(key), schema[key]) for key in _ONE if key in schema
     ]
     several = [*_SEVERAL, *(["items"] if isinstance(schema.get("items"), list | tuple) else [])]
@@ -120,7 +120,7 @@ def _schemas(place: Place, schema: Schema) -> Iterator[tuple[Place, Schema]]:
             raise at.error(f"must be a schema, not {kind(value)}")
 
 
-def _check_keywords(place: Place, schema: Schema, root: Schema) -> None:
+def _check_keywords(place: FieldPath, schema: Schema, root: Schema) -> None:
     """The keywords of one schema that hold no schemas."""
     if "type" in schema:
         at, types = place.at("type"), schema["type"]
@@ -144,7 +144,7 @@ def _check_keywords(place: Place, schema: Schema, root: Schema) -> None:
 @dataclass(slots=True)
 class _Simplifier:
     root: Schema
-    place: Place
+    place: FieldPath
     _left: int = MAX_FOLLOWED
     _sizes: dict[str, int] = field(default_factory=dict)
 

@@ -31,7 +31,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 
-from gptoss.runtime.harmony.errors import ConversationTooLong
+from gptoss.runtime.harmony.errors import ConversationTooLongError
 from gptoss.runtime.harmony.messages import (
     CONSTRAIN,
     FUNCTIONS,
@@ -76,7 +76,7 @@ def render_for_completion(
     """The conversation, then ``<|start|>assistant``: the model continues from there.
 
     ``limit`` is the most ids that this may be. Raises ConversationError for what cannot be put
-    before the model, ConversationTooLong for the message in which the limit is reached.
+    before the model, ConversationTooLongError for the message in which the limit is reached.
     """
     check_conversation(messages)
     begin = [tokenizer.control["<|start|>"], *tokenizer.encode(Role.ASSISTANT)]
@@ -104,13 +104,13 @@ def _rendered(
     return ids
 
 
-def _too_long(messages: Sequence[Message], index: int, limit: int) -> ConversationTooLong:
+def _too_long(messages: Sequence[Message], index: int, limit: int) -> ConversationTooLongError:
     """The error at a message, counted as the caller's own list counts."""
     message = messages[index]
     if all(it.origin is None for it in messages):
-        return ConversationTooLong(index, limit)
+        return ConversationTooLongError(index, limit)
     of_tools = message.origin is None and message.role == Role.DEVELOPER
-    return ConversationTooLong(message.origin, limit, "tools" if of_tools else "messages")
+    return ConversationTooLongError(message.origin, limit, "tools" if of_tools else "messages")
 
 
 def render_message(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import tiktoken
 from gguf.constants import TokenType
 
-from gptoss.errors import BadGguf, UnsupportedModel
+from gptoss.errors import GgufError, UnsupportedModelError
 from gptoss.formats.gguf import StringArray
 from gptoss.formats.o200k import BYTE_LEVEL, O200K_PATTERN, PRE_TOKENIZER
 
@@ -53,11 +53,11 @@ class Tokenizer:
         """``token_bytes[id]`` is what the id stands for; control tokens stand for their text.
 
         ``text_ids`` are the ids that text may be encoded to, their order the order of merges.
-        Raises UnsupportedModel when one of harmony's control tokens is missing.
+        Raises UnsupportedModelError when one of harmony's control tokens is missing.
         """
         missing = [text for text in HARMONY_TOKENS if text not in control]
         if missing:
-            raise UnsupportedModel(
+            raise UnsupportedModelError(
                 f"the vocabulary has no {', '.join(missing)}: this is not a gpt-oss tokenizer"
             )
         self._bytes = token_bytes
@@ -69,7 +69,7 @@ class Tokenizer:
     def from_vocabulary(cls, tokens: Sequence[str], types: Sequence[int]) -> Tokenizer:
         """From the GGUF's ``tokenizer.ggml.tokens`` and ``.token_type`` (byte-level spelling)."""
         if len(tokens) != len(types):
-            raise UnsupportedModel(f"{len(tokens)} tokens but {len(types)} token types")
+            raise UnsupportedModelError(f"{len(tokens)} tokens but {len(types)} token types")
         normal = int(TokenType.NORMAL)
         token_bytes = [
             token.translate(BYTE_LEVEL).encode("latin-1", "replace")
@@ -89,21 +89,23 @@ class Tokenizer:
     def from_gguf(cls, gguf: GgufFile) -> Tokenizer:
         """From an opened GGUF.
 
-        Raises UnsupportedModel when its tokenizer is of another kind, BadGguf when it is damaged.
+        Raises UnsupportedModelError when its tokenizer is of another kind, GgufError when it is damaged.
         """
         model = gguf.metadata.get("tokenizer.ggml.model")
         pre = gguf.metadata.get("tokenizer.ggml.pre")
         if (model, pre) != ("gpt2", PRE_TOKENIZER):
-            raise UnsupportedModel(
+            raise UnsupportedModelError(
                 f"{gguf.path}: tokenizer {model!r} with pre-tokenizer {pre!r}; "
                 f"gpt-oss has 'gpt2' with {PRE_TOKENIZER!r}"
             )
         tokens = gguf.metadata.get("tokenizer.ggml.tokens")
         if not isinstance(tokens, StringArray):
-            raise BadGguf(f"{gguf.path}: tokenizer.ggml.tokens holds no texts; convert it again")
+            raise GgufError(f"{gguf.path}: tokenizer.ggml.tokens holds no texts; convert it again")
         types = gguf.metadata.get("tokenizer.ggml.token_type")
         if not isinstance(types, tuple):
-            raise BadGguf(f"{gguf.path}: has no array tokenizer.ggml.token_type; convert it again")
+            raise GgufError(
+                f"{gguf.path}: has no array tokenizer.ggml.token_type; convert it again"
+            )
         tokenizer = cls.from_vocabulary(tokens, types)
         tokenizer._check_text_tokens(str(gguf.path))
         return tokenizer
@@ -113,9 +115,9 @@ class Tokenizer:
         spelled = {self._bytes[i] for i in self.text_ids}
         missing = [byte for byte in range(256) if bytes([byte]) not in spelled]
         if missing:
-            raise BadGguf(f"{where}: no token for the byte {missing[0]:#04x}; convert it again")
+            raise GgufError(f"{where}: no token for the byte {missing[0]:#04x}; convert it again")
         if len(spelled) != len(self.text_ids):
-            raise BadGguf(f"{where}: two tokens stand for the same text; convert it again")
+            raise GgufError(f"{where}: two tokens stand for the same text; convert it again")
 
     @cached_property
     def _encoding(self) -> tiktoken.Encoding:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from gptoss.runtime.harmony.errors import Place
+from gptoss.runtime.harmony.errors import FieldPath
 from gptoss.runtime.harmony.json_schema import Schema, simplified
 from gptoss.runtime.harmony.messages import Function, Namespace
 
@@ -51,7 +51,7 @@ def _namespace(space: Namespace) -> str:
 def _function(function: Function, full_name: str) -> list[str]:
     arguments = ""
     if function.parameters is not None:
-        place = Place("tools", None, f"{full_name}.parameters")
+        place = FieldPath("tools", None, f"{full_name}.parameters")
         arguments = f"_: {type_of(simplified(function.parameters, place))}"
     return [
         *(f"// {line}" for line in _lines(function.description)),

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from gptoss.runtime.harmony.errors import ConversationError, Place, kind
+from gptoss.runtime.harmony.errors import ConversationError, FieldPath, kind
 from gptoss.runtime.harmony.json_schema import check_parameters
 from gptoss.runtime.harmony.messages import (
     DeveloperContent,
@@ -32,7 +32,7 @@ def check_conversation(messages: Sequence[Message]) -> None:
         raise ConversationError(None, "", "the conversation is empty; it needs a message")
     calls = _Calls()
     for index, message in enumerate(messages):
-        place = Place("messages", index)
+        place = FieldPath("messages", index)
         if (message.role == Role.SYSTEM) != (index == 0):
             raise place.at("role").error(
                 f"{str(message.role)!r}: the system block is the first message, and no other is one"
@@ -50,9 +50,9 @@ def check_conversation(messages: Sequence[Message]) -> None:
 class _Calls:
     """Calls that have no result yet, the oldest first: where, and to whom."""
 
-    open: list[tuple[Place, str]] = field(default_factory=list)
+    open: list[tuple[FieldPath, str]] = field(default_factory=list)
 
-    def follow(self, place: Place, message: Message) -> None:
+    def follow(self, place: FieldPath, message: Message) -> None:
         if message.role == Role.TOOL:
             self._answer(place, message.name)
         elif message.role != Role.ASSISTANT:
@@ -60,7 +60,7 @@ class _Calls:
         elif message.recipient is not None:
             self.open.append((place, message.recipient))
 
-    def _answer(self, place: Place, name: str | None) -> None:
+    def _answer(self, place: FieldPath, name: str | None) -> None:
         if name is None:
             raise place.at("name").error("is missing: a tool speaks under its full name")
         for i, (_, recipient) in enumerate(self.open):
@@ -79,7 +79,7 @@ class _Calls:
         self.open.clear()
 
 
-def _check_content(place: Place, message: Message) -> None:
+def _check_content(place: FieldPath, message: Message) -> None:
     content = message.content
     if isinstance(content, SystemContent) and message.role == Role.SYSTEM:
         _check_system(place, content)
@@ -93,7 +93,7 @@ def _check_content(place: Place, message: Message) -> None:
         raise place.error(f"a {message.role} message cannot hold {kind(content)}")
 
 
-def _check_system(place: Place, content: SystemContent) -> None:
+def _check_system(place: FieldPath, content: SystemContent) -> None:
     for name in ("identity", "knowledge_cutoff"):
         if (value := getattr(content, name)) is not None:
             place.at(name).text(value)
@@ -104,7 +104,7 @@ def _check_system(place: Place, content: SystemContent) -> None:
     _check_tools(place.at("tools"), content.tools)
 
 
-def _check_tools(place: Place, namespaces: Sequence[Namespace]) -> None:
+def _check_tools(place: FieldPath, namespaces: Sequence[Namespace]) -> None:
     for i, space in enumerate(namespaces):
         at = place.at(f"[{i}]")
         at.at("name").name(space.name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptoss.errors import BadGguf, UnsupportedModel
+from gptoss.errors import GgufError, UnsupportedModelError
 from gptoss.formats.gguf import GgufFile
 from gptoss.formats.hparams import HParams
 from gptoss.formats.tensor_map import tensors
@@ -27,11 +27,11 @@ class Model:
     def open(cls, path: Path) -> Model:
         """Check ``path`` and read what stands before the weights.
 
-        Raises BadGguf for what is no GGUF, cut short or incomplete, UnsupportedModel for another
+        Raises GgufError for what is no GGUF, cut short or incomplete, UnsupportedModelError for another
         architecture or tokenizer, and for a folder.
         """
         if path.is_dir():
-            raise UnsupportedModel(
+            raise UnsupportedModelError(
                 f"{path} is a folder: if it is a checkpoint, convert it first: "
                 f"gptoss-convert {path} -o model.gguf"
             )
@@ -47,9 +47,9 @@ def _check_tensors(gguf: GgufFile, hparams: HParams) -> None:
     for expected in tensors(hparams):
         found = gguf.tensors.get(expected.gguf)
         if found is None and not split:
-            raise BadGguf(f"{gguf.path}: has no tensor {expected.gguf}; convert it again")
+            raise GgufError(f"{gguf.path}: has no tensor {expected.gguf}; convert it again")
         if found is not None and found.shape != expected.ggml_shape:
-            raise BadGguf(
+            raise GgufError(
                 f"{gguf.path}: tensor {expected.gguf} has shape {found.shape}, "
                 f"{expected.ggml_shape} is expected; convert it again"
             )

@@ -23,9 +23,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss.errors import UnsupportedModel
+from gptoss.errors import UnsupportedModelError
 from gptoss.runtime.engine.base import EngineError, Logits, Sampler
-from gptoss.runtime.harmony.errors import BadConstraint
+from gptoss.runtime.harmony.errors import ConstraintError
 from gptoss.runtime.harmony.tokenizer import Tokenizer
 from gptoss.runtime.sampling.grammar import Closed, Part, Rules, closing, turn_grammar
 from gptoss.runtime.sampling.repetition import LoopDetector
@@ -69,10 +69,10 @@ class Vocabulary:
     """A model's tokens as llguidance knows them. Immutable; safe to share between threads."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Takes most of a second with the full vocabulary. Raises UnsupportedModel."""
+        """Takes most of a second with the full vocabulary. Raises UnsupportedModelError."""
         longest = max(len(tokenizer.token_bytes(i)) for i in range(tokenizer.n_vocab))
         if longest > _LONGEST_TOKEN:
-            raise UnsupportedModel(
+            raise UnsupportedModelError(
                 f"the vocabulary has a token of {longest} bytes, over {_LONGEST_TOKEN}: "
                 "this is not a gpt-oss tokenizer"
             )
@@ -89,17 +89,17 @@ class Vocabulary:
         self._llg = LLTokenizer(TokenizerWrapper(_Tokens(tokenizer, sorted(self.others))))
 
     def compile(self, rules: Rules) -> LLMatcher:
-        """The rules' matcher, at the turn's beginning; raises BadConstraint."""
+        """The rules' matcher, at the turn's beginning; raises ConstraintError."""
         grammar = turn_grammar(rules, self._text_ranges)
         for part in grammar.parts:
             self._check(part)
         matcher = self._matcher(grammar.text())
         if matcher.is_error():
-            raise BadConstraint("tools", _reason(matcher.get_error()))
+            raise ConstraintError("tools", _reason(matcher.get_error()))
         return matcher
 
     def constrain(self, rules: Rules, sampler: Sampler, budget: int | None = None) -> Constrained:
-        """``sampler`` held to the rules, for one generation; raises BadConstraint."""
+        """``sampler`` held to the rules, for one generation; raises ConstraintError."""
         return Constrained(self, rules, sampler, budget=budget)
 
     def _check(self, part: Part) -> None:
@@ -117,7 +117,7 @@ class Vocabulary:
             if allowed.size == 0 or not matcher.consume_token(int(allowed[0])):
                 break
         if matcher.is_error():
-            raise BadConstraint(part.field, _reason(matcher.get_error()))
+            raise ConstraintError(part.field, _reason(matcher.get_error()))
         if len(self._sound) >= _REMEMBERED:
             self._sound.clear()
         self._sound.add(grammar)
@@ -164,7 +164,7 @@ class Constrained:
         *,
         budget: int | None = None,
     ) -> None:
-        """Raises BadConstraint: before a token is generated, the rules are known to compile."""
+        """Raises ConstraintError: before a token is generated, the rules are known to compile."""
         self.closed: Closed | None = None
         self.reasoned = 0
         """Tokens up to the end of the last message of reasoning."""

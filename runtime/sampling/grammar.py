@@ -26,7 +26,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from gptoss.runtime.harmony.errors import HARMONY_NAME, BadConstraint, ConversationError, Place
+from gptoss.runtime.harmony.errors import (
+    HARMONY_NAME,
+    ConstraintError,
+    ConversationError,
+    FieldPath,
+)
 from gptoss.runtime.harmony.messages import FUNCTIONS, Function, Namespace
 from gptoss.runtime.sampling.schema_limits import MAX_REGEX_CHARACTERS, bounded_schema
 
@@ -146,7 +151,7 @@ class TurnGrammar:
 
 
 def turn_grammar(rules: Rules, text_ids: Sequence[tuple[int, int]]) -> TurnGrammar:
-    """What ``rules`` admit; raises BadConstraint.
+    """What ``rules`` admit; raises ConstraintError.
 
     ``text_ids`` are the ids of text tokens as ranges, both ends included.
     """
@@ -209,7 +214,7 @@ class _Call:
 
 
 def _calls(rules: Rules) -> list[_Call]:
-    """Every recipient that may be called; raises BadConstraint."""
+    """Every recipient that may be called; raises ConstraintError."""
     choice = rules.tool_choice
     if choice == ToolChoice.NONE:
         return []
@@ -219,7 +224,7 @@ def _calls(rules: Rules) -> list[_Call]:
         if not named:
             known = ", ".join(call.name for call in calls) or "none"
             problem = f"{choice!r} is not none, auto, required or a tool; tools: {known}"
-            raise BadConstraint("tool_choice", problem)
+            raise ConstraintError("tool_choice", problem)
         return named
     for space in rules.builtins:
         channels = ("analysis", "commentary")
@@ -227,14 +232,14 @@ def _calls(rules: Rules) -> list[_Call]:
         if not space.functions:  # python takes text as it is
             calls.append(_Call(space.name, space.name, channels, None))
     if choice == ToolChoice.REQUIRED and not calls:
-        raise BadConstraint("tool_choice", "a call is required, but there is no tool")
+        raise ConstraintError("tool_choice", "a call is required, but there is no tool")
     return calls
 
 
 def _call(function: Function, namespace: str, channels: tuple[str, ...]) -> _Call:
     field = f"tools.{function.name}"
     if not HARMONY_NAME.fullmatch(function.name):
-        raise BadConstraint(field, "a name is 1 to 64 letters, digits, _ or -")
+        raise ConstraintError(field, "a name is 1 to 64 letters, digits, _ or -")
     schema = bounded_schema(function.parameters or _NO_PARAMETERS, field)
     return _Call(function.name, f"{namespace}.{function.name}", channels, schema)
 
@@ -278,9 +283,9 @@ def _lark(text: str, field: str) -> str:
     )
     for sign, problem in refused:
         if sign in bare.replace("%ignore", ""):
-            raise BadConstraint(field, f"{sign!r} in the grammar: {problem}")
+            raise ConstraintError(field, f"{sign!r} in the grammar: {problem}")
     if _depth(bare, "([{", ")]}") > MAX_DEPTH:
-        raise BadConstraint(field, f"the grammar is nested deeper than {MAX_DEPTH} levels")
+        raise ConstraintError(field, f"the grammar is nested deeper than {MAX_DEPTH} levels")
     return text
 
 
@@ -293,10 +298,10 @@ def _depth(text: str, opening: str, ending: str) -> int:
 
 
 def _check_text(text: object, what: str, most: int, field: str) -> None:
-    """Raises BadConstraint for what is no text, or too long."""
+    """Raises ConstraintError for what is no text, or too long."""
     try:
-        length = len(Place(field, None).text(text))
+        length = len(FieldPath(field, None).text(text))
     except ConversationError as error:
-        raise BadConstraint(error.place, error.problem) from error
+        raise ConstraintError(error.place, error.problem) from error
     if length > most:
-        raise BadConstraint(field, f"the {what} has more than {most} characters")
+        raise ConstraintError(field, f"the {what} has more than {most} characters")

@@ -39,7 +39,7 @@ Ids = NDArray[np.intp]
 Weights = NDArray[np.float32]
 
 
-class BadSampling(GptossError):
+class SamplingError(GptossError):
     """A sampling parameter is out of its range."""
 
 
@@ -55,13 +55,13 @@ class Sampling:
     def __post_init__(self) -> None:
         # NaN fails each of these comparisons, as it must.
         if not 0 <= self.temperature < float("inf"):
-            raise BadSampling(f"temperature is {self.temperature}; it must be 0 or more")
+            raise SamplingError(f"temperature is {self.temperature}; it must be 0 or more")
         if self.top_k < 0:
-            raise BadSampling(f"top_k is {self.top_k}; it must be 0 (all tokens) or more")
+            raise SamplingError(f"top_k is {self.top_k}; it must be 0 (all tokens) or more")
         if not 0 < self.top_p <= 1:
-            raise BadSampling(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+            raise SamplingError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
         if not 0 <= self.min_p <= 1:
-            raise BadSampling(f"min_p is {self.min_p}; it must be from 0 to 1")
+            raise SamplingError(f"min_p is {self.min_p}; it must be from 0 to 1")
 
 
 class RandomSampler:
@@ -71,9 +71,9 @@ class RandomSampler:
     """
 
     def __init__(self, sampling: Sampling, seed: int | None = None) -> None:
-        """Raises BadSampling for a seed that is no whole number, 0 or more."""
+        """Raises SamplingError for a seed that is no whole number, 0 or more."""
         if seed is not None and (not isinstance(seed, int) or seed < 0):
-            raise BadSampling(f"seed is {seed}; it must be a whole number, 0 or more")
+            raise SamplingError(f"seed is {seed}; it must be a whole number, 0 or more")
         self.sampling = sampling
         self._random = np.random.Generator(np.random.PCG64(seed))
 

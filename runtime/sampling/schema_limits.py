@@ -8,7 +8,7 @@ from decimal import Decimal
 from enum import Enum
 from typing import Any
 
-from gptoss.runtime.harmony.errors import BadConstraint, ConversationError, Place
+from gptoss.runtime.harmony.errors import ConstraintError, ConversationError, FieldPath
 from gptoss.runtime.harmony.json_schema import check_schema
 
 MAX_REGEX_CHARACTERS = 10_000
@@ -50,16 +50,16 @@ _BEHIND: Mapping[object, _Inside] = {
 
 
 def bounded_schema(schema: Mapping[str, Any], field: str) -> dict[str, Any]:
-    """The schema as llguidance is to read it; raises BadConstraint for what is none."""
+    """The schema as llguidance is to read it; raises ConstraintError for what is none."""
     try:
-        read = _plain(check_schema(Place(field, None), schema), field, _Inside.SCHEMA)
+        read = _plain(check_schema(FieldPath(field, None), schema), field, _Inside.SCHEMA)
         length = len(json.dumps(read, allow_nan=False))
     except ConversationError as error:
-        raise BadConstraint(error.place, error.problem) from error
+        raise ConstraintError(error.place, error.problem) from error
     except ValueError as error:
-        raise BadConstraint(field, "a number in the schema is infinite or none") from error
+        raise ConstraintError(field, "a number in the schema is infinite or none") from error
     if length > MAX_SCHEMA_CHARACTERS:
-        raise BadConstraint(field, f"the schema has more than {MAX_SCHEMA_CHARACTERS} characters")
+        raise ConstraintError(field, f"the schema has more than {MAX_SCHEMA_CHARACTERS} characters")
     return {**read, "x-guidance": {"whitespace_pattern": WHITESPACE}}
 
 
@@ -80,16 +80,16 @@ def _plain(value: Any, field: str, part: _Inside) -> Any:
 
 
 def _check_size(schema: Mapping[str, Any], field: str) -> None:
-    """Two keywords whose automaton can be enormous; raises BadConstraint."""
+    """Two keywords whose automaton can be enormous; raises ConstraintError."""
     patterns = [schema.get("pattern"), *schema.get("patternProperties", ())]
     if any(isinstance(it, str) and len(it) > MAX_REGEX_CHARACTERS for it in patterns):
-        raise BadConstraint(field, f"a pattern has more than {MAX_REGEX_CHARACTERS} characters")
+        raise ConstraintError(field, f"a pattern has more than {MAX_REGEX_CHARACTERS} characters")
     divisor = schema.get("multipleOf")
     if isinstance(divisor, int | float) and divisor - divisor == 0:
         digits = Decimal(str(divisor)).normalize().as_tuple().digits
         if int("".join(map(str, digits))) > MAX_MULTIPLE_OF:
             problem = f"multipleOf {divisor} has more digits than {MAX_MULTIPLE_OF} allows"
-            raise BadConstraint(field, problem)
+            raise ConstraintError(field, problem)
 
 
 def _with_bounds(schema: dict[str, Any]) -> dict[str, Any]:

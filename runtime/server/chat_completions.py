@@ -27,7 +27,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gptoss.runtime.harmony import messages as m
-from gptoss.runtime.harmony.errors import ConversationError, Place, kind
+from gptoss.runtime.harmony.errors import ConversationError, FieldPath, kind
 from gptoss.runtime.harmony.messages import (
     FUNCTIONS,
     DeveloperContent,
@@ -56,7 +56,7 @@ def messages_from_openai(
         raise ConversationError(None, "", "the conversation is empty; it needs a message")
     reader = _Reader(functions)
     for index, message in enumerate(messages):
-        place = Place("messages", index)
+        place = FieldPath("messages", index)
         reader.read(place, place.mapping(message))
     reader.finish()
     return [Message(Role.SYSTEM, system or SystemContent()), *reader.messages]
@@ -77,9 +77,9 @@ class _Reader:
     """Calls still without result: their names by id."""
     _answered: set[str] = field(default_factory=set)
     """Ids of the last assistant message's calls that have their result."""
-    _caller: Place | None = None
+    _caller: FieldPath | None = None
 
-    def read(self, place: Place, message: Mapping[str, Any]) -> None:
+    def read(self, place: FieldPath, message: Mapping[str, Any]) -> None:
         """One message of the API."""
         role = message.get("role")
         if role == "tool":
@@ -113,7 +113,7 @@ class _Reader:
             block = m.developer(instructions, self.functions)
             self.messages.append(replace(block, origin=self._instructed))
 
-    def _developer(self, place: Place, message: Mapping[str, Any]) -> None:
+    def _developer(self, place: FieldPath, message: Mapping[str, Any]) -> None:
         text = _content(place, message)
         if self._opened:
             self._add(place, m.developer(text))
@@ -121,12 +121,12 @@ class _Reader:
             self._instructions.append(text)
             self._instructed = place.index if self._instructed is None else self._instructed
 
-    def _user(self, place: Place, message: Mapping[str, Any]) -> None:
+    def _user(self, place: FieldPath, message: Mapping[str, Any]) -> None:
         name = message.get("name")
         checked = None if name is None else place.at("name").name(name)
         self._add(place, Message(Role.USER, _content(place, message), name=checked))
 
-    def _assistant(self, place: Place, message: Mapping[str, Any]) -> None:
+    def _assistant(self, place: FieldPath, message: Mapping[str, Any]) -> None:
         reasoning = _reasoning(place, message)
         calls = _calls(place.at("tool_calls"), message.get("tool_calls"))
         text = None if message.get("content") is None else _content(place, message)
@@ -146,7 +146,7 @@ class _Reader:
         self._answered = set()
         self._caller = place
 
-    def _tool(self, place: Place, message: Mapping[str, Any]) -> None:
+    def _tool(self, place: FieldPath, message: Mapping[str, Any]) -> None:
         where = place.at("tool_call_id")
         identity = where.text(message.get("tool_call_id"))
         if identity in self._answered:
@@ -157,7 +157,7 @@ class _Reader:
         self._answered.add(identity)
         self._add(place, m.tool_result(name, _content(place, message)))
 
-    def _add(self, place: Place, message: Message) -> None:
+    def _add(self, place: FieldPath, message: Message) -> None:
         self.messages.append(replace(message, origin=place.index))
 
     def _expect_no_calls(self) -> None:
@@ -169,7 +169,7 @@ class _Reader:
         self._answered = set()
 
 
-def _content(place: Place, message: Mapping[str, Any]) -> str:
+def _content(place: FieldPath, message: Mapping[str, Any]) -> str:
     """Content as text: a string, or text parts joined."""
     place, content = place.at("content"), message.get("content")
     if isinstance(content, str):
@@ -186,14 +186,14 @@ def _content(place: Place, message: Mapping[str, Any]) -> str:
     return "".join(texts)
 
 
-def _reasoning(place: Place, message: Mapping[str, Any]) -> str | None:
+def _reasoning(place: FieldPath, message: Mapping[str, Any]) -> str | None:
     for name in REASONING_FIELDS:
         if message.get(name) is not None:
             return place.at(name).text(message[name]) or None
     return None
 
 
-def _calls(place: Place, value: object) -> list[tuple[str, str, str]]:
+def _calls(place: FieldPath, value: object) -> list[tuple[str, str, str]]:
     """Id, function name and arguments (JSON text, or an object that is written as such)."""
     calls: list[tuple[str, str, str]] = []
     for i, item in enumerate(place.sequence(value) if value is not None else ()):

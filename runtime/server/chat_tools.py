@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gptoss.runtime.harmony.errors import ConversationError, Place, kind
+from gptoss.runtime.harmony.errors import ConversationError, FieldPath, kind
 from gptoss.runtime.harmony.json_schema import check_parameters
 from gptoss.runtime.harmony.messages import Function
 
@@ -22,7 +22,7 @@ def functions_from_openai(tools: Sequence[Mapping[str, Any]]) -> tuple[Function,
         raise ConversationError(None, "", f"must be an array, not {kind(tools)}", "tools")
     functions: dict[str, Function] = {}
     for index, tool in enumerate(tools):
-        place = Place("tools", index)
+        place = FieldPath("tools", index)
         function = _function(place, place.mapping(tool))
         if function.name in functions:
             raise place.at("function.name").error(f"a second tool is called {function.name!r}")
@@ -43,7 +43,7 @@ def tools_to_openai(functions: Sequence[Function]) -> list[dict[str, Any]]:
     return tools
 
 
-def _function(place: Place, tool: Mapping[str, Any]) -> Function:
+def _function(place: FieldPath, tool: Mapping[str, Any]) -> Function:
     if tool.get("type") != "function":
         raise place.at("type").error(f"{tool.get('type')!r}: only 'function' is known")
     place = place.at("function")
@@ -57,5 +57,5 @@ def _function(place: Place, tool: Mapping[str, Any]) -> Function:
     )
 
 
-def _parameters(place: Place, value: object) -> Mapping[str, Any] | None:
+def _parameters(place: FieldPath, value: object) -> Mapping[str, Any] | None:
     return None if value is None or value == {} else check_parameters(place, value)

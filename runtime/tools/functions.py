@@ -19,7 +19,7 @@ from typing import Any
 
 from gptoss.runtime.harmony.errors import HARMONY_NAME, mended
 from gptoss.runtime.harmony.messages import FUNCTIONS, Function
-from gptoss.runtime.tools.schema import BadArguments, BadTool, Record, parameters_of
+from gptoss.runtime.tools.schema import Record, ToolArgumentsError, ToolError, parameters_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,10 @@ class Tool:
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Tool:
-        """From a function's name, type hints and docstring; raises BadTool."""
+        """From a function's name, type hints and docstring; raises ToolError."""
         name = getattr(function, "__name__", "")
         if not HARMONY_NAME.fullmatch(name):
-            raise BadTool(
+            raise ToolError(
                 f"{function!r} cannot be a tool: its name {name!r} is not of letters, digits, _ -"
             )
         description, parameters = parameters_of(function)
@@ -56,13 +56,13 @@ class Toolbox:
     """The tools of a conversation, by name. Immutable."""
 
     def __init__(self, functions: Iterable[Callable[..., Any]] = ()) -> None:
-        """Raises BadTool for a function that cannot be declared, or two of one name."""
+        """Raises ToolError for a function that cannot be declared, or two of one name."""
         self._tools: dict[str, Tool] = {}
         for function in functions:
             tool = Tool.of(function)
             name = tool.declaration.name
             if name in self._tools:
-                raise BadTool(f"two tools are called {name!r}; rename one")
+                raise ToolError(f"two tools are called {name!r}; rename one")
             self._tools[name] = tool
 
     @property
@@ -78,7 +78,7 @@ class Toolbox:
         begun = time.perf_counter()
         try:
             text, error = self._run(recipient, arguments), False
-        except BadArguments as problem:
+        except ToolArgumentsError as problem:
             text, error = result_text(f"error: {problem}"), True
         except (Exception, SystemExit) as problem:  # whatever a tool raises is its answer
             text, error = result_text(f"error: {described(problem)}"), True
@@ -88,7 +88,7 @@ class Toolbox:
         tool = self._tools.get(recipient.removeprefix(f"{FUNCTIONS}."))
         if tool is None:
             known = ", ".join(f"{FUNCTIONS}.{name}" for name in self._tools) or "none"
-            raise BadArguments(f"there is no tool {recipient}; available: {known}")
+            raise ToolArgumentsError(f"there is no tool {recipient}; available: {known}")
         values = tool.parameters.read(_parsed(arguments), "")
         return result_text(_awaited(tool.function(**values)))
 
@@ -121,7 +121,7 @@ def _parsed(arguments: str) -> Any:
     try:
         return json.loads(arguments)
     except (ValueError, RecursionError) as error:
-        raise BadArguments(f"the arguments are not valid JSON: {error}") from error
+        raise ToolArgumentsError(f"the arguments are not valid JSON: {error}") from error
 
 
 def _awaited(result: Any) -> Any:

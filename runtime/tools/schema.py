@@ -23,11 +23,11 @@ from gptoss.errors import GptossError
 Schema = dict[str, Any]
 
 
-class BadTool(GptossError):
+class ToolError(GptossError):
     """A function cannot be offered as a tool: its signature cannot be told to the model."""
 
 
-class BadArguments(Exception):
+class ToolArgumentsError(Exception):
     """The model's arguments are not what was declared; the message is for the model."""
 
 
@@ -35,7 +35,7 @@ class BadArguments(Exception):
 class Kind:
     """A type as its schema and its reader.
 
-    ``read(value, where)`` gives the Python value for a JSON value, or raises BadArguments.
+    ``read(value, where)`` gives the Python value for a JSON value, or raises ToolArgumentsError.
     """
 
     schema: Schema
@@ -63,7 +63,7 @@ class Record:
     def read(self, value: Any, where: str) -> Any:
         """The built record; every missing, unknown or wrong field is said."""
         if not isinstance(value, dict):
-            raise BadArguments(_expected("an object", value, where))
+            raise ToolArgumentsError(_expected("an object", value, where))
         problems = [
             f"{_inside(where, name)} is missing"
             for name in self.fields
@@ -78,15 +78,15 @@ class Record:
         for name in value.keys() & self.fields.keys():
             try:
                 found[name] = self.fields[name].read(value[name], _inside(where, name))
-            except BadArguments as error:
+            except ToolArgumentsError as error:
                 problems.append(str(error))
         if problems:
-            raise BadArguments("; ".join(problems))
+            raise ToolArgumentsError("; ".join(problems))
         return self.build(found)
 
 
 def parameters_of(function: Callable[..., Any]) -> tuple[str, Record]:
-    """A function's description and its parameters; raises BadTool.
+    """A function's description and its parameters; raises ToolError.
 
     The description is the docstring up to ``Args:``; a parameter's is its entry there.
     """
@@ -95,9 +95,9 @@ def parameters_of(function: Callable[..., Any]) -> tuple[str, Record]:
     try:
         return description, _parameters(function, f"tool {name}", notes)
     except RecursionError as error:
-        raise BadTool(f"tool {name}: a type that contains itself cannot be told") from error
+        raise ToolError(f"tool {name}: a type that contains itself cannot be told") from error
     except (NameError, TypeError, ValueError) as error:
-        raise BadTool(f"tool {name}: its signature cannot be read: {error}") from error
+        raise ToolError(f"tool {name}: its signature cannot be read: {error}") from error
 
 
 def _parameters(function: Callable[..., Any], where: str, notes: Mapping[str, str]) -> Record:
@@ -107,7 +107,7 @@ def _parameters(function: Callable[..., Any], where: str, notes: Mapping[str, st
     for parameter in parameters:
         at = f"{where}, parameter {parameter.name}"
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            raise BadTool(f"{at}: only parameters that can be given by name are possible")
+            raise ToolError(f"{at}: only parameters that can be given by name are possible")
         kind = kind_of(hints.get(parameter.name, Any), at)
         if parameter.name in notes:
             kind = _noted(kind, description=notes[parameter.name])
@@ -128,7 +128,7 @@ def _hints(function: Callable[..., Any], parameters: Iterable[inspect.Parameter]
 
 
 def kind_of(hint: Any, where: str) -> Kind:
-    """The kind of a type hint; raises BadTool, which says ``where``."""
+    """The kind of a type hint; raises ToolError, which says ``where``."""
     origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
     if origin is typing.Annotated:
         note = next((extra for extra in args[1:] if isinstance(extra, str)), None)
@@ -153,7 +153,9 @@ def kind_of(hint: Any, where: str) -> Kind:
         return _tuple(args, where)
     if origin is dict:
         return _dict(args, where)
-    raise BadTool(f"{where}: type {hint!r} cannot be told to the model; known are JSON's own types")
+    raise ToolError(
+        f"{where}: type {hint!r} cannot be told to the model; known are JSON's own types"
+    )
 
 
 def split_docstring(text: str) -> tuple[str, dict[str, str]]:
@@ -185,7 +187,7 @@ def _entries(body: str) -> dict[str, str]:
 def _scalar(name: str, article: str, accepted: type) -> Kind:
     def read(value: Any, where: str) -> Any:
         if not isinstance(value, accepted):
-            raise BadArguments(_expected(article, value, where))
+            raise ToolArgumentsError(_expected(article, value, where))
         return value
 
     return Kind({"type": name}, read)
@@ -195,13 +197,13 @@ def _read_integer(value: Any, where: str) -> int:
     if isinstance(value, float) and value.is_integer():
         return int(value)  # JSON knows one kind of number: 3.0 is the integer 3
     if not isinstance(value, int) or isinstance(value, bool):  # true is no number in JSON
-        raise BadArguments(_expected("an integer", value, where))
+        raise ToolArgumentsError(_expected("an integer", value, where))
     return value
 
 
 def _read_number(value: Any, where: str) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise BadArguments(_expected("a number", value, where))
+        raise ToolArgumentsError(_expected("a number", value, where))
     return float(value)
 
 
@@ -222,7 +224,7 @@ def _choice(choices: dict[Any, Any], where: str) -> Kind:
     names = {str: "string", bool: "boolean", int: "integer", float: "number"}
     used = {type(value) for value in choices}
     if not used <= names.keys():
-        raise BadTool(f"{where}: choices must be strings, numbers or booleans, not {choices!r}")
+        raise ToolError(f"{where}: choices must be strings, numbers or booleans, not {choices!r}")
     told = sorted(names[kind] for kind in used)
     schema: Schema = {"type": told[0] if len(told) == 1 else told, "enum": list(choices)}
 
@@ -230,7 +232,7 @@ def _choice(choices: dict[Any, Any], where: str) -> Kind:
         for choice, meant in choices.items():
             if type(choice) is type(value) and choice == value:
                 return meant
-        raise BadArguments(_expected(f"one of {_json(list(choices))}", value, at))
+        raise ToolArgumentsError(_expected(f"one of {_json(list(choices))}", value, at))
 
     return Kind(schema, read)
 
@@ -252,9 +254,9 @@ def _union(kinds: list[Kind]) -> Kind:
         for kind in kinds:
             try:
                 return kind.read(value, where)
-            except BadArguments as error:
+            except ToolArgumentsError as error:
                 problems.append(str(error))
-        raise BadArguments(" or ".join(dict.fromkeys(problems)))
+        raise ToolArgumentsError(" or ".join(dict.fromkeys(problems)))
 
     return Kind(schema, read)
 
@@ -262,7 +264,7 @@ def _union(kinds: list[Kind]) -> Kind:
 def _list(items: Kind) -> Kind:
     def read(value: Any, where: str) -> list[Any]:
         if not isinstance(value, list):
-            raise BadArguments(_expected("an array", value, where))
+            raise ToolArgumentsError(_expected("an array", value, where))
         return [items.read(item, f"{where}[{i}]") for i, item in enumerate(value)]
 
     return Kind({"type": "array", "items": items.schema}, read)
@@ -270,14 +272,14 @@ def _list(items: Kind) -> Kind:
 
 def _tuple(args: tuple[Any, ...], where: str) -> Kind:
     if len(args) != 2 or args[1] is not Ellipsis:
-        raise BadTool(f"{where}: of tuples only tuple[T, ...] can be told to the model")
+        raise ToolError(f"{where}: of tuples only tuple[T, ...] can be told to the model")
     items = _list(kind_of(args[0], where))
     return Kind(items.schema, lambda value, at: tuple(items.read(value, at)))
 
 
 def _dict(args: tuple[Any, ...], where: str) -> Kind:
     if args and args[0] is not str:
-        raise BadTool(f"{where}: a dict's keys must be str, since JSON's are")
+        raise ToolError(f"{where}: a dict's keys must be str, since JSON's are")
     values = kind_of(args[1] if args else Any, where)
     schema: Schema = {"type": "object"}
     if values.schema:
@@ -285,7 +287,7 @@ def _dict(args: tuple[Any, ...], where: str) -> Kind:
 
     def read(value: Any, at: str) -> dict[str, Any]:
         if not isinstance(value, dict):
-            raise BadArguments(_expected("an object", value, at))
+            raise ToolArgumentsError(_expected("an object", value, at))
         return {name: values.read(inner, _inside(at, name)) for name, inner in value.items()}
 
     return Kind(schema, read)

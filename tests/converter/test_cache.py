@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import constants
 
 from gptoss.converter.hub.cache import check, download
-from gptoss.converter.hub.remote_file import WrongHash
+from gptoss.converter.hub.remote_file import HashMismatchError
 from gptoss.converter.hub.repository import HubId
 from support.hub_server import REPOSITORY, Fault, HubServer, Repository, digests, every
 
@@ -57,5 +57,7 @@ def test_hashes_are_compared(hub: HubServer, published: Path) -> None:  # noqa: 
     raw = bytearray(blob.read_bytes())
     raw[1000] ^= 1
     blob.write_bytes(raw)
-    with pytest.raises(WrongHash, match=f"{shards[1].name}: has the sha256 .* remove {blob} and"):
+    with pytest.raises(
+        HashMismatchError, match=f"{shards[1].name}: has the sha256 .* remove {blob} and"
+    ):
         check(folder, lambda *_: None)

@@ -15,7 +15,7 @@ import pytest
 
 from gptoss.converter.convert import convert
 from gptoss.converter.write import tasks, writer
-from gptoss.errors import BadCheckpoint, OutputError
+from gptoss.errors import CheckpointError, OutputError
 from gptoss.formats.byte_source import Source
 from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.gguf import GgufFile
@@ -123,7 +123,7 @@ def test_a_source_that_shrinks_meanwhile(tmp_path: Path, out: Path) -> None:
         with weights.open("r+b") as file:
             file.truncate(weights.stat().st_size // 2)
 
-    with pytest.raises(BadCheckpoint, match="the file was cut while it was read"):
+    with pytest.raises(CheckpointError, match="the file was cut while it was read"):
         convert(folder, out, progress=cut)
     assert [p.name for p in tmp_path.iterdir()] == ["source"]
 

@@ -19,7 +19,7 @@ from gptoss.converter.transforms import to_checkpoint
 from gptoss.converter.transforms.base import OutOfRangeError
 from gptoss.converter.transforms.floats import to_bf16
 from gptoss.converter.write import writer
-from gptoss.errors import BadGguf, BadRequest, GptossError, OutputError, UnsupportedModel
+from gptoss.errors import GgufError, GptossError, OptionError, OutputError, UnsupportedModelError
 from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.gguf import GgufFile
 from gptoss.quant.mxfp4 import E2M1
@@ -208,7 +208,7 @@ def test_experts_in_bf16_of_a_gguf_that_has_them_so(tmp_path: Path) -> None:
 
     ggufs.edited(tmp_path / "a.gguf", widen)
     with pytest.raises(
-        UnsupportedModel, match=r"ffn_gate_exps.weight is BF16, not MXFP4; .*hf-bf16"
+        UnsupportedModelError, match=r"ffn_gate_exps.weight is BF16, not MXFP4; .*hf-bf16"
     ):
         export(tmp_path / "a.gguf", tmp_path / "out")
     export(tmp_path / "a.gguf", tmp_path / "out", to="hf-bf16")
@@ -269,14 +269,14 @@ def end_outside(model: ggufs.Model) -> None:
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [
-        (drop("blk.1.attn_sinks.weight"), BadGguf, "has no tensor blk.1.attn_sinks.weight; "),
-        (add_tensor, BadGguf, "unknown tensor 'rope_freqs.weight'"),
-        (another_shape, BadGguf, r"output.weight has shape \(320, 64\), \(64, 320\) is expected"),
-        (another_splitter, UnsupportedModel, "pre-tokenizer 'default'; gpt-oss has .*"),
-        (no_yarn, BadGguf, "rope.scaling.type is None"),
-        (token_twice, BadGguf, "is there twice"),
-        (empty_merge, BadGguf, r"merges\[0\] is 'a b', which makes no token"),
-        (end_outside, BadGguf, "eos_token_id is 5000, no token's id"),
+        (drop("blk.1.attn_sinks.weight"), GgufError, "has no tensor blk.1.attn_sinks.weight; "),
+        (add_tensor, GgufError, "unknown tensor 'rope_freqs.weight'"),
+        (another_shape, GgufError, r"output.weight has shape \(320, 64\), \(64, 320\) is expected"),
+        (another_splitter, UnsupportedModelError, "pre-tokenizer 'default'; gpt-oss has .*"),
+        (no_yarn, GgufError, "rope.scaling.type is None"),
+        (token_twice, GgufError, "is there twice"),
+        (empty_merge, GgufError, r"merges\[0\] is 'a b', which makes no token"),
+        (end_outside, GgufError, "eos_token_id is 5000, no token's id"),
     ],
 )
 def test_what_is_no_whole_model(
@@ -289,7 +289,7 @@ def test_what_is_no_whole_model(
 
 
 def test_a_form_that_does_not_exist(gguf: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadRequest, match="'onnx'; there are hf, hf-bf16"):
+    with pytest.raises(OptionError, match="'onnx'; there are hf, hf-bf16"):
         export(gguf, tmp_path / "out", to="onnx")
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from gptoss.converter.convert import convert
 from gptoss.converter.lora.adapter import parameters
 from gptoss.converter.write import tasks
-from gptoss.errors import BadCheckpoint, BadRequest
+from gptoss.errors import CheckpointError, OptionError
 from gptoss.formats.gguf import GgufFile
 from gptoss.formats.hparams import HParams
 from gptoss.quant.verify.verifier import verify
@@ -200,7 +200,7 @@ def test_shapes_that_tell_are_believed(tmp_path: Path) -> None:
 
 def test_a_layout_that_contradicts_itself(square: Path, tmp_path: Path) -> None:
     turned = forms.to_floats(square, tmp_path / "turned", outputs_first=forms.EXPERTS)
-    with pytest.raises(BadCheckpoint, match="stands outputs first, against the layout"):
+    with pytest.raises(CheckpointError, match="stands outputs first, against the layout"):
         convert(turned, tmp_path / "a.gguf")
     convert(turned, tmp_path / "a.gguf", base=square)
     convert(square, tmp_path / "b.gguf")
@@ -212,13 +212,13 @@ def test_bases_of_something_else(square: Path, tmp_path: Path) -> None:
     other = random_checkpoint(tmp_path / "other", **SHAPES["square"], seed=1)
     deeper = random_checkpoint(tmp_path / "deeper", hidden=64, layers=3)
     out = tmp_path / "out.gguf"
-    with pytest.raises(BadCheckpoint, match=r"resembles the one in .*other neither as it stands"):
+    with pytest.raises(CheckpointError, match=r"resembles the one in .*other neither as it stands"):
         convert(fine_tune, out, base=other)
-    with pytest.raises(BadCheckpoint, match="its num_hidden_layers is 3, not 2"):
+    with pytest.raises(CheckpointError, match="its num_hidden_layers is 3, not 2"):
         convert(fine_tune, out, base=deeper)
-    with pytest.raises(BadCheckpoint, match="holds experts in floats; a base has them in MXFP4"):
+    with pytest.raises(CheckpointError, match="holds experts in floats; a base has them in MXFP4"):
         convert(fine_tune, out, base=fine_tune)
-    with pytest.raises(BadRequest, match="has its experts in MXFP4 already; leave --base out"):
+    with pytest.raises(OptionError, match="has its experts in MXFP4 already; leave --base out"):
         convert(square, out, base=square)
 
 
@@ -258,7 +258,7 @@ def test_not_finite(
     monkeypatch.setattr(tasks, "CHUNK", 1000)
     folder = forms.to_floats(square, tmp_path / "fine-tune", dtype)
     forms.change(folder, name, edit)
-    with pytest.raises(BadCheckpoint, match=said):
+    with pytest.raises(CheckpointError, match=said):
         convert(folder, tmp_path / "out.gguf")
     assert not (tmp_path / "out.gguf").exists()
     convert(folder, tmp_path / "out.gguf", experts="bf16", dense="bf16", allow_nonfinite=True)
@@ -275,7 +275,7 @@ def test_values_beyond_the_types_range(
 ) -> None:
     folder = forms.to_floats(square, tmp_path / "fine-tune", dtype)
     forms.change(folder, "lm_head.weight", put(3.4e38, 2, 63))
-    with pytest.raises(BadCheckpoint, match=f"lm_head.weight' holds 3.4e.38, beyond the range of "
+    with pytest.raises(CheckpointError, match=f"lm_head.weight' holds 3.4e.38, beyond the range of "
                        f"{dense.upper()}; choose another type"):  # fmt: skip
         convert(folder, tmp_path / "out.gguf", dense=dense)
 

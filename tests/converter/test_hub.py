@@ -14,7 +14,7 @@ from gptoss.converter.gguf import vocab
 from gptoss.converter.hub import repository as hub_repository
 from gptoss.converter.hub.cache import download
 from gptoss.converter.hub.client import Client, HubError
-from gptoss.converter.hub.remote_file import WrongHash
+from gptoss.converter.hub.remote_file import HashMismatchError
 from gptoss.converter.hub.repository import SETUP, WORDS, HubId, Stream, hub_id, pin
 from gptoss.formats.checkpoint import Checkpoint
 from support.hub_server import REPOSITORY, Fault, HubServer, every
@@ -193,7 +193,7 @@ def test_a_small_file_with_a_wrong_bit(
     client = Client()
     stream = Stream(client, pin(client, WANTED), tmp_path)
     hub.misbehave = every(1, Fault(flip=5), place)
-    with pytest.raises(WrongHash, match=f"{name}: what came has the hash"):
+    with pytest.raises(HashMismatchError, match=f"{name}: what came has the hash"):
         stream.fetch(SETUP | WORDS)
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptoss.converter.convert import NotProven, convert
+from gptoss.converter.convert import VerificationError, convert
 from gptoss.converter.lora import merged
 from gptoss.converter.lora.adapter import open_adapter
 from gptoss.converter.write import tasks, writer
-from gptoss.errors import BadCheckpoint, GptossError, UnsupportedModel
+from gptoss.errors import CheckpointError, GptossError, UnsupportedModelError
 from gptoss.formats.checkpoint import Checkpoint
 from support import adapters, forms, safetensors_files
 from support.adapters import Lora
@@ -196,31 +196,31 @@ X = f"{adapters.PREFIX}{LAYER}mlp.experts"
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [
-        (with_config(peft_type="IA3"), UnsupportedModel, "peft_type is 'IA3'; only 'LORA'"),
-        (with_config(use_dora=True), UnsupportedModel, "use_dora is set, which is more than plain"),
-        (with_config(fan_in_fan_out=True), UnsupportedModel, "fan_in_fan_out is set"),
-        (with_config(init_lora_weights="pissa_niter_4"), UnsupportedModel, "'pissa_niter_4': the"),
-        (with_config(lora_alpha=None), BadCheckpoint, "lora_alpha is None, a positive number"),
-        (with_config(alpha_pattern={"(a+)+$": 1}), UnsupportedModel, "more than a name"),
-        (renamed("layers.1.", "layers.2."), BadCheckpoint, "would be lost: .* has fewer layers"),
-        (renamed("q_proj", "w_proj"), BadCheckpoint, "'model.layers.1.self_attn.w_proj' would be"),
-        (renamed("lora_A", "lora_embedding_A"), BadCheckpoint, "lora_embedding_A.weight' would"),
-        (added(Q + ".lora_magnitude_vector", 64), BadCheckpoint, "magnitude_vector' would be lost"),
-        (added(Q + ".lora_B.bias", 64), BadCheckpoint, "lora_B.bias' would be lost"),
-        (added(adapters.PREFIX + HEAD, 321, 64), BadCheckpoint, r"has shape \(321, 64\), the base"),
-        (with_tensors(lambda t: t.pop(Q + ".lora_B.weight")), BadCheckpoint, "lora_A without its"),
-        (added(Q + ".lora_A.weight", 4, 96), BadCheckpoint, "the adapter is for another base"),
-        (added(Q + ".lora_A.weight", 5, 64), BadCheckpoint, "make no product"),
-        (added(X + ".lora_A.weight", 12, 64), BadCheckpoint, "make no product"),
-        (with_config(base_model_name_or_path="openai/gpt-oss-20b"), BadCheckpoint,
+        (with_config(peft_type="IA3"), UnsupportedModelError, "peft_type is 'IA3'; only 'LORA'"),
+        (with_config(use_dora=True), UnsupportedModelError, "use_dora is set, which is more than plain"),
+        (with_config(fan_in_fan_out=True), UnsupportedModelError, "fan_in_fan_out is set"),
+        (with_config(init_lora_weights="pissa_niter_4"), UnsupportedModelError, "'pissa_niter_4': the"),
+        (with_config(lora_alpha=None), CheckpointError, "lora_alpha is None, a positive number"),
+        (with_config(alpha_pattern={"(a+)+$": 1}), UnsupportedModelError, "more than a name"),
+        (renamed("layers.1.", "layers.2."), CheckpointError, "would be lost: .* has fewer layers"),
+        (renamed("q_proj", "w_proj"), CheckpointError, "'model.layers.1.self_attn.w_proj' would be"),
+        (renamed("lora_A", "lora_embedding_A"), CheckpointError, "lora_embedding_A.weight' would"),
+        (added(Q + ".lora_magnitude_vector", 64), CheckpointError, "magnitude_vector' would be lost"),
+        (added(Q + ".lora_B.bias", 64), CheckpointError, "lora_B.bias' would be lost"),
+        (added(adapters.PREFIX + HEAD, 321, 64), CheckpointError, r"has shape \(321, 64\), the base"),
+        (with_tensors(lambda t: t.pop(Q + ".lora_B.weight")), CheckpointError, "lora_A without its"),
+        (added(Q + ".lora_A.weight", 4, 96), CheckpointError, "the adapter is for another base"),
+        (added(Q + ".lora_A.weight", 5, 64), CheckpointError, "make no product"),
+        (added(X + ".lora_A.weight", 12, 64), CheckpointError, "make no product"),
+        (with_config(base_model_name_or_path="openai/gpt-oss-20b"), CheckpointError,
          "the adapter is for gpt-oss-20b; the base has 2 layers of 4 experts"),
-        (with_config(target_modules=["q_proj"]), BadCheckpoint,
+        (with_config(target_modules=["q_proj"]), CheckpointError,
          "has nothing for 'model.layers.0.self_attn.q_proj', which its config targets"),
-        (with_config(target_parameters=["mlp.experts.down_proj"]), BadCheckpoint,
+        (with_config(target_parameters=["mlp.experts.down_proj"]), CheckpointError,
          "has nothing for 'model.layers.0.mlp.experts.down_proj'"),
-        (lambda folder: (folder / "adapter_model.safetensors").unlink(), BadCheckpoint,
+        (lambda folder: (folder / "adapter_model.safetensors").unlink(), CheckpointError,
          r"adapter_model\.safetensors: missing; an adapter's weights must be in safetensors"),
-        (lambda folder: (folder / "adapter_config.json").unlink(), BadCheckpoint,
+        (lambda folder: (folder / "adapter_config.json").unlink(), CheckpointError,
          r"adapter_config\.json: missing; the folder of a PEFT adapter has it"),
     ],
 )  # fmt: skip
@@ -243,7 +243,7 @@ def test_an_adapter_of_a_base_with_other_experts(tmp_path: Path) -> None:
     adapters.write(tmp_path / "lora", more, Lora(EXPERTS, rank=1, alpha=1))
     convert(more, tmp_path / "a.gguf", lora=tmp_path / "lora")
     other = random_checkpoint(tmp_path / "other", **SHAPES["square"], experts=3)
-    with pytest.raises(BadCheckpoint, match="the adapter is for another base"):
+    with pytest.raises(CheckpointError, match="the adapter is for another base"):
         convert(other, tmp_path / "b.gguf", lora=tmp_path / "lora")
 
 
@@ -257,7 +257,9 @@ def test_a_square_tensor_alone(
     if known:
         convert(square, tmp_path / "a.gguf", lora=tmp_path / "lora")
         return
-    with pytest.raises(UnsupportedModel, match="no other tensor tells which side lora_A belongs"):
+    with pytest.raises(
+        UnsupportedModelError, match="no other tensor tells which side lora_A belongs"
+    ):
         convert(square, tmp_path / "a.gguf", lora=tmp_path / "lora")
 
 
@@ -281,7 +283,7 @@ def test_the_result_is_verified_against_the_sum(
         return made
 
     monkeypatch.setattr(writer, "_made", damaged)
-    with pytest.raises(NotProven, match=r"blk\.1\.ffn_down_exps\.weight"):
+    with pytest.raises(VerificationError, match=r"blk\.1\.ffn_down_exps\.weight"):
         convert(base, tmp_path / "b.gguf", **options)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gptoss.converter import convert as conversion
-from gptoss.converter.convert import NotProven, convert
+from gptoss.converter.convert import VerificationError, convert
 from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.gguf import GgufFile
 from gptoss.quant.verify.result import KeyDifference, Verdict
@@ -74,7 +74,7 @@ def test_a_result_that_is_not_proven_is_thrown_away(
         return Verdict(str(source), str(gguf), 1, 1, 1, (difference,), ())
 
     monkeypatch.setattr(conversion, "verify_files", differs)
-    with pytest.raises(NotProven, match=r"rope\.freq_base: expected 150000\.0, found"):
+    with pytest.raises(VerificationError, match=r"rope\.freq_base: expected 150000\.0, found"):
         convert(checkpoint, out, verify=True)
     assert out.read_bytes() == b"older"
     assert list(tmp_path.iterdir()) == [out]

@@ -14,12 +14,12 @@ from gguf.constants import GGMLQuantizationType, GGUFValueType, TokenType
 from gptoss.converter.convert import convert
 from gptoss.converter.repair.repair import Mending, mend
 from gptoss.errors import (
-    BadCheckpoint,
-    BadGguf,
-    BadRequest,
+    CheckpointError,
+    GgufError,
     GptossError,
+    OptionError,
     OutputError,
-    UnsupportedModel,
+    UnsupportedModelError,
 )
 from gptoss.formats.gguf import GgufFile
 from gptoss.quant.verify.verifier import verify
@@ -237,7 +237,7 @@ def test_the_size_asked_for_is_that_of_the_files_already(good: Path, tmp_path: P
 
 
 def test_what_cannot_be_cut(good: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadRequest, match="the limit of 1,000 is too small"):
+    with pytest.raises(OptionError, match="the limit of 1,000 is too small"):
         mend(good, tmp_path / "cut.gguf", split_max_size=1000)
 
 
@@ -282,9 +282,9 @@ def test_without_a_base_what_the_file_says_is_believed(mended: Callable[..., Men
 
 def test_a_base_of_another_size(mended: Callable[..., Mending], tmp_path: Path) -> None:
     other = random_checkpoint(tmp_path / "other", hidden=64)
-    with pytest.raises(BadGguf, match="has shape"):
+    with pytest.raises(GgufError, match="has shape"):
         mended(without(), base=other)
-    with pytest.raises(BadCheckpoint, match="gone"):
+    with pytest.raises(CheckpointError, match="gone"):
         mended(without(), base=tmp_path / "gone")
 
 
@@ -329,7 +329,7 @@ def test_ollamas_blocks_are_refused_by_whoever_would_misread_them(
     good: Path, checkpoint: Path
 ) -> None:
     ggufs.edited(good, lambda model: ollama.tensors(model, checkpoint))
-    with pytest.raises(BadGguf, match="unknown type 4, which is Ollama's MXFP4; gptoss-convert"):
+    with pytest.raises(GgufError, match="unknown type 4, which is Ollama's MXFP4; gptoss-convert"):
         GgufFile.open(good)
 
 
@@ -358,18 +358,26 @@ def another_vocabulary(model: Model) -> None:
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [
-        (with_key("general.architecture", STRING, "llama"), UnsupportedModel, "is 'llama'; only"),
-        (with_key("tokenizer.ggml.model", STRING, "llama"), UnsupportedModel, "model is 'llama'"),
-        (another_vocabulary, UnsupportedModel, "lacks harmony's control tokens"),
-        (without("tokenizer.ggml.merges"), BadGguf, "merges; give the checkpoint as --base"),
-        (without("tokenizer.ggml.tokens"), BadGguf, "tokens; give the checkpoint as --base"),
-        (drop("blk.1.attn_q.weight"), BadGguf, "no tensor blk.1.attn_q.weight, under any name"),
-        (drop("token_embd.weight"), BadGguf, "would show its hidden_size are missing"),
-        (add_tensor, BadGguf, "unknown tensor 'rope_freqs.weight'"),
-        (quantized_norm, UnsupportedModel, "output_norm.weight is Q8_0"),
-        (with_key("gpt-oss.block_count", U32, 3), BadGguf, "no tensor blk.2"),
-        (with_key("gpt-oss.block_count", STRING, "2"), BadGguf, "a whole number is expected"),
-        (with_key(ROPE + "freq_base", F32, float("nan")), BadGguf, "a positive number"),
+        (
+            with_key("general.architecture", STRING, "llama"),
+            UnsupportedModelError,
+            "is 'llama'; only",
+        ),
+        (
+            with_key("tokenizer.ggml.model", STRING, "llama"),
+            UnsupportedModelError,
+            "model is 'llama'",
+        ),
+        (another_vocabulary, UnsupportedModelError, "lacks harmony's control tokens"),
+        (without("tokenizer.ggml.merges"), GgufError, "merges; give the checkpoint as --base"),
+        (without("tokenizer.ggml.tokens"), GgufError, "tokens; give the checkpoint as --base"),
+        (drop("blk.1.attn_q.weight"), GgufError, "no tensor blk.1.attn_q.weight, under any name"),
+        (drop("token_embd.weight"), GgufError, "would show its hidden_size are missing"),
+        (add_tensor, GgufError, "unknown tensor 'rope_freqs.weight'"),
+        (quantized_norm, UnsupportedModelError, "output_norm.weight is Q8_0"),
+        (with_key("gpt-oss.block_count", U32, 3), GgufError, "no tensor blk.2"),
+        (with_key("gpt-oss.block_count", STRING, "2"), GgufError, "a whole number is expected"),
+        (with_key(ROPE + "freq_base", F32, float("nan")), GgufError, "a positive number"),
     ],
 )
 def test_what_cannot_be_mended(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gptoss.converter.convert import convert
-from gptoss.errors import BadCheckpoint, UnsupportedModel
+from gptoss.errors import CheckpointError, UnsupportedModelError
 from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.gguf import GgufFile
 from gptoss.quant.verify.verifier import verify
@@ -72,10 +72,14 @@ def test_rows_in_another_order_are_seen(published: Path, tmp_path: Path) -> None
 
 def test_without_a_tokenizer(published: Path, tmp_path: Path) -> None:
     folder = forms.to_openai(published, tmp_path / "original")
-    with pytest.raises(BadCheckpoint, match=r"tokenizer\.json: missing; --tokenizer names another"):
+    with pytest.raises(
+        CheckpointError, match=r"tokenizer\.json: missing; --tokenizer names another"
+    ):
         convert(folder, tmp_path / "out.gguf")
     convert(published, tmp_path / "hf.gguf")
-    with pytest.raises(BadCheckpoint, match=r"tokenizer\.json: missing; --tokenizer names another"):
+    with pytest.raises(
+        CheckpointError, match=r"tokenizer\.json: missing; --tokenizer names another"
+    ):
         verify(folder, tmp_path / "hf.gguf")
 
 
@@ -115,18 +119,22 @@ def test_tensors_that_do_not_fit(
     tensors = safetensors_files.load(folder / "model.safetensors")
     damage(tensors)
     safetensors_files.save(folder / "model.safetensors", tensors)
-    with pytest.raises(BadCheckpoint, match=message):
+    with pytest.raises(CheckpointError, match=message):
         Checkpoint.open(folder)
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"num_experts": None}, BadCheckpoint, "num_local_experts is missing"),
-        ({"initial_context_length": -1}, BadCheckpoint, "initial_context_length is -1, no length"),
-        ({"rope_scaling_factor": 1e300}, BadCheckpoint, "rope_scaling_factor is 1e"),
-        ({"rope_scaling_factor": "32"}, BadCheckpoint, "rope_scaling_factor is 32, no length"),
-        ({"swiglu_limit": 6.0}, UnsupportedModel, "swiglu_limit is 6.0"),
+        ({"num_experts": None}, CheckpointError, "num_local_experts is missing"),
+        (
+            {"initial_context_length": -1},
+            CheckpointError,
+            "initial_context_length is -1, no length",
+        ),
+        ({"rope_scaling_factor": 1e300}, CheckpointError, "rope_scaling_factor is 1e"),
+        ({"rope_scaling_factor": "32"}, CheckpointError, "rope_scaling_factor is 32, no length"),
+        ({"swiglu_limit": 6.0}, UnsupportedModelError, "swiglu_limit is 6.0"),
     ],
 )
 def test_configs_that_cannot_be(
@@ -145,7 +153,7 @@ def test_a_key_that_is_missing(published: Path, tmp_path: Path) -> None:
     config = json.loads(path.read_text())
     del config["rope_ntk_beta"]
     path.write_text(json.dumps(config))
-    with pytest.raises(BadCheckpoint, match="rope_ntk_beta is missing; OpenAI's layout has it"):
+    with pytest.raises(CheckpointError, match="rope_ntk_beta is missing; OpenAI's layout has it"):
         Checkpoint.open(folder)
 
 
@@ -153,7 +161,7 @@ def test_a_tensor_in_two_files(published: Path, tmp_path: Path) -> None:
     folder = forms.to_openai(published, tmp_path / "original", shards=2)
     first = sorted(folder.glob("*.safetensors"))[0]
     (folder / "model--00003-of-00003.safetensors").write_bytes(first.read_bytes())
-    with pytest.raises(BadCheckpoint, match=r"is in model--00001-of-00002\.safetensors too"):
+    with pytest.raises(CheckpointError, match=r"is in model--00001-of-00002\.safetensors too"):
         Checkpoint.open(folder)
 
 

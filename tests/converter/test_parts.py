@@ -10,7 +10,7 @@ import pytest
 
 from gptoss.converter.convert import convert
 from gptoss.converter.gguf import split
-from gptoss.errors import BadRequest
+from gptoss.errors import OptionError
 from gptoss.formats.gguf import GgufFile
 from gptoss.quant.verify.verifier import verify
 from support.checkpoints import random_checkpoint
@@ -83,7 +83,7 @@ def test_what_fits_is_not_split(checkpoint: Path, tmp_path: Path) -> None:
 def test_limits_that_are_too_small(
     checkpoint: Path, tmp_path: Path, limit: int, message: str
 ) -> None:
-    with pytest.raises(BadRequest, match=message):
+    with pytest.raises(OptionError, match=message):
         convert(checkpoint, tmp_path / "m.gguf", split_max_size=limit)
     assert list(tmp_path.iterdir()) == []
 
@@ -98,7 +98,7 @@ def test_sizes(text: str, nbytes: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "0", "0G", "-5G", "5T", "5 G", "1.5G", "G", "٥G", "9" * 40])
 def test_texts_that_are_no_size(text: str) -> None:
-    with pytest.raises(BadRequest, match="a number of bytes is expected, or one like 700M"):
+    with pytest.raises(OptionError, match="a number of bytes is expected, or one like 700M"):
         split.size(text)
 
 

@@ -11,7 +11,7 @@ from gguf.constants import GGMLQuantizationType
 
 from gptoss.converter.dense_types import Dense, DenseTypes
 from gptoss.converter.plan import plan
-from gptoss.errors import BadCheckpoint, BadRequest
+from gptoss.errors import CheckpointError, OptionError
 from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.hparams import HParams
 from gptoss.formats.safetensors import TensorInfo
@@ -84,7 +84,7 @@ def test_the_order_of_arrival_does_not_matter(twenty: Checkpoint) -> None:
 def test_a_dense_type_that_is_none(twenty: Checkpoint) -> None:
     for refused in ("q4", "Q8_0", "mxfp4", "", None):
         with pytest.raises(
-            BadRequest, match="there are q8_0, bf16, f16, f32, q5_1, q5_0, q4_1, q4"
+            OptionError, match="there are q8_0, bf16, f16, f32, q5_1, q5_0, q4_1, q4"
         ):
             plan(twenty, refused)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no dense type is called 'q4'"):
@@ -163,5 +163,5 @@ def test_checkpoints_that_do_not_fit(
 ) -> None:
     tensors = dict(twenty.tensors)
     damage(tensors)
-    with pytest.raises(BadCheckpoint, match=message):
+    with pytest.raises(CheckpointError, match=message):
         plan(replace(twenty, tensors=tensors))

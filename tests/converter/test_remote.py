@@ -15,9 +15,15 @@ from gptoss.converter.hub import client as client_module
 from gptoss.converter.hub import remote_file
 from gptoss.converter.hub.client import Client, HubError
 from gptoss.converter.hub.range_requests import HubFile, Ranges
-from gptoss.converter.hub.remote_file import Digest, ReadAhead, RemoteFile, WrongHash, segments
+from gptoss.converter.hub.remote_file import (
+    Digest,
+    HashMismatchError,
+    ReadAhead,
+    RemoteFile,
+    segments,
+)
 from gptoss.converter.hub.repository import HubId, pin
-from gptoss.errors import BadCheckpoint
+from gptoss.errors import CheckpointError
 from gptoss.formats.byte_source import Source
 from gptoss.formats.safetensors import read_header
 from support.hub_server import REPOSITORY, Fault, HubServer, every
@@ -224,7 +230,7 @@ def test_random_reads_by_many_threads(
     told = [(place, (begin, end)) for begin, end in rng.sample(spans, 30) if end < 60_000]
     with (
         ReadAhead(told, client.stop),
-        Source(place, BadCheckpoint) as source,
+        Source(place, CheckpointError) as source,
         ThreadPoolExecutor(8) as pool,
     ):
         for (begin, end), got in zip(
@@ -263,15 +269,15 @@ def test_what_is_told_before_comes_once_and_proves_the_file(
 def test_one_bit_is_wrong(hub: HubServer, client: Client, file: HubFile) -> None:
     hub.misbehave = every(1, Fault(flip=file.size // 2), "cdn")
     place = RemoteFile(Ranges(client, file))
-    with pytest.raises(WrongHash, match=r"and [0-9a-f]{64} is published"):
+    with pytest.raises(HashMismatchError, match=r"and [0-9a-f]{64} is published"):
         place.read_into(0, memoryview(bytearray(file.size)))
     assert not place.digest.verified
 
 
 def test_an_end_of_the_file_as_files_have_it(client: Client, file: HubFile) -> None:
     with (
-        Source(RemoteFile(Ranges(client, file)), BadCheckpoint) as source,
-        pytest.raises(BadCheckpoint, match=f"ends at byte {file.size} while 1 more"),
+        Source(RemoteFile(Ranges(client, file)), CheckpointError) as source,
+        pytest.raises(CheckpointError, match=f"ends at byte {file.size} while 1 more"),
     ):
         source.read(file.size - 1, 2)
 

@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from gptoss.converter.convert import NotProven, convert
+from gptoss.converter.convert import VerificationError, convert
 from gptoss.converter.hub import remote_file
 from gptoss.converter.hub.client import Client, HubError
-from gptoss.converter.hub.remote_file import WrongHash
+from gptoss.converter.hub.remote_file import HashMismatchError
 from gptoss.converter.hub.repository import HubId, Stream, pin
 from gptoss.converter.plan import plan
 from gptoss.converter.write.tasks import Job, Target
-from gptoss.errors import BadRequest, UnsupportedModel
+from gptoss.errors import OptionError, UnsupportedModelError
 from support.checkpoints import random_checkpoint
 from support.commands import Command
 from support.hub_server import REPOSITORY, Fault, HubServer, Misbehave, Repository, digests, every
@@ -140,7 +140,7 @@ def test_a_wrong_bit_is_found_and_nothing_kept(hub: HubServer, out: Path, whole:
     shard = "model-00001-of-00002.safetensors"
     wrong = Fault(flip=50_000)
     hub.misbehave = lambda request: wrong if request.file == shard else None
-    with pytest.raises(WrongHash, match=f"{shard}: what came has the sha256"):
+    with pytest.raises(HashMismatchError, match=f"{shard}: what came has the sha256"):
         convert(REPOSITORY, out, stream=True)
     assert list(out.parent.iterdir()) == []
     hub.misbehave = lambda _: None
@@ -197,7 +197,7 @@ def test_a_stream_that_is_another_the_second_time_is_not_proven(hub: HubServer, 
 
     shard = "model-00001-of-00002.safetensors"
     hub.misbehave = lambda request: bad if verifying and request.file == shard else None
-    with pytest.raises(NotProven, match="the result is not what the source is"):
+    with pytest.raises(VerificationError, match="the result is not what the source is"):
         convert(REPOSITORY, out, stream=True, verify=True, dense="bf16", say=say)
     assert list(out.parent.iterdir()) == []
 
@@ -211,7 +211,7 @@ def test_faults_that_pass_while_verifying(hub: HubServer, out: Path, fault: str)
 
 
 def test_a_request_that_cannot_be(hub: HubServer, published: Path, out: Path) -> None:
-    with pytest.raises(BadRequest, match="--stream is for a repository on the Hub"):
+    with pytest.raises(OptionError, match="--stream is for a repository on the Hub"):
         convert(published, out, stream=True)
     assert hub.sent < 10_000
 
@@ -382,5 +382,5 @@ def test_an_error_names_the_repository(hub: HubServer, out: Path, tmp_path: Path
     other = random_checkpoint(tmp_path / "other")
     (other / "config.json").write_text('{"model_type": "llama"}')
     hub.repositories[REPOSITORY] = Repository(other, "3" * 40)
-    with pytest.raises(UnsupportedModel, match=f"^{REPOSITORY}@main/config.json: "):
+    with pytest.raises(UnsupportedModelError, match=f"^{REPOSITORY}@main/config.json: "):
         convert(REPOSITORY, out, stream=True)

@@ -11,7 +11,7 @@ import pytest
 from gguf.constants import TokenType
 
 from gptoss.converter.gguf import vocab
-from gptoss.errors import BadCheckpoint
+from gptoss.errors import CheckpointError
 from support.checkpoints import CONTROL_TOKENS, random_checkpoint
 
 CONTROLS = 256
@@ -142,13 +142,15 @@ def test_tokenizers_that_are_refused(
     folder: Path, change: Callable[[dict[str, Any]], object], message: str
 ) -> None:
     edit(folder, "tokenizer.json", change)
-    with pytest.raises(BadCheckpoint, match=message) as caught:
+    with pytest.raises(CheckpointError, match=message) as caught:
         vocab.read(folder, 320)
     assert str(folder / "tokenizer.json") in str(caught.value)
 
 
 def test_more_tokens_than_rows(folder: Path) -> None:
-    with pytest.raises(BadCheckpoint, match="token ids from 0 to 271; the embedding has 271 rows"):
+    with pytest.raises(
+        CheckpointError, match="token ids from 0 to 271; the embedding has 271 rows"
+    ):
         vocab.read(folder, 271)
     assert len(vocab.read(folder, 272).tokens) == 272
 
@@ -157,18 +159,18 @@ def test_no_end_of_turn_anywhere(folder: Path) -> None:
     (folder / "config.json").unlink()
     (folder / "tokenizer_config.json").unlink()
     edit(folder, "tokenizer.json", lambda t: t.update(added_tokens=[]))
-    with pytest.raises(BadCheckpoint, match="has no bos token"):
+    with pytest.raises(CheckpointError, match="has no bos token"):
         vocab.read(folder)
 
 
 def test_a_template_that_is_no_text(folder: Path) -> None:
     edit(folder, "tokenizer_config.json", lambda s: s.update(chat_template=5))
-    with pytest.raises(BadCheckpoint, match="chat_template is no text"):
+    with pytest.raises(CheckpointError, match="chat_template is no text"):
         vocab.read(folder)
     odd = [{"name": ["default"], "template": "no"}, 5]
     edit(folder, "tokenizer_config.json", lambda s: s.update(chat_template=odd))
     assert vocab.read(folder).chat_template is None
     edit(folder, "tokenizer_config.json", lambda s: s.pop("chat_template"))
     (folder / "chat_template.jinja").write_bytes(b"\xff")
-    with pytest.raises(BadCheckpoint, match=r"chat_template\.jinja: no UTF-8"):
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja: no UTF-8"):
         vocab.read(folder)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gptoss.errors import BadCheckpoint, UnsupportedModel
+from gptoss.errors import CheckpointError, UnsupportedModelError
 from gptoss.formats.byte_source import Source
 from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.tensor_map import hf_tensors
@@ -43,7 +43,7 @@ def test_weights_that_are_elsewhere(tmp_path: Path, sharded: Path) -> None:
     elsewhere.mkdir()
     for shard in sharded.glob("*.safetensors"):
         shard.rename(elsewhere / shard.name)
-    with pytest.raises(BadCheckpoint, match="missing shard"):
+    with pytest.raises(CheckpointError, match="missing shard"):
         Checkpoint.open(sharded)
     found = Checkpoint.open(sharded, elsewhere.joinpath)
     found.check_tensors()
@@ -116,26 +116,26 @@ def no_config(folder: Path) -> None:
 )
 def test_damaged_folders(sharded: Path, damage: Callable[[Path], None], message: str) -> None:
     damage(sharded)
-    with pytest.raises(BadCheckpoint, match=message):
+    with pytest.raises(CheckpointError, match=message):
         Checkpoint.open(sharded)
 
 
 @pytest.mark.parametrize("name", ["/etc/x.safetensors", "a\\b.safetensors", "a.bin", "", 3, None])
 def test_shard_names_that_are_none(sharded: Path, name: Any) -> None:
     edit_index(sharded, lambda weights: weights.update({"lm_head.weight": name}))
-    with pytest.raises(BadCheckpoint, match="names no shard"):
+    with pytest.raises(CheckpointError, match="names no shard"):
         Checkpoint.open(sharded)
 
 
 def test_not_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(BadCheckpoint, match="does not exist; the folder of a checkpoint"):
+    with pytest.raises(CheckpointError, match="does not exist; the folder of a checkpoint"):
         Checkpoint.open(tmp_path / "gone")
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(BadCheckpoint, match="is no folder; the folder of a checkpoint"):
+    with pytest.raises(CheckpointError, match="is no folder; the folder of a checkpoint"):
         Checkpoint.open(tmp_path / "file")
 
 
 def test_another_model_is_unsupported_before_its_weights_are_read(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
-    with pytest.raises(UnsupportedModel, match="model_type is 'qwen3'"):
+    with pytest.raises(UnsupportedModelError, match="model_type is 'qwen3'"):
         Checkpoint.open(tmp_path)

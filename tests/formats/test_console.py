@@ -16,7 +16,7 @@ import click
 import pytest
 
 from gptoss import console
-from gptoss.errors import BadFile
+from gptoss.errors import InvalidFileError
 
 
 @pytest.fixture(autouse=True)
@@ -47,14 +47,14 @@ def ended(capsys: pytest.CaptureFixture[str], error: BaseException) -> tuple[int
 
 
 def test_a_message_is_one_line_that_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    code, err = ended(capsys, BadFile("shard a\n\x1b[2Jb\x9b1A\u2028c\ud800 is missing"))
+    code, err = ended(capsys, InvalidFileError("shard a\n\x1b[2Jb\x9b1A\u2028c\ud800 is missing"))
     assert (code, err) == (2, "error: shard a [2Jb 1A c  is missing\n")
 
 
 def test_a_long_message_keeps_its_beginning_and_its_end(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    _, err = ended(capsys, BadFile("model.gguf: " + "x" * 10**6 + " is unknown"))
+    _, err = ended(capsys, InvalidFileError("model.gguf: " + "x" * 10**6 + " is unknown"))
     assert len(err) < 1100
     assert err.startswith("error: model.gguf: xxx")
     assert err.endswith("xxx is unknown\n")
@@ -80,7 +80,7 @@ PROGRAM = r"""
 import os, signal, sys, time
 import click
 from gptoss import console
-from gptoss.errors import BadFile
+from gptoss.errors import InvalidFileError
 
 @click.command()
 @click.argument("what")
@@ -91,7 +91,7 @@ def command(what):
         for _ in range(100_000):
             console.answer("line")
     elif what == "fail":
-        raise BadFile("model.gguf: is damaged")
+        raise InvalidFileError("model.gguf: is damaged")
     elif what == "say":
         console.say("a note")
     else:

@@ -1,6 +1,6 @@
 """Hostile files: whatever stands in a header, it is refused in bounded time and memory, or true.
 
-For every file the promise is: ``BadCheckpoint`` or ``BadGguf`` with one short line, or tensors that
+For every file the promise is: ``CheckpointError`` or ``GgufError`` with one short line, or tensors that
 all lie inside the file and strings that decode; less than a second; and no memory but in proportion
 to the header that is really there, never to what the file claims. ``PER_BYTE`` is what Python's
 objects take for a byte of the densest header.
@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gptoss.converter.convert import convert
-from gptoss.errors import BadCheckpoint, BadFile, BadGguf
+from gptoss.errors import CheckpointError, GgufError, InvalidFileError
 from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.gguf import HEADER_LIMIT, MAX_ELEMENTS, MAX_KEYS, MAX_TENSORS, GgufFile
 from gptoss.formats.safetensors import HEADER_LIMIT as JSON_LIMIT
@@ -63,9 +63,9 @@ def read_gguf(path: Path) -> None:
             assert len(list(value)) == len(value)
 
 
-READERS: dict[str, tuple[Reader, type[BadFile]]] = {
-    "safetensors": (read_safetensors, BadCheckpoint),
-    "gguf": (read_gguf, BadGguf),
+READERS: dict[str, tuple[Reader, type[InvalidFileError]]] = {
+    "safetensors": (read_safetensors, CheckpointError),
+    "gguf": (read_gguf, GgufError),
 }
 
 
@@ -340,7 +340,7 @@ def test_a_pipe_in_a_checkpoint(tmp_path: Path, name: str) -> None:
     (source / name).unlink(missing_ok=True)
     os.mkfifo(source / name)
     error = in_time(lambda: convert(source, tmp_path / "out.gguf"))
-    assert isinstance(error, BadCheckpoint)
+    assert isinstance(error, CheckpointError)
     assert f"{name}: is a pipe or a device; a regular file is expected" in str(error)
 
 
@@ -349,16 +349,16 @@ def test_a_pipe_or_a_device_as_gguf(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.gguf")
     for path in (tmp_path / "a.gguf", Path("/dev/zero")):
         error = in_time(lambda path=path: GgufFile.open(path))  # type: ignore[misc]
-        assert isinstance(error, BadGguf)
+        assert isinstance(error, GgufError)
         assert "is a pipe or a device" in str(error)
 
 
 def test_a_folder_as_a_file(tmp_path: Path) -> None:
     for folder in (tmp_path / "config.json", tmp_path / "a.gguf"):
         folder.mkdir()
-    with pytest.raises(BadGguf, match=r"a\.gguf: is a folder; a regular file is expected"):
+    with pytest.raises(GgufError, match=r"a\.gguf: is a folder; a regular file is expected"):
         GgufFile.open(tmp_path / "a.gguf")
-    with pytest.raises(BadCheckpoint, match=r"config\.json: is a folder"):
+    with pytest.raises(CheckpointError, match=r"config\.json: is a folder"):
         Checkpoint.open(tmp_path)
 
 
@@ -369,6 +369,6 @@ def test_an_index_of_endless_shards(tmp_path: Path) -> None:
     weights = {f"t{i}": f"model-{i}.safetensors" for i in range(50_000)}
     (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weights}))
     began = process_time()
-    with pytest.raises(BadCheckpoint, match="50000 shards; at most 4096 are believed"):
+    with pytest.raises(CheckpointError, match="50000 shards; at most 4096 are believed"):
         Checkpoint.open(source)
     assert process_time() - began < SECONDS

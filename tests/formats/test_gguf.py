@@ -14,7 +14,7 @@ from gguf.constants import GGMLQuantizationType, GGUFValueType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gptoss.errors import BadGguf
+from gptoss.errors import GgufError
 from gptoss.formats.gguf import GgufFile, StringArray
 
 U32, U64 = struct.Struct("<I").pack, struct.Struct("<Q").pack
@@ -149,7 +149,7 @@ STRING, ARRAY, BOOL, UINT32 = (
 def test_hostile_headers_are_refused(tmp_path: Path, raw: bytes, message: str) -> None:
     path = tmp_path / "a.gguf"
     path.write_bytes(raw)
-    with pytest.raises(BadGguf, match=message) as caught:
+    with pytest.raises(GgufError, match=message) as caught:
         GgufFile.open(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -179,7 +179,7 @@ def test_a_header_without_end_is_given_up(tmp_path: Path, head: bytes) -> None:
         out.write(head)
         out.truncate(2**30)
     began = process_time()
-    with pytest.raises(BadGguf, match="more than"):
+    with pytest.raises(GgufError, match="more than"):
         GgufFile.open(path)
     assert process_time() - began < 20
 
@@ -188,14 +188,14 @@ def test_damaged_strings_are_found_when_looked_at(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     strings = U64(2) + text("good") + text(b"\xff")
     path.write_bytes(file(key("a", ARRAY, U32(STRING) + strings), keys=1))
-    with pytest.raises(BadGguf, match=r"a\[1\]: no UTF-8"):
+    with pytest.raises(GgufError, match=r"a\[1\]: no UTF-8"):
         GgufFile.open(path).metadata["a"][0]
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_damage_is_refused_or_harmless(path: Path, data: st.DataObject) -> None:
-    """Whatever bytes change: a BadGguf, or tensors inside the file and strings that decode."""
+    """Whatever bytes change: a GgufError, or tensors inside the file and strings that decode."""
     raw = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
@@ -206,7 +206,7 @@ def test_damage_is_refused_or_harmless(path: Path, data: st.DataObject) -> None:
         for value in file.metadata.values():
             if isinstance(value, StringArray):
                 list(value)
-    except BadGguf:
+    except GgufError:
         return
     assert all(t.offset + t.nbytes <= len(raw) for t in file.tensors.values())
 

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import pytest
 
-from gptoss.errors import BadGguf
+from gptoss.errors import GgufError
 from gptoss.formats.gguf import GgufFile
 
 FIRST, SECOND, THIRD = (f"m-{i:05}-of-00003.gguf" for i in (1, 2, 3))
@@ -69,7 +69,7 @@ def test_parts_that_do_not_make_a_whole(
 ) -> None:
     if damage is not None:
         damage(folder)
-    with pytest.raises(BadGguf, match=message):
+    with pytest.raises(GgufError, match=message):
         GgufFile.open(folder / opened)
 
 
@@ -78,5 +78,5 @@ def test_a_tensor_that_is_missing(folder: Path) -> None:
     key = b"split.tensors.count"
     at = raw.index(key) + len(key) + 4
     (folder / FIRST).write_bytes(raw[:at] + b"\x06" + raw[at + 1 :])
-    with pytest.raises(BadGguf, match="says 6 tensors, but its 3 files hold 5"):
+    with pytest.raises(GgufError, match="says 6 tensors, but its 3 files hold 5"):
         GgufFile.open(folder / FIRST)

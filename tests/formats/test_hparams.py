@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gptoss.errors import BadCheckpoint, BadGguf, UnsupportedModel
+from gptoss.errors import CheckpointError, GgufError, UnsupportedModelError
 from gptoss.formats.hparams import GGUF_KEYS, HParams
 from support.checkpoints import random_checkpoint
 
@@ -53,52 +53,56 @@ def test_both_schemas_in_one_file_must_agree(configs: dict[str, dict[str, Any]])
     both = configs["rope_parameters"] | configs["rope_scaling"]
     assert HParams.from_config(both) == HParams.from_config(configs["rope_scaling"])
     both["rope_scaling"] = both["rope_scaling"] | {"factor": 4.0}
-    with pytest.raises(BadCheckpoint, match="disagree on factor"):
+    with pytest.raises(CheckpointError, match="disagree on factor"):
         HParams.from_config(both)
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"model_type": "llama"}, UnsupportedModel, "model_type is 'llama'"),
-        ({"architectures": ["LlamaForCausalLM"]}, UnsupportedModel, "architectures is"),
-        ({"quantization_config": {"quant_method": "fp8"}}, UnsupportedModel, "'fp8'"),
-        ({"swiglu_limit": 10.0}, UnsupportedModel, "swiglu_limit is 10.0"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, UnsupportedModel, "alternate"),
-        ({"layer_types": ["sliding_attention"]}, BadCheckpoint, "1 layer_types"),
-        ({"layer_types": 2}, UnsupportedModel, "alternate"),
-        ({"hidden_size": 80}, BadCheckpoint, "hidden_size is 80, no multiple of 32"),
-        ({"intermediate_size": 33}, BadCheckpoint, "intermediate_size is 33, no multiple of 32"),
-        ({"hidden_size": "64"}, BadCheckpoint, "a whole number is expected"),
-        ({"hidden_size": 64.0}, BadCheckpoint, "a whole number is expected"),
-        ({"num_local_experts": True}, BadCheckpoint, "a whole number is expected"),
+        ({"model_type": "llama"}, UnsupportedModelError, "model_type is 'llama'"),
+        ({"architectures": ["LlamaForCausalLM"]}, UnsupportedModelError, "architectures is"),
+        ({"quantization_config": {"quant_method": "fp8"}}, UnsupportedModelError, "'fp8'"),
+        ({"swiglu_limit": 10.0}, UnsupportedModelError, "swiglu_limit is 10.0"),
+        (
+            {"layer_types": ["full_attention", "sliding_attention"]},
+            UnsupportedModelError,
+            "alternate",
+        ),
+        ({"layer_types": ["sliding_attention"]}, CheckpointError, "1 layer_types"),
+        ({"layer_types": 2}, UnsupportedModelError, "alternate"),
+        ({"hidden_size": 80}, CheckpointError, "hidden_size is 80, no multiple of 32"),
+        ({"intermediate_size": 33}, CheckpointError, "intermediate_size is 33, no multiple of 32"),
+        ({"hidden_size": "64"}, CheckpointError, "a whole number is expected"),
+        ({"hidden_size": 64.0}, CheckpointError, "a whole number is expected"),
+        ({"num_local_experts": True}, CheckpointError, "a whole number is expected"),
         (
             {"num_hidden_layers": 0, "layer_types": None},
-            BadCheckpoint,
+            CheckpointError,
             "num_hidden_layers is 0, 1 to 1024",
         ),
-        ({"vocab_size": 10**12}, BadCheckpoint, "vocab_size is 1000000000000"),
-        ({"vocab_size": None}, BadCheckpoint, "vocab_size is missing"),
-        ({"num_experts_per_tok": 5}, BadCheckpoint, "5 experts used of 4"),
-        ({"num_key_value_heads": 3}, BadCheckpoint, "2 attention heads cannot share 3"),
-        ({"head_dim": 63}, BadCheckpoint, "RoPE turns pairs"),
-        ({"head_dim": 24}, BadCheckpoint, "2 heads of 24"),
-        ({"rms_norm_eps": 0}, BadCheckpoint, "a positive number is expected"),
-        ({"rms_norm_eps": float("nan")}, BadCheckpoint, "a positive number is expected"),
-        ({"rms_norm_eps": 10**400}, BadCheckpoint, "rms_norm_eps is 1000.*, a positive number"),
-        ({"rope_theta": 10000.0}, BadCheckpoint, r"rope_theta is 150000\.0 and 10000\.0"),
-        ({"rms_norm_eps": "1e-5"}, BadCheckpoint, "a number is expected"),
-        ({"rope_parameters": None}, BadCheckpoint, "neither rope_parameters nor rope_scaling"),
-        ({"rope_parameters": {"rope_type": "linear"}}, UnsupportedModel, "'linear'"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, BadCheckpoint, "rope_theta is missing"),
+        ({"vocab_size": 10**12}, CheckpointError, "vocab_size is 1000000000000"),
+        ({"vocab_size": None}, CheckpointError, "vocab_size is missing"),
+        ({"num_experts_per_tok": 5}, CheckpointError, "5 experts used of 4"),
+        ({"num_key_value_heads": 3}, CheckpointError, "2 attention heads cannot share 3"),
+        ({"head_dim": 63}, CheckpointError, "RoPE turns pairs"),
+        ({"head_dim": 24}, CheckpointError, "2 heads of 24"),
+        ({"rms_norm_eps": 0}, CheckpointError, "a positive number is expected"),
+        ({"rms_norm_eps": float("nan")}, CheckpointError, "a positive number is expected"),
+        ({"rms_norm_eps": 10**400}, CheckpointError, "rms_norm_eps is 1000.*, a positive number"),
+        ({"rope_theta": 10000.0}, CheckpointError, r"rope_theta is 150000\.0 and 10000\.0"),
+        ({"rms_norm_eps": "1e-5"}, CheckpointError, "a number is expected"),
+        ({"rope_parameters": None}, CheckpointError, "neither rope_parameters nor rope_scaling"),
+        ({"rope_parameters": {"rope_type": "linear"}}, UnsupportedModelError, "'linear'"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, CheckpointError, "rope_theta is missing"),
         (
             {"rope_parameters": {"rope_type": "yarn"}, "rope_theta": 150000},
-            BadCheckpoint,
+            CheckpointError,
             "the RoPE factor is missing",
         ),
         (
             {"rope_parameters": {"rope_type": "yarn", "attention_factor": 1.0}},
-            UnsupportedModel,
+            UnsupportedModelError,
             "attention_factor is set",
         ),
     ],
@@ -125,14 +129,14 @@ def test_beta_keys_of_older_files_have_a_default(metadata: dict[str, Any]) -> No
 @pytest.mark.parametrize(
     ("key", "value", "error", "message"),
     [
-        ("general.architecture", "llama", UnsupportedModel, "general.architecture is 'llama'"),
-        ("general.architecture", None, UnsupportedModel, "general.architecture is None"),
-        ("gpt-oss.rope.scaling.type", None, BadGguf, "convert its checkpoint again"),
-        ("gpt-oss.rope.freq_base", None, BadGguf, "gpt-oss.rope.freq_base is missing"),
-        ("gpt-oss.block_count", "2", BadGguf, "gpt-oss.block_count is '2'"),
-        ("gpt-oss.embedding_length", 100, BadGguf, "hidden_size is 100, no multiple of 32"),
-        ("tokenizer.ggml.tokens", None, BadGguf, "tokenizer.ggml.tokens is no array"),
-        ("tokenizer.ggml.tokens", [], BadGguf, "the number of tokenizer.ggml.tokens is 0"),
+        ("general.architecture", "llama", UnsupportedModelError, "general.architecture is 'llama'"),
+        ("general.architecture", None, UnsupportedModelError, "general.architecture is None"),
+        ("gpt-oss.rope.scaling.type", None, GgufError, "convert its checkpoint again"),
+        ("gpt-oss.rope.freq_base", None, GgufError, "gpt-oss.rope.freq_base is missing"),
+        ("gpt-oss.block_count", "2", GgufError, "gpt-oss.block_count is '2'"),
+        ("gpt-oss.embedding_length", 100, GgufError, "hidden_size is 100, no multiple of 32"),
+        ("tokenizer.ggml.tokens", None, GgufError, "tokenizer.ggml.tokens is no array"),
+        ("tokenizer.ggml.tokens", [], GgufError, "the number of tokenizer.ggml.tokens is 0"),
     ],
 )
 def test_ggufs_that_are_refused(

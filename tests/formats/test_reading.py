@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptoss.errors import BadCheckpoint, BadFile, BadGguf
+from gptoss.errors import CheckpointError, GgufError, InvalidFileError
 from gptoss.formats.byte_source import Source, read_json
 
 
@@ -38,10 +38,10 @@ def test_a_gap_in_the_buffer_is_refused_not_filled_elsewhere(path: Path) -> None
 
 
 def test_a_file_that_shrank_is_an_error(path: Path) -> None:
-    with Source(path, BadCheckpoint) as source:
+    with Source(path, CheckpointError) as source:
         with path.open("r+b") as file:
             file.truncate(100)
-        with pytest.raises(BadCheckpoint, match="ends at byte 100 while 10 more were expected"):
+        with pytest.raises(CheckpointError, match="ends at byte 100 while 10 more were expected"):
             source.read_into(90, np.empty(20, np.uint8))
 
 
@@ -54,18 +54,18 @@ def test_threads_do_not_disturb_each_other(path: Path) -> None:
 
 
 def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BadGguf, match=r"gone: cannot be opened: No such file"):
-        Source(tmp_path / "gone", BadGguf)
-    with pytest.raises(BadGguf):
-        Source(tmp_path, BadGguf)
+    with pytest.raises(GgufError, match=r"gone: cannot be opened: No such file"):
+        Source(tmp_path / "gone", GgufError)
+    with pytest.raises(GgufError):
+        Source(tmp_path, GgufError)
 
 
 def test_json_is_read_within_its_limit(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('{"a": {"b": 1}}')
-    assert read_json(path, BadFile, limit=15) == {"a": {"b": 1}}
-    with pytest.raises(BadFile, match="15 bytes; such a file holds at most 14"):
-        read_json(path, BadFile, limit=14)
+    assert read_json(path, InvalidFileError, limit=15) == {"a": {"b": 1}}
+    with pytest.raises(InvalidFileError, match="15 bytes; such a file holds at most 14"):
+        read_json(path, InvalidFileError, limit=14)
     path.write_text('{"a": {"b": 1, "b": 1}}')
-    with pytest.raises(BadFile, match="'b' stands twice"):
-        read_json(path, BadFile, limit=100)
+    with pytest.raises(InvalidFileError, match="'b' stands twice"):
+        read_json(path, InvalidFileError, limit=100)

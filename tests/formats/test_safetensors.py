@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gptoss.errors import BadCheckpoint
+from gptoss.errors import CheckpointError
 from gptoss.formats.safetensors import read_header
 from support import safetensors_files
 
@@ -84,7 +84,7 @@ def test_lying_headers_are_refused(
 ) -> None:
     path = tmp_path / "a.safetensors"
     safetensors_files.write(path, header, b"12345678")
-    with pytest.raises(BadCheckpoint, match=message) as caught:
+    with pytest.raises(CheckpointError, match=message) as caught:
         read_header(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -103,7 +103,7 @@ def test_lying_headers_are_refused(
 def test_files_that_are_none_are_refused(tmp_path: Path, raw: bytes, message: str) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(raw)
-    with pytest.raises(BadCheckpoint, match=message):
+    with pytest.raises(CheckpointError, match=message):
         read_header(path)
 
 
@@ -112,19 +112,19 @@ def test_a_header_over_the_limit_is_not_read(tmp_path: Path) -> None:
     with path.open("wb") as out:
         out.write(struct.pack("<Q", 2**40))
         out.truncate(2**40 + 8)  # sparse: reading it would take minutes
-    with pytest.raises(BadCheckpoint, match="over the limit"):
+    with pytest.raises(CheckpointError, match="over the limit"):
         read_header(path)
 
 
 def test_a_missing_file_is_a_bad_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(BadCheckpoint, match=r"gone\.safetensors: cannot be opened"):
+    with pytest.raises(CheckpointError, match=r"gone\.safetensors: cannot be opened"):
         read_header(tmp_path / "gone.safetensors")
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_damage_is_refused_or_harmless(tmp_path: Path, data: st.DataObject) -> None:
-    """Whatever bytes change: a BadCheckpoint, or tensors that lie inside the file."""
+    """Whatever bytes change: a CheckpointError, or tensors that lie inside the file."""
     path = tmp_path / "a.safetensors"
     safetensors_files.save(path, {"x": ("U8", [2, 3], b"abcdef"), "y": ("BF16", [1], b"gh")})
     raw = bytearray(path.read_bytes())
@@ -133,6 +133,6 @@ def test_damage_is_refused_or_harmless(tmp_path: Path, data: st.DataObject) -> N
     path.write_bytes(raw[: data.draw(st.integers(0, len(raw)))])
     try:
         found = read_header(path)
-    except BadCheckpoint:
+    except CheckpointError:
         return
     assert all(8 <= t.offset <= t.offset + t.nbytes <= len(raw) for t in found.values())

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gptoss.converter.convert import convert
-from gptoss.errors import BadCheckpoint, BadGguf, UnsupportedModel
+from gptoss.errors import CheckpointError, GgufError, UnsupportedModelError
 from gptoss.quant.audit.auditor import audit
 from support.checkpoints import random_checkpoint
 from support.commands import Command
@@ -112,7 +112,10 @@ def test_a_split_gguf(sound: Path, tmp_path: Path) -> None:
 
 
 def test_files_that_end_early(checkpoint: Path, gguf: Path) -> None:
-    for path, error in ((gguf, BadGguf), (sorted(checkpoint.glob("*.safe*"))[0], BadCheckpoint)):
+    for path, error in (
+        (gguf, GgufError),
+        (sorted(checkpoint.glob("*.safe*"))[0], CheckpointError),
+    ):
         os.truncate(path, path.stat().st_size - 100)
         with pytest.raises(error, match="cut short"):
             audit(path if path == gguf else checkpoint)
@@ -121,10 +124,10 @@ def test_files_that_end_early(checkpoint: Path, gguf: Path) -> None:
 def test_another_architecture(checkpoint: Path, gguf: Path) -> None:
     config = checkpoint / "config.json"
     config.write_text(config.read_text().replace('"gpt_oss"', '"llama"'))
-    with pytest.raises(UnsupportedModel, match="'llama'"):
+    with pytest.raises(UnsupportedModelError, match="'llama'"):
         audit(checkpoint)
     gguf.write_bytes(gguf.read_bytes().replace(b"gpt-oss", b"llama-7", 1))
-    with pytest.raises((UnsupportedModel, BadGguf)):
+    with pytest.raises((UnsupportedModelError, GgufError)):
         audit(gguf)
 
 
@@ -153,7 +156,7 @@ def test_a_model_that_changes_while_it_is_read(
             os.utime(victim, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
 
     with pytest.raises(
-        (BadGguf, BadCheckpoint), match=r"cut while|changed while|cannot be (read|opened)"
+        (GgufError, CheckpointError), match=r"cut while|changed while|cannot be (read|opened)"
     ):
         audit(path, progress=progress)
     assert done

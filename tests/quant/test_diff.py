@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gptoss.converter.convert import convert
-from gptoss.errors import BadCheckpoint, UnsupportedModel
+from gptoss.errors import CheckpointError, UnsupportedModelError
 from gptoss.quant import mxfp4
 from gptoss.quant.diff import differ as diff_module
 from gptoss.quant.diff.differ import diff
@@ -223,13 +223,13 @@ def test_bad_input(base: Path, tuned: Path) -> None:
         if finished < total:
             os.truncate(victim, 5000)
 
-    with pytest.raises(BadCheckpoint, match=r"cut while|changed while"):
+    with pytest.raises(CheckpointError, match=r"cut while|changed while"):
         diff(base, tuned, progress=cut)
-    with pytest.raises(BadCheckpoint, match="cut short"):
+    with pytest.raises(CheckpointError, match="cut short"):
         diff(base, tuned)
     config = tuned / "config.json"
     config.write_text(config.read_text().replace('"gpt_oss"', '"llama"'))
-    with pytest.raises(UnsupportedModel, match="'llama'"):
+    with pytest.raises(UnsupportedModelError, match="'llama'"):
         diff(tuned, base)
 
 

@@ -13,7 +13,7 @@ from gptoss.quant import mxfp4
 from gptoss.quant.audit.auditor import audit
 from gptoss.quant.audit.check_layout import on_grid
 from gptoss.quant.audit.findings import Kind, Severity
-from gptoss.quant.verify.result import Place
+from gptoss.quant.location import Location
 from support import safetensors_files
 from support.checkpoints import bf16, random_checkpoint
 from support.editing import regions
@@ -126,7 +126,7 @@ def test_noise_for_weights(checkpoint: Path, gguf: Path, container: str) -> None
     (found,) = (it for it in audit(path).findings if it.severity is Severity.ERROR)
     assert found.kind is Kind.CODE_NOISE
     assert found.tensor == name.removesuffix("_blocks")
-    assert found.place == Place(2, 0)
+    assert found.place == Location(2, 0)
     assert found.offset == region.offset + blocks[:2].nbytes
 
 

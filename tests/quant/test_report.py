@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptoss.console import Meter
 from gptoss.formats.checkpoint import Checkpoint
+from gptoss.progress import Progress
 from gptoss.quant.audit.auditor import Audit, audit
 from gptoss.quant.audit.statistics import Counted, count
 from gptoss.quant.diff.result import Diff, ExpertChange, TensorChange
@@ -282,7 +282,7 @@ def test_no_page_of_a_file_that_is_cut_or_changes(
 ) -> None:
     it, out = copy(), tmp_path / "page.html"
 
-    def and_touched(model: Model, files: Files, progress: Meter | None) -> Counted:
+    def and_touched(model: Model, files: Files, progress: Progress | None) -> Counted:
         it.xor(it.offset("output.weight"), 1)
         return count(model, files, progress)
 

@@ -14,7 +14,8 @@ from gptoss.formats.byte_source import Source
 from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.gguf import GgufFile
 from gptoss.quant import mxfp4
-from gptoss.quant.verify.result import Place, Problem
+from gptoss.quant.location import Location
+from gptoss.quant.verify.result import Problem
 from gptoss.quant.verify.verifier import verify
 from support.planted import DENSE, EXPERTS, HIDDEN, INTERMEDIATE, Copy, Copying
 
@@ -53,7 +54,7 @@ def test_a_good_conversion_is_proven(source: Path, converted: dict[str, Path], d
 )
 def test_a_flipped_nibble(copy: Copying, which: str, rows: int, columns: int, lane: int) -> None:
     it, name = copy(), f"blk.1.ffn_{which}_exps.weight"
-    place = Place(expert=2, row=rows - 1, block=1, lane=lane)
+    place = Location(expert=2, row=rows - 1, block=1, lane=lane)
     block = (2 * rows + rows - 1) * (columns // 32) + 1
     it.xor(it.offset(name) + 17 * block + 1 + lane % 16, 8 if lane < 16 else 8 << 4)
     difference = it.only()
@@ -71,7 +72,7 @@ def test_a_changed_scale(copy: Copying) -> None:
     was = it.read(at, 1)[0]
     it.write(at, b"\xff")
     difference = it.only()
-    assert difference.place == Place(expert=1, row=5, block=2)
+    assert difference.place == Location(expert=1, row=5, block=2)
     assert (difference.values, difference.scales) == (0, 1)
     assert (difference.expected, difference.found) == (f"scale {was}", "scale 255")
 
@@ -143,21 +144,21 @@ def test_codes_in_the_order_of_the_checkpoint(copy: Copying) -> None:
 @pytest.mark.parametrize(
     ("name", "size", "at", "place"),
     [
-        ("blk.1.attn_sinks.weight", 4, 1, Place(index=1)),
-        ("blk.0.attn_norm.weight", 4, 95, Place(index=95)),
-        ("output_norm.weight", 4, 0, Place(index=0)),
-        ("blk.0.attn_k.bias", 4, 63, Place(index=63)),
-        ("blk.1.ffn_gate_inp.weight", 4, 2 * HIDDEN + 7, Place(expert=2, index=7)),
-        ("blk.1.ffn_gate_inp.bias", 4, 3, Place(index=3)),
-        ("blk.1.ffn_gate_exps.bias", 4, 2 * INTERMEDIATE + 9, Place(expert=2, index=9)),
-        ("blk.1.ffn_up_exps.bias", 4, 3 * INTERMEDIATE + 63, Place(expert=3, index=63)),
-        ("blk.1.ffn_down_exps.bias", 4, HIDDEN + 1, Place(expert=1, index=1)),
-        ("token_embd.weight", 2, 319 * HIDDEN + 95, Place(row=319, index=95)),
-        ("output.weight", 2, 3 * HIDDEN, Place(row=3, index=0)),
-        ("blk.0.attn_output.weight", 2, 5 * 128 + 127, Place(row=5, index=127)),
+        ("blk.1.attn_sinks.weight", 4, 1, Location(index=1)),
+        ("blk.0.attn_norm.weight", 4, 95, Location(index=95)),
+        ("output_norm.weight", 4, 0, Location(index=0)),
+        ("blk.0.attn_k.bias", 4, 63, Location(index=63)),
+        ("blk.1.ffn_gate_inp.weight", 4, 2 * HIDDEN + 7, Location(expert=2, index=7)),
+        ("blk.1.ffn_gate_inp.bias", 4, 3, Location(index=3)),
+        ("blk.1.ffn_gate_exps.bias", 4, 2 * INTERMEDIATE + 9, Location(expert=2, index=9)),
+        ("blk.1.ffn_up_exps.bias", 4, 3 * INTERMEDIATE + 63, Location(expert=3, index=63)),
+        ("blk.1.ffn_down_exps.bias", 4, HIDDEN + 1, Location(expert=1, index=1)),
+        ("token_embd.weight", 2, 319 * HIDDEN + 95, Location(row=319, index=95)),
+        ("output.weight", 2, 3 * HIDDEN, Location(row=3, index=0)),
+        ("blk.0.attn_output.weight", 2, 5 * 128 + 127, Location(row=5, index=127)),
     ],
 )
-def test_a_changed_value(copy: Copying, name: str, size: int, at: int, place: Place) -> None:
+def test_a_changed_value(copy: Copying, name: str, size: int, at: int, place: Location) -> None:
     it = copy()
     it.xor(it.offset(name) + size * at, 1)
     difference = it.only()
@@ -169,7 +170,7 @@ def test_a_changed_value(copy: Copying, name: str, size: int, at: int, place: Pl
 def test_a_changed_value_in_other_types(copy: Copying, dense: str, size: int) -> None:
     it = copy(dense)
     it.xor(it.offset("blk.0.attn_q.weight") + size * (7 * HIDDEN + 11), 1)
-    assert it.only().place == Place(row=7, index=11)
+    assert it.only().place == Location(row=7, index=11)
 
 
 def test_a_changed_q8_0_code_and_scale(copy: Copying) -> None:
@@ -177,11 +178,11 @@ def test_a_changed_q8_0_code_and_scale(copy: Copying) -> None:
     block = it.offset(name) + 34 * (9 * HIDDEN // 32 + 2)
     it.xor(block + 2 + 21, 1)
     difference = it.only()
-    assert difference.place == Place(row=9, block=2, lane=21)
+    assert difference.place == Location(row=9, block=2, lane=21)
     assert (difference.values, difference.scales) == (1, 0)
     it.xor(block, 1)
     difference = it.only()
-    assert difference.place == Place(row=9, block=2)
+    assert difference.place == Location(row=9, block=2)
     assert (difference.values, difference.scales) == (1, 1)
     assert difference.expected.startswith("scale ")
 
@@ -196,11 +197,11 @@ def test_smaller_blocks(source: Path, tmp_path: Path, dense: str, size: int) -> 
     block = it.offset(name) + size * (9 * HIDDEN // 32 + 2)
     it.xor(block + size - 16 + 5, 0x40)
     difference = it.only()
-    assert difference.place == Place(row=9, block=2, lane=21)
+    assert difference.place == Location(row=9, block=2, lane=21)
     assert (difference.values, difference.scales) == (1, 0)
     it.xor(block, 1)
     difference = it.only()
-    assert difference.place == Place(row=9, block=2)
+    assert difference.place == Location(row=9, block=2)
     assert (difference.values, difference.scales) == (1, 1)
 
 
@@ -229,7 +230,7 @@ def test_the_first_difference_is_the_first_in_the_model(copy: Copying) -> None:
     verdict = it.verify()
     assert [difference.tensor for difference in verdict.differences] == names
     assert verdict.first == verdict.differences[0]
-    assert verdict.differences[0].place == Place(row=0, index=0)
+    assert verdict.differences[0].place == Location(row=0, index=0)
     assert verdict.differences[0].values == 2
 
 
@@ -247,7 +248,7 @@ def test_a_missing_and_an_extra_tensor(copy: Copying) -> None:
     assert verdict.first == missing
     # Its other half, of the same source tensor, is compared all the same.
     it.xor(it.offset("blk.1.ffn_gate_exps.weight") + 1, 1)
-    assert it.verify().differences[0].place == Place(expert=0, row=0, block=0, lane=0)
+    assert it.verify().differences[0].place == Location(expert=0, row=0, block=0, lane=0)
 
 
 def test_a_wrong_type(copy: Copying) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from gptoss.converter.convert import convert
-from gptoss.errors import BadCheckpoint, BadGguf, UnsupportedModel
+from gptoss.errors import CheckpointError, GgufError, UnsupportedModelError
 from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.gguf import GgufFile
 from gptoss.quant.verify import verifier as verify_module
@@ -169,7 +169,7 @@ def test_a_tokenizer_that_is_no_gpt_oss(
     change: Callable[[dict[str, Any]], object],
     message: str,
 ) -> None:
-    with pytest.raises(BadCheckpoint, match=message):
+    with pytest.raises(CheckpointError, match=message):
         verify(edited("tokenizer.json", change), copy().path)
 
 
@@ -179,7 +179,7 @@ def test_a_tokenizer_that_is_no_gpt_oss(
 def test_another_architecture(copy: Copying) -> None:
     it = copy()
     it.replace(b"general.architecture", b"gpt-osx", 20 + 4 + 8)
-    with pytest.raises(UnsupportedModel, match="'gpt-osx'"):
+    with pytest.raises(UnsupportedModelError, match="'gpt-osx'"):
         it.verify()
 
 
@@ -187,7 +187,7 @@ def test_a_truncated_gguf(copy: Copying) -> None:
     it = copy()
     with it.path.open("r+b") as file:
         file.truncate(it.path.stat().st_size - 100)
-    with pytest.raises(BadGguf, match=r"model\.gguf"):
+    with pytest.raises(GgufError, match=r"model\.gguf"):
         it.verify()
 
 
@@ -206,7 +206,7 @@ def test_a_file_cut_while_it_is_read(
         return compare_keys(checkpoint, gguf)
 
     monkeypatch.setattr(verify_module, "compare_keys", cut)
-    with pytest.raises(BadGguf if which == "gguf" else BadCheckpoint, match="cut while"):
+    with pytest.raises(GgufError if which == "gguf" else CheckpointError, match="cut while"):
         verify(folder, it.path)
 
 
@@ -222,7 +222,7 @@ def test_a_file_that_changes_while_it_is_read(copy: Copying, tmp_path: Path, whi
         if done == total:
             os.utime(victim, ns=(1, 1))
 
-    error = BadGguf if which == "gguf" else BadCheckpoint
+    error = GgufError if which == "gguf" else CheckpointError
     with pytest.raises(error, match="changed while it was read"):
         verify(folder, it.path, progress=touch)
 
@@ -235,7 +235,7 @@ def test_a_checkpoint_without_one_of_its_tensors(copy: Copying, tmp_path: Path) 
     config["num_hidden_layers"], config["layer_types"] = 3, [*config["layer_types"], "x"]
     config["layer_types"][2] = "sliding_attention"
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BadCheckpoint, match=r"missing tensor 'model\.layers\.2\."):
+    with pytest.raises(CheckpointError, match=r"missing tensor 'model\.layers\.2\."):
         verify(folder, it.path)
 
 

@@ -19,13 +19,13 @@ from gptoss.converter.convert import convert
 from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.gguf import GgufFile
 from gptoss.quant import mxfp4
+from gptoss.quant.location import Location
 from gptoss.quant.mxfp4 import Bytes, Floats
 from gptoss.quant.mxfp4.encoder import Rule, encode
 from gptoss.quant.verify.comparators import comparison
 from gptoss.quant.verify.comparison import FLOATS
 from gptoss.quant.verify.encoded_mxfp4 import EncodedMxfp4
 from gptoss.quant.verify.pairing import match
-from gptoss.quant.verify.result import Place
 from support import forms
 from support.checkpoints import bf16, random_checkpoint
 from support.mxfp4_twins import twin_code, twin_ocp_scale, twin_squared_error, twin_value
@@ -96,7 +96,7 @@ def test_mxfp4_in_bf16_is_proven(published: Path, tmp_path: Path) -> None:
     convert(published, it.path, experts="bf16")
     assert it.verify().proven
     it.xor(it.offset("blk.1.ffn_up_exps.weight") + 2 * (96 * (2 * 64 + 5) + 33), 1)
-    assert it.only().place == Place(expert=2, row=5, block=1, lane=1)
+    assert it.only().place == Location(expert=2, row=5, block=1, lane=1)
 
 
 @in_pieces
@@ -109,7 +109,7 @@ def test_a_code_that_is_not_the_nearest(tuned: Tuned, tmp_path: Path, which: str
     at += 17 * ((2 * rows + rows - 1) * blocks + blocks - 1) + 1 + 13
     it.xor(at, 4 << 4)
     difference = it.only()
-    assert difference.place == Place(expert=2, row=rows - 1, block=blocks - 1, lane=29)
+    assert difference.place == Location(expert=2, row=rows - 1, block=blocks - 1, lane=29)
     assert (difference.values, difference.scales) == (1, 0)
     assert difference.expected.startswith("the nearest to ")
 
@@ -126,7 +126,7 @@ def test_a_scale_that_loses_more_than_the_standard_s(tuned: Tuned, tmp_path: Pat
     worse = bytes([int(scale), *(codes[j] | codes[j + 16] << 4 for j in range(16))])
     it.write(it.offset(name) + 17 * ((96 + 7) * 2 + 1), worse)
     difference = it.only()
-    assert difference.place == Place(expert=1, row=7, block=1)
+    assert difference.place == Location(expert=1, row=7, block=1)
     assert difference.scales == 1
     assert difference.expected.startswith("a scale of squared error ")
 
@@ -137,7 +137,7 @@ def test_bf16_experts_are_compared_by_row_and_column(tuned: Tuned, tmp_path: Pat
     convert(it.source, it.path, experts="bf16")
     it.xor(it.offset("blk.1.ffn_gate_exps.weight") + 2 * (96 * (3 * 64 + 11) + 70), 1)
     difference = it.only()
-    assert difference.place == Place(expert=3, row=11, index=70)
+    assert difference.place == Location(expert=3, row=11, index=70)
     assert difference.values == 1
 
 
@@ -171,7 +171,7 @@ def test_gate_is_compared_where_up_is_missing(tuned: Tuned, tmp_path: Path) -> N
     it.replace(b"blk.0.ffn_up_exps.weight", b"blk.0.ffn_up_expz.weight")
     it.xor(it.offset("blk.0.ffn_gate_exps.weight"), 1)
     gate, missing, extra = it.verify().differences
-    assert gate.place == Place(expert=0, row=0, index=0)
+    assert gate.place == Location(expert=0, row=0, index=0)
     assert (missing.tensor, extra.tensor) == (
         "blk.0.ffn_up_exps.weight",
         "blk.0.ffn_up_expz.weight",

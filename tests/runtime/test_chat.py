@@ -12,12 +12,16 @@ from gptoss.runtime.chat.chat import Chat, load
 from gptoss.runtime.chat.events import Cut, ReplyEnded, ToolFinished, ToolStarted
 from gptoss.runtime.chat.settings import MAX_ROUNDS, ChatError, Limits, Settings
 from gptoss.runtime.engine.base import Timings
-from gptoss.runtime.harmony.errors import BadConstraint, ConversationError, ConversationTooLong
+from gptoss.runtime.harmony.errors import (
+    ConstraintError,
+    ConversationError,
+    ConversationTooLongError,
+)
 from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, TextDelta
 from gptoss.runtime.harmony.messages import Effort, Role
 from gptoss.runtime.harmony.render import render_for_completion
 from gptoss.runtime.sampling.grammar import Regex
-from gptoss.runtime.sampling.sampler import BadSampling
+from gptoss.runtime.sampling.sampler import SamplingError
 from gptoss.runtime.tools.functions import Toolbox
 from support.fake_engine import ScriptedEngine
 from support.tokens import byte_tokenizer, spell
@@ -252,7 +256,7 @@ def test_a_prompt_that_does_not_fit_leaves_nothing() -> None:
     chat = chat_of(FINAL, FINAL, n_ctx=900)
     chat.ask("2+2?")
     before = chat.messages
-    with pytest.raises(ConversationTooLong) as caught:
+    with pytest.raises(ConversationTooLongError) as caught:
         chat.ask("x" * 1000)
     assert (caught.value.index, caught.value.field) == (len(before), "content")
     assert chat.messages == before
@@ -358,14 +362,14 @@ def test_load_checks_what_it_is_asked(
 
 def test_load_refuses_a_seed_that_is_none(random_gguf: Path) -> None:
     for seed in (-1, 1.5):
-        with pytest.raises(BadSampling, match=f"seed is {seed}"):
+        with pytest.raises(SamplingError, match=f"seed is {seed}"):
             load(random_gguf, seed=seed)  # type: ignore[arg-type]
 
 
 def test_load_refuses_what_cannot_be_compiled(random_gguf: Path) -> None:
-    with pytest.raises(BadConstraint, match=r"response_format: .*regex"):
+    with pytest.raises(ConstraintError, match=r"response_format: .*regex"):
         load(random_gguf, response_format=Regex("("))
-    with pytest.raises(BadConstraint, match="tools: none"):
+    with pytest.raises(ConstraintError, match="tools: none"):
         load(random_gguf, tool_choice="add")
 
 

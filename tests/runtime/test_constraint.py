@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptoss.errors import UnsupportedModel
+from gptoss.errors import UnsupportedModelError
 from gptoss.runtime.engine.base import EngineError, Logits
-from gptoss.runtime.harmony.errors import BadConstraint
+from gptoss.runtime.harmony.errors import ConstraintError
 from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, TurnEnded
 from gptoss.runtime.harmony.messages import Function, Message, Namespace
 from gptoss.runtime.harmony.parser import parse
@@ -382,7 +382,7 @@ def deep(levels: int) -> dict[str, Any]:
     ],
 )
 def test_what_cannot_be_compiled_is_refused(wanted: ResponseFormat, problem: str) -> None:
-    with pytest.raises(BadConstraint) as refused:
+    with pytest.raises(ConstraintError) as refused:
         vocabulary().constrain(Rules(FUNCTIONS, response_format=wanted), RandomSampler(Sampling()))
     assert refused.value.field.split(".")[0] == "response_format"
     assert problem in str(refused.value)
@@ -408,7 +408,7 @@ def test_a_mask_s_ids(n: int, share: float) -> None:
 def test_a_vocabulary_with_a_token_as_long_as_a_book() -> None:
     control = TOKENIZER.control
     token_bytes = [TOKENIZER.token_bytes(i) for i in range(TOKENIZER.n_vocab)] + [b"a" * 10**6]
-    with pytest.raises(UnsupportedModel, match="a token of 1000000 bytes"):
+    with pytest.raises(UnsupportedModelError, match="a token of 1000000 bytes"):
         Vocabulary(Tokenizer(token_bytes, control, [*range(256), len(token_bytes) - 1]))
 
 
@@ -430,14 +430,14 @@ def test_rows_of_the_vocabulary_that_stand_for_nothing_are_not_drawn() -> None:
 
 def test_the_tool_at_fault_is_named() -> None:
     bad = Function("bad", parameters={"type": "object", "properties": {"a": {"type": "no"}}})
-    with pytest.raises(BadConstraint) as refused:
+    with pytest.raises(ConstraintError) as refused:
         vocabulary().compile(Rules((WEATHER, bad)))
     assert refused.value.field == "tools.bad.properties.a.type"
 
 
 def test_a_colon_in_a_property_s_name_is_part_of_the_place() -> None:
     odd = {"type": "object", "properties": {"time: from\nto": {"type": "no"}}}
-    with pytest.raises(BadConstraint) as refused:
+    with pytest.raises(ConstraintError) as refused:
         vocabulary().compile(Rules(response_format=JsonSchema(odd)))
     assert refused.value.field == "response_format.properties.time: from\nto.type"
     assert refused.value.problem.startswith("'no'")
@@ -454,7 +454,7 @@ def test_a_colon_in_a_property_s_name_is_part_of_the_place() -> None:
     ],
 )
 def test_rules_that_contradict_themselves(rules: Rules, problem: str) -> None:
-    with pytest.raises(BadConstraint, match=re.escape(problem)):
+    with pytest.raises(ConstraintError, match=re.escape(problem)):
         vocabulary().compile(rules)
 
 
@@ -472,6 +472,6 @@ def test_no_schema_or_grammar_ends_the_process_or_takes_for_ever() -> None:
     *said, slowest = done.stdout.splitlines()
     assert done.returncode == 0, done.stdout[-500:] + done.stderr[-500:]
     assert len(said) == len(CASES)
-    wrong = [line for line in said if not re.search(r": (60 tokens|BadConstraint: )", line)]
+    wrong = [line for line in said if not re.search(r": (60 tokens|ConstraintError: )", line)]
     assert not wrong
     assert float(slowest.split()[1]) < 30

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gptoss.runtime.harmony import messages as m
-from gptoss.runtime.harmony.errors import ConversationError, ConversationTooLong
+from gptoss.runtime.harmony.errors import ConversationError, ConversationTooLongError
 from gptoss.runtime.harmony.messages import Function, Message, Namespace, Role, SystemContent
 from gptoss.runtime.harmony.render import render_for_completion
 from gptoss.runtime.harmony.validate import check_conversation
@@ -123,13 +123,15 @@ def test_the_context_ends_within_a_message() -> None:
     whole = render_for_completion(said, tokenizer)
     assert render_for_completion(said, tokenizer, limit=len(whole)) == whole
     for limit, index in ((len(whole) - 1, 5), (len(whole) - 100, 4), (100, 0), (0, 0)):
-        with pytest.raises(ConversationTooLong, match=rf"messages\[{index}\]\.content") as caught:
+        with pytest.raises(
+            ConversationTooLongError, match=rf"messages\[{index}\]\.content"
+        ) as caught:
             render_for_completion(said, tokenizer, limit=limit)
         assert (caught.value.index, caught.value.field) == (index, "content")
 
 
 def test_what_cannot_fit_is_not_even_encoded() -> None:
     begun = time.process_time()
-    with pytest.raises(ConversationTooLong, match=r"messages\[1\]\.content: .* 4096 tokens"):
+    with pytest.raises(ConversationTooLongError, match=r"messages\[1\]\.content: .* 4096 tokens"):
         render_for_completion([SYSTEM, m.user("x" * 50_000_000)], byte_tokenizer(), limit=4096)
     assert time.process_time() - begun < 1

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gptoss.runtime.harmony import messages as m
-from gptoss.runtime.harmony.errors import ConversationError, ConversationTooLong
+from gptoss.runtime.harmony.errors import ConversationError, ConversationTooLongError
 from gptoss.runtime.harmony.messages import Function, Message, Role, SystemContent
 from gptoss.runtime.harmony.render import render_for_completion
 from gptoss.runtime.harmony.validate import check_conversation
@@ -236,7 +236,7 @@ def test_what_does_not_fit_is_named_by_the_place_in_their_list() -> None:
     tokenizer = byte_tokenizer()
     named = []
     for limit in range(0, len(render_for_completion(ours, tokenizer)), 8):
-        with pytest.raises(ConversationTooLong) as caught:
+        with pytest.raises(ConversationTooLongError) as caught:
             render_for_completion(ours, tokenizer, limit=limit)
         error = caught.value
         index = error.index
@@ -247,11 +247,11 @@ def test_what_does_not_fit_is_named_by_the_place_in_their_list() -> None:
 
     bare = messages_from_openai([USER], functions)
     n_system = len(render_for_completion(bare[:1], tokenizer))
-    with pytest.raises(ConversationTooLong, match=r"^tools: does not fit") as caught:
+    with pytest.raises(ConversationTooLongError, match=r"^tools: does not fit") as caught:
         render_for_completion(bare, tokenizer, limit=n_system + 100)
     assert caught.value.index is None
     said = [*messages_from_openai([USER]), m.final("since" * 100)]
-    with pytest.raises(ConversationTooLong, match=r"^messages: does not fit"):
+    with pytest.raises(ConversationTooLongError, match=r"^messages: does not fit"):
         render_for_completion(said, tokenizer, limit=n_system + 50)
 
 

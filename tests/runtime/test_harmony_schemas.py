@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from gptoss.runtime.harmony.errors import ConversationError, Place
+from gptoss.runtime.harmony.errors import ConversationError, FieldPath
 from gptoss.runtime.harmony.json_schema import MAX_FOLLOWED, check_parameters, check_schema, lookup
 from gptoss.runtime.harmony.messages import Function, Namespace
 from gptoss.runtime.harmony.tools_typescript import tools_section
 
-PLACE = Place("tools", 0, "parameters")
+PLACE = FieldPath("tools", 0, "parameters")
 STRING, NULL = {"type": "string"}, {"type": "null"}
 POINT = {"type": "object", "properties": {"x": {"type": "number"}}, "required": ["x"]}
 
@@ -192,7 +192,7 @@ BAD: list[tuple[Any, str, str]] = [
 @pytest.mark.parametrize(("schema", "field", "problem"), BAD, ids=lambda value: str(value)[:50])
 def test_what_is_no_schema(schema: Any, field: str, problem: str) -> None:
     with pytest.raises(ConversationError) as caught:
-        check_schema(Place("tools", 2), schema)
+        check_schema(FieldPath("tools", 2), schema)
     assert (caught.value.index, caught.value.field) == (2, field)
     assert problem in str(caught.value)
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from gptoss.converter.convert import convert
 from gptoss.runtime.engine import llama_cpp
-from gptoss.runtime.engine.base import EngineError, Logits, PromptTooLong
+from gptoss.runtime.engine.base import EngineError, Logits, PromptTooLongError
 from gptoss.runtime.engine.llama_cpp import LlamaEngine
 from gptoss.runtime.engine.worker import Worker
 from gptoss.runtime.sampling.sampler import greedy
@@ -151,7 +151,7 @@ def test_ends_when_the_context_is_full(small_engine: LlamaEngine) -> None:
 
 
 def test_prompt_too_long(small_engine: LlamaEngine) -> None:
-    with pytest.raises(PromptTooLong, match="256 tokens, the context holds 256"):
+    with pytest.raises(PromptTooLongError, match="256 tokens, the context holds 256"):
         next(small_engine.generate(random_tokens(256), greedy, stop=set()))
     assert len(list(small_engine.generate(random_tokens(255), greedy, stop=set()))) == 2
 

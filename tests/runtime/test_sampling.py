@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from gptoss.runtime.engine.base import EngineError, Logits
 from gptoss.runtime.sampling.sampler import (
-    BadSampling,
     RandomSampler,
     Sampling,
+    SamplingError,
     _first_above,
     draw,
     greedy,
@@ -174,7 +174,7 @@ def test_a_seed_repeats_itself() -> None:
     ],
 )
 def test_values_out_of_range(fields: dict[str, float], message: str) -> None:
-    with pytest.raises(BadSampling, match=message):
+    with pytest.raises(SamplingError, match=message):
         Sampling(**fields)  # type: ignore[arg-type]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptoss.errors import BadGguf, UnsupportedModel
+from gptoss.errors import GgufError, UnsupportedModelError
 from gptoss.formats.gguf import GgufFile, StringArray
 from gptoss.formats.o200k import BYTE_LEVEL
 from gptoss.runtime.harmony.tokenizer import MAX_SPACE, Tokenizer
@@ -57,7 +57,7 @@ def test_byte_level_spelling_and_types() -> None:
 
 
 def test_a_vocabulary_without_harmony_is_refused() -> None:
-    with pytest.raises(UnsupportedModel, match=r"<\|channel\|>"):
+    with pytest.raises(UnsupportedModelError, match=r"<\|channel\|>"):
         Tokenizer.from_vocabulary(["a", "<|end|>"], [NORMAL, CONTROL_TYPE])
 
 
@@ -89,7 +89,7 @@ def test_a_gguf_that_no_text_can_be_encoded_with(tokens: Any, message: str) -> N
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": tuple(types),
     }
-    with pytest.raises(BadGguf, match=message):
+    with pytest.raises(GgufError, match=message):
         Tokenizer.from_gguf(GgufFile(Path("model.gguf"), 3, metadata, {}, {}))
 
 

@@ -12,7 +12,7 @@ import pytest
 from gptoss.runtime.chat.chat import Chat
 from gptoss.runtime.chat.events import ChatEvent, ReasoningClosed, Reply, ToolFinished, ToolStarted
 from gptoss.runtime.chat.settings import Limits, Settings
-from gptoss.runtime.harmony.errors import BadConstraint
+from gptoss.runtime.harmony.errors import ConstraintError
 from gptoss.runtime.harmony.events import End, MessageStarted
 from gptoss.runtime.sampling.constrained import Vocabulary
 from gptoss.runtime.sampling.grammar import JsonSchema, Lark, Regex
@@ -107,7 +107,7 @@ def test_a_choice_for_one_turn() -> None:
     chat, _ = chat_of(0, Tools())
     assert chat.ask("go", tool_choice="none").calls == ()
     assert chat.ask("go", tool_choice="cancel").calls[0].name == "cancel"
-    with pytest.raises(BadConstraint, match="tools: book, cancel"):
+    with pytest.raises(ConstraintError, match="tools: book, cancel"):
         chat.ask("go", tool_choice="nothing")
 
 
@@ -168,7 +168,7 @@ def test_a_request_that_cannot_be_compiled_costs_no_token(bad: Any) -> None:
     chat, engine = chat_of(0, Tools())
     chat.ask("go")
     before, prompts = chat.messages, len(engine.prompts)
-    with pytest.raises(BadConstraint):
+    with pytest.raises(ConstraintError):
         chat.ask("go", response_format=bad)
     assert len(engine.prompts) == prompts
     assert chat.messages == before

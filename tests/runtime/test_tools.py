@@ -21,7 +21,7 @@ from gptoss.runtime.sampling.constrained import Vocabulary
 from gptoss.runtime.sampling.grammar import Rules
 from gptoss.runtime.sampling.sampler import RandomSampler, Sampling
 from gptoss.runtime.tools.functions import Tool, Toolbox, result_text
-from gptoss.runtime.tools.schema import BadArguments, BadTool, kind_of, split_docstring
+from gptoss.runtime.tools.schema import ToolArgumentsError, ToolError, kind_of, split_docstring
 from support.random_engine import RandomEngine
 from support.tokens import byte_tokenizer
 
@@ -32,7 +32,7 @@ class Unit(Enum):
 
 
 @dataclass
-class Place:
+class FieldPath:
     city: str
     country: str = "NO"
 
@@ -129,7 +129,7 @@ KINDS: list[tuple[Any, dict[str, Any], Any, Any]] = [
     ),
     (Annotated[str, "a note"], {"type": "string", "description": "a note"}, "a", "a"),
     (
-        Place,
+        FieldPath,
         {
             "type": "object",
             "properties": {"city": {"type": "string"}, "country": {"type": "string"}},
@@ -137,7 +137,7 @@ KINDS: list[tuple[Any, dict[str, Any], Any, Any]] = [
             "additionalProperties": False,
         },
         {"city": "Oslo"},
-        Place("Oslo"),
+        FieldPath("Oslo"),
     ),
     (
         Range,
@@ -203,12 +203,12 @@ def vocabulary() -> Vocabulary:
         (Unit, "kelvin", r'x: expected one of \["celsius", "fahrenheit"\], got "kelvin"'),
         (Literal[1], True, "x: expected one of"),
         (int | None, "a", 'x: expected an integer, got "a" or x: expected null, got "a"'),
-        (Place, {"town": "a"}, r"x\.city is missing; x\.town is unknown; known: city, country"),
+        (FieldPath, {"town": "a"}, r"x\.city is missing; x\.town is unknown; known: city, country"),
         (int, "z" * 500, r"got .{80}$"),
     ],
 )
 def test_wrong_values(hint: Any, value: Any, message: str) -> None:
-    with pytest.raises(BadArguments, match=message):
+    with pytest.raises(ToolArgumentsError, match=message):
         kind_of(hint, "").read(value, "x")
 
 
@@ -216,7 +216,7 @@ def test_wrong_values(hint: Any, value: Any, message: str) -> None:
     "hint", [set[int], bytes, tuple[int, str], dict[int, str], Literal[None], complex]
 )
 def test_types_that_cannot_be_told(hint: Any) -> None:
-    with pytest.raises(BadTool, match="here: "):
+    with pytest.raises(ToolError, match="here: "):
         kind_of(hint, "here")
 
 
@@ -312,7 +312,7 @@ def test_methods_are_tools() -> None:
         (None, "null"),
         (True, "true"),
         ([1, (2, 3)], "[1, [2, 3]]"),
-        (Place("Oslo"), '{"city": "Oslo", "country": "NO"}'),
+        (FieldPath("Oslo"), '{"city": "Oslo", "country": "NO"}'),
         ({"unit": Unit.C}, '{"unit": "celsius"}'),
         ({"price": Decimal("1.50")}, '{"price": "1.50"}'),
     ],
@@ -321,7 +321,7 @@ def test_results_as_text(result: object, text: str) -> None:
     assert result_text(result) == text
 
 
-class Speechless(Exception):
+class SpeechlessError(Exception):
     def __str__(self) -> str:
         raise ValueError
 
@@ -332,7 +332,7 @@ class Speechless(Exception):
         (KeyError("Oslo"), "error: KeyError: 'Oslo'"),
         (ValueError("half: \ud83d"), "error: ValueError: half: \ufffd"),
         (SystemExit(0), "error: SystemExit: 0"),
-        (Speechless(), "error: Speechless"),
+        (SpeechlessError(), "error: SpeechlessError"),
     ],
 )
 def test_whatever_a_tool_raises_is_its_answer(problem: BaseException, text: str) -> None:
@@ -376,14 +376,14 @@ def _endless(tree: Tree) -> None: ...
 
 @pytest.mark.parametrize("function", [_variadic, _keywords, _positional, _unknown, _endless])
 def test_functions_that_cannot_be_tools(function: Any) -> None:
-    with pytest.raises(BadTool, match=rf"tool {function.__name__}"):
+    with pytest.raises(ToolError, match=rf"tool {function.__name__}"):
         Tool.of(function)
 
 
 def test_names() -> None:
-    with pytest.raises(BadTool, match="its name '<lambda>'"):
+    with pytest.raises(ToolError, match="its name '<lambda>'"):
         Tool.of(lambda: 1)
-    with pytest.raises(BadTool, match="two tools are called 'later'"):
+    with pytest.raises(ToolError, match="two tools are called 'later'"):
         Toolbox([later, later])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 
-from gptoss.runtime.engine.base import PromptTooLong, Sampler, Timings
+from gptoss.runtime.engine.base import PromptTooLongError, Sampler, Timings
 from support.tokens import spell, spelled
 
 
@@ -32,7 +32,7 @@ class ScriptedEngine:
         max_tokens: int | None = None,
     ) -> Iterator[int]:
         if len(prompt) >= self.n_ctx:
-            raise PromptTooLong(f"{len(prompt)} tokens, the context holds {self.n_ctx}")
+            raise PromptTooLongError(f"{len(prompt)} tokens, the context holds {self.n_ctx}")
         self._cancelled = False
         self.prompts.append(spelled(list(prompt)))
         script = spell(next(self._scripts))

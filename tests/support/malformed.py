@@ -12,8 +12,6 @@ in plain text, calls on the analysis channel, calls ended as answers, answers wi
 format broken in turn.
 """
 
-# ruff: noqa: E501 — a turn stands on one line
-
 from __future__ import annotations
 
 import re
