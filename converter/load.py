@@ -13,7 +13,7 @@ from gptoss.converter.lora.merged import merged
 from gptoss.errors import CheckpointError, OptionError
 from gptoss.formats.checkpoint import Checkpoint, Weights
 from gptoss.formats.safetensors import TensorInfo
-from gptoss.formats.tensor_map import Kind, tensors
+from gptoss.formats.tensor_map import TensorRole, tensors
 
 AnyFolder = str | os.PathLike[str]
 
@@ -98,7 +98,7 @@ def _with_adapter(opened: Opened, folder: Path) -> Opened:
 
 
 def _has_floats(checkpoint: Checkpoint) -> bool:
-    experts = (named for named in tensors(checkpoint.hparams) if named.kind is Kind.EXPERTS)
+    experts = (named for named in tensors(checkpoint.hparams) if named.role is TensorRole.EXPERTS)
     return any(len(checkpoint.stored(named)) == 1 for named in experts)
 
 

@@ -17,7 +17,7 @@ from gptoss.converter.transforms.base import Transform
 from gptoss.converter.transforms.experts import ExpertType, Layout, Tally
 from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.safetensors import TensorInfo
-from gptoss.formats.tensor_map import Kind, NamedTensor, Rows
+from gptoss.formats.tensor_map import NamedTensor, Rows, TensorRole
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +52,10 @@ class Route:
 def route(source: Checkpoint, named: NamedTensor, options: Options) -> Route:
     """A tensor's way. Raises ``CheckpointError`` when its source is missing or does not fit."""
     stored = source.stored(named)
-    if named.kind is Kind.EXPERTS:
+    if named.role is TensorRole.EXPERTS:
         return _experts(named, stored, options)
     dtype = stored[0].dtype
-    if named.kind is Kind.MATRIX:
+    if named.role is TensorRole.MATRIX:
         dense = options.dense.of(named.gguf)
         kind, transform = dense.ggml, floats.dense(dtype, dense)
     else:

@@ -20,7 +20,7 @@ from gptoss.converter.transforms.base import Transform
 from gptoss.errors import UnsupportedModelError
 from gptoss.formats.gguf import GgufFile, GgufTensor
 from gptoss.formats.hparams import HParams
-from gptoss.formats.tensor_map import HfTensor, Kind, NamedTensor, tensors
+from gptoss.formats.tensor_map import HfTensor, NamedTensor, TensorRole, tensors
 
 MXFP4 = GGMLQuantizationType.MXFP4
 
@@ -61,7 +61,7 @@ def plan(file: GgufFile, form: Form) -> list[HfPlan]:
         if len({it.type for it in found}) > 1:
             names = " and ".join(it.name for it in found)
             raise UnsupportedModelError(f"{file.path}: {names} are of different types")
-        if named_by[0].kind is not Kind.EXPERTS:
+        if named_by[0].role is not TensorRole.EXPERTS:
             planned.append(_dense(made[0], found))
         elif form is Form.HF:
             planned += _mxfp4(made, found, named_by[0].shape[-1])

@@ -26,7 +26,7 @@ from gptoss.formats.byte_source import read_json
 from gptoss.formats.checkpoint import FLOATS, Checkpoint
 from gptoss.formats.hparams import HParams
 from gptoss.formats.safetensors import TensorInfo, read_header
-from gptoss.formats.tensor_map import HfTensor, Kind, tensors
+from gptoss.formats.tensor_map import HfTensor, TensorRole, tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CONFIG_LIMIT = 2**22
@@ -302,7 +302,7 @@ def _check_complete(
         source.name.removesuffix(".weight")
         for named in tensors(hparams)
         for source in named.sources
-        if named.kind is Kind.MATRIX and named.gguf != "token_embd.weight"
+        if named.role is TensorRole.MATRIX and named.gguf != "token_embd.weight"
     ]
     expected = [(key + ".weight", key) for key in linear if _targeted(modules, key)]
     expected += [(key, key) for key in parameters(hparams) if _targeted(whole, key)]

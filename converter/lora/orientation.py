@@ -21,7 +21,7 @@ from gptoss.formats.byte_source import Source
 from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.hparams import HParams
 from gptoss.formats.safetensors import TensorInfo
-from gptoss.formats.tensor_map import Kind, NamedTensor, tensors
+from gptoss.formats.tensor_map import NamedTensor, TensorRole, tensors
 from gptoss.quant import mxfp4
 
 LOOKED_AT = 2 * mxfp4.BLOCK
@@ -49,7 +49,7 @@ def check_base(checkpoint: Checkpoint, base: Checkpoint) -> None:
                 f"not {ours}"
             )
     for named in tensors(base.hparams):
-        if named.kind is Kind.EXPERTS and len(base.stored(named)) != 2:
+        if named.role is TensorRole.EXPERTS and len(base.stored(named)) != 2:
             raise CheckpointError(
                 f"{base.folder}: holds experts in floats; a base has them in MXFP4"
             )

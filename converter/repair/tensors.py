@@ -25,7 +25,7 @@ from gptoss.converter.transforms.to_checkpoint import floats
 from gptoss.errors import GgufError, UnsupportedModelError, quoted
 from gptoss.formats.gguf import GgufFile, GgufTensor
 from gptoss.formats.hparams import HParams
-from gptoss.formats.tensor_map import Kind, NamedTensor, Rows, tensors
+from gptoss.formats.tensor_map import NamedTensor, Rows, TensorRole, tensors
 from gptoss.quant import mxfp4
 
 F32, F16, BF16 = (GGMLQuantizationType[name] for name in ("F32", "F16", "BF16"))
@@ -145,9 +145,9 @@ def _type_and_transform(
     """The type in the mended file, how it comes about, and what there is to tell of it."""
     kind, rows = found.tensor.type, found.rows
     n_values, n_bytes = GGML_QUANT_SIZES[kind]
-    row_values = 1 if len(named.shape) == 1 or named.kind is Kind.EXACT else named.shape[-1]
+    row_values = 1 if len(named.shape) == 1 or named.role is TensorRole.EXACT else named.shape[-1]
     row_bytes = row_values // n_values * n_bytes
-    if named.kind is Kind.EXACT:
+    if named.role is TensorRole.EXACT:
         if kind not in (F32, F16, BF16):
             raise UnsupportedModelError(
                 f"{found.tensor.path}: tensor {found.tensor.name} is {kind.name}; norms, biases, "

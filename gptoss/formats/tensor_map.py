@@ -19,7 +19,7 @@ from enum import Enum
 from gptoss.formats.hparams import BLOCK, HParams
 
 
-class Kind(Enum):
+class TensorRole(Enum):
     """What a tensor is, as far as its type in the GGUF is concerned."""
 
     MATRIX = "dense matrix: BF16 in the checkpoint, the type of choice in the GGUF"
@@ -41,12 +41,12 @@ class Row:
 
     gguf: str
     hf: str
-    kind: Kind
+    role: TensorRole
     shape: tuple[str, ...]
     rows: Rows = Rows.ALL
 
 
-_X, _M, _F = Kind.EXPERTS, Kind.MATRIX, Kind.EXACT
+_X, _M, _F = TensorRole.EXPERTS, TensorRole.MATRIX, TensorRole.EXACT
 _GATE_UP = "model.layers.{i}.mlp.experts.gate_up_proj"
 _DOWN = "model.layers.{i}.mlp.experts.down_proj"
 
@@ -124,7 +124,7 @@ class NamedTensor:
     """
 
     gguf: str
-    kind: Kind
+    role: TensorRole
     shape: tuple[int, ...]
     rows: Rows
     sources: tuple[HfTensor, ...]
@@ -168,14 +168,14 @@ def _named(row: Row, layer: int, sizes: dict[str, int]) -> NamedTensor:
     hf = row.hf.replace("{i}", str(layer))
     sources: tuple[HfTensor, ...] = (HfTensor(hf, "BF16", whole),)
     floats = None
-    if row.kind is Kind.EXPERTS:
+    if row.role is TensorRole.EXPERTS:
         floats = HfTensor(hf, "BF16", (whole[0], whole[2], whole[1]))
         *outer, columns = whole
         scales = (*outer, columns // BLOCK)
         blocks = (*scales, BLOCK // 2)
         sources = (HfTensor(hf + "_blocks", "U8", blocks), HfTensor(hf + "_scales", "U8", scales))
     return NamedTensor(
-        row.gguf.replace("{i}", str(layer)), row.kind, shape, row.rows, sources, floats
+        row.gguf.replace("{i}", str(layer)), row.role, shape, row.rows, sources, floats
     )
 
 

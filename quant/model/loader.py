@@ -20,8 +20,7 @@ from gptoss.formats.checkpoint import CONFIG, INDEX, Checkpoint, read_config
 from gptoss.formats.gguf import GgufFile, GgufTensor
 from gptoss.formats.hparams import HParams
 from gptoss.formats.safetensors import TensorInfo
-from gptoss.formats.tensor_map import Kind as TensorKind
-from gptoss.formats.tensor_map import NamedTensor, tensors
+from gptoss.formats.tensor_map import NamedTensor, TensorRole, tensors
 from gptoss.quant.audit.findings import Finding, Kind, Severity
 from gptoss.quant.model.tensors import (
     GATE_UP_BIAS,
@@ -65,7 +64,7 @@ def _open_checkpoint(folder: Path) -> Model:
     experts: list[ExpertTensor] = []
     dense: list[DenseTensor] = []
     for sharing in _by_source(checkpoint.hparams).values():
-        if sharing[0].kind is TensorKind.EXPERTS:
+        if sharing[0].role is TensorRole.EXPERTS:
             experts += found.experts(sharing)
         else:
             dense += found.dense(sharing)
@@ -290,7 +289,7 @@ def _open_gguf(path: Path) -> Model:
             continue
         extent = Extent(tensor.path, tensor.offset, tensor.nbytes)
         layer = layer_of(named.gguf)
-        if named.kind is TensorKind.EXPERTS:
+        if named.role is TensorRole.EXPERTS:
             n, rows, columns = named.shape
             parts = (part_of(named.gguf),)
             experts.append(
@@ -347,7 +346,7 @@ def _problem(named: NamedTensor, tensor: GgufTensor | None) -> Iterator[Finding]
     if tensor.shape != named.ggml_shape:
         message = f"shape {tensor.shape}; {named.ggml_shape} is expected"
         yield Finding(Kind.TENSOR_SHAPE, Severity.ERROR, message, named.gguf, layer)
-    if named.kind is TensorKind.EXPERTS and tensor.type is not GGMLQuantizationType.MXFP4:
+    if named.role is TensorRole.EXPERTS and tensor.type is not GGMLQuantizationType.MXFP4:
         exact = tensor.type in (GGMLQuantizationType.BF16, GGMLQuantizationType.F32)
         severity = Severity.INFO if exact else Severity.WARNING
         message = f"{tensor.type.name}, not MXFP4"

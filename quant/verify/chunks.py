@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 
 from gptoss.formats.byte_source import AnyPath, Source
-from gptoss.formats.tensor_map import Kind
+from gptoss.formats.tensor_map import TensorRole
 from gptoss.quant.location import Location
 from gptoss.quant.mxfp4 import BLOCK, Bytes
 from gptoss.quant.verify.comparison import Comparison
@@ -47,7 +47,7 @@ class Finding:
         *outer, columns = named.shape
         *outer_at, last = np.unravel_index(self.unit, (*outer, columns // self.lanes))
         at = [int(i) for i in outer_at]
-        expert = at.pop(0) if named.kind is not Kind.MATRIX and at else None
+        expert = at.pop(0) if named.role is not TensorRole.MATRIX and at else None
         row = at.pop(0) if at else None
         if self.lanes > 1:
             return Location(expert, row, block=int(last), lane=self.lane)

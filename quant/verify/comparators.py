@@ -17,7 +17,7 @@ import numpy as np
 from gguf.constants import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from gptoss.formats.tensor_map import Kind
+from gptoss.formats.tensor_map import TensorRole
 from gptoss.quant import mxfp4
 from gptoss.quant.mxfp4 import Bytes, Floats
 from gptoss.quant.verify.comparison import BF16 as SOURCE
@@ -225,10 +225,10 @@ class F16(Plain):
         return f"{bits.astype(np.uint16).view(np.float16)[0]:.9g} (0x{bits[0] & 0xFFFF:04x})"
 
 
-TYPES: dict[Kind, tuple[GGMLQuantizationType, ...]] = {
-    Kind.EXPERTS: (GGMLQuantizationType.MXFP4, GGMLQuantizationType.BF16),
-    Kind.EXACT: (GGMLQuantizationType.F32,),
-    Kind.MATRIX: (
+TYPES: dict[TensorRole, tuple[GGMLQuantizationType, ...]] = {
+    TensorRole.EXPERTS: (GGMLQuantizationType.MXFP4, GGMLQuantizationType.BF16),
+    TensorRole.EXACT: (GGMLQuantizationType.F32,),
+    TensorRole.MATRIX: (
         GGMLQuantizationType.Q8_0,
         GGMLQuantizationType.BF16,
         GGMLQuantizationType.F16,

@@ -76,12 +76,12 @@ def match(checkpoint: Checkpoint, file: GgufFile) -> tuple[list[Group], list[Ten
 
 
 def _problem(named: NamedTensor, tensor: GgufTensor | None) -> TensorDifference | None:
-    types = " or ".join(kind.name for kind in TYPES[named.kind])
+    types = " or ".join(kind.name for kind in TYPES[named.role])
     if tensor is None:
         return TensorDifference(
             named.gguf, Problem.MISSING, f"{types} {named.ggml_shape}", "nothing"
         )
-    if tensor.type not in TYPES[named.kind]:
+    if tensor.type not in TYPES[named.role]:
         return TensorDifference(named.gguf, Problem.TYPE, types, tensor.type.name)
     if tensor.shape != named.ggml_shape:
         return TensorDifference(named.gguf, Problem.SHAPE, str(named.ggml_shape), str(tensor.shape))

@@ -38,6 +38,7 @@ from gptoss.runtime.engine.base import EngineError, Logits, PromptTooLongError, 
 from gptoss.runtime.engine.cpu import physical_cores
 from gptoss.runtime.engine.worker import Worker
 
+os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # else a failed assertion runs gdb on this process
 try:
     import llama_cpp.llama_cpp as lib
 except (ImportError, OSError, RuntimeError) as error:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from gptoss.formats.tensor_map import Kind, Rows, hf_tensors, tensors
+from gptoss.formats.tensor_map import Rows, TensorRole, hf_tensors, tensors
 from support.checkpoints import GPT_OSS_20B
 
 
@@ -76,7 +76,7 @@ def test_gate_takes_even_rows_and_up_odd_ones() -> None:
 
 
 def test_norms_biases_sinks_and_router_are_exact() -> None:
-    exact = {t.gguf for t in tensors(GPT_OSS_20B) if t.kind is Kind.EXACT}
+    exact = {t.gguf for t in tensors(GPT_OSS_20B) if t.role is TensorRole.EXACT}
     assert all(
         ("norm" in t.gguf or t.gguf.endswith(".bias") or "sinks" in t.gguf or "gate_inp" in t.gguf)
         == (t.gguf in exact)
