@@ -1,9 +1,9 @@
 """Whether a model's numbers are right, from the model alone; if not, what is wrong and where.
 
-One pass counts every tensor (`counting`). The counts, a second look at the few places they point
-to, and samples of the layers' structure then give the findings: `marks` of the experts, `ranges`
-of all else, `layouts` of weights in another's place, `duplicates`, `vocabularies`. What no model
-shows by itself, such as a single changed weight, needs the source: see `verify`.
+One pass counts every tensor (`statistics`). The findings come from these counts, from a second look at the few
+places they point to, and from samples of the layers' structure: `check_experts`, `check_dense`,
+`check_layout`, `check_tokenizer`. A single changed weight cannot be found without the source: see
+`gptoss.quant.verify`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from gptoss.formats.hparams import HParams
 from gptoss.progress import Progress
 from gptoss.quant.audit import (
     check_dense,
-    check_duplicates,
     check_experts,
     check_layout,
     check_tokenizer,
@@ -103,7 +102,7 @@ def audit(path: str | os.PathLike[str], *, progress: Progress | None = None) -> 
 
 
 def _findings(model: Model, files: Files, counted: Counted) -> Iterator[Finding]:
-    yield from check_tokenizer.of_vocabulary(model)
+    yield from check_tokenizer.check_tokenizer(model)
     loose = [*model.dense, *map(statistics.as_dense, statistics.loose(model))]
     by_name: dict[str, list[ExpertStatistics]] = {}
     for part in counted.experts:
@@ -112,17 +111,17 @@ def _findings(model: Model, files: Files, counted: Counted) -> Iterator[Finding]
     layers = list(check_layout.layers(files, model.experts, model.dense))
     with ThreadPoolExecutor(statistics.WORKERS) as pool:
         looks: list[Iterator[list[Finding]]] = [
-            pool.map(lambda *it: list(check_dense.of_dense(files, *it)), loose, counted.dense),
+            pool.map(lambda *it: list(check_dense.check_tensor(files, *it)), loose, counted.dense),
             pool.map(
-                lambda name: list(check_experts.of_tensor(files, packed[name], by_name[name])),
+                lambda name: list(check_experts.check_tensor(files, packed[name], by_name[name])),
                 by_name,
             ),
-            pool.map(lambda layer: list(check_layout.of_layer(files, layer)), layers),
+            pool.map(lambda layer: list(check_layout.check_layer(files, layer)), layers),
         ]
         yield from (finding for look in looks for findings in look for finding in findings)
     if counted.experts:
-        yield from check_experts.of_siblings(counted.experts, _attention(model, counted.dense))
-    yield from check_duplicates.duplicates(files, packed, counted.experts)
+        yield from check_experts.check_outliers(counted.experts, _attention(model, counted.dense))
+    yield from check_experts.check_duplicates(files, packed, counted.experts)
 
 
 def _attention(model: Model, counted: Sequence[DenseStatistics]) -> dict[int, float]:

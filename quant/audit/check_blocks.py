@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss.quant import mxfp4
-from gptoss.quant.audit.findings import Finding, Kind, Severity
+from gptoss.quant.audit.findings import Finding, FindingKind, Severity
 from gptoss.quant.location import Location
 from gptoss.quant.model.reader import Files, slabs
 from gptoss.quant.model.tensors import Encoding, ExpertTensor, Extent
 from gptoss.quant.mxfp4 import Bytes
+from gptoss.text import plural
 
 FILL = 512
 """Bytes of one value side by side, a disk's sector, from which on they count as a hole."""
@@ -37,7 +38,7 @@ _REPEAT = np.uint64(0x0101010101010101)
 
 
 @dataclass(frozen=True, slots=True)
-class Bad:
+class SuspectBlocks:
     """Blocks worth placing, in the order of the file.
 
     ``index`` counts blocks from the tensor's start as it is stored; ``scale`` are their scales,
@@ -51,9 +52,9 @@ class Bad:
     zero: NDArray[np.bool_]
     fill: NDArray[np.int16]
 
-    def where(self, mask: NDArray[np.bool_]) -> Bad:
+    def where(self, mask: NDArray[np.bool_]) -> SuspectBlocks:
         """Those of a mask."""
-        return Bad(
+        return SuspectBlocks(
             self.tensor, self.index[mask], self.scale[mask], self.zero[mask], self.fill[mask]
         )
 
@@ -68,9 +69,9 @@ class Bad:
         return len(self.index)
 
 
-def find(
+def locate(
     files: Files, tensor: ExpertTensor, experts: Sequence[int], scales: NDArray[np.bool_]
-) -> Bad:
+) -> SuspectBlocks:
     """Blocks of these experts whose scale is one of ``scales[256]`` or whose bytes are all alike.
 
     At most some millions: who has more is no better served by all of them.
@@ -96,7 +97,7 @@ def find(
             break
     indices = np.concatenate(index)
     order = np.argsort(indices, kind="stable")[:_LIMIT]
-    return Bad(
+    return SuspectBlocks(
         tensor,
         indices[order],
         np.concatenate(scale)[order],
@@ -105,7 +106,7 @@ def find(
     )
 
 
-def holes(bad: Bad) -> Iterator[Finding]:
+def holes(bad: SuspectBlocks) -> Iterator[Finding]:
     """Stretches of the file that hold one byte, unless they are whole rows of zeros."""
     for extent, unit, filled in _fills(bad):
         for start, stop in runs(bad.index, filled):
@@ -115,7 +116,7 @@ def holes(bad: Bad) -> Iterator[Finding]:
                 continue
             offset = extent.offset + int(bad.index[start]) * unit
             yield Finding(
-                Kind.HOLE,
+                FindingKind.HOLE,
                 Severity.ERROR,
                 f"{n * unit:,} bytes or more of 0x{byte:02x}, {n:,} blocks",
                 bad.tensor.name,
@@ -126,7 +127,7 @@ def holes(bad: Bad) -> Iterator[Finding]:
             )
 
 
-def _fills(bad: Bad) -> Iterator[tuple[Extent, int, NDArray[np.int64]]]:
+def _fills(bad: SuspectBlocks) -> Iterator[tuple[Extent, int, NDArray[np.int64]]]:
     """Each extent with its bytes a block, and a number for each block: what fills it, or -1."""
     fill = bad.fill.astype(np.int64)
     scale = bad.scale.astype(np.int64)
@@ -138,7 +139,7 @@ def _fills(bad: Bad) -> Iterator[tuple[Extent, int, NDArray[np.int64]]]:
     yield scales, 1, np.where((scale == 0) | (scale == 255), scale, -1)
 
 
-def _whole_rows(bad: Bad, start: int, stop: int) -> bool:
+def _whole_rows(bad: SuspectBlocks, start: int, stop: int) -> bool:
     blocks = bad.tensor.columns // mxfp4.BLOCK
     return int(bad.index[start]) % blocks == 0 and (int(bad.index[stop - 1]) + 1) % blocks == 0
 
@@ -153,7 +154,7 @@ def runs(index: NDArray[np.int64], value: NDArray[np.int64]) -> list[tuple[int, 
     return [(int(a), int(b)) for a, b in zip(starts, stops, strict=True) if value[a] != -1]
 
 
-def corrupt_or_misread(bad: Bad) -> Iterator[Finding]:
+def classify_damage(bad: SuspectBlocks) -> Iterator[Finding]:
     """What the places of blocks with impossible scales tell, if there are enough of them."""
     n, tensor = len(bad), bad.tensor
     if n < FEW:
@@ -164,7 +165,7 @@ def corrupt_or_misread(bad: Bad) -> Iterator[Finding]:
     span = last - first + 1
     if n >= DENSE * span and span <= total / 2:
         yield Finding(
-            Kind.CORRUPT_REGION,
+            FindingKind.CORRUPT_REGION,
             Severity.ERROR,
             f"{n:,} of {span:,} blocks in {span * unit:,} bytes have impossible scales, "
             "none elsewhere",
@@ -176,7 +177,7 @@ def corrupt_or_misread(bad: Bad) -> Iterator[Finding]:
         )
     elif n >= 0.005 * total:
         yield Finding(
-            Kind.MISREAD,
+            FindingKind.MISREAD,
             Severity.ERROR,
             f"{n:,} of {total:,} blocks ({n / total:.1%}) have impossible scales: {_spread(bad)}",
             tensor.name,
@@ -192,7 +193,7 @@ def _scale_bytes(tensor: ExpertTensor) -> tuple[Extent, int]:
     return tensor.extents[1], 1
 
 
-def _spread(bad: Bad) -> str:
+def _spread(bad: SuspectBlocks) -> str:
     """In what they are alike: block of the row, parity of the row, expert; else evenness."""
     blocks = bad.tensor.columns // mxfp4.BLOCK
     row, block = np.divmod(bad.index, blocks)
@@ -214,3 +215,64 @@ def _spread(bad: Bad) -> str:
 def first_of(array: NDArray[Any]) -> int:
     """The position of the first that is true."""
     return int(np.flatnonzero(array)[0])
+
+
+def listed(numbers: NDArray[np.int64]) -> str:
+    return ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
+
+
+# --- findings about single blocks -------------------------------------------------------------
+
+
+def check_located(bad: SuspectBlocks, impossible: NDArray[np.bool_]) -> Iterator[Finding]:
+    """Findings about single blocks, by their place."""
+    empty = list(holes(bad))
+    yield from empty
+    nan = bad.where(bad.scale == mxfp4.E8M0_NAN)
+    yield from _blocks(FindingKind.SCALE_NAN, Severity.ERROR, nan, "scale 255")
+    top = bad.where(bad.scale == mxfp4.E8M0_NAN - 1)
+    yield from _blocks(FindingKind.SCALE_OVERFLOW, Severity.ERROR, top, "scale 254")
+    low = bad.where((bad.scale <= 1) & ~bad.zero)
+    yield from _blocks(
+        FindingKind.SCALE_SUBNORMAL, Severity.WARNING, low, "scale 0 or 1, weights not 0"
+    )
+    middle = int(np.median(np.flatnonzero(~impossible)))
+    large = bad.where(impossible[bad.scale] & (bad.scale > middle) & (bad.scale < 254))
+    if len(large):
+        factor = int(large.scale.max()) - middle
+        yield from _blocks(
+            FindingKind.SCALE_OUTLIER,
+            Severity.ERROR,
+            large,
+            f"scales up to 2^{factor} times the others'",
+        )
+    # A small scale under zeros harms nobody; under other weights it is as impossible as a large.
+    yield from classify_damage(bad.where(impossible[bad.scale] & ~(bad.zero)))
+    zero = bad.where(bad.zero)
+    total = bad.tensor.experts * bad.tensor.rows * (bad.tensor.columns // mxfp4.BLOCK)
+    live = zero.where(zero.scale > 1)
+    scattered = _scattered(live)
+    if len(scattered) and not empty:
+        severity = Severity.WARNING if len(scattered) > total / 1000 else Severity.INFO
+        yield from _blocks(
+            FindingKind.ZERO_BLOCKS, severity, scattered, "all codes 0 under a live scale"
+        )
+
+
+def _scattered(zero: SuspectBlocks) -> SuspectBlocks:
+    """Blocks of zeros that are not part of a row of zeros."""
+    blocks = zero.tensor.columns // mxfp4.BLOCK
+    rows, inverse, counts = np.unique(zero.index // blocks, return_inverse=True, return_counts=True)
+    del rows
+    return zero.where(counts[inverse] < blocks)
+
+
+def _blocks(
+    kind: FindingKind, severity: Severity, bad: SuspectBlocks, what: str
+) -> Iterator[Finding]:
+    if not len(bad):
+        return
+    experts = np.unique(bad.index // (bad.tensor.rows * (bad.tensor.columns // mxfp4.BLOCK)))
+    message = f"{what}: {plural(len(bad), 'block')} in {plural(len(experts), 'expert')}"
+    message += f" ({listed(experts)})"
+    yield Finding(kind, severity, message, bad.tensor.name, bad.tensor.layer, bad.place())

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from gptoss.quant.audit import check_blocks
-from gptoss.quant.audit.findings import Finding, Kind, Severity
+from gptoss.quant.audit.findings import Finding, FindingKind, Severity
 from gptoss.quant.audit.histogram import DenseStatistics
 from gptoss.quant.location import Location
 from gptoss.quant.model import dtypes
@@ -28,7 +28,7 @@ NEVER = 80.0
 _SCAN = 2**22
 
 
-def of_dense(files: Files, tensor: DenseTensor, counted: DenseStatistics) -> Iterator[Finding]:
+def check_tensor(files: Files, tensor: DenseTensor, counted: DenseStatistics) -> Iterator[Finding]:
     """Findings about one tensor that is not in MXFP4."""
     if counted.not_finite:
         yield from _not_finite(files, tensor, counted)
@@ -37,7 +37,7 @@ def of_dense(files: Files, tensor: DenseTensor, counted: DenseStatistics) -> Ite
         # A bias of zeros is as a bias starts; sinks of zeros too.
         harmless = tensor.role.endswith("bias") or tensor.role == "attn_sinks.weight"
         severity = Severity.INFO if harmless else Severity.ERROR
-        yield _of(Kind.DENSE_ZERO, severity, tensor, f"all {n:,} values are zero")
+        yield _of(FindingKind.DENSE_ZERO, severity, tensor, f"all {n:,} values are zero")
         return
     if counted.zeros * dtypes.unit_bytes(tensor.encoding) >= check_blocks.FILL:
         yield from _hole(files, tensor)
@@ -48,13 +48,13 @@ def of_dense(files: Files, tensor: DenseTensor, counted: DenseStatistics) -> Ite
         )
     elif counted.peak > HUGE:
         severity = Severity.ERROR if counted.peak > TOO_HUGE else Severity.WARNING
-        yield _of(Kind.DENSE_HUGE, severity, tensor, f"magnitudes up to {counted.peak:.6g}")
+        yield _of(FindingKind.DENSE_HUGE, severity, tensor, f"magnitudes up to {counted.peak:.6g}")
 
 
 def _not_finite(files: Files, tensor: DenseTensor, counted: DenseStatistics) -> Iterator[Finding]:
     place = _place(tensor, counted.first_bad or 0)
     message = f"{counted.not_finite:,} values are NaN or infinite"
-    yield _of(Kind.NOT_FINITE, Severity.ERROR, tensor, message, place)
+    yield _of(FindingKind.NOT_FINITE, Severity.ERROR, tensor, message, place)
     if counted.not_finite * dtypes.unit_bytes(tensor.encoding) >= check_blocks.FILL:
         yield from _hole(files, tensor)
 
@@ -67,7 +67,7 @@ def _hole(files: Files, tensor: DenseTensor) -> Iterator[Finding]:
     if size >= check_blocks.FILL and not whole_rows:
         index = offset // dtypes.unit_bytes(tensor.encoding) * dtypes.unit_values(tensor.encoding)
         yield Finding(
-            Kind.HOLE,
+            FindingKind.HOLE,
             Severity.ERROR,
             f"{size:,} bytes of 0x{byte:02x}",
             tensor.name,
@@ -104,7 +104,11 @@ def _place(tensor: DenseTensor, index: int) -> Location:
 
 
 def _of(
-    kind: Kind, severity: Severity, tensor: DenseTensor, message: str, place: Location | None = None
+    kind: FindingKind,
+    severity: Severity,
+    tensor: DenseTensor,
+    message: str,
+    place: Location | None = None,
 ) -> Finding:
     return Finding(kind, severity, message, tensor.name, tensor.layer, place)
 
@@ -120,7 +124,7 @@ def _norm(tensor: DenseTensor, values: Floats) -> Iterator[Finding]:
         rms = float(np.sqrt(np.mean(np.square(numbers))))
     if not NORM[0] <= rms <= NORM[1]:
         message = f"root mean square {rms:.3g}"
-        yield _of(Kind.NORM_RANGE, Severity.WARNING, tensor, message)
+        yield _of(FindingKind.NORM_RANGE, Severity.WARNING, tensor, message)
 
 
 def _sinks(tensor: DenseTensor, values: Floats) -> Iterator[Finding]:
@@ -131,7 +135,7 @@ def _sinks(tensor: DenseTensor, values: Floats) -> Iterator[Finding]:
         head = int(sizes.argmax())
         message = f"{np.count_nonzero(sizes > SINK)} sinks beyond ±{SINK:g}, the largest "
         message += f"{values[head]:.6g}"
-        yield _of(Kind.SINK_RANGE, severity, tensor, message, Location(index=head))
+        yield _of(FindingKind.SINK_RANGE, severity, tensor, message, Location(index=head))
 
 
 def _router(tensor: DenseTensor, values: Floats) -> Iterator[Finding]:
@@ -140,23 +144,25 @@ def _router(tensor: DenseTensor, values: Floats) -> Iterator[Finding]:
         expert = int(rows.argmax())
         severity = Severity.ERROR if rows[expert] > 30 * ROUTE else Severity.WARNING
         message = f"root mean square of an expert's row up to {rows[expert]:.3g}"
-        yield _of(Kind.ROUTER_RANGE, severity, tensor, message, Location(expert))
+        yield _of(FindingKind.ROUTER_RANGE, severity, tensor, message, Location(expert))
     for dead in np.flatnonzero(rows == 0):
         message = "the expert's row is all zeros"
-        yield _of(Kind.DEAD_ROUTE, Severity.WARNING, tensor, message, Location(int(dead)))
+        yield _of(FindingKind.DEAD_ROUTE, Severity.WARNING, tensor, message, Location(int(dead)))
     seen: dict[bytes, int] = {}
     for expert, row in enumerate(values):
         first = seen.setdefault(row.tobytes(), expert)
         if first != expert and rows[expert] > 0:
             message = f"the same row as expert {first}"
-            yield _of(Kind.DUPLICATE_ROUTE, Severity.WARNING, tensor, message, Location(expert))
+            yield _of(
+                FindingKind.DUPLICATE_ROUTE, Severity.WARNING, tensor, message, Location(expert)
+            )
 
 
 def _router_bias(tensor: DenseTensor, values: Floats) -> Iterator[Finding]:
     biases = np.nan_to_num(values.astype(np.float64), nan=0, posinf=0, neginf=-np.inf)
     for expert in np.flatnonzero(biases < biases.max() - NEVER):
         message = f"a bias of {values[expert]:.6g}, the largest is {biases.max():.6g}"
-        yield _of(Kind.DEAD_ROUTE, Severity.WARNING, tensor, message, Location(int(expert)))
+        yield _of(FindingKind.DEAD_ROUTE, Severity.WARNING, tensor, message, Location(int(expert)))
 
 
 _CHECKS: dict[str, Callable[[DenseTensor, Floats], Iterator[Finding]]] = {

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptoss.quant import mxfp4
 from gptoss.quant.audit import check_blocks
-from gptoss.quant.audit.check_blocks import Bad
-from gptoss.quant.audit.findings import Finding, Kind, Severity
+from gptoss.quant.audit.findings import Finding, FindingKind, Severity
 from gptoss.quant.audit.histogram import SATURATED, ExpertStatistics, Part
 from gptoss.quant.location import Location
 from gptoss.quant.model.reader import Files
@@ -27,9 +26,13 @@ RATIO = 3.0
 """Octaves between a tensor's root mean square and its siblings' that are worth a warning."""
 WRONG = 6.0
 """The same, where it is an error: no training makes a factor of 64."""
+MAX_PAIRS = 64
+"""Pairs of experts that are compared byte for byte, at most."""
+CHUNK = 2**20
+"""Bytes of two experts that are compared at once."""
 
 
-def of_tensor(
+def check_tensor(
     files: Files, tensor: ExpertTensor, parts: Sequence[ExpertStatistics]
 ) -> Iterator[Finding]:
     """Findings about one tensor, given the statistics of its one or two parts."""
@@ -39,7 +42,9 @@ def of_tensor(
         yield from _codes(part)
         yield from _dead(part)
         yield from _noise(tensor, part)
-    if any(finding.kind in (Kind.SCALE_LINEAR, Kind.SCALE_CONSTANT) for finding in lost):
+    if any(
+        finding.kind in (FindingKind.SCALE_LINEAR, FindingKind.SCALE_CONSTANT) for finding in lost
+    ):
         return
     scales = sum((part.scales for part in parts), np.zeros((tensor.experts, 256), np.int64))
     impossible = _impossible(scales.sum(axis=0))
@@ -47,8 +52,8 @@ def of_tensor(
     extreme[[0, 1, 254, 255]] = True
     odd = (scales[:, extreme].sum(axis=1) > 0) | _any(parts, "zero_blocks", "saturated_blocks")
     if odd.any():
-        bad = check_blocks.find(files, tensor, np.flatnonzero(odd).tolist(), extreme)
-        yield from _placed(bad, impossible)
+        bad = check_blocks.locate(files, tensor, np.flatnonzero(odd).tolist(), extreme)
+        yield from check_blocks.check_located(bad, impossible)
 
 
 def _any(parts: Sequence[ExpertStatistics], *names: str) -> NDArray[np.bool_]:
@@ -86,17 +91,19 @@ def _whole(part: ExpertStatistics) -> Iterator[Finding]:
     collapsed = int(scales[131:136].sum()) >= 0.99 * n
     if collapsed:
         yield _of_part(
-            Kind.SCALE_LINEAR,
+            FindingKind.SCALE_LINEAR,
             Severity.ERROR,
             part,
             f"nearly all scales are {used[0]} to {used[-1]}, as of numbers around 120 taken for "
             "scales and quantized again",
         )
     elif len(used) == 1:
-        yield _of_part(Kind.SCALE_CONSTANT, Severity.ERROR, part, f"every scale byte is {used[0]}")
+        yield _of_part(
+            FindingKind.SCALE_CONSTANT, Severity.ERROR, part, f"every scale byte is {used[0]}"
+        )
     elif high - low >= 24 and int(scales[mxfp4.E8M0_NAN]) < n / 1024:
         yield _of_part(
-            Kind.SCALE_LINEAR,
+            FindingKind.SCALE_LINEAR,
             Severity.ERROR,
             part,
             f"half of the scale bytes are spread from {low} to {high}: as exponents, a range of "
@@ -124,25 +131,27 @@ def _codes(part: ExpertStatistics) -> Iterator[Finding]:
     if as_e2m1 > 0.2 * n and as_int4 < as_e2m1 / 4:
         message = f"code c as often as 16 - c: they differ in {as_int4 / n:.1%} of the values, "
         message += f"c and 8 + c in {as_e2m1 / n:.0%}"
-        yield _of_part(Kind.CODE_INT4, Severity.ERROR, part, message)
+        yield _of_part(FindingKind.CODE_INT4, Severity.ERROR, part, message)
     elif unused:
         names = ", ".join(f"{code} ({mxfp4.E2M1[code]:g})" for code in unused)
-        yield _of_part(Kind.CODE_UNUSED, Severity.ERROR, part, f"of {n:,} values none is {names}")
+        yield _of_part(
+            FindingKind.CODE_UNUSED, Severity.ERROR, part, f"of {n:,} values none is {names}"
+        )
     elif abs(negative - 0.5) > 0.2:
         severity = Severity.ERROR if abs(negative - 0.5) > 0.4 else Severity.WARNING
         message = f"{negative:.0%} of the values that are not zero are negative"
-        yield _of_part(Kind.CODE_SKEW, severity, part, message)
+        yield _of_part(FindingKind.CODE_SKEW, severity, part, message)
     elif codes.max() > 0.6 * n:
         top = int(codes.argmax())
         message = f"{codes[top] / n:.0%} of the values have code {top} ({mxfp4.E2M1[top]:g})"
-        yield _of_part(Kind.CODE_SKEW, Severity.WARNING, part, message)
+        yield _of_part(FindingKind.CODE_SKEW, Severity.WARNING, part, message)
     saturated = int(part.saturated_blocks.sum())
     share = saturated * mxfp4.BLOCK / n
     if share > 0.01:
         severity = Severity.ERROR if share > 0.25 else Severity.WARNING
         message = f"{saturated:,} blocks ({share:.1%}) have {SATURATED} values or more at ±6"
         expert = check_blocks.first_of(part.saturated_blocks > 0)
-        yield _of_part(Kind.SATURATED_BLOCKS, severity, part, message, Location(expert))
+        yield _of_part(FindingKind.SATURATED_BLOCKS, severity, part, message, Location(expert))
 
 
 def _noise(tensor: ExpertTensor, part: ExpertStatistics) -> Iterator[Finding]:
@@ -162,7 +171,7 @@ def _noise(tensor: ExpertTensor, part: ExpertStatistics) -> Iterator[Finding]:
     row_bytes = extent.nbytes // (tensor.experts * tensor.rows)
     message = f"{part.part}: {plural(int(noise.sum()), 'stretch')} of {part.stretch_rows} rows"
     yield Finding(
-        Kind.CODE_NOISE,
+        FindingKind.CODE_NOISE,
         Severity.ERROR,
         message,
         part.tensor,
@@ -185,7 +194,7 @@ def _stuck_lanes(part: ExpertStatistics, alive: NDArray[np.bool_]) -> Iterator[F
     said = f"bits {ever[lane]:04b} at most" if ever[lane] != 15 else f"always {always[lane]:04b}"
     listed = ", ".join(map(str, lanes[:8])) + (", ..." if len(lanes) > 8 else "")
     yield _of_part(
-        Kind.STUCK_LANE,
+        FindingKind.STUCK_LANE,
         Severity.ERROR,
         part,
         f"{len(lanes)} of 32 places of a block ({listed}); the first has {said}",
@@ -199,72 +208,22 @@ def _dead(part: ExpertStatistics) -> Iterator[Finding]:
     if len(dead):
         message = "all weights are zero"
         if len(dead) > 1:
-            message += f"; so have {len(dead) - 1} other experts: {_listed(dead[1:])}"
-        yield _of_part(Kind.DEAD_EXPERT, Severity.ERROR, part, message, Location(int(dead[0])))
+            message += f"; so have {len(dead) - 1} other experts: {check_blocks.listed(dead[1:])}"
+        yield _of_part(
+            FindingKind.DEAD_EXPERT, Severity.ERROR, part, message, Location(int(dead[0]))
+        )
     rows = np.where(part.zero_blocks == part.blocks, 0, part.zero_rows)
     if rows.any():
         expert = check_blocks.first_of(rows)
         message = f"{plural(int(rows.sum()), 'row')} of zeros in "
         message += plural(int(np.count_nonzero(rows)), "expert")
-        yield _of_part(Kind.ZERO_ROWS, Severity.WARNING, part, message, Location(expert))
-
-
-def _listed(numbers: NDArray[np.int64]) -> str:
-    return ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
-
-
-# --- blocks -----------------------------------------------------------------------------------
-
-
-def _placed(bad: Bad, impossible: NDArray[np.bool_]) -> Iterator[Finding]:
-    """Findings about single blocks, by their place."""
-    holes = list(check_blocks.holes(bad))
-    yield from holes
-    nan = bad.where(bad.scale == mxfp4.E8M0_NAN)
-    yield from _blocks(Kind.SCALE_NAN, Severity.ERROR, nan, "scale 255")
-    top = bad.where(bad.scale == mxfp4.E8M0_NAN - 1)
-    yield from _blocks(Kind.SCALE_OVERFLOW, Severity.ERROR, top, "scale 254")
-    low = bad.where((bad.scale <= 1) & ~bad.zero)
-    yield from _blocks(Kind.SCALE_SUBNORMAL, Severity.WARNING, low, "scale 0 or 1, weights not 0")
-    middle = int(np.median(np.flatnonzero(~impossible)))
-    large = bad.where(impossible[bad.scale] & (bad.scale > middle) & (bad.scale < 254))
-    if len(large):
-        factor = int(large.scale.max()) - middle
-        yield from _blocks(
-            Kind.SCALE_OUTLIER, Severity.ERROR, large, f"scales up to 2^{factor} times the others'"
-        )
-    # A small scale under zeros harms nobody; under other weights it is as impossible as a large.
-    yield from check_blocks.corrupt_or_misread(bad.where(impossible[bad.scale] & ~(bad.zero)))
-    zero = bad.where(bad.zero)
-    total = bad.tensor.experts * bad.tensor.rows * (bad.tensor.columns // mxfp4.BLOCK)
-    live = zero.where(zero.scale > 1)
-    scattered = _scattered(live)
-    if len(scattered) and not holes:
-        severity = Severity.WARNING if len(scattered) > total / 1000 else Severity.INFO
-        yield from _blocks(Kind.ZERO_BLOCKS, severity, scattered, "all codes 0 under a live scale")
-
-
-def _scattered(zero: Bad) -> Bad:
-    """Blocks of zeros that are not part of a row of zeros."""
-    blocks = zero.tensor.columns // mxfp4.BLOCK
-    rows, inverse, counts = np.unique(zero.index // blocks, return_inverse=True, return_counts=True)
-    del rows
-    return zero.where(counts[inverse] < blocks)
-
-
-def _blocks(kind: Kind, severity: Severity, bad: Bad, what: str) -> Iterator[Finding]:
-    if not len(bad):
-        return
-    experts = np.unique(bad.index // (bad.tensor.rows * (bad.tensor.columns // mxfp4.BLOCK)))
-    message = f"{what}: {plural(len(bad), 'block')} in {plural(len(experts), 'expert')}"
-    message += f" ({_listed(experts)})"
-    yield Finding(kind, severity, message, bad.tensor.name, bad.tensor.layer, bad.place())
+        yield _of_part(FindingKind.ZERO_ROWS, Severity.WARNING, part, message, Location(expert))
 
 
 # --- siblings ---------------------------------------------------------------------------------
 
 
-def of_siblings(
+def check_outliers(
     parts: Sequence[ExpertStatistics], dense_rms: dict[int, float]
 ) -> Iterator[Finding]:
     """Tensors and experts whose size is far from their siblings'.
@@ -280,7 +239,7 @@ def of_siblings(
     shift = float(np.median(shifts)) if shifts else 0.0
     if abs(shift) >= WRONG:
         yield Finding(
-            Kind.SCALE_BIAS,
+            FindingKind.SCALE_BIAS,
             Severity.ERROR,
             f"experts' weights are about 2^{round(shift)} times the size of attention's; an "
             f"exponent bias off by {round(shift)} would do that",
@@ -312,7 +271,7 @@ def _against_layers(
         if np.isfinite(off):
             severity = Severity.ERROR if abs(off) >= WRONG else Severity.WARNING
             message = f"2^{off:.1f} times the size of the other layers'"
-            yield _of_part(Kind.LAYER_OUTLIER, severity, it, message)
+            yield _of_part(FindingKind.LAYER_OUTLIER, severity, it, message)
 
 
 def _against_experts(it: ExpertStatistics) -> Iterator[Finding]:
@@ -330,14 +289,68 @@ def _against_experts(it: ExpertStatistics) -> Iterator[Finding]:
         message = f"2^{off[first]:.1f} times the size of its siblings"
         if len(far) > 1:
             message += f"; {len(far) - 1} other experts are far off too"
-        yield _of_part(Kind.EXPERT_OUTLIER, severity, it, message, Location(first))
+        yield _of_part(FindingKind.EXPERT_OUTLIER, severity, it, message, Location(first))
 
 
 def _of_part(
-    kind: Kind,
+    kind: FindingKind,
     severity: Severity,
     part: ExpertStatistics,
     message: str,
     place: Location | None = None,
 ) -> Finding:
     return Finding(kind, severity, f"{part.part}: {message}", part.tensor, part.layer, place)
+
+
+# --- duplicates -------------------------------------------------------------------------------
+
+Expert = tuple[ExpertTensor, int]
+
+
+def check_duplicates(
+    files: Files, tensors: Mapping[str, ExpertTensor], counted: Sequence[ExpertStatistics]
+) -> Iterator[Finding]:
+    """Experts equal to an earlier one, in this or another layer. Dead ones are left out."""
+    first: dict[bytes, Expert] = {}
+    proven = 0
+    for it in counted:
+        if it.part is not tensors[it.tensor].parts[0]:
+            continue  # gate and up of a checkpoint are one tensor: once is enough
+        for expert in range(it.experts):
+            if it.zero_blocks[expert] == it.blocks:
+                continue
+            mine = tensors[it.tensor], expert
+            mark = it.part.encode() + it.scales[expert].tobytes() + it.codes[expert].tobytes()
+            other = first.setdefault(mark, mine)
+            if other != mine and proven < MAX_PAIRS and _equal_bytes(files, mine, other):
+                proven += 1
+                yield _duplicate(mine, other)
+
+
+def _duplicate(mine: Expert, other: Expert) -> Finding:
+    where = f"expert {other[1]}"
+    if other[0].name != mine[0].name:
+        where += f" of {other[0].name}"
+    return Finding(
+        FindingKind.DUPLICATE_EXPERT,
+        Severity.ERROR,
+        f"the same weights as {where}, byte for byte",
+        mine[0].name,
+        mine[0].layer,
+        Location(mine[1]),
+    )
+
+
+def _equal_bytes(files: Files, mine: Expert, other: Expert) -> bool:
+    """Whether two experts of tensors with equal sizes hold the same bytes."""
+    if mine[0].nbytes != other[0].nbytes or len(mine[0].extents) != len(other[0].extents):
+        return False
+    for one, two in zip(mine[0].extents, other[0].extents, strict=True):
+        size = one.nbytes // mine[0].experts
+        for start in range(0, size, CHUNK):
+            n = min(CHUNK, size - start)
+            a = files.read("one", one, mine[1] * size + start, n)
+            b = files.read("other", two, other[1] * size + start, n)
+            if (a != b).any():
+                return False
+    return True

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss.quant import mxfp4
-from gptoss.quant.audit.findings import Finding, Kind, Severity
+from gptoss.quant.audit.findings import Finding, FindingKind, Severity
 from gptoss.quant.audit.histogram import Part
 from gptoss.quant.model import dtypes
 from gptoss.quant.model.reader import Files, codes, slab_rows, slabs
@@ -32,7 +32,7 @@ VALUES = 2**20
 SURE = 6.0
 """Standard deviations of a correlation from 0 that are no chance."""
 
-Profile = NDArray[np.float64]
+NormProfile = NDArray[np.float64]
 """Logarithms of norms, ``[experts, n]``."""
 Order = NDArray[np.int64]
 
@@ -64,9 +64,9 @@ def layers(
         yield Layer(number, gate_up, down, values)
 
 
-def of_layer(files: Files, layer: Layer) -> Iterator[Finding]:
+def check_layer(files: Files, layer: Layer) -> Iterator[Finding]:
     """What is found in a layer."""
-    rows: dict[Part, Profile] = {}
+    rows: dict[Part, NormProfile] = {}
     for tensor in layer.gate_up:
         rows |= _row_norms(files, tensor)
     gate, up = rows[Part.GATE], rows[Part.UP]
@@ -80,14 +80,14 @@ def of_layer(files: Files, layer: Layer) -> Iterator[Finding]:
     yield from _verdict(layer.down, found, tried, "its neurons' rows")
     for tensor in layer.gate_up:
         yield from _inputs(files, layer, tensor)
-    halves = _correlation(_undone(gate, up, interleaved=len(layer.gate_up) == 1), columns)
-    tried = {Kind.GATE_UP_HALVES: halves}
+    halves = _correlation(_regrouped(gate, up, interleaved=len(layer.gate_up) == 1), columns)
+    tried = {FindingKind.GATE_UP_HALVES: halves}
     yield from _verdict(layer.gate_up[0], found, tried, "down's columns, neuron by neuron")
     if layer.down.encoding in dtypes.FLOATS and layer.down.rows == layer.down.columns:
-        yield from _turned(files, layer, neurons, found)
+        yield from _transposed(files, layer, neurons, found)
 
 
-def _undone(gate: Profile, up: Profile, *, interleaved: bool) -> Profile:
+def _regrouped(gate: NormProfile, up: NormProfile, *, interleaved: bool) -> NormProfile:
     """The neurons' profile if the rows had been taken the other way: as halves, or in turn."""
     n = gate.shape[1]
     if interleaved:
@@ -108,7 +108,9 @@ def _inputs(files: Files, layer: Layer, tensor: ExpertTensor) -> Iterator[Findin
     yield from _verdict(tensor, abs(_correlation(norm, columns)), tried, "the norm before it")
 
 
-def _turned(files: Files, layer: Layer, neurons: Profile, found: float) -> Iterator[Finding]:
+def _transposed(
+    files: Files, layer: Layer, neurons: NormProfile, found: float
+) -> Iterator[Finding]:
     """A square matrix of floats, which could stand either way."""
     sample = dtypes.values(
         files,
@@ -122,7 +124,7 @@ def _turned(files: Files, layer: Layer, neurons: Profile, found: float) -> Itera
         along, across = across, along
     if across > 0.5 and along < 0.1:
         yield Finding(
-            Kind.EXPERTS_TRANSPOSED,
+            FindingKind.EXPERTS_TRANSPOSED,
             Severity.ERROR,
             f"{across:.0%} of the runs of 32 outputs lie on a grid of MXFP4, "
             f"of 32 inputs {along:.0%}",
@@ -131,11 +133,13 @@ def _turned(files: Files, layer: Layer, neurons: Profile, found: float) -> Itera
         )
         return
     other = _correlation(neurons, _row_norms(files, layer.down)[Part.DOWN])
-    yield from _verdict(layer.down, found, {Kind.EXPERTS_TRANSPOSED: other}, "its neurons' rows")
+    yield from _verdict(
+        layer.down, found, {FindingKind.EXPERTS_TRANSPOSED: other}, "its neurons' rows"
+    )
 
 
 def _verdict(
-    tensor: ExpertTensor, found: float, tried: Mapping[Kind, float], what: str
+    tensor: ExpertTensor, found: float, tried: Mapping[FindingKind, float], what: str
 ) -> Iterator[Finding]:
     """A finding for the mistake that explains the weights, if one does and they do not."""
     if not tried:
@@ -156,13 +160,13 @@ def _verdict(
 # --- profiles ---------------------------------------------------------------------------------
 
 
-def _row_norms(files: Files, tensor: ExpertTensor) -> dict[Part, Profile]:
+def _row_norms(files: Files, tensor: ExpertTensor) -> dict[Part, NormProfile]:
     """Of some experts the norm of each row, over its first columns."""
     n = min(tensor.columns, max(1, VALUES // tensor.rows // mxfp4.BLOCK) * mxfp4.BLOCK)
     return _norms(files, tensor, slice(0, n), 1, axis=1)
 
 
-def _column_norms(files: Files, tensor: ExpertTensor) -> dict[Part, Profile]:
+def _column_norms(files: Files, tensor: ExpertTensor) -> dict[Part, NormProfile]:
     """Of some experts the norm of each column, over rows at even distances."""
     step = max(1, tensor.rows * tensor.columns // VALUES)
     return _norms(files, tensor, slice(None), step, axis=0)
@@ -170,10 +174,10 @@ def _column_norms(files: Files, tensor: ExpertTensor) -> dict[Part, Profile]:
 
 def _norms(
     files: Files, tensor: ExpertTensor, columns: slice, step: int, axis: int
-) -> dict[Part, Profile]:
+) -> dict[Part, NormProfile]:
     each = len(range(0, tensor.rows, step)) * len(range(tensor.columns)[columns])
     experts = range(min(tensor.experts, max(1, VALUES // each)))
-    found: dict[Part, list[Profile]] = {part: [] for part in tensor.parts}
+    found: dict[Part, list[NormProfile]] = {part: [] for part in tensor.parts}
     for expert in experts:
         for part, values in sample(files, tensor, expert, columns, step).items():
             with np.errstate(divide="ignore", over="ignore"):
@@ -245,18 +249,18 @@ def _matrix(files: Files, tensor: ExpertTensor, expert: int, columns: slice) -> 
     return (values.T if tensor.inputs_first else values)[:, columns]
 
 
-def _standard(profile: Profile) -> Profile:
+def _standard(profile: NormProfile) -> NormProfile:
     """Each expert's profile with mean 0 and deviation 1; what is not finite counts as the mean."""
     finite = np.where(np.isfinite(profile), profile, np.nan)
     if not np.isfinite(finite).any(axis=1).all():
         return np.zeros_like(profile)
     finite = finite - np.nanmean(finite, axis=1, keepdims=True)
     deviation = np.nanstd(finite, axis=1, keepdims=True)
-    scaled: Profile = np.nan_to_num(finite / np.where(deviation > 0, deviation, np.inf))
+    scaled: NormProfile = np.nan_to_num(finite / np.where(deviation > 0, deviation, np.inf))
     return scaled
 
 
-def _correlation(one: Profile, other: Profile) -> float:
+def _correlation(one: NormProfile, other: NormProfile) -> float:
     """The correlation of two profiles, in standard deviations of what chance would give."""
     n = min(len(one), len(other))
     a, b = _standard(one[:n]).reshape(-1), _standard(other[:n]).reshape(-1)
@@ -264,7 +268,7 @@ def _correlation(one: Profile, other: Profile) -> float:
     return float(a @ b) / size * float(np.sqrt(len(a))) if size > 0 else 0.0
 
 
-def _orders(tensor: ExpertTensor) -> dict[Kind, Order]:
+def _orders(tensor: ExpertTensor) -> dict[FindingKind, Order]:
     """Where each column of a tensor would have to be taken from to undo a mistake."""
     if tensor.encoding not in MXFP4:
         return {}
@@ -275,7 +279,10 @@ def _orders(tensor: ExpertTensor) -> dict[Kind, Order]:
         swapped, moved = pairs[:, :, ::-1], np.concatenate([pairs[..., 0], pairs[..., 1]], axis=1)
     else:
         swapped, moved = halves[:, ::-1], np.stack([halves[:, 0], halves[:, 1]], axis=-1)
-    return {Kind.NIBBLES_SWAPPED: swapped.reshape(-1), Kind.BLOCK_ORDER: moved.reshape(-1)}
+    return {
+        FindingKind.NIBBLES_SWAPPED: swapped.reshape(-1),
+        FindingKind.BLOCK_ORDER: moved.reshape(-1),
+    }
 
 
 def on_grid(values: Floats) -> float:

@@ -12,7 +12,7 @@ from gptoss.errors import CheckpointError
 from gptoss.formats.byte_source import read_json
 from gptoss.formats.checkpoint import TOKENIZER
 from gptoss.formats.o200k import PRE_TOKENIZER, splits_as_o200k
-from gptoss.quant.audit.findings import Finding, Kind, Severity
+from gptoss.quant.audit.findings import Finding, FindingKind, Severity
 from gptoss.quant.model.tensors import Model
 
 RETURN, CALL, END_OF_TEXT = "<|return|>", "<|call|>", "<|endoftext|>"
@@ -27,7 +27,7 @@ TEMPLATE = "chat_template.jinja"
 GENERATION, GENERATION_LIMIT = "generation_config.json", 2**20
 
 
-def of_vocabulary(model: Model) -> Iterator[Finding]:
+def check_tokenizer(model: Model) -> Iterator[Finding]:
     """Findings about tokens and template, from a GGUF's keys or beside a checkpoint."""
     if model.tokenizer is None:
         yield from _gguf(model.metadata)
@@ -42,15 +42,15 @@ def _gguf(metadata: Mapping[str, Any]) -> Iterator[Finding]:
     }.items():
         if metadata.get(key) != wanted:
             message = f"{metadata.get(key, 'nothing')!r}; {wanted!r} is expected"
-            yield Finding(Kind.VOCABULARY, Severity.ERROR, message, key)
+            yield Finding(FindingKind.VOCABULARY, Severity.ERROR, message, key)
     if not metadata.get("tokenizer.chat_template"):
         yield Finding(
-            Kind.TEMPLATE_MISSING, Severity.WARNING, "no template", "tokenizer.chat_template"
+            FindingKind.TEMPLATE_MISSING, Severity.WARNING, "no template", "tokenizer.chat_template"
         )
     key = "tokenizer.ggml.tokens"
     tokens = metadata.get(key)
     if tokens is None:
-        yield Finding(Kind.VOCABULARY, Severity.ERROR, "no tokens", key)
+        yield Finding(FindingKind.VOCABULARY, Severity.ERROR, "no tokens", key)
         return
     ids = {token: i for i, token in enumerate(tokens) if token in (*CONTROLS, END_OF_TEXT)}
     yield from _controls(ids, key)
@@ -60,26 +60,26 @@ def _gguf(metadata: Mapping[str, Any]) -> Iterator[Finding]:
     plain = [it for it in plain if types[ids[it]] != TokenType.CONTROL]
     if plain or not len(types):
         message = f"not marked as control tokens: {', '.join(plain or CONTROLS)}"
-        yield Finding(Kind.VOCABULARY, Severity.ERROR, message, "tokenizer.ggml.token_type")
+        yield Finding(FindingKind.VOCABULARY, Severity.ERROR, message, "tokenizer.ggml.token_type")
     key = "tokenizer.ggml.eos_token_id"
     end = metadata.get(key)
     if end is None:
-        yield Finding(Kind.EOG_MISSING, Severity.WARNING, "no end is named", key)
+        yield Finding(FindingKind.EOG_MISSING, Severity.WARNING, "no end is named", key)
     elif end != ids.get(RETURN):
         message = f"{end}, which is not {RETURN}"
-        yield Finding(Kind.EOG_MISSING, Severity.ERROR, message, key)
+        yield Finding(FindingKind.EOG_MISSING, Severity.ERROR, message, key)
 
 
 def _checkpoint(folder: Path, tokenizer: Path, config: Mapping[str, Any]) -> Iterator[Finding]:
     path = tokenizer / TOKENIZER
     if not path.is_file():
         message = "no tokenizer beside the weights: it cannot be converted as it is"
-        yield Finding(Kind.VOCABULARY, Severity.WARNING, message, TOKENIZER)
+        yield Finding(FindingKind.VOCABULARY, Severity.WARNING, message, TOKENIZER)
         return
     described = read_json(path, CheckpointError, limit=TOKENIZER_LIMIT)
     if not splits_as_o200k(described.get("pre_tokenizer")):
         message = "pre_tokenizer does not split text as o200k does"
-        yield Finding(Kind.VOCABULARY, Severity.ERROR, message, TOKENIZER)
+        yield Finding(FindingKind.VOCABULARY, Severity.ERROR, message, TOKENIZER)
     added = described.get("added_tokens")
     ids = {
         token["content"]: token["id"]
@@ -89,7 +89,7 @@ def _checkpoint(folder: Path, tokenizer: Path, config: Mapping[str, Any]) -> Ite
     yield from _controls(ids, TOKENIZER)
     settings = _optional(tokenizer / SETTINGS, SETTINGS_LIMIT)
     if not (tokenizer / TEMPLATE).is_file() and not settings.get("chat_template"):
-        yield Finding(Kind.TEMPLATE_MISSING, Severity.WARNING, "no template", TEMPLATE)
+        yield Finding(FindingKind.TEMPLATE_MISSING, Severity.WARNING, "no template", TEMPLATE)
     generation = _optional(folder / GENERATION, GENERATION_LIMIT)
     named = generation.get("eos_token_id", config.get("eos_token_id"))
     ends = named if isinstance(named, list) else [named]
@@ -97,7 +97,7 @@ def _checkpoint(folder: Path, tokenizer: Path, config: Mapping[str, Any]) -> Ite
     for token, severity in ((RETURN, Severity.ERROR), (CALL, Severity.WARNING)):
         if token in ids and ids[token] not in ends and ends != [None]:
             message = f"eos_token_id does not have {token} ({ids[token]})"
-            yield Finding(Kind.EOG_MISSING, severity, message, where)
+            yield Finding(FindingKind.EOG_MISSING, severity, message, where)
 
 
 def _optional(path: Path, limit: int) -> dict[str, Any]:
@@ -109,8 +109,8 @@ def _controls(ids: Collection[str], where: str) -> Iterator[Finding]:
     ends = [token for token in missing if token in (RETURN, CALL)]
     if ends:
         message = f"no token {' nor '.join(ends)}"
-        yield Finding(Kind.EOG_MISSING, Severity.ERROR, message, where)
+        yield Finding(FindingKind.EOG_MISSING, Severity.ERROR, message, where)
     others = [token for token in missing if token not in ends]
     if others:
         message = f"harmony's tokens are missing: {', '.join(others)}"
-        yield Finding(Kind.VOCABULARY, Severity.ERROR, message, where)
+        yield Finding(FindingKind.VOCABULARY, Severity.ERROR, message, where)

@@ -22,7 +22,7 @@ class Severity(StrEnum):
         return list(Severity).index(self)
 
 
-class Kind(Enum):
+class FindingKind(Enum):
     """A kind of finding: its name, what it would do to the model, what to do about it."""
 
     # Scales.
@@ -271,7 +271,7 @@ class Finding:
     ``file`` and ``offset`` are the shard and the byte from its start, where that tells more.
     """
 
-    kind: Kind
+    kind: FindingKind
     severity: Severity
     message: str
     tensor: str | None = None

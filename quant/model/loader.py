@@ -21,7 +21,7 @@ from gptoss.formats.gguf import GgufFile, GgufTensor
 from gptoss.formats.hparams import HParams
 from gptoss.formats.safetensors import TensorInfo
 from gptoss.formats.tensor_map import NamedTensor, TensorRole, tensors
-from gptoss.quant.audit.findings import Finding, Kind, Severity
+from gptoss.quant.audit.findings import Finding, FindingKind, Severity
 from gptoss.quant.model.tensors import (
     GATE_UP_BIAS,
     DenseTensor,
@@ -58,7 +58,8 @@ def _open_checkpoint(folder: Path) -> Model:
     paths = {_extent(info).path for info in checkpoint.tensors.values()}
     stamps = _stamps(paths, CheckpointError)
     findings = [
-        Finding(Kind.ROPE_MISSING, Severity.ERROR, f"{key} is missing", key) for key in defaults
+        Finding(FindingKind.ROPE_MISSING, Severity.ERROR, f"{key} is missing", key)
+        for key in defaults
     ]
     found = _Found(checkpoint.tensors)
     experts: list[ExpertTensor] = []
@@ -143,7 +144,7 @@ class _Found:
             if turned:
                 self.findings.append(
                     Finding(
-                        Kind.EXPERTS_TRANSPOSED,
+                        FindingKind.EXPERTS_TRANSPOSED,
                         Severity.ERROR,
                         f"shape {info.shape}; {(n_experts, columns, rows)} is expected",
                         base,
@@ -206,7 +207,7 @@ class _Found:
         for name, info in self._tensors.items():
             if name not in self._taken:
                 yield Finding(
-                    Kind.TENSOR_UNKNOWN,
+                    FindingKind.TENSOR_UNKNOWN,
                     Severity.ERROR,
                     f"{info.dtype} {info.shape}",
                     name,
@@ -218,7 +219,7 @@ class _Found:
         info = self._tensors.get(name)
         if info is None:
             self.findings.append(
-                Finding(Kind.TENSOR_MISSING, Severity.ERROR, "not in any shard", name, layer)
+                Finding(FindingKind.TENSOR_MISSING, Severity.ERROR, "not in any shard", name, layer)
             )
         return info
 
@@ -231,7 +232,7 @@ class _Found:
         wanted = f"{dtype or 'floats'} {shape}"
         self.findings.append(
             Finding(
-                Kind.TENSOR_SHAPE,
+                FindingKind.TENSOR_SHAPE,
                 Severity.ERROR,
                 f"{info.dtype} {info.shape}; {wanted} is expected",
                 info.name,
@@ -299,7 +300,9 @@ def _open_gguf(path: Path) -> Model:
             role = role_of(named.gguf)
             dense.append(DenseTensor(tensor.name, layer, role, named.shape, encoding, extent))
     findings += [
-        Finding(Kind.TENSOR_UNKNOWN, Severity.ERROR, f"{tensor.type.name} {tensor.shape}", name)
+        Finding(
+            FindingKind.TENSOR_UNKNOWN, Severity.ERROR, f"{tensor.type.name} {tensor.shape}", name
+        )
         for name, tensor in file.tensors.items()
         if name not in known
     ]
@@ -330,24 +333,26 @@ def _rope_findings(metadata: Mapping[str, Any]) -> Iterator[Finding]:
     for key, published in ROPE_KEYS.items():
         found = metadata.get(key)
         if found is None:
-            yield Finding(Kind.ROPE_MISSING, Severity.ERROR, "the key is missing", key)
+            yield Finding(FindingKind.ROPE_MISSING, Severity.ERROR, "the key is missing", key)
         elif found != published:
             severity = Severity.ERROR if key.endswith(".type") else Severity.WARNING
             message = f"{found!r}; the published models have {published!r}"
-            yield Finding(Kind.ROPE_UNUSUAL, severity, message, key)
+            yield Finding(FindingKind.ROPE_UNUSUAL, severity, message, key)
 
 
 def _problem(named: NamedTensor, tensor: GgufTensor | None) -> Iterator[Finding]:
     """What is wrong with a tensor's presence, shape or type."""
     layer = layer_of(named.gguf)
     if tensor is None:
-        yield Finding(Kind.TENSOR_MISSING, Severity.ERROR, "not in the file", named.gguf, layer)
+        yield Finding(
+            FindingKind.TENSOR_MISSING, Severity.ERROR, "not in the file", named.gguf, layer
+        )
         return
     if tensor.shape != named.ggml_shape:
         message = f"shape {tensor.shape}; {named.ggml_shape} is expected"
-        yield Finding(Kind.TENSOR_SHAPE, Severity.ERROR, message, named.gguf, layer)
+        yield Finding(FindingKind.TENSOR_SHAPE, Severity.ERROR, message, named.gguf, layer)
     if named.role is TensorRole.EXPERTS and tensor.type is not GGMLQuantizationType.MXFP4:
         exact = tensor.type in (GGMLQuantizationType.BF16, GGMLQuantizationType.F32)
         severity = Severity.INFO if exact else Severity.WARNING
         message = f"{tensor.type.name}, not MXFP4"
-        yield Finding(Kind.EXPERTS_REQUANTIZED, severity, message, named.gguf, layer)
+        yield Finding(FindingKind.EXPERTS_REQUANTIZED, severity, message, named.gguf, layer)

@@ -11,7 +11,7 @@ import pytest
 from gptoss.converter.convert import convert
 from gptoss.quant.audit import check_dense
 from gptoss.quant.audit.auditor import Audit, audit
-from gptoss.quant.audit.findings import Finding, Kind, Severity
+from gptoss.quant.audit.findings import Finding, FindingKind, Severity
 from support.checkpoints import random_checkpoint
 from support.defects.patient import Expected, Patient
 from support.defects.table import DEFECTS, Defect
@@ -78,9 +78,11 @@ def test_a_planted_defect_is_found(sound: Path, tmp_path: Path, defect: Defect, 
         f"{expected}\n{said}"
     )
     assert result.sound == (defect.severity is not Severity.ERROR), said
-    assert {it.kind for it in result.findings} <= {defect.kind, *defect.also, Kind.EOG_MISSING}, (
-        said
-    )
+    assert {it.kind for it in result.findings} <= {
+        defect.kind,
+        *defect.also,
+        FindingKind.EOG_MISSING,
+    }, said
 
 
 def test_experts_alike_in_their_counts_only_are_no_duplicates(sound: Path, tmp_path: Path) -> None:
@@ -108,7 +110,7 @@ def test_rows_of_zeros_are_no_hole(
     rows[310, :7] = 0
     region.write(rows)
     (found,) = errors(audit(path))
-    assert found.kind is Kind.HOLE
+    assert found.kind is FindingKind.HOLE
     assert found.offset == region.offset + 300 * 96 * 2
     assert found.message == "1,934 bytes of 0x00"
 

@@ -12,7 +12,7 @@ from gptoss.converter.convert import convert
 from gptoss.quant import mxfp4
 from gptoss.quant.audit.auditor import audit
 from gptoss.quant.audit.check_layout import on_grid
-from gptoss.quant.audit.findings import Kind, Severity
+from gptoss.quant.audit.findings import FindingKind, Severity
 from gptoss.quant.location import Location
 from support import safetensors_files
 from support.checkpoints import bf16, random_checkpoint
@@ -33,7 +33,7 @@ def gguf(tmp_path: Path) -> Path:
     return tmp_path / "model.gguf"
 
 
-def named(path: Path, kind: Kind) -> list[str]:
+def named(path: Path, kind: FindingKind) -> list[str]:
     """The tensors in which this mistake and no other is found."""
     result = audit(path)
     found = [it for it in result.findings if it.severity is Severity.ERROR]
@@ -46,7 +46,7 @@ def test_swapped_nibbles(checkpoint: Path) -> None:
         if name.endswith("_blocks"):
             blocks = region.read()
             region.write((blocks << 4) | (blocks >> 4))
-    found = named(checkpoint, Kind.NIBBLES_SWAPPED)
+    found = named(checkpoint, FindingKind.NIBBLES_SWAPPED)
     assert sum("down_proj" in name for name in found) == LAYERS
     assert sum("gate_up_proj" in name for name in found) >= LAYERS - 1
 
@@ -57,7 +57,7 @@ def test_swapped_nibbles_in_a_gguf(gguf: Path) -> None:
             blocks = region.read()
             blocks[..., 1:] = (blocks[..., 1:] << 4) | (blocks[..., 1:] >> 4)
             region.write(blocks)
-    found = named(gguf, Kind.NIBBLES_SWAPPED)
+    found = named(gguf, FindingKind.NIBBLES_SWAPPED)
     assert sum("ffn_down_exps" in name for name in found) == LAYERS
 
 
@@ -66,7 +66,7 @@ def test_one_tensor_with_swapped_nibbles(checkpoint: Path) -> None:
     region = regions(checkpoint)[name + "_blocks"]
     blocks = region.read()
     region.write((blocks << 4) | (blocks >> 4))
-    assert named(checkpoint, Kind.NIBBLES_SWAPPED) == [name]
+    assert named(checkpoint, FindingKind.NIBBLES_SWAPPED) == [name]
 
 
 def test_blocks_in_the_other_order(checkpoint: Path) -> None:
@@ -75,7 +75,7 @@ def test_blocks_in_the_other_order(checkpoint: Path) -> None:
         if name.endswith("_blocks"):
             codes = mxfp4.codes_from_hf(region.read())
             region.write(codes[..., :16] | (codes[..., 16:] << 4))
-    found = named(checkpoint, Kind.BLOCK_ORDER)
+    found = named(checkpoint, FindingKind.BLOCK_ORDER)
     assert sum("down_proj" in name for name in found) == LAYERS
 
 
@@ -86,7 +86,7 @@ def test_blocks_not_repacked(gguf: Path) -> None:
             blocks = region.read()
             blocks[..., 1:] = mxfp4.hf_from_codes(mxfp4.codes_from_ggml(blocks))
             region.write(blocks)
-    found = named(gguf, Kind.BLOCK_ORDER)
+    found = named(gguf, FindingKind.BLOCK_ORDER)
     assert sum("ffn_down_exps" in name for name in found) == LAYERS
 
 
@@ -95,7 +95,7 @@ def test_gate_and_up_stored_as_halves(checkpoint: Path) -> None:
         if "gate_up_proj" in name:
             rows = region.read()
             region.write(np.concatenate([rows[:, 0::2], rows[:, 1::2]], axis=1))
-    found = named(checkpoint, Kind.GATE_UP_HALVES)
+    found = named(checkpoint, FindingKind.GATE_UP_HALVES)
     assert found == [f"model.layers.{i}.mlp.experts.gate_up_proj" for i in range(LAYERS)]
 
 
@@ -108,7 +108,7 @@ def test_gate_and_up_read_as_halves(gguf: Path) -> None:
         n = pair[0].shape[1]
         gate.write(rows[:, :n])
         up.write(rows[:, n:])
-    found = named(gguf, Kind.GATE_UP_HALVES)
+    found = named(gguf, FindingKind.GATE_UP_HALVES)
     assert found == [f"blk.{i}.ffn_gate_exps.weight" for i in range(LAYERS)]
 
 
@@ -124,7 +124,7 @@ def test_noise_for_weights(checkpoint: Path, gguf: Path, container: str) -> None
     codes[:] = rng.integers(0, 256, codes.shape)
     region.write(blocks)
     (found,) = (it for it in audit(path).findings if it.severity is Severity.ERROR)
-    assert found.kind is Kind.CODE_NOISE
+    assert found.kind is FindingKind.CODE_NOISE
     assert found.tensor == name.removesuffix("_blocks")
     assert found.place == Location(2, 0)
     assert found.offset == region.offset + blocks[:2].nbytes
@@ -152,21 +152,21 @@ def to_floats(checkpoint: Path, *, turn_down: bool = False, noise: float = 0.0) 
 @pytest.mark.parametrize("noise", [0.0, 0.01])
 def test_experts_in_floats(checkpoint: Path, noise: float) -> None:
     to_floats(checkpoint, noise=noise)
-    assert named(checkpoint, Kind.EXPERTS_TRANSPOSED) == []
+    assert named(checkpoint, FindingKind.EXPERTS_TRANSPOSED) == []
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.01])
 def test_square_experts_transposed(checkpoint: Path, noise: float) -> None:
     """With noise, no value lies on MXFP4's grid any more: the neurons' norms tell."""
     to_floats(checkpoint, noise=noise, turn_down=True)
-    found = named(checkpoint, Kind.EXPERTS_TRANSPOSED)
+    found = named(checkpoint, FindingKind.EXPERTS_TRANSPOSED)
     assert found == [f"model.layers.{i}.mlp.experts.down_proj" for i in range(LAYERS)]
 
 
 def test_the_grid_alone_tells_in_random_experts(tmp_path: Path) -> None:
     folder = random_checkpoint(tmp_path / "random", chat_template="x")
     to_floats(folder, turn_down=True)
-    found = named(folder, Kind.EXPERTS_TRANSPOSED)
+    found = named(folder, FindingKind.EXPERTS_TRANSPOSED)
     assert found == [f"model.layers.{i}.mlp.experts.down_proj" for i in range(2)]
 
 
@@ -178,7 +178,7 @@ def test_experts_transposed_by_shape(checkpoint: Path) -> None:
     dtype, (experts, inputs, outputs), raw = contents[name]
     contents[name] = (dtype, [experts, outputs, inputs], raw)
     safetensors_files.save(path, contents)
-    assert name in named(checkpoint, Kind.EXPERTS_TRANSPOSED)
+    assert name in named(checkpoint, FindingKind.EXPERTS_TRANSPOSED)
 
 
 def test_on_grid() -> None:
