@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gptoss.errors import CheckpointError, quoted
-from gptoss.formats import openai_layout
+from gptoss.formats import openai_layout, other_tools
 from gptoss.formats.byte_source import AnyPath, read_json
 from gptoss.formats.hparams import HParams
 from gptoss.formats.safetensors import TensorInfo, read_header
@@ -77,7 +77,7 @@ class Checkpoint:
         if openai_layout.is_config(config):
             config = openai_layout.hf_config(config, str(path))
         hparams = HParams.from_config({**config, **(defaults or {})}, str(path))
-        tensors = _tensors(folder, weights)
+        tensors = other_tools.standard_names(_tensors(folder, weights), folder)
         if openai_layout.is_layout(tensors):
             tensors = openai_layout.hf_view(tensors, hparams, folder)
             tokenizer = tokenizer or _tokenizer_of_original(folder)

@@ -1,0 +1,90 @@
+"""Names that other tools give the tensors of a checkpoint, brought back to Hugging Face's.
+
+- A wrapper's prefix: PEFT's ``base_model.model.``, DataParallel's ``module.``, torch.compile's
+  ``_orig_mod.``. It is removed when every tensor has it.
+- transformers 5.0 to 5.4 add an ending twice when they save MXFP4 experts:
+  ``gate_up_proj_blocks_blocks`` and ``gate_up_proj_blocks_scales``.
+- Unsloth wraps the router: ``mlp.router.linear.weight``.
+
+Two kinds of checkpoint are recognised only to say what they are: one that was saved with an adapter
+still inside, and one that was made for MLX. Experts in one tensor each: see ``expert_stack``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from gptoss.errors import CheckpointError, UnsupportedModelError, quoted
+from gptoss.formats.safetensors import TensorInfo
+
+PREFIXES = ("base_model.model.", "module.", "_orig_mod.")
+"""What wrappers put before every name."""
+
+_UNMERGED = re.compile(
+    r"\.(base_layer|lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|modules_to_save"
+    r"|original_module)\."
+)
+_MLX = re.compile(
+    r"model\.(layers\.\d+\.mlp\.experts\.(gate|up|down)_proj\.(weight|scales|bias|biases)"
+    r"|(layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.router)|embed_tokens)\.(scales|biases))"
+    r"|lm_head\.(scales|biases)"
+)
+_DOUBLED = re.compile(r"(.*\.(?:gate_up|down)_proj)_(?:blocks|scales)(_(?:blocks|scales|bias))")
+_WRAPPED_ROUTER = re.compile(r"(.*\.mlp\.router)\.linear(\.(?:weight|bias))")
+
+
+def standard_names(tensors: Mapping[str, TensorInfo], folder: Path) -> dict[str, TensorInfo]:
+    """The same tensors by Hugging Face's names, as far as only their names differ.
+
+    Raises ``CheckpointError`` when an adapter was not merged, or when two tensors would have the
+    same name; ``UnsupportedModelError`` for a checkpoint made for MLX.
+    """
+    prefix = common_prefix(tensors)
+    found: dict[str, TensorInfo] = {}
+    for original, info in tensors.items():
+        name = original.removeprefix(prefix)
+        _check_known_form(name, info, folder)
+        name = _renamed(name)
+        if name in found:
+            raise CheckpointError(
+                f"{info.path}: {quoted(info.name)} and {quoted(found[name].name)} are both "
+                f"{quoted(name)}; remove one of them"
+            )
+        found[name] = info
+    return found
+
+
+def common_prefix(names: Iterable[str]) -> str:
+    """The wrappers' prefixes that all names have, outermost first; empty when there are none."""
+    left, removed = list(names), ""
+    while left:
+        prefix = next((it for it in PREFIXES if all(name.startswith(it) for name in left)), None)
+        if prefix is None:
+            break
+        left = [name.removeprefix(prefix) for name in left]
+        removed += prefix
+    return removed
+
+
+def _check_known_form(name: str, info: TensorInfo, folder: Path) -> None:
+    if _UNMERGED.search(name):
+        raise CheckpointError(
+            f"{info.path}: holds {quoted(info.name)}: the model was saved with an adapter that was "
+            "not merged; merge it (PEFT: model.merge_and_unload()) and save again, or convert the "
+            "base with --lora ADAPTER"
+        )
+    if _MLX.fullmatch(name):
+        raise UnsupportedModelError(
+            f"{folder}: is an MLX checkpoint ({quoted(info.name)}); convert the Hugging Face "
+            "checkpoint that it was made from"
+        )
+
+
+def _renamed(name: str) -> str:
+    for pattern in (_DOUBLED, _WRAPPED_ROUTER):
+        found = pattern.fullmatch(name)
+        if found:
+            return "".join(found.groups())
+    return name
