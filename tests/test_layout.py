@@ -82,6 +82,25 @@ def test_arrows_in_the_converter(folder: str, others: set[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("folder", "others"),
+    [
+        ("mxfp4", set()),
+        ("model", {"mxfp4"}),
+        ("verify", {"location", "model", "mxfp4"}),
+        ("audit", {"location", "model", "mxfp4"}),
+        ("diff", {"audit", "model", "mxfp4", "verify"}),
+    ],
+)
+def test_arrows_in_quant(folder: str, others: set[str]) -> None:
+    """What a model is does not depend on what is asked about it."""
+    for path in (FOLDERS["quant"] / folder).glob("*.py"):
+        for name in imported(path):
+            if name.startswith("gptoss.quant."):
+                beside = name.split(".")[2]
+                assert beside in {folder} | others, f"{path} imports {name}"
+
+
+@pytest.mark.parametrize(
     ("library", "user"),
     [
         ("llama_cpp", "runtime/engine/llama_cpp.py"),

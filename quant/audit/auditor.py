@@ -23,6 +23,7 @@ from gptoss.quant.audit import (
     check_dense,
     check_experts,
     check_layout,
+    check_model,
     check_tokenizer,
     statistics,
 )
@@ -30,7 +31,7 @@ from gptoss.quant.audit.findings import Finding, Severity
 from gptoss.quant.audit.histogram import DenseStatistics, ExpertStatistics
 from gptoss.quant.audit.statistics import Counted
 from gptoss.quant.model.loader import open_model
-from gptoss.quant.model.reader import Files
+from gptoss.quant.model.reader import TensorReader
 from gptoss.quant.model.tensors import Model
 
 ATTENTION = ("attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight")
@@ -84,9 +85,9 @@ def audit(path: str | os.PathLike[str], *, progress: Progress | None = None) -> 
     ``UnsupportedModelError`` when it is no gpt-oss model.
     """
     model = open_model(Path(path))
-    with Files(model) as files:
+    with TensorReader.of(model) as files:
         counted = statistics.count(model, files, progress)
-        findings = [*model.findings, *_findings(model, files, counted)]
+        findings = [*check_model.check_model(model), *_findings(model, files, counted)]
     model.check_unchanged()
     findings.sort(key=lambda it: -it.severity.rank)  # stable: within one, as the model is laid out
     return Audit(
@@ -101,7 +102,7 @@ def audit(path: str | os.PathLike[str], *, progress: Progress | None = None) -> 
     )
 
 
-def _findings(model: Model, files: Files, counted: Counted) -> Iterator[Finding]:
+def _findings(model: Model, files: TensorReader, counted: Counted) -> Iterator[Finding]:
     yield from check_tokenizer.check_tokenizer(model)
     loose = [*model.dense, *map(statistics.as_dense, statistics.loose(model))]
     by_name: dict[str, list[ExpertStatistics]] = {}

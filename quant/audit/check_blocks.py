@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from gptoss.quant import mxfp4
 from gptoss.quant.audit.findings import Finding, FindingKind, Severity
 from gptoss.quant.location import Location
-from gptoss.quant.model.reader import Files, slabs
+from gptoss.quant.model.reader import TensorReader, iter_expert_rows
 from gptoss.quant.model.tensors import Encoding, ExpertTensor, Extent
 from gptoss.quant.mxfp4 import Bytes
 from gptoss.text import plural
@@ -70,7 +70,7 @@ class SuspectBlocks:
 
 
 def locate(
-    files: Files, tensor: ExpertTensor, experts: Sequence[int], scales: NDArray[np.bool_]
+    files: TensorReader, tensor: ExpertTensor, experts: Sequence[int], scales: NDArray[np.bool_]
 ) -> SuspectBlocks:
     """Blocks of these experts whose scale is one of ``scales[256]`` or whose bytes are all alike.
 
@@ -82,7 +82,7 @@ def locate(
     fill: list[NDArray[np.int16]] = []
     k, blocks = len(tensor.parts), tensor.columns // mxfp4.BLOCK
     for expert in experts:
-        for slab in slabs(files, tensor, expert):
+        for slab in iter_expert_rows(files, tensor, expert):
             first, last = slab.words[..., 0], slab.words[..., 1]
             byte = first & np.uint64(255)
             alike = (first == last) & (first == byte * _REPEAT)

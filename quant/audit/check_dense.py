@@ -11,7 +11,7 @@ from gptoss.quant.audit.findings import Finding, FindingKind, Severity
 from gptoss.quant.audit.histogram import DenseStatistics
 from gptoss.quant.location import Location
 from gptoss.quant.model import dtypes
-from gptoss.quant.model.reader import Files
+from gptoss.quant.model.reader import TensorReader, read_values
 from gptoss.quant.model.tensors import DenseTensor
 from gptoss.quant.mxfp4 import Floats
 
@@ -28,7 +28,9 @@ NEVER = 80.0
 _SCAN = 2**22
 
 
-def check_tensor(files: Files, tensor: DenseTensor, counted: DenseStatistics) -> Iterator[Finding]:
+def check_tensor(
+    files: TensorReader, tensor: DenseTensor, counted: DenseStatistics
+) -> Iterator[Finding]:
     """Findings about one tensor that is not in MXFP4."""
     if counted.not_finite:
         yield from _not_finite(files, tensor, counted)
@@ -39,33 +41,35 @@ def check_tensor(files: Files, tensor: DenseTensor, counted: DenseStatistics) ->
         severity = Severity.INFO if harmless else Severity.ERROR
         yield _of(FindingKind.DENSE_ZERO, severity, tensor, f"all {n:,} values are zero")
         return
-    if counted.zeros * dtypes.unit_bytes(tensor.encoding) >= check_blocks.FILL:
+    if counted.zeros * dtypes.block_bytes(tensor.encoding) >= check_blocks.FILL:
         yield from _hole(files, tensor)
     check = _CHECKS.get(tensor.role)
     if check is not None:
         yield from check(
-            tensor, dtypes.values(files, tensor.encoding, tensor.extent, 0, tensor.shape)
+            tensor, read_values(files, tensor.encoding, tensor.extent, 0, tensor.shape)
         )
     elif counted.peak > HUGE:
         severity = Severity.ERROR if counted.peak > TOO_HUGE else Severity.WARNING
         yield _of(FindingKind.DENSE_HUGE, severity, tensor, f"magnitudes up to {counted.peak:.6g}")
 
 
-def _not_finite(files: Files, tensor: DenseTensor, counted: DenseStatistics) -> Iterator[Finding]:
+def _not_finite(
+    files: TensorReader, tensor: DenseTensor, counted: DenseStatistics
+) -> Iterator[Finding]:
     place = _place(tensor, counted.first_bad or 0)
     message = f"{counted.not_finite:,} values are NaN or infinite"
     yield _of(FindingKind.NOT_FINITE, Severity.ERROR, tensor, message, place)
-    if counted.not_finite * dtypes.unit_bytes(tensor.encoding) >= check_blocks.FILL:
+    if counted.not_finite * dtypes.block_bytes(tensor.encoding) >= check_blocks.FILL:
         yield from _hole(files, tensor)
 
 
-def _hole(files: Files, tensor: DenseTensor) -> Iterator[Finding]:
+def _hole(files: TensorReader, tensor: DenseTensor) -> Iterator[Finding]:
     """The longest stretch of one byte, unless it is whole rows of zeros."""
     offset, size, byte = max(_runs(files, tensor), key=lambda run: run[1])
     row = tensor.extent.nbytes // int(np.prod(tensor.shape[:-1]))
     whole_rows = byte == 0 and offset % row == 0 and size % row == 0
     if size >= check_blocks.FILL and not whole_rows:
-        index = offset // dtypes.unit_bytes(tensor.encoding) * dtypes.unit_values(tensor.encoding)
+        index = offset // dtypes.block_bytes(tensor.encoding) * dtypes.block_values(tensor.encoding)
         yield Finding(
             FindingKind.HOLE,
             Severity.ERROR,
@@ -78,7 +82,7 @@ def _hole(files: Files, tensor: DenseTensor) -> Iterator[Finding]:
         )
 
 
-def _runs(files: Files, tensor: DenseTensor) -> Iterator[tuple[int, int, int]]:
+def _runs(files: TensorReader, tensor: DenseTensor) -> Iterator[tuple[int, int, int]]:
     """The longer stretches of one byte: offset, length, byte."""
     offset, size, byte = 0, 0, -1
     for start in range(0, tensor.extent.nbytes, _SCAN):

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from gptoss.quant import mxfp4
 from gptoss.quant.audit import check_blocks
 from gptoss.quant.audit.findings import Finding, FindingKind, Severity
-from gptoss.quant.audit.histogram import SATURATED, ExpertStatistics, Part
+from gptoss.quant.audit.histogram import SATURATED, ExpertStatistics
 from gptoss.quant.location import Location
-from gptoss.quant.model.reader import Files
-from gptoss.quant.model.tensors import ExpertTensor
+from gptoss.quant.model.reader import TensorReader
+from gptoss.quant.model.tensors import ExpertTensor, Part
 from gptoss.text import plural
 
 ENOUGH = 4096
@@ -33,7 +33,7 @@ CHUNK = 2**20
 
 
 def check_tensor(
-    files: Files, tensor: ExpertTensor, parts: Sequence[ExpertStatistics]
+    files: TensorReader, tensor: ExpertTensor, parts: Sequence[ExpertStatistics]
 ) -> Iterator[Finding]:
     """Findings about one tensor, given the statistics of its one or two parts."""
     lost = [finding for part in parts for finding in _whole(part)]
@@ -308,7 +308,7 @@ Expert = tuple[ExpertTensor, int]
 
 
 def check_duplicates(
-    files: Files, tensors: Mapping[str, ExpertTensor], counted: Sequence[ExpertStatistics]
+    files: TensorReader, tensors: Mapping[str, ExpertTensor], counted: Sequence[ExpertStatistics]
 ) -> Iterator[Finding]:
     """Experts equal to an earlier one, in this or another layer. Dead ones are left out."""
     first: dict[bytes, Expert] = {}
@@ -341,7 +341,7 @@ def _duplicate(mine: Expert, other: Expert) -> Finding:
     )
 
 
-def _equal_bytes(files: Files, mine: Expert, other: Expert) -> bool:
+def _equal_bytes(files: TensorReader, mine: Expert, other: Expert) -> bool:
     """Whether two experts of tensors with equal sizes hold the same bytes."""
     if mine[0].nbytes != other[0].nbytes or len(mine[0].extents) != len(other[0].extents):
         return False

@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 
 from gptoss.quant import mxfp4
 from gptoss.quant.audit.findings import Finding, FindingKind, Severity
-from gptoss.quant.audit.histogram import Part
-from gptoss.quant.model import dtypes
-from gptoss.quant.model.reader import Files, codes, slab_rows, slabs
-from gptoss.quant.model.tensors import MXFP4, DenseTensor, Encoding, ExpertTensor
+from gptoss.quant.model.dtypes import FLOATS
+from gptoss.quant.model.reader import TensorReader, read_values, sample_rows
+from gptoss.quant.model.tensors import MXFP4, DenseTensor, Encoding, ExpertTensor, Part
 from gptoss.quant.mxfp4 import Floats
 
 VALUES = 2**20
@@ -48,7 +47,7 @@ class Layer:
 
 
 def layers(
-    files: Files, experts: Sequence[ExpertTensor], dense_tensors: Sequence[DenseTensor]
+    files: TensorReader, experts: Sequence[ExpertTensor], dense_tensors: Sequence[DenseTensor]
 ) -> Iterator[Layer]:
     """The layers that have all three parts and the norm before them."""
     norms = {it.layer: it for it in dense_tensors if it.role == "post_attention_norm.weight"}
@@ -60,11 +59,11 @@ def layers(
         if down is None or norm is None or sum(len(it.parts) for it in gate_up) != 2:
             continue
         extent = norm.extent
-        values = np.abs(dtypes.values(files, norm.encoding, extent, 0, norm.shape))
+        values = np.abs(read_values(files, norm.encoding, extent, 0, norm.shape))
         yield Layer(number, gate_up, down, values)
 
 
-def check_layer(files: Files, layer: Layer) -> Iterator[Finding]:
+def check_layer(files: TensorReader, layer: Layer) -> Iterator[Finding]:
     """What is found in a layer."""
     rows: dict[Part, NormProfile] = {}
     for tensor in layer.gate_up:
@@ -83,7 +82,7 @@ def check_layer(files: Files, layer: Layer) -> Iterator[Finding]:
     halves = _correlation(_regrouped(gate, up, interleaved=len(layer.gate_up) == 1), columns)
     tried = {FindingKind.GATE_UP_HALVES: halves}
     yield from _verdict(layer.gate_up[0], found, tried, "down's columns, neuron by neuron")
-    if layer.down.encoding in dtypes.FLOATS and layer.down.rows == layer.down.columns:
+    if layer.down.encoding.value in FLOATS and layer.down.rows == layer.down.columns:
         yield from _transposed(files, layer, neurons, found)
 
 
@@ -97,7 +96,7 @@ def _regrouped(gate: NormProfile, up: NormProfile, *, interleaved: bool) -> Norm
     return _standard(rows[:, 0::2]) + _standard(rows[:, 1::2])
 
 
-def _inputs(files: Files, layer: Layer, tensor: ExpertTensor) -> Iterator[Finding]:
+def _inputs(files: TensorReader, layer: Layer, tensor: ExpertTensor) -> Iterator[Finding]:
     """The columns of gate or up against the norm weight that each is multiplied by."""
     columns = np.concatenate([*_column_norms(files, tensor).values()]).mean(axis=0, keepdims=True)
     with np.errstate(divide="ignore"):
@@ -109,10 +108,10 @@ def _inputs(files: Files, layer: Layer, tensor: ExpertTensor) -> Iterator[Findin
 
 
 def _transposed(
-    files: Files, layer: Layer, neurons: NormProfile, found: float
+    files: TensorReader, layer: Layer, neurons: NormProfile, found: float
 ) -> Iterator[Finding]:
     """A square matrix of floats, which could stand either way."""
-    sample = dtypes.values(
+    sample = read_values(
         files,
         layer.down.encoding,
         layer.down.extents[0],
@@ -160,93 +159,29 @@ def _verdict(
 # --- profiles ---------------------------------------------------------------------------------
 
 
-def _row_norms(files: Files, tensor: ExpertTensor) -> dict[Part, NormProfile]:
+def _row_norms(files: TensorReader, tensor: ExpertTensor) -> dict[Part, NormProfile]:
     """Of some experts the norm of each row, over its first columns."""
     n = min(tensor.columns, max(1, VALUES // tensor.rows // mxfp4.BLOCK) * mxfp4.BLOCK)
     return _norms(files, tensor, slice(0, n), 1, axis=1)
 
 
-def _column_norms(files: Files, tensor: ExpertTensor) -> dict[Part, NormProfile]:
+def _column_norms(files: TensorReader, tensor: ExpertTensor) -> dict[Part, NormProfile]:
     """Of some experts the norm of each column, over rows at even distances."""
     step = max(1, tensor.rows * tensor.columns // VALUES)
     return _norms(files, tensor, slice(None), step, axis=0)
 
 
 def _norms(
-    files: Files, tensor: ExpertTensor, columns: slice, step: int, axis: int
+    files: TensorReader, tensor: ExpertTensor, columns: slice, step: int, axis: int
 ) -> dict[Part, NormProfile]:
     each = len(range(0, tensor.rows, step)) * len(range(tensor.columns)[columns])
     experts = range(min(tensor.experts, max(1, VALUES // each)))
     found: dict[Part, list[NormProfile]] = {part: [] for part in tensor.parts}
     for expert in experts:
-        for part, values in sample(files, tensor, expert, columns, step).items():
+        for part, values in sample_rows(files, tensor, expert, columns, step).items():
             with np.errstate(divide="ignore", over="ignore"):
                 found[part].append(np.log(np.square(values.astype(np.float64)).mean(axis=axis)) / 2)
     return {part: np.array(profiles) for part, profiles in found.items()}
-
-
-def sample(
-    files: Files, tensor: ExpertTensor, expert: int, columns: slice, step: int
-) -> dict[Part, Floats]:
-    """Every ``step``-th row of each part of an expert, ``float32[rows, columns]``.
-
-    ``columns`` starts and ends between blocks.
-    """
-    k = len(tensor.parts)
-    found: dict[Part, list[Floats]] = {part: [] for part in tensor.parts}
-    if tensor.encoding not in MXFP4:
-        matrix = _matrix(files, tensor, expert, columns)
-        return {part: matrix[turn::k][::step] for turn, part in enumerate(tensor.parts)}
-    blocks = slice(*(None if it is None else it // mxfp4.BLOCK for it in _ends(columns)))
-    for slab in slabs(files, tensor, expert):
-        mine = slice(-slab.row % step, None, step)
-        words = np.ascontiguousarray(slab.words[mine, blocks])
-        scales = slab.scales[mine, blocks]
-        values = mxfp4.decode(codes(tensor.encoding, words), scales)
-        found[slab.part].append(values.reshape(len(values), -1))
-    return {part: np.concatenate(values) for part, values in found.items()}
-
-
-def in_rows(files: Files, tensor: ExpertTensor, expert: int, part: Part) -> Iterator[Floats]:
-    """A part of an expert from first to last row, ``float32[rows, columns]`` at a time.
-
-    Each has ``slab_rows`` rows, the last may have fewer, whatever the encoding; each is valid until
-    the next. Every byte is read once, of parts that stand in turn once for each part.
-    """
-    if tensor.encoding in MXFP4:
-        for slab in slabs(files, tensor, expert):
-            if slab.part is part:
-                values = mxfp4.decode(codes(tensor.encoding, slab.words), slab.scales)
-                yield values.reshape(len(values), -1)
-        return
-    (extent,), first = tensor.extents, expert * tensor.rows * tensor.columns
-    k, turn, step = len(tensor.parts), tensor.parts.index(part), slab_rows(tensor)
-    if tensor.inputs_first:
-        shape = (tensor.columns, tensor.rows)
-        turned = dtypes.stored(files, tensor.encoding, extent, first, shape).T
-    for start in range(0, tensor.rows, step * k):
-        rows = slice(start, min(start + step * k, tensor.rows))
-        if tensor.inputs_first:
-            mine = np.ascontiguousarray(turned[rows][turn::k])
-            yield dtypes.widen(tensor.encoding, mine)
-        else:
-            at, n = first + start * tensor.columns, rows.stop - start
-            values = dtypes.values(files, tensor.encoding, extent, at, (n, tensor.columns))
-            yield values[turn::k]
-
-
-def _ends(columns: slice) -> tuple[int | None, int | None]:
-    return columns.start, columns.stop
-
-
-def _matrix(files: Files, tensor: ExpertTensor, expert: int, columns: slice) -> Floats:
-    """An expert's values ``[rows, columns]``, whichever way they are stored."""
-    shape = (tensor.rows, tensor.columns)
-    if tensor.inputs_first:
-        shape = shape[::-1]
-    start = expert * tensor.rows * tensor.columns
-    values = dtypes.values(files, tensor.encoding, tensor.extents[0], start, shape)
-    return (values.T if tensor.inputs_first else values)[:, columns]
 
 
 def _standard(profile: NormProfile) -> NormProfile:

@@ -14,7 +14,8 @@ import numpy as np
 from gptoss import console
 from gptoss.quant.audit.auditor import Audit, audit
 from gptoss.quant.audit.findings import Finding, Severity
-from gptoss.quant.audit.histogram import ExpertStatistics, Part
+from gptoss.quant.audit.histogram import ExpertStatistics
+from gptoss.quant.model.tensors import Part
 
 SHOWN = 6
 """Findings of a kind that are listed; all of them are in the JSON."""

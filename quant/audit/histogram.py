@@ -9,28 +9,19 @@ are counted by the processor's own instruction. numpy releases the GIL meanwhile
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptoss.quant import mxfp4
-from gptoss.quant.mxfp4 import Bytes
+from gptoss.quant.model.tensors import Part
+from gptoss.quant.mxfp4 import Bytes, Words
 
 Counts = NDArray[np.int64]
-Words = NDArray[np.uint64]
 
 SATURATED = 16
 """A block counts as saturated when so many of its 32 codes are the largest, ±6."""
-
-
-class Part(StrEnum):
-    """Which of an expert's three matrices."""
-
-    GATE = "gate"
-    UP = "up"
-    DOWN = "down"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,9 @@
-"""The one pass over a model's bytes: every tensor's statistics, a few threads at work."""
+"""The one pass over a model's bytes: every tensor's statistics, a few threads at work.
+
+Norms, biases, sinks, routers, attention and embeddings: whether all values are finite, how many
+are zero and which is the largest is counted over every value; the root mean square of large tensors
+over an eighth of them, evenly spread.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from math import inf, sqrt
 
 import numpy as np
 
@@ -16,16 +22,42 @@ from gptoss.quant.audit.histogram import (
     DenseStatistics,
     ExpertCounter,
     ExpertStatistics,
-    Part,
 )
 from gptoss.quant.model import dtypes
-from gptoss.quant.model.dtypes import DenseCount
-from gptoss.quant.model.reader import Files, codes, slab_rows, slabs
-from gptoss.quant.model.tensors import MXFP4, DenseTensor, ExpertTensor, Model
+from gptoss.quant.model.dtypes import FLOATS, FloatType
+from gptoss.quant.model.reader import TensorReader, block_codes, chunk_rows, iter_expert_rows
+from gptoss.quant.model.tensors import (
+    MXFP4,
+    DenseTensor,
+    Encoding,
+    ExpertTensor,
+    Extent,
+    Model,
+    Part,
+)
+from gptoss.quant.mxfp4 import Bytes, Floats
 
 WORKERS = min(8, os.cpu_count() or 1)
 DENSE_TASK = 2**24
 """Bytes of a dense tensor that one task counts, about."""
+DENSE_CHUNK = 2**19
+"""Bytes of a dense tensor counted at once, about; of denser formats as many values as of BF16."""
+_SAMPLED = 8
+"""Of larger tensors, the first of so many parts of a chunk goes into the root mean square."""
+
+Q8_0 = np.dtype([("scale", "<u2"), ("codes", "i1", 32)])
+
+
+@dataclass(frozen=True, slots=True)
+class DenseCount:
+    """What one chunk of a tensor adds to its statistics; ``values`` are those in the mean."""
+
+    not_finite: int = 0
+    first_bad: int | None = None
+    zeros: int = 0
+    peak: float = 0.0
+    square: float = 0.0
+    values: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +68,7 @@ class Counted:
     dense: tuple[DenseStatistics, ...]
 
 
-def count(model: Model, files: Files, progress: Progress | None = None) -> Counted:
+def count(model: Model, files: TensorReader, progress: Progress | None = None) -> Counted:
     """Read a model once and count everything. BF16 experts are counted as dense tensors."""
     packed = [tensor for tensor in model.experts if tensor.encoding in MXFP4]
     others = [*model.dense, *map(as_dense, loose(model))]
@@ -64,7 +96,7 @@ def count(model: Model, files: Files, progress: Progress | None = None) -> Count
         for statistics in _joined(tensor, [task.result()[1] for task in tasks])
     ]
     counted = [
-        dtypes.merged(tensor, [it for task in tasks for it in task.result()[1]])
+        _merged(tensor, [it for task in tasks for it in task.result()[1]])
         for tensor, tasks in zip(others, of_dense, strict=True)
     ]
     return Counted(tuple(experts), tuple(counted))
@@ -97,32 +129,37 @@ def as_dense(tensor: ExpertTensor) -> DenseTensor:
 
 
 def _tasks(tensor: DenseTensor) -> Iterator[tuple[int, int]]:
-    unit = dtypes.unit_bytes(tensor.encoding)
+    unit = dtypes.block_bytes(tensor.encoding)
     step = DENSE_TASK // unit * unit
     for start in range(0, tensor.extent.nbytes, step):
         yield start, min(start + step, tensor.extent.nbytes)
 
 
 def _count_dense(
-    files: Files, tensor: DenseTensor, start: int, stop: int
+    files: TensorReader, tensor: DenseTensor, start: int, stop: int
 ) -> tuple[int, list[DenseCount]]:
-    unit = dtypes.unit_bytes(tensor.encoding)
-    step = dtypes.PIECE // unit * unit
-    pieces = [
-        dtypes.count(files, tensor.encoding, tensor.extent, at, min(at + step, stop))
+    step = _dense_chunk(tensor.encoding)
+    chunks = [
+        _count_bytes(files, tensor.encoding, tensor.extent, at, min(at + step, stop))
         for at in range(start, stop, step)
     ]
-    return stop - start, pieces
+    return stop - start, chunks
 
 
-def _count_expert(files: Files, tensor: ExpertTensor, expert: int) -> tuple[int, Expert]:
+def _dense_chunk(encoding: Encoding) -> int:
+    """Bytes of whole blocks counted at once."""
+    blocks = DENSE_CHUNK // max(2 * dtypes.block_values(encoding), dtypes.block_bytes(encoding))
+    return max(1, blocks) * dtypes.block_bytes(encoding)
+
+
+def _count_expert(files: TensorReader, tensor: ExpertTensor, expert: int) -> tuple[int, Expert]:
     rows = tensor.rows // len(tensor.parts)
     counters = {part: ExpertCounter(rows) for part in tensor.parts}
-    for slab in slabs(files, tensor, expert):
+    for chunk in iter_expert_rows(files, tensor, expert):
         of_codes: CodeCounter | None = getattr(_local, "of_codes", None)
-        if of_codes is None or of_codes.room < slab.words.size:
-            _local.of_codes = of_codes = CodeCounter(slab.words.size)
-        counters[slab.part].add(slab.words, slab.scales, of_codes)
+        if of_codes is None or of_codes.room < chunk.words.size:
+            _local.of_codes = of_codes = CodeCounter(chunk.words.size)
+        counters[chunk.part].add(chunk.words, chunk.scales, of_codes)
     return tensor.nbytes // tensor.experts, counters
 
 
@@ -146,9 +183,83 @@ def _joined(tensor: ExpertTensor, experts: Sequence[Expert]) -> Iterator[ExpertS
             zero_blocks=np.array([it.zero_blocks for it in counters]),
             zero_rows=np.array([it.zero_rows for it in counters]),
             saturated_blocks=np.array([it.saturated_blocks for it in counters]),
-            ever=np.array([codes(tensor.encoding, it.ever) for it in counters]),
-            always=np.array([codes(tensor.encoding, it.always) for it in counters]),
+            ever=np.array([block_codes(tensor.encoding, it.ever) for it in counters]),
+            always=np.array([block_codes(tensor.encoding, it.always) for it in counters]),
             row_scales=np.array([it.row_scales for it in counters]),
             stretches=stretches,
-            stretch_rows=slab_rows(tensor),
+            stretch_rows=chunk_rows(tensor),
         )
+
+
+# --- dense tensors ---------------------------------------------------------------------------
+
+
+def _count_bytes(
+    files: TensorReader, encoding: Encoding, extent: Extent, start: int, stop: int
+) -> DenseCount:
+    """Count the bytes ``start`` to ``stop`` of an extent, whole blocks."""
+    raw = files.read("dense", extent, start, stop - start)
+    first = start // dtypes.block_bytes(encoding) * dtypes.block_values(encoding)
+    sampled = 1 if extent.nbytes <= 2 * DENSE_CHUNK else _SAMPLED
+    if encoding is Encoding.Q8_0:
+        return _count_q8_0(raw, first, sampled)
+    if encoding.value in FLOATS:
+        return _count_floats(raw, FLOATS[encoding.value], first, sampled)
+    decoded = dtypes.decode(encoding, raw).view(np.uint8)
+    return _count_floats(decoded, dtypes.F32, first, sampled)
+
+
+def _count_floats(raw: Bytes, of: FloatType, first: int, sampled: int) -> DenseCount:
+    bits = raw.view(of.stored)
+    magnitudes = bits & bits.dtype.type(of.magnitude)
+    top = int(magnitudes.max())
+    not_finite, first_bad = 0, None
+    if top >= of.infinity:
+        bad = magnitudes >= of.infinity
+        not_finite, first_bad = int(np.count_nonzero(bad)), first + int(bad.argmax())
+        magnitudes[bad] = 0
+        top = int(magnitudes.max())
+    zeros = len(bits) - int(np.count_nonzero(magnitudes)) - not_finite
+    peak = float(of.widen(np.array([top], bits.dtype))[0])
+    some = of.widen(magnitudes[: -(-len(bits) // sampled)])
+    return DenseCount(not_finite, first_bad, zeros, peak, _square(some), len(some))
+
+
+def _count_q8_0(raw: Bytes, first: int, sampled: int) -> DenseCount:
+    blocks = raw.view(Q8_0)
+    scales = blocks["scale"] & np.uint16(0x7FFF)
+    bad = scales >= 0x7C00
+    not_finite, first_bad = 0, None
+    if bad.any():
+        not_finite = 32 * int(np.count_nonzero(bad))
+        first_bad = first + 32 * int(bad.argmax())
+        scales[bad] = 0
+    # A zero code is a value rounded to zero; only a zero scale says that all 32 were zero.
+    zeros = 32 * int(np.count_nonzero(scales == 0)) - not_finite
+    n = -(-len(blocks) // sampled)
+    sizes = scales.view("<f2").astype(np.float32)
+    some = blocks["codes"][:n].astype(np.float32) * sizes[:n, None]
+    return DenseCount(not_finite, first_bad, zeros, 127 * float(sizes.max()), _square(some), 32 * n)
+
+
+def _square(values: Floats) -> float:
+    with np.errstate(over="ignore"):
+        total = float(np.square(values).sum(dtype=np.float64))
+    return total if total < inf else float(np.square(values.astype(np.float64)).sum())
+
+
+def _merged(tensor: DenseTensor, counts: Sequence[DenseCount]) -> DenseStatistics:
+    """A tensor's statistics from those of its chunks, in order."""
+    values = sum(count.values for count in counts)
+    bad = [count.first_bad for count in counts if count.first_bad is not None]
+    return DenseStatistics(
+        tensor.name,
+        tensor.layer,
+        tensor.encoding.value,
+        tensor.shape,
+        sum(count.not_finite for count in counts),
+        min(bad) if bad else None,
+        sum(count.zeros for count in counts),
+        max((count.peak for count in counts), default=0.0),
+        sqrt(sum(count.square for count in counts) / values) if values else 0.0,
+    )

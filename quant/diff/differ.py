@@ -21,13 +21,17 @@ from numpy.typing import NDArray
 
 from gptoss.progress import Progress
 from gptoss.quant import mxfp4
-from gptoss.quant.audit.check_layout import in_rows
-from gptoss.quant.audit.histogram import Part
 from gptoss.quant.audit.statistics import WORKERS
 from gptoss.quant.diff.result import Diff, ExpertChange, TensorChange
-from gptoss.quant.model import dtypes
 from gptoss.quant.model.loader import open_model
-from gptoss.quant.model.reader import Files, Slab, codes, slabs
+from gptoss.quant.model.reader import (
+    ExpertRows,
+    TensorReader,
+    block_codes,
+    iter_expert_rows,
+    iter_part_values,
+    read_values,
+)
 from gptoss.quant.model.tensors import (
     GATE_UP_BIAS,
     MXFP4,
@@ -35,6 +39,7 @@ from gptoss.quant.model.tensors import (
     Encoding,
     ExpertTensor,
     Model,
+    Part,
 )
 from gptoss.quant.mxfp4 import Floats
 from gptoss.quant.verify.result import KeyDifference
@@ -67,7 +72,7 @@ def diff(
             pairs[name] = pair
         else:
             apart.append(f"{name}: shape {pair.a.shape} and {pair.b.shape}")
-    with Files(models[0]) as one, Files(models[1]) as other:
+    with TensorReader.of(models[0]) as one, TensorReader.of(models[1]) as other:
         found = _compare(pairs, one, other, progress)
     for model in models:
         model.check_unchanged()
@@ -182,7 +187,7 @@ class _Sum:
 
 
 def _compare(
-    pairs: Mapping[str, _Pair], one: Files, other: Files, progress: Progress | None
+    pairs: Mapping[str, _Pair], one: TensorReader, other: TensorReader, progress: Progress | None
 ) -> dict[str, list[_Sum]]:
     """For each pair what differs, of experts one by one."""
     total = sum(pair.nbytes for pair in pairs.values())
@@ -211,7 +216,7 @@ def _add_squares(
     pool: ThreadPoolExecutor,
     pairs: Mapping[str, _Pair],
     sums: Mapping[str, Sequence[_Sum]],
-    files: Files,
+    files: TensorReader,
 ) -> None:
     """Of tensors in MXFP4 that changed, what A's values amount to: who is equal needs no norm."""
     for name, pair in pairs.items():
@@ -225,7 +230,7 @@ def _packed(pair: _Pair) -> bool:
     return pair.a.tensor.encoding in MXFP4 and pair.b.tensor.encoding in MXFP4
 
 
-def _works(pair: _Pair, one: Files, other: Files) -> Iterator[Callable[[], _Sum]]:
+def _works(pair: _Pair, one: TensorReader, other: TensorReader) -> Iterator[Callable[[], _Sum]]:
     a, b = pair.a, pair.b
     if isinstance(a.tensor, DenseTensor) or isinstance(b.tensor, DenseTensor):
         n = prod(a.shape)
@@ -237,7 +242,7 @@ def _works(pair: _Pair, one: Files, other: Files) -> Iterator[Callable[[], _Sum]
         yield partial(compare, a, b, one, other, expert)
 
 
-def _blocks(a: _Side, b: _Side, one: Files, other: Files, expert: int) -> _Sum:
+def _blocks(a: _Side, b: _Side, one: TensorReader, other: TensorReader, expert: int) -> _Sum:
     """An expert's part in MXFP4 on both sides."""
     found = _Sum()
     for mine, theirs in zip(_slabs(a, one, expert), _slabs(b, other, expert), strict=True):
@@ -246,31 +251,31 @@ def _blocks(a: _Side, b: _Side, one: Files, other: Files, expert: int) -> _Sum:
         n = int(np.count_nonzero(changed))
         if n:
             values = [
-                mxfp4.decode(codes(Encoding.MXFP4_HF, them[changed]), scales[changed])
+                mxfp4.decode(block_codes(Encoding.MXFP4_HF, them[changed]), scales[changed])
                 for them, scales in ((ours, mine.scales), (words, theirs.scales))
             ]
             found.add(values[0], values[1], n)
     return found
 
 
-def _slabs(side: _Side, files: Files, expert: int) -> Iterator[Slab]:
+def _slabs(side: _Side, files: TensorReader, expert: int) -> Iterator[ExpertRows]:
     assert isinstance(side.tensor, ExpertTensor)  # noqa: S101 - what _works chose
-    return (it for it in slabs(files, side.tensor, expert) if it.part is side.part)
+    return (it for it in iter_expert_rows(files, side.tensor, expert) if it.part is side.part)
 
 
-def _rows(side: _Side, files: Files, expert: int) -> Iterator[Floats]:
+def _rows(side: _Side, files: TensorReader, expert: int) -> Iterator[Floats]:
     assert isinstance(side.tensor, ExpertTensor)  # noqa: S101 - what _works chose
-    return in_rows(files, side.tensor, expert, side.part or Part.DOWN)
+    return iter_part_values(files, side.tensor, expert, side.part or Part.DOWN)
 
 
-def _in_order(side: _Side, slab: Slab) -> NDArray[np.uint64]:
+def _in_order(side: _Side, slab: ExpertRows) -> NDArray[np.uint64]:
     """A slab's words in Hugging Face's order."""
     if side.tensor.encoding is Encoding.MXFP4_GGML:
         return mxfp4.hf_words(slab.words)
     return slab.words
 
 
-def _square(side: _Side, files: Files, expert: int) -> float:
+def _square(side: _Side, files: TensorReader, expert: int) -> float:
     """The sum of the squares of an expert's values; NaN scales left out."""
     total = 0.0
     for slab in _slabs(side, files, expert):
@@ -286,7 +291,7 @@ _BYTE_SQUARES = (_CODE_SQUARES[None, :] + _CODE_SQUARES[:, None]).reshape(-1)
 """The sum of the squares of the two codes in a byte, of scale 1."""
 
 
-def _floats(a: _Side, b: _Side, one: Files, other: Files, expert: int) -> _Sum:
+def _floats(a: _Side, b: _Side, one: TensorReader, other: TensorReader, expert: int) -> _Sum:
     """An expert's part of which one side at least is stored in floats."""
     found = _Sum()
     for ours, theirs in zip(_rows(a, one, expert), _rows(b, other, expert), strict=True):
@@ -298,7 +303,7 @@ def _floats(a: _Side, b: _Side, one: Files, other: Files, expert: int) -> _Sum:
     return found
 
 
-def _dense(a: _Side, b: _Side, one: Files, other: Files, task: range) -> _Sum:
+def _dense(a: _Side, b: _Side, one: TensorReader, other: TensorReader, task: range) -> _Sum:
     """Some values of a tensor, counted from its start."""
     found = _Sum()
     for start in task[::PIECE]:
@@ -319,12 +324,12 @@ def _differ(ours: Floats, theirs: Floats) -> NDArray[np.bool_]:
     return differ
 
 
-def _values(side: _Side, files: Files, start: int, n: int) -> Floats:
+def _values(side: _Side, files: TensorReader, start: int, n: int) -> Floats:
     """``n`` values of a tensor from ``start`` on; of biases in turn, of those that are meant."""
     tensor = side.tensor
     assert isinstance(tensor, DenseTensor)  # noqa: S101 - what _works chose
     step = 1 if side.turn is None else 2
-    values = dtypes.values(files, tensor.encoding, tensor.extent, start * step, (n * step,))
+    values = read_values(files, tensor.encoding, tensor.extent, start * step, (n * step,))
     return values if side.turn is None else np.ascontiguousarray(values[side.turn :: 2])
 
 

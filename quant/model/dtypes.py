@@ -1,14 +1,13 @@
-"""Counting what is not in MXFP4: norms, biases, sinks, routers, attention, embeddings.
+"""How each encoding stores values, and the decoding of stored bytes to float32.
 
-Whether all values are finite, how many are zero and which is the largest is told of every value;
-the root mean square of large tensors from an eighth of them, evenly spread.
+Floats and MXFP4 are decoded here; every other block format by the gguf package, some thousands of
+values at a time, so that its scratch memory stays small. What neither can decode (integers, F64,
+ggml's intermediate formats) has no entry in ``Encoding``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import inf, prod, sqrt
 from typing import Any
 
 import numpy as np
@@ -16,179 +15,116 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
-from gptoss.quant.audit.histogram import DenseStatistics
-from gptoss.quant.model.reader import Files
-from gptoss.quant.model.tensors import DenseTensor, Encoding, Extent
+from gptoss.quant import mxfp4
+from gptoss.quant.model.tensors import Encoding
 from gptoss.quant.mxfp4 import Bytes, Floats
-from gptoss.quant.verify.comparison import widened
 
-PIECE = 2**19
-"""Bytes looked at together, about."""
-_SAMPLED = 8
-"""Of larger tensors, the first of so many parts of a piece goes into the root mean square."""
-
-Q8_0 = np.dtype([("scale", "<u2"), ("codes", "i1", 32)])
+AT_ONCE = 2**16
+"""Values that the gguf package decodes at once: its tables need up to 100 bytes for each."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Format:
-    """A binary float: the unsigned integers that hold it, and the bits of infinity.
+class FloatType:
+    """A binary float type: ``stored`` is numpy's name of the unsigned integers that hold it.
 
-    ``widen`` makes float32 of them, exact and in memory of its own.
+    ``magnitude`` masks the sign bit away, ``infinity`` is the bit pattern of infinity.
     """
 
+    name: str
     stored: str
     magnitude: int
     infinity: int
-    widen: Callable[[NDArray[Any]], Floats]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a value."""
+        return np.dtype(self.stored).itemsize
+
+    def widen(self, bits: NDArray[Any]) -> Floats:
+        """Stored integers ``[...]`` as ``float32[...]``, exact and in memory of its own."""
+        if self.name == "BF16":
+            return widen_bf16(bits)
+        floats = np.ascontiguousarray(bits).view("<f2" if self.name == "F16" else "<f4")
+        return floats.astype(np.float32)
+
+    def values(self, raw: Bytes) -> Floats:
+        """Bytes ``[..., k * nbytes]`` as ``float32[..., k]``, exact and in memory of its own."""
+        return self.widen(raw.view(self.stored))
 
 
-def _from_f16(bits: NDArray[Any]) -> Floats:
-    return np.ascontiguousarray(bits).view("<f2").astype(np.float32)
+BF16 = FloatType("BF16", "<u2", 0x7FFF, 0x7F80)
+F16 = FloatType("F16", "<u2", 0x7FFF, 0x7C00)
+F32 = FloatType("F32", "<u4", 0x7FFFFFFF, 0x7F800000)
+FLOATS = {it.name: it for it in (BF16, F16, F32)}
+"""The float types by their name, which checkpoints, GGUF files and ``Encoding`` share."""
 
 
-def _from_f32(bits: NDArray[Any]) -> Floats:
-    return np.ascontiguousarray(bits).view("<f4").astype(np.float32)
+def widen_bf16(bits: NDArray[np.uint16]) -> Floats:
+    """BF16 bit patterns as float32, exact."""
+    wide = bits.astype(np.uint32)
+    wide <<= np.uint32(16)
+    return wide.view(np.float32)
 
 
-_FORMATS = {
-    Encoding.BF16: _Format("<u2", 0x7FFF, 0x7F80, widened),
-    Encoding.F16: _Format("<u2", 0x7FFF, 0x7C00, _from_f16),
-    Encoding.F32: _Format("<u4", 0x7FFFFFFF, 0x7F800000, _from_f32),
-}
-
-FLOATS = tuple(_FORMATS)
-"""Encodings whose values stand alone."""
+def block_values(encoding: Encoding) -> int:
+    """Values in a block: those that share a scale, or 1."""
+    return _block(encoding)[0]
 
 
-@dataclass(frozen=True, slots=True)
-class DenseCount:
-    """What one piece of a tensor adds to its statistics; ``values`` are those in the mean."""
-
-    not_finite: int = 0
-    first_bad: int | None = None
-    zeros: int = 0
-    peak: float = 0.0
-    square: float = 0.0
-    values: int = 0
+def block_bytes(encoding: Encoding) -> int:
+    """Bytes of a block of ``block_values``. (MXFP4 as ggml stores it.)"""
+    return _block(encoding)[1]
 
 
-def unit_bytes(encoding: Encoding) -> int:
-    """Bytes that must stay together: a value, or a block of values with its scale."""
-    return _unit(encoding)[1]
-
-
-def unit_values(encoding: Encoding) -> int:
-    """Values in ``unit_bytes``."""
-    return _unit(encoding)[0]
-
-
-def _unit(encoding: Encoding) -> tuple[int, int]:
-    values, nbytes = GGML_QUANT_SIZES[GGMLQuantizationType[encoding.value]]
+def _block(encoding: Encoding) -> tuple[int, int]:
+    values, nbytes = GGML_QUANT_SIZES[_ggml(encoding)]
     return values, nbytes
 
 
-def _decoded(encoding: Encoding, raw: Bytes) -> Floats:
-    """The values of whole blocks, as the gguf package decodes them."""
-    blocks = raw.reshape(-1, unit_bytes(encoding))
-    with np.errstate(invalid="ignore", over="ignore"):  # a damaged scale may be infinite
-        decoded: Floats = dequantize(blocks, GGMLQuantizationType[encoding.value])
-    return decoded.reshape(-1)
+def _ggml(encoding: Encoding) -> GGMLQuantizationType:
+    if encoding is Encoding.MXFP4_GGML:
+        return GGMLQuantizationType.MXFP4
+    return GGMLQuantizationType[encoding.value]
 
 
-def count(files: Files, encoding: Encoding, extent: Extent, start: int, stop: int) -> DenseCount:
-    """Count the bytes ``start`` to ``stop`` of an extent, whole units."""
-    raw = files.read("dense", extent, start, stop - start)
-    first = start // unit_bytes(encoding) * unit_values(encoding)
-    sampled = 1 if extent.nbytes <= 2 * PIECE else _SAMPLED
-    if encoding is Encoding.Q8_0:
-        return _count_q8_0(raw, first, sampled)
-    if encoding in _FORMATS:
-        return _count_floats(raw, _FORMATS[encoding], first, sampled)
-    decoded = _decoded(encoding, raw).view(np.uint8)
-    return _count_floats(decoded, _FORMATS[Encoding.F32], first, sampled)
+def encoding_of(kind: GGMLQuantizationType) -> Encoding:
+    """The encoding of a ggml type; ``Encoding.OTHER`` when it cannot be decoded."""
+    if kind is GGMLQuantizationType.MXFP4:
+        return Encoding.MXFP4_GGML
+    return Encoding(kind.name) if kind.name in _NAMES else Encoding.OTHER
 
 
-def _count_floats(raw: Bytes, of: _Format, first: int, sampled: int) -> DenseCount:
-    bits = raw.view(of.stored)
-    magnitudes = bits & bits.dtype.type(of.magnitude)
-    top = int(magnitudes.max())
-    not_finite, first_bad = 0, None
-    if top >= of.infinity:
-        bad = magnitudes >= of.infinity
-        not_finite, first_bad = int(np.count_nonzero(bad)), first + int(bad.argmax())
-        magnitudes[bad] = 0
-        top = int(magnitudes.max())
-    zeros = len(bits) - int(np.count_nonzero(magnitudes)) - not_finite
-    peak = float(of.widen(np.array([top], bits.dtype))[0])
-    some = of.widen(magnitudes[: -(-len(bits) // sampled)])
-    return DenseCount(not_finite, first_bad, zeros, peak, _square(some), len(some))
+_NAMES = {encoding.value for encoding in Encoding}
 
 
-def _count_q8_0(raw: Bytes, first: int, sampled: int) -> DenseCount:
-    blocks = raw.view(Q8_0)
-    scales = blocks["scale"] & np.uint16(0x7FFF)
-    bad = scales >= 0x7C00
-    not_finite, first_bad = 0, None
-    if bad.any():
-        not_finite = 32 * int(np.count_nonzero(bad))
-        first_bad = first + 32 * int(bad.argmax())
-        scales[bad] = 0
-    # A zero code is a value rounded to zero; only a zero scale says that all 32 were zero.
-    zeros = 32 * int(np.count_nonzero(scales == 0)) - not_finite
-    n = -(-len(blocks) // sampled)
-    sizes = scales.view("<f2").astype(np.float32)
-    some = blocks["codes"][:n].astype(np.float32) * sizes[:n, None]
-    return DenseCount(not_finite, first_bad, zeros, 127 * float(sizes.max()), _square(some), 32 * n)
+def decode(encoding: Encoding, raw: Bytes) -> Floats:
+    """Whole blocks as ``float32[n]``, in memory of its own; damaged scales give NaN or infinity."""
+    if encoding.value in FLOATS:
+        return FLOATS[encoding.value].values(raw.reshape(-1))
+    if encoding is Encoding.MXFP4_GGML:
+        blocks = raw.reshape(-1, mxfp4.GGML_BYTES)
+        return mxfp4.decode(mxfp4.codes_from_ggml(blocks), blocks[:, 0]).reshape(-1)
+    if encoding is Encoding.Q1_0:
+        return _decode_q1_0(raw)
+    values, nbytes = _block(encoding)
+    blocks = raw.reshape(-1, nbytes)
+    out = np.empty(len(blocks) * values, np.float32)
+    step = AT_ONCE // values
+    for start in range(0, len(blocks), step):
+        # As one row: the package works on sixteen rows at a time, and a block is too short a row.
+        part = blocks[start : start + step].reshape(1, -1)
+        with np.errstate(invalid="ignore", over="ignore"):
+            decoded = dequantize(part, _ggml(encoding)).reshape(-1)
+        out[start * values : start * values + len(decoded)] = decoded
+    return out
 
 
-def _square(values: Floats) -> float:
-    with np.errstate(over="ignore"):
-        total = float(np.square(values).sum(dtype=np.float64))
-    return total if total < inf else float(np.square(values.astype(np.float64)).sum())
+def _decode_q1_0(raw: Bytes) -> Floats:
+    """128 values of one magnitude: an F16 scale, then a bit each, the lowest first, 1 for plus.
 
-
-def merged(tensor: DenseTensor, counts: Sequence[DenseCount]) -> DenseStatistics:
-    """A tensor's statistics from those of its pieces, in order."""
-    values = sum(count.values for count in counts)
-    bad = [count.first_bad for count in counts if count.first_bad is not None]
-    return DenseStatistics(
-        tensor.name,
-        tensor.layer,
-        tensor.encoding.value,
-        tensor.shape,
-        sum(count.not_finite for count in counts),
-        min(bad) if bad else None,
-        sum(count.zeros for count in counts),
-        max((count.peak for count in counts), default=0.0),
-        sqrt(sum(count.square for count in counts) / values) if values else 0.0,
-    )
-
-
-def values(
-    files: Files, encoding: Encoding, extent: Extent, start: int, shape: Sequence[int]
-) -> Floats:
-    """Values of the given shape as float32, from the value ``start`` of an extent on."""
-    if encoding in _FORMATS:
-        return widen(encoding, stored(files, encoding, extent, start, shape))
-    return _decoded(encoding, _read(files, encoding, extent, start, shape)).reshape(shape)
-
-
-def stored(
-    files: Files, encoding: Encoding, extent: Extent, start: int, shape: Sequence[int]
-) -> NDArray[Any]:
-    """What holds the values of one of ``FLOATS``, in the thread's buffer; see ``widen``."""
-    raw = _read(files, encoding, extent, start, shape)
-    return raw.view(_FORMATS[encoding].stored).reshape(shape)
-
-
-def widen(encoding: Encoding, bits: NDArray[Any]) -> Floats:
-    """What ``stored`` gave as float32, in memory of its own."""
-    return _FORMATS[encoding].widen(bits)
-
-
-def _read(
-    files: Files, encoding: Encoding, extent: Extent, start: int, shape: Sequence[int]
-) -> Bytes:
-    each, nbytes = _unit(encoding)
-    return files.read("values", extent, start // each * nbytes, prod(shape) // each * nbytes)
+    (Source: ggml's ``dequantize_row_q1_0``; the gguf package does not decode it.)
+    """
+    blocks = raw.reshape(-1, block_bytes(Encoding.Q1_0))
+    scales = np.ascontiguousarray(blocks[:, :2]).view("<f2").astype(np.float32)
+    bits = np.unpackbits(blocks[:, 2:], axis=1, bitorder="little")
+    return np.where(bits == 1, scales, -scales).reshape(-1)

@@ -1,9 +1,9 @@
-"""A checkpoint or a GGUF behind one face, opened to be looked into whatever is wrong with it.
+"""Load a checkpoint or a GGUF into one ``Model``; recoverable defects are listed in it.
 
-What makes a file unreadable (a damaged header, another architecture, sizes that contradict each
-other) is an error. What a sound file may still get wrong is a finding: tensors that are missing,
-unknown or misshapen, and positional settings that are left out, for which the published models'
-are then taken.
+A file that cannot be read (a damaged header, another architecture, sizes that contradict each
+other) is an error. What an intact file may still get wrong is a ``Defect``: tensors that are
+missing, unknown or misshapen, and rope settings that are missing, for which the published models'
+values are then used.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gguf.constants import GGMLQuantizationType
-
 from gptoss.errors import CheckpointError, GgufError, InvalidFileError
 from gptoss.formats import openai_layout
 from gptoss.formats.checkpoint import CONFIG, INDEX, Checkpoint, read_config
@@ -21,7 +19,8 @@ from gptoss.formats.gguf import GgufFile, GgufTensor
 from gptoss.formats.hparams import HParams
 from gptoss.formats.safetensors import TensorInfo
 from gptoss.formats.tensor_map import NamedTensor, TensorRole, tensors
-from gptoss.quant.audit.findings import Finding, FindingKind, Severity
+from gptoss.quant.model.defects import Defect, DefectKind
+from gptoss.quant.model.dtypes import FLOATS, encoding_of
 from gptoss.quant.model.tensors import (
     GATE_UP_BIAS,
     DenseTensor,
@@ -39,12 +38,13 @@ from gptoss.quant.model.tensors import (
 def open_model(path: Path) -> Model:
     """Open a checkpoint's folder or a GGUF file.
 
-    Raises ``InvalidFileError`` when it is unreadable, ``UnsupportedModelError`` when it is no gpt-oss model.
+    Raises ``InvalidFileError`` when it cannot be read, ``UnsupportedModelError`` when it is not a
+    gpt-oss model.
     """
     if path.is_dir():
         return _open_checkpoint(path)
     if (path.suffix == ".safetensors" or path.name in (CONFIG, INDEX)) and path.is_file():
-        raise CheckpointError(f"{path}: is one file of a checkpoint; name the folder it is in")
+        raise CheckpointError(f"{path}: is one file of a checkpoint; give the folder that holds it")
     return _open_gguf(path)
 
 
@@ -57,18 +57,15 @@ def _open_checkpoint(folder: Path) -> Model:
     checkpoint = Checkpoint.open(folder, defaults=defaults)
     paths = {_extent(info).path for info in checkpoint.tensors.values()}
     stamps = _stamps(paths, CheckpointError)
-    findings = [
-        Finding(FindingKind.ROPE_MISSING, Severity.ERROR, f"{key} is missing", key)
-        for key in defaults
-    ]
-    found = _Found(checkpoint.tensors)
+    defects = [Defect(DefectKind.ROPE_MISSING, f"{key} is missing", key) for key in defaults]
+    loader = _CheckpointLoader(checkpoint.tensors)
     experts: list[ExpertTensor] = []
     dense: list[DenseTensor] = []
     for sharing in _by_source(checkpoint.hparams).values():
         if sharing[0].role is TensorRole.EXPERTS:
-            experts += found.experts(sharing)
+            experts += loader.experts(sharing)
         else:
-            dense += found.dense(sharing)
+            dense += loader.dense(sharing)
     return Model(
         folder,
         checkpoint.tokenizer,
@@ -76,8 +73,8 @@ def _open_checkpoint(folder: Path) -> Model:
         checkpoint.config,
         tuple(experts),
         tuple(dense),
-        (*findings, *found.findings, *found.unknown()),
-        tuple(found.unread),
+        (*defects, *loader.defects, *loader.unknown()),
+        tuple(loader.unread),
         CheckpointError,
         stamps,
     )
@@ -115,16 +112,18 @@ def _by_source(hparams: HParams) -> dict[str, list[NamedTensor]]:
     return by_source
 
 
-_FLOATS = {"BF16": Encoding.BF16, "F16": Encoding.F16, "F32": Encoding.F32}
+def _float_encoding(dtype: str) -> Encoding:
+    """The encoding of a checkpoint's dtype; ``Encoding.OTHER`` when it is not a float."""
+    return Encoding(dtype) if dtype in FLOATS else Encoding.OTHER
 
 
-class _Found:
-    """A checkpoint's tensors as they are taken up, and what is wrong with them."""
+class _CheckpointLoader:
+    """Collects a checkpoint's tensors, and the defects of their entries."""
 
     def __init__(self, tensors: Mapping[str, TensorInfo]) -> None:
         self._tensors = tensors
         self._taken: set[str] = set()
-        self.findings: list[Finding] = []
+        self.defects: list[Defect] = []
         self.unread: list[str] = []
 
     def experts(self, sharing: list[NamedTensor]) -> Iterator[ExpertTensor]:
@@ -139,13 +138,12 @@ class _Found:
             info = self._take(base, layer)
             if info is None:
                 return
-            encoding = _FLOATS.get(info.dtype, Encoding.OTHER)
-            turned = info.shape == (n_experts, rows, columns) and rows != columns
-            if turned:
-                self.findings.append(
-                    Finding(
-                        FindingKind.EXPERTS_TRANSPOSED,
-                        Severity.ERROR,
+            encoding = _float_encoding(info.dtype)
+            transposed = info.shape == (n_experts, rows, columns) and rows != columns
+            if transposed:
+                self.defects.append(
+                    Defect(
+                        DefectKind.EXPERTS_TRANSPOSED,
                         f"shape {info.shape}; {(n_experts, columns, rows)} is expected",
                         base,
                         layer,
@@ -165,7 +163,7 @@ class _Found:
                 columns,
                 encoding,
                 (_extent(info),),
-                not turned,
+                not transposed,
             )
             return
         infos = [self._take(source.name, layer) for source in first.sources]
@@ -193,8 +191,8 @@ class _Found:
         info = self._take(source.name, layer)
         if info is None or not self._fits(info, source.shape, layer):
             return
-        encoding = _FLOATS.get(info.dtype)
-        if encoding is None:
+        encoding = _float_encoding(info.dtype)
+        if encoding is Encoding.OTHER:
             self.unread.append(info.name)
             return
         role = role_of(sharing[0].gguf)
@@ -202,13 +200,12 @@ class _Found:
             role = GATE_UP_BIAS
         yield DenseTensor(info.name, layer, role, info.shape, encoding, _extent(info))
 
-    def unknown(self) -> Iterator[Finding]:
+    def unknown(self) -> Iterator[Defect]:
         """Tensors that nothing took up."""
         for name, info in self._tensors.items():
             if name not in self._taken:
-                yield Finding(
-                    FindingKind.TENSOR_UNKNOWN,
-                    Severity.ERROR,
+                yield Defect(
+                    DefectKind.TENSOR_UNKNOWN,
                     f"{info.dtype} {info.shape}",
                     name,
                     file=info.path.name,
@@ -218,9 +215,7 @@ class _Found:
         self._taken.add(name)
         info = self._tensors.get(name)
         if info is None:
-            self.findings.append(
-                Finding(FindingKind.TENSOR_MISSING, Severity.ERROR, "not in any shard", name, layer)
-            )
+            self.defects.append(Defect(DefectKind.TENSOR_MISSING, "not in any shard", name, layer))
         return info
 
     def _fits(
@@ -230,10 +225,9 @@ class _Found:
             return True
         self.unread.append(info.name)
         wanted = f"{dtype or 'floats'} {shape}"
-        self.findings.append(
-            Finding(
-                FindingKind.TENSOR_SHAPE,
-                Severity.ERROR,
+        self.defects.append(
+            Defect(
+                DefectKind.TENSOR_SHAPE,
                 f"{info.dtype} {info.shape}; {wanted} is expected",
                 info.name,
                 layer,
@@ -262,17 +256,11 @@ ROPE_KEYS: dict[str, str | int | float] = {
 """Keys without which llama.cpp computes other positions, and the published models' values."""
 
 
-def _encoding(kind: GGMLQuantizationType) -> Encoding:
-    if kind is GGMLQuantizationType.MXFP4:
-        return Encoding.MXFP4_GGML
-    return Encoding(kind.name) if kind.name in [*Encoding] else Encoding.OTHER
-
-
 def _open_gguf(path: Path) -> Model:
     file = GgufFile.open(path)
     stamps = _stamps(set(file.paths), GgufError)
     hparams = HParams.from_gguf(_completed(file), str(path))
-    findings = list(_rope_findings(file.metadata))
+    defects = list(_rope_defects(file.metadata))
     experts: list[ExpertTensor] = []
     dense: list[DenseTensor] = []
     unread: list[str] = []
@@ -280,11 +268,10 @@ def _open_gguf(path: Path) -> Model:
     for named in tensors(hparams):
         known.add(named.gguf)
         tensor = file.tensors.get(named.gguf)
-        problem = _problem(named, tensor)
-        findings += problem
+        defects += _defects(named, tensor)
         if tensor is None:
             continue
-        encoding = _encoding(tensor.type)
+        encoding = encoding_of(tensor.type)
         if tensor.shape != named.ggml_shape or encoding is Encoding.OTHER:
             unread.append(tensor.name)
             continue
@@ -299,10 +286,8 @@ def _open_gguf(path: Path) -> Model:
         else:
             role = role_of(named.gguf)
             dense.append(DenseTensor(tensor.name, layer, role, named.shape, encoding, extent))
-    findings += [
-        Finding(
-            FindingKind.TENSOR_UNKNOWN, Severity.ERROR, f"{tensor.type.name} {tensor.shape}", name
-        )
+    defects += [
+        Defect(DefectKind.TENSOR_UNKNOWN, f"{tensor.type.name} {tensor.shape}", name)
         for name, tensor in file.tensors.items()
         if name not in known
     ]
@@ -313,7 +298,7 @@ def _open_gguf(path: Path) -> Model:
         file.metadata,
         tuple(experts),
         tuple(dense),
-        tuple(findings),
+        tuple(defects),
         tuple(unread),
         GgufError,
         stamps,
@@ -329,30 +314,22 @@ def _completed(file: GgufFile) -> dict[str, Any]:
     return metadata
 
 
-def _rope_findings(metadata: Mapping[str, Any]) -> Iterator[Finding]:
+def _rope_defects(metadata: Mapping[str, Any]) -> Iterator[Defect]:
     for key, published in ROPE_KEYS.items():
         found = metadata.get(key)
         if found is None:
-            yield Finding(FindingKind.ROPE_MISSING, Severity.ERROR, "the key is missing", key)
+            yield Defect(DefectKind.ROPE_MISSING, "the key is missing", key)
         elif found != published:
-            severity = Severity.ERROR if key.endswith(".type") else Severity.WARNING
-            message = f"{found!r}; the published models have {published!r}"
-            yield Finding(FindingKind.ROPE_UNUSUAL, severity, message, key)
+            kind = DefectKind.ROPE_TYPE if key.endswith(".type") else DefectKind.ROPE_UNUSUAL
+            yield Defect(kind, f"{found!r}; the published models have {published!r}", key)
 
 
-def _problem(named: NamedTensor, tensor: GgufTensor | None) -> Iterator[Finding]:
-    """What is wrong with a tensor's presence, shape or type."""
+def _defects(named: NamedTensor, tensor: GgufTensor | None) -> Iterator[Defect]:
+    """Whether a tensor is missing or has another shape."""
     layer = layer_of(named.gguf)
     if tensor is None:
-        yield Finding(
-            FindingKind.TENSOR_MISSING, Severity.ERROR, "not in the file", named.gguf, layer
-        )
+        yield Defect(DefectKind.TENSOR_MISSING, "not in the file", named.gguf, layer)
         return
     if tensor.shape != named.ggml_shape:
         message = f"shape {tensor.shape}; {named.ggml_shape} is expected"
-        yield Finding(FindingKind.TENSOR_SHAPE, Severity.ERROR, message, named.gguf, layer)
-    if named.role is TensorRole.EXPERTS and tensor.type is not GGMLQuantizationType.MXFP4:
-        exact = tensor.type in (GGMLQuantizationType.BF16, GGMLQuantizationType.F32)
-        severity = Severity.INFO if exact else Severity.WARNING
-        message = f"{tensor.type.name}, not MXFP4"
-        yield Finding(FindingKind.EXPERTS_REQUANTIZED, severity, message, named.gguf, layer)
+        yield Defect(DefectKind.TENSOR_SHAPE, message, named.gguf, layer)

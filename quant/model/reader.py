@@ -1,46 +1,64 @@
-"""Expert weights read in slabs of rows, alike from either container.
+"""Read tensors in bounded chunks, the same way from either container.
 
-A slab is a few rows of one expert: small enough to stay in a core's cache while it is worked on,
-so memory stays the same whatever the model's size, and every byte is fetched once. Buffers belong
-to the thread that uses them.
+A chunk is small enough to stay in a core's cache while it is worked on: memory use does not depend
+on the model's size, and every byte is read once. Buffers belong to the thread that uses them.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Self
+from math import prod
+from typing import Any, Protocol, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gptoss.errors import InvalidFileError
-from gptoss.formats.byte_source import Source
+from gptoss.formats.byte_source import AnyPath, Source
 from gptoss.quant import mxfp4
-from gptoss.quant.audit.histogram import Part, Words
-from gptoss.quant.model.tensors import Encoding, ExpertTensor, Extent, Model
-from gptoss.quant.mxfp4 import Bytes
+from gptoss.quant.model import dtypes
+from gptoss.quant.model.dtypes import FLOATS
+from gptoss.quant.model.tensors import MXFP4, Encoding, ExpertTensor, Extent, Model, Part
+from gptoss.quant.mxfp4 import Bytes, Floats, Words
 
-SLAB = 2**19
-"""Bytes of codes in a slab, about."""
+CHUNK = 2**19
+"""Bytes of codes in a chunk of expert rows, about."""
 
 
-class Files:
-    """A model's files, open for any number of threads; a context manager."""
+class Located(Protocol):
+    """A stretch of a file: an ``Extent``, or a tensor's entry in either container."""
 
-    def __init__(self, model: Model) -> None:
-        self._error: type[InvalidFileError] = model.error
-        self._paths = list(model.stamps)
-        self._sources: Mapping[Path, Source] = {}
+    @property
+    def path(self) -> AnyPath: ...
+    @property
+    def offset(self) -> int: ...
+
+
+class TensorReader:
+    """Open files, read by any number of threads into buffers of their own; a context manager.
+
+    ``files`` maps each path to the error class raised when that file cannot be read.
+    """
+
+    def __init__(self, files: Mapping[Any, type[InvalidFileError]]) -> None:
+        self._files = files
+        self._sources: dict[AnyPath, Source] = {}
         self._local = threading.local()
         self._stack = ExitStack()
+
+    @classmethod
+    def of(cls, model: Model) -> Self:
+        """A reader of all files of a model."""
+        return cls(dict.fromkeys(model.stamps, model.error))
 
     def __enter__(self) -> Self:
         with ExitStack() as opened:
             self._sources = {
-                path: opened.enter_context(Source(path, self._error)) for path in self._paths
+                path: opened.enter_context(Source(path, error))
+                for path, error in self._files.items()
             }
             self._stack = opened.pop_all()
         return self
@@ -48,14 +66,17 @@ class Files:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def read(self, slot: str, extent: Extent, start: int, nbytes: int) -> Bytes:
-        """Bytes of an extent in this thread's buffer ``slot``, valid until its next use."""
+    def read(self, slot: str, at: Located, start: int, nbytes: int) -> Bytes:
+        """Read ``nbytes`` from ``start`` bytes after ``at``.
+
+        The result is this thread's buffer named ``slot``: valid until its next use.
+        """
         buffer = self.buffer(slot, nbytes)
-        self._sources[extent.path].read_into(extent.offset + start, buffer)
+        self._sources[at.path].read_into(at.offset + start, buffer)
         return buffer
 
     def buffer(self, slot: str, nbytes: int) -> Bytes:
-        """This thread's buffer of that name; its contents are what was left there."""
+        """This thread's buffer of that name; its content is whatever was left in it."""
         buffer: Bytes | None = getattr(self._local, slot, None)
         if buffer is None or len(buffer) < nbytes:
             buffer = np.empty(nbytes, np.uint8)
@@ -63,12 +84,33 @@ class Files:
         return buffer[:nbytes]
 
 
+# --- values -----------------------------------------------------------------------------------
+
+
+def read_values(
+    files: TensorReader, encoding: Encoding, extent: Extent, start: int, shape: Sequence[int]
+) -> Floats:
+    """Values of the given shape as float32, beginning with value ``start`` of an extent.
+
+    Any range may be asked for: blocks that it cuts through are decoded whole.
+    """
+    each, nbytes = dtypes.block_values(encoding), dtypes.block_bytes(encoding)
+    n = prod(shape)
+    first, last = start // each, -(-(start + n) // each)
+    raw = files.read("values", extent, first * nbytes, (last - first) * nbytes)
+    skipped = start - first * each
+    return dtypes.decode(encoding, raw)[skipped : skipped + n].reshape(shape)
+
+
+# --- experts ----------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True)
-class Slab:
-    """Some rows of one part of an expert: ``row`` is the first of them, counted in the part.
+class ExpertRows:
+    """Some rows of one part of an expert; ``row`` is the first of them, counted in the part.
 
     ``words[rows, blocks, 2]`` are the blocks' codes in their container's order, contiguous;
-    ``scales[rows, blocks]``. Both are valid until the next slab.
+    ``scales[rows, blocks]``. Both are valid until the next chunk.
     """
 
     part: Part
@@ -77,31 +119,33 @@ class Slab:
     scales: Bytes
 
 
-def slabs(files: Files, tensor: ExpertTensor, expert: int) -> Iterator[Slab]:
-    """All slabs of an expert of an MXFP4 tensor, in the order of the rows."""
+def iter_expert_rows(
+    files: TensorReader, tensor: ExpertTensor, expert: int
+) -> Iterator[ExpertRows]:
+    """All rows of an expert of an MXFP4 tensor, in order, a chunk at a time."""
     k, blocks = len(tensor.parts), tensor.columns // mxfp4.BLOCK
-    step = slab_rows(tensor) * k
+    step = chunk_rows(tensor) * k
     for start in range(0, tensor.rows, step):
         rows = min(step, tensor.rows - start)
-        words, scales = _read(files, tensor, expert * tensor.rows + start, rows, blocks)
+        words, scales = _read_blocks(files, tensor, expert * tensor.rows + start, rows, blocks)
         for turn, part in enumerate(tensor.parts):
             mine = words[turn::k]
             if k > 1:
                 room = files.buffer("rows", mine.nbytes).view(np.uint64).reshape(mine.shape)
                 np.copyto(room, mine)
                 mine = room
-            yield Slab(part, start // k, mine, scales[turn::k])
+            yield ExpertRows(part, start // k, mine, scales[turn::k])
 
 
-def slab_rows(tensor: ExpertTensor) -> int:
-    """Rows of a part in a slab; the last one of an expert may have fewer."""
-    return max(1, SLAB // (tensor.columns // mxfp4.BLOCK * mxfp4.HF_BYTES))
+def chunk_rows(tensor: ExpertTensor) -> int:
+    """Rows of a part in a chunk; the last chunk of an expert may have fewer."""
+    return max(1, CHUNK // (tensor.columns // mxfp4.BLOCK * mxfp4.HF_BYTES))
 
 
-def _read(
-    files: Files, tensor: ExpertTensor, row: int, rows: int, blocks: int
+def _read_blocks(
+    files: TensorReader, tensor: ExpertTensor, row: int, rows: int, blocks: int
 ) -> tuple[Words, Bytes]:
-    """Words ``[rows, blocks, 2]`` and scales ``[rows, blocks]`` from a row of all experts on."""
+    """Words ``[rows, blocks, 2]`` and scales ``[rows, blocks]``; ``row`` counts over all experts."""
     n = rows * blocks
     if tensor.encoding is Encoding.MXFP4_HF:
         of_codes, of_scales = tensor.extents
@@ -114,9 +158,77 @@ def _read(
     return words, np.ascontiguousarray(scales)  # one in 17 bytes: gathered once, then read often
 
 
-def codes(encoding: Encoding, words: Words) -> Bytes:
+def block_codes(encoding: Encoding, words: Words) -> Bytes:
     """The codes ``[..., 32]`` of blocks given as contiguous words ``[..., 2]``."""
     block = words.view(np.uint8)
     if encoding is Encoding.MXFP4_HF:
         return mxfp4.codes_from_hf(block)
     return mxfp4.codes_from_ggml_nibbles(block)
+
+
+def iter_part_values(
+    files: TensorReader, tensor: ExpertTensor, expert: int, part: Part
+) -> Iterator[Floats]:
+    """A part of an expert from first to last row, ``float32[rows, columns]`` at a time.
+
+    Each chunk has ``chunk_rows`` rows, the last may have fewer, whatever the encoding; it is valid
+    until the next. Alternating parts are read once for each part.
+    """
+    if tensor.encoding in MXFP4:
+        for chunk in iter_expert_rows(files, tensor, expert):
+            if chunk.part is part:
+                values = mxfp4.decode(block_codes(tensor.encoding, chunk.words), chunk.scales)
+                yield values.reshape(len(values), -1)
+        return
+    (extent,), first = tensor.extents, expert * tensor.rows * tensor.columns
+    k, turn, step = len(tensor.parts), tensor.parts.index(part), chunk_rows(tensor)
+    if tensor.inputs_first:
+        stored = _read_stored(files, tensor, first).T
+    for start in range(0, tensor.rows, step * k):
+        rows = slice(start, min(start + step * k, tensor.rows))
+        if tensor.inputs_first:
+            mine = np.ascontiguousarray(stored[rows][turn::k])
+            yield FLOATS[tensor.encoding.value].widen(mine)
+        else:
+            at, n = first + start * tensor.columns, rows.stop - start
+            yield read_values(files, tensor.encoding, extent, at, (n, tensor.columns))[turn::k]
+
+
+def _read_stored(files: TensorReader, tensor: ExpertTensor, first: int) -> NDArray[Any]:
+    """An expert's floats as they are stored, inputs first, ``[columns, rows]``, not widened."""
+    (extent,), kind = tensor.extents, FLOATS[tensor.encoding.value]
+    n = tensor.columns * tensor.rows * kind.nbytes
+    raw = files.read("values", extent, first * kind.nbytes, n)
+    return raw.view(kind.stored).reshape(tensor.columns, tensor.rows)
+
+
+def sample_rows(
+    files: TensorReader, tensor: ExpertTensor, expert: int, columns: slice, step: int
+) -> dict[Part, Floats]:
+    """Every ``step``-th row of each part of an expert, ``float32[rows, columns]``.
+
+    ``columns`` starts and ends between blocks.
+    """
+    k = len(tensor.parts)
+    if tensor.encoding not in MXFP4:
+        matrix = read_matrix(files, tensor, expert)[:, columns]
+        return {part: matrix[turn::k][::step] for turn, part in enumerate(tensor.parts)}
+    found: dict[Part, list[Floats]] = {part: [] for part in tensor.parts}
+    ends = columns.start, columns.stop
+    blocks = slice(*(None if it is None else it // mxfp4.BLOCK for it in ends))
+    for chunk in iter_expert_rows(files, tensor, expert):
+        mine = slice(-chunk.row % step, None, step)
+        words = np.ascontiguousarray(chunk.words[mine, blocks])
+        values = mxfp4.decode(block_codes(tensor.encoding, words), chunk.scales[mine, blocks])
+        found[chunk.part].append(values.reshape(len(values), -1))
+    return {part: np.concatenate(values) for part, values in found.items()}
+
+
+def read_matrix(files: TensorReader, tensor: ExpertTensor, expert: int) -> Floats:
+    """An expert's values ``float32[rows, columns]``, whichever way they are stored; not MXFP4."""
+    shape = (tensor.rows, tensor.columns)
+    if tensor.inputs_first:
+        shape = shape[::-1]
+    start = expert * tensor.rows * tensor.columns
+    values = read_values(files, tensor.encoding, tensor.extents[0], start, shape)
+    return values.T if tensor.inputs_first else values

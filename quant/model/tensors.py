@@ -1,4 +1,4 @@
-"""A model as it is looked into: its tensors, where their bytes are, and how they are stored."""
+"""An opened model as data: its tensors, where their bytes are, and how they are stored."""
 
 from __future__ import annotations
 
@@ -10,12 +10,19 @@ from typing import Any
 
 from gptoss.errors import InvalidFileError
 from gptoss.formats.hparams import HParams
-from gptoss.quant.audit.findings import Finding
-from gptoss.quant.audit.histogram import Part
+from gptoss.quant.model.defects import Defect
+
+
+class Part(StrEnum):
+    """Which of an expert's three matrices."""
+
+    GATE = "gate"
+    UP = "up"
+    DOWN = "down"
 
 
 class Encoding(StrEnum):
-    """How a tensor's values are stored; of ggml's types, the name."""
+    """How a tensor's values are stored; of ggml's types, the name. See ``dtypes``."""
 
     MXFP4_HF = "MXFP4, Hugging Face"
     MXFP4_GGML = "MXFP4, ggml"
@@ -32,6 +39,19 @@ class Encoding(StrEnum):
     Q4_K = "Q4_K"
     Q5_K = "Q5_K"
     Q6_K = "Q6_K"
+    IQ1_S = "IQ1_S"
+    IQ1_M = "IQ1_M"
+    IQ2_XXS = "IQ2_XXS"
+    IQ2_XS = "IQ2_XS"
+    IQ2_S = "IQ2_S"
+    IQ3_XXS = "IQ3_XXS"
+    IQ3_S = "IQ3_S"
+    IQ4_NL = "IQ4_NL"
+    IQ4_XS = "IQ4_XS"
+    TQ1_0 = "TQ1_0"
+    TQ2_0 = "TQ2_0"
+    Q1_0 = "Q1_0"
+    NVFP4 = "NVFP4"
     OTHER = "another type"
 
 
@@ -49,11 +69,11 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class ExpertTensor:
-    """A layer's gate, up or down matrices, or gate and up row by row in turn, of all experts.
+    """The gate, up or down matrices of a layer's experts, or gate and up with alternating rows.
 
     ``rows`` and ``columns`` are those of one expert's matrix as it is multiplied: a row for each
-    output. BF16 experts are stored the other way round, the inputs first, as ``inputs_first``
-    says. ``extents`` are the blocks' and the scales', or the one that holds all.
+    output. ``inputs_first`` is true where the transpose is stored, as checkpoints store BF16
+    experts. ``extents`` are those of blocks and scales, or the one extent that holds both.
     """
 
     name: str
@@ -86,11 +106,11 @@ class DenseTensor:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """An opened model, and what was found on opening it.
+    """An opened model, and the defects found on opening it.
 
     ``metadata`` is the GGUF's, or the checkpoint's config; ``tokenizer`` the folder of the
-    checkpoint's tokenizer.json, None of a GGUF. ``unread`` names tensors that are of a type or
-    shape that cannot be looked into.
+    checkpoint's tokenizer.json, None for a GGUF. ``unread`` names the tensors whose type or shape
+    cannot be read: no verdict covers them.
     """
 
     path: Path
@@ -99,7 +119,7 @@ class Model:
     metadata: Mapping[str, Any]
     experts: tuple[ExpertTensor, ...]
     dense: tuple[DenseTensor, ...]
-    findings: tuple[Finding, ...]
+    defects: tuple[Defect, ...]
     unread: tuple[str, ...]
     error: type[InvalidFileError]
     stamps: Mapping[Path, tuple[int, int]]
@@ -119,7 +139,9 @@ class Model:
         """Raise ``InvalidFileError`` when a file is no longer as it was when it was opened."""
         for path, stamp in self.stamps.items():
             if stamp_of(path, self.error) != stamp:
-                raise self.error(f"{path}: changed while it was read; try again when it is at rest")
+                raise self.error(
+                    f"{path}: was modified while being read; retry when nothing is writing to it"
+                )
 
 
 def stamp_of(path: Path, error: type[InvalidFileError]) -> tuple[int, int]:
@@ -134,7 +156,7 @@ def stamp_of(path: Path, error: type[InvalidFileError]) -> tuple[int, int]:
 # --- names ------------------------------------------------------------------------------------
 
 GATE_UP_BIAS = "ffn_gate_up_exps.bias"
-"""The role of a checkpoint's tensor that holds the biases of gate and up in turn."""
+"""The role of a checkpoint's tensor whose rows are biases of gate and up, alternating."""
 
 
 def layer_of(gguf: str) -> int | None:

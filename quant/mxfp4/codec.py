@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
+Words = NDArray[np.uint64]
 
 BLOCK = 32
 """Values in a block."""

@@ -15,8 +15,9 @@ import numpy as np
 
 from gptoss.quant.audit.auditor import Audit
 from gptoss.quant.audit.findings import Finding, Severity
-from gptoss.quant.audit.histogram import DenseStatistics, ExpertStatistics, Part
+from gptoss.quant.audit.histogram import DenseStatistics, ExpertStatistics
 from gptoss.quant.diff.result import Diff
+from gptoss.quant.model.tensors import Part
 from gptoss.quant.mxfp4 import E2M1, E8M0_BIAS, E8M0_NAN
 from gptoss.quant.report import svg
 from gptoss.quant.report.html_diff import differences

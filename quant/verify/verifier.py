@@ -114,7 +114,9 @@ def _compare(
             raise
     for path, stamp in _stamps(errors).items():
         if stamp != stamps[path]:
-            raise errors[path](f"{path}: changed while it was read; try again when it is at rest")
+            raise errors[path](
+                f"{path}: was modified while being read; retry when nothing is writing to it"
+            )
     return _merged(findings)
 
 

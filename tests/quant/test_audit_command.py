@@ -156,7 +156,7 @@ def test_a_model_that_changes_while_it_is_read(
             os.utime(victim, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
 
     with pytest.raises(
-        (GgufError, CheckpointError), match=r"cut while|changed while|cannot be (read|opened)"
+        (GgufError, CheckpointError), match=r"cut while|modified while|cannot be (read|opened)"
     ):
         audit(path, progress=progress)
     assert done

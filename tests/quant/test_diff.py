@@ -39,7 +39,7 @@ def tuned(base: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(params=[2**18, 100], ids=["large pieces", "small pieces"], autouse=True)
 def piece(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "SLAB", request.param)
+    monkeypatch.setattr(reader, "CHUNK", request.param)
     monkeypatch.setattr(diff_module, "PIECE", request.param // 32 * 32)
     monkeypatch.setattr(diff_module, "TASK", 2**22 if request.param > 100 else 3 * 96)
 
@@ -223,7 +223,7 @@ def test_bad_input(base: Path, tuned: Path) -> None:
         if finished < total:
             os.truncate(victim, 5000)
 
-    with pytest.raises(CheckpointError, match=r"cut while|changed while"):
+    with pytest.raises(CheckpointError, match=r"cut while|modified while"):
         diff(base, tuned, progress=cut)
     with pytest.raises(CheckpointError, match="cut short"):
         diff(base, tuned)

@@ -19,7 +19,7 @@ from gptoss.progress import Progress
 from gptoss.quant.audit.auditor import Audit, audit
 from gptoss.quant.audit.statistics import Counted, count
 from gptoss.quant.diff.result import Diff, ExpertChange, TensorChange
-from gptoss.quant.model.reader import Files
+from gptoss.quant.model.reader import TensorReader
 from gptoss.quant.model.tensors import Model
 from gptoss.quant.mxfp4 import Bytes
 from gptoss.quant.report import svg
@@ -282,14 +282,14 @@ def test_no_page_of_a_file_that_is_cut_or_changes(
 ) -> None:
     it, out = copy(), tmp_path / "page.html"
 
-    def and_touched(model: Model, files: Files, progress: Progress | None) -> Counted:
+    def and_touched(model: Model, files: TensorReader, progress: Progress | None) -> Counted:
         it.xor(it.offset("output.weight"), 1)
         return count(model, files, progress)
 
     monkeypatch.setattr("gptoss.quant.audit.statistics.count", and_touched)
     done = run("report", it.path, "-o", out)
     assert done.code == 2
-    assert "changed while it was read" in done.err
+    assert "was modified while being read" in done.err
     monkeypatch.undo()
     it.path.write_bytes(it.path.read_bytes()[:-1000])
     assert run("report", it.path, "-o", out).code == 2

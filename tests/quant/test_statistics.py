@@ -11,11 +11,12 @@ import pytest
 from gptoss.converter.convert import convert
 from gptoss.quant import mxfp4
 from gptoss.quant.audit import statistics
-from gptoss.quant.audit.histogram import SATURATED, CodeCounter, ExpertStatistics, Part
+from gptoss.quant.audit.histogram import SATURATED, CodeCounter, ExpertStatistics
 from gptoss.quant.audit.statistics import Counted, count
-from gptoss.quant.model import dtypes, reader
+from gptoss.quant.model import reader
 from gptoss.quant.model.loader import open_model
-from gptoss.quant.model.reader import Files
+from gptoss.quant.model.reader import TensorReader
+from gptoss.quant.model.tensors import Part
 from support.checkpoints import random_checkpoint
 from support.editing import regions
 from support.planted import DENSE
@@ -36,8 +37,8 @@ def test_codes_are_counted_as_one_by_one(n: int, top: int) -> None:
 
 def counted(path: Path) -> Counted:
     model = open_model(path)
-    assert not model.findings
-    with Files(model) as files:
+    assert not model.defects
+    with TensorReader.of(model) as files:
         return count(model, files)
 
 
@@ -77,7 +78,7 @@ def by_hand(codes: mxfp4.Bytes, scales: mxfp4.Bytes, it: ExpertStatistics) -> No
 def test_checkpoint_counted_as_by_hand(
     checkpoint: Path, slab: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader, "SLAB", slab)
+    monkeypatch.setattr(reader, "CHUNK", slab)
     tensors = regions(checkpoint)
     found = counted(checkpoint).experts
     parts = [(it.layer, it.part) for it in found]
@@ -128,7 +129,7 @@ def test_dense_counted_as_by_hand(
     checkpoint: Path, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shutil.copytree(checkpoint, tmp_path / "checkpoint")
-    monkeypatch.setattr(dtypes, "PIECE", piece)
+    monkeypatch.setattr(statistics, "DENSE_CHUNK", piece)
     monkeypatch.setattr(statistics, "DENSE_TASK", 4 * piece)
     region = regions(folder)["lm_head.weight"]
     bits = region.read().reshape(-1)

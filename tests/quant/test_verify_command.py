@@ -223,7 +223,7 @@ def test_a_file_that_changes_while_it_is_read(copy: Copying, tmp_path: Path, whi
             os.utime(victim, ns=(1, 1))
 
     error = GgufError if which == "gguf" else CheckpointError
-    with pytest.raises(error, match="changed while it was read"):
+    with pytest.raises(error, match="was modified while being read"):
         verify(folder, it.path, progress=touch)
 
 
