@@ -167,7 +167,9 @@ def test_a_file_out_of_a_checkpoint(checkpoint: Path, run: Command, name: str) -
     file = next(checkpoint.glob(name))
     done = run("audit", file)
     assert (done.code, done.out) == (2, "")
-    assert done.err == f"error: {file}: is one file of a checkpoint; name the folder it is in\n"
+    assert (
+        done.err == f"error: {file}: is one file of a checkpoint; give the folder that holds it\n"
+    )
 
 
 def test_a_json_file_that_is_no_part_of_a_checkpoint(tmp_path: Path, run: Command) -> None:
