@@ -94,6 +94,7 @@ from gptoss.errors import OptionError
     help="Where tokenizer.json is, when neither in SOURCE nor above its original/.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON, for programs.")
+@console.VERSION
 @click.pass_context
 def command(
     context: click.Context,

@@ -1,7 +1,7 @@
 """gpt-oss from the published checkpoint to a conversation.
 
-The names below are the whole public API. They are resolved on first use, so that importing one
-room (converter, quant, runtime) never loads another, nor llama.cpp.
+The names below are the whole public API. Each is imported on first use: importing ``gptoss``, or
+one of its packages, never loads another package, nor llama.cpp.
 """
 
 from __future__ import annotations
@@ -10,40 +10,189 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gptoss.converter.convert import Conversion as Conversion
+    from gptoss.converter.convert import VerificationError as VerificationError
     from gptoss.converter.convert import convert as convert
+    from gptoss.converter.hub.client import HubError as HubError
+    from gptoss.converter.hub.remote_file import HashMismatchError as HashMismatchError
+    from gptoss.converter.plan import Plan as Plan
     from gptoss.converter.plan import plan as plan
     from gptoss.errors import CheckpointError as CheckpointError
     from gptoss.errors import GgufError as GgufError
     from gptoss.errors import GptossError as GptossError
+    from gptoss.errors import InvalidFileError as InvalidFileError
+    from gptoss.errors import MissingPackageError as MissingPackageError
     from gptoss.errors import OptionError as OptionError
     from gptoss.errors import OutputError as OutputError
     from gptoss.errors import UnsupportedModelError as UnsupportedModelError
+    from gptoss.quant.audit.auditor import Audit as Audit
+    from gptoss.quant.audit.auditor import audit as audit
+    from gptoss.quant.audit.findings import Finding as Finding
+    from gptoss.quant.audit.findings import Severity as Severity
+    from gptoss.quant.diff.differ import diff as diff
+    from gptoss.quant.diff.result import Diff as Diff
+    from gptoss.quant.report.reporter import report as report
+    from gptoss.quant.verify.result import Verdict as Verdict
     from gptoss.quant.verify.verifier import verify as verify
+    from gptoss.runtime.chat.chat import Chat as Chat
     from gptoss.runtime.chat.chat import load as load
+    from gptoss.runtime.chat.events import ChatEvent as ChatEvent
+    from gptoss.runtime.chat.events import Cut as Cut
+    from gptoss.runtime.chat.events import ReasoningClosed as ReasoningClosed
+    from gptoss.runtime.chat.events import Reply as Reply
+    from gptoss.runtime.chat.events import ReplyEnded as ReplyEnded
+    from gptoss.runtime.chat.events import ToolFinished as ToolFinished
+    from gptoss.runtime.chat.events import ToolStarted as ToolStarted
+    from gptoss.runtime.chat.settings import ChatError as ChatError
+    from gptoss.runtime.engine.base import EngineError as EngineError
+    from gptoss.runtime.engine.base import PromptTooLongError as PromptTooLongError
+    from gptoss.runtime.engine.base import Timings as Timings
+    from gptoss.runtime.harmony.errors import ConstraintError as ConstraintError
+    from gptoss.runtime.harmony.errors import ConversationError as ConversationError
+    from gptoss.runtime.harmony.errors import ConversationTooLongError as ConversationTooLongError
+    from gptoss.runtime.harmony.events import Diagnostic as Diagnostic
+    from gptoss.runtime.harmony.events import End as End
+    from gptoss.runtime.harmony.events import MessageEnded as MessageEnded
+    from gptoss.runtime.harmony.events import MessageStarted as MessageStarted
+    from gptoss.runtime.harmony.events import TextDelta as TextDelta
+    from gptoss.runtime.harmony.events import TurnEnded as TurnEnded
+    from gptoss.runtime.harmony.messages import Effort as Effort
+    from gptoss.runtime.harmony.messages import Message as Message
+    from gptoss.runtime.harmony.messages import Role as Role
+    from gptoss.runtime.sampling.grammar import JSON_OBJECT as JSON_OBJECT
+    from gptoss.runtime.sampling.grammar import Closed as Closed
+    from gptoss.runtime.sampling.grammar import JsonSchema as JsonSchema
+    from gptoss.runtime.sampling.grammar import Lark as Lark
+    from gptoss.runtime.sampling.grammar import Regex as Regex
+    from gptoss.runtime.sampling.grammar import ToolChoice as ToolChoice
+    from gptoss.runtime.sampling.sampler import Sampling as Sampling
+    from gptoss.runtime.sampling.sampler import SamplingError as SamplingError
+    from gptoss.runtime.tools.schema import ToolError as ToolError
 
-_HOME = {
-    "convert": "gptoss.converter.convert",
-    "plan": "gptoss.converter.plan",
-    "verify": "gptoss.quant.verify.verifier",
-    "load": "gptoss.runtime.chat.chat",
-    "OptionError": "gptoss.errors",
-    "GptossError": "gptoss.errors",
-    "OutputError": "gptoss.errors",
-    "CheckpointError": "gptoss.errors",
-    "GgufError": "gptoss.errors",
-    "UnsupportedModelError": "gptoss.errors",
+__version__ = "0.1.0"
+
+_NAMES = {
+    "gptoss.converter.convert": ("Conversion", "VerificationError", "convert"),
+    "gptoss.converter.hub.client": ("HubError",),
+    "gptoss.converter.hub.remote_file": ("HashMismatchError",),
+    "gptoss.converter.plan": ("Plan", "plan"),
+    "gptoss.errors": (
+        "CheckpointError",
+        "GgufError",
+        "GptossError",
+        "InvalidFileError",
+        "MissingPackageError",
+        "OptionError",
+        "OutputError",
+        "UnsupportedModelError",
+    ),
+    "gptoss.quant.audit.auditor": ("Audit", "audit"),
+    "gptoss.quant.audit.findings": ("Finding", "Severity"),
+    "gptoss.quant.diff.differ": ("diff",),
+    "gptoss.quant.diff.result": ("Diff",),
+    "gptoss.quant.report.reporter": ("report",),
+    "gptoss.quant.verify.result": ("Verdict",),
+    "gptoss.quant.verify.verifier": ("verify",),
+    "gptoss.runtime.chat.chat": ("Chat", "load"),
+    "gptoss.runtime.chat.events": (
+        "ChatEvent",
+        "Cut",
+        "ReasoningClosed",
+        "Reply",
+        "ReplyEnded",
+        "ToolFinished",
+        "ToolStarted",
+    ),
+    "gptoss.runtime.chat.settings": ("ChatError",),
+    "gptoss.runtime.engine.base": ("EngineError", "PromptTooLongError", "Timings"),
+    "gptoss.runtime.harmony.errors": (
+        "ConstraintError",
+        "ConversationError",
+        "ConversationTooLongError",
+    ),
+    "gptoss.runtime.harmony.events": (
+        "Diagnostic",
+        "End",
+        "MessageEnded",
+        "MessageStarted",
+        "TextDelta",
+        "TurnEnded",
+    ),
+    "gptoss.runtime.harmony.messages": ("Effort", "Message", "Role"),
+    "gptoss.runtime.sampling.grammar": (
+        "JSON_OBJECT",
+        "Closed",
+        "JsonSchema",
+        "Lark",
+        "Regex",
+        "ToolChoice",
+    ),
+    "gptoss.runtime.sampling.sampler": ("Sampling", "SamplingError"),
+    "gptoss.runtime.tools.schema": ("ToolError",),
 }
+"""The public names by the module they are imported from."""
+
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
+    "JSON_OBJECT",
+    "Audit",
+    "Chat",
+    "ChatError",
+    "ChatEvent",
     "CheckpointError",
+    "Closed",
+    "ConstraintError",
+    "ConversationError",
+    "ConversationTooLongError",
+    "Conversion",
+    "Cut",
+    "Diagnostic",
+    "Diff",
+    "Effort",
+    "End",
+    "EngineError",
+    "Finding",
     "GgufError",
     "GptossError",
+    "HashMismatchError",
+    "HubError",
+    "InvalidFileError",
+    "JsonSchema",
+    "Lark",
+    "Message",
+    "MessageEnded",
+    "MessageStarted",
+    "MissingPackageError",
     "OptionError",
     "OutputError",
+    "Plan",
+    "PromptTooLongError",
+    "ReasoningClosed",
+    "Regex",
+    "Reply",
+    "ReplyEnded",
+    "Role",
+    "Sampling",
+    "SamplingError",
+    "Severity",
+    "TextDelta",
+    "Timings",
+    "ToolChoice",
+    "ToolError",
+    "ToolFinished",
+    "ToolStarted",
+    "TurnEnded",
     "UnsupportedModelError",
+    "Verdict",
+    "VerificationError",
+    "__version__",
+    "audit",
     "convert",
+    "diff",
     "load",
     "plan",
+    "report",
     "verify",
 ]
 

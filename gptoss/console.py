@@ -29,6 +29,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichProgress
 
+from gptoss import __version__
 from gptoss.errors import GptossError, OutputError
 from gptoss.progress import Progress
 
@@ -44,6 +45,9 @@ WIDE = 60
 PATH = click.Path(readable=False, path_type=Path)
 """A path as commands take it. What may not be read the file's reader says, on one line; click would
 say it with the whole usage text."""
+
+VERSION = click.version_option(__version__, message="%(prog)s %(version)s")
+"""The option ``--version`` of every command."""
 
 _SIGNALS = ("SIGTERM", "SIGHUP")  # the second is none of Windows'
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")

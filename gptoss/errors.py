@@ -9,6 +9,7 @@
     ├── OptionError                 an argument or option has a value that is not allowed
     ├── OutputError                 the result cannot be written: folder missing, disk full, ...
     │   └── VerificationError       the result differed from its source and was discarded
+    ├── MissingPackageError         a Python package of an optional extra is not installed
     ├── HubError                    the Hub cannot be reached, or refuses
     ├── EngineError                 llama.cpp cannot load or run the model
     │   └── PromptTooLongError      ... the prompt does not fit into the context
@@ -25,6 +26,7 @@ code 2.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from reprlib import Repr
 
 _short = Repr()
@@ -66,3 +68,19 @@ class OptionError(GptossError, ValueError):
 
 class OutputError(GptossError):
     """The result cannot be written where it was asked for."""
+
+
+class MissingPackageError(GptossError, ImportError):
+    """A package of an optional extra is not installed; the message is the command to install it."""
+
+
+def require_packages(extra: str, *names: str) -> None:
+    """Raise ``MissingPackageError`` unless all modules of an extra can be imported.
+
+    They are looked for, not imported: importing llama.cpp takes a while.
+    """
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        raise MissingPackageError(
+            f'Python packages missing: {", ".join(missing)}; install them: pip install "gptoss-toolkit[{extra}]"'
+        )

@@ -23,6 +23,7 @@ _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 90}
 
 
 @click.group(context_settings=_SETTINGS)
+@console.VERSION
 def command() -> None:
     """Check the numbers of gpt-oss models: MXFP4 blocks, scales, and what became of them."""
 

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from gptoss import console
-from gptoss.errors import GptossError
+from gptoss.errors import GptossError, require_packages
 from gptoss.runtime.chat.chat import Chat, load
 from gptoss.runtime.chat.settings import MAX_ROUNDS
 from gptoss.runtime.harmony.messages import Effort
@@ -43,6 +43,7 @@ _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 90}
 
 
 @click.group(context_settings=_SETTINGS)
+@console.VERSION
 def cli() -> None:
     """Run gpt-oss models in GGUF form."""
 
@@ -300,6 +301,7 @@ def _lines() -> Iterator[str]:
     if not _at_a_terminal():
         yield from sys.stdin
         return
+    require_packages("run", "prompt_toolkit")
     from prompt_toolkit import PromptSession
 
     session: PromptSession[str] = PromptSession()

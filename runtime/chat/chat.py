@@ -27,6 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from gptoss.errors import require_packages
 from gptoss.runtime.chat.events import (
     ChatEvent,
     Cut,
@@ -103,6 +104,7 @@ def load(
     loaded, 0 to 1, from another thread. Raises GgufError, UnsupportedModelError, EngineError, ToolError,
     SamplingError, ConstraintError, ChatError.
     """
+    require_packages("run", "llama_cpp", "llguidance", "tiktoken")
     toolbox = Toolbox(tools)
     settings = Settings(
         instructions=instructions,

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import tiktoken
 from gguf.constants import TokenType
 
 from gptoss.errors import GgufError, UnsupportedModelError
@@ -21,6 +20,8 @@ from gptoss.formats.gguf import StringArray
 from gptoss.formats.o200k import BYTE_LEVEL, O200K_PATTERN, PRE_TOKENIZER
 
 if TYPE_CHECKING:
+    import tiktoken
+
     from gptoss.formats.gguf import GgufFile
 
 HARMONY_TOKENS = (
@@ -121,6 +122,8 @@ class Tokenizer:
 
     @cached_property
     def _encoding(self) -> tiktoken.Encoding:
+        import tiktoken  # part of the extra "run": the commands' help works without it
+
         return tiktoken.Encoding(
             "gptoss",
             pat_str=O200K_PATTERN,
