@@ -36,7 +36,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 
 types: $(VENV)/.dev
-	$(BIN)/mypy gptoss tests
+	$(BIN)/mypy --platform linux gptoss tests
+	$(BIN)/mypy --platform darwin gptoss tests
+	$(BIN)/mypy --platform win32 gptoss tests
 
 # 20b-sized; about 55 GB of disk and half an hour. See README, "Measured".
 bench: $(VENV)/.oracle

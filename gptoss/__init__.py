@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from gptoss.quant.audit.findings import Severity as Severity
     from gptoss.quant.diff.differ import diff as diff
     from gptoss.quant.diff.result import Diff as Diff
+    from gptoss.quant.mxfp4.encoder import NotFiniteError as NotFiniteError
     from gptoss.quant.report.reporter import report as report
     from gptoss.quant.verify.result import Verdict as Verdict
     from gptoss.quant.verify.verifier import verify as verify
@@ -90,6 +91,7 @@ _NAMES = {
     "gptoss.quant.audit.findings": ("Finding", "Severity"),
     "gptoss.quant.diff.differ": ("diff",),
     "gptoss.quant.diff.result": ("Diff",),
+    "gptoss.quant.mxfp4.encoder": ("NotFiniteError",),
     "gptoss.quant.report.reporter": ("report",),
     "gptoss.quant.verify.result": ("Verdict",),
     "gptoss.quant.verify.verifier": ("verify",),
@@ -164,6 +166,7 @@ __all__ = [
     "MessageEnded",
     "MessageStarted",
     "MissingPackageError",
+    "NotFiniteError",
     "OptionError",
     "OutputError",
     "Plan",

@@ -78,6 +78,7 @@ def audit_bench(gguf: Path, runs: int) -> list[Series]:
 
 def drop(path: Path) -> None:
     """Take a file out of the page cache. Linux only."""
+    assert sys.platform == "linux"
     with path.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 

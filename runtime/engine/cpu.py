@@ -28,7 +28,7 @@ def physical_cores() -> int:
 
 def _allowed_cpus() -> set[int]:
     if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0)
+        return set(os.sched_getaffinity(0))
     return set(range(os.cpu_count() or 1))
 
 

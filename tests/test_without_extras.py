@@ -1,0 +1,54 @@
+"""What works, and what is said, where the packages of an extra are not installed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+EXTRA_RUN = ("llama_cpp", "llguidance", "prompt_toolkit", "psutil", "tiktoken")
+
+
+def without_extras(code: str, *arguments: str) -> tuple[int, str, str]:
+    """Run code in an interpreter that cannot import the packages of the extra ``run``."""
+    hide = f"import sys\nfor name in {EXTRA_RUN}: sys.modules[name] = None\n"
+    done = subprocess.run(
+        [sys.executable, "-c", hide + code, *arguments], capture_output=True, text=True, timeout=60
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+RUN = "from gptoss.runtime.cli import main; main()"
+INSTALL = 'pip install "gptoss-toolkit[run]"'
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["chat", "--help"], ["--version"]])
+def test_help_works(arguments: list[str]) -> None:
+    code, out, err = without_extras(RUN, *arguments)
+    assert (code, err) == (0, "")
+    assert out
+
+
+def test_running_a_model_names_the_extra() -> None:
+    code, out, err = without_extras(RUN, "chat", "model.gguf")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert INSTALL in err
+
+
+def test_from_python_too() -> None:
+    code, out, err = without_extras(
+        "import gptoss\n"
+        "try: gptoss.load('model.gguf')\n"
+        "except ImportError as error: print(type(error).__name__, error)"
+    )
+    assert (code, err) == (0, "")
+    assert out.startswith("MissingPackageError ")
+    assert INSTALL in out
+
+
+@pytest.mark.parametrize("room", ["converter", "quant"])
+def test_converting_and_checking_need_no_extra(room: str) -> None:
+    code, out, _ = without_extras(f"from gptoss.{room}.cli import main; main()", "--version")
+    assert (code, out.split()[-1][0]) == (0, "0")
