@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from gptoss.quant.audit.findings import Severity as Severity
     from gptoss.quant.diff.differ import diff as diff
     from gptoss.quant.diff.result import Diff as Diff
+    from gptoss.quant.info.summary import ModelInfo as ModelInfo
+    from gptoss.quant.info.summary import info as info
     from gptoss.quant.mxfp4.encoder import NotFiniteError as NotFiniteError
     from gptoss.quant.report.reporter import report as report
     from gptoss.quant.verify.result import Verdict as Verdict
@@ -91,6 +93,7 @@ _NAMES = {
     "gptoss.quant.audit.findings": ("Finding", "Severity"),
     "gptoss.quant.diff.differ": ("diff",),
     "gptoss.quant.diff.result": ("Diff",),
+    "gptoss.quant.info.summary": ("ModelInfo", "info"),
     "gptoss.quant.mxfp4.encoder": ("NotFiniteError",),
     "gptoss.quant.report.reporter": ("report",),
     "gptoss.quant.verify.result": ("Verdict",),
@@ -166,6 +169,7 @@ __all__ = [
     "MessageEnded",
     "MessageStarted",
     "MissingPackageError",
+    "ModelInfo",
     "NotFiniteError",
     "OptionError",
     "OutputError",
@@ -193,6 +197,7 @@ __all__ = [
     "audit",
     "convert",
     "diff",
+    "info",
     "load",
     "plan",
     "report",

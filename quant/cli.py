@@ -11,6 +11,7 @@ import click
 from gptoss import console
 from gptoss.quant.audit.command import audit_command
 from gptoss.quant.diff.command import diff_command
+from gptoss.quant.info.command import info_command
 from gptoss.quant.report.command import report_command
 from gptoss.quant.verify.result import TensorDifference, Verdict
 from gptoss.quant.verify.verifier import verify
@@ -31,6 +32,7 @@ def command() -> None:
 command.add_command(audit_command)
 command.add_command(diff_command)
 command.add_command(report_command)
+command.add_command(info_command)
 
 
 @command.command("verify", short_help="Prove that a GGUF holds exactly what its source holds.")

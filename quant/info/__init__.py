@@ -1,0 +1,1 @@
+"""``gptoss-quant info``: what a model is, from its headers alone."""
