@@ -12,7 +12,7 @@ from typing import Any
 
 from gptoss.formats.hparams import HParams
 from gptoss.quant.model.loader import open_model
-from gptoss.quant.model.tensors import MXFP4, DenseTensor, Encoding, ExpertTensor, Model
+from gptoss.quant.model.tensors import MXFP4, Encoding, Model
 
 
 class TensorGroup(StrEnum):
@@ -87,7 +87,7 @@ def info(path: str | os.PathLike[str]) -> ModelInfo:
         name=name if isinstance(name, str) else None,
         files=len(model.stamps),
         nbytes=sum(size for size, _ in model.stamps.values()),
-        parameters=sum(_parameters(tensor) for tensor in (*model.experts, *model.dense)),
+        parameters=_parameters(model),
         hparams=model.hparams,
         types=tuple(_types(model)),
         unread=model.unread,
@@ -95,10 +95,9 @@ def info(path: str | os.PathLike[str]) -> ModelInfo:
     )
 
 
-def _parameters(tensor: ExpertTensor | DenseTensor) -> int:
-    if isinstance(tensor, ExpertTensor):
-        return tensor.experts * tensor.rows * tensor.columns
-    return prod(tensor.shape)
+def _parameters(model: Model) -> int:
+    of_experts = sum(it.experts * it.rows * it.columns for it in model.experts)
+    return of_experts + sum(prod(tensor.shape) for tensor in model.dense)
 
 
 def _types(model: Model) -> Iterator[TypeUse]:
