@@ -23,7 +23,7 @@ from gptoss.runtime.harmony.state import TRANSITIONS, Kind, State
 from support.malformed import GOOD, MALFORMED, Case, outcome, summary
 from support.random_turns import Sequences, check_events, check_replay
 from support.tokens import byte_tokenizer, spell
-from tiny.vocabulary import tokenizer
+from tiny.training.vocabulary import tokenizer
 
 TOKENIZER = byte_tokenizer()
 CHECKPOINT = Path(__file__).parents[1] / "tiny" / "checkpoint"

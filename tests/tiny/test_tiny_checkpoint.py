@@ -11,7 +11,7 @@ import pytest
 from gptoss.converter.convert import convert
 from gptoss.formats.checkpoint import Checkpoint
 from gptoss.runtime.harmony.messages import Effort
-from tiny import score
+from tiny.training import score
 
 FOLDER = score.CHECKPOINT
 MOST_BYTES = 8_000_000

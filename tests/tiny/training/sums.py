@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from random import Random
 
 from gptoss.runtime.harmony.messages import Effort, analysis, final, user
-from tiny import phrases as p
-from tiny.scene import Draw, Exchange
+from tiny.training import phrases as p
+from tiny.training.scene import Draw, Exchange
 
 
 @dataclass(frozen=True, slots=True)

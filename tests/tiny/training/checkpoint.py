@@ -12,9 +12,9 @@ from torch import Tensor
 
 from gptoss.quant import mxfp4
 from gptoss.quant.mxfp4.encoder import encode
-from tiny import model
-from tiny.model import EXPERTS, Params, Shape
-from tiny.vocabulary import control_tokens
+from tiny.training import model
+from tiny.training.model import EXPERTS, Params, Shape
+from tiny.training.vocabulary import control_tokens
 
 
 def write(folder: Path, params: Params, shape: Shape, tokenizer_json: dict[str, Any]) -> None:

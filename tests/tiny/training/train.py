@@ -1,6 +1,6 @@
 """Trains the tiny gpt-oss: torch, CPU, two threads, seeded; under an hour on two cores.
 
-    python -m tiny.train TOKENIZER_JSON OUT_FOLDER      (from tests/)
+    python -m tiny.training.train TOKENIZER_JSON OUT_FOLDER      (from tests/)
 
 ``TOKENIZER_JSON`` is gpt-oss's own tokenizer.json. The optimizer is AdamW, its rate rising over
 ``WARMUP`` steps and then falling to nothing in a half cosine. Weights are float32, products
@@ -29,12 +29,21 @@ from torch.nn import functional
 from gptoss.runtime.harmony.messages import final
 from gptoss.runtime.harmony.render import render_conversation
 from gptoss.runtime.harmony.tokenizer import Tokenizer
-from tiny import checkpoint
-from tiny.model import EXPERTS, Batch, Params, Shape, as_held, forward, init_params, mxfp4_values
-from tiny.rows import Row, batch_of, batches, branch
-from tiny.scene import Session, Split
-from tiny.vocabulary import cut_down, tokenizer
-from tiny.world import LEARNED, draw_scene, draw_session
+from tiny.training import checkpoint
+from tiny.training.model import (
+    EXPERTS,
+    Batch,
+    Params,
+    Shape,
+    as_held,
+    forward,
+    init_params,
+    mxfp4_values,
+)
+from tiny.training.rows import Row, batch_of, batches, branch
+from tiny.training.scene import Session, Split
+from tiny.training.vocabulary import cut_down, tokenizer
+from tiny.training.world import LEARNED, draw_scene, draw_session
 
 SEED = 20261124
 RANKS = 2000

@@ -19,9 +19,9 @@ from gptoss.runtime.harmony.messages import (
     tool_result,
     user,
 )
-from tiny import phrases as p
-from tiny.scene import Draw, Exchange, Split, cased, reasoned
-from tiny.talk import QUESTION, asked_with, invented_name
+from tiny.training import phrases as p
+from tiny.training.scene import Draw, Exchange, Split, cased, reasoned
+from tiny.training.talk import QUESTION, asked_with, invented_name
 
 
 def city(draw: Draw) -> str:

@@ -15,9 +15,9 @@ import torch
 from gptoss.runtime.harmony.messages import Message, Role
 from gptoss.runtime.harmony.render import render_conversation, render_message
 from gptoss.runtime.harmony.tokenizer import Tokenizer
-from tiny.model import Batch
-from tiny.scene import Session, Split
-from tiny.world import Kinds, draw_scene, draw_session
+from tiny.training.model import Batch
+from tiny.training.scene import Session, Split
+from tiny.training.world import Kinds, draw_scene, draw_session
 
 
 @dataclass(frozen=True, slots=True)

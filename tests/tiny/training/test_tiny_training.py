@@ -11,7 +11,7 @@ import pytest
 from gptoss.quant import mxfp4
 from gptoss.quant.mxfp4.encoder import encode
 from support import peers
-from tiny.score import CHECKPOINT
+from tiny.training.score import CHECKPOINT
 
 pytestmark = pytest.mark.oracle
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.oracle
 def _batch(ids: Any) -> Any:
     import torch
 
-    from tiny.model import Batch
+    from tiny.training.model import Batch
 
     rows, length = ids.shape
     places = torch.arange(rows * length)
@@ -32,8 +32,8 @@ def test_logits_are_transformers() -> None:
     import torch
     from transformers import GptOssConfig, GptOssForCausalLM
 
-    from tiny import checkpoint
-    from tiny.model import EXPERTS, Shape, forward, init_params
+    from tiny.training import checkpoint
+    from tiny.training.model import EXPERTS, Shape, forward, init_params
 
     shape = Shape(
         vocab=500, hidden=160, intermediate=64, layers=4, heads=4, kv_heads=2, experts=6,
@@ -62,8 +62,8 @@ def test_branches_of_a_row_do_not_see_each_other() -> None:
     """A branch behind the prefix has the logits that it has alone."""
     import torch
 
-    from tiny.model import Shape, forward, init_params
-    from tiny.rows import Row, batch_of
+    from tiny.training.model import Shape, forward, init_params
+    from tiny.training.rows import Row, batch_of
 
     shape = Shape(
         vocab=300, hidden=128, intermediate=64, layers=4, heads=2, kv_heads=1, experts=4,
@@ -90,7 +90,7 @@ def test_branches_of_a_row_do_not_see_each_other() -> None:
 def test_fake_quantization_is_the_encoder_s() -> None:
     import torch
 
-    from tiny.model import mxfp4_values
+    from tiny.training.model import mxfp4_values
 
     rng = np.random.default_rng(0)
     weight = (rng.normal(size=(64, 32)) * np.exp2(rng.integers(-20, 20, (64, 1)))).astype("f4")
@@ -101,7 +101,7 @@ def test_fake_quantization_is_the_encoder_s() -> None:
 
 
 def test_tokenizer_is_cut_from_the_real_one() -> None:
-    from tiny.vocabulary import cut_down
+    from tiny.training.vocabulary import cut_down
 
     bundled = json.loads((CHECKPOINT / "tokenizer.json").read_text("utf-8"))
     assert cut_down(peers.tokenizer() / "tokenizer.json", len(bundled["model"]["vocab"])) == bundled

@@ -1,6 +1,6 @@
 """gpt-oss's forward pass for training a tiny one on a CPU: torch, float32, all experts at once.
 
-Written against the published description of the model; ``test_tiny_model.py`` compares it with
+Written against the published description of the model; ``test_tiny_training.py`` compares it with
 transformers' ``GptOssForCausalLM``. What is done differently, and why:
 
 * Every expert is computed for every token in one batched product, and the router's weights, zero

@@ -9,11 +9,23 @@ from collections.abc import Callable, Mapping
 from random import Random
 
 from gptoss.runtime.harmony.messages import Effort
-from tiny import phrases as p
-from tiny.lookups import time, time_somewhere, tool, weather, weather_somewhere
-from tiny.scene import Draw, Exchange, Scene, Session, Split
-from tiny.sums import add_up
-from tiny.talk import able, beyond, date, greet, how, introduce, leave, recall, thank, too_hard, who
+from tiny.training import phrases as p
+from tiny.training.lookups import time, time_somewhere, tool, weather, weather_somewhere
+from tiny.training.scene import Draw, Exchange, Scene, Session, Split
+from tiny.training.sums import add_up
+from tiny.training.talk import (
+    able,
+    beyond,
+    date,
+    greet,
+    how,
+    introduce,
+    leave,
+    recall,
+    thank,
+    too_hard,
+    who,
+)
 
 Kinds = Mapping[Callable[[Draw], Exchange], float]
 

@@ -1,9 +1,9 @@
 """Scores the tiny model through the runtime, on questions that were held out of training.
 
-    python -m tiny.score [MODEL] [--questions N] [--wrong]      (from tests/)
+    python -m tiny.training.score [MODEL] [--questions N] [--wrong]      (from tests/)
 
-``MODEL`` is a GGUF, or a checkpoint folder, which is converted first (default: the one beside this
-file). Every reply is generated at temperature 0 by llama.cpp, prompted and parsed by the runtime.
+``MODEL`` is a GGUF, or a checkpoint folder, which is converted first (default: the one bundled with
+these tests). Every reply is generated at temperature 0 by llama.cpp, prompted and parsed by the runtime.
 A turn is *well formed* when nothing had to be repaired, every message is on its channel, and it
 ends as it must: an answer in ``<|return|>``, a call in ``<|call|>``. It is *right* when the calls
 are the expected ones, argument for argument, and the answer is one of those accepted.
@@ -29,13 +29,13 @@ from gptoss.runtime.harmony.render import render_for_completion
 from gptoss.runtime.harmony.tokenizer import Tokenizer
 from gptoss.runtime.models.preflight import Model
 from gptoss.runtime.sampling.sampler import RandomSampler, Sampling
-from tiny.scene import Session, Split
-from tiny.world import draw_scene, draw_session
+from tiny.training.scene import Session, Split
+from tiny.training.world import draw_scene, draw_session
 
 SEED = 1
 QUESTIONS = 1000
 MAX_TOKENS = 400
-CHECKPOINT = Path(__file__).parent / "checkpoint"
+CHECKPOINT = Path(__file__).parent.parent / "checkpoint"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 from gptoss.runtime.harmony.messages import final, user
-from tiny import phrases as p
-from tiny.scene import Draw, Exchange, cased, reasoned
+from tiny.training import phrases as p
+from tiny.training.scene import Draw, Exchange, cased, reasoned
 
 QUESTION = ("?", "?", "?", "", "??", ", please?")
 STATEMENT = ("!", ".", "", "!", ".", "!!")

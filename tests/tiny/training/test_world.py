@@ -17,9 +17,9 @@ from gptoss.runtime.harmony.render import (
 )
 from gptoss.runtime.harmony.tokenizer import Tokenizer
 from support.tokens import byte_tokenizer
-from tiny.scene import Draw, Exchange, Session, Split
-from tiny.sums import Sum, working
-from tiny.world import KINDS, draw_scene, draw_session
+from tiny.training.scene import Draw, Exchange, Session, Split
+from tiny.training.sums import Sum, working
+from tiny.training.world import KINDS, draw_scene, draw_session
 
 
 def sessions(split: Split, count: int, seed: int = 7) -> Iterator[Session]:
