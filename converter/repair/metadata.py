@@ -26,7 +26,7 @@ from gptoss.errors import CheckpointError, GgufError, UnsupportedModelError, quo
 from gptoss.formats.byte_source import read_json
 from gptoss.formats.checkpoint import CONFIG, CONFIG_LIMIT
 from gptoss.formats.gguf import GgufFile, StringArray
-from gptoss.formats.hparams import ARCHITECTURE, GGUF_DEFAULTS, GGUF_KEYS, HParams
+from gptoss.formats.hparams import ARCHITECTURE, GGUF_KEYS, YARN_BETAS, HParams
 
 OLLAMA = "gptoss"
 """Ollama's name of the architecture."""
@@ -305,7 +305,7 @@ def _changes(
 def _is_default(entry: Entry) -> bool:
     """Whether llama.cpp takes just this value where there is none."""
     names = {key: name for name, key in GGUF_KEYS.items()}
-    default = GGUF_DEFAULTS.get(names.get(entry.key, ""))
+    default = YARN_BETAS.get(names.get(entry.key, ""))
     return default is not None and bool(default == entry.value)
 
 

@@ -115,7 +115,8 @@ class GgufTensor:
     """Where a tensor's bytes are: ``nbytes`` from ``offset``, counted from the start of ``path``.
 
     ``shape`` is in ggml's order, the fastest dimension first. ``hf_codes`` says that the codes of
-    MXFP4 blocks are in Hugging Face's order, not ggml's.
+    MXFP4 blocks are in Hugging Face's order, not ggml's. ``gap`` counts the unused bytes, beyond
+    alignment, before the tensor: llama.cpp refuses a file that has any.
     """
 
     name: str
@@ -125,6 +126,7 @@ class GgufTensor:
     offset: int
     nbytes: int
     hf_codes: bool = False
+    gap: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,8 +297,9 @@ def _read(path: Path, source: Source, ollama: bool) -> GgufFile:
     types: dict[str, GGUFValueType] = {}
     for i in range(n_keys):
         key = cursor.string(f"metadata key {i}", MAX_KEY_BYTES)
+        _check_name(cursor, f"metadata key {i}", key)
         if key in metadata:
-            raise GgufError(f"{cursor.where}: the key {quoted(key)} stands twice")
+            raise GgufError(f"{cursor.where}: the key {quoted(key)} occurs twice")
         what = _named(key)
         types[key], metadata[key] = _value(cursor, what, _value_type(cursor, what))
     infos = [_tensor_info(cursor, i, ollama) for i in range(n_tensors)]
@@ -323,9 +326,17 @@ def _check_version(cursor: _Cursor) -> int:
     raise GgufError(f"{cursor.where}: GGUF version {version}; versions 2 and 3 can be read")
 
 
+def _check_name(cursor: _Cursor, what: str, name: str) -> None:
+    """Printable ASCII only: llama.cpp cuts a name at a NUL, and would take it for another one."""
+    if not name or not (name.isascii() and name.isprintable()):
+        raise GgufError(
+            f"{cursor.where}: {what} is {quoted(name)}; a name is printable ASCII characters"
+        )
+
+
 def _named(key: str) -> str:
-    """A key as messages have it: as it stands, unless it is no name a person would give."""
-    return key if key.isprintable() and len(key) <= 80 else quoted(key)
+    """A key as messages show it."""
+    return key if len(key) <= 80 else quoted(key)
 
 
 def _value_type(cursor: _Cursor, key: str) -> GGUFValueType:
@@ -364,6 +375,7 @@ def _scalars(cursor: _Cursor, key: str, kind: GGUFValueType, count: int) -> tupl
 def _tensor_info(cursor: _Cursor, i: int, ollama: bool) -> GgufTensor:
     """A tensor's entry; its offset is still counted from the start of the data."""
     name = cursor.string(f"the name of tensor {i}", MAX_NAME_BYTES)
+    _check_name(cursor, f"the name of tensor {i}", name)
     what = f"tensor {quoted(name)}"
     n_dims = cursor.u32(what)
     if not 1 <= n_dims <= MAX_DIMENSIONS:
@@ -403,6 +415,7 @@ def _placed(cursor: _Cursor, infos: list[GgufTensor], alignment: int) -> dict[st
     """The tensors with offsets from the file's start, once none leaves it or overlaps another."""
     start = -(-cursor.at // alignment) * alignment
     tensors: dict[str, GgufTensor] = {}
+    packed = 0
     for info in infos:
         what = f"{cursor.where}: tensor {quoted(info.name)}"
         end = start + info.offset + info.nbytes
@@ -414,8 +427,9 @@ def _placed(cursor: _Cursor, infos: list[GgufTensor], alignment: int) -> dict[st
         if info.offset % alignment:
             raise GgufError(f"{what} is not aligned to {alignment} bytes")
         if info.name in tensors:
-            raise GgufError(f"{what} stands twice")
-        tensors[info.name] = replace(info, offset=start + info.offset)
+            raise GgufError(f"{what} occurs twice")
+        tensors[info.name] = replace(info, offset=start + info.offset, gap=info.offset - packed)
+        packed = info.offset + -(-info.nbytes // alignment) * alignment
     at, before = start, "the header"
     for tensor in sorted(tensors.values(), key=lambda tensor: tensor.offset):
         if tensor.offset < at:

@@ -46,11 +46,18 @@ GGUF_KEYS = {
 }
 """Where each field but ``vocab_size`` stands in a GGUF's metadata."""
 
-GGUF_DEFAULTS = {"yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0}
-"""Keys older converters leave out, with the value llama.cpp then uses."""
+HARD_CODED: Mapping[str, str | int | float | bool] = {
+    "swiglu_limit": 7.0,
+    "swiglu_alpha": 1.702,
+    "hidden_act": "silu",
+    "attention_bias": True,
+    "tie_word_embeddings": False,
+    "partial_rotary_factor": 1.0,
+}
+"""What llama.cpp's graph for gpt-oss has built in, by the config's names; no GGUF key changes it."""
 
-HARD_CODED = {"swiglu_limit": 7.0, "swiglu_alpha": 1.702, "hidden_act": "silu"}
-"""What llama.cpp's graph for gpt-oss has built in; no GGUF key changes it."""
+YARN_BETAS = {"yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0}
+"""Also built in: llama.cpp does not read gpt-oss's keys for them. Older converters omit the keys."""
 
 _YARN_FIELDS = {
     "factor": "yarn_factor",
@@ -62,21 +69,31 @@ _YARN_FIELDS = {
 _ROPE_LABELS = {field: f"the RoPE {name}" for name, field in _YARN_FIELDS.items()}
 """How messages call what stands in either of two places of a config."""
 
-_LIMITS: dict[str, tuple[int, int]] = {
-    "num_hidden_layers": (1, 1024),
+INTEGER_LIMITS: Mapping[str, tuple[int, int]] = {
+    "num_hidden_layers": (1, 512),
     "hidden_size": (BLOCK, 2**17),
     "intermediate_size": (BLOCK, 2**17),
     "num_attention_heads": (1, 4096),
     "num_key_value_heads": (1, 4096),
     "head_dim": (2, 1024),
-    "num_local_experts": (1, 4096),
-    "num_experts_per_tok": (1, 4096),
+    "num_local_experts": (1, 1024),
+    "num_experts_per_tok": (1, 32),
     "vocab_size": (1, 2**24),
     "sliding_window": (1, 2**24),
     "max_position_embeddings": (1, 2**31 - 1),
     "yarn_original_context": (1, 2**31 - 1),
 }
-"""Integers and the range in which they make sense; every other field is a positive float."""
+"""Whole numbers, inclusive. llama.cpp ends the process beyond 512 layers and 1,024 experts, and on
+a graph of more nodes than it allows a layer, which it is from about 50 experts a token on."""
+
+FLOAT_LIMITS: Mapping[str, tuple[float, float]] = {
+    "rms_norm_eps": (1e-12, 1e-2),
+    "rope_theta": (10.0, 1e10),
+    "yarn_factor": (1.0, 1e6),
+    "yarn_beta_fast": (1e-6, 1e6),
+    "yarn_beta_slow": (1e-6, 1e6),
+}
+"""Floats, inclusive: outside, float32 has no such value or the positions make no sense."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +157,7 @@ class HParams:
             )
         found: dict[str, Any] = {}
         for name, key in GGUF_KEYS.items():
-            value = metadata.get(key, GGUF_DEFAULTS.get(name))
+            value = metadata.get(key, YARN_BETAS.get(name))
             found[name] = _number(name, value, where, GgufError, key)
         tokens = metadata.get("tokenizer.ggml.tokens", ())
         if not hasattr(tokens, "__len__") or isinstance(tokens, str):
@@ -172,6 +189,12 @@ class HParams:
                 f"{where}: {it.num_attention_heads} heads of {it.head_dim} make rows of "
                 f"{it.num_attention_heads * it.head_dim} values, no multiple of {BLOCK}"
             )
+        for name, value in YARN_BETAS.items():
+            if getattr(it, name) != value:
+                raise UnsupportedModelError(
+                    f"{where}: {name} is {getattr(it, name):g}; llama.cpp computes gpt-oss with "
+                    f"{value:g} and does not read another value from a GGUF"
+                )
         if it.num_experts_per_tok > it.num_local_experts:
             raise error(f"{where}: {it.num_experts_per_tok} experts used of {it.num_local_experts}")
         return it
@@ -200,7 +223,7 @@ def _check_architecture(config: Mapping[str, Any], where: str) -> None:
 
 def _check_hard_coded(config: Mapping[str, Any], where: str) -> None:
     for name, value in HARD_CODED.items():
-        if config.get(name, value) != value:
+        if config.get(name) not in (None, value):
             raise UnsupportedModelError(
                 f"{where}: {name} is {quoted(config[name])}; llama.cpp computes gpt-oss with "
                 f"{value!r} and a GGUF cannot say otherwise"
@@ -237,6 +260,11 @@ def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     kind = rope.get("rope_type", rope.get("type"))
     if kind != "yarn":
         raise UnsupportedModelError(f"{where}: rope_type is {quoted(kind)}; gpt-oss uses 'yarn'")
+    partial = rope.get("partial_rotary_factor")
+    if partial not in (None, 1.0):
+        raise UnsupportedModelError(
+            f"{where}: partial_rotary_factor is {quoted(partial)}; llama.cpp rotates whole heads"
+        )
     for name in ("attention_factor", "mscale", "mscale_all_dim"):
         if rope.get(name) is not None:
             raise UnsupportedModelError(
@@ -263,15 +291,16 @@ def _number(
     key = key or name
     if value is None:
         raise error(f"{where}: {key} is missing")
-    if name in _LIMITS:
-        low, high = _LIMITS[name]
+    if name in INTEGER_LIMITS:
+        smallest, largest = INTEGER_LIMITS[name]
         if type(value) is not int:
-            raise error(f"{where}: {key} is {quoted(value)}, a whole number is expected")
-        if not low <= value <= high:
-            raise error(f"{where}: {key} is {value}, {low} to {high} is expected")
+            raise error(f"{where}: {key} is {quoted(value)}; expected a whole number")
+        if not smallest <= value <= largest:
+            raise error(f"{where}: {key} is {quoted(value)}; expected {smallest} to {largest}")
         return value
+    low, high = FLOAT_LIMITS[name]
     if type(value) not in (int, float):
-        raise error(f"{where}: {key} is {quoted(value)}, a number is expected")
-    if not 0 < value < 1e12:  # NaN fails this, as it must
-        raise error(f"{where}: {key} is {quoted(value)}, a positive number is expected")
+        raise error(f"{where}: {key} is {quoted(value)}; expected a number")
+    if not low <= value <= high:  # NaN fails this, as it must
+        raise error(f"{where}: {key} is {quoted(value)}; expected {low:g} to {high:g}")
     return float(value)

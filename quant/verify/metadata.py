@@ -18,7 +18,7 @@ from gptoss.errors import CheckpointError, UnsupportedModelError
 from gptoss.formats.byte_source import read_json
 from gptoss.formats.checkpoint import TOKENIZER, Checkpoint
 from gptoss.formats.gguf import GgufFile
-from gptoss.formats.hparams import ARCHITECTURE, GGUF_DEFAULTS, GGUF_KEYS
+from gptoss.formats.hparams import ARCHITECTURE, GGUF_KEYS, YARN_BETAS
 from gptoss.formats.o200k import PRE_TOKENIZER, splits_as_o200k
 from gptoss.quant.verify.result import KeyDifference
 
@@ -49,7 +49,7 @@ def _hyperparameters(
     }
     wanted["gpt-oss.rope.scaling.type"] = "yarn"
     wanted["gpt-oss.attention.value_length"] = hparams.head_dim
-    defaults = {GGUF_KEYS[name]: value for name, value in GGUF_DEFAULTS.items()}
+    defaults = {GGUF_KEYS[name]: value for name, value in YARN_BETAS.items()}
     for key, expected in wanted.items():
         found = metadata.get(key, defaults.get(key))
         if not _same(expected, found):

@@ -1,18 +1,23 @@
-"""Whether a file is a gpt-oss GGUF that can be run, found out before llama.cpp is asked.
+"""Preflight check of a GGUF before it is handed to llama.cpp.
 
-llama.cpp fails late and at length, and on some damaged files ends the whole process.
+llama.cpp reports a damaged or unusual file late and at length, and on some ends the whole process.
+Everything that its gpt-oss reads is compared with the tables in ``formats`` first.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptoss.errors import GgufError, UnsupportedModelError
+from gptoss.errors import GgufError, UnsupportedModelError, quoted
+from gptoss.formats import llama_cpp_keys, llama_cpp_types
 from gptoss.formats.gguf import GgufFile
-from gptoss.formats.hparams import HParams
-from gptoss.formats.tensor_map import tensors
+from gptoss.formats.hparams import ARCHITECTURE, HParams
 from gptoss.runtime.harmony.tokenizer import Tokenizer
+
+SHOWN = 3
+"""Problems that a message lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,31 +30,39 @@ class Model:
 
     @classmethod
     def open(cls, path: Path) -> Model:
-        """Check ``path`` and read what stands before the weights.
+        """Check ``path`` and read everything before the weights.
 
-        Raises GgufError for what is no GGUF, cut short or incomplete, UnsupportedModelError for another
-        architecture or tokenizer, and for a folder.
+        Raises ``GgufError`` for what is not a GGUF, cut short, incomplete, or cannot be computed by
+        llama.cpp; ``UnsupportedModelError`` for another architecture or tokenizer, and for a folder.
         """
         if path.is_dir():
             raise UnsupportedModelError(
                 f"{path} is a folder: if it is a checkpoint, convert it first: "
                 f"gptoss-convert {path} -o model.gguf"
             )
-        gguf = GgufFile.open(path)
-        hparams = HParams.from_gguf(gguf.metadata, str(path))
-        _check_tensors(gguf, hparams)
-        return cls(path, hparams, Tokenizer.from_gguf(gguf))
-
-
-def _check_tensors(gguf: GgufFile, hparams: HParams) -> None:
-    """Every tensor has its shape; only the first part of a split model may lack some."""
-    split = gguf.metadata.get("split.count", 1) != 1
-    for expected in tensors(hparams):
-        found = gguf.tensors.get(expected.gguf)
-        if found is None and not split:
-            raise GgufError(f"{gguf.path}: has no tensor {expected.gguf}; convert it again")
-        if found is not None and found.shape != expected.ggml_shape:
-            raise GgufError(
-                f"{gguf.path}: tensor {expected.gguf} has shape {found.shape}, "
-                f"{expected.ggml_shape} is expected; convert it again"
+        file = GgufFile.open(path)
+        architecture = file.metadata.get("general.architecture")
+        if architecture != ARCHITECTURE:
+            raise UnsupportedModelError(
+                f"{path}: general.architecture is {quoted(architecture)}; expected {ARCHITECTURE!r}"
             )
+        check_computable(file)
+        return cls(path, HParams.from_gguf(file.metadata, str(path)), Tokenizer.from_gguf(file))
+
+
+def check_computable(file: GgufFile) -> None:
+    """Raise ``GgufError``, with the command that repairs it, for what llama.cpp cannot compute."""
+    _refuse(file, llama_cpp_keys.find_problems(file))
+    hparams = HParams.from_gguf(file.metadata, str(file.path))
+    _refuse(file, llama_cpp_types.find_problems(file, hparams))
+
+
+def _refuse(file: GgufFile, problems: Sequence[object]) -> None:
+    if not problems:
+        return
+    listed = "; ".join(map(str, problems[:SHOWN]))
+    more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+    raise GgufError(
+        f"{file.path}: llama.cpp cannot compute this as gpt-oss: {listed}{more}; "
+        f"try to repair it: gptoss-convert {file.path} -o REPAIRED.gguf"
+    )

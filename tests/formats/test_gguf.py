@@ -128,7 +128,13 @@ STRING, ARRAY, BOOL, UINT32 = (
             file(key("a", ARRAY, U32(STRING) + U64(2) + text("x") + U64(2**63)), bytes(8), keys=1),
             "ends within a",
         ),
-        (file(*[key("a", UINT32, U32(1))] * 2, keys=2), "the key 'a' stands twice"),
+        (file(*[key("a", UINT32, U32(1))] * 2, keys=2), "the key 'a' occurs twice"),
+        (file(key("a\0b", UINT32, U32(1)), keys=1), r"metadata key 0 is 'a\\x00b'; a name is"),
+        (file(key("a\x1b[2J", UINT32, U32(1)), keys=1), "a name is printable ASCII"),
+        (file(key("é", UINT32, U32(1)), keys=1), "a name is printable ASCII"),
+        (file(key("", UINT32, U32(1)), keys=1), "a name is printable ASCII"),
+        (file(tensor("t\0"), tensors=1, data=32), "the name of tensor 0 is .* a name is"),
+        (file(tensor("t\n"), tensors=1, data=32), "a name is printable ASCII"),
         (file(key("general.alignment", UINT32, U32(24)), keys=1), "24, no power of two"),
         (file(key("general.alignment", UINT32, U32(0)), keys=1), "0, no power of two"),
         (file(key("general.alignment", STRING, text("32")), keys=1), "'32', no power of two"),
@@ -143,7 +149,7 @@ STRING, ARRAY, BOOL, UINT32 = (
         (file(tensor(offset=2**64 - 32), tensors=1, data=32), "would end at byte"),
         (file(tensor(offset=4), tensors=1, data=99), "not aligned to 32 bytes"),
         (file(tensor("a"), tensor("b"), tensors=2, data=99), "'b' overlaps 'a'"),
-        (file(tensor("a"), tensor("a", offset=32), tensors=2, data=99), "'a' stands twice"),
+        (file(tensor("a"), tensor("a", offset=32), tensors=2, data=99), "'a' occurs twice"),
     ],
 )
 def test_hostile_headers_are_refused(tmp_path: Path, raw: bytes, message: str) -> None:

@@ -13,6 +13,15 @@ from gptoss.errors import CheckpointError, GgufError, UnsupportedModelError
 from gptoss.formats.hparams import GGUF_KEYS, HParams
 from support.checkpoints import random_checkpoint
 
+YARN: dict[str, Any] = {
+    "rope_type": "yarn",
+    "rope_theta": 150000.0,
+    "factor": 32.0,
+    "original_max_position_embeddings": 4096,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+}
+
 
 @pytest.fixture(scope="module")
 def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
@@ -71,15 +80,35 @@ def test_both_schemas_in_one_file_must_agree(configs: dict[str, dict[str, Any]])
         ),
         ({"layer_types": ["sliding_attention"]}, CheckpointError, "1 layer_types"),
         ({"layer_types": 2}, UnsupportedModelError, "alternate"),
+        ({"tie_word_embeddings": True}, UnsupportedModelError, "tie_word_embeddings is True"),
+        ({"partial_rotary_factor": 0.5}, UnsupportedModelError, "partial_rotary_factor is 0.5"),
+        ({"attention_bias": False}, UnsupportedModelError, "attention_bias is False"),
+        (
+            {"rope_parameters": YARN | {"partial_rotary_factor": 0.5}},
+            UnsupportedModelError,
+            "partial_rotary_factor is 0.5",
+        ),
+        (
+            {"rope_parameters": YARN | {"beta_fast": 16.0}},
+            UnsupportedModelError,
+            "yarn_beta_fast is 16; llama.cpp computes gpt-oss with 32",
+        ),
+        ({"rms_norm_eps": 1e-300}, CheckpointError, "rms_norm_eps is 1e-300; expected 1e-12"),
+        ({"num_hidden_layers": 513, "layer_types": None}, CheckpointError, "expected 1 to 512"),
+        (
+            {"num_local_experts": 64, "num_experts_per_tok": 33},
+            CheckpointError,
+            "expected 1 to 32",
+        ),
         ({"hidden_size": 80}, CheckpointError, "hidden_size is 80, no multiple of 32"),
         ({"intermediate_size": 33}, CheckpointError, "intermediate_size is 33, no multiple of 32"),
-        ({"hidden_size": "64"}, CheckpointError, "a whole number is expected"),
-        ({"hidden_size": 64.0}, CheckpointError, "a whole number is expected"),
-        ({"num_local_experts": True}, CheckpointError, "a whole number is expected"),
+        ({"hidden_size": "64"}, CheckpointError, "expected a whole number"),
+        ({"hidden_size": 64.0}, CheckpointError, "expected a whole number"),
+        ({"num_local_experts": True}, CheckpointError, "expected a whole number"),
         (
             {"num_hidden_layers": 0, "layer_types": None},
             CheckpointError,
-            "num_hidden_layers is 0, 1 to 1024",
+            "num_hidden_layers is 0; expected 1 to 512",
         ),
         ({"vocab_size": 10**12}, CheckpointError, "vocab_size is 1000000000000"),
         ({"vocab_size": None}, CheckpointError, "vocab_size is missing"),
@@ -87,11 +116,11 @@ def test_both_schemas_in_one_file_must_agree(configs: dict[str, dict[str, Any]])
         ({"num_key_value_heads": 3}, CheckpointError, "2 attention heads cannot share 3"),
         ({"head_dim": 63}, CheckpointError, "RoPE turns pairs"),
         ({"head_dim": 24}, CheckpointError, "2 heads of 24"),
-        ({"rms_norm_eps": 0}, CheckpointError, "a positive number is expected"),
-        ({"rms_norm_eps": float("nan")}, CheckpointError, "a positive number is expected"),
-        ({"rms_norm_eps": 10**400}, CheckpointError, "rms_norm_eps is 1000.*, a positive number"),
+        ({"rms_norm_eps": 0}, CheckpointError, "expected 1e-12 to 0.01"),
+        ({"rms_norm_eps": float("nan")}, CheckpointError, "expected 1e-12 to 0.01"),
+        ({"rms_norm_eps": 10**400}, CheckpointError, "rms_norm_eps is 1000.*; expected 1e-12"),
         ({"rope_theta": 10000.0}, CheckpointError, r"rope_theta is 150000\.0 and 10000\.0"),
-        ({"rms_norm_eps": "1e-5"}, CheckpointError, "a number is expected"),
+        ({"rms_norm_eps": "1e-5"}, CheckpointError, "expected a number"),
         ({"rope_parameters": None}, CheckpointError, "neither rope_parameters nor rope_scaling"),
         ({"rope_parameters": {"rope_type": "linear"}}, UnsupportedModelError, "'linear'"),
         ({"rope_parameters": {"rope_type": "yarn"}}, CheckpointError, "rope_theta is missing"),

@@ -1,0 +1,288 @@
+"""The metadata keys that llama.cpp reads for gpt-oss: type, range or only value of each.
+
+One table, ``KEYS``, for everything that has to know: what may run, what is sound, what is equal.
+llama.cpp fails late on some of these keys and on others ends the whole process; and some change
+what the model computes although no published gpt-oss has them.
+
+Source: llama.cpp as packaged in llama-cpp-python 0.3.36, ``llama-model.cpp`` (``load_hparams``),
+``models/openai-moe.cpp``, ``llama-vocab.cpp``, ``llama-model-loader.cpp``, ``gguf.cpp``. A key's
+type must be exactly the table's there; an unsigned number is not a signed one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+from gguf.constants import GGUFValueType, TokenType
+
+from gptoss.errors import quoted
+from gptoss.formats.gguf import GgufFile, StringArray
+from gptoss.formats.hparams import ARCHITECTURE, FLOAT_LIMITS, GGUF_KEYS, INTEGER_LIMITS
+from gptoss.formats.o200k import PRE_TOKENIZER
+
+PREFIX = f"{ARCHITECTURE}."
+ABSENT = "nothing"
+"""How a key that a file lacks is written in messages."""
+
+
+class Effect(Enum):
+    """What a key's value does in llama.cpp's gpt-oss."""
+
+    MODEL = "part of what the model computes"
+    NONE = "read, but without effect on the result"
+    IGNORED = "not read for gpt-oss"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRule:
+    """What a key may hold.
+
+    ``type`` is the value's, of an array its elements'; None where llama.cpp does not look. ``only``
+    is the one value that is gpt-oss, which llama.cpp also takes when the key is absent unless it is
+    ``required``; ``same_as`` names the key whose value it must repeat. ``limits`` are inclusive.
+    ``banned`` keys must be absent.
+    """
+
+    type: GGUFValueType | None
+    effect: Effect = Effect.MODEL
+    array: bool = False
+    required: bool = False
+    only: str | int | float | bool | None = None
+    same_as: str | None = None
+    limits: tuple[float, float] | None = None
+    banned: bool = False
+
+
+_U16, _U32, _I32 = GGUFValueType.UINT16, GGUFValueType.UINT32, GGUFValueType.INT32
+_F32, _BOOL, _STR = GGUFValueType.FLOAT32, GGUFValueType.BOOL, GGUFValueType.STRING
+
+
+def _hyperparameters() -> Iterator[tuple[str, KeyRule]]:
+    """The keys of ``HParams``, with its limits."""
+    for name, key in GGUF_KEYS.items():
+        if name in INTEGER_LIMITS:
+            yield key, KeyRule(_U32, required=True, limits=INTEGER_LIMITS[name])
+        else:
+            yield key, KeyRule(_F32, required=True, limits=FLOAT_LIMITS[name])
+
+
+_KEY_LENGTH = PREFIX + "attention.key_length"
+
+KEYS: dict[str, KeyRule] = {
+    "general.architecture": KeyRule(_STR, required=True, only=ARCHITECTURE),
+    "general.name": KeyRule(_STR, Effect.NONE),
+    "general.file_type": KeyRule(_U32, Effect.NONE),
+    "general.alignment": KeyRule(_U32, Effect.NONE, limits=(32, 2**20)),
+    "general.tensor_extra.name": KeyRule(_STR, array=True, banned=True),
+    "split.no": KeyRule(_U16, Effect.NONE),
+    "split.count": KeyRule(_U16, Effect.NONE),
+    "split.tensors.count": KeyRule(_I32, Effect.NONE),
+    **dict(_hyperparameters()),
+    PREFIX + "vocab_size": KeyRule(None, Effect.IGNORED),
+    PREFIX + "feed_forward_length": KeyRule(_U32, Effect.NONE),
+    PREFIX + "embedding_length_out": KeyRule(_U32, same_as=PREFIX + "embedding_length"),
+    PREFIX + "nextn_predict_layers": KeyRule(_U32, only=0),
+    PREFIX + "expert_group_count": KeyRule(_U32, only=0),
+    PREFIX + "expert_group_used_count": KeyRule(_U32, only=0),
+    PREFIX + "pooling_type": KeyRule(_U32, only=0),
+    PREFIX + "classifier.pooling_type": KeyRule(_U32, banned=True),
+    PREFIX + "classifier.output_labels": KeyRule(_STR, array=True, banned=True),
+    PREFIX + "attention.causal": KeyRule(_BOOL, only=True),
+    PREFIX + "attention.sliding_window_pattern": KeyRule(_U32, only=2),
+    PREFIX + "attention.value_length": KeyRule(_U32, required=True, same_as=_KEY_LENGTH),
+    PREFIX + "attention.key_length_swa": KeyRule(_U32, same_as=_KEY_LENGTH),
+    PREFIX + "attention.value_length_swa": KeyRule(_U32, same_as=_KEY_LENGTH),
+    PREFIX + "rope.dimension_count": KeyRule(_U32, same_as=_KEY_LENGTH),
+    PREFIX + "rope.dimension_count_swa": KeyRule(_U32, same_as=_KEY_LENGTH),
+    PREFIX + "rope.freq_base_swa": KeyRule(_F32, same_as=PREFIX + "rope.freq_base"),
+    PREFIX + "rope.scaling.type": KeyRule(_STR, required=True, only="yarn"),
+    PREFIX + "rope.scaling.attn_factor": KeyRule(_F32, only=1.0),
+    PREFIX + "rope.scaling.alpha": KeyRule(_F32, only=0.0),
+    PREFIX + "rope.scaling.finetuned": KeyRule(_BOOL, Effect.NONE),
+    PREFIX + "rope.scale_linear": KeyRule(None, Effect.IGNORED),
+    # Built into llama.cpp's gpt-oss; the keys are not read.
+    PREFIX + "rope.scaling.yarn_beta_fast": KeyRule(_F32, only=32.0),
+    PREFIX + "rope.scaling.yarn_beta_slow": KeyRule(_F32, only=1.0),
+    "tokenizer.ggml.model": KeyRule(_STR, required=True, only="gpt2"),
+    "tokenizer.ggml.pre": KeyRule(_STR, required=True, only=PRE_TOKENIZER),
+    "tokenizer.ggml.tokens": KeyRule(_STR, array=True, required=True),
+    "tokenizer.ggml.token_type": KeyRule(_I32, array=True, required=True),
+    "tokenizer.ggml.merges": KeyRule(_STR, array=True, required=True),
+    "tokenizer.ggml.scores": KeyRule(_F32, Effect.NONE, array=True),
+    "tokenizer.ggml.token_type_count": KeyRule(_U32, Effect.NONE),
+    "tokenizer.ggml.suppress_tokens": KeyRule(_I32, array=True, banned=True),
+    "tokenizer.ggml.add_bos_token": KeyRule(_BOOL),
+    "tokenizer.ggml.add_eos_token": KeyRule(_BOOL),
+    "tokenizer.ggml.add_sep_token": KeyRule(_BOOL),
+    "tokenizer.ggml.add_space_prefix": KeyRule(_BOOL, Effect.NONE),
+    "tokenizer.ggml.remove_extra_whitespaces": KeyRule(_BOOL, Effect.NONE),
+    "tokenizer.ggml.normalizer.lowercase": KeyRule(_BOOL, Effect.NONE),
+    "tokenizer.ggml.normalizer.strip_accents": KeyRule(_BOOL, Effect.NONE),
+    "tokenizer.chat_template": KeyRule(_STR, Effect.NONE),
+}  # fmt: skip
+"""Every key that is read, and those that are not but would contradict what is computed."""
+
+TOKEN_ROLES = (
+    "bos", "eos", "eot", "eom", "unknown", "seperator", "padding", "mask", "fim_pre", "fim_suf",
+    "fim_mid", "fim_pad", "fim_rep", "fim_sep", "prefix", "suffix", "middle",
+)  # fmt: skip
+"""``tokenizer.ggml.{role}_token_id``: each names a token of the vocabulary; llama.cpp's spelling."""
+
+KEYS |= {f"tokenizer.ggml.{role}_token_id": KeyRule(_U32) for role in TOKEN_ROLES}
+
+_NAMES_THAT_FAIL = ("phi-3", "phi3")
+"""In ``general.name``, llama.cpp then looks for tokens that no gpt-oss has, and fails."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyProblem:
+    """A key that llama.cpp cannot use, or with which it computes something other than gpt-oss."""
+
+    key: str
+    found: str
+    expected: str
+
+    def __str__(self) -> str:
+        return f"{self.key} is {self.found}, expected {self.expected}"
+
+
+def find_problems(file: GgufFile) -> list[KeyProblem]:
+    """Everything in a file's metadata that is not as the table has it; empty when all is.
+
+    Raises ``GgufError`` when a text of the vocabulary is not UTF-8.
+    """
+    problems = [
+        problem for key, rule in KEYS.items() if (problem := _check(file, key, rule)) is not None
+    ]
+    problems += [
+        KeyProblem(key, show(file.metadata[key]), "no such key")
+        for key in file.metadata
+        if key.startswith(PREFIX) and key not in KEYS
+    ]
+    name = file.metadata.get("general.name")
+    if isinstance(name, str) and any(it in name.lower() for it in _NAMES_THAT_FAIL):
+        problems.append(KeyProblem("general.name", show(name), "a name without 'phi-3'"))
+    return problems + list(_vocabulary_problems(file.metadata))
+
+
+def computed_with(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The value that llama.cpp computes with, for each key that has an effect on the result.
+
+    A key that is absent has llama.cpp's default; None where it has none. Unknown ``gpt-oss.*``
+    keys are included as they are.
+    """
+    values: dict[str, Any] = {}
+    for key, rule in KEYS.items():
+        if rule.effect is Effect.MODEL:
+            default = metadata.get(rule.same_as) if rule.same_as else rule.only
+            values[key] = metadata.get(key, None if rule.required else default)
+    unknown = {k: v for k, v in metadata.items() if k.startswith(PREFIX) and k not in KEYS}
+    return values | unknown
+
+
+def show(value: object) -> str:
+    """A value as messages have it: short, printable."""
+    if value is None:
+        return ABSENT
+    if isinstance(value, StringArray | tuple | list):
+        return f"an array of {len(value)}"
+    return f"{value:.7g}" if isinstance(value, float) else quoted(value)
+
+
+def _check(file: GgufFile, key: str, rule: KeyRule) -> KeyProblem | None:
+    value = file.metadata.get(key)
+    if value is None:
+        if rule.required:
+            return KeyProblem(key, ABSENT, _expected(file.metadata, rule))
+        return None
+    if _fits(file, key, rule, value):
+        return None
+    found = show(value)
+    if _is_value(file.metadata, rule, value):
+        found = f"{found} of type {file.types[key].name}"
+    return KeyProblem(key, found, _expected(file.metadata, rule))
+
+
+def _fits(file: GgufFile, key: str, rule: KeyRule, value: Any) -> bool:
+    if rule.effect is Effect.IGNORED:
+        return True
+    is_array = isinstance(value, StringArray | tuple)
+    if rule.banned or is_array is not rule.array or file.types[key] is not rule.type:
+        return False
+    return _is_value(file.metadata, rule, value)
+
+
+def _is_value(metadata: Mapping[str, Any], rule: KeyRule, value: Any) -> bool:
+    """Whether a value is allowed, whatever its type in the file."""
+    if rule.banned or isinstance(value, StringArray | tuple) is not rule.array:
+        return False
+    if rule.same_as is not None:
+        return bool(value == metadata.get(rule.same_as))
+    if rule.only is not None:
+        return bool(value == rule.only)
+    if rule.limits is not None:
+        low, high = rule.limits
+        return not isinstance(value, str) and bool(np.float64(low) <= value <= high)
+    return True
+
+
+def _expected(metadata: Mapping[str, Any], rule: KeyRule) -> str:
+    if rule.banned:
+        return "no such key"
+    kind = f"{'an array of ' if rule.array else ''}{rule.type.name if rule.type else ''}"
+    if rule.same_as is not None:
+        return f"{show(metadata.get(rule.same_as))} ({kind}), as {rule.same_as}"
+    if rule.only is not None:
+        return f"{rule.only!r} ({kind})"
+    if rule.limits is not None:
+        return f"{rule.limits[0]:g} to {rule.limits[1]:g} ({kind})"
+    return kind
+
+
+# --- the vocabulary ---------------------------------------------------------------------------
+
+
+def _vocabulary_problems(metadata: Mapping[str, Any]) -> Iterator[KeyProblem]:
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, StringArray):
+        return  # reported by the table
+    yield from token_problems(tokens)
+    types = metadata.get("tokenizer.ggml.token_type")
+    if isinstance(types, tuple) and (len(types) != len(tokens) or not _KINDS.issuperset(types)):
+        expected = f"{len(tokens)} types from 1 to 6"
+        yield KeyProblem("tokenizer.ggml.token_type", show(types), expected)
+    merges = metadata.get("tokenizer.ggml.merges")
+    if isinstance(merges, StringArray) and any("\0" in it for it in merges):
+        yield KeyProblem("tokenizer.ggml.merges", "a text with NUL", "texts without")
+    scores = metadata.get("tokenizer.ggml.scores")
+    if isinstance(scores, tuple) and len(scores) < len(tokens):
+        yield KeyProblem("tokenizer.ggml.scores", show(scores), f"{len(tokens)} scores, or none")
+    for role in TOKEN_ROLES:
+        key = f"tokenizer.ggml.{role}_token_id"
+        i = metadata.get(key)
+        if isinstance(i, int) and not 0 <= i < len(tokens):
+            yield KeyProblem(key, str(i), f"0 to {len(tokens) - 1}")
+
+
+def token_problems(tokens: StringArray | list[str]) -> Iterator[KeyProblem]:
+    """Texts of tokens that llama.cpp ends the process on: all must be different, none empty.
+
+    It cuts a text at a NUL and gives an empty one a name of its own, which may be another's.
+    """
+    key = "tokenizer.ggml.tokens"
+    seen: dict[str, int] = {}
+    for i, text in enumerate(tokens):
+        if not text or "\0" in text:
+            yield KeyProblem(f"{key}[{i}]", quoted(text), "a text without NUL")
+            return
+        first = seen.setdefault(text, i)
+        if first != i:
+            yield KeyProblem(f"{key}[{i}]", quoted(text), f"another text than token {first} has")
+            return
+
+
+_KINDS = frozenset(int(kind) for kind in TokenType)

@@ -1,0 +1,109 @@
+"""The tensors that llama.cpp can compute gpt-oss with: names, shapes and, by role, types.
+
+A tensor of another type ends the process at the first decode (``GGML_ASSERT``, or a missing
+function called), and one more tensor than the table has is either refused or, where it is an
+optional scale, multiplied in.
+
+Source: llama.cpp as packaged in llama-cpp-python 0.3.36: ``models/openai-moe.cpp``; ggml's CPU
+operators ``mul_mat``, ``mul_mat_id`` and ``get_rows`` (any type that has a dot product),
+``add``, ``add_id``, ``mul`` and ``flash_attn_ext`` (F32 alone).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gguf.constants import GGMLQuantizationType
+
+from gptoss.errors import quoted
+from gptoss.formats.gguf import GgufFile, GgufTensor
+from gptoss.formats.hparams import HParams
+from gptoss.formats.tensor_map import NamedTensor, TensorRole, tensors
+
+_NO_DOT_PRODUCT = ("F64", "I8", "I16", "I32", "I64", "Q8_1", "Q8_K")
+
+MULTIPLIED = frozenset(it for it in GGMLQuantizationType if it.name not in _NO_DOT_PRODUCT)
+"""Types of a matrix: those that ggml's CPU backend has a dot product for."""
+
+ADDED = frozenset((GGMLQuantizationType.F32,))
+"""Types of norms, biases and sinks."""
+
+ROUTER = "ffn_gate_inp.weight"
+"""Kept in F32 by converters, yet multiplied as any matrix."""
+
+FUSED, SEPARATE = "attn_qkv", ("attn_q", "attn_k", "attn_v")
+"""One tensor a layer in place of three, their rows one after the other; llama.cpp takes either."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorProblem:
+    """A tensor that llama.cpp cannot use, with what is wrong; ``expected`` is empty for an extra."""
+
+    name: str
+    found: str
+    expected: str = ""
+
+    def __str__(self) -> str:
+        name = self.name if self.name.isprintable() else quoted(self.name)
+        return f"{name} {self.found}" + (f", expected {self.expected}" if self.expected else "")
+
+
+def computable_types(named: NamedTensor) -> frozenset[GGMLQuantizationType]:
+    """The types that llama.cpp computes with, of a tensor of the table."""
+    if named.role is TensorRole.EXACT and not named.gguf.endswith(ROUTER):
+        return ADDED
+    return MULTIPLIED
+
+
+def find_problems(file: GgufFile, hparams: HParams) -> list[TensorProblem]:
+    """Every tensor that is missing, unknown, of another shape, or of a type without operators."""
+    return list(_problems(file, hparams))
+
+
+def _problems(file: GgufFile, hparams: HParams) -> Iterator[TensorProblem]:
+    known: set[str] = set()
+    for named in tensors(hparams):
+        fused = _fused_name(named.gguf)
+        if fused in file.tensors:
+            if fused not in known:
+                known.add(fused)
+                yield from _check_fused(file, fused, named, hparams)
+            continue
+        known.add(named.gguf)
+        tensor = file.tensors.get(named.gguf)
+        if tensor is None:
+            yield TensorProblem(named.gguf, "is missing")
+        else:
+            yield from _check(tensor, named.ggml_shape, computable_types(named))
+    for name, tensor in file.tensors.items():
+        if name not in known:
+            yield TensorProblem(name, f"({tensor.type.name} {tensor.shape}) is not part of gpt-oss")
+        if tensor.gap:
+            yield TensorProblem(name, f"begins {tensor.gap} bytes after where llama.cpp reads it")
+
+
+def _check(
+    tensor: GgufTensor, shape: tuple[int, ...], types: frozenset[GGMLQuantizationType]
+) -> Iterator[TensorProblem]:
+    if tensor.shape != shape:
+        yield TensorProblem(tensor.name, f"has shape {tensor.shape}", str(shape))
+    if tensor.type not in types:
+        expected = "F32" if types is ADDED else "a type of weights"
+        yield TensorProblem(tensor.name, f"is {tensor.type.name}", expected)
+
+
+def _fused_name(name: str) -> str:
+    """The name of the tensor that would hold this one's rows among others; empty when none."""
+    for part in SEPARATE:
+        if f".{part}." in name:
+            return name.replace(f".{part}.", f".{FUSED}.")
+    return ""
+
+
+def _check_fused(
+    file: GgufFile, name: str, first: NamedTensor, hparams: HParams
+) -> Iterator[TensorProblem]:
+    """``first`` is the first of the three tensors, q."""
+    rows = (hparams.num_attention_heads + 2 * hparams.num_key_value_heads) * hparams.head_dim
+    yield from _check(file.tensors[name], (*first.ggml_shape[:-1], rows), computable_types(first))
