@@ -16,6 +16,7 @@ from gptoss.errors import GptossError, require_packages
 from gptoss.runtime.chat.chat import Chat, load
 from gptoss.runtime.chat.settings import MAX_ROUNDS
 from gptoss.runtime.harmony.messages import Effort
+from gptoss.runtime.models.command import plan_command
 from gptoss.runtime.sampling.grammar import (
     JSON_OBJECT,
     MAX_GRAMMAR_CHARACTERS,
@@ -46,6 +47,9 @@ _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 90}
 @console.VERSION
 def cli() -> None:
     """Run gpt-oss models in GGUF form."""
+
+
+cli.add_command(plan_command)
 
 
 @cli.command()
