@@ -17,10 +17,10 @@ from typing import Any
 
 from gguf.constants import TokenType
 
-from gptoss.errors import CheckpointError
+from gptoss.errors import CheckpointError, quoted
 from gptoss.formats.byte_source import Source, read_json
 from gptoss.formats.checkpoint import CONFIG, CONFIG_LIMIT, TOKENIZER
-from gptoss.formats.o200k import BYTE_LEVEL, splits_as_o200k
+from gptoss.formats.o200k import BYTE_LEVEL, find_split_problem
 
 SETTINGS = "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
@@ -30,6 +30,9 @@ MAX_TOKENS = 2**24
 
 HARMONY_ROLES = {"bos": "<|startoftext|>", "eos": "<|return|>", "pad": "<|endoftext|>"}
 """What begins, ends and pads a text when neither settings nor config say so."""
+
+_CHANGE_TOKENS = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
+"""Settings of a BPE model that make other tokens of a text; llama.cpp knows none of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +86,13 @@ def _read(folder: Path, vocab_size: int | None) -> Vocabulary:
         raise CheckpointError(f"{path}: no BPE model; gpt-oss has a byte-level BPE tokenizer")
     if tokenizer.get("normalizer") is not None:
         raise CheckpointError(f"{path}: has a normalizer; gpt-oss takes text as it is")
-    if not splits_as_o200k(tokenizer.get("pre_tokenizer")):
+    for key in _CHANGE_TOKENS:
+        if model.get(key):
+            raise CheckpointError(f"{path}: model.{key} is {quoted(model[key])}; gpt-oss has none")
+    if problem := find_split_problem(tokenizer.get("pre_tokenizer")):
         raise CheckpointError(
-            f"{path}: pre_tokenizer does not split text as o200k does; a GGUF made of it would "
-            "give other tokens than the model was trained with"
+            f"{path}: does not split text as o200k does: {problem}; llama.cpp would give other "
+            "tokens than this tokenizer"
         )
     added = _added_tokens(path, tokenizer)
     tokens, types = _tokens(path, model.get("vocab"), added, vocab_size)

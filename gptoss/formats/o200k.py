@@ -11,6 +11,10 @@ bytes must be tokens themselves, for a text may hold any of them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from gptoss.errors import quoted
+
 PRE_TOKENIZER = "gpt-4o"
 """``tokenizer.ggml.pre`` of a GGUF."""
 
@@ -32,12 +36,36 @@ O200K_PATTERN = "|".join(
 )
 
 
-def splits_as_o200k(pre_tokenizer: object) -> bool:
-    """Whether a tokenizer.json's ``pre_tokenizer`` cuts by this pattern, then spells byte-level."""
+_SPLIT: Mapping[str, object] = {
+    "type": "Split",
+    "pattern": {"Regex": O200K_PATTERN},
+    "behavior": "Isolated",
+}
+_SPELL: Mapping[str, object] = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+
+
+def find_split_problem(pre_tokenizer: object) -> str | None:
+    """What makes a tokenizer.json's ``pre_tokenizer`` cut text otherwise than o200k; None if nothing.
+
+    It must be two steps: split by this pattern, keeping every piece; then spell byte-level. Any other
+    step, and any other setting of these, gives other tokens than the model was trained with.
+    """
     steps = pre_tokenizer.get("pretokenizers") if isinstance(pre_tokenizer, dict) else None
-    steps = [s for s in steps if isinstance(s, dict)] if isinstance(steps, list) else []
-    patterns = [s["pattern"].get("Regex") for s in steps if isinstance(s.get("pattern"), dict)]
-    return patterns == [O200K_PATTERN] and any(s.get("type") == "ByteLevel" for s in steps)
+    if not isinstance(pre_tokenizer, dict) or not isinstance(steps, list):
+        return "pre_tokenizer is not a sequence of Split and ByteLevel"
+    types = [step.get("type") if isinstance(step, dict) else None for step in steps]
+    if pre_tokenizer.get("type") != "Sequence" or types != ["Split", "ByteLevel"]:
+        return f"pre_tokenizer has the steps {quoted(types)}; expected Split, ByteLevel"
+    for step, wanted in zip(steps, (_SPLIT, _SPELL), strict=True):
+        for key, value in wanted.items():
+            if step.get(key) != value:
+                found = quoted(step.get(key))
+                shown = "o200k's" if key == "pattern" else repr(value)
+                return f"pre_tokenizer's {wanted['type']} has {key} {found}; expected {shown}"
+    inverted = steps[0].get("invert")
+    if inverted not in (None, False):
+        return f"pre_tokenizer's Split has invert {quoted(inverted)}; expected False"
+    return None
 
 
 def _byte_level() -> dict[int, int]:

@@ -11,7 +11,7 @@ from gguf.constants import TokenType
 from gptoss.errors import CheckpointError
 from gptoss.formats.byte_source import read_json
 from gptoss.formats.checkpoint import TOKENIZER
-from gptoss.formats.o200k import PRE_TOKENIZER, splits_as_o200k
+from gptoss.formats.o200k import PRE_TOKENIZER, find_split_problem
 from gptoss.quant.audit.findings import Finding, FindingKind, Severity
 from gptoss.quant.model.tensors import Model
 
@@ -77,15 +77,17 @@ def _checkpoint(folder: Path, tokenizer: Path, config: Mapping[str, Any]) -> Ite
         yield Finding(FindingKind.VOCABULARY, Severity.WARNING, message, TOKENIZER)
         return
     described = read_json(path, CheckpointError, limit=TOKENIZER_LIMIT)
-    if not splits_as_o200k(described.get("pre_tokenizer")):
-        message = "pre_tokenizer does not split text as o200k does"
+    problem = find_split_problem(described.get("pre_tokenizer"))
+    if problem is not None:
+        message = f"it does not split text as o200k does: {problem}"
         yield Finding(FindingKind.VOCABULARY, Severity.ERROR, message, TOKENIZER)
-    added = described.get("added_tokens")
-    ids = {
-        token["content"]: token["id"]
-        for token in (added if isinstance(added, list) else [])
-        if isinstance(token, dict) and {"content", "id"} <= token.keys()
-    }
+    added = described.get("added_tokens", [])
+    listed = added if isinstance(added, list) else [added]
+    tokens = [token for token in listed if _is_added_token(token)]
+    if len(tokens) != len(listed):
+        message = "added_tokens is not a list of tokens with a text as content and a number as id"
+        yield Finding(FindingKind.VOCABULARY, Severity.ERROR, message, TOKENIZER)
+    ids = {token["content"]: token["id"] for token in tokens}
     yield from _controls(ids, TOKENIZER)
     settings = _optional(tokenizer / SETTINGS, SETTINGS_LIMIT)
     if not (tokenizer / TEMPLATE).is_file() and not settings.get("chat_template"):
@@ -98,6 +100,14 @@ def _checkpoint(folder: Path, tokenizer: Path, config: Mapping[str, Any]) -> Ite
         if token in ids and ids[token] not in ends and ends != [None]:
             message = f"eos_token_id does not have {token} ({ids[token]})"
             yield Finding(FindingKind.EOG_MISSING, severity, message, where)
+
+
+def _is_added_token(token: Any) -> bool:
+    return (
+        isinstance(token, dict)
+        and isinstance(token.get("content"), str)
+        and type(token.get("id")) is int
+    )
 
 
 def _optional(path: Path, limit: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from gptoss.formats.byte_source import read_json
 from gptoss.formats.checkpoint import TOKENIZER, Checkpoint
 from gptoss.formats.gguf import GgufFile
 from gptoss.formats.hparams import ARCHITECTURE, GGUF_KEYS, YARN_BETAS
-from gptoss.formats.o200k import PRE_TOKENIZER, splits_as_o200k
+from gptoss.formats.o200k import PRE_TOKENIZER, find_split_problem
 from gptoss.quant.verify.result import KeyDifference
 
 TOKENIZER_LIMIT = 2**28
@@ -61,8 +61,8 @@ def _vocabulary(checkpoint: Checkpoint, metadata: Mapping[str, Any]) -> Iterator
     if not path.exists():
         raise CheckpointError(f"{path}: missing; --tokenizer names another folder that holds one")
     tokenizer = read_json(path, CheckpointError, limit=TOKENIZER_LIMIT)
-    if not splits_as_o200k(tokenizer.get("pre_tokenizer")):
-        raise CheckpointError(f"{path}: pre_tokenizer does not split text as o200k does")
+    if problem := find_split_problem(tokenizer.get("pre_tokenizer")):
+        raise CheckpointError(f"{path}: does not split text as o200k does: {problem}")
     words, added = _words(tokenizer, path, checkpoint.hparams.vocab_size)
     texts, types = _tokens(words, added, checkpoint.hparams.vocab_size)
     yield from _literals(

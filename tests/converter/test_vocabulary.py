@@ -103,6 +103,11 @@ def test_chat_template_of_the_settings_or_beside_them(folder: Path) -> None:
     assert vocab.read(folder).chat_template == "yes"
 
 
+def steps(tokenizer: dict[str, Any]) -> list[Any]:
+    found: list[Any] = tokenizer["pre_tokenizer"]["pretokenizers"]
+    return found
+
+
 def split_otherwise(tokenizer: dict[str, Any]) -> None:
     tokenizer["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] += "|x"
 
@@ -134,8 +139,19 @@ def split_otherwise(tokenizer: dict[str, Any]) -> None:
         (lambda t: t["model"].update(merges=["a b"]), r"merges\[0\] is 'a b'; two tokens"),
         (lambda t: t["model"]["vocab"].pop("Ġ"), "has no 'Ġ', which stands for the byte 0x20"),
         (lambda t: t.update(normalizer={"type": "NFC"}), "has a normalizer"),
-        (split_otherwise, "does not split text as o200k does"),
-        (lambda t: t.update(pre_tokenizer=None), "does not split text as o200k does"),
+        (split_otherwise, "does not split text as o200k does: pre_tokenizer's Split has pattern"),
+        (lambda t: t.update(pre_tokenizer=None), "is not a sequence of Split and ByteLevel"),
+        (lambda t: steps(t)[0].update(behavior="Removed"), "behavior 'Removed'; expected 'Isol"),
+        (lambda t: steps(t)[0].update(invert=True), "invert True; expected False"),
+        (lambda t: steps(t).insert(1, {"type": "Digits"}), "steps .*'Digits'"),
+        (lambda t: steps(t).append(steps(t)[1]), "steps .*'ByteLevel', 'ByteLevel'"),
+        (lambda t: steps(t).reverse(), r"steps \['ByteLevel', 'Split'\]; expected"),
+        (lambda t: steps(t)[1].update(add_prefix_space=True), "add_prefix_space True"),
+        (lambda t: steps(t)[1].pop("use_regex"), "use_regex None; expected False"),
+        (lambda t: steps(t).append(5), "steps .*None"),
+        (lambda t: t["pre_tokenizer"].update(type="Other"), "has the steps"),
+        (lambda t: t["model"].update(dropout=0.1), "model.dropout is 0.1; gpt-oss has none"),
+        (lambda t: t["model"].update(end_of_word_suffix="</w>"), "end_of_word_suffix is '</w>'"),
     ],
 )
 def test_tokenizers_that_are_refused(

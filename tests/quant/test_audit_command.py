@@ -189,3 +189,15 @@ def test_command_on_bad_input(
         done = run("audit", path)
         assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
         assert done.err.startswith("error: ")
+
+
+@pytest.mark.parametrize("content", [["<|call|>"], {"text": "<|call|>"}, None, 5, True])
+def test_an_added_token_that_is_not_a_text(checkpoint: Path, content: object) -> None:
+    path = checkpoint / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["added_tokens"][0]["content"] = content
+    path.write_text(json.dumps(tokenizer))
+    found = [it for it in audit(checkpoint).findings if it.tensor == "tokenizer.json"]
+    assert [it.message for it in found][:1] == [
+        "added_tokens is not a list of tokens with a text as content and a number as id"
+    ]
