@@ -1,9 +1,9 @@
-"""Whether a model's numbers are right, from the model alone; if not, what is wrong and where.
+"""Check a model's numbers without its source: what is wrong, and where.
 
-One pass counts every tensor (`statistics`). The findings come from these counts, from a second look at the few
-places they point to, and from samples of the layers' structure: `check_experts`, `check_dense`,
-`check_layout`, `check_tokenizer`. A single changed weight cannot be found without the source: see
-`gptoss.quant.verify`.
+One pass counts every tensor (`statistics`). The findings come from these counts, from a second look
+at the few places they point to, and from samples of the layers' structure: `check_experts`,
+`check_dense`, `check_layout`, `check_tokenizer`. A single changed weight cannot be found without
+the source: see `gptoss.quant.verify`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +28,34 @@ from gptoss.quant.audit import (
     check_tokenizer,
     statistics,
 )
-from gptoss.quant.audit.findings import Finding, Severity
+from gptoss.quant.audit.findings import Finding, Severity, arrange, tally
 from gptoss.quant.audit.histogram import DenseStatistics, ExpertStatistics
 from gptoss.quant.audit.statistics import Counted
 from gptoss.quant.model.loader import open_model
 from gptoss.quant.model.reader import TensorReader
 from gptoss.quant.model.tensors import Model
+from gptoss.text import plural
 
 ATTENTION = ("attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight")
 
 
+class Verdict(StrEnum):
+    """What an audit concludes."""
+
+    SOUND = "sound"
+    """Every tensor was read, and nothing of severity error was found."""
+    UNSOUND = "unsound"
+    """Something of severity error was found."""
+    NOT_JUDGED = "not judged"
+    """No error was found, but some tensors could not be read."""
+
+
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """What was counted and found; ``findings`` the worst first.
+    """What was counted and found; ``findings`` the worst first. True only if ``sound``.
 
-    ``nbytes`` were read, all of the tensors but those in ``unread``, whose type or shape is none
-    that can be looked into.
+    ``nbytes`` were read: all tensors except those in ``unread``, whose type or shape is not
+    supported.
     """
 
     path: str
@@ -55,18 +68,39 @@ class Audit:
     unread: tuple[str, ...]
 
     @property
-    def worst(self) -> Severity | None:
-        """The worst severity found, if anything was."""
-        return self.findings[0].severity if self.findings else None
+    def verdict(self) -> Verdict:
+        """The conclusion: an error outweighs what could not be read."""
+        if any(it.severity is Severity.ERROR for it in self.findings):
+            return Verdict.UNSOUND
+        return Verdict.NOT_JUDGED if self.unread else Verdict.SOUND
 
     @property
     def sound(self) -> bool:
-        """Whether nothing of severity error was found."""
-        return self.worst is not Severity.ERROR
+        """Whether every tensor was read and nothing of severity error was found."""
+        return self.verdict is Verdict.SOUND
+
+    def __bool__(self) -> bool:
+        return self.sound
+
+    @property
+    def headline(self) -> str:
+        """The verdict and what it rests on, without the path."""
+        counts = tally(self.findings)
+        found = ", ".join(counts.values())
+        match self.verdict:
+            case Verdict.UNSOUND:
+                return f"unsound: {found}"
+            case Verdict.NOT_JUDGED:
+                return f"not judged: {plural(len(self.unread), 'tensor')} could not be read; no errors in the rest, {found}"
+            case Verdict.SOUND if Severity.WARNING in counts:
+                return f"no errors, but {found}"
+            case Verdict.SOUND:
+                return f"sound: {found or 'no errors, no warnings'}"
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain data for ``json.dumps``."""
         return {
+            "verdict": self.verdict.value,
             "sound": self.sound,
             "path": self.path,
             "nbytes": self.nbytes,
@@ -80,16 +114,15 @@ class Audit:
 def audit(path: str | os.PathLike[str], *, progress: Progress | None = None) -> Audit:
     """Audit a checkpoint's folder or a GGUF file.
 
-    ``progress`` is called now and then with the bytes read so far and the bytes in all. Raises
-    ``InvalidFileError`` when the model is damaged, cut short, or changes while it is read,
-    ``UnsupportedModelError`` when it is no gpt-oss model.
+    ``progress`` is called from time to time with the bytes read so far and the total. Raises
+    ``InvalidFileError`` if the model is corrupt, truncated or modified while being read,
+    ``UnsupportedModelError`` if it is not a gpt-oss model.
     """
     model = open_model(Path(path))
     with TensorReader.of(model) as files:
         counted = statistics.count(model, files, progress)
-        findings = [*check_model.check_model(model), *_findings(model, files, counted)]
+        findings = arrange([*check_model.check_model(model), *_findings(model, files, counted)])
     model.check_unchanged()
-    findings.sort(key=lambda it: -it.severity.rank)  # stable: within one, as the model is laid out
     return Audit(
         str(path),
         model.is_gguf,
@@ -97,7 +130,7 @@ def audit(path: str | os.PathLike[str], *, progress: Progress | None = None) -> 
         model.nbytes,
         counted.experts,
         counted.dense,
-        tuple(findings),
+        findings,
         model.unread,
     )
 

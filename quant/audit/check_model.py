@@ -20,10 +20,15 @@ _FINDINGS = {
 
 
 def check_model(model: Model) -> Iterator[Finding]:
-    """A finding for each defect, and for each expert tensor of a GGUF that is not in MXFP4."""
+    """A finding for each defect, unread tensor, and expert tensor of a GGUF not in MXFP4."""
     for defect in model.defects:
         kind, severity = _FINDINGS[defect.kind]
         yield Finding(kind, severity, defect.message, defect.tensor, defect.layer, file=defect.file)
+    misshapen = {it.tensor for it in model.defects if it.kind is DefectKind.TENSOR_SHAPE}
+    for name in model.unread:
+        if name not in misshapen:
+            message = "its type cannot be decoded"
+            yield Finding(FindingKind.TENSOR_UNREAD, Severity.WARNING, message, name)
     for tensor in model.experts if model.is_gguf else ():
         if tensor.encoding not in MXFP4:
             exact = tensor.encoding in (Encoding.BF16, Encoding.F32)

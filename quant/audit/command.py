@@ -1,4 +1,4 @@
-"""``gptoss-quant audit``: the command, and what it says to people."""
+"""``gptoss-quant audit``: the command and its text output."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import click
 import numpy as np
 
 from gptoss import console
-from gptoss.quant.audit.auditor import Audit, audit
-from gptoss.quant.audit.findings import Finding, Severity
+from gptoss.quant.audit.auditor import Audit, Verdict, audit
+from gptoss.quant.audit.findings import Finding, FindingKind
 from gptoss.quant.audit.histogram import ExpertStatistics
 from gptoss.quant.model.tensors import Part
 
 SHOWN = 6
 """Findings of a kind that are listed; all of them are in the JSON."""
+EXIT_CODES = {Verdict.SOUND: 0, Verdict.UNSOUND: 1, Verdict.NOT_JUDGED: 3}
 
 
 @click.command("audit")
@@ -26,23 +27,24 @@ SHOWN = 6
 @click.option("--json", "as_json", is_flag=True, help="Print counts and findings as JSON.")
 @click.pass_context
 def audit_command(context: click.Context, path: Path, as_json: bool) -> None:
-    """Look for what is wrong with a model, given nothing but the model.
+    """Check the numbers of a model without its source.
 
     PATH is the folder of a checkpoint or a GGUF file. Every block of the experts and every other
-    value is counted. Found are, among others:
+    value is counted. It detects, among other things:
 
     \b
-      corrupt   holes, stretches of garbage, NaN scales, NaN and infinity
-      misread   nibbles swapped, gate and up as halves, blocks not repacked,
-                scales taken for numbers, a wrong exponent bias, BF16 experts
-                transposed
-      lost      dead and duplicated experts, rows and blocks of zeros, tensors
-      unlikely  tensors, experts, sinks and routers out of all proportion
-      metadata  missing rope keys, ends of turns, chat template, control tokens
+      corrupt    stretches of zeros or garbage, NaN scales, NaN and infinity
+      misread    nibbles swapped, gate and up split as halves, blocks not
+                 repacked, scales taken for numbers, a wrong exponent bias,
+                 transposed experts
+      lost       dead and duplicated experts, rows and blocks of zeros, tensors
+      unlikely   tensors, experts, sinks and routers that are far too large or
+                 too small, weights that look random
+      metadata   missing rope keys, end-of-turn and control tokens, template
 
-    Each finding says how bad it is, where it is, what it does to the model and what to do about
-    it. An error is what no sound model has; a warning is worth a look. A single changed weight
-    cannot be seen without the source: that is what `gptoss-quant verify` is for.
+    Each finding names its severity, its location, its effect on the model and a remedy. An error
+    makes the model unsound; a warning is worth a look. A single changed weight cannot be found
+    without the source: use gptoss-quant verify for that.
 
     \b
     Examples:
@@ -51,9 +53,10 @@ def audit_command(context: click.Context, path: Path, as_json: bool) -> None:
 
     \b
     Exit codes:
-      0    no error found
+      0    every tensor was read, no error found
       1    errors found
-      2    the model is missing, damaged, no gpt-oss, or changed while read
+      2    the model is missing, corrupt, not gpt-oss, or was modified meanwhile
+      3    not judged: no error found, but some tensors could not be read
       130  interrupted
     """
     began = perf_counter()
@@ -62,41 +65,48 @@ def audit_command(context: click.Context, path: Path, as_json: bool) -> None:
     seconds = perf_counter() - began
     text = json.dumps(result.to_json()) if as_json else "\n".join(_lines(result, seconds))
     console.answer(text)
-    context.exit(0 if result.sound else 1)
+    context.exit(EXIT_CODES[result.verdict])
 
 
 def _lines(result: Audit, seconds: float) -> Iterator[str]:
-    counts = [
-        f"{n} {severity}{'' if n == 1 or severity is Severity.INFO else 's'}"
-        for severity in reversed(Severity)
-        if (n := sum(it.severity is severity for it in result.findings))
-    ]
-    yield f"{'sound' if result.sound else 'unsound'}: {result.path}: {', '.join(counts) or 'clean'}"
+    yield console.one_line(f"{result.headline} in {result.path}")
     sizes, rate = result.hparams, result.nbytes / seconds / 1e6
     yield (
         f"{sizes.num_hidden_layers} layers of {sizes.num_local_experts} experts; "
         f"{result.nbytes:,} bytes read in {seconds:.1f} s ({rate:.0f} MB/s)"
     )
     if not result.experts:
-        yield "no expert is in MXFP4: experts were counted as all other values are"
+        yield "no experts are in MXFP4: they were counted like all other tensors"
     for part in Part:
         of_part = [it for it in result.experts if it.part is part]
         if of_part:
             yield _summary(part, of_part)
-    if result.unread:
-        yield f"not looked into: {len(result.unread)} tensors, the first {result.unread[0]}"
-    for (_, kind), group in groupby(result.findings, key=lambda it: (it.severity, it.kind)):
-        yield from _kind(kind.effect, kind.remedy, list(group))
+    causes = [it for it in result.findings if it.cause is None]
+    for (_, kind), group in groupby(causes, key=lambda it: (it.severity, it.kind)):
+        mine = list(group)
+        tensors = {it.tensor for it in mine}
+        results = [it for it in result.findings if it.cause is kind and it.tensor in tensors]
+        yield from _kind(kind, mine, results)
 
 
-def _kind(effect: str, remedy: str, findings: list[Finding]) -> Iterator[str]:
-    yield f"\n{findings[0].severity}: {findings[0].kind.label}: {effect}"
-    for finding in findings[:SHOWN]:
-        where = f"{finding.where}: " if finding.where else ""
-        yield f"  {console.one_line(where + finding.message)}"
-    if len(findings) > SHOWN:
-        yield f"  and {len(findings) - SHOWN} more"
-    yield f"  -> {remedy}"
+def _kind(kind: FindingKind, found: list[Finding], consequences: list[Finding]) -> Iterator[str]:
+    yield f"\n{found[0].severity}: {kind.label}: {kind.effect}"
+    for finding in found[:SHOWN]:
+        yield f"  {_located(finding)}"
+    if len(found) > SHOWN:
+        yield f"  and {len(found) - SHOWN} more"
+    if consequences:
+        yield "  which also shows as"
+        for finding in consequences[:SHOWN]:
+            yield f"    {finding.kind.label}: {_located(finding)}"
+        if len(consequences) > SHOWN:
+            yield f"    and {len(consequences) - SHOWN} more"
+    yield f"  -> {kind.remedy}"
+
+
+def _located(finding: Finding) -> str:
+    where = f"{finding.where}: " if finding.where else ""
+    return console.one_line(where + finding.message)
 
 
 def _summary(part: Part, tensors: list[ExpertStatistics]) -> str:

@@ -1,4 +1,4 @@
-"""``gptoss-quant diff``: the command, and what it says to people."""
+"""``gptoss-quant diff``: the command and its text output."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import click
 
 from gptoss import console
 from gptoss.quant.diff.differ import diff
-from gptoss.quant.diff.result import Diff
+from gptoss.quant.diff.result import Diff, Verdict
 from gptoss.quant.verify.result import KeyDifference
 
 SHOWN = 24
 """Changed tensors that are listed; all of them are in the JSON."""
 OTHERS = 6
-"""The same of settings and of tensors that were not compared."""
+"""Settings and tensors of other kinds that are listed."""
+EXIT_CODES = {Verdict.SAME: 0, Verdict.DIFFERENT: 1, Verdict.NOT_JUDGED: 3}
 
 
 @click.command("diff")
@@ -26,30 +27,32 @@ OTHERS = 6
 @click.option("--json", "as_json", is_flag=True, help="Print all changes as JSON.")
 @click.pass_context
 def diff_command(context: click.Context, a: Path, b: Path, as_json: bool) -> None:
-    """Say what differs between A and B, and by how much.
+    """Measure what differs between A and B.
 
-    Each of the two is the folder of a checkpoint or a GGUF file: a base model and a fine-tune of
-    it, or two conversions. Values are compared, not bytes, so the way they are stored is no
-    difference. Of each tensor that changed are told:
+    Each is the folder of a checkpoint or a GGUF file: a base model and its fine-tune, or two
+    conversions. Values are compared, not bytes, so two encodings of the same values are equal. For
+    each changed tensor it reports:
 
     \b
-      the share of blocks (of experts) or of values (of all else) that changed
+      the share of blocks (experts) or values (all others) that changed
       the relative norm |B - A| / |A|
       the largest difference of a value
 
-    and in --json the same of each expert. The first line is a verdict: whether experts changed at
-    all, or all that changed is rounding, or the two have nothing to do with each other.
+    With --json it also reports these for each expert. The first line is the verdict: which tensors
+    changed, whether rounding explains it, or that the models are unrelated.
 
     \b
     Examples:
       gptoss-quant diff gpt-oss-20b my-fine-tune
-      gptoss-quant diff mine.gguf theirs.gguf --json | jq -r .verdict
+      gptoss-quant diff mine.gguf theirs.gguf --json | jq -r .headline
 
     \b
     Exit codes:
-      0    the same values throughout
-      1    they differ
-      2    one of the two is missing, damaged, no gpt-oss, or changed while read
+      0    the same: every tensor was read, no value and no setting differs
+      1    different
+      2    A or B is missing, corrupt, not gpt-oss, or was modified meanwhile
+      3    not judged: no difference but rounding, and some tensors could not
+           be read
       130  interrupted
     """
     began = perf_counter()
@@ -58,11 +61,11 @@ def diff_command(context: click.Context, a: Path, b: Path, as_json: bool) -> Non
     seconds = perf_counter() - began
     text = json.dumps(result.to_json()) if as_json else "\n".join(_lines(result, seconds))
     console.answer(text)
-    context.exit(0 if result.same else 1)
+    context.exit(EXIT_CODES[result.verdict])
 
 
 def _lines(result: Diff, seconds: float) -> Iterator[str]:
-    yield result.verdict
+    yield console.one_line(result.headline)
     yield (
         f"{result.equal} tensors equal, {len(result.changes)} changed; {result.nbytes:,} bytes "
         f"read in {seconds:.1f} s ({result.nbytes / seconds / 1e6:.0f} MB/s)"
@@ -70,8 +73,9 @@ def _lines(result: Diff, seconds: float) -> Iterator[str]:
     for title, entries, shown in (
         ("", [*map(str, result.changes)], SHOWN),
         ("settings that differ:", [*map(_setting, result.keys)], OTHERS),
-        ("not on both sides alike:", [*result.apart], OTHERS),
-        ("of a type that cannot be looked into:", [*result.unread], OTHERS),
+        ("equal but for the sign of zeros:", [*result.zero_signs], OTHERS),
+        ("only in one model, or with different shapes:", [*result.apart], OTHERS),
+        ("tensors that could not be read:", [*result.unread], OTHERS),
     ):
         if entries and title:
             yield title

@@ -1,19 +1,20 @@
-"""What differs between two models, by how much, and what that amounts to."""
+"""The result of a comparison: what differs between two models, by how much, and the verdict."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import Any
 
 from gptoss.quant.verify.result import KeyDifference
 from gptoss.text import plural
 
 ROUNDED = 0.12
-"""Relative norm up to which a tensor stored in a coarser type counts as the same, rounded."""
+"""Relative norm up to which a tensor in another type counts as equal but for rounding."""
 UNRELATED = 0.9
-"""Relative norm from which on weights have nothing to do with each other: 1.4 is chance. Where that
-is so of half of all tensors, it is so of the models."""
+"""Relative norm of weights that are unrelated: chance gives 1.4. Models are unrelated when half of
+their tensors are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +66,26 @@ class TensorChange:
         return text + (f" ({' → '.join(self.stored)})" if self.stored[0] != self.stored[1] else "")
 
 
+class Verdict(StrEnum):
+    """What a comparison concludes."""
+
+    SAME = "same"
+    """Every tensor was read; no value and no setting differs."""
+    DIFFERENT = "different"
+    """A value, a setting or a tensor differs."""
+    NOT_JUDGED = "not judged"
+    """Nothing differs but what rounding explains, and some tensors could not be read."""
+
+
 @dataclass(frozen=True, slots=True)
 class Diff:
-    """Two models compared. ``equal`` counts the tensors that hold the same values on both sides,
-    ``apart`` names those that only one side has or that differ in shape, ``unread`` those of a type
-    that cannot be looked into."""
+    """Two models compared. True only if they are the same.
+
+    ``equal`` counts the tensors that hold the same values on both sides, ``zero_signs`` names those
+    of them that differ in the sign of zeros. ``apart`` names tensors that only one side has or that
+    differ in shape, ``unread`` those that could not be read. ``one_container`` says whether both
+    are checkpoints or both GGUFs.
+    """
 
     a: str
     b: str
@@ -80,17 +96,35 @@ class Diff:
     apart: tuple[str, ...]
     unread: tuple[str, ...]
     keys: tuple[KeyDifference, ...]
+    zero_signs: tuple[str, ...] = ()
+    one_container: bool = True
+
+    @property
+    def verdict(self) -> Verdict:
+        """The conclusion: a difference outweighs what could not be read."""
+        rounding = all(change.is_rounding for change in self.changes)
+        if self.unread and rounding and not (self.apart or self.keys):
+            return Verdict.NOT_JUDGED
+        if self.changes or self.apart or self.keys:
+            return Verdict.DIFFERENT
+        return Verdict.SAME
 
     @property
     def same(self) -> bool:
-        """Whether no value and no setting differs."""
-        return not (self.changes or self.apart or self.unread or self.keys)
+        """Whether every tensor was read and no value and no setting differs."""
+        return self.verdict is Verdict.SAME
+
+    def __bool__(self) -> bool:
+        return self.same
 
     @property
-    def verdict(self) -> str:
+    def headline(self) -> str:
         """What the differences amount to, in a sentence."""
-        unread = f"; {len(self.unread)} tensors were not compared" if self.unread else ""
-        return _verdict(self) + unread
+        unread = f"{plural(len(self.unread), 'tensor')} could not be read"
+        if self.verdict is Verdict.NOT_JUDGED:
+            rest = "is equal but for rounding" if self.changes else f"is {_equal(self)}"
+            return f"not judged: {unread}; the rest {rest}"
+        return _differences(self) + (f"; {unread}" if self.unread else "")
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain data for ``json.dumps``; an infinite norm is null."""
@@ -99,39 +133,64 @@ class Diff:
             for name in ("relative", "largest"):
                 if not change[name] < float("inf"):
                     change[name] = None
-        return {"same": self.same, "verdict": self.verdict, **plain}
+        verdict = {"verdict": self.verdict.value, "headline": self.headline, "same": self.same}
+        return verdict | plain
 
 
-def _verdict(diff: Diff) -> str:
+def _differences(diff: Diff) -> str:
     changes = [change for change in diff.changes if not change.is_rounding]
-    experts = [change for change in changes if change.is_expert]
-    others = [change for change in changes if not change.is_expert]
     rounded = len(diff.changes) - len(changes)
     if diff.apart:
         n = len(diff.apart)
-        return f"not the same model: {n} tensors are on one side only or differ in shape"
+        return f"not the same model: {plural(n, 'tensor')} only in one of them or of another shape"
     if not changes:
         return _unchanged(diff, rounded)
     if _median([0.0] * diff.equal + [change.relative for change in diff.changes]) >= UNRELATED:
         return "unrelated: neither was made from the other"
+    said = [*_changed(diff, changes)]
+    if rounded:
+        said.append(f"{plural(rounded, 'tensor')} equal but for rounding")
+    return "; ".join(said)
+
+
+def _changed(diff: Diff, changes: Sequence[TensorChange]) -> Iterator[str]:
+    experts = [change for change in changes if change.is_expert]
+    others = [change for change in changes if not change.is_expert]
     n_experts = len(experts) + diff.equal_experts
-    said = []
     if experts:
         layers = len({change.layer for change in experts})
-        said.append(
-            f"{len(experts)} of {n_experts} expert tensors changed, in {plural(layers, 'layer')}"
+        yield f"{len(experts)} of {n_experts} expert tensors changed, in {plural(layers, 'layer')}"
+    elif _is_round_trip(changes):
+        largest = max(change.relative for change in changes)
+        yield (
+            f"no expert tensor changed; all {len(changes)} other matrices changed by at most "
+            f"{largest:.1%}, as after rounding to another type and back"
         )
+        return
     elif n_experts:
-        said.append(
-            "no expert tensor changed: if experts were trained, their adapter was not merged"
-        )
+        advice = ": if experts were trained, their adapter was not merged"
+        yield "no expert tensor changed" + (advice if diff.one_container else "")
     if others:
-        said.append(f"{plural(len(others), 'other tensor')} changed ({_kinds(others)})")
+        yield f"{plural(len(others), 'other tensor')} changed ({_kinds(others)})"
     else:
-        said.append("nothing else changed")
-    if rounded:
-        said.append(f"{rounded} tensors are the same but for rounding")
-    return "; ".join(said)
+        yield "nothing else changed"
+
+
+def _is_round_trip(changes: Sequence[TensorChange]) -> bool:
+    """Whether the matrices outside the experts, and they alone, changed by one small amount.
+
+    Rounding to another type does that. Training does not: it moves norms and biases too, or with
+    an adapter leaves the embedding alone.
+    """
+    kinds = {_kind(change) for change in changes}
+    sizes = [change.relative for change in changes]
+    return kinds == _MATRICES and max(sizes) <= ROUNDED and max(sizes) <= 4 * min(sizes)
+
+
+_MATRICES = {
+    "token_embd.weight", "output.weight",
+    "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight",
+}  # fmt: skip
 
 
 def _unchanged(diff: Diff, rounded: int) -> str:
@@ -139,17 +198,31 @@ def _unchanged(diff: Diff, rounded: int) -> str:
         n = len(diff.keys)
         return f"the same weights, but {plural(n, 'setting')} {'differs' if n == 1 else 'differ'}"
     if not rounded:
-        return "the same: no tensor changed; if one is a fine-tune, its adapter was not merged"
+        advice = "; if one is a fine-tune, its adapter was not merged"
+        return f"the same: all tensors are {_equal(diff)}" + (
+            advice if diff.one_container and not diff.zero_signs else ""
+        )
     types = sorted({" → ".join(change.stored) for change in diff.changes})
-    some = "of experts too " if any(change.is_expert for change in diff.changes) else ""
-    return f"the same model, {rounded} tensors {some}rounded to another type ({', '.join(types)})"
+    some = " of experts too" if any(change.is_expert for change in diff.changes) else ""
+    return (
+        f"the same model, {plural(rounded, 'tensor')}{some} rounded to another type "
+        f"({', '.join(types)})"
+    )
+
+
+def _equal(diff: Diff) -> str:
+    if not diff.zero_signs:
+        return "equal"
+    return f"equal but for the sign of zeros in {plural(len(diff.zero_signs), 'tensor')}"
+
+
+def _kind(change: TensorChange) -> str:
+    """A tensor's name without its layer."""
+    return change.tensor.split(".", 2)[-1] if change.layer is not None else change.tensor
 
 
 def _kinds(changes: Sequence[TensorChange]) -> str:
-    """Which tensors, without their layers."""
-    kinds = {change.tensor.split(".", 2)[-1] if change.layer is not None else change.tensor
-             for change in changes}  # fmt: skip
-    listed = sorted(kinds)
+    listed = sorted({_kind(change) for change in changes})
     return ", ".join(listed[:4]) + (", ..." if len(listed) > 4 else "")
 
 

@@ -9,12 +9,13 @@ import click
 
 from gptoss import console
 from gptoss.quant.audit.auditor import audit
+from gptoss.quant.audit.command import EXIT_CODES
 from gptoss.quant.diff.differ import diff
-from gptoss.quant.report.html import page, tally
+from gptoss.quant.report.html import page
 from gptoss.quant.report.writing import check_target, write
 
 
-@click.command("report", short_help="Show the numbers of a model as a page of pictures.")
+@click.command("report", short_help="Write the numbers of a model as a page of charts.")
 @click.argument("model", type=console.PATH, metavar="MODEL")
 @click.option(
     "-o",
@@ -23,7 +24,7 @@ from gptoss.quant.report.writing import check_target, write
     metavar="PAGE.html",
     default=Path("report.html"),
     show_default=True,
-    help="The page to write; one that is there is replaced.",
+    help="The page to write; an existing page is replaced.",
 )
 @click.option(
     "--base",
@@ -36,26 +37,26 @@ from gptoss.quant.report.writing import check_target, write
 def report_command(
     context: click.Context, model: Path, out: Path, base: Path | None, as_json: bool
 ) -> None:
-    """Show the numbers of MODEL, a checkpoint's folder or a GGUF file, as a page of pictures.
+    """Write the numbers of MODEL, a checkpoint's folder or a GGUF file, as a page of charts.
 
-    Every byte is read once. The page holds what was found, maps of block scales and saturated
-    blocks by layer and expert, how often each scale and code occurs, and the size of all other
-    tensors by layer; with --base also how far each tensor and expert is from that other model. It
-    is one file without scripts that needs nothing else, to be sent or printed
-    as it is.
+    The page shows the findings, maps of block scales and saturated blocks by layer and expert,
+    histograms of scales and codes, and the size of all other tensors by layer. With --base it also
+    shows how far each tensor and expert is from that other model. It is one HTML file without
+    scripts, ready to be sent or printed.
 
     \b
     Examples:
       gptoss-quant report gpt-oss-20b.gguf -o gpt-oss-20b.html
       gptoss-quant report fine-tune --base gpt-oss-20b
-      gptoss-quant report gpt-oss-20b --json | jq .sound
+      gptoss-quant report gpt-oss-20b --json | jq .verdict
 
     \b
     Exit codes:
-      0    written, and nothing of severity "error" was found
-      1    written, and something was
-      2    MODEL or OTHER is missing, damaged, no gpt-oss, or changed while
-           read; or the page cannot be written
+      0    written; every tensor of MODEL was read and no error was found
+      1    written; errors were found in MODEL
+      2    MODEL or OTHER is missing, corrupt, not gpt-oss, or was modified
+           meanwhile; or the page cannot be written
+      3    written, but not judged: some tensors of MODEL could not be read
       130  interrupted
     """
     if not as_json:
@@ -71,8 +72,7 @@ def report_command(
         console.answer(json.dumps(result.to_json() | also))
     else:
         write(out, page(result, compared))
-        said = ", ".join(tally(result.findings).values())
-        console.answer(f"{out}: {said or 'nothing was found against the model'}")
+        console.answer(console.one_line(f"{out}: {result.headline}"))
         if compared is not None:
-            console.answer(f"against {base}: {compared.verdict}")
-    context.exit(0 if result.sound else 1)
+            console.answer(console.one_line(f"against {base}: {compared.headline}"))
+    context.exit(EXIT_CODES[result.verdict])

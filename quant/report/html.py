@@ -6,15 +6,14 @@ is shown, not obeyed. It follows the reader's light or dark setting, and prints.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from importlib.resources import files
 
 import numpy as np
 
-from gptoss.quant.audit.auditor import Audit
-from gptoss.quant.audit.findings import Finding, Severity
+from gptoss.quant.audit.auditor import Audit, Verdict
+from gptoss.quant.audit.findings import Finding, Severity, tally
 from gptoss.quant.audit.histogram import DenseStatistics, ExpertStatistics
 from gptoss.quant.diff.result import Diff
 from gptoss.quant.model.tensors import Part
@@ -36,7 +35,7 @@ def page(audit: Audit, diff: Diff | None = None) -> str:
     sections = [
         _header(audit),
         _findings(audit.findings),
-        *(differences(diff, audit.hparams.num_hidden_layers) if diff else ()),
+        *(differences(diff, audit.hparams.num_hidden_layers) if diff is not None else ()),
         *_experts(audit.experts),
         *_dense(audit.dense),
         _footer(),
@@ -91,13 +90,11 @@ def _header(audit: Audit) -> str:
 
 
 def _verdict(audit: Audit) -> str:
-    if not audit.findings:
-        return '<span class="good">✓ Nothing was found that speaks against this model.</span>'
-    words = [
-        f'<span class="{severity}">{_MARKS[severity]} {words}</span>'
-        for severity, words in tally(audit.findings).items()
-    ]
-    return ", ".join(words)
+    counts = tally(audit.findings)
+    if audit.verdict is Verdict.SOUND and not counts.keys() - {Severity.INFO}:
+        return f'<span class="good">✓ {escape(audit.headline)}</span>'
+    severity = next(iter(counts), Severity.WARNING)
+    return f'<span class="{severity}">{_MARKS[severity]} {escape(audit.headline)}</span>'
 
 
 def _size(nbytes: int) -> str:
@@ -107,14 +104,7 @@ def _size(nbytes: int) -> str:
     return f"{nbytes / 1e9:,.2f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:.2f} MB"
 
 
-def tally(findings: Sequence[Finding]) -> dict[Severity, str]:
-    """How many findings there are of each severity, in words."""
-    counts = Counter(finding.severity for finding in findings)
-    return {severity: plural(n, _NOUNS[severity]) for severity, n in counts.items()}
-
-
 _MARKS = {Severity.ERROR: "✕", Severity.WARNING: "▲", Severity.INFO: "●"}
-_NOUNS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "note"}
 
 
 def _findings(findings: Sequence[Finding]) -> str:

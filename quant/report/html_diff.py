@@ -17,7 +17,7 @@ def differences(diff: Diff, n_layers: int) -> Iterator[str]:
     """What changed from A, the base, to B, the model of the page."""
     yield (
         '<h2>Difference from the base</h2><p class="path">Compared with '
-        f"{escape(diff.a)}: {escape(diff.verdict)}.</p>"
+        f"{escape(diff.a)}: {escape(diff.headline)}.</p>"
     )
     if not diff.changes:
         return

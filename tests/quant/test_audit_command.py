@@ -43,7 +43,7 @@ def test_a_sound_model(sound: Path, run: Command) -> None:
     done = run("audit", sound / "model.gguf")
     assert done.code == 0
     lines = done.out.splitlines()
-    assert lines[0] == f"sound: {sound / 'model.gguf'}: 1 warning"
+    assert lines[0] == f"no errors, but 1 warning in {sound / 'model.gguf'}"
     assert lines[2].startswith("gate  1,024 blocks: scale bytes ")
     assert "warning: template-missing: " in "\n".join(lines)
 
@@ -53,7 +53,7 @@ def test_a_model_without_mxfp4_is_said_to_have_none(
 ) -> None:
     convert(sound / "checkpoint", tmp_path / "model.gguf", experts="bf16")
     lines = run("audit", tmp_path / "model.gguf").out.splitlines()
-    assert lines[2] == "no expert is in MXFP4: experts were counted as all other values are"
+    assert lines[2] == "no experts are in MXFP4: they were counted like all other tensors"
 
 
 def test_a_model_with_an_error(checkpoint: Path, run: Command) -> None:
@@ -62,7 +62,7 @@ def test_a_model_with_an_error(checkpoint: Path, run: Command) -> None:
     assert done.code == 1
     text = done.out
     place = f"expert {expected.expert}, row {expected.row}, block {expected.block}"
-    assert text.startswith(f"unsound: {checkpoint}: 1 error, 2 warnings\n")
+    assert text.startswith(f"unsound: 1 error, 2 warnings in {checkpoint}\n")
     assert f"\n  {expected.tensor}, {place}: scale 255: 1 block in 1 expert" in text
 
 

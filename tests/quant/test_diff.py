@@ -12,12 +12,14 @@ import pytest
 
 from gptoss.converter.convert import convert
 from gptoss.errors import CheckpointError, UnsupportedModelError
+from gptoss.formats.checkpoint import Checkpoint
+from gptoss.formats.tensor_map import tensors
 from gptoss.quant import mxfp4
-from gptoss.quant.diff import differ as diff_module
+from gptoss.quant.diff import compare
 from gptoss.quant.diff.differ import diff
-from gptoss.quant.diff.result import Diff
+from gptoss.quant.diff.result import Diff, TensorChange
 from gptoss.quant.model import reader
-from support import safetensors_files
+from support import ggufs, safetensors_files
 from support.checkpoints import bf16, random_checkpoint
 from support.commands import Command
 from support.editing import Region, regions
@@ -40,8 +42,8 @@ def tuned(base: Path, tmp_path: Path) -> Path:
 @pytest.fixture(params=[2**18, 100], ids=["large pieces", "small pieces"], autouse=True)
 def piece(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "CHUNK", request.param)
-    monkeypatch.setattr(diff_module, "PIECE", request.param // 32 * 32)
-    monkeypatch.setattr(diff_module, "TASK", 2**22 if request.param > 100 else 3 * 96)
+    monkeypatch.setattr(compare, "CHUNK", request.param // 32 * 32)
+    monkeypatch.setattr(compare, "TASK", 2**22 if request.param > 100 else 3 * 96)
 
 
 def values(blocks: Region, scales: Region) -> mxfp4.Floats:
@@ -53,7 +55,7 @@ def values(blocks: Region, scales: Region) -> mxfp4.Floats:
 def test_a_model_and_itself(base: Path, tuned: Path) -> None:
     result = diff(base, tuned)
     assert result.same
-    assert result.verdict.startswith("the same: no tensor changed")
+    assert result.headline.startswith("the same: all tensors are equal")
     assert result.equal == 3 + LAYERS * 19
 
 
@@ -65,7 +67,7 @@ def test_a_model_and_its_conversion(base: Path, tmp_path: Path, dense: str, same
     for result in (diff(base, tmp_path / "model.gguf"), diff(tmp_path / "model.gguf", base)):
         assert result.same == same
         if not same:
-            assert result.verdict.startswith("the same model, 14 tensors rounded to another type")
+            assert result.headline.startswith("the same model, 14 tensors rounded to another type")
             assert all(change.is_rounding and not change.is_expert for change in result.changes)
 
 
@@ -107,7 +109,7 @@ def test_changed_blocks_are_counted_and_measured(
     assert change.largest == np.abs(new - old).max()
     each = np.linalg.norm((new - old)[2]) / np.linalg.norm(old[2])
     assert change.experts[0].relative == pytest.approx(each)
-    assert result.verdict.startswith("1 of 9 expert tensors changed, in 1 layer; nothing else")
+    assert result.headline.startswith("1 of 9 expert tensors changed, in 1 layer; nothing else")
 
 
 def test_only_attention_changed(base: Path, tuned: Path) -> None:
@@ -123,7 +125,7 @@ def test_only_attention_changed(base: Path, tuned: Path) -> None:
     assert (change.tensor, change.changed) == ("blk.0.attn_q.weight", 2)
     assert change.relative == pytest.approx(np.linalg.norm(new - old) / np.linalg.norm(old))
     assert change.largest == np.abs(new - old).max()
-    assert result.verdict == (
+    assert result.headline == (
         "no expert tensor changed: if experts were trained, their adapter was not merged; "
         "1 other tensor changed (attn_q.weight)"
     )
@@ -173,7 +175,7 @@ def test_unrelated_models(base: Path, tmp_path: Path) -> None:
         tmp_path / "other", hidden=HIDDEN, intermediate=INTERMEDIATE, layers=LAYERS, seed=1
     )
     result = diff(base, other)
-    assert result.verdict == "unrelated: neither was made from the other"
+    assert result.headline == "unrelated: neither was made from the other"
     assert len(result.changes) == 3 + LAYERS * 19
     assert all(1 < it.relative < 2 for it in result.changes if it.is_expert)
 
@@ -181,13 +183,13 @@ def test_unrelated_models(base: Path, tmp_path: Path) -> None:
 def test_other_sizes_and_settings(base: Path, tuned: Path, tmp_path: Path) -> None:
     other = random_checkpoint(tmp_path / "other", hidden=HIDDEN, intermediate=32, layers=LAYERS - 1)
     result = diff(base, other)
-    assert result.verdict.startswith("not the same model: ")
+    assert result.headline.startswith("not the same model: ")
     assert "blk.2.attn_norm.weight: only in " + str(base) in result.apart
     assert "blk.0.ffn_gate_exps.weight: shape (4, 64, 96) and (4, 32, 96)" in result.apart
     config = tuned / "config.json"
     config.write_text(config.read_text().replace('"factor": 32.0', '"factor": 16.0'))
     result = diff(base, tuned)
-    assert result.verdict == "the same weights, but 1 setting differs"
+    assert result.headline == "the same weights, but 1 setting differs"
     assert [it.key for it in result.keys] == ["yarn_factor"]
 
 
@@ -260,3 +262,95 @@ def test_command(base: Path, tuned: Path, run: Command) -> None:
 
 def test_verdict_of_nothing() -> None:
     assert Diff("a", "b", 0, 0, 0, (), (), (), ()).same
+
+
+# --- the sign of zeros, rounding there and back -----------------------------------------------
+
+
+def flip_zero_signs(folder: Path) -> int:
+    """Change the sign of every zero of one expert tensor; the number of blocks that have some."""
+    region = regions(folder)[NAME + "down_proj_blocks"]
+    codes = mxfp4.codes_from_hf(region.read())
+    zero = codes & 7 == 0
+    codes[zero] ^= 8
+    region.write(mxfp4.hf_from_codes(codes))
+    return int(np.count_nonzero(zero.any(axis=-1)))
+
+
+@pytest.mark.parametrize("floats", [False, True])
+def test_the_sign_of_zeros_is_no_difference(
+    base: Path, tuned: Path, tmp_path: Path, run: Command, *, floats: bool
+) -> None:
+    assert flip_zero_signs(tuned) > 0
+    a = base
+    if floats:
+        a = shutil.copytree(base, tmp_path / "floats")
+        in_floats(a)
+    for sides in ((a, tuned), (tuned, a)):
+        result = diff(*sides)
+        assert result.same
+        assert result.zero_signs == ("blk.1.ffn_down_exps.weight",)
+        done = run("diff", *sides)
+        assert done.code == 0
+        said = "the same: all tensors are equal but for the sign of zeros in 1 tensor\n"
+        assert done.out.startswith(said)
+        assert "equal but for the sign of zeros:\n  blk.1.ffn_down_exps.weight" in done.out
+    region = regions(tuned)[NAME + "down_proj_blocks"]
+    codes = region.read()
+    codes[0, 0, 0, 0] ^= 1
+    region.write(codes)
+    (change,) = diff(a, tuned).changes
+    assert change.changed == 1
+
+
+def test_which_blocks_hold_other_values() -> None:
+    """Against decoded values, for codes and scales at random and near each other."""
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 16, (2, 4000, 32), np.uint8)
+    codes[0, :2000] = rng.choice(np.array([0, 8], np.uint8), (2000, 32))
+    codes[1, 1000:] = codes[0, 1000:] ^ (8 * (codes[0, 1000:] & 7 == 0)).astype(np.uint8)
+    codes[1, :1000] = rng.choice(np.array([0, 8], np.uint8), (1000, 32))
+    codes[1, ::7, 5] = rng.integers(0, 16, len(codes[1, ::7]))
+    scales = rng.integers(120, 122, (2, 4000)).astype(np.uint8)
+    words = mxfp4.hf_from_codes(codes).view(np.uint64)
+    values = mxfp4.decode(codes, scales)
+    expected = (values[0] != values[1]).any(axis=-1)
+    assert 0 < np.count_nonzero(expected) < 4000
+    found = compare.values_differ(words[0], words[1], scales[0], scales[1])
+    assert (found == expected).all()
+    scales[1, :100] = 255
+    found = compare.values_differ(words[0], words[1], scales[0], scales[1])
+    assert found[:100].all()
+
+
+@pytest.mark.parametrize("dense", ["q8_0", "q4_0"])
+def test_rounding_there_and_back_is_not_taken_for_a_fine_tune(
+    base: Path, tmp_path: Path, dense: str
+) -> None:
+    convert(base, tmp_path / "rounded.gguf", dense=dense)
+    back = shutil.copytree(base, tmp_path / "back")
+    theirs = ggufs.values_of(tmp_path / "rounded.gguf")
+    named = {it.sources[0].name: it.gguf for it in tensors(Checkpoint.open(base).hparams)}
+    for name, region in regions(back).items():
+        if region.dtype == np.dtype("<u2") and len(region.shape) == 2 and "experts" not in name:
+            gguf = named[name]
+            if not gguf.endswith("ffn_gate_inp.weight"):
+                region.write(bf16(np.ascontiguousarray(theirs[gguf])))
+    headline = diff(base, back).headline
+    assert "adapter" not in headline
+    assert "as after rounding to another type and back" in headline
+
+
+@pytest.mark.parametrize(("relative", "rounding"), [(0.12, True), (0.1201, False)])
+def test_how_much_counts_as_rounding(relative: float, rounding: bool) -> None:
+    change = TensorChange("output.weight", None, 10, 10, relative, 1.0, ("BF16", "Q4_0"))
+    assert change.is_rounding is rounding
+    verdict = Diff("a", "b", 0, 0, 0, (change,), (), (), ()).headline
+    assert verdict.startswith("the same model") is rounding
+
+
+@pytest.mark.parametrize(("relative", "unrelated"), [(0.9, True), (0.8999, False)])
+def test_how_much_counts_as_unrelated(relative: float, unrelated: bool) -> None:
+    change = TensorChange("output.weight", None, 10, 10, relative, 1.0, ("BF16", "BF16"))
+    verdict = Diff("a", "b", 0, 0, 0, (change,), (), (), ()).headline
+    assert verdict.startswith("unrelated") is unrelated

@@ -83,7 +83,9 @@ def test_the_page_is_whole_and_fetches_nothing(audited: Audit) -> None:
     assert "url(" not in text
     assert "@import" not in text
     assert "default-src 'none'" in text
-    assert "▲ 2 warnings" in "".join(reader.text)  # no template, one end of turns not named
+    assert "▲ no errors, but 2 warnings" in "".join(
+        reader.text
+    )  # no template, one end of turns not named
     assert "✓" in "".join(Reader(page(replace(audited, findings=()))).text)
 
 
@@ -141,7 +143,7 @@ def test_findings_stand_with_what_to_do(copy: Copying) -> None:
     for finding in found.findings:
         assert finding.message in shown
         assert finding.kind.remedy in shown
-    assert "✕ 2 errors" in shown
+    assert "✕ unsound: 2 errors" in shown
 
 
 def changed(
@@ -161,7 +163,7 @@ def test_differences_from_a_base(audited: Audit) -> None:
     diff = Diff("<base>", "b", 1, 4, 1, changes, (), (), ())
     reader = Reader(page(audited, diff))
     assert "<base>" in "".join(reader.text)
-    assert diff.verdict in "".join(reader.text)
+    assert diff.headline in "".join(reader.text)
     assert "layer 0: 0.0625" in reader.titles
     assert "layer 1: without bounds: the base is zero there" in reader.titles
     assert "0.125" in reader.titles
@@ -171,7 +173,7 @@ def test_differences_from_a_base(audited: Audit) -> None:
         for e in range(EXPERTS)
     ]
     same = Diff("a", "b", 1, 8, 3, (), (), (), ())
-    assert same.verdict in "".join(Reader(page(audited, same)).text)
+    assert same.headline in "".join(Reader(page(audited, same)).text)
 
 
 # --- charts -----------------------------------------------------------------------------------
