@@ -6,7 +6,6 @@ does not have, a token that is there twice, a merge that makes none are refused.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from gptoss.converter.transforms.to_checkpoint import READABLE
 from gptoss.errors import GgufError, UnsupportedModelError, quoted
 from gptoss.formats.gguf import GgufFile, GgufTensor, StringArray
 from gptoss.formats.hparams import HParams
+from gptoss.formats.llama_cpp_keys import token_problems
 from gptoss.formats.o200k import BYTE_LEVEL, PRE_TOKENIZER
 from gptoss.formats.safetensors import TensorInfo
 from gptoss.formats.tensor_map import tensors
@@ -94,10 +94,8 @@ def check(found: Vocabulary, where: str) -> None:
     """Raise ``GgufError`` unless text can be encoded with a vocabulary, and in one way only."""
     pairs = list(zip(found.tokens, found.types, strict=True))
     known = {token for token, kind in pairs if kind == TokenType.NORMAL}
-    used = [token for token, kind in pairs if kind != TokenType.UNUSED]
-    if len(set(used)) != len(used):
-        [(twice, _)] = Counter(used).most_common(1)
-        raise GgufError(f"{where}: the token {quoted(twice)} is there twice")
+    for problem in token_problems(found.tokens):
+        raise GgufError(f"{where}: {problem}")
     missing = [code for code in BYTE_LEVEL if chr(code) not in known]
     if missing:
         raise GgufError(f"{where}: no token for the byte {BYTE_LEVEL[missing[0]]:#04x}")

@@ -20,6 +20,7 @@ from gguf.constants import TokenType
 from gptoss.errors import CheckpointError, quoted
 from gptoss.formats.byte_source import Source, read_json
 from gptoss.formats.checkpoint import CONFIG, CONFIG_LIMIT, TOKENIZER
+from gptoss.formats.llama_cpp_keys import token_problems
 from gptoss.formats.o200k import BYTE_LEVEL, find_split_problem
 
 SETTINGS = "tokenizer_config.json"
@@ -102,6 +103,8 @@ def _read(folder: Path, vocab_size: int | None) -> Vocabulary:
     roles = {role: _role(role, path, settings, config, ids, len(tokens)) for role in HARMONY_ROLES}
     merges = _merges(path, model.get("merges"), model["vocab"])
     _check_text(path, (*tokens, *merges))
+    for bad in token_problems(tokens):
+        raise CheckpointError(f"{path}: makes a vocabulary on which llama.cpp fails: {bad}")
     template = _chat_template(folder, settings)
     return Vocabulary(tokens, types, merges, **roles, chat_template=template)
 
@@ -227,7 +230,10 @@ def _is_known(merge: Any, vocab: Mapping[str, int]) -> bool:
 
 
 def _check_text(path: Path, strings: Iterable[str]) -> None:
-    """JSON can spell half of a surrogate pair, UTF-8 cannot."""
+    """JSON can spell half of a surrogate pair, UTF-8 cannot; llama.cpp cuts a text at a NUL."""
+    strings = tuple(strings)
+    if any("\0" in text for text in strings):
+        raise CheckpointError(f"{path}: holds a text with NUL")
     try:
         "".join(strings).encode()
     except UnicodeEncodeError as reason:

@@ -8,8 +8,10 @@ value that is right, or of no effect, is left as it is.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +239,9 @@ def _vocabulary(
             f"{file.path}: {Keys.Tokenizer.LIST} lacks harmony's control tokens"
         )
     tokens += [f"[PAD{i}]" for i in range(len(tokens), size)]
-    types = _types(file, given, tokens)
+    types = _given_types(file, given, tokens)
+    _name_unused(tokens, types)
+    _correct_types(tokens, types)
     merges = list(_texts(file, given, Keys.Tokenizer.MERGES))
     roles = {role: tokens.index(token) for role, token in HARMONY_ROLES.items()}
     for role, key in (("bos", Keys.Tokenizer.BOS_ID), ("pad", Keys.Tokenizer.PAD_ID)):
@@ -246,7 +250,7 @@ def _vocabulary(
     words = Vocabulary(tokens, types, merges, **roles, chat_template=template)
     gguf_source.check(words, str(file.path))
     return words, why | {
-        Keys.Tokenizer.LIST: "one for each row of the embedding",
+        Keys.Tokenizer.LIST: "one for each row of the embedding, all different",
         Keys.Tokenizer.TOKEN_TYPE: "control tokens are such, unused ones too",
         Keys.Tokenizer.BOS_ID: HARMONY_ROLES["bos"],
         Keys.Tokenizer.EOS_ID: f"a reply ends with {HARMONY_ROLES['eos']}",
@@ -263,19 +267,37 @@ def _texts(file: GgufFile, given: Mapping[str, Any], key: str) -> StringArray:
     return found
 
 
-def _types(file: GgufFile, given: Mapping[str, Any], tokens: Sequence[str]) -> list[int]:
-    """Each token's type: the file's, but for control tokens and those that stand for nothing."""
+def _given_types(file: GgufFile, given: Mapping[str, Any], tokens: Sequence[str]) -> list[int]:
+    """Each token's type as the file has it; those it does not give are NORMAL."""
     found = given.get(Keys.Tokenizer.TOKEN_TYPE)
     types = list(found) if isinstance(found, tuple) and _KINDS.issuperset(found) else []
     if len(types) > len(tokens):
         raise GgufError(f"{file.path}: {len(types)} types for {len(tokens)} tokens")
-    types += [int(TokenType.NORMAL)] * (len(tokens) - len(types))
+    return types + [int(TokenType.NORMAL)] * (len(tokens) - len(types))
+
+
+def _correct_types(tokens: Sequence[str], types: list[int]) -> None:
+    """Mark control tokens as such, and those without a meaning as unused."""
     for i, token in enumerate(tokens):
         if token in CONTROL or _RESERVED.fullmatch(token):
             types[i] = int(TokenType.CONTROL)
         elif _PAD.fullmatch(token):
             types[i] = int(TokenType.UNUSED)
-    return types
+
+
+def _name_unused(tokens: list[str], types: Sequence[int]) -> None:
+    """Give unused tokens texts of their own where llama.cpp would fail: empty or another's.
+
+    No text is encoded to them, so only that they differ matters.
+    """
+    taken = Counter(tokens)
+    for i, (token, kind) in enumerate(zip(tokens, types, strict=True)):
+        if kind != TokenType.UNUSED or (taken[token] == 1 and token and "\0" not in token):
+            continue
+        names = chain([f"[PAD{i}]"], (f"[PAD{i}-{n}]" for n in count()))
+        tokens[i] = next(name for name in names if not taken[name])
+        taken[token] -= 1
+        taken[tokens[i]] += 1
 
 
 # --- differences ------------------------------------------------------------------------------

@@ -274,7 +274,7 @@ def end_outside(model: ggufs.Model) -> None:
         (another_shape, GgufError, r"output.weight has shape \(320, 64\), \(64, 320\) is expected"),
         (another_splitter, UnsupportedModelError, "pre-tokenizer 'default'; gpt-oss has .*"),
         (no_yarn, GgufError, "rope.scaling.type is None"),
-        (token_twice, GgufError, "is there twice"),
+        (token_twice, GgufError, r"tokens\[8\] is .*, expected another text than token 7 has"),
         (empty_merge, GgufError, r"merges\[0\] is 'a b', which makes no token"),
         (end_outside, GgufError, "eos_token_id is 5000, no token's id"),
     ],

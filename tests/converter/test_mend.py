@@ -23,7 +23,7 @@ from gptoss.errors import (
 )
 from gptoss.formats.gguf import GgufFile
 from gptoss.quant.verify.verifier import verify
-from support import ggufs, ollama
+from support import ggufs, llama_child, ollama
 from support.checkpoints import random_checkpoint
 from support.commands import Command
 from support.ggufs import Model
@@ -423,3 +423,38 @@ def test_the_command_lists_what_it_changed(good: Path, checkpoint: Path, run: Co
     summary = json.loads(said)
     assert len(summary["changes"]) == 2
     assert summary["bytes"] == out.stat().st_size
+
+
+def with_tokens(**texts: str) -> Callable[[Model], None]:
+    """Give tokens other texts: ``t300="x"``."""
+
+    def damage(model: Model) -> None:
+        *kinds, tokens = model.keys["tokenizer.ggml.tokens"]
+        new = list(tokens)
+        for i, text in texts.items():
+            new[int(i[1:])] = text
+        model.keys["tokenizer.ggml.tokens"] = (kinds[0], kinds[1], new)
+
+    return damage
+
+
+def test_unused_tokens_get_texts_of_their_own(mended: Callable[..., Mending]) -> None:
+    """llama.cpp ends the process on texts that are empty, have a NUL, or occur twice."""
+    damage = with_tokens(t300="", t301="<|call|>", t302="[PAD303]", t304="a\0", t305="[PAD306-0]")
+    done = mended(damage)
+    tokens = list(GgufFile.open(done.out).metadata["tokenizer.ggml.tokens"])
+    named = ["[PAD300]", "[PAD301]", "[PAD302]", "[PAD303]", "[PAD304]", "[PAD306-0]", "[PAD306]"]
+    assert tokens[300:307] == named
+    assert ["tokens" in change for change in done.changes] == [True]
+    [outcome] = llama_child.run_files([done.out], n_prompt=4)
+    assert outcome.logits is not None
+
+
+@pytest.mark.parametrize(
+    "damage", [with_tokens(t5="A"), with_tokens(t7=""), with_tokens(t258="<|channel|>")]
+)
+def test_used_tokens_of_one_text_are_refused(
+    mended: Callable[..., Mending], damage: Callable[[Model], None]
+) -> None:
+    with pytest.raises(GgufError, match=r"tokenizer\.ggml\.tokens\[\d+\] is .*, expected a"):
+        mended(damage)

@@ -103,6 +103,15 @@ def test_chat_template_of_the_settings_or_beside_them(folder: Path) -> None:
     assert vocab.read(folder).chat_template == "yes"
 
 
+def add(tokenizer: dict[str, Any], text: str, i: int = 300) -> None:
+    tokenizer["added_tokens"].append({"id": i, "content": text, "special": False})
+
+
+def twice_with_spaces(tokenizer: dict[str, Any]) -> None:
+    add(tokenizer, "a▁b")
+    add(tokenizer, "a b", 301)
+
+
 def steps(tokenizer: dict[str, Any]) -> list[Any]:
     found: list[Any] = tokenizer["pre_tokenizer"]["pretokenizers"]
     return found
@@ -138,6 +147,16 @@ def split_otherwise(tokenizer: dict[str, Any]) -> None:
         (lambda t: t["model"].update(merges=[7]), r"merges\[0\] is 7; two"),
         (lambda t: t["model"].update(merges=["a b"]), r"merges\[0\] is 'a b'; two tokens"),
         (lambda t: t["model"]["vocab"].pop("Ġ"), "has no 'Ġ', which stands for the byte 0x20"),
+        (
+            lambda t: add(t, "<|call|>"),
+            r"tokens\[300\] is .*, expected another text than token 270",
+        ),
+        (lambda t: add(t, "!"), "another text than token 0 has"),
+        (lambda t: add(t, "[PAD319]"), r"tokens\[319\] is '\[PAD319\]', expected another text"),
+        (twice_with_spaces, "another text than token 300 has"),
+        (lambda t: add(t, ""), r"tokens\[300\] is '', expected a text"),
+        (lambda t: add(t, "a\0b"), "holds a text with NUL"),
+        (lambda t: t["model"]["vocab"].update({"": 300}), r"tokens\[300\] is ''"),
         (lambda t: t.update(normalizer={"type": "NFC"}), "has a normalizer"),
         (split_otherwise, "does not split text as o200k does: pre_tokenizer's Split has pattern"),
         (lambda t: t.update(pre_tokenizer=None), "is not a sequence of Split and ByteLevel"),
