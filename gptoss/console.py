@@ -1,37 +1,32 @@
-"""What the three commands share: errors become one line and exit code 2, long work gets a bar.
-
-Exit codes of all commands: 0 done, 1 done and the answer is no (``verify`` found a difference),
-2 the input or the request was wrong, 129 hung up (its terminal was closed), 130 interrupted, 141
-its reader has gone (``| head``), 143 terminated.
-"""
+"""What the commands share: exit codes, errors on one line, safe printing, progress bars."""
 
 from __future__ import annotations
 
+import errno
 import io
+import logging
 import os
-import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from enum import IntEnum
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 import click
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Column
+from rich.text import Text
 
 from gptoss import __version__
-from gptoss.errors import GptossError, OutputError
+from gptoss.errors import GptossError
 from gptoss.progress import Progress
+from gptoss.text import printable
 
 Advance = Callable[[int], None]
 """Called with the number of bytes just finished."""
@@ -49,8 +44,28 @@ say it with the whole usage text."""
 VERSION = click.version_option(__version__, message="%(prog)s %(version)s")
 """The option ``--version`` of every command."""
 
+_log = logging.getLogger(__name__)
 _SIGNALS = ("SIGTERM", "SIGHUP")  # the second is none of Windows'
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+
+
+class ExitCode(IntEnum):
+    """What the exit code of a command means."""
+
+    DONE = 0
+    NO = 1
+    """Done, and the answer is no: different, unsound, does not fit."""
+    INVALID = 2
+    """The input or the request is not valid."""
+    NOT_JUDGED = 3
+    """Something could not be read or cannot be proven, so there is no answer."""
+    INTERNAL = 70
+    """A mistake of this program."""
+    HUNG_UP = 129
+    """The terminal was closed."""
+    INTERRUPTED = 130
+    BROKEN_PIPE = 141
+    """The reader of the output has gone, as with ``| head``."""
+    TERMINATED = 143
 
 
 class _Terminated(BaseException):
@@ -92,24 +107,45 @@ def _exit_code(command: click.Command) -> int:
         with command.make_context(Path(sys.argv[0]).name, sys.argv[1:]) as context:
             command.invoke(context)
             sys.stdout.flush()
-        return 0
+        return ExitCode.DONE
     except click.exceptions.Exit as exit_:
         return exit_.exit_code
     except BrokenPipeError:
         _discard_output()
-        return 141
+        return ExitCode.BROKEN_PIPE
     except (GptossError, OSError) as error:
         say(f"error: {_said(error)}")
-        return 2
+        return ExitCode.INVALID
     except click.ClickException as error:
-        with suppress(OSError):
-            error.show()
+        _show_usage(error)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         say("interrupted")
-        return 130
+        return ExitCode.INTERRUPTED
     except _Terminated as error:
         return 128 + int(error.args[0])
+    except Exception as error:
+        _log.debug("internal error", exc_info=True)
+        say(f"internal error: {_described(error)}")
+        return ExitCode.INTERNAL
+
+
+def _show_usage(error: click.ClickException) -> None:
+    """What click says of a wrong request, its quotations of the command line made printable."""
+    lines = [f"Error: {error.format_message()}"]
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if context is not None:
+        hint = f"Try '{context.command_path} {context.help_option_names[0]}' for help."
+        lines = [*context.get_usage().splitlines(), hint, "", *lines]
+    for line in lines:
+        say(line)
+
+
+def _described(error: Exception) -> str:
+    """An unexpected exception: its type, its text, and the line that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else "unknown"
+    return f"{type(error).__name__} at {place}: {error}; this is a mistake of gptoss, report it"
 
 
 def _make_streams_safe() -> None:
@@ -123,30 +159,30 @@ def _make_streams_safe() -> None:
 
 
 def one_line(text: str) -> str:
-    """``text`` on one line, without what could steer a terminal, and not too long."""
-    text = _UNPRINTABLE.sub(" ", text)
+    """``text`` made printable, on one line, and not too long."""
+    text = printable(text)
     half = MESSAGE_LIMIT // 2
     return text if len(text) <= MESSAGE_LIMIT else f"{text[:half]} … {text[-half:]}"
 
 
 def say(sentence: str) -> None:
-    """Tell a person something on stderr, on one line; if nothing takes it there, nobody."""
+    """Print a sentence for a person on stderr, on one line; not an error if that cannot be done."""
     with suppress(OSError):  # its reader has gone, or the disk it is redirected to is full
         click.echo(one_line(sentence), err=True)
 
 
 def answer(text: str) -> None:
-    """Print a result on stdout. Raises ``OutputError`` when it cannot be taken there."""
-    try:
-        click.echo(text)
-    except BrokenPipeError:
-        raise
-    except OSError as reason:
-        raise OutputError(f"standard output: {reason.strerror}") from reason
+    """Print a result on stdout, JSON or one or more lines; made printable, all but line ends."""
+    click.echo("\n".join(map(printable, text.split("\n"))))
+
+
+def answer_lines(lines: Iterable[str]) -> None:
+    """Print a result for people on stdout: none of the lines can become two."""
+    click.echo("\n".join(map(one_line, lines)))
 
 
 def _discard_output() -> None:
-    """What is still buffered goes nowhere: Python would try again, and complain, at its end."""
+    """Send what is still buffered nowhere: Python would try again at its end, and complain."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
@@ -154,9 +190,27 @@ def _discard_output() -> None:
 
 def _said(error: GptossError | OSError) -> str:
     """An error's message; of the system's own, the path first, as our own have it."""
-    if isinstance(error, OSError) and error.filename is not None:
+    if not isinstance(error, OSError):
+        return str(error)
+    if error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if error.errno in _FULL and not _output_takes_more():
+        return f"standard output: {error.strerror}"
     return str(error)
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def _output_takes_more() -> bool:
+    """Whether standard output is not what failed: the system's error does not name it."""
+    try:
+        os.write(sys.stdout.fileno(), b"\n")
+    except io.UnsupportedOperation:  # it is a stand-in without a file
+        return True
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
@@ -172,13 +226,14 @@ def meter(title: str, *, shown: bool = True) -> Iterator[Progress]:
 @contextmanager
 def meters(*titles: str, shown: bool = True) -> Iterator[list[Progress]]:
     """A ``meter`` for each of several things done one after the other; each appears when set."""
-    console = Console(stderr=True)
-    figures = (DownloadColumn(), TransferSpeedColumn())
+    # Three columns stay free: "^C", which the terminal adds, would wrap a full line.
+    console = Console(stderr=True, width=max(20, Console(stderr=True).width - 3))
+    figures = (_Figures(table_column=_column()),) if console.width >= WIDE else ()
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        *(figures if console.width >= WIDE else ()),  # narrower, they would wrap at each redraw
-        TimeRemainingColumn(),
+        TextColumn("{task.description}", table_column=_column(), markup=False),
+        BarColumn(bar_width=max(10, min(40, console.width - 55))),
+        *figures,
+        TimeRemainingColumn(table_column=_column()),
     )
     with RichProgress(
         *columns, console=console, disable=not (shown and console.is_terminal)
@@ -186,11 +241,37 @@ def meters(*titles: str, shown: bool = True) -> Iterator[list[Progress]]:
         yield [_setter(progress, title, visible=i == 0) for i, title in enumerate(titles)]
 
 
+def _column() -> Column:
+    return Column(no_wrap=True, overflow="ellipsis")
+
+
+class _Figures(ProgressColumn):
+    """Bytes done and in all, and a rate once there is one: ``3.1/13.8 GB at 412.0 MB/s``."""
+
+    def render(self, task: Task) -> Text:
+        if not task.total:
+            return Text()
+        unit, size = next(it for it in _UNITS if task.total >= it[1] or it[1] == 1)
+        text = f"{task.completed / size:,.1f}/{task.total / size:,.1f} {unit}"
+        if task.speed and task.elapsed and task.elapsed >= 1 and not task.finished:
+            text += f" at {task.speed / 1e6:,.1f} MB/s"
+        return Text(text, no_wrap=True)
+
+
+_UNITS = (("GB", 10**9), ("MB", 10**6), ("kB", 10**3), ("bytes", 1))
+
+
 def _setter(progress: RichProgress, title: str, *, visible: bool) -> Progress:
-    task = progress.add_task(title, total=None, visible=visible)
+    task = progress.add_task(printable(title), total=None, visible=visible)
+    begun = False
 
     def show(done: int, total: int) -> None:
-        progress.update(task, completed=done, total=total, visible=True)
+        nonlocal begun
+        if begun:
+            progress.update(task, completed=done, total=total)
+        else:  # what an earlier run did does not count for the rate
+            progress.reset(task, completed=done, total=total, visible=True)
+            begun = True
 
     return show
 

@@ -63,8 +63,10 @@ def audit_command(context: click.Context, path: Path, as_json: bool) -> None:
     with console.meter("auditing", shown=not as_json) as progress:
         result = audit(path, progress=progress)
     seconds = perf_counter() - began
-    text = json.dumps(result.to_json()) if as_json else "\n".join(_lines(result, seconds))
-    console.answer(text)
+    if as_json:
+        console.answer(json.dumps(result.to_json()))
+    else:
+        console.answer_lines(_lines(result, seconds))
     context.exit(EXIT_CODES[result.verdict])
 
 
@@ -90,7 +92,8 @@ def _lines(result: Audit, seconds: float) -> Iterator[str]:
 
 
 def _kind(kind: FindingKind, found: list[Finding], consequences: list[Finding]) -> Iterator[str]:
-    yield f"\n{found[0].severity}: {kind.label}: {kind.effect}"
+    yield ""
+    yield f"{found[0].severity}: {kind.label}: {kind.effect}"
     for finding in found[:SHOWN]:
         yield f"  {_located(finding)}"
     if len(found) > SHOWN:
@@ -106,7 +109,7 @@ def _kind(kind: FindingKind, found: list[Finding], consequences: list[Finding]) 
 
 def _located(finding: Finding) -> str:
     where = f"{finding.where}: " if finding.where else ""
-    return console.one_line(where + finding.message)
+    return where + finding.message
 
 
 def _summary(part: Part, tensors: list[ExpertStatistics]) -> str:

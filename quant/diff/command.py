@@ -59,8 +59,10 @@ def diff_command(context: click.Context, a: Path, b: Path, as_json: bool) -> Non
     with console.meter("comparing", shown=not as_json) as progress:
         result = diff(a, b, progress=progress)
     seconds = perf_counter() - began
-    text = json.dumps(result.to_json()) if as_json else "\n".join(_lines(result, seconds))
-    console.answer(text)
+    if as_json:
+        console.answer(json.dumps(result.to_json()))
+    else:
+        console.answer_lines(_lines(result, seconds))
     context.exit(EXIT_CODES[result.verdict])
 
 
@@ -79,7 +81,7 @@ def _lines(result: Diff, seconds: float) -> Iterator[str]:
     ):
         if entries and title:
             yield title
-        yield from (f"  {console.one_line(entry)}" for entry in entries[:shown])
+        yield from (f"  {entry}" for entry in entries[:shown])
         if len(entries) > shown:
             yield f"  and {len(entries) - shown} more"
 

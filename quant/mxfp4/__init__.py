@@ -21,6 +21,7 @@ from gptoss.quant.mxfp4.codec import (
     repack,
     unpack,
 )
+from gptoss.quant.mxfp4.grid import lies_on_grid, share_on_grid
 
 __all__ = [
     "BLOCK",
@@ -40,6 +41,8 @@ __all__ = [
     "ggml_fields",
     "hf_from_codes",
     "hf_words",
+    "lies_on_grid",
     "repack",
+    "share_on_grid",
     "unpack",
 ]

@@ -72,7 +72,7 @@ def report_command(
         console.answer(json.dumps(result.to_json() | also))
     else:
         write(out, page(result, compared))
-        console.answer(console.one_line(f"{out}: {result.headline}"))
+        console.answer_lines([f"{out}: {result.headline}"])
         if compared is not None:
-            console.answer(console.one_line(f"against {base}: {compared.headline}"))
+            console.answer_lines([f"against {base}: {compared.headline}"])
     context.exit(EXIT_CODES[result.verdict])

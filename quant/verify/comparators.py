@@ -1,37 +1,127 @@
-"""How the values of one tensor are compared, by the type the GGUF stores them in.
+"""How tensors are compared: the interface, and the comparisons with types that stand alone.
 
-A unit that is compared is an MXFP4 or Q8_0 block of 32 values, or a single value; the smaller
-blocks are in `small_blocks`, floats that were encoded to MXFP4 in `encoded`. No comparison runs a
-transform of the converter: MXFP4 is decoded on both sides, each from its own layout, and the others
-follow from the formats' definitions.
+A unit that is compared is a block of values with their scale, or a single value. Blocks of 8, 5 and
+4 bits are in ``legacy_quants``, floats that were encoded to MXFP4 in ``encoded_mxfp4``. No
+comparison runs a transform of the converter: MXFP4 is decoded on both sides, each from its own
+layout, and the others follow from the formats' definitions.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Sequence
-from functools import cache
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from gguf.constants import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from gptoss.formats.tensor_map import TensorRole
 from gptoss.quant import mxfp4
+from gptoss.quant.model import dtypes
+from gptoss.quant.model.dtypes import BF16 as SOURCE
+from gptoss.quant.model.dtypes import FloatType, widen_bf16
 from gptoss.quant.mxfp4 import Bytes, Floats
-from gptoss.quant.verify.comparison import BF16 as SOURCE
-from gptoss.quant.verify.comparison import (
-    FLOATS,
-    Comparison,
-    FloatType,
-    Mask,
-    Piecewise,
-    widened,
-    words,
-)
-from gptoss.quant.verify.encoded_mxfp4 import EncodedMxfp4
-from gptoss.quant.verify.legacy_quants import SmallBlock
+
+Mask = NDArray[np.bool_]
+
+CHUNK = 2048
+"""Blocks worked on at once: as float32, 256 KiB."""
+
+
+class Comparison(ABC):
+    """Compares units: ``sources`` are arrays ``[..., bytes of a unit]``, ``found`` is likewise."""
+
+    lanes: ClassVar[int]
+    """Values in a unit."""
+    source_bytes: tuple[int, ...]
+    """Bytes of a unit in each of the source's tensors."""
+    found_bytes: int
+    """Bytes of a unit in the GGUF."""
+    rounds: bool = False
+    """Whether equal means rounded by the format's rule, not exact."""
+
+    @abstractmethod
+    def equal(self, sources: Sequence[Bytes], found: Bytes) -> bool:
+        """Whether all units are as they must be."""
+
+    @abstractmethod
+    def differing(self, sources: Sequence[Bytes], found: Bytes) -> tuple[Mask, Mask]:
+        """Which scales ``[n]`` and values ``[n, lanes]`` differ, of units ``[n, ...]``."""
+
+    @abstractmethod
+    def describe(self, sources: Sequence[Bytes], found: Bytes, lane: int | None) -> tuple[str, str]:
+        """What is expected and what is found in a single unit ``[1, ...]``; lane None: scale."""
+
+    def same_values(self, sources: Sequence[Bytes], found: Bytes) -> bool:
+        """Whether units ``[n, ...]`` that differ hold the same values all the same, 0 being -0."""
+        del sources, found
+        return False
+
+    def largest_error(self, sources: Sequence[Bytes], found: Bytes, above: float) -> float:
+        """The largest rounding error of a value in units that are equal; ``above`` if smaller."""
+        del sources, found
+        return above
+
+
+class BlockComparison(Comparison):
+    """A comparison of blocks of one float tensor, a few thousand at a time."""
+
+    rounds = True
+    _source: FloatType
+
+    def equal(self, sources: Sequence[Bytes], found: Bytes) -> bool:
+        chunks = _chunks(sources, found)
+        return not any(scales.any() or codes.any() for scales, codes in map(self._compare, chunks))
+
+    def differing(self, sources: Sequence[Bytes], found: Bytes) -> tuple[Mask, Mask]:
+        scales, codes = zip(*map(self._compare, _chunks(sources, found)), strict=True)
+        return np.concatenate(scales), np.concatenate(codes)
+
+    def _compare(self, chunk: tuple[Bytes, Bytes]) -> tuple[Mask, Mask]:
+        return self.compare_chunk(*chunk)
+
+    @abstractmethod
+    def compare_chunk(self, source: Bytes, found: Bytes) -> tuple[Mask, Mask]:
+        """What ``differing`` returns, for a chunk."""
+
+    @abstractmethod
+    def decode(self, found: Bytes) -> Floats:
+        """The values ``float32[n, lanes]`` of blocks ``[n, bytes]``."""
+
+    @abstractmethod
+    def error_bounds(self, source: Bytes, found: Bytes) -> NDArray[np.float32]:
+        """For each block ``[n]`` more than the error of any value in it can be."""
+
+    def largest_error(self, sources: Sequence[Bytes], found: Bytes, above: float) -> float:
+        """Decodes few blocks: those whose bound is above the largest error found so far."""
+        for source, blocks in _chunks(sources, found):
+            bounds = self.error_bounds(source, blocks)
+            order = np.argsort(-bounds)
+            while len(order) and bounds[order[0]] > above:
+                few, order = order[:_FEW], order[_FEW:]
+                exact = self._source.values(source[few])
+                errors = np.abs(exact.astype(np.float64) - self.decode(blocks[few]))
+                above = max(above, float(errors.max()))
+        return above
+
+
+_FEW = 32
+
+
+def _chunks(sources: Sequence[Bytes], found: Bytes) -> Iterator[tuple[Bytes, Bytes]]:
+    source = sources[0].reshape(-1, sources[0].shape[-1])
+    found = found.reshape(-1, found.shape[-1])
+    for start in range(0, len(source), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        yield source[chunk], found[chunk]
+
+
+def stored_values(raw: Bytes, dtype: str) -> NDArray[Any]:
+    """Bytes ``[..., size]`` as ``[...]`` values of a numpy dtype of that size."""
+    values: NDArray[Any] = raw.view(dtype)[..., 0]
+    return values
+
+
+# --- MXFP4 ------------------------------------------------------------------------------------
 
 
 class Mxfp4(Comparison):
@@ -50,6 +140,10 @@ class Mxfp4(Comparison):
         codes = mxfp4.codes_from_hf(blocks) != mxfp4.codes_from_ggml(found)
         return scales[..., 0] != found[..., 0], codes
 
+    def same_values(self, sources: Sequence[Bytes], found: Bytes) -> bool:
+        decoded = mxfp4.decode(mxfp4.codes_from_ggml(found), found[..., 0])
+        return bool((_decoded(sources) == decoded).all())
+
     def describe(self, sources: Sequence[Bytes], found: Bytes, lane: int | None) -> tuple[str, str]:
         blocks, scales = sources
         return (
@@ -58,81 +152,53 @@ class Mxfp4(Comparison):
         )
 
 
-class DecodedMxfp4(Comparison):
-    """MXFP4 blocks and scales of a checkpoint against their values in BF16, exact."""
+class WidenedMxfp4(Comparison):
+    """MXFP4 blocks and scales of a checkpoint against their values in a float type."""
 
     lanes = mxfp4.BLOCK
     source_bytes = (mxfp4.HF_BYTES, 1)
-    found_bytes = 2 * mxfp4.BLOCK
+
+    def __init__(self, target: Plain) -> None:
+        self._target = target
+        self.found_bytes = mxfp4.BLOCK * target.found_bytes
+        self.rounds = target.name == "F16"  # the others hold every value of MXFP4
 
     def equal(self, sources: Sequence[Bytes], found: Bytes) -> bool:
-        return not (self._bits(sources) != found.view("<u2")).any()
+        return bool((self._expected(sources) == found.view(self._target.stored)).all())
 
     def differing(self, sources: Sequence[Bytes], found: Bytes) -> tuple[Mask, Mask]:
-        wrong = self._bits(sources) != found.view("<u2")
+        wrong = self._expected(sources) != found.view(self._target.stored)
         return np.zeros(len(wrong), np.bool_), wrong
 
-    def describe(self, sources: Sequence[Bytes], found: Bytes, lane: int | None) -> tuple[str, str]:
-        bits = self._bits(sources)[:, lane], found.view("<u2")[:, lane]
-        return _bf16_text(bits[0]), _bf16_text(bits[1])
+    def same_values(self, sources: Sequence[Bytes], found: Bytes) -> bool:
+        return bool((_decoded(sources) == self._target.kind.values(found)).all())
 
-    @staticmethod
-    def _bits(sources: Sequence[Bytes]) -> NDArray[np.uint32]:
-        blocks, scales = sources
-        values = mxfp4.decode(mxfp4.codes_from_hf(blocks), scales[..., 0])
-        return values.view(np.uint32) >> np.uint32(16)
-
-
-class Q8_0(Piecewise):  # noqa: N801 - the format's name
-    """Floats against Q8_0: exactly the bytes of the format's reference rounding.
-
-    For a block of 32: scale d = amax / 127 in float32, stored as F16; code = x * (1 / d) in
-    float32, rounded half away from zero; all zero where d is. The bound this gives is
-    |x - d * code| <= d / 2, but for the rounding of d to F16. (Source: ggml's
-    ``quantize_row_q8_0_ref``.) A block whose d is not finite as F16 counts as different: its
-    values are lost.
-    """
-
-    lanes = 32
-    found_bytes = 34
-
-    def __init__(self, source: FloatType = SOURCE) -> None:
-        self._source = source
-        self.source_bytes = (32 * source.nbytes,)
+    def largest_error(self, sources: Sequence[Bytes], found: Bytes, above: float) -> float:
+        if not self.rounds:
+            return above
+        errors = np.abs(_decoded(sources).astype(np.float64) - self._target.kind.values(found))
+        return max(above, float(errors.max()))
 
     def describe(self, sources: Sequence[Bytes], found: Bytes, lane: int | None) -> tuple[str, str]:
-        scale, codes = self._expected(sources[0])
-        return (
-            _q8_0_text(scale, codes, lane),
-            _q8_0_text(words(found[..., :2], "<f2"), found[..., 2:].view(np.int8), lane),
-        )
+        expected = self._expected(sources)[:, lane]
+        return self._target.describe_bits(expected, found.view(self._target.stored)[:, lane])
 
-    def look(self, source: Bytes, found: Bytes) -> tuple[Mask, Mask]:
-        scales, codes = self._expected(source)
-        wrong = scales.view(np.uint16) != words(found[:, :2], "<u2")
-        wrong |= ~np.isfinite(scales)
-        return wrong, codes != found[:, 2:].view(np.int8)
+    def _expected(self, sources: Sequence[Bytes]) -> NDArray[Any]:
+        if self._target.name == "BF16":
+            return _decoded(sources).view(np.uint32) >> np.uint32(16)
+        return self._target.rounded(_decoded(sources))
 
-    def _expected(self, source: Bytes) -> tuple[NDArray[np.float16], NDArray[np.int8]]:
-        """Scales ``[n]`` and codes ``[n, 32]`` for blocks ``[n, ...]``."""
-        scaled = self._source.values(source)
-        if self._source is SOURCE:
-            amax = widened(_largest(source.view("<u2") & np.uint16(0x7FFF)))
-        else:
-            amax = np.abs(scaled).max(axis=1)
-        below_half = scaled.view(np.uint32) & np.uint32(0x80000000)
-        below_half |= _BELOW_HALF
-        with np.errstate(all="ignore"):
-            scale = amax / np.float32(127)
-            inverse = np.float32(1) / scale
-            inverse[~np.isfinite(inverse)] = 0
-            scaled *= inverse[:, None]
-            scaled += below_half.view(np.float32)
-            return scale.astype(np.float16), scaled.astype(np.int8)  # the cast cuts towards zero
+
+def _decoded(sources: Sequence[Bytes]) -> Floats:
+    blocks, scales = sources
+    return mxfp4.decode(mxfp4.codes_from_hf(blocks), scales[..., 0])
+
+
+# --- floats -----------------------------------------------------------------------------------
 
 
 class Plain(Comparison):
-    """Floats against floats that stand alone: exact where the type holds them, else rounded.
+    """Floats against floats: exact where the type holds them, else rounded.
 
     To the nearest, ties to even. A finite value beyond the type's range would round to infinity.
     That loss counts as a difference: nothing that the type can store is then right.
@@ -143,11 +209,13 @@ class Plain(Comparison):
     """The stored type's."""
     stored: ClassVar[str]
     """The stored value as an unsigned integer of its size."""
+    kind: ClassVar[FloatType]
 
     def __init__(self, source: FloatType = SOURCE) -> None:
         self._source = source
         self.source_bytes = (source.nbytes,)
         self.found_bytes = np.dtype(self.stored).itemsize
+        self.rounds = self.name not in ("F32", source.name)
 
     @abstractmethod
     def rounded(self, values: Floats) -> NDArray[Any]:
@@ -158,23 +226,34 @@ class Plain(Comparison):
         """A stored value, given its bits ``[1]``."""
 
     def equal(self, sources: Sequence[Bytes], found: Bytes) -> bool:
-        return bool((self._expected(sources[0]) == words(found, self.stored)).all())
+        return bool((self._expected(sources[0]) == stored_values(found, self.stored)).all())
 
     def differing(self, sources: Sequence[Bytes], found: Bytes) -> tuple[Mask, Mask]:
-        wrong = self._expected(sources[0]) != words(found, self.stored)
+        wrong = self._expected(sources[0]) != stored_values(found, self.stored)
         return np.zeros(len(wrong), np.bool_), wrong[:, None]
+
+    def largest_error(self, sources: Sequence[Bytes], found: Bytes, above: float) -> float:
+        if not self.rounds:
+            return above
+        exact, got = self._source.values(sources[0]), self.kind.values(found)
+        with np.errstate(invalid="ignore"):  # infinity less infinity; NaN is no error
+            errors = np.abs(exact.astype(np.float64) - got)
+        return max(above, float(np.nan_to_num(errors, nan=0.0).max()))
 
     def describe(self, sources: Sequence[Bytes], found: Bytes, lane: int | None) -> tuple[str, str]:
         del lane  # a value that stands alone has but one
-        expected = self._expected(sources[0])
+        return self.describe_bits(self._expected(sources[0]), stored_values(found, self.stored))
+
+    def describe_bits(self, expected: NDArray[Any], found: NDArray[Any]) -> tuple[str, str]:
+        """What is expected and what is found, given the bits ``[1]`` of both."""
         said = self.text(expected)
         if expected[0] == _BEYOND:
             said = f"a value within {self.name}'s range (use another --dense type)"
-        return said, self.text(words(found, self.stored))
+        return said, self.text(found)
 
     def _expected(self, source: Bytes) -> NDArray[Any]:
         if self._source.name == self.name:
-            return words(source, self.stored)
+            return stored_values(source, self.stored)
         return self.rounded(self._source.values(source)[..., 0])
 
 
@@ -184,7 +263,7 @@ _BEYOND = -1
 class F32(Plain):
     """Holds all values."""
 
-    name, stored = "F32", "<u4"
+    name, stored, kind = "F32", "<u4", dtypes.F32
 
     def rounded(self, values: Floats) -> NDArray[Any]:
         return values.view(np.uint32)
@@ -196,7 +275,7 @@ class F32(Plain):
 class BF16(Plain):
     """Holds the range of float32 with 8 bits of its 24."""
 
-    name, stored = "BF16", "<u2"
+    name, stored, kind = "BF16", "<u2", dtypes.BF16
 
     def rounded(self, values: Floats) -> NDArray[Any]:
         bits = values.view(np.uint32).astype(np.int64)
@@ -206,13 +285,13 @@ class BF16(Plain):
         return nearest
 
     def text(self, bits: NDArray[Any]) -> str:
-        return _bf16_text(bits)
+        return f"{widen_bf16(bits)[0]:.9g} (0x{bits[0] & 0xFFFF:04x})"
 
 
 class F16(Plain):
     """Holds a smaller range with 11 bits."""
 
-    name, stored = "F16", "<u2"
+    name, stored, kind = "F16", "<u2", dtypes.F16
 
     def rounded(self, values: Floats) -> NDArray[Any]:
         with np.errstate(over="ignore", invalid="ignore"):
@@ -225,71 +304,9 @@ class F16(Plain):
         return f"{bits.astype(np.uint16).view(np.float16)[0]:.9g} (0x{bits[0] & 0xFFFF:04x})"
 
 
-TYPES: dict[TensorRole, tuple[GGMLQuantizationType, ...]] = {
-    TensorRole.EXPERTS: (GGMLQuantizationType.MXFP4, GGMLQuantizationType.BF16),
-    TensorRole.EXACT: (GGMLQuantizationType.F32,),
-    TensorRole.MATRIX: (
-        GGMLQuantizationType.Q8_0,
-        GGMLQuantizationType.BF16,
-        GGMLQuantizationType.F16,
-        GGMLQuantizationType.F32,
-        GGMLQuantizationType.Q5_1,
-        GGMLQuantizationType.Q5_0,
-        GGMLQuantizationType.Q4_1,
-        GGMLQuantizationType.Q4_0,
-    ),
-}
-"""By what a tensor is, the types in which a GGUF may hold it."""
-
-
-@cache
-def comparison(source: str, found: GGMLQuantizationType) -> Comparison:
-    """The comparison of a checkpoint's dtype, U8 being MXFP4, with one of ``TYPES``."""
-    if source == "U8":
-        return Mxfp4() if found is GGMLQuantizationType.MXFP4 else DecodedMxfp4()
-    floats = FLOATS[source]
-    plain: dict[GGMLQuantizationType, type[Plain] | type[Q8_0] | type[EncodedMxfp4]] = {
-        GGMLQuantizationType.F32: F32,
-        GGMLQuantizationType.F16: F16,
-        GGMLQuantizationType.BF16: BF16,
-        GGMLQuantizationType.Q8_0: Q8_0,
-        GGMLQuantizationType.MXFP4: EncodedMxfp4,
-    }
-    if found in plain:
-        return plain[found](floats)
-    return SmallBlock(int(found.name[1]), found.name.endswith("_1"), floats)
-
-
-_BELOW_HALF = np.float32(0.49999997).view(np.uint32)
-"""The largest float32 below one half: adding a half itself would carry 0.49999997 to 1."""
-
-
-def _largest(magnitudes: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    """The largest of each row of 32; without the sign, BF16 bits sort as the magnitudes do.
-
-    numpy reduces short rows one at a time. Turned around, eight by four values, the same takes a
-    third of the time.
-    """
-    columns = np.ascontiguousarray(magnitudes.view("<u8").T).view("<u2")
-    fours: NDArray[np.uint16] = columns.max(axis=0)
-    pairs = np.maximum(fours[0::2], fours[1::2])
-    return np.maximum(pairs[0::2], pairs[1::2])
-
-
 def _mxfp4_text(codes: Bytes, scales: Bytes, lane: int | None) -> str:
     scale = int(scales[0])
     if lane is None:
         return f"scale {scale}"
     code = int(codes[0, lane])
     return f"{mxfp4.decode(codes, scales)[0, lane]:.9g} (code {code}, scale {scale})"
-
-
-def _bf16_text(bits: NDArray[Any]) -> str:
-    return f"{widened(bits)[0]:.9g} (0x{bits[0] & 0xFFFF:04x})"
-
-
-def _q8_0_text(scale: NDArray[np.float16], codes: NDArray[np.int8], lane: int | None) -> str:
-    d = float(scale[0])
-    if lane is None:
-        return f"scale {d:.9g} (0x{scale.view(np.uint16)[0]:04x})"
-    return f"{d * int(codes[0, lane]):.9g} (code {codes[0, lane]}, scale {d:.9g})"

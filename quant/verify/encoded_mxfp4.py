@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss.quant import mxfp4
+from gptoss.quant.model.dtypes import BF16, FloatType
 from gptoss.quant.mxfp4 import BLOCK, E2M1, E8M0_BIAS, Bytes, Floats
-from gptoss.quant.verify.comparison import BF16, FloatType, Mask, Piecewise
+from gptoss.quant.verify.comparators import BlockComparison, Mask
 
 _SLACK = 1 + 1e-12
 """What sums of 32 squares may differ by when they are added in another order, and more."""
@@ -28,7 +29,7 @@ _HIGHEST = np.concatenate([_ENDS[1:], -_ENDS[:8]])
 """The values, in units of the scale, to which each of the 16 codes is the nearest, or as near."""
 
 
-class EncodedMxfp4(Piecewise):
+class EncodedMxfp4(BlockComparison):
     """Blocks of 32 floats against ggml's MXFP4 blocks."""
 
     lanes = BLOCK
@@ -52,7 +53,7 @@ class EncodedMxfp4(Piecewise):
             f"squared error {error:.4g} (scale {scale})",
         )
 
-    def look(self, source: Bytes, found: Bytes) -> tuple[Mask, Mask]:
+    def compare_chunk(self, source: Bytes, found: Bytes) -> tuple[Mask, Mask]:
         values = self._source.values(source)
         codes, scales = mxfp4.codes_from_ggml(found), found[:, 0]
         unit = np.ldexp(np.float32(1), E8M0_BIAS - scales.astype(np.int32))
@@ -67,10 +68,26 @@ class EncodedMxfp4(Piecewise):
         worse[others] = ~(error <= _standard_error(values[others]) * _SLACK)
         return worse, wrong
 
+    def decode(self, found: Bytes) -> Floats:
+        return mxfp4.decode(mxfp4.codes_from_ggml(found), found[:, 0])
+
+    def error_bounds(self, source: Bytes, found: Bytes) -> NDArray[np.float32]:
+        """Half the widest step, from 4 to 6, or what the largest value exceeds 6 by."""
+        unit = np.ldexp(np.float32(1), found[:, 0].astype(np.int32) - E8M0_BIAS)
+        beyond = _largest(self._source.values(source)) - 6 * unit
+        bounds: NDArray[np.float32] = np.maximum(unit, beyond) * np.float32(1.001)
+        return bounds
+
+
+def _largest(values: Floats) -> Floats:
+    """The largest magnitude of each block ``[n]``."""
+    lanes = np.ascontiguousarray(values.T)  # numpy reduces short rows one at a time
+    largest: Floats = np.abs(lanes).max(axis=0)
+    return largest
+
 
 def _standard_scales(values: Floats) -> NDArray[np.int64]:
-    lanes = np.ascontiguousarray(values.T)  # numpy reduces short rows one at a time
-    _, exponents = np.frexp(np.abs(lanes).max(axis=0))  # the largest: [1/2, 1) * 2**exponent
+    _, exponents = np.frexp(_largest(values))  # the largest: [1/2, 1) * 2**exponent
     scales: NDArray[np.int64] = np.maximum(exponents.astype(np.int64) - 1 - 2 + E8M0_BIAS, 0)
     return scales
 

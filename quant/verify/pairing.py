@@ -1,36 +1,72 @@
-"""Which tensors of a checkpoint and of a GGUF are to be compared with each other, and how."""
+"""Which tensors of a checkpoint are compared with which of a GGUF, and by which comparison."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cache
 from math import prod
+
+from gguf.constants import GGMLQuantizationType
 
 from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.gguf import GgufFile, GgufTensor
 from gptoss.formats.safetensors import TensorInfo
-from gptoss.formats.tensor_map import NamedTensor, Rows, tensors
-from gptoss.quant.verify.comparators import TYPES, comparison
-from gptoss.quant.verify.comparison import Comparison
-from gptoss.quant.verify.result import Problem, TensorDifference
+from gptoss.formats.tensor_map import NamedTensor, Rows, TensorRole, tensors
+from gptoss.quant.model.dtypes import FLOATS
+from gptoss.quant.verify.comparators import BF16, F16, F32, Comparison, Mxfp4, Plain, WidenedMxfp4
+from gptoss.quant.verify.encoded_mxfp4 import EncodedMxfp4
+from gptoss.quant.verify.legacy_quants import Q8_0, SmallBlock
+from gptoss.quant.verify.result import Problem, TensorDifference, Unproven
+
+_FLOATS: dict[GGMLQuantizationType, type[Plain]] = {
+    GGMLQuantizationType.F32: F32,
+    GGMLQuantizationType.F16: F16,
+    GGMLQuantizationType.BF16: BF16,
+}
+_LEGACY = tuple(GGMLQuantizationType[name] for name in ("Q5_1", "Q5_0", "Q4_1", "Q4_0"))
+
+TYPES: dict[TensorRole, tuple[GGMLQuantizationType, ...]] = {
+    TensorRole.EXPERTS: (GGMLQuantizationType.MXFP4, *_FLOATS),
+    TensorRole.EXACT: (GGMLQuantizationType.F32,),
+    TensorRole.MATRIX: (
+        *_FLOATS, GGMLQuantizationType.Q8_0, *_LEGACY, GGMLQuantizationType.MXFP4,
+    ),
+}  # fmt: skip
+"""The types in which a tensor of each role can be proven."""
+
+
+@cache
+def select_comparison(source: str, found: GGMLQuantizationType) -> Comparison:
+    """The comparison of a checkpoint's dtype, U8 being MXFP4, with one of ``TYPES``."""
+    if source == "U8":
+        return Mxfp4() if found is GGMLQuantizationType.MXFP4 else WidenedMxfp4(_FLOATS[found]())
+    floats = FLOATS[source]
+    if found in _FLOATS:
+        return _FLOATS[found](floats)
+    if found is GGMLQuantizationType.Q8_0:
+        return Q8_0(floats)
+    if found is GGMLQuantizationType.MXFP4:
+        return EncodedMxfp4(floats)
+    return SmallBlock(int(found.name[1]), found.name.endswith("_1"), floats)
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A tensor of the GGUF, whose name, type and shape are as they must be."""
+    """A tensor of the GGUF whose name, type and shape are as they must be."""
 
     named: NamedTensor
     tensor: GgufTensor
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """Tensors of the checkpoint and the one or two of the GGUF that their values went to.
+class TensorGroup:
+    """Tensors of the checkpoint, and the one or two of the GGUF that hold their values.
 
-    With two targets, gate and up, the source's rows belong to them in turn: ``run`` units each.
-    A target is None where the GGUF lacks it. Units are those of the comparison. Experts in floats
-    are ``turned`` when the source has a row for each input, not output; ``unsure`` when they are
-    square, so that only the values tell.
+    With two targets, gate and up, the source's rows alternate between them: ``run`` units each.
+    A target is None where the GGUF lacks it. Units are those of the comparison. ``transposed``
+    says that the source, experts in floats, has a row for each input, not output;
+    ``orientation_unknown`` that its matrices are square, so that the shape does not tell.
     """
 
     comparison: Comparison
@@ -38,8 +74,8 @@ class Group:
     targets: tuple[Target | None, ...]
     units: int
     run: int
-    turned: bool = False
-    unsure: bool = False
+    transposed: bool = False
+    orientation_unknown: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -48,59 +84,72 @@ class Group:
         return found + sum(info.nbytes for info in self.sources)
 
 
-def match(checkpoint: Checkpoint, file: GgufFile) -> tuple[list[Group], list[TensorDifference]]:
-    """Groups to compare, and the tensors that are missing, extra, or of a wrong type or shape."""
+@dataclass(slots=True)
+class Pairing:
+    """Groups to compare; tensors missing, extra, or of a wrong type or shape; unprovable ones."""
+
+    groups: list[TensorGroup] = field(default_factory=list)
+    differences: list[TensorDifference] = field(default_factory=list)
+    unproven: list[Unproven] = field(default_factory=list)
+
+
+def pair_tensors(checkpoint: Checkpoint, file: GgufFile) -> Pairing:
+    """Pair every tensor of the model by name."""
     by_source: dict[str, list[NamedTensor]] = {}
     for named in tensors(checkpoint.hparams):
         by_source.setdefault(named.sources[0].name, []).append(named)
-    groups: list[Group] = []
-    differences: list[TensorDifference] = []
+    made = Pairing()
     known = set()
-    for takers in by_source.values():
-        takers.sort(key=lambda named: named.rows is Rows.ODD)
+    for sharing in by_source.values():
+        sharing.sort(key=lambda named: named.rows is Rows.ODD)
         targets: list[Target | None] = []
-        for named in takers:
+        for named in sharing:
             known.add(named.gguf)
             tensor = file.tensors.get(named.gguf)
             problem = _problem(named, tensor)
-            if problem:
-                differences.append(problem)
+            if isinstance(problem, Unproven):
+                made.unproven.append(problem)
+            elif problem:
+                made.differences.append(problem)
             targets.append(Target(named, tensor) if tensor and not problem else None)
-        groups.extend(_groups(checkpoint, targets))
-    differences += [
+        made.groups.extend(_groups(checkpoint, targets))
+    made.differences += [
         TensorDifference(name, Problem.EXTRA, "nothing", f"{tensor.type.name} {tensor.shape}")
         for name, tensor in file.tensors.items()
         if name not in known
     ]
-    return groups, differences
+    return made
 
 
-def _problem(named: NamedTensor, tensor: GgufTensor | None) -> TensorDifference | None:
+def _problem(named: NamedTensor, tensor: GgufTensor | None) -> TensorDifference | Unproven | None:
     types = " or ".join(kind.name for kind in TYPES[named.role])
     if tensor is None:
-        return TensorDifference(
-            named.gguf, Problem.MISSING, f"{types} {named.ggml_shape}", "nothing"
-        )
-    if tensor.type not in TYPES[named.role]:
-        return TensorDifference(named.gguf, Problem.TYPE, types, tensor.type.name)
+        expected = f"{types} {named.ggml_shape}"
+        return TensorDifference(named.gguf, Problem.MISSING, expected, "nothing")
     if tensor.shape != named.ggml_shape:
         return TensorDifference(named.gguf, Problem.SHAPE, str(named.ggml_shape), str(tensor.shape))
-    return None
+    if tensor.type in TYPES[named.role]:
+        return None
+    if named.role is TensorRole.EXACT:
+        return TensorDifference(named.gguf, Problem.TYPE, types, tensor.type.name)
+    reason = f"{tensor.type.name} cannot be proven: its encoders are free to choose among roundings"
+    return Unproven(named.gguf, tensor.type.name, reason)
 
 
-def _groups(checkpoint: Checkpoint, targets: Sequence[Target | None]) -> Iterator[Group]:
+def _groups(checkpoint: Checkpoint, targets: Sequence[Target | None]) -> Iterator[TensorGroup]:
     """The group of these targets; one for each type when gate and up have not the same."""
     for kind in dict.fromkeys(target.tensor.type for target in targets if target):
         of_kind = tuple(it if it and it.tensor.type is kind else None for it in targets)
         some = next(target for target in of_kind if target)
         sources = checkpoint.stored(some.named)
-        chosen = comparison(sources[0].dtype, kind)
-        units = prod(some.named.shape) // chosen.lanes
-        run = prod(some.named.shape[2:]) // chosen.lanes or 1
-        group = Group(chosen, sources, of_kind, units, run)
+        comparison = select_comparison(sources[0].dtype, kind)
+        units = prod(some.named.shape) // comparison.lanes
+        run = prod(some.named.shape[2:]) // comparison.lanes or 1
+        group = TensorGroup(comparison, sources, of_kind, units, run)
         floats = some.named.floats
         if floats is None or len(sources) > 1:
             yield group
         else:
             square = floats.shape[1] == floats.shape[2]
-            yield replace(group, turned=sources[0].shape == floats.shape, unsure=square)
+            as_declared = sources[0].shape == floats.shape
+            yield replace(group, transposed=as_declared, orientation_unknown=square)

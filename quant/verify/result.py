@@ -1,17 +1,17 @@
-"""What `verify` answers: proven, or every difference and where the first one is."""
+"""The result of `verify`: an outcome, and what it rests on for every tensor and key."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any
 
 from gptoss.quant.location import Location
+from gptoss.text import plural
 
 
 class Problem(Enum):
-    """In which way a tensor of the GGUF is not what its source asks for."""
+    """How a tensor of the GGUF differs from what its source requires."""
 
     MISSING = "missing"
     EXTRA = "extra"
@@ -55,9 +55,61 @@ class KeyDifference:
         return f"{where}: expected {self.expected}, found {self.found}"
 
 
+class Outcome(StrEnum):
+    """What a comparison comes to."""
+
+    PROVEN = "proven"
+    SAME_VALUES = "equal but for the sign of zeros"
+    """Every value is the same, some are encoded in another way: 0 as -0, or by another scale."""
+    DIFFERENT = "different"
+    NOT_JUDGED = "not judged"
+    """Nothing differs, but some tensors cannot be proven."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """Tensors that are correctly rounded to a type.
+
+    ``largest_error`` is the largest difference of a value from the source, found in ``tensor``.
+    """
+
+    type: str
+    tensors: int
+    largest_error: float
+    tensor: str
+
+    def __str__(self) -> str:
+        count = plural(self.tensors, "tensor")
+        return (
+            f"{count} rounded to {self.type}, as its reference rounds; the largest error of a "
+            f"value is {self.largest_error:.3g}, in {self.tensor}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Reencoding:
+    """A tensor with the source's values in another encoding: 0 as -0, or under other scales."""
+
+    tensor: str
+    values: int
+    scales: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unproven:
+    """A tensor that cannot be compared with its source; ``reason`` says why."""
+
+    tensor: str
+    type: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.tensor}: {self.reason}"
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The outcome of a comparison, and how much was compared.
+    """The outcome of a comparison, and how much was compared; true when it is proven.
 
     ``tensors`` and ``values`` count what was read on both sides, ``nbytes`` the bytes of both.
     """
@@ -69,24 +121,42 @@ class Verdict:
     nbytes: int
     keys: tuple[KeyDifference, ...]
     differences: tuple[TensorDifference, ...]
+    roundings: tuple[Rounding, ...] = ()
+    reencodings: tuple[Reencoding, ...] = ()
+    unproven: tuple[Unproven, ...] = ()
+
+    @property
+    def outcome(self) -> Outcome:
+        """Differences count first, then what could not be proven."""
+        if self.keys or self.differences:
+            return Outcome.DIFFERENT
+        if self.unproven:
+            return Outcome.NOT_JUDGED
+        return Outcome.SAME_VALUES if self.reencodings else Outcome.PROVEN
 
     @property
     def proven(self) -> bool:
-        """Whether the GGUF holds exactly what the source holds."""
-        return not (self.keys or self.differences)
+        """Whether the GGUF holds the values that the source holds, or their correct rounding."""
+        return self.outcome in (Outcome.PROVEN, Outcome.SAME_VALUES)
+
+    def __bool__(self) -> bool:
+        return self.proven
 
     @property
     def first(self) -> TensorDifference | KeyDifference | None:
         """The first difference: of the tensors in the order of the model, else of the keys."""
-        return next(iter(self), None)
+        return self.differences[0] if self.differences else next(iter(self.keys), None)
 
-    def __iter__(self) -> Iterator[TensorDifference | KeyDifference]:
-        yield from self.differences
-        yield from self.keys
+    @property
+    def equal(self) -> int:
+        """Tensors that hold the source's values or their correct rounding."""
+        compared = sum(it.problem is Problem.VALUES for it in self.differences)
+        return self.tensors - compared
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain data for ``json.dumps``."""
         plain = asdict(self)
         for difference, entry in zip(self.differences, plain["differences"], strict=True):
             entry["problem"] = difference.problem.value
-        return {"proven": self.proven, "first": str(self.first) if self.first else None, **plain}
+        first = str(self.first) if self.first else None
+        return {"outcome": self.outcome.value, "proven": self.proven, "first": first, **plain}

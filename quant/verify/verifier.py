@@ -1,8 +1,9 @@
 """Prove that a GGUF holds exactly what its source checkpoint holds.
 
-Both files are read once, in pieces, by a few threads, into buffers that are reused: memory stays
-the same whatever the model's size. A piece is compared in bulk; only where that says no is it taken
-apart, to name the place and to count. Nothing of the converter runs here: see `comparing`.
+Both files are read once, in chunks, by a few threads, into buffers that are reused: memory use does
+not depend on the model's size. A chunk is compared in bulk; only when that fails is it examined
+value by value, to name the place and to count. Nothing of the converter runs here: see
+``comparators``.
 """
 
 from __future__ import annotations
@@ -12,20 +13,30 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 from gptoss.errors import CheckpointError, GgufError, InvalidFileError, OptionError
-from gptoss.formats.byte_source import AnyPath, Source
+from gptoss.formats.byte_source import AnyPath
 from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.gguf import GgufFile
 from gptoss.formats.tensor_map import tensors
 from gptoss.progress import Progress
+from gptoss.quant.model.reader import TensorReader
 from gptoss.quant.model.tensors import stamp_of
-from gptoss.quant.verify.chunks import Files, Finding, pieces, settled
+from gptoss.quant.verify.chunks import ChunkDifference, Errors, chunks
 from gptoss.quant.verify.metadata import compare_keys
-from gptoss.quant.verify.pairing import Group, match
-from gptoss.quant.verify.result import Problem, TensorDifference, Verdict
+from gptoss.quant.verify.orientation import resolve_orientations
+from gptoss.quant.verify.pairing import TensorGroup, pair_tensors
+from gptoss.quant.verify.result import (
+    Problem,
+    Reencoding,
+    Rounding,
+    TensorDifference,
+    Unproven,
+    Verdict,
+)
 
 WORKERS = min(8, os.cpu_count() or 1)
 
@@ -35,18 +46,21 @@ def verify(
     gguf: str | os.PathLike[str],
     *,
     tokenizer: str | os.PathLike[str] | None = None,
+    inputs_first: Mapping[str, bool] | None = None,
     progress: Progress | None = None,
     stop: threading.Event | None = None,
 ) -> Verdict:
     """Compare every tensor, hyperparameter and token of a GGUF with its source checkpoint.
 
     ``source`` is the folder of a checkpoint in Hugging Face's or OpenAI's layout, its experts in
-    MXFP4 or floats, ``tokenizer`` that of its tokenizer.json when it is another; or a checkpoint
-    that is opened already, perhaps with tensors that are worked out as they are read. ``progress``
-    is called now and then with the bytes compared so far and the bytes in all. ``stop`` is set when
-    the comparison is given up, for a source whose reading may wait for something. Raises
-    ``CheckpointError``, ``GgufError`` or ``UnsupportedModelError`` when either side is no sound file to
-    begin with or changes meanwhile, ``OptionError`` when the two were swapped.
+    MXFP4 or floats, or an already opened ``Checkpoint``; ``tokenizer`` is the folder of its
+    tokenizer.json if that is another. ``inputs_first`` says of expert tensors in floats whether
+    they are stored inputs first, where the caller knows: a square shape does not show it.
+    ``progress`` is called with the bytes compared so far and the bytes in all. ``stop`` is set when
+    the comparison is given up, for a source whose reading may be waiting.
+
+    Raises ``CheckpointError``, ``GgufError`` or ``UnsupportedModelError`` when either side is not a
+    valid gpt-oss model or is modified meanwhile, ``OptionError`` when the two were swapped.
     """
     checkpoint = source
     if not isinstance(checkpoint, Checkpoint):
@@ -56,19 +70,26 @@ def verify(
     file = GgufFile.open(Path(gguf))
     checkpoint.check_tensors()
     keys = compare_keys(checkpoint, file)
-    groups, unmatched = match(checkpoint, file)
-    found = [target for group in groups for target in group.targets if target]
+    pairing = pair_tensors(checkpoint, file)
+    found = _compare(pairing.groups, checkpoint, file, inputs_first or {}, progress, stop)
     order = {tensor.gguf: i for i, tensor in enumerate(tensors(checkpoint.hparams))}
-    differences = [*unmatched, *_compare(groups, checkpoint, file, progress, stop)]
+    differences, reencodings = _merge(found.differences)
+    differences = [*pairing.differences, *differences]
     differences.sort(key=lambda it: order.get(it.tensor, len(order)))
+    unproven = [*pairing.unproven, *found.unproven]
+    unproven.sort(key=lambda it: order[it.tensor])
+    targets = [target for group in found.groups for target in group.targets if target]
     return Verdict(
         source=str(checkpoint.folder),
         gguf=str(gguf),
-        tensors=len(found),
-        values=sum(prod(target.named.shape) for target in found),
-        nbytes=sum(group.nbytes for group in groups),
+        tensors=len(targets),
+        values=sum(prod(target.named.shape) for target in targets),
+        nbytes=sum(group.nbytes for group in found.groups),
         keys=keys,
         differences=tuple(differences),
+        roundings=_roundings(found),
+        reencodings=reencodings,
+        unproven=tuple(unproven),
     )
 
 
@@ -81,30 +102,45 @@ def _check_order(source: Path, gguf: Path) -> None:
         raise OptionError(f"{gguf}: is a folder; name the GGUF second; {said}")
 
 
+@dataclass(slots=True)
+class _Found:
+    """What comparing all groups gave; ``errors`` by the GGUF's tensor."""
+
+    groups: list[TensorGroup]
+    unproven: list[Unproven]
+    differences: list[ChunkDifference]
+    errors: Errors
+
+
 def _compare(
-    groups: Sequence[Group],
+    groups: Sequence[TensorGroup],
     checkpoint: Checkpoint,
     file: GgufFile,
+    inputs_first: Mapping[str, bool],
     progress: Progress | None,
     stop: threading.Event | None,
-) -> list[TensorDifference]:
-    """Compare all groups; one difference for each tensor that has any."""
-    errors: dict[AnyPath, type[InvalidFileError]] = dict.fromkeys(file.paths, GgufError)
-    errors |= {info.path: CheckpointError for info in checkpoint.tensors.values()}
-    stamps = _stamps(errors)
-    findings: list[Finding] = []
-    done, total = 0, sum(group.nbytes for group in groups)
+) -> _Found:
+    """Compare all groups, a few chunks at a time."""
+    kinds: dict[AnyPath, type[InvalidFileError]] = dict.fromkeys(file.paths, GgufError)
+    kinds |= {info.path: CheckpointError for info in checkpoint.tensors.values()}
+    stamps = _stamps(kinds)
     with ExitStack() as stack:
-        files = Files({path: stack.enter_context(Source(path, errors[path])) for path in errors})
+        files = stack.enter_context(TensorReader(kinds))
+        found = _Found(*resolve_orientations(groups, files, inputs_first), [], {})
+        done, total = 0, sum(group.nbytes for group in found.groups)
         pool = stack.enter_context(ThreadPoolExecutor(WORKERS))
         tasks = [
-            pool.submit(piece, files) for group in groups for piece in pieces(settled(group, files))
+            pool.submit(chunk, files, found.errors)
+            for group in found.groups
+            for chunk in chunks(group)
         ]
         try:
             for task in as_completed(tasks):
-                nbytes, found = task.result()
-                findings += found
-                done += nbytes
+                result = task.result()
+                found.differences += result.differences
+                for name, error in result.errors.items():
+                    found.errors[name] = max(error, found.errors.get(name, 0.0))
+                done += result.nbytes
                 if progress is not None:
                     progress(done, total)
         except BaseException:
@@ -112,26 +148,35 @@ def _compare(
                 stop.set()
             pool.shutdown(cancel_futures=True)
             raise
-    for path, stamp in _stamps(errors).items():
+    for path, stamp in _stamps(kinds).items():
         if stamp != stamps[path]:
-            raise errors[path](
+            raise kinds[path](
                 f"{path}: was modified while being read; retry when nothing is writing to it"
             )
-    return _merged(findings)
+    return found
 
 
-def _stamps(errors: Mapping[AnyPath, type[InvalidFileError]]) -> dict[AnyPath, tuple[int, int]]:
+def _stamps(kinds: Mapping[AnyPath, type[InvalidFileError]]) -> dict[AnyPath, tuple[int, int]]:
     """Size and time of change of each file that is on this machine."""
-    return {path: stamp_of(path, errors[path]) for path in errors if isinstance(path, Path)}
+    return {path: stamp_of(path, kinds[path]) for path in kinds if isinstance(path, Path)}
 
 
-def _merged(findings: Sequence[Finding]) -> list[TensorDifference]:
-    by_tensor: dict[str, list[Finding]] = {}
-    for finding in findings:
-        by_tensor.setdefault(finding.target.named.gguf, []).append(finding)
-    merged = []
-    for name, found in by_tensor.items():
-        first = min(found, key=lambda finding: finding.unit)
+def _merge(
+    found: Sequence[ChunkDifference],
+) -> tuple[list[TensorDifference], tuple[Reencoding, ...]]:
+    """One difference for each tensor that has any, and the tensors with none but in encoding."""
+    by_tensor: dict[str, list[ChunkDifference]] = {}
+    for difference in found:
+        by_tensor.setdefault(difference.target.named.gguf, []).append(difference)
+    merged: list[TensorDifference] = []
+    reencodings: list[Reencoding] = []
+    for name, its in by_tensor.items():
+        wrong = [it for it in its if not it.same_values]
+        if not wrong:
+            values, scales = sum(it.values for it in its), sum(it.scales for it in its)
+            reencodings.append(Reencoding(name, values, scales))
+            continue
+        first = min(wrong, key=lambda it: it.unit)
         merged.append(
             TensorDifference(
                 name,
@@ -139,8 +184,25 @@ def _merged(findings: Sequence[Finding]) -> list[TensorDifference]:
                 first.expected,
                 first.found,
                 first.place,
-                sum(it.values for it in found),
-                sum(it.scales for it in found),
+                sum(it.values for it in wrong),
+                sum(it.scales for it in wrong),
             )
         )
-    return merged
+    return merged, tuple(reencodings)
+
+
+def _roundings(found: _Found) -> tuple[Rounding, ...]:
+    """The tensors that are right by rounding, by type; the larger errors first."""
+    wrong = {difference.target.named.gguf for difference in found.differences}
+    by_type: dict[str, dict[str, float]] = {}
+    for group in found.groups:
+        for target in group.targets:
+            if target and group.comparison.rounds and target.named.gguf not in wrong:
+                name = target.named.gguf
+                by_type.setdefault(target.tensor.type.name, {})[name] = found.errors[name]
+    roundings = []
+    for kind, errors in by_type.items():
+        worst = max(errors, key=lambda name: errors[name])
+        if errors[worst] > 0:  # else the type happens to hold all values
+            roundings.append(Rounding(kind, len(errors), errors[worst], worst))
+    return tuple(sorted(roundings, key=lambda it: -it.largest_error))

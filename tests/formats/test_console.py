@@ -47,8 +47,31 @@ def ended(capsys: pytest.CaptureFixture[str], error: BaseException) -> tuple[int
 
 
 def test_a_message_is_one_line_that_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    code, err = ended(capsys, InvalidFileError("shard a\n\x1b[2Jb\x9b1A\u2028c\ud800 is missing"))
-    assert (code, err) == (2, "error: shard a [2Jb 1A c  is missing\n")
+    code, err = ended(
+        capsys, InvalidFileError("shard a\n\x1b[2Jb\x9b1A\u2028c\ud800\u202e is gone")
+    )
+    assert code == 2
+    assert err == "error: shard a\\n\\x1b[2Jb\\x9b1A\\u2028c\\ud800\\u202e is gone\n"
+
+
+def test_an_answer_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    console.answer_lines(["blk.0\nproven: all", "a\x1b[1Fb", "Größe 日本"])
+    assert capsys.readouterr().out == "blk.0\\nproven: all\na\\x1b[1Fb\nGröße 日本\n"
+    console.answer("one\ntwo\x1b[1F")
+    assert capsys.readouterr().out == "one\ntwo\\x1b[1F\n"
+
+
+def test_a_wrong_request_is_quoted_printably(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["command", "--\x1b[2Jno"])
+    with pytest.raises(SystemExit) as exited:
+        console.run(raising(ZeroDivisionError()))
+    assert exited.value.code == 2
+    err = capsys.readouterr().err
+    assert "\x1b" not in err
+    assert err.startswith("Usage: command")
+    assert re.search(r"Error: No such option:? '?--\\x1b\[2Jno'?\.?\n$", err)
 
 
 def test_a_long_message_keeps_its_beginning_and_its_end(
@@ -67,9 +90,16 @@ def test_an_error_of_the_system_names_the_path(capsys: pytest.CaptureFixture[str
     assert ended(capsys, error) == (2, "error: [Errno 28] No space left on device\n")
 
 
-def test_a_mistake_of_ours_shows_its_traceback() -> None:
-    with pytest.raises(ZeroDivisionError):
-        console.run(raising(ZeroDivisionError()))
+def test_a_mistake_of_ours_is_one_line_with_a_code_of_its_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, err = ended(capsys, ZeroDivisionError("a\nb"))
+    assert code == 70
+    assert re.fullmatch(
+        r"internal error: ZeroDivisionError at test_console.py, line \d+: a\\nb; .* report it\n",
+        err,
+    )
+    assert ended(capsys, MemoryError())[0] == 70
 
 
 def test_a_code_that_the_command_gives_itself(capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,6 +120,8 @@ def command(what):
     elif what == "print":
         for _ in range(100_000):
             console.answer("line")
+    elif what == "write":
+        print("text" * 10_000)
     elif what == "fail":
         raise InvalidFileError("model.gguf: is damaged")
     elif what == "say":
@@ -134,9 +166,10 @@ def test_a_closed_stdin_is_an_empty_one() -> None:
 class TestFullDisks:
     """What a stream is redirected to may be full; on stderr nothing depends."""
 
-    def test_a_stdout_that_takes_nothing(self) -> None:
+    @pytest.mark.parametrize("what", ["print", "write", "--help"])
+    def test_a_stdout_that_takes_nothing(self, what: str) -> None:
         with Path("/dev/full").open("w") as full:
-            done = run_program("print", stdout=full, stderr=subprocess.PIPE)
+            done = run_program(what, stdout=full, stderr=subprocess.PIPE)
         assert done.returncode == 2
         assert done.stderr == "error: standard output: No space left on device\n"
 
@@ -204,17 +237,50 @@ class TestSignals:
             assert process.wait(timeout=20) == 141
 
 
-@pytest.mark.parametrize("width", ["40", "80"])
-def test_a_bar_takes_one_line_however_narrow_the_terminal(
-    width: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def bar_lines(
+    width: int,
+    steps: list[tuple[int, int]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    title: str = "verifying",
+) -> list[str]:
+    """What a bar draws on a terminal of that width, line by line, without its colours."""
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", width)
+    monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("TERM", "xterm")
-    with console.meter("verifying") as show:
-        show(241_300_000, 857_775_584)
+    with console.meter(title) as show:
+        for step in steps:
+            show(*step)
     drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
-    last = drawn.strip().rsplit("\n", 1)[-1]
-    assert "verifying" in last
-    assert ("MB" in last) == (width == "80")
+    return [line for line in re.split(r"[\r\n]+", drawn) if line.strip()]
+
+
+@pytest.mark.parametrize("width", [40, 63, 80, 200])
+def test_a_bar_takes_one_line_however_narrow_the_terminal(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And leaves room for the "^C" that a terminal adds to it."""
+    lines = bar_lines(width, [(0, 10**13), (10**13 - 1, 10**13)], monkeypatch, capsys)
+    assert {line.split()[0] for line in lines} == {"verifying"}  # no line is the rest of another
+    assert max(map(len, lines)) <= width - 3
+    assert ("10,000.0/10,000.0 GB" in lines[-1]) == (width >= 63)
+
+
+def test_a_title_is_printable_and_cut(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    title = "loading [red]\x1b[2J" + "x" * 100
+    lines = bar_lines(80, [(1, 2)], monkeypatch, capsys, title)
+    assert max(map(len, lines)) <= 77
+    assert all("\x1b" not in line for line in lines)
+
+
+def test_a_bar_shows_no_figures_before_there_are_any(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And no rate of what an earlier run did."""
+    lines = bar_lines(80, [], monkeypatch, capsys)
+    assert not any("?" in line or "B" in line for line in lines)
+    lines = bar_lines(80, [(9 * 10**12, 10**13), (9 * 10**12 + 5, 10**13)], monkeypatch, capsys)
+    assert not any("B/s" in line for line in lines)

@@ -28,8 +28,7 @@ from gguf import GGMLQuantizationType, quants
 from gptoss.quant import mxfp4
 from gptoss.quant.mxfp4 import Bytes, Floats
 from gptoss.quant.mxfp4.encoder import Rule, encode
-from gptoss.quant.verify.comparators import Q8_0
-from gptoss.quant.verify.legacy_quants import SmallBlock
+from gptoss.quant.verify.legacy_quants import Q8_0, SmallBlock
 
 pytestmark = pytest.mark.oracle
 

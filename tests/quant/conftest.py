@@ -43,7 +43,7 @@ def copy(source: Path, converted: dict[str, Path], tmp_path: Path) -> Copying:
 
 @pytest.fixture(params=[2**21, 2**11], ids=["large pieces", "small pieces"])
 def piece(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks, "PIECE", request.param)
+    monkeypatch.setattr(chunks, "CHUNK", request.param)
 
 
 @pytest.fixture

@@ -10,9 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from gptoss.quant.mxfp4 import Bytes
-from gptoss.quant.verify.comparators import BF16, F16, F32, Q8_0
-from gptoss.quant.verify.comparison import Comparison
-from gptoss.quant.verify.legacy_quants import SmallBlock
+from gptoss.quant.verify.comparators import BF16, F16, F32, Comparison
+from gptoss.quant.verify.legacy_quants import Q8_0, SmallBlock
 
 Words = NDArray[np.uint16]
 

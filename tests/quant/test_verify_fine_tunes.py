@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf.constants import GGMLQuantizationType
+from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from gptoss.converter.convert import convert
@@ -20,14 +23,17 @@ from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.gguf import GgufFile
 from gptoss.quant import mxfp4
 from gptoss.quant.location import Location
+from gptoss.quant.model.dtypes import FLOATS
 from gptoss.quant.mxfp4 import Bytes, Floats
 from gptoss.quant.mxfp4.encoder import Rule, encode
-from gptoss.quant.verify.comparators import comparison
-from gptoss.quant.verify.comparison import FLOATS
 from gptoss.quant.verify.encoded_mxfp4 import EncodedMxfp4
-from gptoss.quant.verify.pairing import match
+from gptoss.quant.verify.pairing import pair_tensors, select_comparison
+from gptoss.quant.verify.result import Outcome
+from gptoss.quant.verify.verifier import verify
 from support import forms
 from support.checkpoints import bf16, random_checkpoint
+from support.commands import Command
+from support.editing import regions
 from support.mxfp4_twins import twin_code, twin_ocp_scale, twin_squared_error, twin_value
 from support.planted import Copy
 
@@ -149,8 +155,6 @@ def test_square_experts_are_right_in_the_one_way_they_stand(tmp_path: Path) -> N
     convert(odd, it.path, base=published)
     verdict = it.verify()
     assert verdict.proven, verdict.first
-    convert(odd, it.path)  # taken as declared, inputs first: its own file proves that too
-    assert it.verify().proven
     name = "blk.0.ffn_down_exps.weight"
     data = bytearray(it.tensor(name))
     size = len(data) // 4
@@ -160,6 +164,181 @@ def test_square_experts_are_right_in_the_one_way_they_stand(tmp_path: Path) -> N
     place = it.only().place
     assert place is not None
     assert (place.expert, place.row) == (1, 0)
+
+
+@pytest.fixture
+def transposed(tmp_path: Path) -> Callable[..., Copy]:
+    """A fine-tune with square experts, and a GGUF of it with every down_proj transposed.
+
+    ``off_grid``: no layer's values are still those of MXFP4.
+    """
+
+    def make(off_grid: bool) -> Copy:
+        published = random_checkpoint(tmp_path / "published", hidden=64, layers=2)
+        source = fine_tune(published, tmp_path / "source", "BF16")
+        if off_grid:
+            noise = np.random.default_rng(1)
+
+            def nudge(values: NDArray[np.float32]) -> None:
+                values *= noise.uniform(0.8, 1.2, values.shape).astype(np.float32)
+
+            forms.change(source, DOWN.replace("layers.1", "layers.0"), nudge)
+        it = Copy(source, tmp_path / "model.gguf")
+        convert(source, it.path, experts="bf16")
+        assert it.verify().outcome is Outcome.PROVEN
+        for layer in range(2):
+            region = regions(it.path)[f"blk.{layer}.ffn_down_exps.weight"]
+            region.write(region.read().transpose(0, 2, 1))
+        return it
+
+    return make
+
+
+def test_a_transpose_is_different_where_the_values_show_the_orientation(
+    transposed: Callable[..., Copy],
+) -> None:
+    """Layer 0 lies on MXFP4's grid along its inputs, and layer 1 was saved by the same tool."""
+    verdict = transposed(off_grid=False).verify()
+    assert verdict.outcome is Outcome.DIFFERENT
+    names = [f"blk.{layer}.ffn_down_exps.weight" for layer in range(2)]
+    assert [it.tensor for it in verdict.differences] == names
+
+
+def test_a_transpose_is_not_judged_where_nothing_shows_the_orientation(
+    transposed: Callable[..., Copy], run: Command
+) -> None:
+    it = transposed(off_grid=True)
+    verdict = it.verify()
+    assert (verdict.outcome, bool(verdict)) == (Outcome.NOT_JUDGED, False)
+    names = [f"blk.{layer}.ffn_down_exps.weight" for layer in range(2)]
+    assert [one.tensor for one in verdict.unproven] == names
+    done = run("verify", it.source, it.path)
+    assert done.code == 3
+    assert "only if that is stored outputs first" in done.out
+    downs = [DOWN, DOWN.replace("layers.1", "layers.0")]
+    for inputs_first, outcome in ((True, Outcome.DIFFERENT), (False, Outcome.PROVEN)):
+        known = dict.fromkeys(downs, inputs_first)
+        assert verify(it.source, it.path, inputs_first=known).outcome is outcome
+
+
+# --- what is rounded, what cannot be proven ---------------------------------------------------
+
+
+@pytest.mark.parametrize("dense", ["q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "f16"])
+def test_the_largest_error_of_what_was_rounded(
+    published: Path, tmp_path: Path, dense: str, run: Command
+) -> None:
+    """Against decoding all of both sides."""
+    it = Copy(published, tmp_path / "model.gguf")
+    if dense == "f16":  # holds BF16 but for values that are subnormal in it
+        it = Copy(shutil.copytree(published, tmp_path / "source"), it.path)
+        region = regions(it.source)["lm_head.weight"]
+        bits = region.read()
+        bits[5, 3] = np.float32(2.0**-25 * 1.5).view(np.uint32) >> 16
+        region.write(bits)
+    convert(it.source, it.path, dense=dense)
+    verdict = it.verify()
+    (found,) = verdict.roundings
+    worst: dict[str, float] = {}
+    file = GgufFile.open(it.path)
+    for name, region in regions(it.source).items():
+        gguf = DENSE_NAMES.get(name.split(".", 3)[-1] if ".layers." in name else name)
+        if gguf is not None:
+            gguf = gguf.replace("{i}", name.split(".")[2] if ".layers." in name else "")
+            exact = (region.read().astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+            raw = np.frombuffer(it.tensor(gguf), np.uint8)
+            got = dequantize(raw.reshape(len(exact), -1), file.tensors[gguf].type)
+            worst[gguf] = float(np.abs(exact - got).max())
+    assert len(worst) == found.tensors == 10
+    assert found.largest_error == pytest.approx(max(worst.values()), rel=1e-6)
+    assert worst[found.tensor] == max(worst.values())
+    assert found.type == dense.upper()
+    done = run("verify", it.source, it.path)
+    assert done.out.splitlines()[0].endswith(f", 10 tensors rounded to {dense.upper()}")
+
+
+DENSE_NAMES = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "lm_head.weight": "output.weight",
+    **{
+        f"self_attn.{hf}_proj.weight": f"blk.{{i}}.attn_{gguf}.weight"
+        for hf, gguf in (("q", "q"), ("k", "k"), ("v", "v"), ("o", "output"))
+    },
+}
+
+
+def test_the_largest_error_of_encoded_experts(tuned: Tuned, tmp_path: Path) -> None:
+    it = Copy(tuned("F32"), tmp_path / "model.gguf")
+    convert(it.source, it.path, dense="f32")
+    (found,) = it.verify().roundings
+    errors = {}
+    sources = Checkpoint.open(it.source).tensors
+    for layer, which in itertools.product(range(2), ROWS):
+        gguf = f"blk.{layer}.ffn_{which}_exps.weight"
+        raw = np.frombuffer(it.tensor(gguf), np.uint8).reshape(4, ROWS[which], -1, 17)
+        got = mxfp4.decode(mxfp4.codes_from_ggml(raw), raw[..., 0]).reshape(4, ROWS[which], -1)
+        name = DOWN if which == "down" else GATE_UP
+        source = sources[name.replace("layers.1", f"layers.{layer}")]
+        exact = np.fromfile(
+            str(source.path), "<f4", int(np.prod(source.shape)), offset=source.offset
+        )
+        rows = exact.reshape(source.shape).transpose(0, 2, 1)
+        if which != "down":
+            rows = rows[:, ("gate", "up").index(which) :: 2]
+        errors[gguf] = float(np.abs(rows.astype(np.float64) - got).max())
+    assert found.largest_error == pytest.approx(max(errors.values()))
+    assert errors[found.tensor] == max(errors.values())
+    assert (found.type, found.tensors) == ("MXFP4", 6)
+
+
+def test_what_cannot_be_proven_is_not_called_different(
+    published: Path, tmp_path: Path, run: Command
+) -> None:
+    """A type whose encoders choose among roundings; the rest is compared as ever."""
+    it = Copy(published, tmp_path / "model.gguf")
+    convert(published, it.path)
+    retype(it.path, "blk.0.attn_output.weight", GGMLQuantizationType.IQ4_NL)
+    verdict = it.verify()
+    assert (verdict.outcome, verdict.proven, bool(verdict)) == (Outcome.NOT_JUDGED, False, False)
+    (found,) = verdict.unproven
+    assert (found.tensor, found.type) == ("blk.0.attn_output.weight", "IQ4_NL")
+    assert verdict.equal == len(GgufFile.open(it.path).tensors) - 1
+    done = run("verify", it.source, it.path)
+    assert done.code == 3
+    assert done.out.startswith("not judged: 1 tensor of ")
+    assert "(IQ4_NL) cannot be proven; the other" in done.out
+    answered = json.loads(run("verify", it.source, it.path, "--json").out)
+    assert (answered["outcome"], answered["proven"]) == ("not judged", False)
+    assert [one["tensor"] for one in answered["unproven"]] == ["blk.0.attn_output.weight"]
+    it.xor(it.offset("blk.1.attn_sinks.weight"), 1)  # a difference counts first
+    assert it.verify().outcome is Outcome.DIFFERENT
+    assert run("verify", it.source, it.path).code == 1
+
+
+def retype(path: Path, name: str, kind: GGMLQuantizationType) -> None:
+    """Write another type into a tensor's entry; its bytes suffice for that."""
+    header = path.read_bytes()[:100_000]
+    at = header.index(name.encode()) + len(name)
+    n_dims = int.from_bytes(header[at : at + 4], "little")
+    with path.open("r+b") as file:
+        file.seek(at + 4 + 8 * n_dims)
+        file.write(int(kind).to_bytes(4, "little"))
+
+
+def test_a_dense_matrix_in_mxfp4(published: Path, tmp_path: Path) -> None:
+    it = Copy(published, tmp_path / "model.gguf")
+    convert(published, it.path)
+    name = "blk.0.attn_output.weight"
+    region = regions(it.source)["model.layers.0.self_attn.o_proj.weight"]
+    values = (region.read().astype(np.uint32) << 16).view(np.float32)
+    packed = blocks_of(values.reshape(-1, 32), Rule.OCP)
+    retype(it.path, name, GGMLQuantizationType.MXFP4)
+    it.write(it.offset(name), packed.tobytes())
+    verdict = it.verify()
+    assert verdict.proven, verdict.first
+    assert {one.type: one.tensors for one in verdict.roundings} == {"Q8_0": 9, "MXFP4": 1}
+    it.xor(it.offset(name) + 1, 7)
+    assert it.only().tensor == name
 
 
 @in_pieces
@@ -184,12 +363,12 @@ def test_gate_and_up_of_two_types_are_compared_apart(published: Path, tmp_path: 
     file = GgufFile.open(tmp_path / "model.gguf")
     name = "blk.0.ffn_up_exps.weight"
     other = replace(file.tensors[name], type=GGMLQuantizationType.BF16)
-    groups, differences = match(
+    pairing = pair_tensors(
         Checkpoint.open(published), replace(file, tensors={**file.tensors, name: other})
     )
-    assert not differences
+    assert not pairing.differences
     source = "model.layers.0.mlp.experts.gate_up_proj_blocks"
-    mixed = [group.targets for group in groups if group.sources[0].name == source]
+    mixed = [group.targets for group in pairing.groups if group.sources[0].name == source]
     assert [[target and target.named.gguf for target in targets] for targets in mixed] == [
         ["blk.0.ffn_gate_exps.weight", None],
         [None, name],
@@ -272,7 +451,7 @@ def test_floats_of_other_types_round_as_twins_do(kind: str) -> None:
     }
     stored = narrowed[kind]
     found = stored.view(np.uint8).reshape(len(values), -1).copy()
-    compared = comparison("F32", GGMLQuantizationType[kind])
+    compared = select_comparison("F32", GGMLQuantizationType[kind])
     source = values.view(np.uint8).reshape(-1, 4)
     assert compared.equal([source], found)
     found[:, 0] ^= 1

@@ -1,0 +1,85 @@
+"""Which way square expert matrices of a checkpoint in floats are stored.
+
+Transformers stores such experts inputs first; some tools write the transpose. Where inputs and
+outputs are as many, as in the published models, the shape does not tell. The values may: experts
+that come from MXFP4 lie on its grid along their inputs. One tool saved the whole checkpoint, so
+what one layer shows holds for the same tensor of all layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from gptoss.quant import mxfp4
+from gptoss.quant.model.dtypes import FLOATS
+from gptoss.quant.model.reader import TensorReader
+from gptoss.quant.verify.chunks import compare_first_expert
+from gptoss.quant.verify.pairing import TensorGroup
+from gptoss.quant.verify.result import Unproven
+
+ROWS = 2 * mxfp4.BLOCK
+"""Rows of the first expert that are looked at."""
+
+
+def resolve_orientations(
+    groups: Sequence[TensorGroup], files: TensorReader, known: Mapping[str, bool]
+) -> tuple[list[TensorGroup], list[Unproven]]:
+    """Groups with their orientation decided, and the tensors for which that is not possible.
+
+    ``known`` says of source tensors whether they are stored inputs first. Otherwise the values
+    decide, and without evidence the layout of transformers is taken. A GGUF that holds the
+    transpose of that is neither right nor wrong then.
+    """
+    seen = _evidence(groups, files)
+    resolved: list[TensorGroup] = []
+    unproven: list[Unproven] = []
+    for group in groups:
+        name = group.sources[0].name
+        if not group.orientation_unknown:
+            resolved.append(group)
+        elif name in known:
+            resolved.append(replace(group, transposed=known[name]))
+        elif _kind(name) in seen:
+            resolved.append(replace(group, transposed=seen[_kind(name)]))
+        elif _only_other_way(group, files):
+            unproven += [
+                Unproven(
+                    target.named.gguf,
+                    target.tensor.type.name,
+                    f"equals {name} only if that is stored outputs first, but transformers stores "
+                    "inputs first, and neither its square shape nor its values show which it is",
+                )
+                for target in group.targets
+                if target
+            ]
+        else:
+            resolved.append(group)
+    return resolved, unproven
+
+
+def _kind(name: str) -> str:
+    """A source tensor's name without its layer."""
+    return name.rpartition(".")[2]
+
+
+def _evidence(groups: Sequence[TensorGroup], files: TensorReader) -> dict[str, bool]:
+    """Whether inputs come first, for the kinds of tensors whose values all show the same."""
+    votes: dict[str, set[bool]] = {}
+    for group in groups:
+        if group.orientation_unknown:
+            (info,) = group.sources
+            kind, columns = FLOATS[info.dtype], info.shape[2]
+            n = min(ROWS, info.shape[1])
+            raw = files.read("source", info, 0, n * columns * kind.nbytes)
+            stored = kind.values(raw).reshape(n, columns)
+            along, across = mxfp4.share_on_grid(stored.T), mxfp4.share_on_grid(stored)
+            if max(along, across) > 0.5 and min(along, across) < 0.1:
+                votes.setdefault(_kind(info.name), set()).add(along > across)
+    return {kind: next(iter(found)) for kind, found in votes.items() if len(found) == 1}
+
+
+def _only_other_way(group: TensorGroup, files: TensorReader) -> bool:
+    """Whether the first expert is right only in the orientation that is not declared."""
+    other = replace(group, transposed=not group.transposed)
+    return not compare_first_expert(group, files) and compare_first_expert(other, files)
