@@ -26,8 +26,8 @@ from gptoss.runtime.sampling.grammar import (
     ResponseFormat,
     ToolChoice,
 )
+from gptoss.runtime.sampling.grammar_schema import MAX_SCHEMA_CHARACTERS
 from gptoss.runtime.sampling.sampler import Sampling
-from gptoss.runtime.sampling.schema_limits import MAX_SCHEMA_CHARACTERS
 from gptoss.runtime.terminal.printer import JsonLines, Printer, Show
 from gptoss.runtime.tools.functions import described
 

@@ -27,7 +27,7 @@ from gptoss.runtime.harmony.messages import Function, Message
 from gptoss.runtime.harmony.parser import Parser
 from gptoss.runtime.harmony.render import KeepReasoning, render_for_completion
 from gptoss.runtime.harmony.tokenizer import Tokenizer
-from gptoss.runtime.sampling.constrained import Constrained, Vocabulary
+from gptoss.runtime.sampling.constrained import Constrained, TokenMasks
 from gptoss.runtime.sampling.grammar import JSON_OBJECT, JsonSchema, Lark, Regex, Rules
 from gptoss.runtime.sampling.sampler import RandomSampler, Sampling
 from support import conversations, peers
@@ -79,7 +79,7 @@ def figures() -> Iterator[Figure]:
     yield Figure("parsing turns of headers and hostile text", per_token(headers), "µs/token", 10)
     yield Figure("building the tokenizer object", quickest(build), "s", 1)
     built = build()
-    yield Figure("... and the one that constrains", quickest(lambda: Vocabulary(built)), "s", 1)
+    yield Figure("... and the one that constrains", quickest(lambda: TokenMasks(built)), "s", 1)
     yield from mask_figures()
 
 
@@ -90,7 +90,7 @@ SLOWEST_MASK = "... at the slowest of them"
 def mask_figures() -> Iterator[Figure]:
     """What the constraint adds to a token: finding what may come next, taking the rest out of the
     logits, and following what came. The draw itself is not in it."""
-    vocabulary = Vocabulary(tokenizer())
+    vocabulary = TokenMasks(tokenizer())
     spent = [mask_times(vocabulary, rules, text) for rules, text in constrained_turns()]
     bound = [time for times in spent for time in times]
     mean, slowest = sum(bound) / len(bound), max(bound)
@@ -155,7 +155,7 @@ TRIP = {
 }
 
 
-def mask_times(vocabulary: Vocabulary, rules: Rules, text: str, runs: int = 5) -> list[float]:
+def mask_times(vocabulary: TokenMasks, rules: Rules, text: str, runs: int = 5) -> list[float]:
     """Seconds that the constraint takes at each token of a turn, free text's left out where the
     rules bind it; of several runs the quickest."""
     ids = vocabulary.ids([piece for piece in CONTROL.split(text) if piece])

@@ -8,7 +8,7 @@ One reply, the *turn*, may take several rounds: the model reasons and calls a to
 answered, goes on. Its reasoning stays in view until the final message and is dropped after it, as
 the model was trained. Each message keeps the ids it was generated as, and is replayed from them.
 
-With a ``Vocabulary`` each generation is held to the turn's rules (``harmony.grammar.Rules``);
+With a ``TokenMasks`` each generation is held to the turn's rules (``sampling.grammar.Rules``);
 nothing is generated before they have compiled. Behind the last round that may call, the model can
 only answer.
 
@@ -62,7 +62,7 @@ from gptoss.runtime.sampling.sampler import RandomSampler, Sampling
 from gptoss.runtime.tools.functions import Toolbox
 
 if TYPE_CHECKING:
-    from gptoss.runtime.sampling.constrained import Constrained, Vocabulary
+    from gptoss.runtime.sampling.constrained import Constrained, TokenMasks
 
 DEFAULT_N_CTX = 16_384
 """Tokens of context unless asked otherwise: 400 MiB of memory for the 20b model."""
@@ -99,7 +99,7 @@ def load(
     model is told. ``max_tokens``, ``reasoning_budget`` and ``max_rounds`` limit a turn (see
     ``Limits``). ``tool_choice`` is none, auto, required, or the name of the tool to call first;
     ``response_format`` is what the answer must be (``JsonSchema``, ``Regex``, ``Lark`` from
-    ``gptoss.runtime.harmony.grammar``). These and the format itself are kept by constraining what
+    ``gptoss.runtime.sampling.grammar``). These and the format itself are kept by constraining what
     is sampled; ``constrained=False`` leaves the model free. ``progress`` is called with the share
     loaded, 0 to 1, from another thread. Raises GgufError, UnsupportedModelError, EngineError, ToolError,
     SamplingError, ConstraintError, ChatError.
@@ -123,9 +123,9 @@ def load(
     n_ctx = _context_size(n_ctx, model)
     # Here, so that the rest works without them: a scripted engine in tests, a remote one.
     from gptoss.runtime.engine.llama_cpp import LlamaEngine
-    from gptoss.runtime.sampling.constrained import Vocabulary
+    from gptoss.runtime.sampling.constrained import TokenMasks
 
-    vocabulary = Vocabulary(model.tokenizer) if constrained else None
+    vocabulary = TokenMasks(model.tokenizer) if constrained else None
     engine = LlamaEngine(
         model.path,
         n_ctx=n_ctx,
@@ -151,7 +151,7 @@ class Chat:
         self,
         engine: Engine,
         tokenizer: Tokenizer,
-        vocabulary: Vocabulary | None = None,
+        vocabulary: TokenMasks | None = None,
         *,
         toolbox: Toolbox | None = None,
         settings: Settings | None = None,

@@ -32,40 +32,74 @@ other so that they would fill the memory. All else in a schema is written once."
 
 _ANNOTATIONS = ("title", "description", "default", "examples", "nullable")
 _ONE = (
-    "additionalProperties", "contains", "else", "if", "not", "propertyNames", "then",
+    "additionalItems", "additionalProperties", "contains", "else", "if", "not", "propertyNames", "then",
     "unevaluatedItems", "unevaluatedProperties",
 )  # fmt: skip
+_NULL_IS_A_VALUE = ("const", "default")
 _SEVERAL = ("allOf", "anyOf", "oneOf", "prefixItems")
 _NAMED = ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")
 
 
 def check_schema(place: FieldPath, value: object) -> Schema:
-    """``value``, a sound JSON schema whose references all lead somewhere within it.
+    """``value`` as a sound JSON schema: its references all lead somewhere within it.
 
-    Raises ConversationError, which names the place in it. Keywords that are not known are let be.
+    A keyword whose value is null counts as absent. Unknown keywords are kept. Raises
+    ConversationError, which names the place in the schema.
     """
     return _checked(place, value)[0]
 
 
 def check_parameters(place: FieldPath, value: object) -> Schema:
-    """``value``, a sound schema of objects: else arguments could not be given by name."""
+    """``value`` as a sound schema of an object: arguments are given by name."""
     schema, told = _checked(place, value)
-    variants = told.get("anyOf") or told.get("oneOf") or [told]
-    if any(variant.get("type") != "object" for variant in variants):
-        if schema.get("type", "object") != "object":
-            problem = f"{schema['type']!r}: the schema must be of type 'object'"
-            raise place.at("type").error(problem)
-        raise place.error("is no schema of an object: give it type 'object' and properties")
+    for variant in told.get("anyOf") or told.get("oneOf") or [told]:
+        if variant.get("type", "object") != "object" or "enum" in variant:
+            if schema.get("type", "object") != "object":
+                problem = f"{schema['type']!r}: the schema must be of type 'object'"
+                raise place.at("type").error(problem)
+            raise place.error(
+                "is not the schema of an object: give it type 'object' and properties"
+            )
     return schema
+
+
+def says_nothing(schema: Schema) -> bool:
+    """Whether a schema admits any value: ``{}``, or only ``$schema`` and the like."""
+    return schema.keys() <= {"$schema", "$id", "$comment", *_ANNOTATIONS} - {"nullable"}
+
+
+def admits_nothing(schema: Schema) -> bool:
+    """Whether a schema refuses every value in so many words: ``not: {}``."""
+    return "not" in schema and (schema["not"] is True or schema["not"] == {})
 
 
 def _checked(place: FieldPath, value: object) -> tuple[Schema, Schema]:
     """The schema, and simplified: it must not be too large once its references are followed."""
     schema = place.mapping(value)
     place.json(schema)
+    schema = _without_nulls(schema)
     for at, inner in _schemas(place, schema):
         _check_keywords(at, inner, schema)
     return schema, simplified(schema, place)
+
+
+def _without_nulls(schema: Schema) -> Schema:
+    """The schema without keywords of value null, as generators write what they do not know."""
+    out: dict[str, Any] = {}
+    for key, value in schema.items():
+        if value is None and key not in _NULL_IS_A_VALUE:
+            continue
+        if key in _ONE or (key == "items" and isinstance(value, Mapping)):
+            value = _without_nulls(value) if isinstance(value, Mapping) else value
+        elif (key in _SEVERAL or key == "items") and isinstance(value, list | tuple):
+            value = [_without_nulls(it) if isinstance(it, Mapping) else it for it in value]
+        elif key in _NAMED and isinstance(value, Mapping):
+            value = {
+                name: _without_nulls(it) if isinstance(it, Mapping) else it
+                for name, it in value.items()
+            }
+        out[key] = value
+    return schema if out == schema else out
 
 
 def lookup(root: Schema, reference: str) -> Schema | bool | None:
@@ -152,6 +186,8 @@ class _Simplifier:
         """``following`` are the references that led here: one of them again would never end."""
         if depth > MAX_DEPTH:
             raise self.place.error(f"is nested deeper than {MAX_DEPTH}, its references followed")
+        if value is False or (isinstance(value, Mapping) and admits_nothing(value)):
+            return {"not": {}}
         if not isinstance(value, Mapping):
             return {}
         value, following = self._followed(value, following)
@@ -161,7 +197,7 @@ class _Simplifier:
 
         out = _with_choices(_own_keywords(value, inner), value)
         if isinstance(variants := value.get("anyOf"), list | tuple):
-            out = _with_variants(out, [inner(part) for part in variants])
+            out = _with_variants(out, _possible([inner(part) for part in variants]))
         for part in parts if isinstance(parts := value.get("allOf"), list | tuple) else ():
             out = _joined(out, inner(part))
         return out
@@ -206,7 +242,7 @@ def _own_keywords(value: Schema, inner: Callable[[object], dict[str, Any]]) -> d
     if "items" in value:
         out["items"] = inner(value["items"]) if isinstance(value["items"], Mapping) else None
     if isinstance(variants := value.get("oneOf"), list | tuple):
-        out["oneOf"] = [inner(part) for part in variants]
+        out["oneOf"] = _possible([inner(part) for part in variants])
     return out
 
 
@@ -236,6 +272,11 @@ _HELD_BY = {
 def _of_type(schema: Schema, name: object) -> dict[str, Any]:
     """What a schema of several types says of one of them."""
     return {"type": name} | _only(schema, [key for key, of in _HELD_BY.items() if of == name])
+
+
+def _possible(variants: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The variants that some value can be; where there is none, one of these."""
+    return [variant for variant in variants if "not" not in variant] or variants[:1]
 
 
 def _with_variants(out: dict[str, Any], variants: list[dict[str, Any]]) -> dict[str, Any]:

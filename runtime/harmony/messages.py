@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from gptoss.runtime.harmony.text_formats import ResponseFormat
+
 DEFAULT_IDENTITY = "You are ChatGPT, a large language model trained by OpenAI."
 DEFAULT_KNOWLEDGE_CUTOFF = "2024-06"
 CONSTRAIN = "<|constrain|>"
@@ -45,12 +47,15 @@ class Effort(StrEnum):
 class Function:
     """A declared tool: what the model is told about it.
 
-    ``parameters`` is a JSON schema of type object, or None for a function without arguments.
+    ``parameters`` is a JSON schema of type object, or None for a function without arguments. A tool
+    that ``takes_text`` gets the text of the call as it is, of ``text_format`` if that is given.
     """
 
     name: str
     description: str = ""
     parameters: Mapping[str, Any] | None = None
+    takes_text: bool = False
+    text_format: ResponseFormat | None = None
 
 
 @dataclass(frozen=True, slots=True)

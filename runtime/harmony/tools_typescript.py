@@ -49,7 +49,7 @@ def _namespace(space: Namespace) -> str:
 
 
 def _function(function: Function, full_name: str) -> list[str]:
-    arguments = ""
+    arguments = "_: string" if function.takes_text else ""
     if function.parameters is not None:
         place = FieldPath("tools", None, f"{full_name}.parameters")
         arguments = f"_: {type_of(simplified(function.parameters, place))}"
@@ -62,6 +62,8 @@ def _function(function: Function, full_name: str) -> list[str]:
 def type_of(schema: Schema, indent: str = "") -> str:
     """The type that a simplified schema is; ``indent`` is that of the line it begins on."""
     match schema:
+        case {"not": _}:
+            return "never"
         case {"oneOf": list(variants)}:
             return "".join(f"\n{indent} | {_top_variant(v, indent + '   ')}" for v in variants)
         case {"anyOf": list(variants)}:

@@ -1,72 +1,67 @@
-"""A turn held to its rules while it is sampled: the only module that imports llguidance.
+"""A turn held to its rules while it is sampled.
 
-A ``Vocabulary`` is made once a model, a ``Constrained`` sampler once a generation. It stands
-between the engine and the sampler proper: tokens that may not come next lose their logits before
-the draw. In free text the answer to "what may come next" is the same at every token, so that it
-is asked once, where the text begins, and again only behind the control token that ends it.
+A ``TokenMasks`` is made once a model, a ``Constrained`` sampler once a generation. It sits between
+the engine and the sampler proper: tokens that may not come next lose their logits before the draw.
 
-Reasoning is watched on the way: when its budget is spent, or when it goes in circles, the tokens
-that close it and open the answer are given out whatever the model would have drawn.
+The turn's structure has one grammar. A text that must be more than text (a call's arguments, an
+answer in JSON) has a grammar of its own, compiled apart. While that text is written, only its
+grammar is asked, only text tokens are taken from its answer, and the tokens that end the text are
+added once it is complete. So no schema, expression or grammar from outside can write a control
+token, whatever it spells: text stays text, and the turn goes on by the structure's grammar alone.
+
+In free text the answer to "what may come next" is the same at every token, so it is asked once,
+where the text begins, and again only behind the control token that ends it.
+
+Reasoning is watched: when its budget is spent, or when it repeats itself, the tokens that close it
+and open the answer are given out whatever the model would have drawn.
 """
 
 from __future__ import annotations
 
-import json
-import threading
+import re
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptoss.errors import UnsupportedModelError
 from gptoss.runtime.engine.base import EngineError, Logits, Sampler
-from gptoss.runtime.harmony.errors import ConstraintError
 from gptoss.runtime.harmony.tokenizer import Tokenizer
-from gptoss.runtime.sampling.grammar import Closed, Part, Rules, closing, turn_grammar
+from gptoss.runtime.sampling.compiler import Compiler, Matcher, short_reason
+from gptoss.runtime.sampling.grammar import ANSWER, Closed, Rules, closing, turn_grammar
+from gptoss.runtime.sampling.grammar_schema import Keyword
 from gptoss.runtime.sampling.repetition import LoopDetector
 
-try:
-    from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
-except ImportError as error:
-    raise EngineError(
-        f"llguidance cannot be loaded ({error}); install it: pip install 'gptoss-toolkit[run]'"
-    ) from error
-
-T = TypeVar("T")
 Words = NDArray[np.int32]
 """A mask: one bit a token, 32 tokens a word, the lowest first."""
 
 Ids = NDArray[np.intp]
 
-
-_LIMITS = LLParserLimits(verbose_errors=False)
-
-_STACK_BYTES = 256 << 20
-"""For compiling: it recurses along what refers to one another, and an overflow ends the process.
-Only what is used of it is ever memory."""
-
-_REMEMBERED = 256
-"""Schemas and grammars known to be sound."""
-
 _MASKS = 32
 """Masks whose ids are remembered; mostly 0.2 MB each, at most 0.9."""
 
 _LONGEST_TOKEN = 512
-"""Bytes; gpt-oss's has 128. llguidance does not survive much longer ones."""
+"""Bytes; gpt-oss's longest has 128. llguidance does not survive much longer ones."""
 
-_TRIED = 4
-"""Tokens of a schema or grammar that are tried before it is used."""
-
-_starting = threading.Lock()
+_RECIPIENT = re.compile(r"to=([A-Za-z0-9_.-]+)")
 
 
-class Vocabulary:
-    """A model's tokens as llguidance knows them. Immutable; safe to share between threads."""
+@dataclass(frozen=True, slots=True)
+class CompiledRules:
+    """A turn's rules, ready for a generation: the structure's matcher, and each text's own by its
+    recipient (``ANSWER`` for the answer). ``unenforced`` are keywords of tools and of the answer's
+    schema that the grammar leaves out: they are to be checked on the finished text."""
+
+    structure: Matcher
+    texts: dict[str, Matcher]
+    unenforced: dict[str, tuple[Keyword, ...]]
+
+
+class TokenMasks:
+    """A model's tokens as llguidance knows them. Safe to share between threads."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Takes most of a second with the full vocabulary. Raises UnsupportedModelError."""
@@ -81,55 +76,34 @@ class Vocabulary:
         is_text = np.zeros(tokenizer.n_vocab, np.bool_)
         is_text[list(tokenizer.text_ids)] = True
         self.other_ids: Ids = np.flatnonzero(~is_text)
-        """Control tokens, and rows of the vocabulary that stand for nothing."""
+        """Control tokens, and rows of the vocabulary without a meaning."""
         self.others = frozenset(self.other_ids.tolist())
-        self._text_bits = _packed(is_text, self.n_words)
+        self.text_bits = self.bits(np.flatnonzero(is_text))
+        self.eos = tokenizer.control["<|endoftext|>"]
         self._text_ranges = _ranges(np.flatnonzero(is_text))
-        self._sound: set[str] = set()
-        self._llg = LLTokenizer(TokenizerWrapper(_Tokens(tokenizer, sorted(self.others))))
+        self._compiler = Compiler(tokenizer, sorted(self.others), self.text_bits)
 
-    def compile(self, rules: Rules) -> LLMatcher:
-        """The rules' matcher, at the turn's beginning; raises ConstraintError."""
+    def compile(self, rules: Rules) -> CompiledRules:
+        """The rules at the turn's beginning; raises ConstraintError."""
         grammar = turn_grammar(rules, self._text_ranges)
-        for part in grammar.parts:
-            self._check(part)
-        matcher = self._matcher(grammar.text())
-        if matcher.is_error():
-            raise ConstraintError("tools", _reason(matcher.get_error()))
-        return matcher
+        parts = self._compiler.compile_parts(grammar.parts)
+        return CompiledRules(
+            self._compiler.compile_structure(grammar.lark),
+            {key: part.matcher for key, part in parts.items() if part.matcher is not None},
+            {key: part.unenforced for key, part in parts.items() if part.unenforced},
+        )
 
     def constrain(self, rules: Rules, sampler: Sampler, budget: int | None = None) -> Constrained:
         """``sampler`` held to the rules, for one generation; raises ConstraintError."""
         return Constrained(self, rules, sampler, budget=budget)
 
-    def _check(self, part: Part) -> None:
-        """A few tokens of each part by itself: much that is wrong is not seen before."""
-        grammar = json.dumps({"grammars": [part.grammar]})
-        if grammar in self._sound:
-            return
-        matcher = self._matcher(grammar)
-        mask = np.zeros(self.n_words, np.int32)
-        for _ in range(_TRIED):
-            if matcher.is_stopped():  # also where it has failed
-                break
-            matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-            allowed = np.flatnonzero(_unpacked(mask, self.tokenizer.n_vocab))
-            if allowed.size == 0 or not matcher.consume_token(int(allowed[0])):
-                break
-        if matcher.is_error():
-            raise ConstraintError(part.field, _reason(matcher.get_error()))
-        if len(self._sound) >= _REMEMBERED:
-            self._sound.clear()
-        self._sound.add(grammar)
+    def bits(self, ids: Ids | Sequence[int]) -> Words:
+        """The mask of these tokens."""
+        flags = np.zeros(self.n_words * 32, np.bool_)
+        flags[ids] = True
+        return np.packbits(flags, bitorder="little").view("<i4")
 
-    def _matcher(self, grammar: str) -> LLMatcher:
-        return _on_a_deep_stack(lambda: LLMatcher(self._llg, grammar, limits=_LIMITS, log_level=0))
-
-    def is_free(self, mask: Words) -> bool:
-        """Whether every text token may come next."""
-        return bool(((mask & self._text_bits) == self._text_bits).all())
-
-    def ids(self, texts: Sequence[str]) -> list[int]:
+    def ids(self, texts: Iterable[str]) -> list[int]:
         """Control tokens by their texts, everything else encoded."""
         ids: list[int] = []
         for text in texts:
@@ -139,13 +113,17 @@ class Vocabulary:
 
 
 @dataclass(frozen=True, slots=True)
-class _FreeText:
-    """A stretch of text without rules: what is no text and may not end it.
+class _Text:
+    """The text of a message that is being written.
 
-    ``is_reasoning`` when it is neither a call's nor the answer's.
+    ``ends`` are the bits of the tokens that may end it, ``forbidden`` all others that are not text.
+    ``matcher`` is what it must be, None for free text. ``is_reasoning`` when it is neither a call's
+    text nor the answer's.
     """
 
+    ends: Words
     forbidden: Ids
+    matcher: Matcher | None
     is_reasoning: bool
 
 
@@ -158,35 +136,37 @@ class Constrained:
 
     def __init__(
         self,
-        vocabulary: Vocabulary,
+        masks: TokenMasks,
         rules: Rules,
         sampler: Sampler,
         *,
         budget: int | None = None,
     ) -> None:
-        """Raises ConstraintError: before a token is generated, the rules are known to compile."""
+        """Raises ConstraintError: the rules are compiled before a token is generated."""
         self.closed: Closed | None = None
         self.reasoned = 0
         """Tokens up to the end of the last message of reasoning."""
-        self._vocabulary = vocabulary
+        self._masks = masks
         self._sampler = sampler
         self._budget = budget
-        self._matcher = vocabulary.compile(rules)
-        self._closing = vocabulary.ids(closing(rules))
-        control = vocabulary.tokenizer.control
-        self._message, self._end, self._call = (
-            control[text] for text in ("<|message|>", "<|end|>", "<|call|>")
+        compiled = masks.compile(rules)
+        self._structure, self._texts = compiled.structure, compiled.texts
+        self._closing = masks.ids(closing(rules))
+        control = masks.tokenizer.control
+        self._start, self._message, self._end, self._call = (
+            control[text] for text in ("<|start|>", "<|message|>", "<|end|>", "<|call|>")
         )
-        self._mask: Words = np.zeros(vocabulary.n_words, np.int32)
+        self._mask: Words = np.zeros(masks.n_words, np.int32)
         self._forced: deque[int] = deque()
-        self._free: _FreeText | None = None
+        self._header: list[int] = []
+        self._text: _Text | None = None
         self._loops = LoopDetector()
         self._looping = False
         self._n = 0
 
     def __call__(self, logits: Logits) -> int:
         """The next token; writes into ``logits``. Raises EngineError where nothing can come."""
-        if self._free is not None and self._free.is_reasoning and self.closed is None:
+        if self._text is not None and self._text.is_reasoning and self.closed is None:
             self._close_if_due()
         token = self._forced.popleft() if self._forced else self._draw(logits)
         self._accept(token)
@@ -208,81 +188,80 @@ class Constrained:
 
     def _admitted(self, logits: Logits) -> Ids | None:
         """The ids that may come next; None when all others have lost their logits instead."""
-        if self._free is not None:
-            logits[self._free.forbidden] = -np.inf
+        text = self._text
+        if text is None:
+            mask = self._computed(self._structure)
+        elif text.matcher is None:
+            logits[text.forbidden] = -np.inf
             return None
-        choice = _choice(self._compute_mask().tobytes(), logits.size)
+        else:
+            mask = self._text_mask(text, text.matcher)
+        choice = _choice(mask.tobytes(), logits.size)
         if not choice.admitted:
             logits[choice.ids] = -np.inf
             return None
         if choice.ids.size == 0:
-            raise EngineError("no token can follow by the turn's rules")
+            raise EngineError("no token satisfies the output constraints")
         return choice.ids
+
+    def _text_mask(self, text: _Text, matcher: Matcher) -> Words:
+        """What may come next in a text with a grammar: text, and where it is complete its ends."""
+        mask = self._computed(matcher)
+        may_end = int(mask[self._masks.eos >> 5]) >> (self._masks.eos & 31) & 1
+        mask &= self._masks.text_bits
+        if may_end and matcher.is_accepting():
+            mask |= text.ends
+        return mask
 
     def _accept(self, token: int) -> None:
         self._n += 1
         self._looping |= self._loops.push(token)
-        free = self._free
-        if free is not None:
-            if free.is_reasoning:
+        text = self._text
+        if text is not None:
+            if text.is_reasoning:
                 self.reasoned = self._n
-            if token not in self._vocabulary.others:
+            if token not in self._masks.others:
+                if text.matcher is not None:
+                    self._consume(text.matcher, token)
                 return
-        if not self._matcher.consume_token(token):
-            raise self._failure()
-        self._free = self._free_text() if token == self._message else None
+        self._consume(self._structure, token)
+        self._header = [] if token == self._start else [*self._header, token]
+        self._text = self._begin_text() if token == self._message else None
 
-    def _free_text(self) -> _FreeText | None:
-        """Behind ``<|message|>``: whether any text may follow, and which tokens may end it."""
-        mask = self._compute_mask()
-        if not self._vocabulary.is_free(mask):
-            return None
-        allowed = _unpacked(mask, self._vocabulary.tokenizer.n_vocab)
-        ids = self._vocabulary.other_ids
-        is_reasoning = bool(allowed[self._end] and not allowed[self._call])
-        return _FreeText(ids[~allowed[ids]], is_reasoning)
+    def _begin_text(self) -> _Text:
+        """Behind ``<|message|>``: what the text must be, and which tokens may end it."""
+        mask = self._computed(self._structure)
+        allowed = _unpacked(mask, self._masks.tokenizer.n_vocab)
+        others = self._masks.other_ids
+        ends = others[allowed[others]]
+        is_call = bool(allowed[self._call])
+        header = self._masks.tokenizer.decode(self._header)
+        recipient = _RECIPIENT.search(header)
+        matcher = None
+        if recipient is not None:
+            matcher = self._texts.get(recipient[1])
+        elif not (is_call or allowed[self._end]):
+            matcher = self._texts.get(ANSWER)
+        return _Text(
+            self._masks.bits(ends),
+            others[~allowed[others]],
+            None if matcher is None else matcher.deep_copy(),
+            is_reasoning=bool(allowed[self._end]) and not is_call,
+        )
 
-    def _compute_mask(self) -> Words:
-        self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
-        if self._matcher.is_error():
-            raise self._failure()
+    def _computed(self, matcher: Matcher) -> Words:
+        matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+        if matcher.is_error():
+            raise _failure(matcher)
         return self._mask
 
-    def _failure(self) -> EngineError:
-        return EngineError(f"the turn's rules failed: {_reason(self._matcher.get_error())}")
+    def _consume(self, matcher: Matcher, token: int) -> None:
+        if not matcher.consume_token(token):
+            raise _failure(matcher)
 
 
-class _Tokens:
-    """What llguidance asks of a tokenizer; it wants to see that it can encode, and never does."""
-
-    bos_token_id = None
-
-    def __init__(self, tokenizer: Tokenizer, special_token_ids: list[int]) -> None:
-        self.eos_token_id = tokenizer.control["<|endoftext|>"]
-        self.tokens = [tokenizer.token_bytes(i) for i in range(tokenizer.n_vocab)]
-        self.special_token_ids = special_token_ids
-        self._encode = tokenizer.encode
-
-    def __call__(self, text: str | bytes) -> list[int]:
-        return self._encode(text if isinstance(text, str) else text.decode("utf-8", "replace"))
-
-
-def _on_a_deep_stack(call: Callable[[], T]) -> T:
-    """The call's result, from a thread of its own. The stack's size is the whole process's."""
-    with ThreadPoolExecutor(max_workers=1) as executor:
-        with _starting:
-            before = threading.stack_size(_STACK_BYTES)
-            try:
-                future = executor.submit(call)
-            finally:
-                threading.stack_size(before)
-        return future.result()
-
-
-def _packed(flags: NDArray[np.bool_], n_words: int) -> Words:
-    padded = np.zeros(n_words * 32, np.bool_)
-    padded[: flags.size] = flags
-    return np.packbits(padded, bitorder="little").view("<i4")
+def _failure(matcher: Matcher) -> EngineError:
+    return EngineError(f"the output constraints failed: {short_reason(matcher.get_error())}")
 
 
 def _unpacked(mask: Words, n: int) -> NDArray[np.bool_]:
@@ -327,12 +306,3 @@ def _ranges(ids: Ids) -> list[tuple[int, int]]:
     first = ids[np.concatenate([[0], breaks + 1])]
     last = ids[np.concatenate([breaks, [-1]])]
     return list(zip(first.tolist(), last.tolist(), strict=True))
-
-
-def _reason(said: str) -> str:
-    """What llguidance says, on one line: its first, and where it quotes a pattern the verdict."""
-    if said.startswith("NoExtension"):
-        return "no text at all satisfies it"
-    first, *more = said.splitlines() or ["llguidance gives no reason"]
-    line = " ".join([first, *(line for line in more if line.startswith("error: "))])
-    return line if len(line) <= 300 else f"{line[:299]}…"

@@ -1,25 +1,25 @@
-"""What a turn may consist of, and that as a grammar for llguidance: pure text, nothing is run.
+"""What a turn may consist of, and that as grammars for llguidance: pure text, nothing is run.
 
     turn      (thought next)* (preamble next (thought next)*){0,3} (answer | calls)
     thought   <|channel|>analysis<|message|> text <|end|>
     preamble  <|channel|>commentary<|message|> text <|end|>
-    answer    <|channel|>final<|message|> text, or what was asked for <|return|>
+    answer    <|channel|>final<|message|> text <|return|>
     calls     a call <|call|>; several have <|end|> next in between
-    call      <|channel|>commentary to=NAME <|constrain|>json<|message|> arguments
+    call      <|channel|>commentary to=NAME <|constrain|>json<|message|> text
     next      <|start|>assistant
 
 A call's recipient may stand in the role part too, and its type may come without the token or not
 at all: the model was trained on each. The prompt has written the first ``<|start|>assistant``.
 
-Free text is written in token ids, not in characters: at its beginning the grammar allows each text
-token there is, which is how the sampler finds out that it need not ask again until a control token
-comes. Each schema, and a grammar that somebody else wrote, is a grammar of its own beside the
-turn's: none of its names means anything in the turn's.
+Text is written in token ids, not in characters: at its beginning the grammar allows each text token
+there is, which is how the sampler finds out that it need not ask again until a control token comes.
+
+A schema, or a grammar that somebody else wrote, is not in the turn's grammar. It is a ``Part``, a
+grammar of its own for one text of the turn, and sees nothing of the turn but that text.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,16 +33,35 @@ from gptoss.runtime.harmony.errors import (
     FieldPath,
 )
 from gptoss.runtime.harmony.messages import FUNCTIONS, Function, Namespace
-from gptoss.runtime.sampling.schema_limits import MAX_REGEX_CHARACTERS, bounded_schema
+from gptoss.runtime.harmony.text_formats import JsonSchema, Lark, Regex, ResponseFormat
+from gptoss.runtime.sampling.grammar_schema import MAX_REGEX_CHARACTERS
+
+__all__ = [
+    "JSON_OBJECT",
+    "Closed",
+    "JsonSchema",
+    "Lark",
+    "Part",
+    "Regex",
+    "ResponseFormat",
+    "Rules",
+    "ToolChoice",
+    "TurnGrammar",
+    "closing",
+    "turn_grammar",
+]
 
 MAX_GRAMMAR_CHARACTERS = 20_000
-"""What is longer takes minutes to compile."""
+"""Longer grammars take minutes to compile."""
 
 MAX_DEPTH = 64
 """Of brackets in a grammar."""
 
 MAX_PREAMBLES = 3
 """Messages to the person before a call in one generation."""
+
+ANSWER = ""
+"""Key of the answer's part; a call's is its recipient."""
 
 _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
 
@@ -64,53 +83,25 @@ class Closed(StrEnum):
     BUDGET = "budget"
     """It had as many tokens as it may have."""
     LOOP = "loop"
-    """It said the same over and over."""
-
-
-@dataclass(frozen=True, slots=True)
-class JsonSchema:
-    """The answer is JSON that the schema admits."""
-
-    schema: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Regex:
-    """The answer matches a regular expression from its beginning to its end.
-
-    In the syntax of Rust's regex: ``\\d`` is any digit of Unicode, nothing looks ahead or behind.
-    """
-
-    pattern: str
-
-
-@dataclass(frozen=True, slots=True)
-class Lark:
-    """The answer follows a grammar in llguidance's variant of Lark, from its rule ``start``.
-
-    Only text: special tokens, other grammars and ``%json`` are not for it to use.
-    """
-
-    text: str
+    """It repeated itself."""
 
 
 JSON_OBJECT = JsonSchema({"type": "object"})
 """The answer is any JSON object."""
-
-ResponseFormat = JsonSchema | Regex | Lark
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What the model may do in its turn.
 
-    ``parallel_calls`` is off unless asked for: the model was trained to wait for each call's
-    result. ``response_format`` None is free text. Without ``reasoning`` the answer or a call comes
-    at once, with no word before.
+    ``functions`` are the developer's. ``namespaces`` are further groups of tools; one without
+    functions is called by its own name with free text. ``parallel_calls`` is off unless asked for:
+    the model was trained to wait for each call's result. ``response_format`` None is free text.
+    Without ``reasoning`` the answer or a call comes at once, with no word before.
     """
 
     functions: tuple[Function, ...] = ()
-    builtins: tuple[Namespace, ...] = ()
+    namespaces: tuple[Namespace, ...] = ()
     tool_choice: str = ToolChoice.AUTO
     parallel_calls: bool = False
     response_format: ResponseFormat | None = None
@@ -130,24 +121,24 @@ def closing(rules: Rules) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A grammar beside the turn's own. ``field`` is what the caller knows it by."""
+    """What one text of the turn must be: a JSON schema, or else a grammar in Lark.
 
-    name: str
+    ``field`` is what the caller knows it by. ``required`` says whether the text must be held to it
+    while it is generated; else it is checked afterwards, and a looser grammar will do.
+    """
+
     field: str
-    grammar: Mapping[str, Any]
+    schema: Mapping[str, Any] | None = None
+    lark: str | None = None
+    required: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class TurnGrammar:
-    """The turn's grammar in Lark, and those that it refers to by ``@name``."""
+    """The turn's grammar in Lark, and its parts: by recipient, the answer's by ``ANSWER``."""
 
     lark: str
-    parts: tuple[Part, ...]
-
-    def text(self) -> str:
-        """All of it in llguidance's JSON form."""
-        parts = [{"name": part.name, **part.grammar} for part in self.parts]
-        return json.dumps({"grammars": [{"lark_grammar": self.lark}, *parts]})
+    parts: Mapping[str, Part]
 
 
 def turn_grammar(rules: Rules, text_ids: Sequence[tuple[int, int]]) -> TurnGrammar:
@@ -156,14 +147,13 @@ def turn_grammar(rules: Rules, text_ids: Sequence[tuple[int, int]]) -> TurnGramm
     ``text_ids`` are the ids of text tokens as ranges, both ends included.
     """
     calls = _calls(rules)
-    answer = _answer(rules.response_format)
     ranges = ",".join(f"{first}-{last}" for first, last in text_ids)
     lines = [
         _start(rules, bool(calls)),
         'next: <|start|> "assistant"',
         'thought: <|channel|> "analysis" <|message|> text <|end|>',
         'preamble: <|channel|> "commentary" <|message|> text <|end|>',
-        f'answer: <|channel|> "final" <|message|> {"@answer" if answer else "text"} <|return|>',
+        'answer: <|channel|> "final" <|message|> text <|return|>',
         f"text: <[{ranges}]>*",
     ]
     if calls:
@@ -173,12 +163,10 @@ def turn_grammar(rules: Rules, text_ids: Sequence[tuple[int, int]]) -> TurnGramm
             'type: (" "? <|constrain|> "json" | " json" | " code")?',
             *(call.rule(i) for i, call in enumerate(calls)),
         ]
-    parts = [
-        Part(f"arguments_{i}", f"tools.{call.name}", {"json_schema": call.schema})
-        for i, call in enumerate(calls)
-        if call.schema is not None
-    ]
-    return TurnGrammar("\n".join(lines), (*parts, *answer))
+    parts = {call.recipient: call.part for call in calls if call.part is not None}
+    if rules.response_format is not None:
+        parts[ANSWER] = part_of(rules.response_format, "response_format", required=True)
+    return TurnGrammar("\n".join(lines), parts)
 
 
 def _start(rules: Rules, with_calls: bool) -> str:
@@ -196,12 +184,12 @@ def _must_call(rules: Rules) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """A recipient: the channels it is called on, its arguments' schema or None for free text."""
+    """A recipient: the channels it is called on, what its text must be or None for free text."""
 
     name: str
     recipient: str
     channels: tuple[str, ...]
-    schema: Mapping[str, Any] | None
+    part: Part | None
 
     def rule(self, i: int) -> str:
         """The rule of a call from its header to its arguments."""
@@ -209,8 +197,7 @@ class _Call:
         for channel in self.channels:
             headers.append(f'<|channel|> "{channel} to={self.recipient}" type')
             headers.append(f'" to={self.recipient}" <|channel|> "{channel}" type')
-        body = "text" if self.schema is None else f"@arguments_{i}"
-        return f"call_{i}: ({' | '.join(headers)}) <|message|> {body}"
+        return f"call_{i}: ({' | '.join(headers)}) <|message|> text"
 
 
 def _calls(rules: Rules) -> list[_Call]:
@@ -219,6 +206,13 @@ def _calls(rules: Rules) -> list[_Call]:
     if choice == ToolChoice.NONE:
         return []
     calls = [_call(function, FUNCTIONS, ("commentary",)) for function in rules.functions]
+    for space in rules.namespaces:
+        if not HARMONY_NAME.fullmatch(space.name):
+            raise ConstraintError(f"tools.{space.name}", _NAME_RULE)
+        channels = ("analysis", "commentary")
+        calls += [_call(function, space.name, channels) for function in space.functions]
+        if not space.functions:  # python takes text as it is
+            calls.append(_Call(space.name, space.name, channels, None))
     if choice not in (ToolChoice.AUTO, ToolChoice.REQUIRED):
         named = [call for call in calls if call.name == choice]
         if not named:
@@ -226,44 +220,44 @@ def _calls(rules: Rules) -> list[_Call]:
             problem = f"{choice!r} is not none, auto, required or a tool; tools: {known}"
             raise ConstraintError("tool_choice", problem)
         return named
-    for space in rules.builtins:
-        channels = ("analysis", "commentary")
-        calls += [_call(function, space.name, channels) for function in space.functions]
-        if not space.functions:  # python takes text as it is
-            calls.append(_Call(space.name, space.name, channels, None))
     if choice == ToolChoice.REQUIRED and not calls:
         raise ConstraintError("tool_choice", "a call is required, but there is no tool")
     return calls
 
 
+_NAME_RULE = "a name is 1 to 64 letters, digits, _ or -"
+
+
 def _call(function: Function, namespace: str, channels: tuple[str, ...]) -> _Call:
     field = f"tools.{function.name}"
     if not HARMONY_NAME.fullmatch(function.name):
-        raise ConstraintError(field, "a name is 1 to 64 letters, digits, _ or -")
-    schema = bounded_schema(function.parameters or _NO_PARAMETERS, field)
-    return _Call(function.name, f"{namespace}.{function.name}", channels, schema)
+        raise ConstraintError(field, _NAME_RULE)
+    recipient = f"{namespace}.{function.name}"
+    if function.takes_text:
+        wanted = function.text_format
+        part = None if wanted is None else part_of(wanted, field, required=False)
+        return _Call(function.name, recipient, channels, part)
+    schema = function.parameters or _NO_PARAMETERS
+    if "type" not in schema:
+        schema = {"type": "object", **schema}  # arguments always are one
+    return _Call(function.name, recipient, channels, Part(field, schema))
 
 
-def _answer(wanted: ResponseFormat | None) -> tuple[Part, ...]:
-    """The answer's own grammar; none for free text."""
-    field = "response_format"
-    grammar: dict[str, Any]
+def part_of(wanted: ResponseFormat, field: str, *, required: bool) -> Part:
+    """The part of a text that must be what is ``wanted``; raises ConstraintError."""
     match wanted:
-        case None:
-            return ()
         case JsonSchema(schema):
-            grammar = {"json_schema": bounded_schema(schema, field)}
+            return Part(field, schema, required=required)
         case Regex(pattern):
-            grammar = {"lark_grammar": _regex(pattern, field)}
+            return Part(field, lark=_regex(pattern, field), required=required)
         case Lark(text):
-            grammar = {"lark_grammar": _lark(text, field)}
-    return (Part("answer", field, grammar),)
+            return Part(field, lark=_lark(text, field), required=required)
 
 
 def _regex(pattern: str, field: str) -> str:
     """A Lark grammar of the one expression."""
     _check_text(pattern, "regex", MAX_REGEX_CHARACTERS, field)
-    # In Lark an expression stands between slashes on one line.
+    # In Lark an expression is written between slashes, on one line.
     escaped = re.sub(r"\\.|[/\n]", _escaped, pattern, flags=re.DOTALL)
     return f"start: /{escaped or '()'}/"
 
@@ -273,17 +267,14 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def _lark(text: str, field: str) -> str:
-    """The grammar, unless it holds what could leave the answer's text or is not bounded."""
+    """The grammar, unless it is too large, or has directives that take other languages in.
+
+    That it can leave the text it is of is prevented elsewhere, not by looking for control tokens.
+    """
     _check_text(text, "grammar", MAX_GRAMMAR_CHARACTERS, field)
     bare = _QUOTED.sub(" ", text)
-    refused: tuple[tuple[str, str], ...] = (
-        ("<", "special tokens cannot be used in it"),
-        ("@", "other grammars cannot be used in it"),
-        ("%", "of directives only %ignore can be used in it"),
-    )
-    for sign, problem in refused:
-        if sign in bare.replace("%ignore", ""):
-            raise ConstraintError(field, f"{sign!r} in the grammar: {problem}")
+    if "%" in bare.replace("%ignore", ""):
+        raise ConstraintError(field, "'%' in the grammar: of directives only %ignore can be used")
     if _depth(bare, "([{", ")]}") > MAX_DEPTH:
         raise ConstraintError(field, f"the grammar is nested deeper than {MAX_DEPTH} levels")
     return text
@@ -298,7 +289,7 @@ def _depth(text: str, opening: str, ending: str) -> int:
 
 
 def _check_text(text: object, what: str, most: int, field: str) -> None:
-    """Raises ConstraintError for what is no text, or too long."""
+    """Raises ConstraintError for what is not a text, or too long."""
     try:
         length = len(FieldPath(field, None).text(text))
     except ConversationError as error:

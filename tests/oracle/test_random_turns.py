@@ -25,7 +25,7 @@ from gptoss.runtime.harmony.messages import Function, system, user
 from gptoss.runtime.harmony.parser import parse
 from gptoss.runtime.harmony.render import render_for_completion
 from gptoss.runtime.models.preflight import Model
-from gptoss.runtime.sampling.constrained import Vocabulary
+from gptoss.runtime.sampling.constrained import TokenMasks
 from gptoss.runtime.sampling.grammar import (
     JSON_OBJECT,
     JsonSchema,
@@ -149,7 +149,7 @@ def scenes() -> Iterator[Scene]:
 def take_turns(path: Path, n: int, n_ctx: int = 4096) -> Counter[str]:
     """Hold ``n`` turns; counts of what was found, by kind."""
     model = Model.open(path)
-    vocabulary = Vocabulary(model.tokenizer)
+    vocabulary = TokenMasks(model.tokenizer)
     stop = frozenset(model.tokenizer.control[text] for text in STOP)
     engine = LlamaEngine(path, n_ctx=n_ctx, n_threads=1)  # for so little, two are slower
     random, found = Random(1), Counter[str]()

@@ -21,7 +21,7 @@ from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, TurnEnd
 from gptoss.runtime.harmony.messages import Function, Message, Namespace
 from gptoss.runtime.harmony.parser import parse
 from gptoss.runtime.harmony.tokenizer import Tokenizer
-from gptoss.runtime.sampling.constrained import Constrained, Vocabulary, _choice
+from gptoss.runtime.sampling.constrained import Constrained, TokenMasks, _choice
 from gptoss.runtime.sampling.grammar import (
     JSON_OBJECT,
     Closed,
@@ -67,8 +67,8 @@ POINT = {
 
 
 @cache
-def vocabulary() -> Vocabulary:
-    return Vocabulary(TOKENIZER)
+def vocabulary() -> TokenMasks:
+    return TokenMasks(TOKENIZER)
 
 
 def generated(
@@ -159,7 +159,7 @@ def test_parallel_calls_only_where_asked_for() -> None:
 def test_built_in_tools() -> None:
     search = {"type": "object", "properties": {"query": {"type": "string", "maxLength": 5}}}
     browser = Namespace("browser", (Function("search", parameters=search),))
-    rules = Rules(builtins=(browser, Namespace("python")), tool_choice=ToolChoice.REQUIRED)
+    rules = Rules(namespaces=(browser, Namespace("python")), tool_choice=ToolChoice.REQUIRED)
     seen = set()
     for messages in turns(rules):
         [call] = calls(messages)
@@ -305,7 +305,7 @@ class Counting:
 def test_free_text_costs_nothing() -> None:
     """One mask where it begins; at its tokens llguidance is not asked at all."""
     sampler = vocabulary().constrain(Rules(), likeliest)
-    counting = sampler._matcher = Counting(sampler._matcher)  # type: ignore[assignment]
+    counting = sampler._structure = Counting(sampler._structure)  # type: ignore[assignment]
     assert isinstance(counting, Counting)
     text = "Any text at all, and half a character: \udcf0"
     header, end = spell("<|channel|>final<|message|>"), spell("<|return|>")
@@ -346,21 +346,18 @@ def deep(levels: int) -> dict[str, Any]:
     ("wanted", "problem"),
     [
         (JsonSchema({"type": "strin"}), "strin"),
-        (JsonSchema({"not": {"type": "string"}}), "not"),
         (JsonSchema({"$ref": "#/nowhere"}), "nowhere"),
         (JsonSchema({"$ref": "https://example.org/schema"}), "example.org"),
         (JsonSchema({"type": "string", "pattern": "("}), "regex"),
-        (JsonSchema({"type": "string", "format": "no-such"}), "no-such"),
         (JsonSchema({"type": "integer", "minimum": 5, "maximum": 2}), ""),
         (JsonSchema(deep(100)), "nested deeper than 64 levels"),
         (JsonSchema({"enum": ["\ud800"]}), "enum[0]: a lone surrogate"),
-        (JsonSchema({"enum": [float("nan")]}), "infinite or none"),
+        (JsonSchema({"enum": [float("nan")]}), "infinite or not a number"),
         (JsonSchema({"enum": [object()]}), "must be JSON, not object"),
         (JsonSchema({1: 2}), "must be a string, not a number"),  # type: ignore[dict-item]
         (JsonSchema(["type"]), "must be an object, not an array"),  # type: ignore[arg-type]
         (JsonSchema({"enum": ["x" * 600_000]}), "more than 500000 characters"),
         (JsonSchema({"pattern": "a" * 20_000}), "more than 10000 characters"),
-        (JsonSchema({"multipleOf": 1234567.8}), "multipleOf 1234567.8"),
         (JsonSchema({"allOf": [{"type": "string"}, {"type": "null"}]}), "nsatisfiable"),
         (JsonSchema({"$ref": "#"}), "no text at all"),
         (JsonSchema({"type": "object", "properties": {f"p{i}": {} for i in range(999)}}), "items"),
@@ -374,9 +371,11 @@ def deep(levels: int) -> dict[str, Any]:
         (Lark("start: a\na: b\nb: a"), "no text at all"),
         (Lark("start: nothing"), "nothing"),
         (Lark("begin: /a/"), "start"),
-        (Lark("start: <|start|> /a/"), "special tokens"),
-        (Lark('start: <[256]> "<"'), "special tokens"),
-        (Lark("start: @other"), "other grammars"),
+        (JsonSchema({"not": {}}), "admits no value at all"),
+        (Lark("start: <|start|> /a/"), "unknown special token"),
+        (Lark('start: <[256]> "<"'), "no text at all"),
+        (Lark('start: <[9999]> "<"'), "range"),
+        (Lark("start: @other"), "unknown grammar @other"),
         (Lark("start: %json {}"), "%ignore"),
         (Lark("start: " + "(" * 100 + "/a/" + ")" * 100), "nested deeper"),
     ],
@@ -409,13 +408,13 @@ def test_a_vocabulary_with_a_token_as_long_as_a_book() -> None:
     control = TOKENIZER.control
     token_bytes = [TOKENIZER.token_bytes(i) for i in range(TOKENIZER.n_vocab)] + [b"a" * 10**6]
     with pytest.raises(UnsupportedModelError, match="a token of 1000000 bytes"):
-        Vocabulary(Tokenizer(token_bytes, control, [*range(256), len(token_bytes) - 1]))
+        TokenMasks(Tokenizer(token_bytes, control, [*range(256), len(token_bytes) - 1]))
 
 
 def test_rows_of_the_vocabulary_that_stand_for_nothing_are_not_drawn() -> None:
     """Published models have some; their bytes here would otherwise be welcome everywhere."""
     token_bytes = [TOKENIZER.token_bytes(i) for i in range(TOKENIZER.n_vocab)] + [b"7"] * 20
-    padded = Vocabulary(Tokenizer(token_bytes, TOKENIZER.control, range(256)))
+    padded = TokenMasks(Tokenizer(token_bytes, TOKENIZER.control, range(256)))
     for wanted in (None, JsonSchema({"type": "integer"})):
         for text in ("", "7"):
             sampler = padded.constrain(Rules(response_format=wanted, reasoning=False), likeliest)

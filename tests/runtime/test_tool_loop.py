@@ -14,14 +14,14 @@ from gptoss.runtime.chat.events import ChatEvent, ReasoningClosed, Reply, ToolFi
 from gptoss.runtime.chat.settings import Limits, Settings
 from gptoss.runtime.harmony.errors import ConstraintError
 from gptoss.runtime.harmony.events import End, MessageStarted
-from gptoss.runtime.sampling.constrained import Vocabulary
+from gptoss.runtime.sampling.constrained import TokenMasks
 from gptoss.runtime.sampling.grammar import JsonSchema, Lark, Regex
 from gptoss.runtime.tools.functions import Toolbox
 from support.random_engine import RandomEngine
 from support.tokens import byte_tokenizer, spelled
 
 TOKENIZER = byte_tokenizer()
-VOCABULARY = Vocabulary(TOKENIZER)
+VOCABULARY = TokenMasks(TOKENIZER)
 ENDS = [TOKENIZER.control[text] for text in ("<|end|>", "<|return|>", "<|call|>")] + [ord('"')]
 
 

@@ -17,7 +17,7 @@ from gptoss.runtime.harmony.events import MessageEnded
 from gptoss.runtime.harmony.messages import Function
 from gptoss.runtime.harmony.parser import parse
 from gptoss.runtime.harmony.tools_typescript import type_of
-from gptoss.runtime.sampling.constrained import Vocabulary
+from gptoss.runtime.sampling.constrained import TokenMasks
 from gptoss.runtime.sampling.grammar import Rules
 from gptoss.runtime.sampling.sampler import RandomSampler, Sampling
 from gptoss.runtime.tools.functions import Tool, Toolbox, result_text
@@ -184,8 +184,8 @@ def test_what_the_rules_admit_is_what_is_read(hint: Any) -> None:
 
 
 @cache
-def vocabulary() -> Vocabulary:
-    return Vocabulary(byte_tokenizer())
+def vocabulary() -> TokenMasks:
+    return TokenMasks(byte_tokenizer())
 
 
 @pytest.mark.parametrize(

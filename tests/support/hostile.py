@@ -14,7 +14,7 @@ from typing import Any
 
 from gptoss.runtime.engine.base import EngineError
 from gptoss.runtime.harmony.errors import ConversationError
-from gptoss.runtime.sampling.constrained import Vocabulary
+from gptoss.runtime.sampling.constrained import TokenMasks
 from gptoss.runtime.sampling.grammar import JsonSchema, Lark, Regex, ResponseFormat, Rules
 from gptoss.runtime.sampling.sampler import RandomSampler, Sampling
 from support.random_engine import RandomEngine
@@ -106,7 +106,7 @@ CASES: dict[str, ResponseFormat] = {
 }  # fmt: skip
 
 
-def outcome(vocabulary: Vocabulary, wanted: ResponseFormat) -> str:
+def outcome(vocabulary: TokenMasks, wanted: ResponseFormat) -> str:
     """What comes of a turn that is to answer so: sampled, or refused with a typed error."""
     inner = RandomSampler(Sampling(), 1)
     try:
@@ -120,7 +120,7 @@ def outcome(vocabulary: Vocabulary, wanted: ResponseFormat) -> str:
 
 def outcomes() -> Iterator[tuple[str, str, float]]:
     """Each case's name, outcome and seconds."""
-    vocabulary = Vocabulary(byte_tokenizer())
+    vocabulary = TokenMasks(byte_tokenizer())
     for name, wanted in CASES.items():
         print(f"{name}: ", end="", flush=True)
         begun = time.perf_counter()

@@ -1,0 +1,116 @@
+"""Whether a grammar compiles within limits of time and memory, found out in another process.
+
+llguidance's own limits bound the parser and the lexer's states, but not all of the compiler: an
+``anyOf`` of four ``multipleOf`` of three digits takes minutes and gigabytes with every limit set
+low, and cannot be interrupted. So what is not plain (see ``is_plain``) is compiled first in a
+process that can be ended. It is started anew each time (0.3 s), does not import gptoss, and its
+verdict is remembered by the caller.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gptoss.runtime.engine.base import EngineError
+
+MAX_SECONDS = 10
+"""For each grammar; those in use take milliseconds."""
+
+MAX_BYTES = 1 << 30
+"""Address space of the process, its stack of 256 MiB included. Held to on Linux only."""
+
+_MAX_ENDED = 3
+"""Processes ended within one call; what is left then is not tried."""
+
+_WORKER = Path(__file__).with_name("compile_worker.py")
+
+_ANNOTATIONS = {
+    "$comment", "$schema", "default", "deprecated", "description", "examples", "readOnly", "title",
+    "writeOnly", "x-guidance",
+}  # fmt: skip
+_PLAIN = _ANNOTATIONS | {
+    "$defs", "$ref", "additionalProperties", "anyOf", "const", "definitions", "enum",
+    "exclusiveMaximum", "exclusiveMinimum", "format", "items", "maxItems", "maxLength", "maximum",
+    "minItems", "minLength", "minimum", "properties", "required", "type",
+}  # fmt: skip
+_COUNTS = ("maxItems", "maxLength", "minItems", "minLength")
+_MAX_PLAIN_COUNT = 1000
+_MAX_PLAIN_CHARACTERS = 20_000
+_MAX_PLAIN_VARIANTS = 16
+
+
+def is_plain(grammar: Mapping[str, Any]) -> bool:
+    """Whether a grammar is a JSON schema of a size and of keywords that compile in milliseconds.
+
+    Plain keywords give no product of automata, which is what costs time and memory.
+    """
+    schema = grammar.get("json_schema")
+    if schema is None or len(json.dumps(schema)) > _MAX_PLAIN_CHARACTERS:
+        return False
+    return _is_plain_schema(schema)
+
+
+def _is_plain_schema(schema: object) -> bool:
+    if not isinstance(schema, Mapping):
+        return isinstance(schema, bool)
+    if not schema.keys() <= _PLAIN or len(schema.get("anyOf", ())) > _MAX_PLAIN_VARIANTS:
+        return False
+    counts = [schema[count] for count in _COUNTS if count in schema]
+    if any(not isinstance(count, int) or count > _MAX_PLAIN_COUNT for count in counts):
+        return False
+    inner = [schema[key] for key in ("additionalProperties", "items") if key in schema]
+    for key in ("$defs", "definitions", "properties"):
+        inner += schema.get(key, {}).values()
+    return all(map(_is_plain_schema, [*inner, *schema.get("anyOf", ())]))
+
+
+def problems_of(grammars: Sequence[str]) -> list[str | None]:
+    """What is wrong with each grammar (llguidance's JSON form); None for one that compiles.
+
+    Raises EngineError when the process cannot be started. In a frozen program (PyInstaller) there
+    is no interpreter to start: there llguidance's own limits are all there is.
+    """
+    if getattr(sys, "frozen", False) or not sys.executable:
+        return [None] * len(grammars)
+    problems: list[str | None] = []
+    for _ in range(_MAX_ENDED):
+        answers, ended = _try(grammars[len(problems) :])
+        problems += answers
+        if ended is None:
+            return problems
+        problems.append(ended)
+    return problems + ["not compiled: others with it took too much"] * (
+        len(grammars) - len(problems)
+    )
+
+
+def _try(grammars: Sequence[str]) -> tuple[list[str | None], str | None]:
+    """Answers to the first grammars, and what ended the process before the others' if it ended."""
+    request = {"grammars": list(grammars), "seconds": MAX_SECONDS, "bytes": MAX_BYTES}
+    try:
+        done = subprocess.run(
+            [sys.executable, str(_WORKER)],
+            input=json.dumps(request),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            encoding="utf-8",
+            check=False,
+            timeout=(MAX_SECONDS + 1) * len(grammars) + 60,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise EngineError(f"the process that compiles grammars does not work: {error}") from error
+    if not done.stdout:
+        raise EngineError(f"the process that compiles grammars ended with code {done.returncode}")
+    answers = [json.loads(line) for line in done.stdout.splitlines()[1:]]
+    if len(answers) == len(grammars):
+        return answers, None
+    if done.returncode == 1:
+        return answers, f"takes more than {MAX_SECONDS} s to compile; make it simpler"
+    return answers, f"takes more than {MAX_BYTES >> 20} MiB to compile; make it simpler"

@@ -1,0 +1,87 @@
+"""Compiles grammars where it may fail: the script of a process of its own, see ``compile_guard``.
+
+Reads ``{"grammars": [...], "seconds": n, "bytes": n}`` from stdin. Writes ``"ready"``, then one
+line of JSON a grammar: null, or what is wrong with it. A grammar that takes longer than ``seconds``
+ends the process with exit code 1, one that takes more memory than ``bytes`` ends it with a signal
+(Linux). The vocabulary is the 256 bytes: it has no control token that a grammar could name, and
+what makes a grammar expensive to compile does not depend on it.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+
+STACK_BYTES = 256 << 20
+"""llguidance recurses along references, and a stack overflow ends the process."""
+
+TRIED_TOKENS = 4
+"""Tokens that are generated from a grammar: much that is wrong shows only then."""
+
+
+class _Bytes:
+    """A tokenizer of one token a byte."""
+
+    bos_token_id = None
+    eos_token_id = 256
+    tokens = (*(bytes([i]) for i in range(256)), b"\xff[end]")
+    special_token_ids = (256,)
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        return list(text.encode() if isinstance(text, str) else text)
+
+
+def problem_of(tokenizer: LLTokenizer, grammar: str) -> str | None:
+    """llguidance's error for a grammar in its JSON form, None when there is none."""
+    limits = LLParserLimits(verbose_errors=False)
+    matcher = LLMatcher(tokenizer, grammar, limits=limits, log_level=0)
+    for _ in range(TRIED_TOKENS):
+        if matcher.is_stopped():  # also where it has failed
+            break
+        mask = matcher.compute_bitmask()
+        token = next((i for i in range(256) if mask[i // 8] >> i % 8 & 1), None)
+        if token is None or not matcher.consume_token(token):
+            break
+    return matcher.get_error() or None
+
+
+def limit_memory(most: int) -> None:
+    """From here on an allocation beyond ``most`` bytes of address space fails.
+
+    macOS accepts the limit and does not keep to it; Windows has none. There only time is limited.
+    """
+    if sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        if hard == resource.RLIM_INFINITY or most < hard:
+            resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+
+
+def main() -> None:
+    """Answers the request on stdin."""
+    request = json.load(sys.stdin)
+    limit_memory(request["bytes"])
+    tokenizer = LLTokenizer(TokenizerWrapper(_Bytes()))
+    print(json.dumps("ready"), flush=True)  # noqa: T201
+    with Path(os.devnull).open("w") as nowhere:
+        for grammar in request["grammars"]:
+            # The only time limit that holds while llguidance computes, on every platform.
+            faulthandler.dump_traceback_later(request["seconds"], exit=True, file=nowhere)
+            problem = problem_of(tokenizer, grammar)
+            print(json.dumps(problem), flush=True)  # noqa: T201
+        faulthandler.cancel_dump_traceback_later()
+
+
+if __name__ == "__main__":
+    threading.stack_size(STACK_BYTES)
+    worker = threading.Thread(target=main)
+    worker.start()
+    worker.join()

@@ -1,0 +1,252 @@
+"""From grammars to matchers: the only module of this process that imports llguidance."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss.runtime.engine.base import EngineError
+from gptoss.runtime.harmony.errors import ConstraintError
+from gptoss.runtime.harmony.schema_check import is_checkable
+from gptoss.runtime.harmony.tokenizer import Tokenizer
+from gptoss.runtime.sampling.compile_guard import is_plain, problems_of
+from gptoss.runtime.sampling.grammar import Part
+from gptoss.runtime.sampling.grammar_schema import (
+    ANY_OBJECT,
+    GrammarSchema,
+    Keyword,
+    grammar_schema,
+    json_grammar,
+)
+
+try:
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+except ImportError as error:
+    raise EngineError(
+        f"llguidance cannot be loaded ({error}); install it: pip install 'gptoss-toolkit[run]'"
+    ) from error
+
+from gptoss.runtime.sampling.compile_worker import STACK_BYTES, TRIED_TOKENS
+
+_log = logging.getLogger(__name__)
+
+Matcher = LLMatcher
+T = TypeVar("T")
+Words = NDArray[np.int32]
+
+_LIMITS = LLParserLimits(verbose_errors=False)
+
+_REMEMBERED = 256
+"""Compiled schemas, expressions and grammars that are kept for the next turn."""
+
+_starting = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledPart:
+    """A part's matcher at its beginning, to be copied; None for free text. ``unenforced`` are the
+    keywords of its schema that the matcher does not hold the text to."""
+
+    matcher: LLMatcher | None
+    unenforced: tuple[Keyword, ...] = ()
+
+
+class Compiler:
+    """Compiles the grammars of one vocabulary, each once. Safe to share between threads."""
+
+    def __init__(self, tokenizer: Tokenizer, special_ids: list[int], text_bits: Words) -> None:
+        self._llg = LLTokenizer(TokenizerWrapper(_Tokens(tokenizer, special_ids)))
+        self._text_bits = text_bits
+        self._structures = _Remembered[str, LLMatcher]()
+        self._parts = _Remembered[str, CompiledPart | ConstraintError]()
+
+    def compile_structure(self, lark: str) -> LLMatcher:
+        """The matcher of a turn's structure, which this package wrote; raises ConstraintError."""
+        matcher = self._structures.get(lark)
+        if matcher is None:
+            matcher = self._matcher({"lark_grammar": lark})
+            if matcher.is_error():
+                raise ConstraintError("tools", short_reason(matcher.get_error()))
+            self._structures.put(lark, matcher)
+        return matcher.deep_copy()
+
+    def compile_parts(self, parts: Mapping[str, Part]) -> dict[str, CompiledPart]:
+        """Each part's matcher; raises ConstraintError for one that is required and does not compile.
+
+        A tool's schema that does not compile is replaced by any JSON object, a tool's grammar by
+        free text: one tool never costs the turn its others.
+        """
+        keys = {name: _key(part) for name, part in parts.items()}
+        found = {name: self._parts.get(key) for name, key in keys.items()}
+        new = {keys[name]: parts[name] for name, known in found.items() if known is None}
+        made = dict(zip(new, self._compile(list(new.values())), strict=True))
+        for key, part in made.items():
+            self._parts.put(key, part)
+        compiled = {}
+        for name, known in found.items():
+            part = known or made[keys[name]]
+            if isinstance(part, ConstraintError):
+                raise ConstraintError(part.field, part.problem)
+            compiled[name] = part
+        return compiled
+
+    def _compile(self, parts: Sequence[Part]) -> list[CompiledPart | ConstraintError]:
+        """Parts that are not known yet, those that may be expensive in one other process."""
+        readings = [None if part.schema is None else _read(part) for part in parts]
+        grammars = [
+            {"lark_grammar": part.lark} if reading is None else reading.grammar
+            for part, reading in zip(parts, readings, strict=True)
+        ]
+        made: list[CompiledPart | ConstraintError] = []
+        for part, reading, tried in zip(parts, readings, self._try(grammars), strict=True):
+            if isinstance(tried, LLMatcher):
+                made.append(CompiledPart(tried, reading.unenforced if reading else ()))
+            elif reading is not None:
+                made.append(self._compile_less(part, reading, tried))
+            elif part.required:
+                made.append(ConstraintError(part.field, tried))
+            else:
+                _log.warning("%s: free text instead of its grammar: %s", part.field, tried)
+                made.append(CompiledPart(None, ((part.field, "format"),)))
+        return made
+
+    def _compile_less(
+        self, part: Part, reading: GrammarSchema, problem: str
+    ) -> CompiledPart | ConstraintError:
+        """A schema that does not compile, without those keywords that do not even do so alone."""
+        alone = self._try([json_grammar(schema) for schema in reading.hard.values()])
+        tried_alone = dict(zip(reading.hard, alone, strict=True))
+        bad = {keyword: why for keyword, why in tried_alone.items() if isinstance(why, str)}
+        for (place, keyword), why in bad.items():
+            if part.required and not is_checkable(reading.hard[place, keyword]):
+                return ConstraintError(f"{place}.{keyword}", why)
+        if bad:
+            reading = _read(part, bad)
+            [tried] = self._try([reading.grammar])
+            if isinstance(tried, LLMatcher):
+                _log.info("%s: checked afterwards, not while generated: %s", part.field, [*bad])
+                return CompiledPart(tried, reading.unenforced)
+            problem = tried
+        if part.required:
+            costly = ", ".join(f"{place}.{keyword}" for place, keyword in [*reading.hard][:3])
+            return ConstraintError(part.field, f"{problem}{costly and f'; see {costly}'}")
+        _log.warning("%s: any JSON object instead of its schema: %s", part.field, problem)
+        [tried] = self._try([json_grammar(ANY_OBJECT)])
+        matcher = tried if isinstance(tried, LLMatcher) else None
+        return CompiledPart(matcher, ((part.field, "schema"),))
+
+    def _try(self, grammars: Sequence[Mapping[str, Any]]) -> list[LLMatcher | str]:
+        """Each grammar's matcher at its beginning, or what is wrong with it."""
+        texts = [json.dumps({"grammars": [grammar]}) for grammar in grammars]
+        risky = [t for t, grammar in zip(texts, grammars, strict=True) if not is_plain(grammar)]
+        problems = dict(zip(risky, problems_of(risky), strict=True)) if risky else {}
+        tried: list[LLMatcher | str] = []
+        for text, grammar in zip(texts, grammars, strict=True):
+            if (problem := problems.get(text)) is not None:
+                tried.append(short_reason(problem))
+                continue
+            matcher = self._matcher(grammar)
+            problem = self._generate_some(matcher.deep_copy())
+            tried.append(matcher if problem is None else short_reason(problem))
+        return tried
+
+    def _generate_some(self, matcher: LLMatcher) -> str | None:
+        """What goes wrong within the first tokens: much does not show before."""
+        mask = np.zeros_like(self._text_bits)
+        for _ in range(TRIED_TOKENS):
+            if matcher.is_stopped():  # also where it has failed
+                break
+            matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+            if matcher.is_error() or matcher.is_accepting():
+                break
+            allowed = np.flatnonzero(np.unpackbits((mask & self._text_bits).view(np.uint8),
+                                                   bitorder="little"))  # fmt: skip
+            if allowed.size == 0:
+                return _NO_TEXT
+            if not matcher.consume_token(int(allowed[0])):
+                break
+        return matcher.get_error() or None
+
+    def _matcher(self, grammar: Mapping[str, Any]) -> LLMatcher:
+        text = json.dumps({"grammars": [grammar]})
+        return _on_a_deep_stack(lambda: LLMatcher(self._llg, text, limits=_LIMITS, log_level=0))
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class _Remembered(Generic[K, V]):
+    """The values last used. Safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._values: OrderedDict[K, V] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: K) -> V | None:
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+            return self._values.get(key)
+
+    def put(self, key: K, value: V) -> None:
+        with self._lock:
+            self._values[key] = value
+            if len(self._values) > _REMEMBERED:
+                self._values.popitem(last=False)
+
+
+class _Tokens:
+    """What llguidance asks of a tokenizer; it wants to see that it can encode, and never does."""
+
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer, special_token_ids: list[int]) -> None:
+        self.eos_token_id = tokenizer.control["<|endoftext|>"]
+        self.tokens = [tokenizer.token_bytes(i) for i in range(tokenizer.n_vocab)]
+        self.special_token_ids = special_token_ids
+        self._encode = tokenizer.encode
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        return self._encode(text if isinstance(text, str) else text.decode("utf-8", "replace"))
+
+
+def _key(part: Part) -> str:
+    return json.dumps([part.field, part.schema, part.lark, part.required], default=repr)
+
+
+def _read(part: Part, without: Iterable[Keyword] = ()) -> GrammarSchema:
+    return grammar_schema(part.schema or {}, part.field, frozenset(without))
+
+
+def _on_a_deep_stack(call: Callable[[], T]) -> T:
+    """The call's result, from a thread of its own. The stack's size is the whole process's."""
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        with _starting:
+            before = threading.stack_size(STACK_BYTES)
+            try:
+                future = executor.submit(call)
+            finally:
+                threading.stack_size(before)
+        return future.result()
+
+
+_NO_TEXT = "no text at all satisfies it"
+
+
+def short_reason(said: str) -> str:
+    """What llguidance says, on one line: its first, and where it quotes a pattern the verdict."""
+    if said.startswith("NoExtension"):
+        return _NO_TEXT
+    first, *more = said.splitlines() or ["llguidance gives no reason"]
+    line = " ".join([first, *(line for line in more if line.startswith("error: "))])
+    return line if len(line) <= 300 else f"{line[:299]}…"
