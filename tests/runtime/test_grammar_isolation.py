@@ -226,9 +226,9 @@ def test_what_was_compiled_is_not_compiled_again(monkeypatch: pytest.MonkeyPatch
 
 def test_the_process_says_which_grammar_was_at_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gptoss.runtime.sampling.compile_guard.MAX_SECONDS", 3)
-    grammars = [{"json_schema": REMAINDERS}, {"lark_grammar": "start: /a/"}]
+    grammars: list[dict[str, Any]] = [{"json_schema": REMAINDERS}, {"lark_grammar": "start: /a/"}]
     grammars += [{"lark_grammar": "start: nothing"}, {"lark_grammar": "start: <|end|>"}]
-    assert not any(map(is_plain, grammars))
+    assert not any(is_plain(grammar) for grammar in grammars)
     texts = [json.dumps({"grammars": [grammar]}) for grammar in grammars]
     costly, fine, unknown, control = problems_of(texts)
     assert costly
