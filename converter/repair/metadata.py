@@ -25,6 +25,7 @@ from gptoss.converter.gguf.metadata import FILE_TYPES, Entry, model_keys, tokeni
 from gptoss.converter.gguf.vocab import HARMONY_ROLES, Vocabulary
 from gptoss.converter.transforms.experts import ExpertType
 from gptoss.errors import CheckpointError, GgufError, UnsupportedModelError, quoted
+from gptoss.formats import published
 from gptoss.formats.byte_source import read_json
 from gptoss.formats.checkpoint import CONFIG, CONFIG_LIMIT
 from gptoss.formats.gguf import GgufFile, StringArray
@@ -32,19 +33,6 @@ from gptoss.formats.hparams import ARCHITECTURE, GGUF_KEYS, YARN_BETAS, HParams
 
 OLLAMA = "gptoss"
 """Ollama's name of the architecture."""
-
-PUBLISHED: Mapping[str, int | float] = {
-    "max_position_embeddings": 131072,
-    "num_experts_per_tok": 4,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 150000.0,
-    "sliding_window": 128,
-    "yarn_beta_fast": 32.0,
-    "yarn_beta_slow": 1.0,
-    "yarn_factor": 32.0,
-    "yarn_original_context": 4096,
-}
-"""What is the same in gpt-oss-20b and gpt-oss-120b, and no tensor's shape shows."""
 
 CONTROL = frozenset(
     f"<|{name}|>"
@@ -172,7 +160,7 @@ def _hparams(
         elif name in shown:
             values[name], reasons[key] = shown[name], "by the tensors' shapes"
         else:
-            values[name], reasons[key] = PUBLISHED[name], "as in every published gpt-oss"
+            values[name], reasons[key] = published.HPARAMS[name], "as in every published gpt-oss"
     given = {GGUF_KEYS[name]: value for name, value in values.items() if name in GGUF_KEYS}
     given |= {
         Keys.General.ARCHITECTURE: ARCHITECTURE,

@@ -43,7 +43,8 @@ class KeyRule:
 
     ``type`` is the value's, of an array its elements'; None where llama.cpp does not look. ``only``
     is the one value that is gpt-oss, which llama.cpp also takes when the key is absent unless it is
-    ``required``; ``same_as`` names the key whose value it must repeat. ``limits`` are inclusive.
+    ``required``; ``same_as`` names the key whose value it must repeat, ``default`` what an absent key
+    means where more than one value is allowed. ``limits`` are inclusive.
     ``banned`` keys must be absent.
     """
 
@@ -52,6 +53,7 @@ class KeyRule:
     array: bool = False
     required: bool = False
     only: str | int | float | bool | None = None
+    default: bool | None = None
     same_as: str | None = None
     limits: tuple[float, float] | None = None
     banned: bool = False
@@ -115,9 +117,9 @@ KEYS: dict[str, KeyRule] = {
     "tokenizer.ggml.scores": KeyRule(_F32, Effect.NONE, array=True),
     "tokenizer.ggml.token_type_count": KeyRule(_U32, Effect.NONE),
     "tokenizer.ggml.suppress_tokens": KeyRule(_I32, array=True, banned=True),
-    "tokenizer.ggml.add_bos_token": KeyRule(_BOOL),
-    "tokenizer.ggml.add_eos_token": KeyRule(_BOOL),
-    "tokenizer.ggml.add_sep_token": KeyRule(_BOOL),
+    "tokenizer.ggml.add_bos_token": KeyRule(_BOOL, default=False),
+    "tokenizer.ggml.add_eos_token": KeyRule(_BOOL, default=False),
+    "tokenizer.ggml.add_sep_token": KeyRule(_BOOL, default=False),
     "tokenizer.ggml.add_space_prefix": KeyRule(_BOOL, Effect.NONE),
     "tokenizer.ggml.remove_extra_whitespaces": KeyRule(_BOOL, Effect.NONE),
     "tokenizer.ggml.normalizer.lowercase": KeyRule(_BOOL, Effect.NONE),
@@ -133,6 +135,13 @@ TOKEN_ROLES = (
 """``tokenizer.ggml.{role}_token_id``: each names a token of the vocabulary; llama.cpp's spelling."""
 
 KEYS |= {f"tokenizer.ggml.{role}_token_id": KeyRule(_U32) for role in TOKEN_ROLES}
+
+
+class SameAs(str):
+    """A value that repeats another key's, as ``computed_with`` has it."""
+
+    __slots__ = ()
+
 
 _NAMES_THAT_FAIL = ("phi-3", "phi3")
 """In ``general.name``, llama.cpp then looks for tokens that no gpt-oss has, and fails."""
@@ -178,19 +187,35 @@ def computed_with(metadata: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, rule in KEYS.items():
         if rule.effect is Effect.MODEL:
-            default = metadata.get(rule.same_as) if rule.same_as else rule.only
-            values[key] = metadata.get(key, None if rule.required else default)
+            values[key] = _computed(metadata, key, rule)
     unknown = {k: v for k, v in metadata.items() if k.startswith(PREFIX) and k not in KEYS}
     return values | unknown
+
+
+def _computed(metadata: Mapping[str, Any], key: str, rule: KeyRule) -> Any:
+    value = metadata.get(key)
+    if rule.same_as is not None:
+        implied = value is None and not rule.required
+        repeated = value is not None and value == metadata.get(rule.same_as)
+        return SameAs(f"as {rule.same_as}") if implied or repeated else value
+    if value is None and not rule.required:
+        return rule.default if rule.only is None else rule.only
+    return value
 
 
 def show(value: object) -> str:
     """A value as messages have it: short, printable."""
     if value is None:
         return ABSENT
+    if isinstance(value, SameAs):
+        return value
     if isinstance(value, StringArray | tuple | list):
         return f"an array of {len(value)}"
-    return f"{value:.7g}" if isinstance(value, float) else quoted(value)
+    if isinstance(value, float):
+        with np.errstate(over="ignore"):
+            single = np.float32(value)
+        return str(single) if single == value else repr(value)
+    return quoted(value)
 
 
 def _check(file: GgufFile, key: str, rule: KeyRule) -> KeyProblem | None:

@@ -234,6 +234,16 @@ class FindingKind(Enum):
         "its values were not checked: this type cannot be decoded",
         "audit a file whose tensors are floats, MXFP4 or a quantized type of ggml",
     )
+    TENSOR_UNUSABLE = (
+        "tensor-unusable",
+        "llama.cpp has no operator for it: the process ends at the first decode",
+        "repair it with gptoss-convert IN.gguf -o OUT.gguf, or convert again",
+    )
+    KEY_UNUSABLE = (
+        "key-unusable",
+        "llama.cpp fails on this setting, or computes something other than gpt-oss",
+        "repair it with gptoss-convert IN.gguf -o OUT.gguf, or convert again",
+    )
     ROPE_MISSING = (
         "rope-missing",
         "positions are computed without YaRN or with another base: answers get worse as the text "

@@ -10,12 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict
 from functools import partial
 from math import prod
 from pathlib import Path
-
-import numpy as np
 
 from gptoss.formats.tensor_map import tensors
 from gptoss.progress import Progress
@@ -27,7 +24,7 @@ from gptoss.quant.model.defects import DefectKind
 from gptoss.quant.model.loader import open_model
 from gptoss.quant.model.reader import TensorReader
 from gptoss.quant.model.tensors import GATE_UP_BIAS, Model, Part
-from gptoss.quant.verify.result import KeyDifference
+from gptoss.quant.verify.metadata import compare_settings
 
 
 def diff(
@@ -56,21 +53,10 @@ def diff(
         tuple(change for change in changes if change is not None),
         apart,
         unread,
-        tuple(_keys(*models)),
+        tuple(compare_settings(*models)),
         zero_signs=tuple(name for name in equal if any(it.zero_signs for it in found[name])),
         one_container=models[0].is_gguf == models[1].is_gguf,
     )
-
-
-def _keys(a: Model, b: Model) -> Iterator[KeyDifference]:
-    """Hyperparameters that differ; floats by more than float32 holds."""
-    other = asdict(b.hparams)
-    for name, value in asdict(a.hparams).items():
-        theirs = other[name]
-        exact = not isinstance(value, float) and not isinstance(theirs, float)
-        same = value == theirs if exact else np.float32(value) == np.float32(theirs)
-        if not same:
-            yield KeyDifference(name, repr(value), repr(theirs))
 
 
 # --- what is compared with what ---------------------------------------------------------------
@@ -80,7 +66,7 @@ def _match(a: Model, b: Model) -> tuple[dict[str, Pair], tuple[str, ...], tuple[
     """The pairs to compare, what is on one side only or of another shape, what cannot be read."""
     ours, theirs = _sides(a), _sides(b)
     extra = _unknown(a), _unknown(b)
-    unread = {*_unread(a), *_unread(b)}
+    unread = {*_unread(a), *_unread(b), *(extra[0] & extra[1])}
     apart = [
         f"{name}: only in {a.path if name in ours.keys() | extra[0] else b.path}"
         for name in sorted(((ours.keys() | extra[0]) ^ (theirs.keys() | extra[1])) - unread)

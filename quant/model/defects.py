@@ -13,6 +13,12 @@ class DefectKind(Enum):
     TENSOR_UNKNOWN = auto()
     TENSOR_SHAPE = auto()
     EXPERTS_TRANSPOSED = auto()
+    TENSOR_UNUSABLE = auto()
+    """A type or a place in the file with which llama.cpp fails."""
+    KEY_UNUSABLE = auto()
+    """A key with which llama.cpp fails, or computes something other than gpt-oss."""
+    VOCABULARY = auto()
+    """A part of the vocabulary that llama.cpp cannot use."""
     ROPE_MISSING = auto()
     ROPE_UNUSUAL = auto()
     ROPE_TYPE = auto()

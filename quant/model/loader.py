@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gptoss.errors import CheckpointError, GgufError, InvalidFileError
-from gptoss.formats import openai_layout
+from gptoss.formats import llama_cpp_keys, llama_cpp_types, openai_layout, published
 from gptoss.formats.checkpoint import CONFIG, INDEX, Checkpoint, read_config
 from gptoss.formats.gguf import GgufFile, GgufTensor
 from gptoss.formats.hparams import HParams
@@ -85,23 +85,12 @@ def missing_rope(config: Mapping[str, Any]) -> dict[str, Any]:
     given = [config.get(key) for key in ("rope_parameters", "rope_scaling")]
     missing: dict[str, Any] = {}
     if all(it is None for it in given):
-        missing["rope_scaling"] = dict(_YARN)
+        missing["rope_scaling"] = dict(published.ROPE_SCALING)
     thetas = [config.get("rope_theta")]
     thetas += [it.get("rope_theta") for it in given if isinstance(it, Mapping)]
     if all(theta is None for theta in thetas):
-        missing["rope_theta"] = 150000.0
+        missing["rope_theta"] = published.HPARAMS["rope_theta"]
     return missing
-
-
-_YARN = {
-    "rope_type": "yarn",
-    "factor": 32.0,
-    "original_max_position_embeddings": 4096,
-    "beta_fast": 32.0,
-    "beta_slow": 1.0,
-    "truncate": False,
-}
-"""The published models' ``rope_scaling``."""
 
 
 def _by_source(hparams: HParams) -> dict[str, list[NamedTensor]]:
@@ -247,20 +236,12 @@ def _stamps(paths: set[Path], error: type[InvalidFileError]) -> dict[Path, tuple
 
 # --- a GGUF -----------------------------------------------------------------------------------
 
-ROPE_KEYS: dict[str, str | int | float] = {
-    "gpt-oss.rope.freq_base": 150000.0,
-    "gpt-oss.rope.scaling.type": "yarn",
-    "gpt-oss.rope.scaling.factor": 32.0,
-    "gpt-oss.rope.scaling.original_context_length": 4096,
-}
-"""Keys without which llama.cpp computes other positions, and the published models' values."""
-
 
 def _open_gguf(path: Path) -> Model:
     file = GgufFile.open(path)
     stamps = _stamps(set(file.paths), GgufError)
     hparams = HParams.from_gguf(_completed(file), str(path))
-    defects = list(_rope_defects(file.metadata))
+    defects = list(_key_defects(file))
     experts: list[ExpertTensor] = []
     dense: list[DenseTensor] = []
     unread: list[str] = []
@@ -306,30 +287,53 @@ def _open_gguf(path: Path) -> Model:
 
 
 def _completed(file: GgufFile) -> dict[str, Any]:
-    """The metadata with what can be told otherwise or taken from the published models."""
-    metadata: dict[str, Any] = {**file.metadata, **ROPE_KEYS}
+    """The metadata, with the published or only possible value for keys that it lacks or has wrong.
+
+    Their absence and their values are defects of their own.
+    """
+    only = {
+        key: rule.only
+        for key, rule in llama_cpp_keys.KEYS.items()
+        if rule.only is not None and key != "general.architecture"
+    }
+    metadata: dict[str, Any] = {**published.ROPE_KEYS, **file.metadata, **only}
     embedding = file.tensors.get("token_embd.weight")
     if "tokenizer.ggml.tokens" not in metadata and embedding is not None:
         metadata["tokenizer.ggml.tokens"] = range(embedding.shape[-1])
     return metadata
 
 
-def _rope_defects(metadata: Mapping[str, Any]) -> Iterator[Defect]:
-    for key, published in ROPE_KEYS.items():
-        found = metadata.get(key)
+def _key_defects(file: GgufFile) -> Iterator[Defect]:
+    """Settings that differ from the published models', and keys that llama.cpp cannot use."""
+    problems = {problem.key: problem for problem in llama_cpp_keys.find_problems(file)}
+    for key, value in published.ROPE_KEYS.items():
+        found = file.metadata.get(key)
         if found is None:
             yield Defect(DefectKind.ROPE_MISSING, "the key is missing", key)
-        elif found != published:
-            kind = DefectKind.ROPE_TYPE if key.endswith(".type") else DefectKind.ROPE_UNUSUAL
-            yield Defect(kind, f"{found!r}; the published models have {published!r}", key)
+        elif found != value:
+            kind = DefectKind.ROPE_TYPE if key in problems else DefectKind.ROPE_UNUSUAL
+            shown = llama_cpp_keys.show(found)
+            yield Defect(kind, f"{shown}; the published models have {value!r}", key)
+        else:
+            continue
+        problems.pop(key, None)
+    for key, problem in problems.items():
+        of_vocabulary = key.startswith("tokenizer.")
+        kind = DefectKind.VOCABULARY if of_vocabulary else DefectKind.KEY_UNUSABLE
+        yield Defect(kind, f"{problem.found}; expected {problem.expected}", key)
 
 
 def _defects(named: NamedTensor, tensor: GgufTensor | None) -> Iterator[Defect]:
-    """Whether a tensor is missing or has another shape."""
+    """Whether a tensor is missing, has another shape, or cannot be computed by llama.cpp."""
     layer = layer_of(named.gguf)
     if tensor is None:
         yield Defect(DefectKind.TENSOR_MISSING, "not in the file", named.gguf, layer)
         return
     if tensor.shape != named.ggml_shape:
-        message = f"shape {tensor.shape}; {named.ggml_shape} is expected"
+        message = f"shape {tensor.shape}; expected {named.ggml_shape}"
         yield Defect(DefectKind.TENSOR_SHAPE, message, named.gguf, layer)
+    if tensor.type not in llama_cpp_types.computable_types(named):
+        yield Defect(DefectKind.TENSOR_UNUSABLE, f"type {tensor.type.name}", named.gguf, layer)
+    if tensor.gap:
+        message = f"{tensor.gap} unused bytes before it"
+        yield Defect(DefectKind.TENSOR_UNUSABLE, message, named.gguf, layer)

@@ -1,12 +1,12 @@
-"""The GGUF's hyperparameters and vocabulary against the checkpoint's config and tokenizer.
+"""Compare the settings of two models: hyperparameters and vocabulary, as llama.cpp reads them.
 
-Weights alone do not make a model: without its ``rope.*`` keys a gpt-oss GGUF loads and talks, and
-is wrong. Left out are keys that name or describe but change no result.
+Weights alone do not make a model: without its ``rope.*`` keys a gpt-oss GGUF loads and answers, and
+is wrong. Keys without effect on the result are left out; ``llama_cpp_keys`` lists which.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -14,64 +14,111 @@ from typing import Any
 import numpy as np
 from gguf.constants import TokenType
 
-from gptoss.errors import CheckpointError, UnsupportedModelError
+from gptoss.errors import CheckpointError, UnsupportedModelError, quoted
 from gptoss.formats.byte_source import read_json
 from gptoss.formats.checkpoint import TOKENIZER, Checkpoint
-from gptoss.formats.gguf import GgufFile
-from gptoss.formats.hparams import ARCHITECTURE, GGUF_KEYS, YARN_BETAS
+from gptoss.formats.gguf import GgufFile, StringArray
+from gptoss.formats.hparams import ARCHITECTURE, GGUF_KEYS, HParams
+from gptoss.formats.llama_cpp_keys import ABSENT, computed_with, find_problems, show
 from gptoss.formats.o200k import PRE_TOKENIZER, find_split_problem
+from gptoss.quant.model.defects import DefectKind
+from gptoss.quant.model.tensors import Model
 from gptoss.quant.verify.result import KeyDifference
 
 TOKENIZER_LIMIT = 2**28
 SETTINGS = "tokenizer_config.json"
 SETTINGS_LIMIT = 2**24
 
-_ABSENT = "nothing"
+_HARMS = (
+    DefectKind.KEY_UNUSABLE,
+    DefectKind.VOCABULARY,
+    DefectKind.TENSOR_UNUSABLE,
+)
+"""Defects with which llama.cpp fails, or computes something else."""
+_NO_DEFECT = "as gpt-oss has it"
+_ARRAYS = (StringArray, tuple, list)
+_END = object()
+"""Stands for the elements that the shorter of two arrays does not have."""
 
 
 def compare_keys(checkpoint: Checkpoint, gguf: GgufFile) -> tuple[KeyDifference, ...]:
-    """All differences. Raises ``UnsupportedModelError`` when the GGUF is of another architecture."""
+    """Every key of the GGUF with which llama.cpp computes another model than the checkpoint.
+
+    Raises ``UnsupportedModelError`` when the GGUF is of another architecture, ``CheckpointError``
+    when the checkpoint's tokenizer is missing or is not gpt-oss's.
+    """
     architecture = gguf.metadata.get("general.architecture")
     if architecture != ARCHITECTURE:
         raise UnsupportedModelError(
-            f"{gguf.path}: general.architecture is {architecture!r}; only {ARCHITECTURE!r} can be "
-            "verified"
+            f"{gguf.path}: general.architecture is {quoted(architecture)}; only {ARCHITECTURE!r} "
+            "can be verified"
         )
-    return (*_hyperparameters(checkpoint, gguf.metadata), *_vocabulary(checkpoint, gguf.metadata))
-
-
-def _hyperparameters(
-    checkpoint: Checkpoint, metadata: Mapping[str, Any]
-) -> Iterator[KeyDifference]:
-    hparams = checkpoint.hparams
-    wanted: dict[str, str | int | float] = {
-        key: getattr(hparams, name) for name, key in GGUF_KEYS.items()
-    }
-    wanted["gpt-oss.rope.scaling.type"] = "yarn"
-    wanted["gpt-oss.attention.value_length"] = hparams.head_dim
-    defaults = {GGUF_KEYS[name]: value for name, value in YARN_BETAS.items()}
-    for key, expected in wanted.items():
-        found = metadata.get(key, defaults.get(key))
-        if not _same(expected, found):
-            yield KeyDifference(key, _text(expected), _text(found))
-
-
-def _vocabulary(checkpoint: Checkpoint, metadata: Mapping[str, Any]) -> Iterator[KeyDifference]:
-    path = checkpoint.tokenizer / TOKENIZER
-    if not path.exists():
+    if not (path := checkpoint.tokenizer / TOKENIZER).exists():
         raise CheckpointError(f"{path}: missing; --tokenizer names another folder that holds one")
+    expected = _checkpoint_settings(checkpoint.hparams, checkpoint.tokenizer, checkpoint.config)
+    differences = list(_compare(expected, computed_with(gguf.metadata)))
+    reported = {difference.key for difference in differences}
+    for problem in find_problems(gguf):
+        if problem.key.partition("[")[0] not in reported:
+            differences.append(KeyDifference(problem.key, problem.expected, problem.found))
+    return tuple(differences)
+
+
+def compare_settings(a: Model, b: Model) -> Iterator[KeyDifference]:
+    """Every setting with which llama.cpp computes one model differently from the other.
+
+    Between two GGUFs values are compared exactly, as read. Of a checkpoint without tokenizer, only
+    the hyperparameters are.
+    """
+    differences = list(_compare(_settings(a), _settings(b)))
+    yield from differences
+    reported = {difference.key for difference in differences}
+    one, other = ({it.tensor: it.message for it in m.defects if it.kind in _HARMS} for m in (a, b))
+    for key in {**one, **other}:
+        if key.partition("[")[0] not in reported and one.get(key) != other.get(key):
+            yield KeyDifference(key, one.get(key, _NO_DEFECT), other.get(key, _NO_DEFECT))
+
+
+def _settings(model: Model) -> dict[str, Any]:
+    if model.tokenizer is None:
+        return computed_with(model.metadata)
+    return _checkpoint_settings(model.hparams, model.tokenizer, model.metadata)
+
+
+def _checkpoint_settings(
+    hparams: HParams, tokenizer: Path, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The same of a checkpoint, by the keys of a GGUF; None in an array where any value will do.
+
+    Of the tokenizer, only what its files say; nothing when there are none.
+    """
+    stated: dict[str, Any] = {key: getattr(hparams, name) for name, key in GGUF_KEYS.items()}
+    stated[f"{ARCHITECTURE}.attention.value_length"] = hparams.head_dim
+    stated[f"{ARCHITECTURE}.rope.scaling.type"] = "yarn"
+    stated["general.architecture"] = ARCHITECTURE
+    if (tokenizer / TOKENIZER).exists():
+        stated |= _vocabulary(hparams.vocab_size, tokenizer, config)
+    computed = computed_with(stated)
+    return {k: v for k, v in computed.items() if k in stated or not k.startswith("tokenizer.")}
+
+
+def _vocabulary(size: int, folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    path = folder / TOKENIZER
     tokenizer = read_json(path, CheckpointError, limit=TOKENIZER_LIMIT)
     if problem := find_split_problem(tokenizer.get("pre_tokenizer")):
         raise CheckpointError(f"{path}: does not split text as o200k does: {problem}")
-    words, added = _words(tokenizer, path, checkpoint.hparams.vocab_size)
-    texts, types = _tokens(words, added, checkpoint.hparams.vocab_size)
-    yield from _literals(
-        metadata, {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": PRE_TOKENIZER}
-    )
-    yield from _literals(metadata, _marks(checkpoint, added))
-    yield from _array("tokenizer.ggml.tokens", texts, metadata)
-    yield from _array("tokenizer.ggml.merges", _merges(tokenizer, path), metadata)
-    yield from _array("tokenizer.ggml.token_type", types, metadata)
+    words, added = _words(tokenizer, path, size)
+    texts, types = _tokens(words, added, size)
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": PRE_TOKENIZER,
+        "tokenizer.ggml.tokens": texts,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.merges": _merges(tokenizer, path),
+        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.ggml.add_eos_token": False,
+        **_ends(folder, config, added),
+    }
 
 
 def _words(
@@ -114,9 +161,11 @@ def _tokens(
     return texts, types
 
 
-def _marks(checkpoint: Checkpoint, added: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def _ends(
+    folder: Path, config: Mapping[str, Any], added: Sequence[Mapping[str, Any]]
+) -> dict[str, int]:
     """The ids that begin and end a text: those the tokenizer's settings name, else the config."""
-    path = checkpoint.tokenizer / SETTINGS
+    path = folder / SETTINGS
     settings = read_json(path, CheckpointError, limit=SETTINGS_LIMIT) if path.exists() else {}
     ids = {token["content"]: token["id"] for token in added}
     marks = {}
@@ -124,7 +173,7 @@ def _marks(checkpoint: Checkpoint, added: Sequence[Mapping[str, Any]]) -> dict[s
         text = settings.get(f"{name}_token")
         text = text.get("content") if isinstance(text, dict) else text
         known = isinstance(text, str) and text in ids
-        i = ids[text] if known else checkpoint.config.get(f"{name}_token_id")
+        i = ids[text] if known else config.get(f"{name}_token_id")
         if type(i) is int:
             marks[f"tokenizer.ggml.{name}_token_id"] = i
     return marks
@@ -146,40 +195,38 @@ def _merges(tokenizer: Mapping[str, Any], path: Path) -> list[str]:
     return joined
 
 
-def _literals(
-    metadata: Mapping[str, Any], wanted: Mapping[str, str | int]
-) -> Iterator[KeyDifference]:
-    for key, expected in wanted.items():
-        if not _same(expected, metadata.get(key)):
-            yield KeyDifference(key, _text(expected), _text(metadata.get(key)))
+def _compare(expected: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[KeyDifference]:
+    """Of the tokenizer's keys, those that both sides have something to say about."""
+    for key in {**expected, **found}:
+        if key.startswith("tokenizer.") and not (key in expected and key in found):
+            continue
+        one, other = expected.get(key), found.get(key)
+        if isinstance(one, _ARRAYS) and isinstance(other, _ARRAYS):
+            yield from _compare_arrays(key, one, other)
+        elif not _same(one, other):
+            yield KeyDifference(key, show(one), show(other))
 
 
-def _array(
-    key: str, expected: Sequence[str | int | None], metadata: Mapping[str, Any]
+def _compare_arrays(
+    key: str, expected: Sequence[Any], found: Sequence[Any]
 ) -> Iterator[KeyDifference]:
-    """Compare element by element; whatever stands where None is expected is right."""
-    found = metadata.get(key)
-    if found is None and not expected:
-        return
-    if not isinstance(found, Iterable) or isinstance(found, str):
-        yield KeyDifference(key, f"{len(expected)} elements", _text(found))
-        return
+    """Element by element; None matches any element."""
     wrong = [
         (i, e, f)
-        for i, (e, f) in enumerate(zip_longest(expected, found, fillvalue=_ABSENT))
-        if e is not None and e != f
+        for i, (e, f) in enumerate(zip_longest(expected, found, fillvalue=_END))
+        if e != f and (e is _END or f is _END or (e is not None and f is not None))
     ]
     if wrong:
         i, e, f = wrong[0]
-        yield KeyDifference(key, _text(e), _text(f), len(wrong), i)
+        yield KeyDifference(key, _element(e), _element(f), len(wrong), i)
 
 
-def _same(expected: str | int | float, found: object) -> bool:
+def _element(value: object) -> str:
+    return ABSENT if value is _END else show(value)
+
+
+def _same(expected: object, found: object) -> bool:
     """Equal, and a float equal as float32, which is what a GGUF stores."""
     if isinstance(expected, float) and isinstance(found, int | float):
         return bool(np.float32(expected) == np.float32(found))
     return type(found) is type(expected) and found == expected
-
-
-def _text(value: object) -> str:
-    return _ABSENT if value is None or value is _ABSENT else repr(value)

@@ -190,7 +190,7 @@ def test_other_sizes_and_settings(base: Path, tuned: Path, tmp_path: Path) -> No
     config.write_text(config.read_text().replace('"factor": 32.0', '"factor": 16.0'))
     result = diff(base, tuned)
     assert result.headline == "the same weights, but 1 setting differs"
-    assert [it.key for it in result.keys] == ["yarn_factor"]
+    assert [it.key for it in result.keys] == ["gpt-oss.rope.scaling.factor"]
 
 
 def test_nan_is_a_difference_but_not_from_itself(base: Path, tuned: Path, tmp_path: Path) -> None:

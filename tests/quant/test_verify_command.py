@@ -34,15 +34,15 @@ from support.planted import Copying
         ("gpt-oss.rope.freq_base", "150000.0"),
         ("gpt-oss.rope.scaling.original_context_length", "4096"),
         ("gpt-oss.attention.sliding_window", "128"),
-        ("gpt-oss.attention.value_length", "64"),
-        ("tokenizer.ggml.tokens", "320 elements"),
+        ("gpt-oss.attention.value_length", "as gpt-oss.attention.key_length"),
+        ("tokenizer.ggml.tokens", "an array of 320"),
         ("tokenizer.ggml.eos_token_id", "260"),
     ],
 )
 def test_a_missing_key(copy: Copying, key: str, expected: str) -> None:
     it = copy()
     name = struct.pack("<Q", len(key)) + key.encode()
-    it.replace(name, name[:-1] + b"?")
+    it.replace(name, name[:8] + b"?" + name[9:])
     verdict = it.verify()
     assert not verdict.differences
     (difference,) = verdict.keys
@@ -252,7 +252,7 @@ def test_command_says_proven(copy: Copying, run: Command) -> None:
 def test_command_names_the_first_difference(copy: Copying, run: Command) -> None:
     it = copy()
     it.xor(it.offset("blk.1.ffn_up_exps.weight") + 17 + 1, 0x80)
-    it.replace(b"gpt-oss.rope.freq_base", b"?", 21)
+    it.replace(b"gpt-oss.rope.freq_base", b"?")
     done = run("verify", it.source, it.path)
     assert done.code == 1
     lines = done.out.splitlines()

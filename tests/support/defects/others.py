@@ -159,7 +159,7 @@ def key_lost(patient: Patient) -> Expected:
     keys = ("freq_base", "scaling.factor", "scaling.type", "scaling.original_context_length")
     key = "gpt-oss.rope." + keys[patient.rng.integers(len(keys))]
     name = len(key).to_bytes(8, "little") + key.encode()
-    _header(patient, name, name[:-1] + b"?")
+    _header(patient, name, name[:8] + b"?" + name[9:])
     return Expected(key)
 
 
