@@ -1,60 +1,64 @@
-# Everything runs in an environment of its own, made on first use in .venv. Needs: Python 3.11 or
-# later, a C++ compiler, make; `make oracle` and `make bench` also npm. On Windows without make see README.
+# Everything runs in its own environment, .venv, which is created on first use.
+# Needs Python 3.11 or later, a C++ compiler and make; `make oracle` and `make bench` also need npm.
+# On Windows without make, see README.
 PYTHON ?= python3
 MODEL  ?=
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: demo chat test slow oracle check lint format types bench clean
+.PHONY: help demo chat test slow oracle check lint format types dist bench clean
 
-# The tiny model bundled with the tests: convert, verify, talk.
-demo: $(VENV)/.run
+.DEFAULT_GOAL := help
+
+help:  ## list these targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: $(VENV)/.run  ## convert the small model, verify it, talk with it
 	@$(BIN)/python tests/demo.py
 
-# make chat MODEL=gpt-oss-20b.gguf
-chat: $(VENV)/.run
-	@test -n "$(MODEL)" || { echo "say which: make chat MODEL=gpt-oss-20b.gguf" >&2; exit 2; }
+chat: $(VENV)/.run  ## talk with a model: make chat MODEL=gpt-oss-20b.gguf
+	@test -n "$(MODEL)" || { echo "name a model: make chat MODEL=gpt-oss-20b.gguf" >&2; exit 2; }
 	@$(BIN)/gptoss-run chat "$(MODEL)"
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev  ## run the quick tests
 	$(BIN)/pytest -m "not slow and not oracle"
 
-slow: $(VENV)/.dev
+slow: $(VENV)/.dev  ## run the long tests
 	$(BIN)/pytest -m "slow and not oracle"
 
-# Against software written by others: llama.cpp's converter, transformers, openai-harmony.
-oracle: $(VENV)/.oracle
+oracle: $(VENV)/.oracle  ## compare with llama.cpp's converter, transformers, openai-harmony
 	$(BIN)/pytest -m oracle
 
-check: format lint types test
+check: format lint types test  ## format, lint, types and quick tests
 
-format: $(VENV)/.dev
+format: $(VENV)/.dev  ## check the formatting
 	$(BIN)/ruff format --check .
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.dev  ## run the linter
 	$(BIN)/ruff check .
 
-types: $(VENV)/.dev
+types: $(VENV)/.dev  ## check the types for Linux, macOS and Windows
 	$(BIN)/mypy --platform linux gptoss tests
 	$(BIN)/mypy --platform darwin gptoss tests
 	$(BIN)/mypy --platform win32 gptoss tests
 
-# 20b-sized; about 55 GB of disk and half an hour. See README, "Measured".
-bench: $(VENV)/.oracle
+dist: $(VENV)/.dev  ## build wheel and source archive, check and install them
+	$(BIN)/python tests/dist.py
+
+bench: $(VENV)/.oracle  ## measure a 20b-sized model: 55 GB of disk, half an hour, Linux
 	$(BIN)/python tests/bench.py
 	$(BIN)/python tests/bench_harmony.py
 
-clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean:  ## remove the environment and all caches
+	rm -rf $(VENV) build dist tiny.gguf tiny.gguf.manifest.json *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(BIN)/pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 
-# llama-cpp-python is compiled here the first time: about ten minutes on two cores.
 $(VENV)/.run: pyproject.toml | $(BIN)/pip
-	@echo "Installing; llama.cpp is compiled from source the first time, which takes minutes."
+	@echo "Installing. The first time, llama.cpp is compiled, which takes about ten minutes."
 	$(PIP) install --editable ".[run]"
 	@touch $@
 

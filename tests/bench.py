@@ -1,12 +1,13 @@
-"""The figures of README's table, measured side by side in one run.
+"""The figures of README and docs/measured.md, measured side by side in one run.
 
-    make bench                 everything, about an hour and 55 GB of disk below build/bench
-    python tests/bench.py --runs 1 --folder DIR --no-readme
+    make bench                 everything, half an hour and 55 GB of disk below build/bench
+    python tests/bench.py --runs 1 --folder DIR --no-documents
 
 A checkpoint of the 20b model's exact shape with random weights is made once. Then, in turns: our
 converter, `cp` and `sync` of the file it made, llama.cpp's converter and quantizer; our verify
 beside reading. Each is a process of its own; what is compared is the median of its runs, and
-ratios are of medians. The table between README's bench markers is then replaced. Linux only.
+ratios are of medians. The text between the bench markers of both documents is then replaced. Linux
+only.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from support import peers
 from support.timing import BIN, Series, gigabytes, table, timed
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+README, FIGURES = ROOT / "README.md", ROOT / "docs" / "measured.md"
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 
 
@@ -45,7 +46,11 @@ def generation_bench(gguf: Path) -> Iterator[str]:
     summary = json.loads(run.output.splitlines()[-1])
     yield f"load and 64 tokens of the q8_0 file, whole process: {run.wall:.0f} s"
     yield f"peak memory {gigabytes(run.peak_bytes)} (file pages included)"
-    yield f"as the program itself says: `{json.dumps(summary)}`"
+    timings = summary["timings"]
+    yield (
+        f"of which: {timings['prompt_tokens']} prompt tokens in {timings['prompt_seconds']:.1f} s, "
+        f"then {timings['generated_tokens']} generated in {timings['generate_seconds']:.1f} s"
+    )
 
 
 def proof_bench(checkpoint: Path, gguf: Path, runs: int) -> list[Series]:
@@ -102,20 +107,31 @@ def encoder_bench(runs: int) -> Iterator[str]:
     yield f"the gguf package's encoder, which has OCP's rule: {gguf}"
 
 
-def write_readme(lines: Sequence[str]) -> None:
-    """Put the table between the markers."""
-    text = README.read_text("utf-8")
+def shortened(pairs: Sequence[tuple[Series, Series]]) -> Iterator[str]:
+    """README's table: our command, and what it is compared with."""
+    yield "| | time | peak memory | for comparison |"
+    yield "|---|---|---|---|"
+    for ours, other in pairs:
+        yield (
+            f"| {ours.title} | {ours.wall:.1f} s | {gigabytes(ours.peak_bytes)} "
+            f"| {other.title}: {other.wall:.1f} s, {gigabytes(other.peak_bytes)} |"
+        )
+
+
+def replace_figures(document: Path, lines: Sequence[str]) -> None:
+    """Put lines between the markers of a document."""
+    text = document.read_text("utf-8")
     head, rest = text.split(BEGIN)
     _, tail = rest.split(END)
-    README.write_text("\n".join([head + BEGIN, *lines, END + tail]), "utf-8")
+    document.write_text("\n".join([head + BEGIN, *lines, END + tail]), "utf-8")
 
 
 def main() -> None:
-    """Measure, print, and put the table into README."""
+    """Measure, print, and put the tables into the documents."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--no-readme", action="store_true")
+    parser.add_argument("--no-documents", action="store_true")
     options = parser.parse_args()
     folder: Path = options.folder
     checkpoint = folder / "20b"
@@ -131,10 +147,17 @@ def main() -> None:
     audit = audit_bench(q8, options.runs)
     small = vocabulary_bench(folder, options.runs)
     size = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
+    machine = f"{os.cpu_count()} cores, {platform.machine()} {platform.system()}"
+    day = f"{datetime.now(UTC):%Y-%m-%d}"
+    pairs = [(bf16[1], bf16[2]), (q8_0[1], q8_0[2]), (proof[1], proof[0]), (audit[1], audit[0])]
+    short = [
+        f"A random checkpoint of the 20b model's size ({gigabytes(size)}), {machine}, {day}:",
+        "",
+        *shortened(pairs),
+    ]
     lines = [
-        f"Measured {datetime.now(UTC):%Y-%m-%d} with `make bench` on {os.cpu_count()} cores "
-        f"({platform.machine()}, {platform.system()}), Python {platform.python_version()}, "
-        f"medians of {options.runs} runs in turns.",
+        f"Measured {day} on {machine}, Python {platform.python_version()}, medians of "
+        f"{options.runs} runs in turns.",
         "",
         f"20b-sized random checkpoint ({gigabytes(size)}):",
         "",
@@ -152,8 +175,9 @@ def main() -> None:
         *(f"- {line}" for line in (*encoder_bench(options.runs), *generation_bench(q8))),
     ]
     print("\n".join(lines))
-    if not options.no_readme:
-        write_readme(lines)
+    if not options.no_documents:
+        replace_figures(README, short)
+        replace_figures(FIGURES, lines)
     shutil.rmtree(folder)
 
 

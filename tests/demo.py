@@ -1,14 +1,15 @@
-"""What `make demo` runs: the bundled small checkpoint, converted, verified, and talked with.
+"""What `make demo` runs: convert the bundled small checkpoint, verify it, talk with it.
 
-Ends with exit code 1 when a step does not give what it must: a conversion that is not proven
-equal, a turn that does not end well, a tool that is not called.
+The GGUF stays in the current folder, and the last lines say what to type next. Exit code 1 means
+that a step failed: the conversion is not proven equal, a turn does not end well, or a tool is not
+called.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,12 @@ from gptoss.runtime.sampling.sampler import Sampling
 from gptoss.runtime.terminal.printer import Printer
 
 CHECKPOINT = Path(__file__).resolve().parent / "tiny" / "checkpoint"
+GGUF = Path("tiny.gguf")
+COMMANDS = Path(os.path.relpath(Path(sys.executable).parent))
+NEXT = f"""
+── what to type next
+   talk with this small model:  {COMMANDS / "gptoss-run"} chat {GGUF}
+   convert a real one (14 GB):  {COMMANDS / "gptoss-convert"} openai/gpt-oss-20b -o gpt-oss-20b.gguf"""
 
 
 def get_weather(city: str) -> dict[str, object]:
@@ -86,24 +93,24 @@ def main() -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # into a file on Windows, not every sign exists
     failures = []
-    with tempfile.TemporaryDirectory() as scratch:
-        gguf = Path(scratch) / "tiny.gguf"
-        with step("convert the bundled checkpoint to GGUF"):
-            done = gptoss.convert(CHECKPOINT, gguf)
-            print(f"{done.tensors} tensors, {done.nbytes:,} bytes, dense tensors {done.dense}")
-        with step("verify every block, scale, sink and dense tensor against the checkpoint"):
-            verdict = gptoss.verify(CHECKPOINT, gguf)
-            print(f"{verdict.values:,} values: {verdict.first or 'proven equal'}")
-            if not verdict.proven:
-                failures.append("the GGUF is not proven equal to its source")
-        with step("load it into llama.cpp"):
-            chat = gptoss.load(gguf, tools=[get_weather], sampling=Sampling(temperature=0))
-        with chat:
-            for turn in CONVERSATION:
-                with step(f"reasoning {turn.reasoning}> {turn.text}"):
-                    failures += talk(chat, turn)
+    with step("convert the bundled checkpoint to GGUF"):
+        done = gptoss.convert(CHECKPOINT, GGUF)
+        print(f"{done.tensors} tensors, {done.nbytes:,} bytes, dense tensors {done.dense}")
+    with step("verify every block, scale, sink and dense tensor against the checkpoint"):
+        verdict = gptoss.verify(CHECKPOINT, GGUF)
+        print(f"{verdict.values:,} values: {verdict.first or 'proven equal'}")
+        if not verdict.proven:
+            failures.append("the GGUF is not proven equal to its source")
+    with step("load it into llama.cpp"):
+        chat = gptoss.load(GGUF, tools=[get_weather], sampling=Sampling(temperature=0))
+    with chat:
+        for turn in CONVERSATION:
+            with step(f"reasoning {turn.reasoning}> {turn.text}"):
+                failures += talk(chat, turn)
     for failure in failures:
         print(f"FAILED: {failure}", file=sys.stderr)
+    if not failures:
+        print(NEXT)
     return 1 if failures else 0
 
 
