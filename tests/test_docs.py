@@ -137,7 +137,7 @@ def test_python_in_the_documents_is_typed(checker: str, tmp_path: Path) -> None:
         code = "\n\n".join(block.text for block in blocks(document) if block.language == "python")
         name = document.stem.replace("-", "_").lower()
         (tmp_path / f"{name}.py").write_text(f"# pyright: strict\n{code}\n", "utf-8")
-    options = {
+    options: dict[str, list[str | Path]] = {
         "mypy": ["--config-file", ROOT / "pyproject.toml", "--cache-dir", ROOT / ".mypy_cache"],
         "pyright": ["--pythonpath", sys.executable],
     }
