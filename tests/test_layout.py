@@ -21,6 +21,37 @@ MAY_IMPORT = {
     "converter": GROUND | {"quant", "converter"},
     "runtime": GROUND | {"runtime"},
 }
+INSIDE: dict[str, dict[str, set[str]]] = {
+    "quant": {
+        "mxfp4": set(),
+        "model": {"mxfp4"},
+        "info": {"model"},
+        "verify": {"model", "mxfp4"},
+        "audit": {"model", "mxfp4"},
+        "diff": {"audit", "model", "mxfp4", "verify"},
+        "report": {"audit", "diff", "model", "mxfp4"},
+    },
+    "converter": {
+        "transforms": set(),
+        "gguf": {"transforms"},
+        "write": {"gguf", "lora", "transforms"},
+        "hub": {"gguf", "write"},
+        "lora": {"transforms"},
+        "export": {"gguf", "transforms", "write"},
+        "repair": {"export", "gguf", "transforms", "write"},
+    },
+    "runtime": {
+        "harmony": set(),
+        "engine": set(),
+        "models": {"engine", "harmony"},
+        "tools": {"harmony"},
+        "sampling": {"engine", "harmony"},
+        "server": {"harmony"},
+        "chat": {"engine", "harmony", "models", "sampling", "tools"},
+        "terminal": {"chat", "harmony", "sampling"},
+    },
+}
+"""What the folders of each room may import of their neighbours."""
 FOLDERS = {
     "formats": ROOT / "gptoss" / "formats",
     "quant": ROOT / "quant",
@@ -64,37 +95,16 @@ def test_no_module_imports_itself_in_the_end() -> None:
     TopologicalSorter(graph).prepare()
 
 
-@pytest.mark.parametrize(
-    ("folder", "others"),
-    [("export", set()), ("lora", set()), ("hub", set()), ("repair", {"export"})],
-)
-def test_arrows_in_the_converter(folder: str, others: set[str]) -> None:
-    """Its folders stand on the files beside them, and on no other folder but those named."""
-    folders = {"export", "hub", "lora", "repair"}
-    for path in (FOLDERS["converter"] / folder).glob("*.py"):
-        for name in imported(path):
-            if name.startswith("gptoss.converter."):
-                beside = name.split(".")[2]
-                assert beside not in folders - {folder} - others, f"{path} imports {name}"
-
-
-@pytest.mark.parametrize(
-    ("folder", "others"),
-    [
-        ("mxfp4", set()),
-        ("model", {"mxfp4"}),
-        ("verify", {"location", "model", "mxfp4"}),
-        ("audit", {"location", "model", "mxfp4"}),
-        ("diff", {"audit", "model", "mxfp4", "verify"}),
-    ],
-)
-def test_arrows_in_quant(folder: str, others: set[str]) -> None:
-    """What a model is does not depend on what is asked about it."""
-    for path in (FOLDERS["quant"] / folder).glob("*.py"):
-        for name in imported(path):
-            if name.startswith("gptoss.quant."):
-                beside = name.split(".")[2]
-                assert beside in {folder} | others, f"{path} imports {name}"
+@pytest.mark.parametrize("room", INSIDE)
+def test_arrows_inside_a_room(room: str) -> None:
+    """A folder imports only the folders named; files beside the folders may import any."""
+    folders = {path.parent.name for path in FOLDERS[room].glob("*/__init__.py")}
+    assert folders == INSIDE[room].keys()
+    for folder, others in INSIDE[room].items():
+        for path in (FOLDERS[room] / folder).rglob("*.py"):
+            for name in imported(path):
+                if name.startswith(f"gptoss.{room}.") and (to := name.split(".")[2]) in folders:
+                    assert to in others | {folder}, f"{path} imports {name}"
 
 
 @pytest.mark.parametrize(

@@ -124,12 +124,12 @@ def test_an_expansion_without_end_is_refused_at_once() -> None:
     }
     definitions["d30"] = STRING
     bomb = {"type": "object", "properties": {"p": {"$ref": "#/$defs/d0"}}, "$defs": definitions}
-    begun = time.perf_counter()
+    begun = time.process_time()
     with pytest.raises(ConversationError, match=f"over {MAX_FOLLOWED} characters"):
         check_parameters(PLACE, bomb)
     with pytest.raises(ConversationError, match=r"tools\.functions\.f\.parameters: has over"):
         tools_section([Namespace("functions", (Function("f", "", bomb),))])
-    assert time.perf_counter() - begun < 2
+    assert time.process_time() - begun < 2
 
 
 @pytest.mark.parametrize(
@@ -145,12 +145,12 @@ def test_what_is_large_is_not_brought_in_again_and_again(large: dict[str, Any]) 
     """Once is fine, however large; a thousand references to it are not."""
     properties = {f"p{i}": {"$ref": "#/$defs/large"} for i in range(1_000)}
     schema = {"type": "object", "properties": properties, "$defs": {"large": large}}
-    begun = time.perf_counter()
+    begun = time.process_time()
     with pytest.raises(ConversationError, match="once its references are followed"):
         check_parameters(PLACE, schema)
     check_parameters(PLACE, {"type": "object", "properties": {"p": large}})
     check_schema(PLACE, {"allOf": [large, large]})
-    assert time.perf_counter() - begun < 3
+    assert time.process_time() - begun < 3
 
 
 def test_a_chain_of_references_too_deep_is_refused() -> None:
