@@ -2,7 +2,7 @@
 
 One pass counts every tensor (`statistics`). The findings come from these counts, from a second look
 at the few places they point to, and from samples of the layers' structure: `check_experts`,
-`check_dense`, `check_layout`, `check_tokenizer`. A single changed weight cannot be found without
+`check_dense`, `check_layout`, `check_channels`, `check_tokenizer`. A single changed weight cannot be found without
 the source: see `gptoss.quant.verify`.
 """
 
@@ -21,6 +21,7 @@ import numpy as np
 from gptoss.formats.hparams import HParams
 from gptoss.progress import Progress
 from gptoss.quant.audit import (
+    check_channels,
     check_dense,
     check_experts,
     check_layout,
@@ -91,7 +92,8 @@ class Audit:
             case Verdict.UNSOUND:
                 return f"unsound: {found}"
             case Verdict.NOT_JUDGED:
-                return f"not judged: {plural(len(self.unread), 'tensor')} could not be read; no errors in the rest, {found}"
+                unread = plural(len(self.unread), "tensor")
+                return f"not judged: {unread} could not be read; no errors in the rest, {found}"
             case Verdict.SOUND if Severity.WARNING in counts:
                 return f"no errors, but {found}"
             case Verdict.SOUND:
@@ -142,7 +144,7 @@ def _findings(model: Model, files: TensorReader, counted: Counted) -> Iterator[F
     for part in counted.experts:
         by_name.setdefault(part.tensor, []).append(part)
     packed = {tensor.name: tensor for tensor in model.experts if tensor.name in by_name}
-    layers = list(check_layout.layers(files, model.experts, model.dense))
+    layers = list(check_layout.layers(model.experts))
     with ThreadPoolExecutor(statistics.WORKERS) as pool:
         looks: list[Iterator[list[Finding]]] = [
             pool.map(lambda *it: list(check_dense.check_tensor(files, *it)), loose, counted.dense),
@@ -153,6 +155,7 @@ def _findings(model: Model, files: TensorReader, counted: Counted) -> Iterator[F
             pool.map(lambda layer: list(check_layout.check_layer(files, layer)), layers),
         ]
         yield from (finding for look in looks for findings in look for finding in findings)
+        yield from check_channels.check_channels(files, model, pool)
     if counted.experts:
         yield from check_experts.check_outliers(counted.experts, _attention(model, counted.dense))
     yield from check_experts.check_duplicates(files, packed, counted.experts)

@@ -1,9 +1,9 @@
-"""Where the bad blocks of an expert tensor are, and what their places tell.
+"""Locate the bad blocks of an expert tensor, and tell corruption from misreading.
 
-Counting says how many there are, not where: only experts with something to place are read again.
-A corrupt file has its bad blocks side by side in one stretch of the file, whatever tensor, row or
-expert that is. A file that was packed or read by another rule has them all over the tensor, or
-wherever a row, a block of the row, or every other row is.
+The histograms show how many there are, not where: only experts with bad blocks are read again. A
+corrupt file has its bad blocks side by side in one stretch, whatever tensor, row or expert that is.
+A file that was packed or read by another rule has them all over the tensor, or always in the same
+row, block of a row, or every other row.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from gptoss.quant.mxfp4 import Bytes
 from gptoss.text import plural
 
 FILL = 512
-"""Bytes of one value side by side, a disk's sector, from which on they count as a hole."""
+"""Bytes of one value side by side that count as a hole: a disk's sector."""
 FEW = 16
-"""Bad blocks below which their places tell nothing."""
+"""Fewest bad blocks whose places prove anything."""
 DENSE = 0.6
-"""The share of a stretch's blocks that are bad when it is garbage: of random bytes most are."""
+"""Share of bad blocks in a stretch that makes it garbage: most blocks of random bytes are bad."""
+LOST = 0.1
+"""Share of an expert's rows that are zero from which weights are lost, not trained away."""
 _LIMIT = 2**22
-"""Blocks placed of one tensor at most."""
+"""Blocks located in one tensor, at most."""
 _EIGHTHS = 8
 
 _MAGNITUDES = np.uint64(0x7777777777777777)
@@ -39,7 +41,7 @@ _REPEAT = np.uint64(0x0101010101010101)
 
 @dataclass(frozen=True, slots=True)
 class SuspectBlocks:
-    """Blocks worth placing, in the order of the file.
+    """Blocks worth locating, in the order of the file.
 
     ``index`` counts blocks from the tensor's start as it is stored; ``scale`` are their scales,
     ``zero`` says whether all codes are zero, ``fill`` is the byte that all of a block's codes
@@ -53,7 +55,7 @@ class SuspectBlocks:
     fill: NDArray[np.int16]
 
     def where(self, mask: NDArray[np.bool_]) -> SuspectBlocks:
-        """Those of a mask."""
+        """The blocks that a mask selects."""
         return SuspectBlocks(
             self.tensor, self.index[mask], self.scale[mask], self.zero[mask], self.fill[mask]
         )
@@ -74,7 +76,7 @@ def locate(
 ) -> SuspectBlocks:
     """Blocks of these experts whose scale is one of ``scales[256]`` or whose bytes are all alike.
 
-    At most some millions: who has more is no better served by all of them.
+    Capped at a few million blocks.
     """
     index: list[NDArray[np.int64]] = []
     scale: list[Bytes] = []
@@ -155,7 +157,7 @@ def runs(index: NDArray[np.int64], value: NDArray[np.int64]) -> list[tuple[int, 
 
 
 def classify_damage(bad: SuspectBlocks) -> Iterator[Finding]:
-    """What the places of blocks with impossible scales tell, if there are enough of them."""
+    """Whether enough blocks with impossible scales lie together, or all over the tensor."""
     n, tensor = len(bad), bad.tensor
     if n < FEW:
         return
@@ -194,7 +196,7 @@ def _scale_bytes(tensor: ExpertTensor) -> tuple[Extent, int]:
 
 
 def _spread(bad: SuspectBlocks) -> str:
-    """In what they are alike: block of the row, parity of the row, expert; else evenness."""
+    """What the blocks have in common: block of the row, parity of the row, expert; or nothing."""
     blocks = bad.tensor.columns // mxfp4.BLOCK
     row, block = np.divmod(bad.index, blocks)
     expert = row // bad.tensor.rows
@@ -246,8 +248,9 @@ def check_located(bad: SuspectBlocks, impossible: NDArray[np.bool_]) -> Iterator
             large,
             f"scales up to 2^{factor} times the others'",
         )
-    # A small scale under zeros harms nobody; under other weights it is as impossible as a large.
+    # A small scale of zeros does no harm; of other weights it is as impossible as a large one.
     yield from classify_damage(bad.where(impossible[bad.scale] & ~(bad.zero)))
+    yield from _zero_rows(bad)
     zero = bad.where(bad.zero)
     total = bad.tensor.experts * bad.tensor.rows * (bad.tensor.columns // mxfp4.BLOCK)
     live = zero.where(zero.scale > 1)
@@ -259,8 +262,29 @@ def check_located(bad: SuspectBlocks, impossible: NDArray[np.bool_]) -> Iterator
         )
 
 
+def _zero_rows(bad: SuspectBlocks) -> Iterator[Finding]:
+    """Rows of zeros of each part, at the expert that has most of them; dead experts left out."""
+    tensor, blocks, k = bad.tensor, bad.tensor.columns // mxfp4.BLOCK, len(bad.tensor.parts)
+    rows, counts = np.unique(bad.index[bad.zero] // blocks, return_counts=True)
+    experts, rows = np.divmod(rows[counts == blocks], tensor.rows)
+    each = tensor.rows // k
+    for turn, part in enumerate(tensor.parts):
+        mine = rows % k == turn
+        zero = np.bincount(experts[mine], minlength=tensor.experts)
+        zero[zero == each] = 0
+        if not zero.any():
+            continue
+        worst = int(zero.argmax())
+        severity = Severity.ERROR if zero[worst] >= LOST * each else Severity.WARNING
+        message = f"{part}: {plural(int(zero.sum()), 'row')} of zeros in "
+        message += f"{plural(int(np.count_nonzero(zero)), 'expert')}, "
+        message += f"{zero[worst]:,} of {each:,} in this one"
+        place = Location(worst, int(rows[mine & (experts == worst)][0]))
+        yield Finding(FindingKind.ZERO_ROWS, severity, message, tensor.name, tensor.layer, place)
+
+
 def _scattered(zero: SuspectBlocks) -> SuspectBlocks:
-    """Blocks of zeros that are not part of a row of zeros."""
+    """Blocks of zeros outside rows of zeros."""
     blocks = zero.tensor.columns // mxfp4.BLOCK
     rows, inverse, counts = np.unique(zero.index // blocks, return_inverse=True, return_counts=True)
     del rows

@@ -1,4 +1,4 @@
-"""What the values of norms, sinks, routers and dense matrices must be, if the model is to work."""
+"""Checks on tensors that are not in MXFP4: norms, sinks, routers, dense matrices."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from gptoss.quant.audit import check_blocks
 from gptoss.quant.audit.findings import Finding, FindingKind, Severity
 from gptoss.quant.audit.histogram import DenseStatistics
+from gptoss.quant.audit.statistics import EXPERTS
 from gptoss.quant.location import Location
 from gptoss.quant.model import dtypes
 from gptoss.quant.model.reader import TensorReader, read_values
@@ -16,11 +17,11 @@ from gptoss.quant.model.tensors import DenseTensor
 from gptoss.quant.mxfp4 import Floats
 
 HUGE, TOO_HUGE = 1e4, 65504.0
-"""Magnitudes of weights that are worth a warning, and those that F16 cannot hold."""
+"""Magnitudes of weights that are worth a warning, and that F16 cannot hold."""
 SINK, WRONG_SINK = 50.0, 1000.0
-"""Magnitudes of sinks: attention's scores are a few tens at most."""
+"""Magnitudes of sinks for a warning and an error: attention scores are a few tens at most."""
 NORM = (1e-3, 1e3)
-"""Between which the root mean square of a norm's weights should lie."""
+"""Range of the root mean square of a norm's weights."""
 ROUTE = 30.0
 """Root mean square of a router's row: with inputs of size 1 its logits then reach thousands."""
 NEVER = 80.0
@@ -64,10 +65,14 @@ def _not_finite(
 
 
 def _hole(files: TensorReader, tensor: DenseTensor) -> Iterator[Finding]:
-    """The longest stretch of one byte, unless it is whole rows of zeros."""
+    """The longest stretch of one byte, unless it is whole rows of zeros.
+
+    A row of the embedding that belongs to no token may be zero; rows of an expert are not.
+    """
     offset, size, byte = max(_runs(files, tensor), key=lambda run: run[1])
     row = tensor.extent.nbytes // int(np.prod(tensor.shape[:-1]))
     whole_rows = byte == 0 and offset % row == 0 and size % row == 0
+    whole_rows &= tensor.role != EXPERTS
     if size >= check_blocks.FILL and not whole_rows:
         index = offset // dtypes.block_bytes(tensor.encoding) * dtypes.block_values(tensor.encoding)
         yield Finding(

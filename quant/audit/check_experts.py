@@ -1,4 +1,4 @@
-"""What the counts of an expert tensor tell: scales, codes, zeros, and each against its siblings."""
+"""Checks on expert tensors in MXFP4: scale and code histograms, zeros, siblings, duplicates."""
 
 from __future__ import annotations
 
@@ -17,15 +17,20 @@ from gptoss.quant.model.tensors import ExpertTensor, Part
 from gptoss.text import plural
 
 ENOUGH = 4096
-"""Values below which the use of codes proves nothing."""
+"""Values below which the frequency of codes proves nothing."""
 FAR = 12
 """Octaves from the bulk of a tensor's scales at which a scale is impossible."""
 NOISE = 0.4
-"""Distance from an even use of codes, in parts of the usual one, from which on down it is noise."""
+"""Unevenness of codes, relative to the tensor's usual one, up to which they are noise."""
+UNIFORM = 0.1
+"""Unevenness of codes, the sum over the 16 codes of |share - 1/16|, up to which they look random.
+Normal values encoded to MXFP4 have 0.27, random bytes at most 0.06 from ``ENOUGH`` values on."""
+ALIKE = 0.5
+"""Sum of the differences of two frequencies of codes up to which they are the same."""
 RATIO = 3.0
 """Octaves between a tensor's root mean square and its siblings' that are worth a warning."""
 WRONG = 6.0
-"""The same, where it is an error: no training makes a factor of 64."""
+"""The same for an error: no training makes a factor of 64."""
 MAX_PAIRS = 64
 """Pairs of experts that are compared byte for byte, at most."""
 CHUNK = 2**20
@@ -42,6 +47,7 @@ def check_tensor(
         yield from _codes(part)
         yield from _dead(part)
         yield from _noise(tensor, part)
+        yield from _uniform(part)
     if any(
         finding.kind in (FindingKind.SCALE_LINEAR, FindingKind.SCALE_CONSTANT) for finding in lost
     ):
@@ -80,8 +86,11 @@ def _impossible(scales: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def _whole(part: ExpertStatistics) -> Iterator[Finding]:
-    """Marks of scales that are no exponents."""
+    """Scales that are not exponents."""
     scales = part.scales.sum(axis=0)
+    # Zeros and 0xff, where a stretch of the file was lost, are not what the scales were written as.
+    if scales[1 : mxfp4.E8M0_NAN].any():
+        scales[[0, mxfp4.E8M0_NAN]] = 0
     used = np.flatnonzero(scales)
     n = int(scales.sum())
     if n < 64:
@@ -94,14 +103,14 @@ def _whole(part: ExpertStatistics) -> Iterator[Finding]:
             FindingKind.SCALE_LINEAR,
             Severity.ERROR,
             part,
-            f"nearly all scales are {used[0]} to {used[-1]}, as of numbers around 120 taken for "
-            "scales and quantized again",
+            f"nearly all scales are {used[0]} to {used[-1]}, as if numbers around 120 had been taken "
+            "for scales and quantized again",
         )
     elif len(used) == 1:
         yield _of_part(
             FindingKind.SCALE_CONSTANT, Severity.ERROR, part, f"every scale byte is {used[0]}"
         )
-    elif high - low >= 24 and int(scales[mxfp4.E8M0_NAN]) < n / 1024:
+    elif high - low >= 24 and not _are_codes(part):
         yield _of_part(
             FindingKind.SCALE_LINEAR,
             Severity.ERROR,
@@ -111,8 +120,15 @@ def _whole(part: ExpertStatistics) -> Iterator[Finding]:
         )
 
 
+def _are_codes(part: ExpertStatistics) -> bool:
+    """Whether scale bytes are read where codes are: the upper half of a byte is then a code."""
+    scales, codes = part.scales.sum(axis=0), part.codes.sum(axis=0)
+    upper = scales.reshape(16, 16).sum(axis=1)
+    return float(np.abs(upper / upper.sum() - codes / codes.sum()).sum()) < ALIKE
+
+
 def _codes(part: ExpertStatistics) -> Iterator[Finding]:
-    """Marks in the use of the codes, zeros of dead experts left out."""
+    """The frequencies of the codes, dead experts left out."""
     alive = part.zero_blocks < part.blocks
     codes = part.codes[alive].sum(axis=0)
     n = int(codes.sum())
@@ -155,9 +171,9 @@ def _codes(part: ExpertStatistics) -> Iterator[Finding]:
 
 
 def _noise(tensor: ExpertTensor, part: ExpertStatistics) -> Iterator[Finding]:
-    """Stretches whose codes fall evenly, in a tensor whose codes do not.
+    """Stretches whose codes are equally frequent, in a tensor whose codes are not.
 
-    Distances from even use are in parts of the tensor's own: 1 is as all others, 0 noise.
+    Unevenness is relative to the tensor's median: 1 is as everywhere else, 0 is noise.
     """
     values = part.stretches.sum(axis=2)
     off = np.abs(part.stretches / np.maximum(values, 1)[..., None] - 1 / 16).sum(axis=2)
@@ -169,7 +185,8 @@ def _noise(tensor: ExpertTensor, part: ExpertStatistics) -> Iterator[Finding]:
     row = stretch * part.stretch_rows * len(tensor.parts) + tensor.parts.index(part.part)
     extent = tensor.extents[0]
     row_bytes = extent.nbytes // (tensor.experts * tensor.rows)
-    message = f"{part.part}: {plural(int(noise.sum()), 'stretch')} of {part.stretch_rows} rows"
+    rows = min(part.stretch_rows, part.rows)
+    message = f"{part.part}: {plural(int(noise.sum()), 'stretch')} of {plural(rows, 'row')}"
     yield Finding(
         FindingKind.CODE_NOISE,
         Severity.ERROR,
@@ -182,6 +199,16 @@ def _noise(tensor: ExpertTensor, part: ExpertStatistics) -> Iterator[Finding]:
     )
 
 
+def _uniform(part: ExpertStatistics) -> Iterator[Finding]:
+    """Codes of a whole tensor that are as even as random bytes."""
+    codes = part.codes.sum(axis=0)
+    n = int(codes.sum())
+    if n >= ENOUGH and (unevenness := float(np.abs(codes / n - 1 / 16).sum())) <= UNIFORM:
+        message = f"of {n:,} values each code has {codes.min() / n:.2%} to {codes.max() / n:.2%}"
+        message += f", in sum {unevenness:.3f} from 1/16"
+        yield _of_part(FindingKind.CODE_UNIFORM, Severity.WARNING, part, message)
+
+
 def _stuck_lanes(part: ExpertStatistics, alive: NDArray[np.bool_]) -> Iterator[Finding]:
     ever = np.bitwise_or.reduce(part.ever[alive], axis=0)
     always = np.bitwise_and.reduce(part.always[alive], axis=0)
@@ -189,35 +216,31 @@ def _stuck_lanes(part: ExpertStatistics, alive: NDArray[np.bool_]) -> Iterator[F
     if not len(lanes):
         return
     if len(lanes) == mxfp4.BLOCK and len(set(ever.tolist())) == len(set(always.tolist())) == 1:
-        return  # all lanes alike: codes that are unused, which is another mark
+        return  # all lanes alike: unused codes, which is another finding
     lane = int(lanes[0])
-    said = f"bits {ever[lane]:04b} at most" if ever[lane] != 15 else f"always {always[lane]:04b}"
+    bits = f"only bits {ever[lane]:04b}" if ever[lane] != 15 else f"always {always[lane]:04b}"
     listed = ", ".join(map(str, lanes[:8])) + (", ..." if len(lanes) > 8 else "")
     yield _of_part(
         FindingKind.STUCK_LANE,
         Severity.ERROR,
         part,
-        f"{len(lanes)} of 32 places of a block ({listed}); the first has {said}",
+        f"{len(lanes)} of 32 lanes of a block ({listed}); the first has {bits}",
         Location(lane=lane),
     )
 
 
 def _dead(part: ExpertStatistics) -> Iterator[Finding]:
-    """Experts, rows and blocks of zeros."""
+    """Experts of zeros."""
     dead = np.flatnonzero(part.zero_blocks == part.blocks)
     if len(dead):
         message = "all weights are zero"
         if len(dead) > 1:
-            message += f"; so have {len(dead) - 1} other experts: {check_blocks.listed(dead[1:])}"
+            message += (
+                f"; {len(dead) - 1} other experts are zero too: {check_blocks.listed(dead[1:])}"
+            )
         yield _of_part(
             FindingKind.DEAD_EXPERT, Severity.ERROR, part, message, Location(int(dead[0]))
         )
-    rows = np.where(part.zero_blocks == part.blocks, 0, part.zero_rows)
-    if rows.any():
-        expert = check_blocks.first_of(rows)
-        message = f"{plural(int(rows.sum()), 'row')} of zeros in "
-        message += plural(int(np.count_nonzero(rows)), "expert")
-        yield _of_part(FindingKind.ZERO_ROWS, Severity.WARNING, part, message, Location(expert))
 
 
 # --- siblings ---------------------------------------------------------------------------------

@@ -38,6 +38,8 @@ from gptoss.quant.model.tensors import (
 from gptoss.quant.mxfp4 import Bytes, Floats
 
 WORKERS = min(8, os.cpu_count() or 1)
+EXPERTS = "ffn_exps"
+"""The role of an expert tensor that is not in MXFP4."""
 DENSE_TASK = 2**24
 """Bytes of a dense tensor that one task counts, about."""
 DENSE_CHUNK = 2**19
@@ -124,7 +126,7 @@ def as_dense(tensor: ExpertTensor) -> DenseTensor:
     if tensor.inputs_first:
         shape = (tensor.experts, tensor.columns, tensor.rows)
     return DenseTensor(
-        tensor.name, tensor.layer, "ffn_exps", shape, tensor.encoding, tensor.extents[0]
+        tensor.name, tensor.layer, EXPERTS, shape, tensor.encoding, tensor.extents[0]
     )
 
 

@@ -7,11 +7,17 @@ floats hold MXFP4's values exactly.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
 from gptoss.quant.mxfp4.codec import BLOCK, Floats
 
+ALIGNED = 0.1
+"""Share of runs that lie on the grid as blocks, beyond chance, from which blocks are evident."""
+LARGEST = 1024
+"""Rows and columns of a matrix that ``block_axis`` looks at."""
 _TOP = 2
 """The exponent of the largest code, 6 = 1.5 * 2**2; the smallest, 0.5, has -1 and no other."""
 
@@ -41,3 +47,20 @@ def share_on_grid(matrix: Floats) -> float:
     runs = matrix[:, : matrix.shape[1] // BLOCK * BLOCK].reshape(-1, BLOCK)
     runs = runs[runs.any(axis=1)]
     return float(lies_on_grid(runs).mean()) if len(runs) else 0.0
+
+
+def alignment(matrix: Floats) -> float:
+    """How many more runs along the rows lie on the grid as blocks than by chance, as a share.
+
+    Chance is the share of the runs that start in the middle of a block.
+    """
+    return share_on_grid(matrix) - share_on_grid(matrix[:, BLOCK // 2 : -BLOCK // 2])
+
+
+def block_axis(matrix: Floats) -> Literal[0, 1] | None:
+    """The axis of a matrix along which MXFP4 blocks run; None where neither is evident."""
+    matrix = matrix[:LARGEST, :LARGEST]
+    columns, rows = alignment(matrix.T), alignment(matrix)
+    if max(columns, rows) < ALIGNED or min(columns, rows) > max(columns, rows) / 2:
+        return None
+    return 0 if columns > rows else 1

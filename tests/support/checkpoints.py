@@ -16,6 +16,7 @@ import shutil
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,11 +48,13 @@ GPT_OSS_20B = HParams(
 )
 """What the published gpt-oss-20b has."""
 
+POOL = 2**14
+"""Different blocks that experts are drawn from."""
 RopeSchema = Literal["rope_parameters", "rope_scaling"]
 CHUNK = 2**22
 """Values made and written at once."""
-CODE_RMS = 2.93
-"""Root mean square of E2M1 values drawn uniformly from the 16 codes."""
+CODE_RMS = 2.41
+"""Root mean square of the E2M1 values that normal values are encoded to."""
 CONTROL_TOKENS = (
     "<|startoftext|>",
     "<|endoftext|>",
@@ -221,7 +224,7 @@ def _chunks(tensor: HfTensor, seed: int) -> Iterator[NDArray[Any]]:
         n = min(left, CHUNK)
         left -= n
         if tensor.name.endswith("_blocks"):
-            yield rng.integers(0, 256, n, np.uint8)
+            yield _normal_blocks()[rng.integers(0, POOL, n // 16)].reshape(-1)
         elif tensor.name.endswith("_scales"):
             fan_in = tensor.shape[-1] * 32
             middle = 127 + round(math.log2(1 / (CODE_RMS * math.sqrt(fan_in))))
@@ -232,6 +235,18 @@ def _chunks(tensor: HfTensor, seed: int) -> Iterator[NDArray[Any]]:
             values *= np.float32(spread)
             values += np.float32(mean)
             yield bf16(values)
+
+
+@cache
+def _normal_blocks() -> NDArray[np.uint8]:
+    """Blocks of normal values encoded to MXFP4, as trained weights look, ``uint8[POOL, 16]``."""
+    values = np.random.default_rng(0).standard_normal((POOL, 32))
+    sizes = np.abs(values)
+    scales = np.exp2(np.floor(np.log2(sizes.max(axis=1, keepdims=True))) - 2)
+    middles = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5])  # between E2M1's magnitudes
+    codes = (np.searchsorted(middles, sizes / scales) | np.signbit(values) << 3).astype(np.uint8)
+    packed: NDArray[np.uint8] = codes[:, 0::2] | codes[:, 1::2] << 4
+    return packed
 
 
 def _distribution(tensor: HfTensor) -> tuple[float, float]:

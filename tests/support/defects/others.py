@@ -105,10 +105,10 @@ def missing_tensor(patient: Patient) -> Expected:
     return Expected(name)
 
 
-def unmerged_adapter(patient: Patient) -> Expected:
+def foreign_tensor(patient: Patient) -> Expected:
     _, region = patient.pick("q_proj.weight")
     contents = safetensors_files.load(region.path)
-    name = "base_model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    name = "model.layers.0.self_attn.q_norm.weight"
     contents[name] = ("BF16", [2, 4], bytes(16))
     safetensors_files.save(region.path, contents)
     return Expected(name)

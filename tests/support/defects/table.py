@@ -92,7 +92,7 @@ DEFECTS = (
     Defect(FindingKind.DEAD_ROUTE, _W, others.router_that_shuns_an_expert),
     Defect(FindingKind.DUPLICATE_ROUTE, _W, others.router_with_two_rows_alike),
     Defect(FindingKind.TENSOR_MISSING, _E, others.missing_tensor),
-    Defect(FindingKind.TENSOR_UNKNOWN, _E, others.unmerged_adapter),
+    Defect(FindingKind.TENSOR_UNKNOWN, _E, others.foreign_tensor),
     Defect(FindingKind.TENSOR_SHAPE, _E, others.misshapen_tensor),
     Defect(FindingKind.ROPE_MISSING, _E, others.config_without_rope),
     Defect(FindingKind.ROPE_MISSING, _E, others.key_lost, gguf=True),
