@@ -232,7 +232,8 @@ class _Products:
         size = np.sqrt(np.einsum("bii->bi", sums))
         with np.errstate(invalid="ignore", divide="ignore"):
             correlations = sums / (size[:, :, None] * size[:, None, :])
-        profile: Profile = np.nan_to_num(correlations[:, _UPPER[0], _UPPER[1]]).reshape(-1)
+        upper = correlations[:, _UPPER[0], _UPPER[1]].reshape(-1)
+        profile: Profile = np.where(np.abs(upper) <= 1.01, upper, 0.0)  # no channel of zeros
         profile -= profile.mean()
         deviation = float(profile.std())
         return profile / deviation if deviation > 0 else profile

@@ -62,6 +62,7 @@ def test_a_random_model_is_sound(sound: Path, which: str) -> None:
     assert {it.kind.label for it in result.findings} <= {"eog-missing"}  # <|call|> in config.json
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.name)
 def test_a_planted_defect_is_found(sound: Path, tmp_path: Path, defect: Defect, seed: int) -> None:
