@@ -196,7 +196,8 @@ _MATRICES = {
 def _unchanged(diff: Diff, rounded: int) -> str:
     if diff.keys:
         n = len(diff.keys)
-        return f"the same weights, but {plural(n, 'setting')} {'differs' if n == 1 else 'differ'}"
+        weights = "the weights that could be read are equal" if diff.unread else "the same weights"
+        return f"{weights}, but {plural(n, 'setting')} {'differs' if n == 1 else 'differ'}"
     if not rounded:
         advice = "; if one is a fine-tune, its adapter was not merged"
         return f"the same: all tensors are {_equal(diff)}" + (

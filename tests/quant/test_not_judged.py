@@ -14,6 +14,9 @@ from gptoss.converter.convert import convert
 from gptoss.quant.audit.auditor import Verdict, audit
 from gptoss.quant.diff.differ import diff
 from gptoss.quant.diff.result import Verdict as DiffVerdict
+from gptoss.quant.model import loader
+from gptoss.quant.model.dtypes import encoding_of
+from gptoss.quant.model.tensors import Encoding
 from support import ggufs, safetensors_files
 from support.checkpoints import random_checkpoint
 from support.commands import Command
@@ -60,39 +63,57 @@ def unread_checkpoint(base: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_audit_of_a_gguf(unread_gguf: Path, run: Command) -> None:
-    result = audit(unread_gguf)
+@pytest.fixture
+def later_type(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of a type that llama.cpp computes with and this version cannot decode."""
+    convert(base / "checkpoint", tmp_path / "model.gguf", dense="bf16", types={"output": "q4_1"})
+    monkeypatch.setattr(
+        loader,
+        "encoding_of",
+        lambda kind: Encoding.OTHER if kind is GGMLQuantizationType.Q4_1 else encoding_of(kind),
+    )
+    return tmp_path / "model.gguf"
+
+
+def test_audit_of_a_gguf(later_type: Path, run: Command) -> None:
+    result = audit(later_type)
     assert result.verdict is Verdict.NOT_JUDGED
     assert not result.sound
     assert not result
-    done = run("audit", unread_gguf)
+    done = run("audit", later_type)
     assert done.code == 3
     assert done.out.startswith("not judged: 1 tensor could not be read; no errors in the rest, ")
     assert "\nwarning: tensor-unread: its values were not checked" in done.out
-    done = run("audit", unread_gguf, "--json")
+    done = run("audit", later_type, "--json")
     assert done.code == 3
     answer = json.loads(done.out)
     assert (answer["verdict"], answer["sound"]) == ("not judged", False)
-    assert answer["unread"] == list(result.unread)
+    assert answer["unread"] == ["output.weight"]
 
 
-def test_report_of_a_gguf(unread_gguf: Path, tmp_path: Path, run: Command) -> None:
+def test_a_type_that_llama_cpp_cannot_compute_is_an_error(unread_gguf: Path, run: Command) -> None:
+    done = run("audit", unread_gguf)
+    assert done.code == 1
+    assert done.out.startswith("unsound: ")
+
+
+def test_report_of_a_gguf(later_type: Path, tmp_path: Path, run: Command) -> None:
     page = tmp_path / "page.html"
-    done = run("report", unread_gguf, "-o", page)
+    done = run("report", later_type, "-o", page)
     assert done.code == 3
     assert f"{page}: not judged: 1 tensor could not be read" in done.out
     text = page.read_text("utf-8")
     assert "not judged: 1 tensor could not be read" in text
     assert "✓" not in text
-    done = run("report", unread_gguf, "--json")
+    done = run("report", later_type, "--json")
     assert done.code == 3
     assert json.loads(done.out)["verdict"] == "not judged"
 
 
-def test_diff_of_a_gguf(base: Path, unread_gguf: Path, tmp_path: Path, run: Command) -> None:
-    copy = shutil.copyfile(unread_gguf, tmp_path / "copy.gguf")
+def test_diff_of_a_gguf(base: Path, later_type: Path, tmp_path: Path, run: Command) -> None:
+    copy = shutil.copyfile(later_type, tmp_path / "copy.gguf")
     for other in (copy, base / "model.gguf", base / "checkpoint"):
-        for sides in ((unread_gguf, other), (other, unread_gguf)):
+        for sides in ((later_type, other), (other, later_type)):
             result = diff(*sides)
             assert result.verdict is DiffVerdict.NOT_JUDGED
             assert not result.same
@@ -103,27 +124,25 @@ def test_diff_of_a_gguf(base: Path, unread_gguf: Path, tmp_path: Path, run: Comm
             expected = "not judged: 1 tensor could not be read; the rest is equal\n"
             assert done.out.startswith(expected)
             assert "the same" not in done.out
-    answer = json.loads(run("diff", unread_gguf, copy, "--json").out)
+    answer = json.loads(run("diff", later_type, copy, "--json").out)
     assert (answer["verdict"], answer["same"]) == ("not judged", False)
 
 
 def test_a_difference_outweighs_what_cannot_be_read(
-    base: Path, unread_gguf: Path, run: Command
+    base: Path, later_type: Path, run: Command
 ) -> None:
     region = regions(base / "model.gguf")["blk.0.attn_k.bias"]
-    with unread_gguf.open("r+b") as file:
-        data = unread_gguf.read_bytes()
-        at = data.index(region.read().tobytes())
-        file.seek(at)
-        file.write(np.float32(2.5).tobytes())
-    done = run("diff", base / "model.gguf", unread_gguf)
+    data = later_type.read_bytes()
+    at = data.index(region.read().tobytes())
+    later_type.write_bytes(data[:at] + np.float32(2.5).tobytes() + data[at + 4 :])
+    done = run("diff", base / "model.gguf", later_type)
     assert done.code == 1
     assert done.out.splitlines()[0].endswith("; 1 tensor could not be read")
 
 
-def test_an_error_outweighs_what_cannot_be_read(unread_gguf: Path, run: Command) -> None:
-    ggufs.edited(unread_gguf, lambda model: model.tensors.pop("blk.0.attn_k.bias"))
-    done = run("audit", unread_gguf)
+def test_an_error_outweighs_what_cannot_be_read(later_type: Path, run: Command) -> None:
+    ggufs.edited(later_type, lambda model: model.tensors.pop("blk.0.attn_k.bias"))
+    done = run("audit", later_type)
     assert done.code == 1
     assert done.out.startswith("unsound: ")
 
@@ -139,13 +158,19 @@ def test_a_checkpoint(base: Path, unread_checkpoint: Path, run: Command) -> None
 
 
 def test_rounding_beside_what_cannot_be_read(
-    base: Path, unread_gguf: Path, tmp_path: Path, run: Command
+    base: Path, later_type: Path, tmp_path: Path, run: Command
 ) -> None:
     """Whether the models are the same but for rounding cannot be said."""
     convert(base / "checkpoint", tmp_path / "q8_0.gguf", dense="q8_0")
-    done = run("diff", tmp_path / "q8_0.gguf", unread_gguf)
+    done = run("diff", tmp_path / "q8_0.gguf", later_type)
     assert done.code == 3
     assert done.out.startswith("not judged: 1 tensor could not be read; the rest is equal but for")
+
+
+def test_settings_beside_what_cannot_be_read(base: Path, unread_gguf: Path, run: Command) -> None:
+    done = run("diff", base / "model.gguf", unread_gguf)
+    assert done.code == 1
+    assert done.out.startswith("the weights that could be read are equal, but 1 setting differs; 1")
 
 
 @pytest.mark.parametrize("both", [False, True])
