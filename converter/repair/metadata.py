@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from gptoss.formats.byte_source import read_json
 from gptoss.formats.checkpoint import CONFIG, CONFIG_LIMIT
 from gptoss.formats.gguf import GgufFile, StringArray
 from gptoss.formats.hparams import ARCHITECTURE, GGUF_KEYS, YARN_BETAS, HParams
+from gptoss.formats.llama_cpp_keys import find_problems
 
 OLLAMA = "gptoss"
 """Ollama's name of the architecture."""
@@ -89,7 +90,7 @@ class Change:
     def __str__(self) -> str:
         if self.found is None:
             return f"{self.key}: {self.now}, was missing ({self.why})"
-        return f"{self.key}: {self.found} → {self.now or 'taken out'} ({self.why})"
+        return f"{self.key}: {self.found} → {self.now or 'removed'} ({self.why})"
 
 
 def plan(file: GgufFile, base: Base | None) -> tuple[HParams, list[Entry], list[Change]]:
@@ -112,9 +113,33 @@ def plan(file: GgufFile, base: Base | None) -> tuple[HParams, list[Entry], list[
     changed = {change.key for change in changes}
     kept = {_renamed(key): entry for key, entry in _entries(file).items() if key not in _OF_PARTS}
     new = {entry.key: entry for entry in wanted if entry.key in changed}
-    taken_out = {change.key for change in changes if change.now is None}
-    entries = [entry for key, entry in (kept | new).items() if key not in taken_out]
-    return hparams, entries, changes
+    removed = {change.key for change in changes if change.now is None}
+    entries = {key: entry for key, entry in (kept | new).items() if key not in removed}
+    changes += [
+        Change(problem.key, problem.found, None, "the file is laid out anew")
+        for problem in find_problems(file)
+        if problem.key in _OF_PARTS
+    ]
+    for change in _harmful_keys(file, entries, {entry.key for entry in wanted}):
+        changes.append(change)
+        del entries[change.key]
+    return hparams, list(entries.values()), changes
+
+
+def _harmful_keys(
+    file: GgufFile, entries: Mapping[str, Entry], wanted: Collection[str]
+) -> Iterator[Change]:
+    """Keys to remove: llama.cpp fails on them, or computes something other than gpt-oss.
+
+    Raises ``GgufError`` for what is still wrong and cannot be removed.
+    """
+    metadata = {key: entry.value for key, entry in entries.items()}
+    types = {key: entry.type for key, entry in entries.items()}
+    for problem in find_problems(replace(file, metadata=metadata, types=types)):
+        if problem.key not in entries or problem.key in wanted:
+            raise GgufError(f"{file.path}: {problem}; give the checkpoint as --base")
+        why = "without it llama.cpp computes gpt-oss"
+        yield Change(problem.key, problem.found, None, why)
 
 
 def _check_architecture(file: GgufFile) -> None:
@@ -153,7 +178,9 @@ def _hparams(
     reasons: dict[str, str] = {}
     for name in (field.name for field in fields(HParams)):
         key = GGUF_KEYS.get(name, "")
-        if base is not None:
+        if name in YARN_BETAS:
+            values[name], reasons[key] = YARN_BETAS[name], "built into llama.cpp's gpt-oss"
+        elif base is not None:
             values[name], reasons[key] = getattr(base.hparams, name), "as the base has it"
         elif given.get(key) is not None:
             values[name] = given[key]
@@ -297,11 +324,16 @@ def _changes(
     wanted: Sequence[Entry],
     reasons: Mapping[str, str],
 ) -> Iterator[Change]:
+    types = {_renamed(key): kind for key, kind in file.types.items()}
     for entry in wanted:
         found, why = given.get(entry.key), reasons.get(entry.key, "llama.cpp's name")
         if found is None and (entry.key in _OPTIONAL or _is_default(entry)):
             continue
-        if found is None or not _same(entry, found):
+        same = found is not None and _same(entry, found)
+        if same and types[entry.key] is not entry.type:
+            told = f"{_text(found)} of type {types[entry.key].name}"
+            yield Change(entry.key, told, entry.type.name, "the type that llama.cpp reads")
+        elif not same:
             yield Change(entry.key, _text(found), _text(entry.value), why)
     renamed = sum(_renamed(key) != key for key in file.metadata)
     if renamed:

@@ -2,8 +2,8 @@
 
 Bytes are copied as they are but for three things that Ollama's files have otherwise: gate and up
 in one tensor, their rows in turn, and q, k and v in one, one after the other; MXFP4 with the codes
-in Hugging Face's order; small tensors in BF16 or F16, which are widened to F32. None of it changes
-a value.
+in Hugging Face's order; norms, biases, sinks and router in BF16, F16 or Q8_0, which are widened to
+F32. None of it changes a value.
 
 Source: https://github.com/ollama/ollama, ``convert/convert_gptoss.go``, ``ml/backend/ggml``.
 """
@@ -25,11 +25,15 @@ from gptoss.converter.transforms.to_checkpoint import floats
 from gptoss.errors import GgufError, UnsupportedModelError, quoted
 from gptoss.formats.gguf import GgufFile, GgufTensor
 from gptoss.formats.hparams import HParams
+from gptoss.formats.llama_cpp_types import computable_types
 from gptoss.formats.tensor_map import NamedTensor, Rows, TensorRole, tensors
 from gptoss.quant import mxfp4
 
 F32, F16, BF16 = (GGMLQuantizationType[name] for name in ("F32", "F16", "BF16"))
-MXFP4 = GGMLQuantizationType.MXFP4
+MXFP4, Q8_0 = GGMLQuantizationType.MXFP4, GGMLQuantizationType.Q8_0
+
+WIDENED = {F16: "", BF16: "", Q8_0: "; the rounding to Q8_0 stays"}
+"""Types of norms, biases, sinks and router that are stored as F32 exactly, and what to note."""
 
 OTHER_NAMES = {
     "attn_output.weight": "attn_out.weight",
@@ -75,13 +79,15 @@ def plan(file: GgufFile, hparams: HParams) -> tuple[list[TensorPlan], list[str]]
         found = _find(file, named, shapes)
         used.add(found.tensor.name)
         kind, transform, done = _type_and_transform(named, found)
-        changes.update(filter(None, (found.how, done)))
+        moved = "moved to where llama.cpp reads it" if found.tensor.gap else ""
+        changes.update(filter(None, (found.how, done, moved)))
         planned.append(TensorPlan.of(named, kind, transform, (place(found.tensor),)))
     unknown = file.tensors.keys() - used
     if unknown:
         name = min(unknown)
         raise GgufError(
-            f"{file.tensors[name].path}: unknown tensor {quoted(name)}; gpt-oss has none such"
+            f"{file.tensors[name].path}: gpt-oss has no tensor {quoted(name)}, and llama.cpp may "
+            "compute with it; convert the checkpoint again"
         )
     return planned, [f"{n} tensors: {what}" for what, n in changes.items()]
 
@@ -147,17 +153,23 @@ def _type_and_transform(
     n_values, n_bytes = GGML_QUANT_SIZES[kind]
     row_values = 1 if len(named.shape) == 1 or named.role is TensorRole.EXACT else named.shape[-1]
     row_bytes = row_values // n_values * n_bytes
-    if named.role is TensorRole.EXACT:
-        if kind not in (F32, F16, BF16):
-            raise UnsupportedModelError(
-                f"{found.tensor.path}: tensor {found.tensor.name} is {kind.name}; norms, biases, "
-                "sinks and router are expected in floats"
-            )
-        told = "" if kind is F32 else f"{kind.name} is widened to F32"
+    if named.role is TensorRole.EXACT and (kind in WIDENED or kind is F32):
+        if kind is Q8_0 and rows is not Rows.ALL:
+            raise UnsupportedModelError(_not_widened(found.tensor))
+        told = "" if kind is F32 else f"{kind.name} is widened to F32{WIDENED[kind]}"
         return F32, _copying(kind, rows, row_bytes, widened=kind is not F32), told
+    if kind not in computable_types(named):
+        raise UnsupportedModelError(_not_widened(found.tensor))
     if found.tensor.hf_codes:
         return MXFP4, _reordering(rows, row_bytes), "Ollama's MXFP4 is put into ggml's order"
     return kind, _copying(kind, rows, row_bytes), ""
+
+
+def _not_widened(tensor: GgufTensor) -> str:
+    return (
+        f"{tensor.path}: tensor {tensor.name} is {tensor.type.name}, which llama.cpp cannot compute "
+        "with there and which is not widened; convert the checkpoint again"
+    )
 
 
 @cache
@@ -168,12 +180,12 @@ def _copying(
         if rows is Rows.ALL:
             return COPY
         return _picking("copy", rows, row_bytes, row_bytes, _same)
-    n_bytes = GGML_QUANT_SIZES[kind][1]
+    n_values, n_bytes = GGML_QUANT_SIZES[kind]
 
     def widen(source: Bytes, out: Bytes) -> None:
         out.view("<f4")[:] = floats(kind, source)
 
-    return _picking(f"{kind.name} to F32", rows, n_bytes, 4, widen)
+    return _picking(f"{kind.name} to F32", rows, n_bytes, 4 * n_values, widen)
 
 
 @cache

@@ -25,6 +25,7 @@ from gptoss.formats.hparams import ARCHITECTURE, FLOAT_LIMITS, GGUF_KEYS, INTEGE
 from gptoss.formats.o200k import PRE_TOKENIZER
 
 PREFIX = f"{ARCHITECTURE}."
+_ARRAYS = (StringArray, tuple, list)
 ABSENT = "nothing"
 """How a key that a file lacks is written in messages."""
 
@@ -209,7 +210,7 @@ def show(value: object) -> str:
         return ABSENT
     if isinstance(value, SameAs):
         return value
-    if isinstance(value, StringArray | tuple | list):
+    if isinstance(value, _ARRAYS):
         return f"an array of {len(value)}"
     if isinstance(value, float):
         with np.errstate(over="ignore"):
@@ -235,7 +236,7 @@ def _check(file: GgufFile, key: str, rule: KeyRule) -> KeyProblem | None:
 def _fits(file: GgufFile, key: str, rule: KeyRule, value: Any) -> bool:
     if rule.effect is Effect.IGNORED:
         return True
-    is_array = isinstance(value, StringArray | tuple)
+    is_array = isinstance(value, _ARRAYS)
     if rule.banned or is_array is not rule.array or file.types[key] is not rule.type:
         return False
     return _is_value(file.metadata, rule, value)
@@ -243,7 +244,7 @@ def _fits(file: GgufFile, key: str, rule: KeyRule, value: Any) -> bool:
 
 def _is_value(metadata: Mapping[str, Any], rule: KeyRule, value: Any) -> bool:
     """Whether a value is allowed, whatever its type in the file."""
-    if rule.banned or isinstance(value, StringArray | tuple) is not rule.array:
+    if rule.banned or isinstance(value, _ARRAYS) is not rule.array:
         return False
     if rule.same_as is not None:
         return bool(value == metadata.get(rule.same_as))
@@ -273,15 +274,17 @@ def _expected(metadata: Mapping[str, Any], rule: KeyRule) -> str:
 
 def _vocabulary_problems(metadata: Mapping[str, Any]) -> Iterator[KeyProblem]:
     tokens = metadata.get("tokenizer.ggml.tokens")
-    if not isinstance(tokens, StringArray):
+    if not isinstance(tokens, StringArray | list):
         return  # reported by the table
     yield from token_problems(tokens)
     types = metadata.get("tokenizer.ggml.token_type")
-    if isinstance(types, tuple) and (len(types) != len(tokens) or not _KINDS.issuperset(types)):
+    if isinstance(types, tuple | list) and (
+        len(types) != len(tokens) or not _KINDS.issuperset(types)
+    ):
         expected = f"{len(tokens)} types from 1 to 6"
         yield KeyProblem("tokenizer.ggml.token_type", show(types), expected)
     merges = metadata.get("tokenizer.ggml.merges")
-    if isinstance(merges, StringArray) and any("\0" in it for it in merges):
+    if isinstance(merges, StringArray | list) and any("\0" in it for it in merges):
         yield KeyProblem("tokenizer.ggml.merges", "a text with NUL", "texts without")
     scores = metadata.get("tokenizer.ggml.scores")
     if isinstance(scores, tuple) and len(scores) < len(tokens):

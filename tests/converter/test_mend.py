@@ -147,7 +147,7 @@ DEFECTS: dict[str, tuple[Callable[[Model], None], tuple[str, ...]]] = {
     ),
     "no end": (without("tokenizer.ggml.eos_token_id"), ("eos_token_id: 260, was missing",)),
     "an end too many": (
-        with_key("tokenizer.ggml.eot_token_id", U32, 265), ("eot_token_id: 265 → taken out",)
+        with_key("tokenizer.ggml.eot_token_id", U32, 265), ("eot_token_id: 265 → removed",)
     ),
     "a bos of its own": (
         with_key("tokenizer.ggml.add_bos_token", GGUFValueType.BOOL, True),
@@ -345,8 +345,8 @@ def add_tensor(model: Model) -> None:
 
 
 def quantized_norm(model: Model) -> None:
-    raw = np.zeros(96 // 32 * 34, np.uint8)
-    model.tensors["output_norm.weight"] = (GGMLQuantizationType.Q8_0, (96,), raw)
+    raw = np.zeros(96 // 32 * 18, np.uint8)
+    model.tensors["output_norm.weight"] = (GGMLQuantizationType.Q4_0, (96,), raw)
 
 
 def another_vocabulary(model: Model) -> None:
@@ -373,8 +373,8 @@ def another_vocabulary(model: Model) -> None:
         (without("tokenizer.ggml.tokens"), GgufError, "tokens; give the checkpoint as --base"),
         (drop("blk.1.attn_q.weight"), GgufError, "no tensor blk.1.attn_q.weight, under any name"),
         (drop("token_embd.weight"), GgufError, "would show its hidden_size are missing"),
-        (add_tensor, GgufError, "unknown tensor 'rope_freqs.weight'"),
-        (quantized_norm, UnsupportedModelError, "output_norm.weight is Q8_0"),
+        (add_tensor, GgufError, "gpt-oss has no tensor 'rope_freqs.weight'"),
+        (quantized_norm, UnsupportedModelError, "output_norm.weight is Q4_0"),
         (with_key("gpt-oss.block_count", U32, 3), GgufError, "no tensor blk.2"),
         (with_key("gpt-oss.block_count", STRING, "2"), GgufError, "expected a whole number"),
         (with_key(ROPE + "freq_base", F32, float("nan")), GgufError, "expected 10 to"),
