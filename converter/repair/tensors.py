@@ -28,6 +28,7 @@ from gptoss.formats.hparams import HParams
 from gptoss.formats.llama_cpp_types import computable_types
 from gptoss.formats.tensor_map import NamedTensor, Rows, TensorRole, tensors
 from gptoss.quant import mxfp4
+from gptoss.text import plural
 
 F32, F16, BF16 = (GGMLQuantizationType[name] for name in ("F32", "F16", "BF16"))
 MXFP4, Q8_0 = GGMLQuantizationType.MXFP4, GGMLQuantizationType.Q8_0
@@ -89,7 +90,7 @@ def plan(file: GgufFile, hparams: HParams) -> tuple[list[TensorPlan], list[str]]
             f"{file.tensors[name].path}: gpt-oss has no tensor {quoted(name)}, and llama.cpp may "
             "compute with it; convert the checkpoint again"
         )
-    return planned, [f"{n} tensors: {what}" for what, n in changes.items()]
+    return planned, [f"{plural(n, 'tensor')}: {what}" for what, n in changes.items()]
 
 
 def _find(file: GgufFile, named: NamedTensor, shapes: Shapes) -> Found:

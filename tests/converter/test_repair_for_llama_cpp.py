@@ -13,6 +13,7 @@ from gguf.quants import dequantize, quantize
 from gptoss.converter.convert import convert
 from gptoss.converter.repair.repair import mend
 from gptoss.errors import GgufError
+from gptoss.formats.gguf import GgufFile
 from gptoss.runtime.models.preflight import Model
 from support import ggufs
 from support.checkpoints import random_checkpoint
@@ -28,6 +29,9 @@ BEYOND_REPAIR = (
     "layers", "experts", "epsilon negative", "no merges",
 )  # fmt: skip
 """What is right cannot be told from the file alone."""
+
+DAMAGED = ("alignment",)
+"""All data is read from the wrong place; no repair brings that back."""
 
 SMALL = ("_norm.weight", ".bias", "attn_sinks.weight", "ffn_gate_inp.weight")
 
@@ -57,7 +61,9 @@ def varied(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Ed
 def test_what_can_be_repaired_is_the_same_model_again(
     base: Path, varied: Callable[[Edit], Path], tmp_path: Path
 ) -> None:
-    edits = {n: e for n, e in (MOVES | FAILS).items() if n not in (*STAYS, *BEYOND_REPAIR)}
+    edits = {
+        n: e for n, e in (MOVES | FAILS).items() if n not in (*STAYS, *BEYOND_REPAIR, *DAMAGED)
+    }
     repaired = [
         mend(varied(edit), tmp_path / f"{i}.gguf").out for i, edit in enumerate(edits.values())
     ]
@@ -111,3 +117,23 @@ def test_small_tensors_are_widened(
     assert ours.logits is not None
     assert theirs.logits is not None
     assert np.array_equal(ours.logits, theirs.logits)
+
+
+def test_unused_bytes_between_tensors(base: Path, tmp_path: Path) -> None:
+    """llama.cpp refuses a file that has any; the repaired one has none."""
+    last = list(GgufFile.open(base).tensors.values())[-1]
+    raw = base.read_bytes()
+    at = raw.index(last.name.encode()) + len(last.name) + 4 + 8 * len(last.shape) + 4
+    offset = int.from_bytes(raw[at : at + 8], "little")
+    gap = tmp_path / "gap.gguf"
+    moved = raw[:at] + (offset + 64).to_bytes(8, "little") + raw[at + 8 : last.offset]
+    gap.write_bytes(moved + bytes(64) + raw[last.offset :])
+    with pytest.raises(GgufError, match=f"{last.name} begins 64 bytes after"):
+        Model.open(gap)
+    done = mend(gap, tmp_path / "whole.gguf")
+    assert done.changes == ("1 tensor: moved to where llama.cpp reads it",)
+    refused, repaired, reference = run_files([gap, done.out, base])
+    assert refused.logits is None
+    assert repaired.logits is not None
+    assert reference.logits is not None
+    assert np.array_equal(repaired.logits, reference.logits)

@@ -105,7 +105,6 @@ FAILS: dict[str, Edit] = {
     "part number of another type": key("split.count", _U32, 1),
     "precision by tensor": key("general.tensor_extra.name", _STR, ["blk.0.attn_q.weight"]),
     "alignment": key("general.alignment", _U32, 16),
-    "gaps": key("general.alignment", _U32, 8),
     "token twice": tokens(_300="a"),
     "token with NUL": tokens(_300="a\0b"),
     "empty tokens": tokens(_300="", _301="[EMPTY_300]"),
