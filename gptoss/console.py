@@ -23,7 +23,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column
 from rich.text import Text
 
-from gptoss import __version__
+from gptoss import __version__, logs
 from gptoss.errors import GptossError
 from gptoss.progress import Progress
 from gptoss.text import printable
@@ -79,7 +79,7 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG00
 def run(command: click.Command) -> NoReturn:
     """Run a click command as the whole program; no fault of its input shows a traceback."""
     _make_streams_safe()
-    with _signals_unwind():
+    with _signals_unwind(), logs.shown():
         code = _exit_code(command)
     sys.exit(code)
 
@@ -145,7 +145,7 @@ def _described(error: Exception) -> str:
     """An unexpected exception: its type, its text, and the line that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else "unknown"
-    return f"{type(error).__name__} at {place}: {error}; this is a mistake of gptoss, report it"
+    return f"{type(error).__name__} at {place}: {error}; this is a bug in gptoss: rerun with {logs.VARIABLE}=debug, report it"
 
 
 def _make_streams_safe() -> None:
