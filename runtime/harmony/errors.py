@@ -108,19 +108,19 @@ class FieldPath:
     def mapping(self, value: object) -> Mapping[str, Any]:
         """``value``, a JSON object."""
         if not isinstance(value, Mapping):
-            raise self.error(f"must be an object, not {kind(value)}")
+            raise self.error(f"must be an object, not {json_type(value)}")
         return value
 
     def sequence(self, value: object) -> list[Any]:
         """``value``, a JSON array."""
         if not isinstance(value, list | tuple):
-            raise self.error(f"must be an array, not {kind(value)}")
+            raise self.error(f"must be an array, not {json_type(value)}")
         return list(value)
 
     def text(self, value: object) -> str:
         """``value``, a string that can be written in UTF-8."""
         if not isinstance(value, str):
-            raise self.error(f"must be a string, not {kind(value)}")
+            raise self.error(f"must be a string, not {json_type(value)}")
         found = None if value.isascii() else _SURROGATE.search(value)
         if found is not None:
             raise self.error(
@@ -166,10 +166,10 @@ class FieldPath:
             elif isinstance(inner, list | tuple):
                 pending += [(place.at(f"[{i}]"), item, depth + 1) for i, item in enumerate(inner)]
             elif not (inner is None or isinstance(inner, bool | int | float)):
-                raise place.error(f"must be JSON, not {kind(inner)}")
+                raise place.error(f"must be JSON, not {json_type(inner)}")
 
 
-def mended(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """``text`` with U+FFFD for each lone surrogate: what a tool says must not end the turn."""
     return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
@@ -182,7 +182,7 @@ def is_date(text: str) -> bool:
         return False
 
 
-def kind(value: object) -> str:
+def json_type(value: object) -> str:
     """What JSON calls the value's type; Python's name where JSON has none."""
     if value is None:
         return "null"

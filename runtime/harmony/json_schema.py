@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
-from gptoss.runtime.harmony.errors import MAX_DEPTH, FieldPath, kind
+from gptoss.runtime.harmony.errors import MAX_DEPTH, FieldPath, json_type
 
 Schema = Mapping[str, Any]
 
@@ -52,11 +52,13 @@ def check_schema(place: FieldPath, value: object) -> Schema:
 def check_parameters(place: FieldPath, value: object) -> Schema:
     """``value`` as a sound schema of an object: arguments are given by name."""
     schema, told = _checked(place, value)
+    if schema.get("type") == "object":
+        return schema
+    if "type" in schema:
+        problem = f"{schema['type']!r}: the schema must be of type 'object'"
+        raise place.at("type").error(problem)
     for variant in told.get("anyOf") or told.get("oneOf") or [told]:
         if variant.get("type", "object") != "object" or "enum" in variant:
-            if schema.get("type", "object") != "object":
-                problem = f"{schema['type']!r}: the schema must be of type 'object'"
-                raise place.at("type").error(problem)
             raise place.error(
                 "is not the schema of an object: give it type 'object' and properties"
             )
@@ -151,7 +153,7 @@ def _schemas(place: FieldPath, schema: Schema) -> Iterator[tuple[FieldPath, Sche
         if isinstance(value, Mapping):
             yield from _schemas(at, value)
         elif not isinstance(value, bool):
-            raise at.error(f"must be a schema, not {kind(value)}")
+            raise at.error(f"must be a schema, not {json_type(value)}")
 
 
 def _check_keywords(place: FieldPath, schema: Schema, root: Schema) -> None:

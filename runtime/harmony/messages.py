@@ -124,9 +124,13 @@ def system(**fields: Any) -> Message:
     return Message(Role.SYSTEM, SystemContent(**fields))
 
 
-def developer(instructions: str | None = None, functions: tuple[Function, ...] = ()) -> Message:
-    """A developer message with instructions and function tools."""
-    tools = (Namespace(FUNCTIONS, functions),) if functions else ()
+def developer(
+    instructions: str | None = None,
+    functions: tuple[Function, ...] = (),
+    namespaces: tuple[Namespace, ...] = (),
+) -> Message:
+    """A developer message with instructions, function tools and further groups of tools."""
+    tools = ((Namespace(FUNCTIONS, functions),) if functions else ()) + namespaces
     return Message(Role.DEVELOPER, DeveloperContent(instructions, tools))
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from gptoss.runtime.harmony.errors import ConversationError, FieldPath, kind
+from gptoss.runtime.harmony.errors import ConversationError, FieldPath, json_type
 from gptoss.runtime.harmony.json_schema import check_parameters
 from gptoss.runtime.harmony.messages import (
     DeveloperContent,
@@ -90,7 +90,7 @@ def _check_content(place: FieldPath, message: Message) -> None:
     elif isinstance(content, str) and message.role != Role.SYSTEM:
         place.text(content)
     else:
-        raise place.error(f"a {message.role} message cannot hold {kind(content)}")
+        raise place.error(f"a {message.role} message cannot hold {json_type(content)}")
 
 
 def _check_system(place: FieldPath, content: SystemContent) -> None:

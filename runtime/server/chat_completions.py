@@ -12,7 +12,8 @@ How they correspond:
 * ``tool`` messages answer the calls of the assistant message right before them, by
   ``tool_call_id``, in any order and all of them. Calls of one turn stay together, their results
   behind them, as the model wrote and read them: that is what its tokens are cached for.
-* Only text goes in: parts of type ``text`` (and ``refusal`` of the assistant) are joined.
+* Only text goes in: parts of type ``text``, ``input_text``, ``output_text`` (and ``refusal`` of the
+  assistant) are joined. A picture in a tool's result becomes a note in its place.
 
 Back, messages of one turn are gathered into an assistant message; call ids are numbered. The system
 block and built-in tools have no counterpart in the API and are left out; a preamble that no call
@@ -27,12 +28,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gptoss.runtime.harmony import messages as m
-from gptoss.runtime.harmony.errors import ConversationError, FieldPath, kind
+from gptoss.runtime.harmony.errors import ConversationError, FieldPath, json_type
 from gptoss.runtime.harmony.messages import (
     FUNCTIONS,
     DeveloperContent,
     Function,
     Message,
+    Namespace,
     Role,
     SystemContent,
 )
@@ -45,16 +47,17 @@ def messages_from_openai(
     messages: Sequence[Mapping[str, Any]],
     functions: tuple[Function, ...] = (),
     system: SystemContent | None = None,
+    namespaces: tuple[Namespace, ...] = (),
 ) -> list[Message]:
     """The conversation in harmony's terms, system block first.
 
-    ``functions`` come from ``functions_from_openai``. Raises ConversationError.
+    ``functions`` and ``namespaces`` come from ``tools_from_openai``. Raises ConversationError.
     """
     if not isinstance(messages, list | tuple):
-        raise ConversationError(None, "", f"must be an array, not {kind(messages)}")
+        raise ConversationError(None, "", f"must be an array, not {json_type(messages)}")
     if not messages:
         raise ConversationError(None, "", "the conversation is empty; it needs a message")
-    reader = _Reader(functions)
+    reader = _Reader(functions, namespaces)
     for index, message in enumerate(messages):
         place = FieldPath("messages", index)
         reader.read(place, place.mapping(message))
@@ -67,6 +70,7 @@ class _Reader:
     """Reads message by message; what it holds is what the next one may refer to."""
 
     functions: tuple[Function, ...]
+    namespaces: tuple[Namespace, ...]
     messages: list[Message] = field(default_factory=list)
     _instructions: list[str] = field(default_factory=list)
     _instructed: int | None = None
@@ -109,8 +113,8 @@ class _Reader:
             return
         self._opened = True
         instructions = "\n\n".join(self._instructions) if self._instructions else None
-        if instructions is not None or self.functions:
-            block = m.developer(instructions, self.functions)
+        if instructions is not None or self.functions or self.namespaces:
+            block = m.developer(instructions, self.functions, self.namespaces)
             self.messages.append(replace(block, origin=self._instructed))
 
     def _developer(self, place: FieldPath, message: Mapping[str, Any]) -> None:
@@ -155,7 +159,7 @@ class _Reader:
             raise where.error(f"no call {identity[:80]!r} stands before this result")
         name = self._calls.pop(identity)
         self._answered.add(identity)
-        self._add(place, m.tool_result(name, _content(place, message)))
+        self._add(place, m.tool_result(name, _content(place, message, pictures=True)))
 
     def _add(self, place: FieldPath, message: Message) -> None:
         self.messages.append(replace(message, origin=place.index))
@@ -169,20 +173,31 @@ class _Reader:
         self._answered = set()
 
 
-def _content(place: FieldPath, message: Mapping[str, Any]) -> str:
-    """Content as text: a string, or text parts joined."""
+_TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+"""Types of parts that are text, and where their text is."""
+
+_PICTURES = ("image", "image_url", "input_image")
+PICTURE_NOTE = "[picture left out: this model reads text only]"
+
+
+def _content(place: FieldPath, message: Mapping[str, Any], *, pictures: bool = False) -> str:
+    """Content as text: a string, or text parts joined; notes for ``pictures`` where they may be."""
     place, content = place.at("content"), message.get("content")
     if isinstance(content, str):
         return place.text(content)
     if not isinstance(content, list | tuple):
-        raise place.error(f"must be a string or an array of text parts, not {kind(content)}")
+        raise place.error(f"must be a string or an array of text parts, not {json_type(content)}")
     texts = []
     for i, part in enumerate(content):
         at = place.at(f"[{i}]")
         name = at.mapping(part).get("type")
-        if name not in ("text", "refusal"):
-            raise at.at("type").error(f"{name!r}: this model reads text only")
-        texts.append(at.at(name).text(part.get(name)))
+        if pictures and name in _PICTURES:
+            texts.append(PICTURE_NOTE)
+            continue
+        if name not in _TEXT_PARTS:
+            raise at.at("type").error(f"{str(name)[:80]!r}: this model reads text only")
+        key = _TEXT_PARTS[name]
+        texts.append(at.at(key).text(part.get(key)))
     return "".join(texts)
 
 

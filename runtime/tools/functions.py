@@ -7,40 +7,96 @@ names and exceptions become a text that begins with ``error:`` and goes back as 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
+import functools
 import inspect
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
-from gptoss.runtime.harmony.errors import HARMONY_NAME, mended
+from gptoss.runtime.harmony.errors import HARMONY_NAME, ConversationError, FieldPath
+from gptoss.runtime.harmony.json_schema import check_parameters, says_nothing
 from gptoss.runtime.harmony.messages import FUNCTIONS, Function
-from gptoss.runtime.tools.schema import Record, ToolArgumentsError, ToolError, parameters_of
+from gptoss.runtime.harmony.text_formats import ResponseFormat
+from gptoss.runtime.tools.results import result_text
+from gptoss.runtime.tools.schema import ToolArgumentsError, ToolError, parameters_of
 
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function, what the model is told of it, and how its arguments are read."""
+    """What the model is told of a tool, and what runs it.
+
+    ``run`` gets the text of the call and returns the tool's result, which may be awaitable. It
+    raises ToolArgumentsError for a text that is not what was declared.
+    """
 
     declaration: Function
-    function: Callable[..., Any]
-    parameters: Record
+    run: Callable[[str], Any]
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Tool:
         """From a function's name, type hints and docstring; raises ToolError."""
-        name = getattr(function, "__name__", "")
-        if not HARMONY_NAME.fullmatch(name):
-            raise ToolError(
-                f"{function!r} cannot be a tool: its name {name!r} is not of letters, digits, _ -"
-            )
+        name = _name_of(function)
         description, parameters = parameters_of(function)
-        schema = parameters.kind().schema if parameters.fields else None
-        return cls(Function(name, description, schema), function, parameters)
+        schema = parameters.schema if parameters.fields else None
+
+        def run(text: str) -> Any:
+            return function(**parameters.read(_parsed(text), ""))
+
+        return cls(Function(name, description, schema), run)
+
+    @classmethod
+    def from_schema(
+        cls,
+        function: Callable[..., Any],
+        parameters: Mapping[str, Any] | None,
+        *,
+        name: str | None = None,
+        description: str = "",
+    ) -> Tool:
+        """A function called with the properties of an object that ``parameters`` describes.
+
+        ``parameters`` is a JSON schema, as MCP servers and OpenAI's API have them. All of it is
+        checked before the function is called, also what no grammar can hold. Raises ToolError.
+        """
+        from gptoss.runtime.harmony.schema_check import SchemaChecker
+
+        name = _name_of(function) if name is None else _checked_name(name)
+        place = FieldPath("parameters", None)
+        empty = parameters is None or says_nothing(parameters)
+        schema: Mapping[str, Any] = {"type": "object", "additionalProperties": False}
+        try:
+            if parameters is not None and not empty:
+                schema = check_parameters(place, parameters)
+            checker = SchemaChecker(schema, place)
+        except ConversationError as error:
+            raise ToolError(f"tool {name}: {error}") from error
+
+        def run(text: str) -> Any:
+            values = _parsed(text)
+            if not isinstance(values, dict):
+                raise ToolArgumentsError("arguments: expected an object")
+            if problems := checker.problems(values):
+                raise ToolArgumentsError("; ".join(problems))
+            return function(**values)
+
+        return cls(Function(name, description, None if empty else schema), run)
+
+    @classmethod
+    def from_text(
+        cls,
+        function: Callable[[str], Any],
+        text_format: ResponseFormat | None = None,
+        *,
+        name: str | None = None,
+        description: str = "",
+    ) -> Tool:
+        """A function called with the text of the call as it is, held to ``text_format``."""
+        name = _name_of(function) if name is None else _checked_name(name)
+        declaration = Function(name, description, takes_text=True, text_format=text_format)
+        return cls(declaration, function)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +111,11 @@ class Outcome:
 class Toolbox:
     """The tools of a conversation, by name. Immutable."""
 
-    def __init__(self, functions: Iterable[Callable[..., Any]] = ()) -> None:
+    def __init__(self, tools: Iterable[Callable[..., Any] | Tool] = ()) -> None:
         """Raises ToolError for a function that cannot be declared, or two of one name."""
         self._tools: dict[str, Tool] = {}
-        for function in functions:
-            tool = Tool.of(function)
+        for given in tools:
+            tool = given if isinstance(given, Tool) else Tool.of(given)
             name = tool.declaration.name
             if name in self._tools:
                 raise ToolError(f"two tools are called {name!r}; rename one")
@@ -71,16 +127,18 @@ class Toolbox:
         return tuple(tool.declaration for tool in self._tools.values())
 
     def call(self, recipient: str, arguments: str) -> Outcome:
-        """Run the tool that ``recipient`` names (``functions.x``) on ``arguments``, JSON text.
+        """Run the tool that ``recipient`` names (``functions.x``) on the text of a call.
 
-        Never raises for what the model or the tool did; KeyboardInterrupt passes.
+        Never raises for what the model or the tool did. KeyboardInterrupt passes: it is the user's.
         """
         begun = time.perf_counter()
         try:
             text, error = self._run(recipient, arguments), False
+        except KeyboardInterrupt:
+            raise
         except ToolArgumentsError as problem:
             text, error = result_text(f"error: {problem}"), True
-        except (Exception, SystemExit) as problem:  # whatever a tool raises is its answer
+        except BaseException as problem:  # whatever a tool raises is its answer
             text, error = result_text(f"error: {described(problem)}"), True
         return Outcome(text, error, time.perf_counter() - begun)
 
@@ -89,17 +147,7 @@ class Toolbox:
         if tool is None:
             known = ", ".join(f"{FUNCTIONS}.{name}" for name in self._tools) or "none"
             raise ToolArgumentsError(f"there is no tool {recipient}; available: {known}")
-        values = tool.parameters.read(_parsed(arguments), "")
-        return result_text(_awaited(tool.function(**values)))
-
-
-def result_text(result: Any) -> str:
-    """A tool's result for the model: text as it is, everything else as JSON.
-
-    Halves of UTF-16 pairs, which no text has, become U+FFFD.
-    """
-    text = result if isinstance(result, str) else _json(result)
-    return mended(text)
+        return result_text(_awaited(tool.run(arguments)))
 
 
 def described(problem: BaseException) -> str:
@@ -111,8 +159,22 @@ def described(problem: BaseException) -> str:
         return name
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=_plain)
+def _name_of(function: Callable[..., Any]) -> str:
+    inner = function
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    name = getattr(inner, "__name__", "")
+    if not HARMONY_NAME.fullmatch(name):
+        raise ToolError(
+            f"{function!r} cannot be a tool: its name {name!r} is not of letters, digits, _ -"
+        )
+    return name
+
+
+def _checked_name(name: str) -> str:
+    if not HARMONY_NAME.fullmatch(name):
+        raise ToolError(f"{name!r} cannot be a tool's name: use 1 to 64 letters, digits, _ or -")
+    return name
 
 
 def _parsed(arguments: str) -> Any:
@@ -138,14 +200,3 @@ def _awaited(result: Any) -> Any:
         return asyncio.run(wait())
     with ThreadPoolExecutor(max_workers=1) as executor:
         return executor.submit(asyncio.run, wait()).result()
-
-
-def _plain(value: Any) -> Any:
-    """What JSON does not know, as what it does."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, set | frozenset | tuple):
-        return list(value)
-    return str(value)

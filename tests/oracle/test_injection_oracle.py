@@ -21,7 +21,7 @@ from gptoss.runtime.harmony.render import KeepReasoning, render_conversation
 from gptoss.runtime.harmony.tokenizer import Tokenizer
 from gptoss.runtime.models.preflight import Model
 from gptoss.runtime.server.chat_completions import messages_from_openai
-from gptoss.runtime.server.chat_tools import functions_from_openai
+from gptoss.runtime.server.chat_tools import tools_from_openai
 from support import peers
 from support.checkpoints import random_checkpoint
 
@@ -165,7 +165,7 @@ def test_nor_do_the_apis_messages(tokenizer: Tokenizer) -> None:
                 {"role": "tool", "tool_call_id": text, "content": text},
                 {"role": "assistant", "content": text},
             ],
-            functions_from_openai([{"type": "function", "function": declared}]),
+            tools_from_openai([{"type": "function", "function": declared}]).functions,
         )
         ids = render_conversation(messages, tokenizer, keep=KeepReasoning.ALL)
         return [i for i in ids if i in control]

@@ -9,11 +9,13 @@ import pytest
 
 from gptoss.runtime.harmony import messages as m
 from gptoss.runtime.harmony.errors import ConversationError, ConversationTooLongError
-from gptoss.runtime.harmony.messages import Function, Message, Role, SystemContent
+from gptoss.runtime.harmony.messages import Function, Message, Namespace, Role, SystemContent
 from gptoss.runtime.harmony.render import render_for_completion
 from gptoss.runtime.harmony.validate import check_conversation
+from gptoss.runtime.sampling.constrained import TokenMasks
+from gptoss.runtime.sampling.grammar import Lark, Regex, Rules
 from gptoss.runtime.server.chat_completions import messages_from_openai, messages_to_openai
-from gptoss.runtime.server.chat_tools import functions_from_openai, tools_to_openai
+from gptoss.runtime.server.chat_tools import tools_from_openai, tools_to_openai
 from support import conversations
 from support.tokens import byte_tokenizer
 
@@ -132,8 +134,88 @@ def test_functions_there_and_back() -> None:
     schema = {"type": "object", "properties": {"x": {"type": "string"}}, "required": ["x"]}
     functions = (Function("f", "Does.", schema), Function("g-2_x"))
     tools = tools_to_openai(functions)
-    assert functions_from_openai(tools) == functions
-    assert functions_from_openai([tool(parameters={})]) == (Function("f"),)
+    assert tools_from_openai(tools).functions == functions
+    for nothing in ({}, {"$schema": "http://json-schema.org/draft-07/schema#"}, None):
+        assert tools_from_openai([tool(parameters=nothing)]).functions == (Function("f"),)
+
+
+def test_parts_of_the_responses_api_are_text_and_pictures_become_a_note() -> None:
+    texts = [{"type": "input_text", "text": "a"}, {"type": "output_text", "text": "b"}]
+    assert messages_from_openai([{"role": "user", "content": texts}])[1] == m.user("ab")
+    for picture in ({"type": "image_url", "image_url": {"url": "x"}}, {"type": "input_image"}):
+        ours = messages_from_openai([calling("a"), result("a", [*texts, picture])])
+        assert ours[-1].text == "ab[picture left out: this model reads text only]"
+        with pytest.raises(ConversationError, match="reads text only"):
+            messages_from_openai([{"role": "user", "content": [picture]}])
+
+
+LARK = 'start: "*** Begin" /[a-z]+/'
+
+
+def test_namespaces_custom_tools_and_the_flat_form() -> None:
+    """As Codex sends them; a search without a name is refused by itself."""
+    schema = {"type": "object", "properties": {"x": {"type": "string"}}}
+    flat = {"type": "function", "name": "run", "strict": False, "parameters": schema}
+    grammar = {"type": "grammar", "syntax": "lark", "definition": LARK}
+    declared = tools_from_openai(
+        [
+            flat,
+            {"type": "web_search", "external_web_access": False},
+            {"type": "namespace", "name": "agents", "description": "Others.",
+             "tools": [{**flat, "name": "spawn"}, {**flat, "name": "no no"}]},
+            {"type": "custom", "name": "patch", "description": "Edit.", "format": grammar},
+            {"type": "custom", "custom": {"name": "note", "format": {"type": "text"}}},
+            {"type": "custom", "name": "digits", "format": {**grammar, "syntax": "regex",
+                                                            "definition": "[0-9]+"}},
+        ]
+    )  # fmt: skip
+    assert declared.functions == (
+        Function("run", "", schema),
+        Function("patch", "Edit.", takes_text=True, text_format=Lark(LARK)),
+        Function("note", takes_text=True),
+        Function("digits", takes_text=True, text_format=Regex("[0-9]+")),
+    )
+    spawn = Function("spawn", "", schema)
+    assert declared.namespaces == (Namespace("agents", (spawn,), "Others."),)
+    assert [str(error).split(":")[0] for error in declared.refused] == [
+        "tools[1].type", "tools[2].tools[1].name",
+    ]  # fmt: skip
+    ours = messages_from_openai([USER], declared.functions, None, declared.namespaces)
+    text = byte_tokenizer().decode(render_for_completion(ours, byte_tokenizer()))
+    assert "namespace agents {\n\ntype spawn = (_: {\nx?: string,\n}) => any;" in text
+    assert "// Edit.\ntype patch = (_: string) => any;" in text
+    rules = Rules(declared.functions, declared.namespaces)
+    compiled = TokenMasks(byte_tokenizer()).compile(rules)
+    assert compiled.texts.keys() == {
+        "functions.run", "functions.patch", "functions.digits", "agents.spawn",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tool", "place", "problem"),
+    [
+        ({"type": "custom", "name": "a", "format": {"type": "x"}}, "format.type", "'x'"),
+        ({"type": "custom", "name": "a", "format": {"type": "grammar", "syntax": "ebnf",
+                                                    "definition": ""}}, "format.syntax", "'ebnf'"),
+        ({"type": "custom", "name": "a", "format": {"type": "grammar", "syntax": "lark",
+                                                    "definition": "x" * 30_000}},
+         "format.definition", "more than 20000"),
+        ({"type": "custom", "name": "a", "format": {"type": "grammar", "syntax": "regex"}},
+         "format.definition", "must be a string"),
+        ({"type": "namespace", "name": "functions", "tools": []}, "name", "second namespace"),
+        ({"type": "namespace", "name": "a.b", "tools": []}, "name", "is no name"),
+        ({"type": "namespace", "name": "a"}, "tools", "must be an array"),
+        ({"type": ["function"]}, "type", "known are"),
+    ],
+)  # fmt: skip
+def test_a_tool_of_another_kind_is_refused_by_itself(
+    tool: dict[str, Any], place: str, problem: str
+) -> None:
+    declared = tools_from_openai([tool, {"type": "function", "name": "good"}])
+    [error] = declared.refused
+    assert error.field == place
+    assert problem in str(error)
+    assert [function.name for function in declared.functions] == ["good"]
 
 
 def random_messages(rng: random.Random) -> list[dict[str, Any]]:
@@ -293,13 +375,18 @@ BAD_TOOLS: list[tuple[list[Any], int | None, str, str]] = [
 
 @pytest.mark.parametrize(("tools", "index", "field", "problem"), BAD_TOOLS)
 def test_bad_tools(tools: list[Any], index: int | None, field: str, problem: str) -> None:
-    with pytest.raises(ConversationError) as caught:
-        functions_from_openai(tools)
-    assert (caught.value.index, caught.value.field) == (index, field)
-    assert problem in str(caught.value)
-    assert str(caught.value).startswith(f"tools[{index}]")
-    assert "\n" not in str(caught.value)
-    str(caught.value).encode()
+    good = [tool("first"), *tools, tool("last")]
+    declared = tools_from_openai(good)
+    assert index is not None
+    [error] = declared.refused
+    assert (error.index, error.field) == (index + 1, field)
+    assert problem in str(error)
+    assert str(error).startswith(f"tools[{index + 1}]")
+    assert "\n" not in str(error)
+    str(error).encode()
+    names = [function.name for function in declared.functions]
+    assert len(names) == len(good) - 1, "its neighbours are declared"
+    assert {"first", "last"} <= {*names}
 
 
 def test_lists_must_be_lists() -> None:
@@ -308,4 +395,4 @@ def test_lists_must_be_lists() -> None:
         with pytest.raises(ConversationError, match="must be an array"):
             messages_from_openai(broken)
         with pytest.raises(ConversationError, match="must be an array"):
-            functions_from_openai(broken)
+            tools_from_openai(broken)

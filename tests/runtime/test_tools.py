@@ -3,27 +3,47 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
+import functools
+import itertools
 import json
-from collections.abc import Generator
+import re
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import Enum
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from uuid import UUID
 
+import numpy as np
 import pytest
+from pydantic import BaseModel, Field
 
 from gptoss.runtime.harmony.events import MessageEnded
 from gptoss.runtime.harmony.messages import Function
 from gptoss.runtime.harmony.parser import parse
+from gptoss.runtime.harmony.schema_check import SchemaChecker
 from gptoss.runtime.harmony.tools_typescript import type_of
 from gptoss.runtime.sampling.constrained import TokenMasks
 from gptoss.runtime.sampling.grammar import Rules
 from gptoss.runtime.sampling.sampler import RandomSampler, Sampling
-from gptoss.runtime.tools.functions import Tool, Toolbox, result_text
-from gptoss.runtime.tools.schema import ToolArgumentsError, ToolError, kind_of, split_docstring
+from gptoss.runtime.tools.functions import Tool, Toolbox
+from gptoss.runtime.tools.results import result_text
+from gptoss.runtime.tools.schema import split_docstring
+from gptoss.runtime.tools.type_specs import ToolArgumentsError, ToolError, spec_of
 from support.random_engine import RandomEngine
 from support.tokens import byte_tokenizer
+
+
+class Place(BaseModel):
+    city: str
+    day: datetime.date | None = None
+
+
+class Trip(BaseModel):
+    legs: list[Place]
 
 
 class Unit(Enum):
@@ -155,7 +175,7 @@ KINDS: list[tuple[Any, dict[str, Any], Any, Any]] = [
 
 @pytest.mark.parametrize(("hint", "schema", "value", "meant"), KINDS)
 def test_types_and_their_values(hint: Any, schema: dict[str, Any], value: Any, meant: Any) -> None:
-    kind = kind_of(hint, "x")
+    kind = spec_of(hint, "x")
     assert kind.schema == schema
     read = kind.read(value, "x")
     assert read == meant
@@ -166,7 +186,7 @@ def test_types_and_their_values(hint: Any, schema: dict[str, Any], value: Any, m
 @pytest.mark.parametrize("hint", [kind[0] for kind in KINDS])
 def test_what_the_rules_admit_is_what_is_read(hint: Any) -> None:
     """Arguments drawn by nothing but the schema: each must be one that the function takes."""
-    kind = kind_of(hint, "x")
+    kind = spec_of(hint, "x")
     schema = {"type": "object", "properties": {"x": kind.schema}, "required": ["x"]}
     rules = Rules((Function("f", parameters=schema),), tool_choice="f", reasoning=False)
     tokenizer = byte_tokenizer()
@@ -209,15 +229,13 @@ def vocabulary() -> TokenMasks:
 )
 def test_wrong_values(hint: Any, value: Any, message: str) -> None:
     with pytest.raises(ToolArgumentsError, match=message):
-        kind_of(hint, "").read(value, "x")
+        spec_of(hint, "").read(value, "x")
 
 
-@pytest.mark.parametrize(
-    "hint", [set[int], bytes, tuple[int, str], dict[int, str], Literal[None], complex]
-)
+@pytest.mark.parametrize("hint", [bytes, tuple[int, str], dict[int, str], Literal[None], complex])
 def test_types_that_cannot_be_told(hint: Any) -> None:
     with pytest.raises(ToolError, match="here: "):
-        kind_of(hint, "here")
+        spec_of(hint, "here")
 
 
 def test_all_problems_are_said_at_once() -> None:
@@ -315,10 +333,191 @@ def test_methods_are_tools() -> None:
         (FieldPath("Oslo"), '{"city": "Oslo", "country": "NO"}'),
         ({"unit": Unit.C}, '{"unit": "celsius"}'),
         ({"price": Decimal("1.50")}, '{"price": "1.50"}'),
+        ("grå".encode(), "grå"),
+        ([b"a"], '["a"]'),
+        (np.arange(4).reshape(2, 2), "[[0, 1], [2, 3]]"),
+        ({"mean": np.float32(0.5), "n": np.int64(3)}, '{"mean": 0.5, "n": 3}'),
+        ((i * i for i in range(4)), "[0, 1, 4, 9]"),
+        (
+            Place(city="Oslo", day=datetime.date(2026, 2, 28)),
+            '{"city": "Oslo", "day": "2026-02-28"}',
+        ),
+        ([Place(city="Ulm")], '[{"city": "Ulm", "day": null}]'),
+        (datetime.datetime(2026, 2, 28, 7, tzinfo=datetime.UTC), '"2026-02-28T07:00:00+00:00"'),
+        (datetime.timedelta(minutes=2), "120.0"),
+        (Path("a") / "b", json.dumps(str(Path("a") / "b"))),
+        ({1, 2}, "[1, 2]"),
+        (range(3), "[0, 1, 2]"),
+        ({(1, 2): "pair"}, '{"(1, 2)": "pair"}'),
+        (UUID(int=1), '"00000000-0000-0000-0000-000000000001"'),
     ],
 )
 def test_results_as_text(result: object, text: str) -> None:
     assert result_text(result) == text
+
+
+@pytest.mark.parametrize(
+    ("result", "problem"),
+    [
+        (object(), "the tool returned object, which has no form in JSON; return text"),
+        ({"x": object()}, "the tool returned object"),
+        (b"\x89PNG\xff", "5 bytes that are not UTF-8 text; return text"),
+        (itertools.count(), "more than 10000 items"),
+        (lambda: 1, "the tool returned function"),
+    ],
+)
+def test_results_without_a_form_are_errors(result: object, problem: str) -> None:
+    def give() -> object:
+        return result
+
+    outcome = Toolbox([give]).call("functions.give", "{}")
+    assert outcome.error
+    assert problem in outcome.text
+
+
+@pytest.mark.parametrize("kind", [SystemExit, asyncio.CancelledError, GeneratorExit, MemoryError])
+def test_whatever_a_tool_raises_is_text(kind: type[BaseException]) -> None:
+    def fail() -> None:
+        raise kind("no")
+
+    async def wait() -> None:
+        raise kind("no")
+
+    for tool in (fail, wait):
+        outcome = Toolbox([tool]).call(f"functions.{tool.__name__}", "{}")
+        assert outcome.error
+        assert outcome.text.startswith(f"error: {kind.__name__}")
+
+
+def test_the_user_s_ctrl_c_stops_a_tool() -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Toolbox([interrupted]).call("functions.interrupted", "{}")
+
+
+@pytest.mark.parametrize("hint", ["int |", "no such thing", "1 / 0", "undefined", "list[", "[].x"])
+def test_annotations_that_cannot_be_read(hint: str) -> None:
+    def tool(x: Any) -> None: ...
+
+    tool.__annotations__["x"] = hint
+    with pytest.raises(ToolError, match="tool tool"):
+        Tool.of(tool)
+
+
+def test_types_of_daily_use() -> None:
+    seen: dict[str, Any] = {}
+
+    def book(
+        where: Annotated[str, Field(description="A town.")],
+        day: datetime.date,
+        seats: set[int],
+        to: Path,
+        places: list[Place],
+        names: Sequence[str],
+        at: Annotated[datetime.datetime | None, "When."] = None,
+    ) -> None:
+        seen.update(locals())
+
+    tool = Tool.of(book)
+    parameters: Any = tool.declaration.parameters
+    told = parameters["properties"]
+    assert told["where"]["description"] == "A town."
+    assert told["day"] == {"type": "string", "format": "date"}
+    assert told["seats"]["items"] == told["names"]["items"] | {"type": "integer"}
+    assert told["at"]["description"] == "When."
+    arguments = {
+        "where": "Ulm", "day": "2026-02-28", "seats": [1, 1], "to": "x", "names": ["a"],
+        "places": [{"city": "Oslo", "day": "2026-03-01"}], "at": "2026-02-28T07:00:00",
+    }  # fmt: skip
+    assert Toolbox([tool]).call("functions.book", json.dumps(arguments)).text == "null"
+    assert seen["day"] == datetime.date(2026, 2, 28)
+    assert seen["seats"] == {1}
+    assert seen["to"] == Path("x")
+    assert seen["places"] == [Place(city="Oslo", day=datetime.date(2026, 3, 1))]
+    assert seen["at"] == datetime.datetime(2026, 2, 28, 7)
+    for name, value in (("day", "28.2."), ("places", [{"day": "x"}]), ("to", 3)):
+        outcome = Toolbox([tool]).call("functions.book", json.dumps({**arguments, name: value}))
+        assert outcome.error
+        assert name in outcome.text
+
+
+def test_models_within_models_are_defined_at_the_root() -> None:
+    def travel(trips: dict[str, Trip], home: Place | None = None) -> str:
+        return trips["a"].legs[0].city + (home.city if home else "")
+
+    tool = Tool.of(travel)
+    SchemaChecker(tool.declaration.parameters or {})
+    assert set((tool.declaration.parameters or {})["$defs"]) == {"Place"}
+    masks = TokenMasks(byte_tokenizer())
+    assert not masks.compile(Rules((tool.declaration,))).unenforced
+    told = json.dumps({"trips": {"a": {"legs": [{"city": "Ulm"}]}}})
+    assert Toolbox([tool]).call("functions.travel", told).text == "Ulm"
+
+
+def test_a_partial_asks_for_what_is_left() -> None:
+    def add(a: int, b: int, c: int = 0) -> int:
+        """Add up."""
+        return a + b + c
+
+    box = Toolbox([functools.partial(add, b=5)])
+    [declaration] = box.declarations
+    assert (declaration.name, declaration.description) == ("add", "Add up.")
+    assert list((declaration.parameters or {})["properties"]) == ["a", "c"]
+    assert box.call("functions.add", '{"a": 1}').text == "6"
+
+
+RAW = {
+    "$schema": "http://json-schema.org/draft-07/schema#",
+    "type": "object",
+    "properties": {
+        "tags": {"type": "array", "uniqueItems": True, "items": {"type": "string"}},
+        "pair": {"type": "array", "items": [{"type": "string"}, {"type": "integer"}]},
+        "never": {"not": {}},
+    },
+    "required": None,
+    "dependencies": {"pair": ["tags"]},
+    "propertyNames": {"pattern": "^(?!x)"},
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({"tags": ["a"]}, None),
+        ({"tags": ["a", "a"]}, "non-unique"),
+        ({"pair": ["a", 1]}, "'tags' is missing beside 'pair'|'tags' is a dependency"),
+        ({"pair": ["a", "b"], "tags": []}, r"\$\.pair\[1\]: 'b' is not of type 'integer'"),
+        ({"xyz": 1}, "does not match"),
+        ({"never": 1}, "never"),
+        ([], "expected an object"),
+    ],
+)
+def test_a_raw_schema_is_checked_whole_before_the_call(arguments: Any, problem: str | None) -> None:
+    called = []
+    tool = Tool.from_schema(lambda **given: called.append(given), RAW, name="raw")
+    outcome = Toolbox([tool]).call("functions.raw", json.dumps(arguments))
+    assert outcome.error == (problem is not None)
+    assert called == ([] if problem else [arguments])
+    if problem:
+        assert re.search(problem, outcome.text)
+
+
+def test_raw_schemas_that_are_refused_or_say_nothing() -> None:
+    for bad in ({"type": "string"}, {"properties": {"a": {"type": "x"}}}, {"minProperties": "x"}):
+        with pytest.raises(ToolError, match="tool t"):
+            Tool.from_schema(print, bad, name="t")
+    for name in ("a b", "", "x" * 65):
+        with pytest.raises(ToolError, match="name"):
+            Tool.from_schema(print, None, name=name)
+    for nothing in (None, {}, {"$schema": "http://json-schema.org/draft-07/schema#"}):
+        assert Tool.from_schema(print, nothing, name="t").declaration == Function("t")
+
+
+def test_a_tool_of_text_gets_it_as_it_is() -> None:
+    tool = Tool.from_text(str.upper, name="shout", description="Louder.")
+    assert Toolbox([tool]).call("functions.shout", '{"not": "json').text == '{"NOT": "JSON'
 
 
 class SpeechlessError(Exception):
