@@ -46,7 +46,7 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "models": {"engine", "harmony"},
         "tools": {"harmony"},
         "sampling": {"engine", "harmony"},
-        "server": {"harmony"},
+        "server": {"harmony", "sampling"},
         "chat": {"engine", "harmony", "models", "sampling", "tools"},
         "terminal": {"chat", "harmony", "sampling"},
     },
