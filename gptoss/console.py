@@ -145,7 +145,8 @@ def _described(error: Exception) -> str:
     """An unexpected exception: its type, its text, and the line that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else "unknown"
-    return f"{type(error).__name__} at {place}: {error}; this is a bug in gptoss: rerun with {logs.VARIABLE}=debug, report it"
+    report = f"this is a bug in gptoss: rerun with {logs.VARIABLE}=debug and report it"
+    return f"{type(error).__name__} at {place}: {error}; {report}"
 
 
 def _make_streams_safe() -> None:
