@@ -1,0 +1,1 @@
+"""Write the GGUF format: header, metadata, vocabulary, split into several files."""

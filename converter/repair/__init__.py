@@ -1,4 +1,4 @@
-"""From a GGUF that lacks something, or is another tool's, to one that llama.cpp runs.
+"""Repair a GGUF: missing metadata, wrong tokens, names and layouts of other tools.
 
 ``mending`` has the steps, ``keys`` and ``tensors`` decide what changes.
 """

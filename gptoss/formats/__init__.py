@@ -1,1 +1,1 @@
-"""The ground floor: what every room needs to know about files, and nothing else."""
+"""File formats: bounded readers of safetensors and GGUF, tensor map, hyperparameters, tokens."""

@@ -1,0 +1,1 @@
+"""``gptoss-quant diff``: compare two models tensor by tensor."""

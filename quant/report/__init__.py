@@ -1,0 +1,1 @@
+"""``gptoss-quant report``: an HTML page of an audit, with SVG charts."""

@@ -1,0 +1,1 @@
+"""A conversation: turns, the tool loop, settings, limits, events."""

@@ -1,0 +1,1 @@
+"""Generate token ids with llama.cpp; the only folder that imports it."""

@@ -1,0 +1,1 @@
+"""Before a model is loaded: check the GGUF, plan the memory."""

@@ -1,0 +1,1 @@
+"""Choose the next token: samplers, constrained decoding by grammar, repetition."""

@@ -1,0 +1,1 @@
+"""OpenAI's request formats as harmony conversations."""

@@ -1,0 +1,1 @@
+"""What ``gptoss-run chat`` prints: for a person, or as JSON lines."""

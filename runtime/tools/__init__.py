@@ -1,0 +1,1 @@
+"""Tools the model may call: Python functions and the built-in tools."""
