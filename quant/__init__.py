@@ -1,11 +1,11 @@
 """The numbers of a model: read, prove, check, compare, show.
 
-    mxfp4     tables, byte layouts, decoding and encoding of MXFP4
-    model     a checkpoint or a GGUF loaded as one ``Model``
-    verify    a GGUF equals its source
-    audit     what is wrong with a model, from the model alone
-    diff      two models compared
-    report    an audit and a diff as one HTML page
-    info      what a model is, from its headers
-    cli       the command ``gptoss-quant``
+mxfp4     tables, byte layouts, decoding and encoding of MXFP4
+model     a checkpoint or a GGUF loaded as one ``Model``
+verify    a GGUF equals its source
+audit     what is wrong with a model, from the model alone
+diff      two models compared
+report    an audit and a diff as one HTML page
+info      what a model is, from its headers
+cli       the command ``gptoss-quant``
 """
