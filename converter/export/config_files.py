@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from gguf.constants import TokenType
 
-from gptoss.converter.gguf.vocab import SETTINGS, TEMPLATE, Vocabulary
-from gptoss.formats.checkpoint import CONFIG, TOKENIZER
+from gptoss.converter.gguf.vocab import Vocabulary
+from gptoss.formats.checkpoint import CONFIG
+from gptoss.formats.harmony_tokens import ENDS_OF_REPLY
 from gptoss.formats.hparams import HARD_CODED, HParams
 from gptoss.formats.o200k import O200K_PATTERN
+from gptoss.formats.tokenizer_json import SETTINGS, TEMPLATE, TOKENIZER
 
 GENERATION = "generation_config.json"
-ENDS = ("<|return|>", "<|endoftext|>", "<|call|>")
-"""Tokens that end a reply."""
 
 _BYTE_LEVEL = {"type": "ByteLevel", "use_regex": True, "trim_offsets": True}
 _NO_FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
@@ -110,7 +110,7 @@ def _generation(vocabulary: Vocabulary) -> dict[str, Any]:
     return {
         "bos_token_id": vocabulary.bos,
         "do_sample": True,
-        "eos_token_id": [ids[token] for token in ENDS if token in ids] or [vocabulary.eos],
+        "eos_token_id": [ids[token] for token in ENDS_OF_REPLY if token in ids] or [vocabulary.eos],
         "pad_token_id": vocabulary.pad,
     }
 

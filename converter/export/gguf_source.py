@@ -11,9 +11,10 @@ from typing import Any
 
 from gguf.constants import Keys, TokenType
 
-from gptoss.converter.gguf.vocab import HARMONY_ROLES, Vocabulary
+from gptoss.converter.gguf.vocab import Vocabulary
 from gptoss.converter.transforms.to_checkpoint import READABLE
 from gptoss.errors import GgufError, UnsupportedModelError, quoted
+from gptoss.formats import harmony_tokens
 from gptoss.formats.gguf import GgufFile, GgufTensor, StringArray
 from gptoss.formats.hparams import HParams
 from gptoss.formats.llama_cpp_keys import token_problems
@@ -76,7 +77,7 @@ def vocabulary(file: GgufFile) -> Vocabulary:
     tokens = list(_strings(file, Keys.Tokenizer.LIST))
     types = _types(file, len(tokens))
     merges = list(_strings(file, Keys.Tokenizer.MERGES))
-    roles = {role: _role(file, role, tokens) for role in HARMONY_ROLES}
+    roles = {role: _role(file, role, tokens) for role in harmony_tokens.ROLES}
     found = Vocabulary(tokens, types, merges, **roles, chat_template=template(file))
     check(found, where)
     return found
@@ -130,6 +131,6 @@ def _role(file: GgufFile, role: str, tokens: Sequence[str]) -> int:
     given: Any = file.metadata.get(_ROLES[role])
     if type(given) is int and 0 <= given < len(tokens):
         return given
-    if given is None and HARMONY_ROLES[role] in tokens:
-        return tokens.index(HARMONY_ROLES[role])
+    if given is None and harmony_tokens.ROLES[role] in tokens:
+        return tokens.index(harmony_tokens.ROLES[role])
     raise GgufError(f"{file.path}: {_ROLES[role]} is {quoted(given)}, no token's id")

@@ -18,19 +18,22 @@ from typing import Any
 from gguf.constants import TokenType
 
 from gptoss.errors import CheckpointError, quoted
+from gptoss.formats import harmony_tokens
 from gptoss.formats.byte_source import Source, read_json
-from gptoss.formats.checkpoint import CONFIG, CONFIG_LIMIT, TOKENIZER
+from gptoss.formats.checkpoint import CONFIG, CONFIG_LIMIT
 from gptoss.formats.llama_cpp_keys import token_problems
 from gptoss.formats.o200k import BYTE_LEVEL, find_split_problem
+from gptoss.formats.tokenizer_json import (
+    SETTINGS,
+    SETTINGS_LIMIT,
+    TEMPLATE,
+    TOKENIZER,
+    read_settings,
+    read_tokenizer,
+)
 
-SETTINGS = "tokenizer_config.json"
-TEMPLATE = "chat_template.jinja"
-TOKENIZER_LIMIT = 2**26
-SETTINGS_LIMIT = 2**22
 MAX_TOKENS = 2**24
 
-HARMONY_ROLES = {"bos": "<|startoftext|>", "eos": "<|return|>", "pad": "<|endoftext|>"}
-"""What begins, ends and pads a text when neither settings nor config say so."""
 
 _CHANGE_TOKENS = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
 """Settings of a BPE model that make other tokens of a text; llama.cpp knows none of them."""
@@ -79,9 +82,7 @@ def _collector_off() -> Iterator[None]:
 
 def _read(folder: Path, vocab_size: int | None) -> Vocabulary:
     path = folder / TOKENIZER
-    if folder.is_dir() and not path.exists():
-        raise CheckpointError(f"{path}: missing; --tokenizer names another folder that holds one")
-    tokenizer = read_json(path, CheckpointError, limit=TOKENIZER_LIMIT)
+    tokenizer = read_tokenizer(folder)
     model = tokenizer.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE":
         raise CheckpointError(f"{path}: no BPE model; gpt-oss has a byte-level BPE tokenizer")
@@ -97,10 +98,12 @@ def _read(folder: Path, vocab_size: int | None) -> Vocabulary:
         )
     added = _added_tokens(path, tokenizer)
     tokens, types = _tokens(path, model.get("vocab"), added, vocab_size)
-    settings = _optional(folder / SETTINGS, SETTINGS_LIMIT)
+    settings = read_settings(folder)
     config = _optional(folder / CONFIG, CONFIG_LIMIT)
     ids = {added[i]["content"]: i for i in added}
-    roles = {role: _role(role, path, settings, config, ids, len(tokens)) for role in HARMONY_ROLES}
+    roles = {
+        role: _role(role, path, settings, config, ids, len(tokens)) for role in harmony_tokens.ROLES
+    }
     merges = _merges(path, model.get("merges"), model["vocab"])
     _check_text(path, (*tokens, *merges))
     for bad in token_problems(tokens):
@@ -257,10 +260,10 @@ def _role(
     given = config.get(f"{role}_token_id")
     if type(given) is int and 0 <= given < n_tokens:
         return given
-    if HARMONY_ROLES[role] in ids:
-        return ids[HARMONY_ROLES[role]]
+    if harmony_tokens.ROLES[role] in ids:
+        return ids[harmony_tokens.ROLES[role]]
     raise CheckpointError(
-        f"{path}: has no {role} token: neither {text!r} nor {HARMONY_ROLES[role]}"
+        f"{path}: has no {role} token: neither {text!r} nor {harmony_tokens.ROLES[role]}"
     )
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urljoin
 
-from gptoss.converter.gguf.vocab import SETTINGS, TEMPLATE, TOKENIZER_LIMIT
 from gptoss.converter.hub.client import (
     REDIRECTS,
     Client,
@@ -29,13 +28,20 @@ from gptoss.converter.hub.range_requests import HubFile, Ranges
 from gptoss.converter.hub.remote_file import HashMismatchError, ReadAhead, RemoteFile
 from gptoss.converter.write.tasks import Job
 from gptoss.formats.byte_source import AnyPath, parse_json
-from gptoss.formats.checkpoint import CONFIG, CONFIG_LIMIT, INDEX, INDEX_LIMIT, TOKENIZER
+from gptoss.formats.checkpoint import CONFIG, CONFIG_LIMIT, INDEX, INDEX_LIMIT
+from gptoss.formats.tokenizer_json import (
+    SETTINGS,
+    SETTINGS_LIMIT,
+    TEMPLATE,
+    TOKENIZER,
+    TOKENIZER_LIMIT,
+)
 
 LISTING_LIMIT = 2**26
 MAX_SIZE = 2**48
 """Bytes of a file that a listing is believed to speak of."""
 SETUP = {CONFIG: CONFIG_LIMIT, INDEX: INDEX_LIMIT}
-WORDS = {TOKENIZER: TOKENIZER_LIMIT, SETTINGS: 2**24, TEMPLATE: 2**24}
+WORDS = {TOKENIZER: TOKENIZER_LIMIT, SETTINGS: SETTINGS_LIMIT, TEMPLATE: SETTINGS_LIMIT}
 """Files that come whole, with the bytes each may have."""
 
 _ID = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[^\s@?#]+))?", re.ASCII)

@@ -19,13 +19,12 @@ import numpy as np
 from gguf.constants import GGUFValueType, Keys, TokenType
 
 from gptoss.converter.export import gguf_source
-from gptoss.converter.export.config_files import ENDS
 from gptoss.converter.gguf import vocab
 from gptoss.converter.gguf.metadata import FILE_TYPES, Entry, model_keys, tokenizer_keys
-from gptoss.converter.gguf.vocab import HARMONY_ROLES, Vocabulary
+from gptoss.converter.gguf.vocab import Vocabulary
 from gptoss.converter.transforms.experts import ExpertType
 from gptoss.errors import CheckpointError, GgufError, UnsupportedModelError, quoted
-from gptoss.formats import published
+from gptoss.formats import harmony_tokens, published
 from gptoss.formats.byte_source import read_json
 from gptoss.formats.checkpoint import CONFIG, CONFIG_LIMIT
 from gptoss.formats.gguf import GgufFile, StringArray
@@ -34,15 +33,6 @@ from gptoss.formats.llama_cpp_keys import find_problems
 
 OLLAMA = "gptoss"
 """Ollama's name of the architecture."""
-
-CONTROL = frozenset(
-    f"<|{name}|>"
-    for name in (
-        "startoftext", "endoftext", "return", "constrain", "channel", "start", "end", "message",
-        "call", "endofprompt",
-    )
-)  # fmt: skip
-"""Harmony's control tokens."""
 
 _OPTIONAL = frozenset(
     (
@@ -249,7 +239,7 @@ def _vocabulary(
         )  # fmt: skip
         return words, why | {entry.key: "as the base has it" for entry in tokenizer_keys(words)}
     tokens = list(_texts(file, given, Keys.Tokenizer.LIST))
-    if not tokens or not CONTROL - {"<|endofprompt|>"} <= set(tokens):
+    if not tokens or not harmony_tokens.CONTROL - {harmony_tokens.END_OF_PROMPT} <= set(tokens):
         raise UnsupportedModelError(
             f"{file.path}: {Keys.Tokenizer.LIST} lacks harmony's control tokens"
         )
@@ -258,7 +248,7 @@ def _vocabulary(
     _name_unused(tokens, types)
     _correct_types(tokens, types)
     merges = list(_texts(file, given, Keys.Tokenizer.MERGES))
-    roles = {role: tokens.index(token) for role, token in HARMONY_ROLES.items()}
+    roles = {role: tokens.index(token) for role, token in harmony_tokens.ROLES.items()}
     for role, key in (("bos", Keys.Tokenizer.BOS_ID), ("pad", Keys.Tokenizer.PAD_ID)):
         if type(given.get(key)) is int and 0 <= given[key] < len(tokens):
             roles[role] = given[key]
@@ -267,9 +257,9 @@ def _vocabulary(
     return words, why | {
         Keys.Tokenizer.LIST: "one for each row of the embedding, all different",
         Keys.Tokenizer.TOKEN_TYPE: "control tokens are such, unused ones too",
-        Keys.Tokenizer.BOS_ID: HARMONY_ROLES["bos"],
-        Keys.Tokenizer.EOS_ID: f"a reply ends with {HARMONY_ROLES['eos']}",
-        Keys.Tokenizer.PAD_ID: HARMONY_ROLES["pad"],
+        Keys.Tokenizer.BOS_ID: harmony_tokens.ROLES["bos"],
+        Keys.Tokenizer.EOS_ID: f"a reply ends with {harmony_tokens.ROLES['eos']}",
+        Keys.Tokenizer.PAD_ID: harmony_tokens.ROLES["pad"],
         Keys.Tokenizer.ADD_BOS: "harmony has its own",
         Keys.Tokenizer.ADD_EOS: "harmony has its own",
     }
@@ -294,7 +284,7 @@ def _given_types(file: GgufFile, given: Mapping[str, Any], tokens: Sequence[str]
 def _correct_types(tokens: Sequence[str], types: list[int]) -> None:
     """Mark control tokens as such, and those without a meaning as unused."""
     for i, token in enumerate(tokens):
-        if token in CONTROL or _RESERVED.fullmatch(token):
+        if token in harmony_tokens.CONTROL or _RESERVED.fullmatch(token):
             types[i] = int(TokenType.CONTROL)
         elif _PAD.fullmatch(token):
             types[i] = int(TokenType.UNUSED)
@@ -340,7 +330,7 @@ def _changes(
         yield Change(f"{renamed} keys", f"{OLLAMA}.*", f"{ARCHITECTURE}.*", "llama.cpp's name")
     for key in _OTHER_ENDS:
         if key in given and not _ends(given[key], wanted):
-            why = f"a reply ends with {', '.join(ENDS)} alone"
+            why = f"a reply ends with {', '.join(harmony_tokens.ENDS_OF_REPLY)} alone"
             yield Change(key, _text(given[key]), None, why)
 
 
@@ -363,7 +353,7 @@ def _same(entry: Entry, found: Any) -> bool:
 def _ends(token: Any, wanted: Sequence[Entry]) -> bool:
     """Whether a token is one of those that end a reply."""
     [tokens] = (entry.value for entry in wanted if entry.key == Keys.Tokenizer.LIST)
-    ends = [i for i, text in enumerate(tokens) if text in ENDS]
+    ends = [i for i, text in enumerate(tokens) if text in harmony_tokens.ENDS_OF_REPLY]
     return token in ends
 
 

@@ -20,11 +20,11 @@ from gptoss.formats.byte_source import AnyPath, read_json
 from gptoss.formats.hparams import HParams
 from gptoss.formats.safetensors import TensorInfo, read_header
 from gptoss.formats.tensor_map import HfTensor, NamedTensor, hf_tensors, tensors
+from gptoss.formats.tokenizer_json import TOKENIZER
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-TOKENIZER = "tokenizer.json"
 CONFIG_LIMIT = 2**20
 INDEX_LIMIT = 2**22
 SHARD_LIMIT = 4096

@@ -10,21 +10,13 @@ from gguf.constants import TokenType
 
 from gptoss.errors import CheckpointError
 from gptoss.formats.byte_source import read_json
-from gptoss.formats.checkpoint import TOKENIZER
 from gptoss.formats.gguf import StringArray
+from gptoss.formats.harmony_tokens import CALL, END_OF_TEXT, OF_TURNS, RETURN
 from gptoss.formats.o200k import find_split_problem
+from gptoss.formats.tokenizer_json import TEMPLATE, TOKENIZER, read_settings, read_tokenizer
 from gptoss.quant.audit.findings import Finding, FindingKind, Severity
 from gptoss.quant.model.tensors import Model
 
-RETURN, CALL, END_OF_TEXT = "<|return|>", "<|call|>", "<|endoftext|>"
-CONTROLS = (
-    "<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", RETURN, CALL,
-)  # fmt: skip
-"""Tokens that harmony's turns are made of."""
-
-TOKENIZER_LIMIT = 2**28
-SETTINGS, SETTINGS_LIMIT = "tokenizer_config.json", 2**24
-TEMPLATE = "chat_template.jinja"
 GENERATION, GENERATION_LIMIT = "generation_config.json", 2**20
 
 
@@ -45,14 +37,14 @@ def _gguf(metadata: Mapping[str, Any]) -> Iterator[Finding]:
     tokens = metadata.get(key)
     if not isinstance(tokens, StringArray):
         return  # a defect of the model, reported as such
-    ids = {token: i for i, token in enumerate(tokens) if token in (*CONTROLS, END_OF_TEXT)}
+    ids = {token: i for i, token in enumerate(tokens) if token in (*OF_TURNS, END_OF_TEXT)}
     yield from _controls(ids, key)
     types = metadata.get("tokenizer.ggml.token_type")
     types = types if isinstance(types, tuple) else ()
-    plain = [it for it in CONTROLS if ids.get(it, 2**31) < len(types)]
+    plain = [it for it in OF_TURNS if ids.get(it, 2**31) < len(types)]
     plain = [it for it in plain if types[ids[it]] != TokenType.CONTROL]
     if plain or not len(types):
-        message = f"not marked as control tokens: {', '.join(plain or CONTROLS)}"
+        message = f"not marked as control tokens: {', '.join(plain or OF_TURNS)}"
         yield Finding(FindingKind.VOCABULARY, Severity.ERROR, message, "tokenizer.ggml.token_type")
     key = "tokenizer.ggml.eos_token_id"
     end = metadata.get(key)
@@ -69,7 +61,7 @@ def _checkpoint(folder: Path, tokenizer: Path, config: Mapping[str, Any]) -> Ite
         message = "no tokenizer beside the weights: it cannot be converted as it is"
         yield Finding(FindingKind.VOCABULARY, Severity.WARNING, message, TOKENIZER)
         return
-    described = read_json(path, CheckpointError, limit=TOKENIZER_LIMIT)
+    described = read_tokenizer(tokenizer)
     problem = find_split_problem(described.get("pre_tokenizer"))
     if problem is not None:
         message = f"it does not split text as o200k does: {problem}"
@@ -82,7 +74,7 @@ def _checkpoint(folder: Path, tokenizer: Path, config: Mapping[str, Any]) -> Ite
         yield Finding(FindingKind.VOCABULARY, Severity.ERROR, message, TOKENIZER)
     ids = {token["content"]: token["id"] for token in tokens}
     yield from _controls(ids, TOKENIZER)
-    settings = _optional(tokenizer / SETTINGS, SETTINGS_LIMIT)
+    settings = read_settings(tokenizer)
     if not (tokenizer / TEMPLATE).is_file() and not settings.get("chat_template"):
         yield Finding(FindingKind.TEMPLATE_MISSING, Severity.WARNING, "no template", TEMPLATE)
     generation = _optional(folder / GENERATION, GENERATION_LIMIT)
@@ -108,7 +100,7 @@ def _optional(path: Path, limit: int) -> dict[str, Any]:
 
 
 def _controls(ids: Collection[str], where: str) -> Iterator[Finding]:
-    missing = [token for token in CONTROLS if token not in ids]
+    missing = [token for token in OF_TURNS if token not in ids]
     ends = [token for token in missing if token in (RETURN, CALL)]
     if ends:
         message = f"no token {' nor '.join(ends)}"

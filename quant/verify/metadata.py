@@ -15,19 +15,15 @@ import numpy as np
 from gguf.constants import TokenType
 
 from gptoss.errors import CheckpointError, UnsupportedModelError, quoted
-from gptoss.formats.byte_source import read_json
-from gptoss.formats.checkpoint import TOKENIZER, Checkpoint
+from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.gguf import GgufFile, StringArray
 from gptoss.formats.hparams import ARCHITECTURE, GGUF_KEYS, HParams
 from gptoss.formats.llama_cpp_keys import ABSENT, computed_with, find_problems, show
 from gptoss.formats.o200k import PRE_TOKENIZER, find_split_problem
+from gptoss.formats.tokenizer_json import TOKENIZER, read_settings, read_tokenizer
 from gptoss.quant.model.defects import DefectKind
 from gptoss.quant.model.tensors import Model
 from gptoss.quant.verify.result import KeyDifference
-
-TOKENIZER_LIMIT = 2**28
-SETTINGS = "tokenizer_config.json"
-SETTINGS_LIMIT = 2**24
 
 _HARMS = (
     DefectKind.KEY_UNUSABLE,
@@ -104,7 +100,7 @@ def _checkpoint_settings(
 
 def _vocabulary(size: int, folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     path = folder / TOKENIZER
-    tokenizer = read_json(path, CheckpointError, limit=TOKENIZER_LIMIT)
+    tokenizer = read_tokenizer(folder)
     if problem := find_split_problem(tokenizer.get("pre_tokenizer")):
         raise CheckpointError(f"{path}: does not split text as o200k does: {problem}")
     words, added = _words(tokenizer, path, size)
@@ -165,8 +161,7 @@ def _ends(
     folder: Path, config: Mapping[str, Any], added: Sequence[Mapping[str, Any]]
 ) -> dict[str, int]:
     """The ids that begin and end a text: those the tokenizer's settings name, else the config."""
-    path = folder / SETTINGS
-    settings = read_json(path, CheckpointError, limit=SETTINGS_LIMIT) if path.exists() else {}
+    settings = read_settings(folder)
     ids = {token["content"]: token["id"] for token in added}
     marks = {}
     for name in ("bos", "eos"):

@@ -28,6 +28,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from gptoss.errors import require_packages
+from gptoss.formats.harmony_tokens import ENDS_OF_REPLY
 from gptoss.runtime.chat.events import (
     ChatEvent,
     Cut,
@@ -66,8 +67,6 @@ if TYPE_CHECKING:
 
 DEFAULT_N_CTX = 16_384
 """Tokens of context unless asked otherwise: 400 MiB of memory for the 20b model."""
-
-_STOP = ("<|return|>", "<|call|>", "<|endoftext|>")
 
 
 def load(
@@ -165,7 +164,7 @@ class Chat:
         self._vocabulary = vocabulary
         self._toolbox = toolbox or Toolbox()
         self._settings = settings = settings or Settings()
-        self._stop = frozenset(tokenizer.control[text] for text in _STOP)
+        self._stop = frozenset(tokenizer.control[text] for text in ENDS_OF_REPLY)
         self._busy = threading.Lock()
         self._cancelled = threading.Event()
         self.effort = settings.effort

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from gptoss.formats import harmony_tokens
+
 
 class Kind(IntEnum):
     """What a token is to the format."""
@@ -25,14 +27,14 @@ class Kind(IntEnum):
 
 
 CONTROL_KINDS = {
-    "<|start|>": Kind.START,
-    "<|channel|>": Kind.CHANNEL,
-    "<|constrain|>": Kind.CONSTRAIN,
-    "<|message|>": Kind.MESSAGE,
-    "<|end|>": Kind.END,
-    "<|return|>": Kind.RETURN,
-    "<|call|>": Kind.CALL,
-    "<|endoftext|>": Kind.END_OF_TEXT,
+    harmony_tokens.START: Kind.START,
+    harmony_tokens.CHANNEL: Kind.CHANNEL,
+    harmony_tokens.CONSTRAIN: Kind.CONSTRAIN,
+    harmony_tokens.MESSAGE: Kind.MESSAGE,
+    harmony_tokens.END: Kind.END,
+    harmony_tokens.RETURN: Kind.RETURN,
+    harmony_tokens.CALL: Kind.CALL,
+    harmony_tokens.END_OF_TEXT: Kind.END_OF_TEXT,
 }
 
 

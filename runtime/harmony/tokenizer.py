@@ -17,24 +17,13 @@ from gguf.constants import TokenType
 
 from gptoss.errors import GgufError, UnsupportedModelError
 from gptoss.formats.gguf import StringArray
+from gptoss.formats.harmony_tokens import REQUIRED
 from gptoss.formats.o200k import BYTE_LEVEL, O200K_PATTERN, PRE_TOKENIZER
 
 if TYPE_CHECKING:
     import tiktoken
 
     from gptoss.formats.gguf import GgufFile
-
-HARMONY_TOKENS = (
-    "<|start|>",
-    "<|end|>",
-    "<|message|>",
-    "<|channel|>",
-    "<|constrain|>",
-    "<|call|>",
-    "<|return|>",
-    "<|endoftext|>",
-)
-"""Control tokens without which no harmony conversation can be held."""
 
 MAX_SPACE = 2**16
 """Blanks in a row that are encoded together. Of a million, tiktoken's split pattern would run out
@@ -56,7 +45,7 @@ class Tokenizer:
         ``text_ids`` are the ids that text may be encoded to, their order the order of merges.
         Raises UnsupportedModelError when one of harmony's control tokens is missing.
         """
-        missing = [text for text in HARMONY_TOKENS if text not in control]
+        missing = [text for text in REQUIRED if text not in control]
         if missing:
             raise UnsupportedModelError(
                 f"the vocabulary has no {', '.join(missing)}: this is not a gpt-oss tokenizer"
