@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 import click
@@ -77,7 +80,7 @@ cli.add_command(plan_command)
     "--tools",
     multiple=True,
     metavar="MODULE:FUNCTION",
-    help="A Python function the model may call; may be given again.",
+    help="A Python function the model may call, also as FILE.py:FUNCTION; may be given again.",
 )
 @click.option(
     "--tool-choice",
@@ -169,6 +172,9 @@ def chat(
       129  hung up        130  interrupted by Ctrl-C
       141  reader gone    143  terminated
     """
+    out = sys.stdout
+    if as_json or not _at_a_terminal():  # what tools print is not the answer
+        context.with_resource(contextlib.redirect_stdout(sys.stderr))
     sampling = Sampling(temperature, top_k, top_p, min_p)
     functions = [import_function(spec) for spec in tools]
     wanted = _response_format(response_format, schema, regex, grammar)
@@ -183,7 +189,7 @@ def chat(
             progress=_in_bytes(advance, size),
             **options,
         )
-    show: Show = JsonLines(sys.stdout) if as_json else Printer(sys.stdout)
+    show: Show = JsonLines(out) if as_json else Printer(out)
     with talk:
         if prompt is not None:
             _answer(talk, sys.stdin.read() if prompt == "-" else prompt, show)
@@ -256,20 +262,43 @@ def _read_text(path: Path, most: int) -> str:
 
 
 def import_function(spec: str) -> Callable[..., Any]:
-    """The function that ``module:function`` names; modules in the current folder are found too."""
-    module_name, _, name = spec.partition(":")
+    """The function that ``module:function`` or ``path/to/file.py:function`` names.
+
+    Modules in the current folder are found too. Raises BadParameter.
+    """
+    module_name, _, name = spec.rpartition(":")
     if not module_name or not name:
-        raise click.BadParameter(f"{spec!r} is not MODULE:FUNCTION", param_hint="--tools")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
+        raise click.BadParameter(
+            f"{spec!r} is not MODULE:FUNCTION or FILE.py:FUNCTION", param_hint="--tools"
+        )
     try:
-        function = getattr(importlib.import_module(module_name), name)
+        function = getattr(_import(module_name), name)
     except (Exception, SystemExit) as error:  # whatever the person's module raises in loading
         said = described(error)
         raise click.BadParameter(f"{spec}: {said}", param_hint="--tools") from error
     if not callable(function):
         raise click.BadParameter(f"{spec} is not a function", param_hint="--tools")
     return function  # type: ignore[no-any-return]
+
+
+def _import(name: str) -> ModuleType:
+    """A module by its name, or by the path of its file."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    if not name.endswith(".py"):
+        return importlib.import_module(name)
+    path = Path(name).resolve()
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {name}")
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))  # for what it imports from beside it
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{name} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 def _answer(talk: Chat, text: str, show: Show) -> None:

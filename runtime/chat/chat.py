@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from gptoss.errors import require_packages
 from gptoss.formats.harmony_tokens import ENDS_OF_REPLY
+from gptoss.runtime.chat.answer_check import answer_diagnostics
 from gptoss.runtime.chat.events import (
     ChatEvent,
     Cut,
@@ -276,6 +277,8 @@ class Chat:
             end = yield from self._round(rules, turn)
             calls = [m for m in self._messages[start:] if m.recipient is not None]
             if end != End.CALL or not calls:
+                if end == End.RETURN:
+                    yield from answer_diagnostics(rules.response_format, self._messages[start:])
                 return turn.ended(End.RETURN if end == End.CALL else end, self._why_cut(turn))
             if calls_left == 0:
                 break

@@ -12,10 +12,13 @@ class JsonSchema:
     """JSON that the schema admits.
 
     Keywords that no grammar can hold (``not``, ``if``, ``uniqueItems``, …) are checked on the
-    finished text.
+    finished text. OpenAI's wrapper ``{"name", "strict", "schema"}`` is taken off.
     """
 
     schema: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "schema", _unwrapped(self.schema))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +42,22 @@ class Lark:
 
 
 ResponseFormat = JsonSchema | Regex | Lark
+
+_WRAPPER = {"description", "name", "schema", "strict", "type"}
+
+
+def _unwrapped(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema in OpenAI's ``response_format``, in its ``json_schema``, or the value itself.
+
+    None of a wrapper's keys is a keyword of JSON Schema but ``type`` and ``description``.
+    """
+    if not isinstance(value, Mapping):
+        return value  # refused where it is compiled
+    inner = value.get("json_schema")
+    if value.get("type") == "json_schema" and isinstance(inner, Mapping):
+        value = inner
+    schema = value.get("schema")
+    of_type = value.get("type", "json_schema") == "json_schema"
+    if of_type and value.keys() <= _WRAPPER and isinstance(schema, Mapping):
+        return schema
+    return value

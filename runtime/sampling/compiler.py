@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss.runtime.engine.base import EngineError
-from gptoss.runtime.harmony.errors import ConstraintError
-from gptoss.runtime.harmony.schema_check import is_checkable
+from gptoss.runtime.harmony.errors import ConstraintError, ConversationError, FieldPath
+from gptoss.runtime.harmony.schema_check import SchemaChecker, is_checkable
 from gptoss.runtime.harmony.tokenizer import Tokenizer
 from gptoss.runtime.sampling.compile_guard import is_plain, problems_of
 from gptoss.runtime.sampling.grammar import Part
@@ -102,6 +102,9 @@ class Compiler:
     def _compile(self, parts: Sequence[Part]) -> list[CompiledPart | ConstraintError]:
         """Parts that are not known yet, those that may be expensive in one other process."""
         readings = [None if part.schema is None else _read(part) for part in parts]
+        for part in parts:
+            if part.required and part.schema is not None:
+                _check_keywords(part.schema, part.field)
         grammars = [
             {"lark_grammar": part.lark} if reading is None else reading.grammar
             for part, reading in zip(parts, readings, strict=True)
@@ -218,6 +221,14 @@ class _Tokens:
 
     def __call__(self, text: str | bytes) -> list[int]:
         return self._encode(text if isinstance(text, str) else text.decode("utf-8", "replace"))
+
+
+def _check_keywords(schema: Mapping[str, Any], field: str) -> None:
+    """Raises ConstraintError for a keyword with a value that it cannot have."""
+    try:
+        SchemaChecker(schema, FieldPath(field, None))
+    except ConversationError as error:
+        raise ConstraintError(error.place, error.problem) from error
 
 
 def _key(part: Part) -> str:

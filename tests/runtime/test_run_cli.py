@@ -273,6 +273,58 @@ def test_a_module_of_tools_that_ends_the_program(
     assert "ending_tools:now: SystemExit: 0" in said
 
 
+PRINTING = """
+import other_file
+print("loading")
+def now() -> str:
+    print("working")
+    return other_file.WORD
+"""
+
+
+def test_what_tools_print_goes_to_stderr(random_gguf: Path, tmp_path: Path) -> None:
+    """Also where a tool is named by its file, with a module beside it."""
+    (tmp_path / "printing_tools.py").write_text(PRINTING)
+    (tmp_path / "other_file.py").write_text("WORD = 'noon'\n")
+    command = Path(sys.executable).with_name("gptoss-run")
+    options = ("--json", "--max-tokens", "400", "--seed", "1", "--tool-choice", "required")
+    tools = ("--tools", "./printing_tools.py:now", "--reasoning-budget", "0", "--max-rounds", "1")
+    done = subprocess.run(
+        [command, "chat", random_gguf, "-p", "hi", *options, *tools],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [e["result"] for e in events if e["event"] == "tool_finished"] == ["noon"]
+    assert done.stderr.split() == ["loading", "working"]
+
+
+@pytest.mark.parametrize(
+    "form", ["named_tools.py:now", "./named_tools.py:now", "{}/named_tools.py:now"]
+)
+def test_a_tool_named_by_its_file(
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "named_tools.py").write_text("def now() -> str:\n    return 'noon'\n")
+    monkeypatch.chdir(tmp_path)
+    assert import_function(form.format(tmp_path))() == "noon"
+
+
+def test_a_file_of_tools_that_is_not_there_or_not_python(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("def now(:")
+    for name, problem in (("none.py", "no file"), ("broken.py", "SyntaxError")):
+        with pytest.raises(click.BadParameter, match=problem):
+            import_function(f"{tmp_path / name}:now")
+    for spec in ("mytools.py", ":now", "mytools.py:"):
+        with pytest.raises(
+            click.BadParameter, match=r"is not MODULE:FUNCTION or FILE\.py:FUNCTION"
+        ):
+            import_function(spec)
+
+
 def test_what_is_no_function_is_no_tool() -> None:
     with pytest.raises(click.BadParameter, match="is not a function"):
         import_function("json:__name__")
