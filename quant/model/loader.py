@@ -15,6 +15,7 @@ from typing import Any
 from gptoss.errors import CheckpointError, GgufError, InvalidFileError
 from gptoss.formats import llama_cpp_keys, llama_cpp_types, openai_layout, published
 from gptoss.formats.checkpoint import CONFIG, INDEX, Checkpoint, read_config
+from gptoss.formats.fused_qkv import split_fused_qkv
 from gptoss.formats.gguf import GgufFile, GgufTensor
 from gptoss.formats.hparams import HParams
 from gptoss.formats.safetensors import TensorInfo
@@ -241,6 +242,7 @@ def _open_gguf(path: Path) -> Model:
     file = GgufFile.open(path)
     stamps = _stamps(set(file.paths), GgufError)
     hparams = HParams.from_gguf(_completed(file), str(path))
+    stored = split_fused_qkv(file.tensors, hparams)
     defects = list(_key_defects(file))
     experts: list[ExpertTensor] = []
     dense: list[DenseTensor] = []
@@ -248,7 +250,7 @@ def _open_gguf(path: Path) -> Model:
     known = set()
     for named in tensors(hparams):
         known.add(named.gguf)
-        tensor = file.tensors.get(named.gguf)
+        tensor = stored.get(named.gguf)
         defects += _defects(named, tensor)
         if tensor is None:
             continue
@@ -269,7 +271,7 @@ def _open_gguf(path: Path) -> Model:
             dense.append(DenseTensor(tensor.name, layer, role, named.shape, encoding, extent))
     defects += [
         Defect(DefectKind.TENSOR_UNKNOWN, f"{tensor.type.name} {tensor.shape}", name)
-        for name, tensor in file.tensors.items()
+        for name, tensor in stored.items()
         if name not in known
     ]
     return Model(

@@ -10,6 +10,7 @@ from math import prod
 from gguf.constants import GGMLQuantizationType
 
 from gptoss.formats.checkpoint import Checkpoint
+from gptoss.formats.fused_qkv import split_fused_qkv
 from gptoss.formats.gguf import GgufFile, GgufTensor
 from gptoss.formats.safetensors import TensorInfo
 from gptoss.formats.tensor_map import NamedTensor, Rows, TensorRole, tensors
@@ -100,12 +101,13 @@ def pair_tensors(checkpoint: Checkpoint, file: GgufFile) -> Pairing:
         by_source.setdefault(named.sources[0].name, []).append(named)
     made = Pairing()
     known = set()
+    stored = split_fused_qkv(file.tensors, checkpoint.hparams)
     for sharing in by_source.values():
         sharing.sort(key=lambda named: named.rows is Rows.ODD)
         targets: list[Target | None] = []
         for named in sharing:
             known.add(named.gguf)
-            tensor = file.tensors.get(named.gguf)
+            tensor = stored.get(named.gguf)
             problem = _problem(named, tensor)
             if isinstance(problem, Unproven):
                 made.unproven.append(problem)
@@ -115,7 +117,7 @@ def pair_tensors(checkpoint: Checkpoint, file: GgufFile) -> Pairing:
         made.groups.extend(_groups(checkpoint, targets))
     made.differences += [
         TensorDifference(name, Problem.EXTRA, "nothing", f"{tensor.type.name} {tensor.shape}")
-        for name, tensor in file.tensors.items()
+        for name, tensor in stored.items()
         if name not in known
     ]
     return made

@@ -33,7 +33,7 @@ from gptoss.quant.verify.verifier import verify
 from support import forms
 from support.checkpoints import bf16, random_checkpoint
 from support.commands import Command
-from support.editing import regions
+from support.editing import regions, retype
 from support.mxfp4_twins import twin_code, twin_ocp_scale, twin_squared_error, twin_value
 from support.planted import Copy
 
@@ -313,16 +313,6 @@ def test_what_cannot_be_proven_is_not_called_different(
     it.xor(it.offset("blk.1.attn_sinks.weight"), 1)  # a difference counts first
     assert it.verify().outcome is Outcome.DIFFERENT
     assert run("verify", it.source, it.path).code == 1
-
-
-def retype(path: Path, name: str, kind: GGMLQuantizationType) -> None:
-    """Write another type into a tensor's entry; its bytes suffice for that."""
-    header = path.read_bytes()[:100_000]
-    at = header.index(name.encode()) + len(name)
-    n_dims = int.from_bytes(header[at : at + 4], "little")
-    with path.open("r+b") as file:
-        file.seek(at + 4 + 8 * n_dims)
-        file.write(int(kind).to_bytes(4, "little"))
 
 
 def test_a_dense_matrix_in_mxfp4(published: Path, tmp_path: Path) -> None:

@@ -63,3 +63,13 @@ def regions(path: Path) -> dict[str, Region]:
             shape = (*shape[:-1], shape[-1] // 32, unit)
         found[name] = Region(tensor.path, tensor.offset, dtype, shape)
     return found
+
+
+def retype(path: Path, name: str, kind: GGMLQuantizationType) -> None:
+    """Write another type into a tensor's entry of a GGUF, whose bytes must suffice for it."""
+    header = path.read_bytes()[: 2**17]
+    at = header.index(len(name).to_bytes(8, "little") + name.encode()) + 8 + len(name)
+    n_dims = int.from_bytes(header[at : at + 4], "little")
+    with path.open("r+b") as file:
+        file.seek(at + 4 + 8 * n_dims)
+        file.write(int(kind).to_bytes(4, "little"))
