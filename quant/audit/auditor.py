@@ -123,7 +123,9 @@ def audit(path: str | os.PathLike[str], *, progress: Progress | None = None) -> 
     model = open_model(Path(path))
     with TensorReader.of(model) as files:
         counted = statistics.count(model, files, progress)
-        findings = arrange([*check_model.check_model(model), *_findings(model, files, counted)])
+        findings = arrange(
+            [*check_model.check_model(model, files), *_findings(model, files, counted)]
+        )
     model.check_unchanged()
     return Audit(
         str(path),

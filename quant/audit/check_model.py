@@ -1,12 +1,15 @@
-"""Findings from a model's tensor table and settings, before any value is read."""
+"""Findings from a model's tensor table, its settings, and the types of its experts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from gptoss.quant import mxfp4
 from gptoss.quant.audit.findings import Finding, FindingKind, Severity
 from gptoss.quant.model.defects import DefectKind
-from gptoss.quant.model.tensors import MXFP4, Encoding, Model
+from gptoss.quant.model.dtypes import FLOATS
+from gptoss.quant.model.reader import TensorReader, iter_part_values
+from gptoss.quant.model.tensors import MXFP4, ExpertTensor, Model
 
 _FINDINGS = {
     DefectKind.TENSOR_MISSING: (FindingKind.TENSOR_MISSING, Severity.ERROR),
@@ -22,7 +25,7 @@ _FINDINGS = {
 }
 
 
-def check_model(model: Model) -> Iterator[Finding]:
+def check_model(model: Model, files: TensorReader) -> Iterator[Finding]:
     """A finding for each defect, unread tensor, and expert tensor of a GGUF not in MXFP4."""
     for defect in model.defects:
         kind, severity = _FINDINGS[defect.kind]
@@ -34,9 +37,28 @@ def check_model(model: Model) -> Iterator[Finding]:
             yield Finding(FindingKind.TENSOR_UNREAD, Severity.WARNING, message, name)
     for tensor in model.experts if model.is_gguf else ():
         if tensor.encoding not in MXFP4:
-            exact = tensor.encoding in (Encoding.BF16, Encoding.F32)
-            severity = Severity.INFO if exact else Severity.WARNING
-            message = f"{tensor.encoding}, not MXFP4"
-            yield Finding(
-                FindingKind.EXPERTS_REQUANTIZED, severity, message, tensor.name, tensor.layer
-            )
+            yield _of_encoding(files, tensor)
+
+
+def _of_encoding(files: TensorReader, tensor: ExpertTensor) -> Finding:
+    """What it means that an expert tensor is not stored in MXFP4."""
+    if tensor.encoding.value not in FLOATS:
+        kind, severity = FindingKind.EXPERTS_REQUANTIZED, Severity.WARNING
+        message = f"{tensor.encoding}, not MXFP4"
+    else:
+        kind, severity = FindingKind.EXPERTS_IN_FLOATS, Severity.INFO
+        values = (
+            "MXFP4's values" if _holds_mxfp4(files, tensor) else "values that MXFP4 cannot hold"
+        )
+        message = f"{tensor.encoding} holding {values}"
+    return Finding(kind, severity, message, tensor.name, tensor.layer)
+
+
+def _holds_mxfp4(files: TensorReader, tensor: ExpertTensor) -> bool:
+    """Whether every block of a tensor's floats could be MXFP4 without rounding."""
+    return all(
+        mxfp4.lies_on_grid(rows.reshape(-1, mxfp4.BLOCK)).all()
+        for expert in range(tensor.experts)
+        for part in tensor.parts
+        for rows in iter_part_values(files, tensor, expert, part)
+    )

@@ -145,6 +145,12 @@ class FindingKind(Enum):
         "convert again from a checkpoint in the right layout: transformers stores BF16 experts "
         "inputs first, MXFP4 experts outputs first",
     )
+    EXPERTS_IN_FLOATS = (
+        "experts-in-floats",
+        "the experts are stored as floats: nothing is lost, but they take two to eight times as "
+        "much memory as in MXFP4",
+        "convert the source with --experts mxfp4 where memory matters",
+    )
     EXPERTS_REQUANTIZED = (
         "experts-requantized",
         "the experts were rounded again, from MXFP4 to another type",

@@ -13,12 +13,14 @@ from gguf.quants import dequantize
 from gptoss.converter.convert import convert
 from gptoss.formats.gguf import GgufFile
 from gptoss.quant import mxfp4
+from gptoss.quant.audit.auditor import audit
+from gptoss.quant.audit.findings import FindingKind, Severity
 from gptoss.quant.model import dtypes
 from gptoss.quant.model.loader import open_model
 from gptoss.quant.model.reader import TensorReader, read_matrix, read_values
 from gptoss.quant.model.tensors import MXFP4, Encoding
 from support.checkpoints import random_checkpoint
-from support.editing import retype
+from support.editing import regions, retype
 
 NOT_DECODED = {"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"}
 """ggml has no function that gives their values, or they hold no weights."""
@@ -118,3 +120,42 @@ def test_lies_on_grid_equals_trying_every_scale() -> None:
     expected = [twin(run) for run in runs]
     assert 50 < sum(expected) < 350
     assert mxfp4.lies_on_grid(runs).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("BF16", "BF16 holding MXFP4's values"),
+        ("F16", "F16 holding MXFP4's values"),
+        ("NVFP4", "NVFP4, not MXFP4"),
+    ],
+)
+def test_audit_calls_experts_rounded_only_where_they_are(
+    wide: Path, tmp_path: Path, kind: str, message: str
+) -> None:
+    path = Path(shutil.copyfile(wide, tmp_path / "model.gguf"))
+    retype(path, DOWN, GGMLQuantizationType[kind])
+    region = regions(path)[DOWN] if kind == "F16" else None
+    if region is not None:  # the same values, as F16
+        values = (region.read().astype(np.uint32) << 16).view(np.float32)
+        region.write(values.astype(np.float16).view("<u2"))
+    found = {it.tensor: it for it in audit(path).findings if it.kind in ENCODINGS}[DOWN]
+    assert found.message == message
+    rounded = found.kind is FindingKind.EXPERTS_REQUANTIZED
+    assert (rounded, found.severity) == (
+        (True, Severity.WARNING) if kind == "NVFP4" else (False, Severity.INFO)
+    )
+
+
+ENCODINGS = (FindingKind.EXPERTS_IN_FLOATS, FindingKind.EXPERTS_REQUANTIZED)
+
+
+def test_one_value_off_the_grid_is_seen(wide: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copyfile(wide, tmp_path / "model.gguf"))
+    region = regions(path)[DOWN]
+    bits = region.read()
+    bits[1, 200, 77] ^= 1  # the lowest bit of the mantissa
+    region.write(bits)
+    messages = {it.tensor: it.message for it in audit(path).findings if it.kind in ENCODINGS}
+    assert messages.pop(DOWN) == "BF16 holding values that MXFP4 cannot hold"
+    assert set(messages.values()) == {"BF16 holding MXFP4's values"}
