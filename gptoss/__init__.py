@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from gptoss.quant.diff.result import Diff as Diff
     from gptoss.quant.info.summary import ModelInfo as ModelInfo
     from gptoss.quant.info.summary import info as info
-    from gptoss.quant.mxfp4.encoder import NotFiniteError as NotFiniteError
     from gptoss.quant.report.reporter import report as report
     from gptoss.quant.verify.result import Verdict as Verdict
     from gptoss.quant.verify.verifier import verify as verify
@@ -94,7 +93,6 @@ _NAMES = {
     "gptoss.quant.diff.differ": ("diff",),
     "gptoss.quant.diff.result": ("Diff",),
     "gptoss.quant.info.summary": ("ModelInfo", "info"),
-    "gptoss.quant.mxfp4.encoder": ("NotFiniteError",),
     "gptoss.quant.report.reporter": ("report",),
     "gptoss.quant.verify.result": ("Verdict",),
     "gptoss.quant.verify.verifier": ("verify",),
@@ -170,7 +168,6 @@ __all__ = [
     "MessageStarted",
     "MissingPackageError",
     "ModelInfo",
-    "NotFiniteError",
     "OptionError",
     "OutputError",
     "Plan",

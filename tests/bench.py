@@ -28,7 +28,7 @@ import numpy as np
 from bench_converter import converter_bench, memory_bench, vocabulary_bench
 from gguf import GGMLQuantizationType, quants
 
-from gptoss.quant.mxfp4.encoder import Rule, encode
+from gptoss.quant.mxfp4.encoder import encode
 from support import peers
 from support.timing import BIN, Series, gigabytes, table, timed
 
@@ -100,10 +100,9 @@ def encoder_bench(runs: int) -> Iterator[str]:
             seconds.append(time.perf_counter() - begin)
         return f"{values.nbytes / statistics.median(seconds) / 1e9:.2f} GB/s"
 
-    two = rate(lambda: encode(values, workers=2))
-    one, ocp = rate(lambda: encode(values)), rate(lambda: encode(values, rule=Rule.OCP))
+    ours = rate(lambda: encode(values))
     gguf = rate(lambda: quants.quantize(values, GGMLQuantizationType.MXFP4))
-    yield f"MXFP4 encoder, of float32 values: {one}, with two threads {two}; OCP's rule {ocp}"
+    yield f"MXFP4 encoder, of float32 values, one thread: {ours}"
     yield f"the gguf package's encoder, which has OCP's rule: {gguf}"
 
 

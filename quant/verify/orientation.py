@@ -20,6 +20,8 @@ from gptoss.quant.verify.result import Unproven
 
 ROWS = 2 * mxfp4.BLOCK
 """Rows of the first expert that are looked at."""
+ON_GRID, OFF_GRID = 0.99, 0.9
+"""Shares of runs on MXFP4's grid: all along the blocks; across them, of normal values, a third."""
 
 
 def resolve_orientations(
@@ -74,7 +76,7 @@ def _evidence(groups: Sequence[TensorGroup], files: TensorReader) -> dict[str, b
             raw = files.read("source", info, 0, n * columns * kind.nbytes)
             stored = kind.values(raw).reshape(n, columns)
             along, across = mxfp4.share_on_grid(stored.T), mxfp4.share_on_grid(stored)
-            if max(along, across) > 0.5 and min(along, across) < 0.1:
+            if max(along, across) > ON_GRID and min(along, across) < OFF_GRID:
                 votes.setdefault(_kind(info.name), set()).add(along > across)
     return {kind: next(iter(found)) for kind, found in votes.items() if len(found) == 1}
 

@@ -26,8 +26,10 @@ import pytest
 from gguf import GGMLQuantizationType, quants
 
 from gptoss.quant import mxfp4
+from gptoss.quant.model.dtypes import FLOATS
 from gptoss.quant.mxfp4 import Bytes, Floats
-from gptoss.quant.mxfp4.encoder import Rule, encode
+from gptoss.quant.mxfp4.encoder import encode
+from gptoss.quant.verify.encoded_mxfp4 import EncodedMxfp4
 from gptoss.quant.verify.legacy_quants import Q8_0, SmallBlock
 
 pytestmark = pytest.mark.oracle
@@ -144,12 +146,12 @@ def test_every_code_and_scale_is_ml_dtypes() -> None:
     assert np.isnan(ours(packed)[255]).all()
 
 
-def test_standard_rule_s_codes_are_ml_dtypes_rounding() -> None:
+def test_codes_are_ml_dtypes_rounding() -> None:
     """No deviation: ties to the even code, above 6 cut to 6, zeros keep their sign."""
     import ml_dtypes
 
     values = encoder_values()
-    encoded = encode(values, rule=Rule.OCP)
+    encoded = encode(values)
     units = encoded.scales.view(ml_dtypes.float8_e8m0fnu).astype(np.float32)
     theirs = (values / units).astype(ml_dtypes.float4_e2m1fn).view(np.uint8)
     assert np.array_equal(mxfp4.codes_from_hf(encoded.blocks)[:, 0], theirs)
@@ -181,23 +183,18 @@ def errors(values: Floats, codes: Bytes, scales: Bytes) -> np.ndarray:
 
 
 @pytest.mark.parametrize("program", ["gguf", "ggml"])
-def test_standard_rule_equals_their_encoders(ggml: ctypes.CDLL, program: str) -> None:
-    """Deviations: a tie goes to the smaller magnitude, not the even code; what rounds to zero loses
-    its sign. (Scales could differ one ulp below a power of two, where their float32 logarithm may
-    round up; no such value is among these.)
+def test_verify_takes_what_their_encoders_make(ggml: ctypes.CDLL, program: str) -> None:
+    """By OCP's rule, a tie going to the smaller magnitude, and what rounds to zero losing its sign.
+
+    Their float32 logarithm may round up one ulp below a power of two; no such value is among these.
     """
     values = encoder_values()
     packed = packed_by_gguf(values) if program == "gguf" else packed_by_ggml(ggml, values)
-    encoded = encode(values, rule=Rule.OCP)
-    scales, codes = encoded.scales[:, 0], mxfp4.codes_from_hf(encoded.blocks)[:, 0]
-    assert np.array_equal(scales, packed[:, 0])
-    theirs = mxfp4.codes_from_ggml(packed)
-    differ = codes != theirs
-    zero = (codes == 8) & (theirs == 0)
-    tie = errors(values, codes, scales) == errors(values, theirs, scales)
-    assert (differ <= (zero | tie)).all()
-    assert (differ & tie & ~zero).any()
-    assert (codes[differ & tie & ~zero] % 2 == 0).all()
+    comparison = EncodedMxfp4(FLOATS["F32"])
+    assert comparison.equal([values.view(np.uint8)], packed)
+    spoilt = packed.copy()
+    spoilt[5, 0] += 3
+    assert not comparison.equal([values.view(np.uint8)], spoilt)
 
 
 def test_least_error_never_loses_to_ggmls(ggml: ctypes.CDLL) -> None:

@@ -25,7 +25,7 @@ from gptoss.quant import mxfp4
 from gptoss.quant.location import Location
 from gptoss.quant.model.dtypes import FLOATS
 from gptoss.quant.mxfp4 import Bytes, Floats
-from gptoss.quant.mxfp4.encoder import Rule, encode
+from gptoss.quant.mxfp4.encoder import encode
 from gptoss.quant.verify.encoded_mxfp4 import EncodedMxfp4
 from gptoss.quant.verify.pairing import pair_tensors, select_comparison
 from gptoss.quant.verify.result import Outcome
@@ -34,7 +34,13 @@ from support import forms
 from support.checkpoints import bf16, random_checkpoint
 from support.commands import Command
 from support.editing import regions, retype
-from support.mxfp4_twins import twin_code, twin_ocp_scale, twin_squared_error, twin_value
+from support.mxfp4_twins import (
+    twin_code,
+    twin_ocp_blocks,
+    twin_ocp_scale,
+    twin_squared_error,
+    twin_value,
+)
 from support.planted import Copy
 
 in_pieces = pytest.mark.usefixtures("piece")
@@ -321,7 +327,7 @@ def test_a_dense_matrix_in_mxfp4(published: Path, tmp_path: Path) -> None:
     name = "blk.0.attn_output.weight"
     region = regions(it.source)["model.layers.0.self_attn.o_proj.weight"]
     values = (region.read().astype(np.uint32) << 16).view(np.float32)
-    packed = blocks_of(values.reshape(-1, 32), Rule.OCP)
+    packed = blocks_of(values.reshape(-1, 32))
     retype(it.path, name, GGMLQuantizationType.MXFP4)
     it.write(it.offset(name), packed.tobytes())
     verdict = it.verify()
@@ -368,8 +374,8 @@ def test_gate_and_up_of_two_types_are_compared_apart(published: Path, tmp_path: 
 # --- the rule for encoded blocks --------------------------------------------------------------
 
 
-def blocks_of(values: Floats, rule: Rule) -> Bytes:
-    made = encode(values, rule=rule)
+def blocks_of(values: Floats) -> Bytes:
+    made = encode(values)
     packed = np.empty((len(values), 17), np.uint8)
     mxfp4.repack(made.blocks[:, 0], made.scales[:, 0], packed)
     return packed
@@ -384,10 +390,12 @@ def some_values() -> Floats:
     return values.astype(np.float32)
 
 
-@pytest.mark.parametrize("rule", Rule)
-def test_both_rules_of_the_encoder_are_right(rule: Rule) -> None:
+@pytest.mark.parametrize("encoded_by", [blocks_of, twin_ocp_blocks])
+def test_least_error_and_the_standard_s_rule_are_right(
+    encoded_by: Callable[[Floats], Bytes],
+) -> None:
     values = some_values()
-    assert EncodedMxfp4(FLOATS["F32"]).equal([values.view(np.uint8)], blocks_of(values, rule))
+    assert EncodedMxfp4(FLOATS["F32"]).equal([values.view(np.uint8)], encoded_by(values))
 
 
 def twin_is_near(value: float, code: int, scale: int) -> bool:

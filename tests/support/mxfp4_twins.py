@@ -6,6 +6,9 @@ import math
 from fractions import Fraction
 from functools import cache
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 def twin_codes(hf_block: bytes) -> list[int]:
     return [nibble for byte in hf_block for nibble in (byte & 15, byte >> 4)]
@@ -47,3 +50,13 @@ def twin_squared_error(values: list[float], scale: int) -> Fraction:
     return sum(
         ((Fraction(v) - twin_value(twin_code(v, scale), scale)) ** 2 for v in values), Fraction()
     )
+
+
+def twin_ocp_blocks(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Blocks of 32 floats ``[n, 32]`` as ggml's MXFP4 ``[n, 17]``, by OCP's rule."""
+    packed = []
+    for row in values.tolist():
+        scale = twin_ocp_scale(row)
+        codes = [twin_code(value, scale) for value in row]
+        packed.append([scale, *(codes[j] | codes[j + 16] << 4 for j in range(16))])
+    return np.array(packed, np.uint8)
