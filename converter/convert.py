@@ -74,10 +74,11 @@ class Asked(TypedDict):
 
 
 class VerificationError(OutputError):
-    """``verify`` found a difference between source and result; the result was thrown away."""
+    """``verify`` did not prove the result, which was discarded."""
 
     def __init__(self, verdict: Verdict) -> None:
-        super().__init__(f"the result is not what the source is: {verdict.first}; nothing was left")
+        reason = verdict.first or next(iter(verdict.unproven), None)
+        super().__init__(f"verification failed: {reason}; the output was discarded")
         self.verdict = verdict
 
 
@@ -171,7 +172,7 @@ def convert(
                 if given.stream:
                     say(_read_again(opened.checkpoint))
                 with given.stream.again() if given.stream else nullcontext() as stop:
-                    verdict = _proven(opened.checkpoint, first, out, verify_progress, stop)
+                    verdict = _proven(opened, first, out, verify_progress, stop)
             origin = given.origin()
             made = manifests.manifest(origin, planned.dense.to_json(), files, sha256, verdict)
             with reported(out):
@@ -231,13 +232,19 @@ def _read_again(source: Checkpoint) -> str:
 
 
 def _proven(
-    source: Checkpoint,
+    opened: Opened,
     written: Path,
     out: Path,
     progress: Progress | None,
     stop: threading.Event | None,
 ) -> Verdict:
-    found = verify_files(source, written, progress=progress, stop=stop)
+    found = verify_files(
+        opened.checkpoint,
+        written,
+        inputs_first=opened.inputs_first,
+        progress=progress,
+        stop=stop,
+    )
     verdict = replace(found, gguf=str(out))
     if not verdict.proven:
         raise VerificationError(verdict)

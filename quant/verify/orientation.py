@@ -37,7 +37,7 @@ def resolve_orientations(
     resolved: list[TensorGroup] = []
     unproven: list[Unproven] = []
     for group in groups:
-        name = group.sources[0].name
+        name = _name(group)
         if not group.orientation_unknown:
             resolved.append(group)
         elif name in known:
@@ -60,6 +60,12 @@ def resolve_orientations(
     return resolved, unproven
 
 
+def _name(group: TensorGroup) -> str:
+    """The source's name by Hugging Face, whatever the tensor was merged from or is called."""
+    named = next(target.named for target in group.targets if target)
+    return named.floats.name if named.floats else group.sources[0].name
+
+
 def _kind(name: str) -> str:
     """A source tensor's name without its layer."""
     return name.rpartition(".")[2]
@@ -77,7 +83,7 @@ def _evidence(groups: Sequence[TensorGroup], files: TensorReader) -> dict[str, b
             stored = kind.values(raw).reshape(n, columns)
             along, across = mxfp4.share_on_grid(stored.T), mxfp4.share_on_grid(stored)
             if max(along, across) > ON_GRID and min(along, across) < OFF_GRID:
-                votes.setdefault(_kind(info.name), set()).add(along > across)
+                votes.setdefault(_kind(_name(group)), set()).add(along > across)
     return {kind: next(iter(found)) for kind, found in votes.items() if len(found) == 1}
 
 
