@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+
 from gptoss.errors import (
     CheckpointError,
     GgufError,
@@ -284,6 +286,14 @@ def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     return found
 
 
+def is_within(value: float, limits: tuple[float, float]) -> bool:
+    """Whether a number, rounded to the float32 that a GGUF stores, is within ``limits``."""
+    low, high = limits
+    if not low / 2 <= value <= high * 2:  # NaN fails this, as it must, and what float32 cannot hold
+        return False
+    return bool(np.float32(low) <= np.float32(value) <= np.float32(high))
+
+
 def _number(
     name: str, value: Any, where: str, error: type[InvalidFileError], key: str | None = None
 ) -> int | float:
@@ -301,6 +311,6 @@ def _number(
     low, high = FLOAT_LIMITS[name]
     if type(value) not in (int, float):
         raise error(f"{where}: {key} is {quoted(value)}; expected a number")
-    if not low <= value <= high:  # NaN fails this, as it must
+    if not is_within(value, (low, high)):
         raise error(f"{where}: {key} is {quoted(value)}; expected {low:g} to {high:g}")
     return float(value)

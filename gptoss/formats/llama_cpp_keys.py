@@ -21,7 +21,7 @@ from gguf.constants import GGUFValueType, TokenType
 
 from gptoss.errors import quoted
 from gptoss.formats.gguf import GgufFile, StringArray
-from gptoss.formats.hparams import ARCHITECTURE, FLOAT_LIMITS, GGUF_KEYS, INTEGER_LIMITS
+from gptoss.formats.hparams import ARCHITECTURE, FLOAT_LIMITS, GGUF_KEYS, INTEGER_LIMITS, is_within
 from gptoss.formats.o200k import PRE_TOKENIZER
 
 PREFIX = f"{ARCHITECTURE}."
@@ -251,8 +251,9 @@ def _is_value(metadata: Mapping[str, Any], rule: KeyRule, value: Any) -> bool:
     if rule.only is not None:
         return bool(value == rule.only)
     if rule.limits is not None:
-        low, high = rule.limits
-        return not isinstance(value, str) and bool(np.float64(low) <= value <= high)
+        if rule.type is _F32:
+            return isinstance(value, float) and is_within(value, rule.limits)
+        return type(value) is int and rule.limits[0] <= value <= rule.limits[1]
     return True
 
 
