@@ -25,12 +25,12 @@ from gptoss.runtime.engine.base import Logits
 from gptoss.runtime.harmony import messages as m
 from gptoss.runtime.harmony.messages import Function, Message
 from gptoss.runtime.harmony.parser import Parser
-from gptoss.runtime.harmony.render import KeepReasoning, render_for_completion
 from gptoss.runtime.harmony.tokenizer import Tokenizer
 from gptoss.runtime.sampling.constrained import Constrained, TokenMasks
 from gptoss.runtime.sampling.grammar import JSON_OBJECT, JsonSchema, Lark, Regex, Rules
 from gptoss.runtime.sampling.sampler import RandomSampler, Sampling
 from support import conversations, peers
+from support.rendering import render_all
 
 WORDS = (
     "The weather in Rome is sunny today, twenty-one degrees; tomorrow it rains.\n",
@@ -68,7 +68,7 @@ def figures() -> Iterator[Figure]:
     ids: list[int] = []
 
     def render() -> None:
-        ids[:] = render_for_completion(conversation, tokenizer(), keep=KeepReasoning.ALL)
+        ids[:] = render_all(conversation, tokenizer())
 
     rate = text_bytes / quickest(render) / 1e6
     yield Figure("rendering a conversation of 2 MB", rate, "MB/s", 1, at_least=True)

@@ -22,7 +22,7 @@ from gptoss.runtime.harmony.events import (
 )
 from gptoss.runtime.harmony.header import Header, RawHeader, parse_header, salvage_header
 from gptoss.runtime.harmony.messages import Message, Role
-from gptoss.runtime.harmony.state import CONTROL_KINDS, TRANSITIONS, Kind, State
+from gptoss.runtime.harmony.state import CONTROL_KINDS, TRANSITIONS, State, TokenKind
 from gptoss.runtime.harmony.tokenizer import Tokenizer
 
 MAX_HEADER_CHARACTERS = 256
@@ -32,12 +32,12 @@ SPELLED_MESSAGE = "<|message|>"
 
 
 _ENDS = {
-    Kind.RETURN: End.RETURN,
-    Kind.CALL: End.CALL,
-    Kind.END_OF_TEXT: End.END_OF_TEXT,
+    TokenKind.RETURN: End.RETURN,
+    TokenKind.CALL: End.CALL,
+    TokenKind.END_OF_TEXT: End.END_OF_TEXT,
 }
 
-_kinds_of: WeakKeyDictionary[Tokenizer, Mapping[int, Kind]] = WeakKeyDictionary()
+_kinds_of: WeakKeyDictionary[Tokenizer, Mapping[int, TokenKind]] = WeakKeyDictionary()
 """Kinds of each tokenizer's control tokens by id: over a thousand of them, found once."""
 
 
@@ -80,9 +80,9 @@ class Parser:
 
     def push(self, token: int) -> list[Event]:
         """The events that this id completes; often none in a header, one delta in content."""
-        kind = self._kinds.get(token, Kind.TEXT)
+        kind = self._kinds.get(token, TokenKind.TEXT)
         if not 0 <= token < self._tokenizer.n_vocab:
-            kind = Kind.OTHER
+            kind = TokenKind.OTHER
         _ACTIONS[self._state][kind](self, token, kind)
         return self._take_events()
 
@@ -110,24 +110,24 @@ class Parser:
 
     # Between messages
 
-    def _open_header(self, token: int, kind: Kind) -> None:  # noqa: ARG002
+    def _open_header(self, token: int, kind: TokenKind) -> None:  # noqa: ARG002
         self._state = State.HEADER
         self._raw = RawHeader()
         self._ids = []
         self._repaired = False
 
-    def _headless_text(self, token: int, kind: Kind) -> None:
+    def _headless_text(self, token: int, kind: TokenKind) -> None:
         """Perhaps a header whose start token is missing, perhaps just more of the answer."""
         self._open_header(token, kind)
         self._implied_role = Role.ASSISTANT
         self._diagnose("no-start", "text between messages")
         self._header_text(token, kind)
 
-    def _headless_message(self, token: int, kind: Kind) -> None:  # noqa: ARG002
+    def _headless_message(self, token: int, kind: TokenKind) -> None:  # noqa: ARG002
         self._diagnose("no-header", "content without a header, taken for the final answer")
         self._begin_headless("final")
 
-    def _headless_channel(self, token: int, kind: Kind) -> None:
+    def _headless_channel(self, token: int, kind: TokenKind) -> None:
         self._open_header(token, kind)
         self._implied_role = Role.ASSISTANT
         self._diagnose("no-start", "a header without its start token")
@@ -139,7 +139,7 @@ class Parser:
 
     # In a header
 
-    def _header_text(self, token: int, kind: Kind) -> None:  # noqa: ARG002
+    def _header_text(self, token: int, kind: TokenKind) -> None:  # noqa: ARG002
         self._ids.append(token)
         self._raw.append(self._decode(token))
         text = self._raw.text
@@ -156,21 +156,21 @@ class Parser:
         self._take_header()
         self._add_text(content)
 
-    def _header_channel(self, token: int, kind: Kind) -> None:  # noqa: ARG002
+    def _header_channel(self, token: int, kind: TokenKind) -> None:  # noqa: ARG002
         self._ids.append(token)
         self._raw.append(self._flush_decoder())
         if not self._raw.begin_channel():
             self._diagnose("channel-twice", f"a second channel token after {self._raw.channel!r}")
             self._raw.separate()
 
-    def _header_constrain(self, token: int, kind: Kind) -> None:  # noqa: ARG002
+    def _header_constrain(self, token: int, kind: TokenKind) -> None:  # noqa: ARG002
         self._ids.append(token)
         self._raw.append(self._flush_decoder())
         if not self._raw.begin_constrain():
             self._diagnose("constrain-twice", "a second constrain token")
             self._raw.separate()
 
-    def _header_again(self, token: int, kind: Kind) -> None:
+    def _header_again(self, token: int, kind: TokenKind) -> None:
         self._raw.append(self._flush_decoder())
         text = self._raw.text
         bare = bool(text.strip()) and self._implied_role is not None and self._raw.channel is None
@@ -182,7 +182,7 @@ class Parser:
         self._implied_role = None
         self._repaired = True
 
-    def _begin_content(self, token: int, kind: Kind) -> None:  # noqa: ARG002
+    def _begin_content(self, token: int, kind: TokenKind) -> None:  # noqa: ARG002
         self._ids.append(token)
         self._raw.append(self._flush_decoder())
         self._take_header()
@@ -193,11 +193,11 @@ class Parser:
             self._diagnose(repair.code, repair.detail, repair.text)
         self._begin(header)
 
-    def _header_is_text(self, token: int, kind: Kind) -> None:
+    def _header_is_text(self, token: int, kind: TokenKind) -> None:
         self._raw.append(self._flush_decoder())
         self._diagnose("no-message", f"a header without content: {self._raw.text!r}")
-        self._flush_header_as_text(more_follows=kind == Kind.END)
-        if kind != Kind.END:
+        self._flush_header_as_text(more_follows=kind == TokenKind.END)
+        if kind != TokenKind.END:
             self._end_turn(token, kind)
         elif self._state == State.CONTENT:
             self._end_message(token, kind)
@@ -213,15 +213,15 @@ class Parser:
 
     # In content
 
-    def _content_text(self, token: int, kind: Kind) -> None:  # noqa: ARG002
+    def _content_text(self, token: int, kind: TokenKind) -> None:  # noqa: ARG002
         self._ids.append(token)
         self._add_text(self._decode(token))
 
-    def _end_message(self, token: int, kind: Kind) -> None:  # noqa: ARG002
+    def _end_message(self, token: int, kind: TokenKind) -> None:  # noqa: ARG002
         self._ids.append(token)
         self._close_message()
 
-    def _end_turn(self, token: int, kind: Kind) -> None:
+    def _end_turn(self, token: int, kind: TokenKind) -> None:
         self._ids.append(token)
         recipient = self._header.recipient if self._header else None
         end = _ENDS[kind]
@@ -236,12 +236,12 @@ class Parser:
         self._emit(TurnEnded(end))
         self._state = State.ENDED
 
-    def _unclosed_start(self, token: int, kind: Kind) -> None:
+    def _unclosed_start(self, token: int, kind: TokenKind) -> None:
         self._diagnose("unclosed", "a message that was not ended before the next began")
         self._close_message()
         self._open_header(token, kind)
 
-    def _unclosed_channel(self, token: int, kind: Kind) -> None:
+    def _unclosed_channel(self, token: int, kind: TokenKind) -> None:
         self._diagnose("unclosed", "a channel token inside a message begins the next one")
         self._close_message()
         self._open_header(token, kind)
@@ -251,12 +251,12 @@ class Parser:
 
     # Anywhere
 
-    def _stray(self, token: int, kind: Kind) -> None:
+    def _stray(self, token: int, kind: TokenKind) -> None:
         self._diagnose("stray", f"{kind.name.lower()} token {token} where none belongs")
 
-    def _after_end(self, token: int, kind: Kind) -> None:
-        text = self._decode(token) if kind == Kind.TEXT else ""
-        what = repr(text) if kind == Kind.TEXT else f"{kind.name.lower()} token {token}"
+    def _after_end(self, token: int, kind: TokenKind) -> None:
+        text = self._decode(token) if kind == TokenKind.TEXT else ""
+        what = repr(text) if kind == TokenKind.TEXT else f"{kind.name.lower()} token {token}"
         self._diagnose("after-end", f"after the end of the turn: {what}", text)
 
     # Helpers
@@ -337,15 +337,17 @@ class Parser:
         return events
 
 
-_ACTIONS: tuple[tuple[Callable[[Parser, int, Kind], None], ...], ...] = tuple(
-    tuple(getattr(Parser, f"_{TRANSITIONS[state][kind]}") for kind in Kind) for state in State
+_ACTIONS: tuple[tuple[Callable[[Parser, int, TokenKind], None], ...], ...] = tuple(
+    tuple(getattr(Parser, f"_{TRANSITIONS[state][kind]}") for kind in TokenKind) for state in State
 )
 """``TRANSITIONS`` as what is called, by state and kind."""
 
 
-def _control_kinds(tokenizer: Tokenizer) -> Mapping[int, Kind]:
+def _control_kinds(tokenizer: Tokenizer) -> Mapping[int, TokenKind]:
     kinds = _kinds_of.get(tokenizer)
     if kinds is None:
-        kinds = {i: CONTROL_KINDS.get(text, Kind.OTHER) for text, i in tokenizer.control.items()}
+        kinds = {
+            i: CONTROL_KINDS.get(text, TokenKind.OTHER) for text, i in tokenizer.control.items()
+        }
         _kinds_of[tokenizer] = kinds
     return kinds

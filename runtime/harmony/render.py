@@ -6,8 +6,8 @@ text the official chat template's. What differs is meant, and here is all of it.
 
 From openai-harmony:
 
-* Which reasoning is kept is the template's rule unless asked otherwise (``KeepReasoning``): that
-  library keeps the reasoning behind every answer but the first.
+* Which reasoning is kept is the template's rule. That library keeps the reasoning behind every
+  answer but the first.
 * Schemas that it writes as ``any`` or in part are written in full: see ``typescript.py``.
 * The model's own messages are replayed from the ids it wrote, so that the prefix cache holds.
 * A conversation that the model was not trained on (no system block, a result without a call, a
@@ -29,7 +29,6 @@ From the template:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import StrEnum
 
 from gptoss.runtime.harmony.errors import ConversationTooLongError
 from gptoss.runtime.harmony.messages import (
@@ -45,63 +44,44 @@ from gptoss.runtime.harmony.tools_typescript import tools_section
 from gptoss.runtime.harmony.validate import check_conversation
 
 
-class KeepReasoning(StrEnum):
-    """Which analysis messages are rendered."""
-
-    TEMPLATE = "template"
-    """The official chat template's rule: reasoning goes once a final message ended its turn."""
-    HARMONY = "harmony"
-    """openai-harmony 0.0.8's: when the last assistant message is final, what precedes the first
-    final message goes; otherwise everything stays."""
-    ALL = "all"
-
-
-def render_conversation(
-    messages: Sequence[Message],
-    tokenizer: Tokenizer,
-    *,
-    keep: KeepReasoning = KeepReasoning.TEMPLATE,
-) -> list[int]:
-    """The ids of the messages, each ended; history as the model is meant to see it."""
-    return _rendered(messages, tokenizer, keep)
-
-
 def render_for_completion(
-    messages: Sequence[Message],
-    tokenizer: Tokenizer,
-    *,
-    keep: KeepReasoning = KeepReasoning.TEMPLATE,
-    limit: int | None = None,
+    messages: Sequence[Message], tokenizer: Tokenizer, *, limit: int | None = None
 ) -> list[int]:
     """The conversation, then ``<|start|>assistant``: the model continues from there.
 
-    ``limit`` is the most ids that this may be. Raises ConversationError for what cannot be put
-    before the model, ConversationTooLongError for the message in which the limit is reached.
+    ``limit`` is the most ids that this may be. Raises ConversationError for messages that cannot be
+    rendered, ConversationTooLongError for the message in which the limit is reached.
     """
     check_conversation(messages)
-    begin = [tokenizer.control["<|start|>"], *tokenizer.encode(Role.ASSISTANT)]
-    return [*_rendered(messages, tokenizer, keep, limit, len(begin)), *begin]
-
-
-def _rendered(
-    messages: Sequence[Message],
-    tokenizer: Tokenizer,
-    keep: KeepReasoning,
-    limit: int | None = None,
-    reserved: int = 0,
-) -> list[int]:
-    """The ids of the messages that are kept, at most ``limit`` less what is ``reserved``."""
-    with_functions = any(_declares_functions(message) for message in messages)
+    opening = [tokenizer.control["<|start|>"], *tokenizer.encode(Role.ASSISTANT)]
+    with_functions = any(map(declares_functions, messages))
     ids: list[int] = []
-    for index in _kept(messages, keep):
+    for index in kept_messages(messages):
         message = messages[index]
-        # What cannot fit is not even encoded: of a gigabyte that would take minutes.
+        # A message that cannot fit is not even encoded: of a gigabyte that would take minutes.
         if limit is not None and len(message.text) > limit * tokenizer.longest:
             raise _too_long(messages, index, limit)
         ids += render_message(message, tokenizer, conversation_has_functions=with_functions)
-        if limit is not None and len(ids) + reserved > limit:
+        if limit is not None and len(ids) + len(opening) > limit:
             raise _too_long(messages, index, limit)
-    return ids
+    return [*ids, *opening]
+
+
+def kept_messages(messages: Sequence[Message]) -> list[int]:
+    """Indices of the messages that are rendered, by the official template's rule: reasoning goes
+    once a final message has ended its turn."""
+    horizon = max(
+        (i for i, message in enumerate(messages) if message.channel == "final"), default=0
+    )
+    return [i for i, m in enumerate(messages) if m.channel != "analysis" or i >= horizon]
+
+
+def declares_functions(message: Message) -> bool:
+    """Whether a message is a developer block with function tools."""
+    content = message.content
+    return isinstance(content, DeveloperContent) and any(
+        space.name == FUNCTIONS and space.functions for space in content.tools
+    )
 
 
 def _too_long(messages: Sequence[Message], index: int, limit: int) -> ConversationTooLongError:
@@ -156,29 +136,6 @@ def _replay(message: Message, tokenizer: Tokenizer) -> list[int]:
     if ids[-1] == control["<|return|>"]:
         ids[-1] = control["<|end|>"]
     return ids
-
-
-def _kept(messages: Sequence[Message], keep: KeepReasoning) -> list[int]:
-    """Places of the messages that are rendered."""
-    finals = [i for i, message in enumerate(messages) if message.channel == "final"]
-    horizon = 0
-    if finals and keep == KeepReasoning.TEMPLATE:
-        horizon = finals[-1]
-    elif finals and keep == KeepReasoning.HARMONY and _last_assistant_is_final(messages):
-        horizon = finals[0]
-    return [i for i, m in enumerate(messages) if m.channel != "analysis" or i >= horizon]
-
-
-def _last_assistant_is_final(messages: Sequence[Message]) -> bool:
-    last = next((m for m in reversed(messages) if m.role == Role.ASSISTANT), None)
-    return last is not None and last.channel == "final"
-
-
-def _declares_functions(message: Message) -> bool:
-    content = message.content
-    return isinstance(content, DeveloperContent) and any(
-        space.name == FUNCTIONS and space.functions for space in content.tools
-    )
 
 
 def _author(message: Message) -> str:

@@ -10,7 +10,7 @@ from enum import IntEnum
 from gptoss.formats import harmony_tokens
 
 
-class Kind(IntEnum):
+class TokenKind(IntEnum):
     """What a token is to the format."""
 
     TEXT = 0
@@ -27,14 +27,14 @@ class Kind(IntEnum):
 
 
 CONTROL_KINDS = {
-    harmony_tokens.START: Kind.START,
-    harmony_tokens.CHANNEL: Kind.CHANNEL,
-    harmony_tokens.CONSTRAIN: Kind.CONSTRAIN,
-    harmony_tokens.MESSAGE: Kind.MESSAGE,
-    harmony_tokens.END: Kind.END,
-    harmony_tokens.RETURN: Kind.RETURN,
-    harmony_tokens.CALL: Kind.CALL,
-    harmony_tokens.END_OF_TEXT: Kind.END_OF_TEXT,
+    harmony_tokens.START: TokenKind.START,
+    harmony_tokens.CHANNEL: TokenKind.CHANNEL,
+    harmony_tokens.CONSTRAIN: TokenKind.CONSTRAIN,
+    harmony_tokens.MESSAGE: TokenKind.MESSAGE,
+    harmony_tokens.END: TokenKind.END,
+    harmony_tokens.RETURN: TokenKind.RETURN,
+    harmony_tokens.CALL: TokenKind.CALL,
+    harmony_tokens.END_OF_TEXT: TokenKind.END_OF_TEXT,
 }
 
 
@@ -48,42 +48,42 @@ class State(IntEnum):
     ENDED = 3
 
 
-TRANSITIONS: dict[State, dict[Kind, str]] = {
+TRANSITIONS: dict[State, dict[TokenKind, str]] = {
     State.BETWEEN: {
-        Kind.TEXT: "headless_text",
-        Kind.START: "open_header",
-        Kind.CHANNEL: "headless_channel",
-        Kind.CONSTRAIN: "stray",
-        Kind.MESSAGE: "headless_message",
-        Kind.END: "stray",
-        Kind.RETURN: "end_turn",
-        Kind.CALL: "end_turn",
-        Kind.END_OF_TEXT: "end_turn",
-        Kind.OTHER: "stray",
+        TokenKind.TEXT: "headless_text",
+        TokenKind.START: "open_header",
+        TokenKind.CHANNEL: "headless_channel",
+        TokenKind.CONSTRAIN: "stray",
+        TokenKind.MESSAGE: "headless_message",
+        TokenKind.END: "stray",
+        TokenKind.RETURN: "end_turn",
+        TokenKind.CALL: "end_turn",
+        TokenKind.END_OF_TEXT: "end_turn",
+        TokenKind.OTHER: "stray",
     },
     State.HEADER: {
-        Kind.TEXT: "header_text",
-        Kind.START: "header_again",
-        Kind.CHANNEL: "header_channel",
-        Kind.CONSTRAIN: "header_constrain",
-        Kind.MESSAGE: "begin_content",
-        Kind.END: "header_is_text",
-        Kind.RETURN: "header_is_text",
-        Kind.CALL: "header_is_text",
-        Kind.END_OF_TEXT: "header_is_text",
-        Kind.OTHER: "stray",
+        TokenKind.TEXT: "header_text",
+        TokenKind.START: "header_again",
+        TokenKind.CHANNEL: "header_channel",
+        TokenKind.CONSTRAIN: "header_constrain",
+        TokenKind.MESSAGE: "begin_content",
+        TokenKind.END: "header_is_text",
+        TokenKind.RETURN: "header_is_text",
+        TokenKind.CALL: "header_is_text",
+        TokenKind.END_OF_TEXT: "header_is_text",
+        TokenKind.OTHER: "stray",
     },
     State.CONTENT: {
-        Kind.TEXT: "content_text",
-        Kind.START: "unclosed_start",
-        Kind.CHANNEL: "unclosed_channel",
-        Kind.CONSTRAIN: "stray",
-        Kind.MESSAGE: "stray",
-        Kind.END: "end_message",
-        Kind.RETURN: "end_turn",
-        Kind.CALL: "end_turn",
-        Kind.END_OF_TEXT: "end_turn",
-        Kind.OTHER: "stray",
+        TokenKind.TEXT: "content_text",
+        TokenKind.START: "unclosed_start",
+        TokenKind.CHANNEL: "unclosed_channel",
+        TokenKind.CONSTRAIN: "stray",
+        TokenKind.MESSAGE: "stray",
+        TokenKind.END: "end_message",
+        TokenKind.RETURN: "end_turn",
+        TokenKind.CALL: "end_turn",
+        TokenKind.END_OF_TEXT: "end_turn",
+        TokenKind.OTHER: "stray",
     },
-    State.ENDED: dict.fromkeys(Kind, "after_end"),
+    State.ENDED: dict.fromkeys(TokenKind, "after_end"),
 }

@@ -30,7 +30,6 @@ from gptoss.runtime.harmony.messages import (
 )
 from gptoss.runtime.harmony.parser import Parser, parse
 from gptoss.runtime.harmony.render import (
-    KeepReasoning,
     render_for_completion,
     render_message,
 )
@@ -38,6 +37,7 @@ from gptoss.runtime.harmony.tokenizer import Tokenizer
 from gptoss.runtime.tools import builtin
 from support import conversations, peers
 from support.random_turns import Sequences, check_replay
+from support.rendering import completion_of, kept_by_openai_harmony
 
 pytestmark = pytest.mark.oracle
 
@@ -109,8 +109,8 @@ def test_rendering_equals_openai_harmony(tokenizer: Tokenizer, harmony: Any) -> 
             next_turn_role="assistant",
             config={"auto_drop_analysis": drop},
         )
-        keep = KeepReasoning.HARMONY if drop else KeepReasoning.ALL
-        ours = render_for_completion(messages, tokenizer, keep=keep)
+        shown = kept_by_openai_harmony(messages) if drop else messages
+        ours = completion_of(shown, tokenizer)
         if ours != expected:
             pytest.fail(
                 f"seed {seed}\nours:   {tokenizer.decode(ours)!r}\n"
@@ -169,7 +169,7 @@ def test_reasoning_behind_later_answers(tokenizer: Tokenizer, harmony: Any) -> N
         next_turn_role="assistant",
         config={"auto_drop_analysis": True},
     )
-    assert render_for_completion(messages, tokenizer, keep=KeepReasoning.HARMONY) == ids
+    assert completion_of(kept_by_openai_harmony(messages), tokenizer) == ids
     assert "two" in tokenizer.decode(ids)
     assert "two" not in tokenizer.decode(render_for_completion(messages, tokenizer))
 

@@ -17,13 +17,13 @@ import pytest
 from gptoss.converter.convert import convert
 from gptoss.runtime.harmony import messages as m
 from gptoss.runtime.harmony.messages import Function, Message, Namespace, Role
-from gptoss.runtime.harmony.render import KeepReasoning, render_conversation
 from gptoss.runtime.harmony.tokenizer import Tokenizer
 from gptoss.runtime.models.preflight import Model
 from gptoss.runtime.server.chat_completions import messages_from_openai
 from gptoss.runtime.server.chat_tools import tools_from_openai
 from support import peers
 from support.checkpoints import random_checkpoint
+from support.rendering import render_all
 
 pytestmark = pytest.mark.oracle
 
@@ -137,7 +137,7 @@ def test_no_field_lets_a_control_token_through(field: str, tokenizer: Tokenizer)
 
     def placed(text: str) -> list[int]:
         messages = FIELDS[field](text)
-        ids = render_conversation(messages, tokenizer, keep=KeepReasoning.ALL)
+        ids = render_all(messages, tokenizer)
         assert text in tokenizer.decode(ids)
         return [i for i in ids if i >= TEXT_TOKENS]
 
@@ -167,7 +167,7 @@ def test_nor_do_the_apis_messages(tokenizer: Tokenizer) -> None:
             ],
             tools_from_openai([{"type": "function", "function": declared}]).functions,
         )
-        ids = render_conversation(messages, tokenizer, keep=KeepReasoning.ALL)
+        ids = render_all(messages, tokenizer)
         return [i for i in ids if i in control]
 
     assert placed(forged) == placed("harmless")

@@ -19,7 +19,7 @@ from gptoss.runtime.harmony.events import (
 from gptoss.runtime.harmony.messages import Role
 from gptoss.runtime.harmony.parser import Parser
 from gptoss.runtime.harmony.parser import parse as parse_with
-from gptoss.runtime.harmony.state import TRANSITIONS, Kind, State
+from gptoss.runtime.harmony.state import TRANSITIONS, State, TokenKind
 from support.malformed import GOOD, MALFORMED, Case, outcome, summary
 from support.random_turns import Sequences, check_events, check_replay
 from support.tokens import byte_tokenizer, spell
@@ -120,7 +120,7 @@ def test_tokens_are_kept_for_replay_unless_something_was_repaired() -> None:
 
 def test_every_state_knows_every_kind() -> None:
     for state in State:
-        assert set(TRANSITIONS[state]) == set(Kind)
+        assert set(TRANSITIONS[state]) == set(TokenKind)
         for action in TRANSITIONS[state].values():
             assert callable(getattr(Parser, f"_{action}"))
 

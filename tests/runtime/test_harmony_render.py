@@ -11,12 +11,11 @@ from gptoss.runtime.harmony.events import End, MessageEnded
 from gptoss.runtime.harmony.messages import Effort, Function, Message, Role
 from gptoss.runtime.harmony.parser import Parser, parse
 from gptoss.runtime.harmony.render import (
-    KeepReasoning,
-    render_conversation,
     render_for_completion,
     render_message,
 )
 from support.malformed import GOOD, Case
+from support.rendering import kept_by_openai_harmony, render_all, render_history
 from support.tokens import byte_tokenizer, spell, spelled
 
 TOKENIZER = byte_tokenizer()
@@ -94,20 +93,20 @@ def test_a_whole_conversation() -> None:
 
 def test_reasoning_stays_until_the_final_answer_and_then_goes() -> None:
     answered = [*CONVERSATION, m.analysis("Say it."), m.final("Sunny."), m.user("Thanks")]
-    assert "I must ask." in spelled(render_conversation(CONVERSATION, TOKENIZER))
-    text = spelled(render_conversation(answered, TOKENIZER))
+    assert "I must ask." in spelled(render_history(CONVERSATION, TOKENIZER))
+    text = spelled(render_history(answered, TOKENIZER))
     assert "I must ask." not in text
     assert "Say it." not in text
-    everything = spelled(render_conversation(answered, TOKENIZER, keep=KeepReasoning.ALL))
+    everything = spelled(render_all(answered, TOKENIZER))
     assert "I must ask." in everything
 
 
 def test_harmony_keeps_what_follows_the_first_final() -> None:
     turns = [m.analysis("one"), m.final("1"), m.user("?"), m.analysis("two"), m.final("2")]
-    by_harmony = spelled(render_conversation(turns, TOKENIZER, keep=KeepReasoning.HARMONY))
+    by_harmony = spelled(render_all(kept_by_openai_harmony(turns), TOKENIZER))
     assert "one" not in by_harmony
     assert "two" in by_harmony
-    assert "two" not in spelled(render_conversation(turns, TOKENIZER))
+    assert "two" not in spelled(render_history(turns, TOKENIZER))
 
 
 def test_the_models_own_tokens_are_replayed() -> None:
@@ -151,6 +150,6 @@ def test_no_field_yields_a_control_token() -> None:
         Message(Role.TOOL, hostile, name=hostile, channel=hostile, recipient=hostile),
     ]
     control = set(TOKENIZER.control.values())
-    ids = render_conversation(conversation, TOKENIZER)
+    ids = render_all(conversation, TOKENIZER)
     # start, message and end of each of the five, and the channel token of two
     assert sum(i in control for i in ids) == 5 * 3 + 2

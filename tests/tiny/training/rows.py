@@ -13,8 +13,9 @@ from random import Random
 import torch
 
 from gptoss.runtime.harmony.messages import Message, Role
-from gptoss.runtime.harmony.render import render_conversation, render_message
+from gptoss.runtime.harmony.render import render_message
 from gptoss.runtime.harmony.tokenizer import Tokenizer
+from support.rendering import render_history
 from tiny.training.model import Batch
 from tiny.training.scene import Session, Split
 from tiny.training.world import Kinds, draw_scene, draw_session
@@ -63,7 +64,7 @@ class Row:
 def draw_row(rng: Random, tokenizer: Tokenizer, length: int, kinds: Kinds) -> Row:
     """One scene and training branches behind it, at most ``length`` ids in all."""
     scene = draw_scene(rng)
-    prefix = render_conversation(scene.messages, tokenizer)
+    prefix = render_history(scene.messages, tokenizer)
     row = Row(prefix, list(range(len(prefix))), [0] * len(prefix), [False] * len(prefix))
     number, misses = 1, 0
     while misses < 4:

@@ -11,11 +11,10 @@ from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, TurnEnd
 from gptoss.runtime.harmony.messages import Effort, Message, Role
 from gptoss.runtime.harmony.parser import Parser
 from gptoss.runtime.harmony.render import (
-    KeepReasoning,
-    render_conversation,
     render_for_completion,
 )
 from gptoss.runtime.harmony.tokenizer import Tokenizer
+from support.rendering import render_all
 from support.tokens import byte_tokenizer
 from tiny.training.scene import Draw, Exchange, Session, Split
 from tiny.training.sums import Sum, working
@@ -132,7 +131,7 @@ def _check_turn(words: Tokenizer, said: list[Message], turn: list[Message]) -> N
     if not turn:
         return
     start = len(render_for_completion(said, words))
-    ids = render_conversation([*said, *turn], words, keep=KeepReasoning.ALL)[start:]
+    ids = render_all([*said, *turn], words)[start:]
     if turn[-1].channel == "final":
         ids[-1] = words.control["<|return|>"]
     parser = Parser(words)

@@ -27,8 +27,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from gptoss.runtime.harmony.messages import final
-from gptoss.runtime.harmony.render import render_conversation
 from gptoss.runtime.harmony.tokenizer import Tokenizer
+from support.rendering import render_history
 from tiny.training import checkpoint
 from tiny.training.model import (
     EXPERTS,
@@ -102,7 +102,7 @@ def variants(session: Session) -> list[Session]:
 
 
 def _says(params: Params, shape: Shape, words: Tokenizer, session: Session) -> bool:
-    prefix = render_conversation(session.scene.messages, words)
+    prefix = render_history(session.scene.messages, words)
     said = branch(session, words)
     ids = prefix + said.ids
     row = Row(ids, list(range(len(ids))), [0] * len(ids), [False] * len(prefix) + said.learned)
