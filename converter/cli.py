@@ -1,4 +1,4 @@
-"""``gptoss-convert``: a checkpoint folder in, a GGUF file out; or the other way round."""
+"""``gptoss-convert``: a checkpoint to a GGUF, or the other way round."""
 
 from __future__ import annotations
 
@@ -11,10 +11,17 @@ import click
 
 from gptoss import console
 from gptoss.converter import cli_gguf
-from gptoss.converter.convert import Asked, Conversion, VerificationError, convert, look
+from gptoss.converter.convert import (
+    Conversion,
+    VerificationError,
+    Watch,
+    convert_input,
+    plan_conversion,
+)
 from gptoss.converter.dense_types import Dense
-from gptoss.converter.estimate import preview
-from gptoss.converter.gguf import split
+from gptoss.converter.estimate import estimate
+from gptoss.converter.gguf.split import parse_size
+from gptoss.converter.options import ConvertOptions
 from gptoss.converter.source import open_input
 from gptoss.converter.transforms.experts import ExpertType, Rounding
 from gptoss.errors import OptionError
@@ -24,74 +31,77 @@ from gptoss.errors import OptionError
 @click.argument("source", metavar="SOURCE")
 @click.option(
     "-o", "--output", "out", type=console.PATH, metavar="OUT",
-    help="The file to write. Its folder must exist. A file already there is replaced once the "
-    "new one is complete. With --to hf, the folder to create.",
+    help="The file to write. Its folder must exist. An existing file is replaced once the new one "
+    "is complete. With --to hf, the folder to create.",
 )  # fmt: skip
 @click.option(
     "--stream", is_flag=True,
-    help="Leave a repository on the Hub there, and read of its weights what is needed, as it is "
-    "needed: the disk has to hold the result alone.",
+    help="Stream weights from the Hub instead of downloading them first. Only the output needs "
+    "disk space.",
 )  # fmt: skip
 @click.option(
     "--dense", type=click.Choice([dense.value for dense in Dense]), default=Dense.Q8_0.value,
     show_default=True,
-    help="The type of the dense matrices (attention, embedding, output), which the checkpoint "
-    "has in BF16: q8_0 is half as large and what the published GGUFs use; bf16 keeps every bit; "
-    "f16 and f32 are for hardware without BF16; the others are smaller and lose more.",
+    help="The type of the dense matrices (attention, embedding, output), which are BF16 in the "
+    "checkpoint. q8_0 is half as large and is used by the published GGUFs; bf16 is exact; f16 and "
+    "f32 are for hardware without BF16; the others are smaller and less accurate.",
 )  # fmt: skip
 @click.option(
     "--type", "types", multiple=True, metavar="GROUP=TYPE",
-    help="Another type for one group of them: attention, embedding or output. May be given more "
-    "than once.",
+    help="Another type for one group of dense matrices: attention, embedding or output. May be "
+    "given more than once.",
 )  # fmt: skip
 @click.option(
     "--split-max-size", metavar="SIZE",
-    help="Cut the result into files of at most this size, such as 5G or 700M: OUT-00001-of-00003"
-    ".gguf and so on. llama.cpp is given the first. Tensors are never cut. Of a GGUF as SOURCE the "
-    "mended one is cut so, and written too where nothing else changes.",
+    help="Split the result into files of at most this size, such as 5G or 700M: OUT-00001-of-00003"
+    ".gguf and so on. llama.cpp is given the first. Tensors are never divided. Also splits or "
+    "joins a GGUF given as SOURCE, even if nothing else needs repair.",
 )  # fmt: skip
 @click.option(
     "--plan", "only_plan", is_flag=True,
-    help="Write nothing; print what would be written: each tensor's type, shape, bytes, transform "
-    "and source, then the disk, memory and time that it takes; of a GGUF, what would be changed. "
-    "Reads headers only; OUT may be left out.",
+    help="A dry run: write nothing, print the size of the result and the disk space and memory "
+    "needed; for a GGUF, what would be changed. Reads headers only. --output may be omitted.",
+)  # fmt: skip
+@click.option(
+    "--verbose", is_flag=True,
+    help="With --plan, also list every tensor: type, shape, bytes, transform and source.",
 )  # fmt: skip
 @click.option(
     "--verify",
     is_flag=True,
-    help="Compare the result with SOURCE, to the last bit, before it takes its place. With "
-    "--stream the weights are read from the Hub a second time for it.",
+    help="Compare the result with SOURCE, bit by bit, before it is moved to OUT. With --stream, "
+    "the weights are read from the Hub a second time.",
 )
 @click.option(
     "--experts", type=click.Choice([kind.value for kind in ExpertType]),
     default=ExpertType.MXFP4.value, show_default=True,
-    help="The type of the experts. Those that a fine-tune holds in floats are encoded to mxfp4, "
-    "with the least error; bf16, four times as large, is for hardware without MXFP4.",
+    help="The type of the experts. Experts that a fine-tune stores as floats are encoded to mxfp4 "
+    "with the least error. bf16, four times as large, is for hardware without MXFP4.",
 )  # fmt: skip
 @click.option(
     "--base", type=console.PATH, metavar="FOLDER",
-    help="The MXFP4 checkpoint that SOURCE was fine-tuned from. Blocks that the fine-tune left "
-    "alone keep their codes and scales to the bit, and square matrices are compared with it to "
-    "see which way they stand. Of a GGUF as SOURCE: the checkpoint whose config and tokenizer say "
-    "what should be in it; weights are not needed.",
+    help="The MXFP4 checkpoint that SOURCE was fine-tuned from. Blocks that the fine-tune did not "
+    "change keep their exact codes and scales, and square matrices are compared with it to see "
+    "whether they are transposed. For a GGUF as SOURCE: the checkpoint whose config and tokenizer "
+    "it should have; weights are not needed.",
 )  # fmt: skip
 @click.option(
     "--lora", type=console.PATH, metavar="FOLDER",
-    help="A PEFT LoRA adapter made for SOURCE: its deltas are added, experts' too, in float32, "
-    "and rounded once. One that would not be taken up whole is refused.",
+    help="A PEFT LoRA adapter for SOURCE. Its deltas are added in float32, to experts too, and "
+    "rounded once. An adapter with weights that match no tensor of the model is rejected.",
 )  # fmt: skip
 @click.option(
     "--allow-nonfinite", is_flag=True,
-    help="Go on when weights are NaN or infinite, where the type has such values.",
+    help="Convert weights that are NaN or infinite, where the type can hold them.",
 )  # fmt: skip
 @click.option(
     "--to", type=click.Choice(cli_gguf.CHOICES), default=cli_gguf.TO_GGUF, show_default=True,
-    help="From a GGUF back to a Hugging Face checkpoint: hf keeps the experts in MXFP4, as "
-    "published; hf-bf16 has them in BF16, as fine-tuning wants them.",
+    help="Convert a GGUF back to a Hugging Face checkpoint. hf keeps the experts in MXFP4, as "
+    "published; hf-bf16 has them in BF16, for fine-tuning.",
 )  # fmt: skip
 @click.option(
     "--tokenizer", type=console.PATH, metavar="FOLDER",
-    help="Where tokenizer.json is, when neither in SOURCE nor above its original/.",
+    help="The folder of tokenizer.json, if it is neither in SOURCE nor above its original/.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON, for programs.")
 @console.VERSION
@@ -105,6 +115,7 @@ def command(
     types: tuple[str, ...],
     split_max_size: str | None,
     only_plan: bool,
+    verbose: bool,
     verify: bool,
     experts: str,
     base: Path | None,
@@ -116,33 +127,33 @@ def command(
 ) -> None:
     """Convert a gpt-oss checkpoint to a GGUF file that llama.cpp runs.
 
-    SOURCE is a checkpoint's folder as published on Hugging Face: config.json, tokenizer.json,
-    tokenizer_config.json and the weights, in one model.safetensors or in the shards that
-    model.safetensors.index.json names; or OpenAI's own layout of it, original/; or a fine-tune
-    in BF16, F16 or F32. Experts in MXFP4 stay so, bit for bit, repacked for llama.cpp.
-    Vocabulary and chat template go into the file.
+    SOURCE is a checkpoint folder as published on Hugging Face: config.json, tokenizer.json,
+    tokenizer_config.json, and the weights in model.safetensors or in the shards listed in
+    model.safetensors.index.json. It can also be OpenAI's own layout, original/, or a fine-tune in
+    BF16, F16 or F32. MXFP4 experts keep every bit; they are only rearranged for llama.cpp. The
+    vocabulary and the chat template are included.
 
-    Or SOURCE is OWNER/NAME or OWNER/NAME@REVISION, a repository on the Hub; a folder of that name
-    comes first. It is downloaded to huggingface_hub's cache, or with --stream never stored.
-    HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE mean what they mean there. What comes is
-    compared with the sha256 that the Hub publishes, and the manifest says of which files.
+    Or SOURCE is OWNER/NAME or OWNER/NAME@REVISION, a repository on the Hub, unless a local folder
+    has that name. It is downloaded to huggingface_hub's cache, or with --stream not stored at all.
+    HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE work as in huggingface_hub. Downloads are
+    compared with the SHA-256 that the Hub publishes, and the manifest lists the files compared.
 
-    Nothing is loaded whole: a model of any size takes less than half a GB of memory. Until the
-    file is complete nothing stands at OUT.gguf; it grows in the hidden folder .OUT.gguf.part beside
-    it. After an interrupt, or a power cut, the same command goes on from there. What was made of
-    what, with a sha256 of every tensor, is written to OUT.gguf.manifest.json,
-    or with --to hf to gptoss.manifest.json in the folder.
+    Any model takes less than half a GB of memory. The output is written to a hidden folder,
+    .OUT.gguf.part, and moved to OUT.gguf only when complete. After an interrupt or a power failure
+    the same command resumes. A manifest with the source and SHA-256 of every tensor is written to
+    OUT.gguf.manifest.json, or with --to hf to gptoss.manifest.json in the folder.
 
-    SOURCE may be a GGUF, of several files the first. It is mended: RoPE's keys and other missing
-    ones are added, control tokens and end of reply put right, Ollama's names and layout turned into
-    llama.cpp's; each change is listed, and no value of a tensor changes. With --to hf it becomes a
-    checkpoint again, and OUT is a folder to create. Where the GGUF's dense tensors are in BF16 the
-    checkpoint has the very bytes that the GGUF was made of.
+    SOURCE may also be a GGUF (for a split model, its first file). It is repaired: missing RoPE and
+    other metadata is added, control and end-of-turn tokens are corrected, Ollama's names and layout
+    become llama.cpp's. Every change is listed, and no tensor value changes. With --to hf it becomes
+    a checkpoint again, in a new folder OUT. If the GGUF's dense tensors are BF16, every tensor of
+    the checkpoint has the same bytes as in the one that the GGUF was made from.
 
     \b
     Examples:
-      gptoss-convert gpt-oss-20b -o gpt-oss-20b.gguf
+      gptoss-convert openai/gpt-oss-20b -o gpt-oss-20b.gguf
       gptoss-convert openai/gpt-oss-20b -o gpt-oss-20b.gguf --stream
+      gptoss-convert gpt-oss-20b -o gpt-oss-20b.gguf
       gptoss-convert gpt-oss-20b --plan
       gptoss-convert gpt-oss-20b -o gpt-oss-20b-bf16.gguf --dense bf16
       gptoss-convert gpt-oss-20b -o small.gguf --type embedding=q4_0
@@ -155,51 +166,46 @@ def command(
     \b
     Exit codes:
       0    converted
-      1    --verify found a difference; nothing was left at OUT.gguf
-      2    the checkpoint or the request is wrong: one line says what, and where
+      1    --verify found a difference, and the output was discarded;
+           or --plan found too little disk space
+      2    the checkpoint or the request is invalid; one line says what is wrong
       130  interrupted; what is done is kept
     """
     cli_gguf.check_options(context, Path(source), to)
-    limit = split.size(split_max_size) if split_max_size is not None else None
-    asked = Asked(
+    limit = parse_size(split_max_size) if split_max_size is not None else None
+    if cli_gguf.is_gguf(Path(source)):
+        if only_plan:
+            fits = cli_gguf.plan(Path(source), out, to, base, limit, as_json, verbose)
+            context.exit(0 if fits else 1)
+        cli_gguf.run(Path(source), _required(context, out), to, base, limit, as_json)
+        return
+    options = ConvertOptions(
         dense=dense,
-        types=_types(types),
+        types=parse_type_overrides(types),
         experts=experts,
         base=base,
         lora=lora,
         allow_nonfinite=allow_nonfinite,
         tokenizer=tokenizer,
     )
-    if only_plan and cli_gguf.is_gguf(Path(source)):
-        cli_gguf.plan(Path(source), out, to, base, limit, as_json)
-        return
     if only_plan:
         with open_input(source, stream=stream, headers_only=True, say=console.say) as given:
-            opened, planned = look(given, **asked)
-            found = preview(planned, out, limit)
+            opened, planned = plan_conversion(given, options)
+            found = estimate(planned, out, limit)
         for note in opened.notes:
             console.say(f"note: {note}")
-        console.answer(json.dumps(found.to_json()) if as_json else "\n".join(found.lines()))
-        return
-    if out is None:
-        raise click.UsageError("Missing option '-o' / '--output'.", context)
-    if cli_gguf.is_gguf(Path(source)):
-        cli_gguf.run(Path(source), out, to, base, limit, as_json)
-        return
+        lines = found.lines(verbose=verbose)
+        console.answer(json.dumps(found.to_json()) if as_json else "\n".join(lines))
+        context.exit(0 if found.fits else 1)
+    out = _required(context, out)
     try:
         with (
             open_input(source, stream=stream, shown=not as_json, say=console.say) as given,
             console.meters("converting", "verifying", shown=not as_json) as meters,
         ):
-            done = convert(
-                given,
-                out,
-                split_max_size=limit,
-                verify=verify,
-                progress=meters[0],
-                verify_progress=meters[1],
-                say=console.say,
-                **asked,
+            watch = Watch(progress=meters[0], verify_progress=meters[1], say=console.say)
+            done = convert_input(
+                given, out, options, split_max_size=limit, verify=verify, watch=watch
             )
     except VerificationError as error:
         console.say(f"error: {error}")
@@ -212,17 +218,23 @@ def command(
         console.answer(_rounding(done.roundings))
 
 
-def _types(given: tuple[str, ...]) -> dict[str, str]:
-    """``GROUP=TYPE`` options by group."""
+def parse_type_overrides(given: tuple[str, ...]) -> dict[str, str]:
+    """``GROUP=TYPE`` options as types by group. Raises ``OptionError``."""
     types: dict[str, str] = {}
     for option in given:
         group, sign, name = option.partition("=")
         if not sign:
-            raise OptionError(f"--type {option!r}: GROUP=TYPE is expected, such as embedding=q4_0")
+            raise OptionError(f"--type {option!r}: expected GROUP=TYPE, such as embedding=q4_0")
         if group in types:
-            raise OptionError(f"--type {option!r}: the {group} has the type {types[group]} already")
+            raise OptionError(f"--type {option!r}: {group} already has the type {types[group]}")
         types[group] = name
     return types
+
+
+def _required(context: click.Context, out: Path | None) -> Path:
+    if out is None:
+        raise click.UsageError("Missing option '-o' / '--output'.", context)
+    return out
 
 
 def _summary(done: Conversion) -> dict[str, object]:
@@ -250,7 +262,7 @@ def _sentence(done: Conversion) -> str:
     return (
         f"{first}{f' and {n - 1} more' if n > 1 else ''}: {done.tensors} tensors, "
         f"{done.nbytes:,} bytes, dense {done.dense}, in {done.seconds:.1f} s ({rate:.0f} MB/s)"
-        f"{'; proven: it holds what the source holds' if done.verdict else ''}"
+        f"{'; proven equal to the source' if done.verdict else ''}"
         f"{_provenance(done) if done.revision else ''}"
     )
 
@@ -258,16 +270,18 @@ def _sentence(done: Conversion) -> str:
 def _rounding(roundings: Mapping[str, Rounding]) -> str:
     blocks = sum(rounding.blocks for rounding in roundings.values())
     exact = sum(rounding.exact for rounding in roundings.values())
-    said = f"experts encoded to MXFP4: {exact:,} of {blocks:,} blocks without a difference"
+    exactly = f"experts encoded to MXFP4: {exact:,} of {blocks:,} blocks exactly"
     if exact == blocks:
-        return said
+        return exactly
     name, worst = max(roundings.items(), key=lambda item: item[1].relative_error)
-    return f"{said}; the largest relative error of a tensor: {worst.relative_error:.2g}, {name}"
+    return f"{exactly}; largest relative error of a tensor: {worst.relative_error:.2g}, {name}"
 
 
 def _provenance(done: Conversion) -> str:
-    files = "1 file has" if len(done.checked) == 1 else f"{len(done.checked)} files have"
-    return f"\n{done.source} at commit {done.revision}; {files} the sha256 published there"
+    files = "1 file" if len(done.checked) == 1 else f"{len(done.checked)} files"
+    return (
+        f"\n{done.source} at commit {done.revision}; sha256 of {files} equal to the published ones"
+    )
 
 
 def main() -> None:

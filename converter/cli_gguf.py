@@ -9,11 +9,10 @@ import click
 from click.core import ParameterSource
 
 from gptoss import console
-from gptoss.converter.estimate import UNNAMED, of_files
+from gptoss.converter.estimate import UNNAMED, estimate_files
 from gptoss.converter.export.export import Export, export
 from gptoss.converter.export.export import look as export_look
 from gptoss.converter.export.plan import Form
-from gptoss.converter.gguf.split import listed
 from gptoss.converter.repair.repair import Mending, mend
 from gptoss.converter.repair.repair import look as mend_look
 from gptoss.errors import OptionError
@@ -67,29 +66,38 @@ def check_options(context: click.Context, source: Path, to: str) -> None:
 
 
 def plan(
-    source: Path, out: Path | None, to: str, base: Path | None, limit: int | None, as_json: bool
-) -> None:
-    """Say what exporting or mending would do."""
+    source: Path,
+    out: Path | None,
+    to: str,
+    base: Path | None,
+    limit: int | None,
+    as_json: bool,
+    verbose: bool,
+) -> bool:
+    """Print what an export or a repair would do; returns whether the disk has room for it."""
     changes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     if to == TO_GGUF:
         mending = mend_look(source, out or UNNAMED, base=base, split_max_size=limit)
         changes, notes = mending.changes, mending.notes
-        found = of_files(mending.files, out, listed(mending.files))
+        found = estimate_files(mending.files, out)
     else:
         planned = export_look(source, to=to)
         more = sum(map(len, planned.small.values()))
-        found = of_files(planned.parts, out, planned.listed(), more_bytes=more)
+        found = estimate_files(planned.parts, out, more_bytes=more)
+    needed = to != TO_GGUF or bool(changes)
     if as_json:
         said = {"changes": list(changes), "notes": list(notes)} if to == TO_GGUF else {}
         console.answer(json.dumps(found.to_json() | said))
-        return
-    if to == TO_GGUF and not changes:
-        console.answer(f"{source}: needs nothing; nothing would be written")
+        return found.fits or not needed
+    if needed:
+        lines = [*map(console.one_line, changes), *found.lines(verbose=verbose)]
+        console.answer("\n".join(lines))
     else:
-        console.answer("\n".join([*map(console.one_line, changes), *found.lines()]))
+        console.answer(f"{source}: needs nothing; nothing would be written")
     for note in notes:
         console.say(f"note: {note}")
+    return found.fits or not needed
 
 
 def run(

@@ -1,84 +1,86 @@
-"""A checkpoint, and what it was made from, opened and made sure of before anything is planned."""
+"""Open a checkpoint with its base and its adapter, and check all of it before planning."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gptoss.converter.lora import adapter as adapters
 from gptoss.converter.lora import orientation
 from gptoss.converter.lora.merged import merged
+from gptoss.converter.options import ConvertOptions
 from gptoss.errors import CheckpointError, OptionError
-from gptoss.formats.checkpoint import Checkpoint, Weights
+from gptoss.formats.checkpoint import Checkpoint, StoredTensors, Weights
 from gptoss.formats.safetensors import TensorInfo
 from gptoss.formats.tensor_map import TensorRole, tensors
-
-AnyFolder = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The checkpoint to convert; ``blocks`` and ``inputs_first`` as in ``routes.Options``.
+    """The checkpoint to convert, every tensor of which was found and has the right shape.
 
-    ``folders`` are all that were read from; ``notes`` what was taken for granted or found out.
+    ``stored`` has the tensors that hold each GGUF tensor's values. The next two go by the name of
+    an expert tensor in floats: ``base_blocks`` has the MXFP4 blocks and scales that it was made
+    from; ``inputs_first`` says which dimension comes first, and where it lacks a tensor the
+    tensor's shape does, or for a square one the declared layout: inputs first.
+
+    ``folders`` are all folders that were read; ``notes`` say what was assumed or found out.
     """
 
     checkpoint: Checkpoint
-    blocks: Mapping[str, tuple[TensorInfo, ...]]
+    stored: StoredTensors
+    base_blocks: Mapping[str, tuple[TensorInfo, ...]]
     inputs_first: Mapping[str, bool]
     folders: tuple[Path, ...]
     notes: tuple[str, ...]
 
 
-def open_source(
-    source: AnyFolder,
-    *,
-    weights: Weights | None = None,
-    tokenizer: AnyFolder | None = None,
-    base: AnyFolder | None = None,
-    lora: AnyFolder | None = None,
-) -> Opened:
-    """Open a checkpoint; the base it was fine-tuned from; an adapter to add to it.
+def open_source(source: Path, options: ConvertOptions, *, weights: Weights | None = None) -> Opened:
+    """Open a checkpoint, the base it was fine-tuned from, and an adapter to add to it.
 
-    ``weights`` says where the files of weights are when they are not in the folder.
+    ``weights`` finds the weights files when they are not in the folder.
 
     Raises ``CheckpointError`` when one of them is damaged or they do not belong together,
-    ``UnsupportedModelError`` for another kind of model or adapter, ``OptionError`` when there is nothing
-    to compare the base with.
+    ``UnsupportedModelError`` for another kind of model or adapter, ``OptionError`` when there is
+    nothing to compare the base with.
     """
-    if tokenizer and not Path(tokenizer).is_dir():
+    if options.tokenizer and not options.tokenizer.is_dir():
         raise OptionError(
-            f"{tokenizer}: no such folder; --tokenizer names the one that tokenizer.json is in"
+            f"{options.tokenizer}: no such folder; --tokenizer names the one that holds "
+            "tokenizer.json"
         )
-    checkpoint = Checkpoint.open(
-        Path(source), weights=weights, tokenizer=Path(tokenizer) if tokenizer else None
-    )
-    checkpoint.check_tensors()
-    opened = _with_base(checkpoint, Path(base)) if base else _alone(checkpoint)
-    return _with_adapter(opened, Path(lora)) if lora else opened
-
-
-def _alone(checkpoint: Checkpoint) -> Opened:
+    checkpoint = Checkpoint.open(source, weights=weights, tokenizer=options.tokenizer)
     folders = (checkpoint.folder, checkpoint.tokenizer)
-    return Opened(checkpoint, {}, {}, folders, tuple(_taken_as_declared(checkpoint)))
+    opened = Opened(checkpoint, checkpoint.check_tensors(), {}, {}, folders, ())
+    opened = _with_base(opened, options.base) if options.base else _alone(opened)
+    return _with_adapter(opened, options.lora) if options.lora else opened
 
 
-def _with_base(checkpoint: Checkpoint, folder: Path) -> Opened:
-    if not _has_floats(checkpoint):
-        raise OptionError(
-            f"{checkpoint.folder}: has its experts in MXFP4 already; leave --base out"
-        )
+def _alone(opened: Opened) -> Opened:
+    return replace(opened, notes=tuple(_assumed_layout(opened)))
+
+
+def _with_base(opened: Opened, folder: Path) -> Opened:
+    checkpoint = opened.checkpoint
+    experts = (it for it in tensors(checkpoint.hparams) if it.role is TensorRole.EXPERTS)
+    if all(len(opened.stored[named.gguf]) > 1 for named in experts):
+        raise OptionError(f"{checkpoint.folder}: its experts are in MXFP4 already; omit --base")
     base = Checkpoint.open(folder)
-    base.check_tensors()
-    orientation.check_base(checkpoint, base)
-    found = dict(orientation.inputs_first(checkpoint, base))
-    blocks = {
-        named.floats.name: base.stored(named) for named in tensors(base.hparams) if named.floats
-    }
-    folders = (checkpoint.folder, checkpoint.tokenizer, base.folder)
-    return Opened(checkpoint, blocks, found, folders, tuple(_outputs_first(found)))
+    stored = base.check_tensors()
+    orientation.check_base(checkpoint, base, stored)
+    found = dict(orientation.inputs_first(opened.stored, base, stored))
+    outputs_first = sum(not first for first in found.values())
+    note = f"{outputs_first} of {len(found)} square down_proj are outputs first, by the base"
+    return replace(
+        opened,
+        base_blocks={
+            named.floats.name: stored[named.gguf] for named in tensors(base.hparams) if named.floats
+        },
+        inputs_first=found,
+        folders=(*opened.folders, base.folder),
+        notes=(note,) if outputs_first else (),
+    )
 
 
 def _with_adapter(opened: Opened, folder: Path) -> Opened:
@@ -90,37 +92,27 @@ def _with_adapter(opened: Opened, folder: Path) -> Opened:
     )
     return Opened(
         found.checkpoint,
-        {**opened.blocks, **found.blocks},
+        found.checkpoint.check_tensors(),
+        {**opened.base_blocks, **found.blocks},
         {**found.inputs_first, **opened.inputs_first},
         (*opened.folders, folder),
         (*opened.notes, note),
     )
 
 
-def _has_floats(checkpoint: Checkpoint) -> bool:
-    experts = (named for named in tensors(checkpoint.hparams) if named.role is TensorRole.EXPERTS)
-    return any(len(checkpoint.stored(named)) == 1 for named in experts)
-
-
-def _taken_as_declared(checkpoint: Checkpoint) -> Iterator[str]:
-    """What is to be said where nothing but the declared layout tells which way weights stand."""
-    square = orientation.square(checkpoint)
+def _assumed_layout(opened: Opened) -> Iterator[str]:
+    """A note on square tensors, which only the declared layout shows not to be transposed."""
+    square = orientation.square(opened.checkpoint.hparams, opened.stored)
     if not square:
         return
-    for named in tensors(checkpoint.hparams):
-        stored = checkpoint.stored(named)
+    for named in tensors(opened.checkpoint.hparams):
+        stored = opened.stored[named.gguf]
         if named.floats and len(stored) == 1 and stored[0].shape != named.floats.shape:
             raise CheckpointError(
-                f"{stored[0].path}: tensor {stored[0].name!r} stands outputs first, against the "
-                f"layout, and {square[0].gguf} is square: name the base with --base to compare"
+                f"{stored[0].file}: tensor {stored[0].name!r} is outputs first, unlike the declared "
+                f"layout, and {square[0].gguf} is square; give the base with --base to compare"
             )
     yield (
-        f"{len(square)} down_proj are square, so that their shape cannot tell which way they "
-        "stand: taken as the layout has it, inputs first (--base FOLDER compares with the base)"
+        f"{len(square)} down_proj are square, so their shape does not show whether they are "
+        "transposed; assumed inputs first, as declared (--base FOLDER compares with the base)"
     )
-
-
-def _outputs_first(found: Mapping[str, bool]) -> Iterator[str]:
-    count = sum(not first for first in found.values())
-    if count:
-        yield f"{count} of {len(found)} square down_proj stand outputs first, as the base shows"

@@ -1,9 +1,9 @@
-"""What was made of what: a JSON file beside the GGUF, or in the folder of an exported checkpoint.
+"""The manifest: a JSON file that records what a result was made from.
 
-It names the source and its revision, the version of this toolkit, and for each tensor where its
-values come from, what was done to them, and the sha256 of the bytes it became. Nothing in it
-depends on the time or the machine but the source's place and, of a GGUF, when it was last changed,
-so that the same conversion gives the same manifest.
+It is beside the GGUF, or in the folder of an exported checkpoint. It has the source and its
+revision, this toolkit's version, and for each tensor its sources, its transform and the SHA-256 of
+its bytes. Apart from the source's location, and a source GGUF's time of modification, nothing in it
+depends on time or machine: the same conversion gives the same manifest.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
-from gptoss.converter.gguf.split import Part, listed
-from gptoss.converter.write.staging import write_flushed
+from gptoss.atomic import write_flushed
+from gptoss.converter.output import OutputFile, describe_tensors
 from gptoss.errors import GgufError
 from gptoss.formats.gguf import GgufFile
-from gptoss.quant.model.tensors import stamp_of
 from gptoss.quant.verify.result import Verdict
 
 SUFFIX = ".manifest.json"
@@ -31,9 +30,8 @@ PACKAGE = "gptoss-toolkit"
 class Origin:
     """Where a checkpoint is from: a folder, or a repository at a revision.
 
-    ``sha256`` has the digests of those of its files that were checked against published ones;
-    ``stamps`` the size in bytes and the time of the last change in nanoseconds of those for which
-    nothing is published.
+    ``sha256`` has the digests of the files that were compared with published ones; ``stamps`` has
+    the size in bytes and the time of modification in nanoseconds of files without published ones.
     """
 
     place: str
@@ -44,12 +42,11 @@ class Origin:
     @classmethod
     def of_gguf(cls, file: GgufFile) -> Self:
         """A GGUF on this machine, as it is now. Raises ``GgufError`` when it is gone."""
-        stamps = {path.name: stamp_of(path, GgufError) for path in file.paths}
-        return cls(str(file.path), stamps=stamps)
+        return cls(str(file.path), stamps={path.name: _stamp(path) for path in file.paths})
 
 
 def path_of(out: Path) -> Path:
-    """Where the manifest of a result stands."""
+    """Where the manifest of a result is."""
     return out.parent / (out.name + SUFFIX)  # of "." too, which has no name
 
 
@@ -64,14 +61,14 @@ def tool_version() -> str:
 def manifest(
     origin: Origin,
     dense: Mapping[str, str] | None,
-    parts: Sequence[Part],
+    files: Sequence[OutputFile],
     sha256: Mapping[str, str],
     verdict: Verdict | None,
 ) -> dict[str, Any]:
     """The manifest as plain data.
 
-    ``dense`` is the type asked for by the group's name, None where the source's were kept;
-    ``sha256`` by the tensor's name.
+    ``dense`` has the requested type of each group, None if the source's types were kept; ``sha256``
+    goes by the tensor's name.
     """
     return {
         "format": FORMAT,
@@ -79,30 +76,38 @@ def manifest(
         "source": {
             "place": origin.place,
             "revision": origin.revision,
-            "files": [_file(name, origin) for name in _sources(parts)],
+            "files": [_file(name, origin) for name in _sources(files)],
         },
         "dense": dense,
-        "files": [{"name": part.name, "bytes": part.nbytes} for part in parts],
-        "tensors": [entry | {"sha256": sha256[entry["name"]]} for entry in listed(parts)],
+        "files": [{"name": file.name, "bytes": file.nbytes} for file in files],
+        "tensors": [entry | {"sha256": sha256[entry["name"]]} for entry in describe_tensors(files)],
         "verify": verdict.to_json() if verdict else None,
     }
 
 
 def write(path: Path, found: Mapping[str, Any]) -> None:
-    """Write a manifest to a new file; in ASCII, for names of files need not be text."""
+    """Write a manifest and flush it; in ASCII, for file names need not be valid Unicode."""
     write_flushed(path, f"{json.dumps(found, indent=1)}\n".encode("ascii"))
 
 
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError as reason:
+        raise GgufError(f"{path}: cannot be read: {reason.strerror}") from reason
+    return status.st_size, status.st_mtime_ns
+
+
 def _file(name: str, origin: Origin) -> dict[str, Any]:
-    """What is known of a file of the source."""
+    """What is known of one of the source's files."""
     entry: dict[str, Any] = {"name": name, "sha256": origin.sha256.get(name)}
     if stamp := origin.stamps.get(name):
         entry |= zip(("bytes", "modified_ns"), stamp, strict=True)
     return entry
 
 
-def _sources(parts: Sequence[Part]) -> list[str]:
+def _sources(files: Sequence[OutputFile]) -> list[str]:
     """The names of the files that the tensors come from."""
     return sorted(
-        {s.path.name for part in parts for tensor in part.tensors for s in tensor.sources}
+        {it.file.name for file in files for tensor in file.tensors for it in tensor.sources}
     )

@@ -1,123 +1,106 @@
-"""What a conversion will write, decided before a byte of data is read.
+"""What a conversion will write, decided before any weights are read.
 
-``plan`` looks at names, dtypes and shapes only. Blocks and scales pair by name, never by the order
-in which they come. Every tensor of the checkpoint must be one the table knows and every one the
-table asks for must be there: a tensor left out silently would be a model that runs and is wrong.
+Only names, dtypes and shapes are used here. Blocks and scales are paired by name, never by the
+order in which they come. Tensors are stored in several forms: experts in MXFP4 or in floats, dense
+tensors in BF16, F16 or F32; ``select_transform`` is the only place that distinguishes them.
 """
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
-from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from gptoss.converter.dense_types import Dense, DenseTypes
-from gptoss.converter.routes import Options, route
+from gptoss.converter.dense_types import DenseTypes
+from gptoss.converter.gguf.header import padded
+from gptoss.converter.load import Opened
+from gptoss.converter.options import ConvertOptions
+from gptoss.converter.output import TensorPlan
+from gptoss.converter.transforms import bf16, experts, floats
 from gptoss.converter.transforms.base import Transform
-from gptoss.converter.transforms.experts import ExpertType, Tally
-from gptoss.errors import OptionError
-from gptoss.formats.checkpoint import Checkpoint
-from gptoss.formats.hparams import HParams
+from gptoss.converter.transforms.experts import ExpertLayout, ExpertType, RoundingStats
 from gptoss.formats.safetensors import TensorInfo
-from gptoss.formats.tensor_map import NamedTensor, tensors
-
-ALIGNMENT: int = GGUF_DEFAULT_ALIGNMENT
-
-
-@dataclass(frozen=True, slots=True)
-class TensorPlan:
-    """One tensor to write.
-
-    ``shape`` is in ggml's order, the fastest dimension first; ``offset`` counts from the start of
-    the GGUF's data. ``transform`` turns the bytes of ``sources`` into ``nbytes`` bytes; where that
-    rounds to MXFP4, ``tally`` adds up what it cost.
-    """
-
-    name: str
-    type: GGMLQuantizationType
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
-    transform: Transform
-    sources: tuple[TensorInfo, ...]
-    tally: Tally | None = field(default=None, compare=False)
-
-    @classmethod
-    def of(
-        cls,
-        named: NamedTensor,
-        kind: GGMLQuantizationType,
-        transform: Transform,
-        sources: tuple[TensorInfo, ...],
-        *,
-        offset: int = 0,
-        tally: Tally | None = None,
-    ) -> TensorPlan:
-        """A tensor of the table, stored as ``kind``."""
-        block, block_bytes = GGML_QUANT_SIZES[kind]
-        nbytes = math.prod(named.shape) // block * block_bytes
-        return cls(named.gguf, kind, named.ggml_shape, offset, nbytes, transform, sources, tally)
-
-
-def padded(nbytes: int) -> int:
-    """Bytes that a tensor takes in a GGUF, up to where the next one may begin."""
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+from gptoss.formats.tensor_map import NamedTensor, Rows, TensorRole, tensors
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A whole conversion: ``nbytes`` of data, padding included."""
+    """A whole conversion: every tensor, in the order of the GGUF."""
 
-    hparams: HParams
+    vocab_size: int
     dense: DenseTypes
     experts: ExpertType
     tensors: tuple[TensorPlan, ...]
-    nbytes: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, padding included."""
+        return sum(padded(tensor.nbytes) for tensor in self.tensors)
 
 
-def plan(
-    source: Checkpoint | str | os.PathLike[str],
-    dense: str = Dense.Q8_0,
-    types: Mapping[str, str] | None = None,
-    *,
-    experts: str = ExpertType.MXFP4,
-    allow_nonfinite: bool = False,
-    blocks: Mapping[str, tuple[TensorInfo, ...]] | None = None,
-    inputs_first: Mapping[str, bool] | None = None,
-) -> Plan:
-    """Plan the conversion of a checkpoint, opened or given by its folder.
+def plan_tensors(opened: Opened, options: ConvertOptions) -> Plan:
+    """Plan the conversion of an opened checkpoint."""
+    hparams = opened.checkpoint.hparams
+    planned = tuple(select_transform(named, opened, options) for named in tensors(hparams))
+    return Plan(hparams.vocab_size, options.dense_types, options.expert_type, planned)
 
-    ``dense`` is the type of the dense matrices, one of ``Dense``; ``types`` gives groups of them
-    another: ``{"embedding": "q4_0"}``, the groups being those of ``Group``. ``experts`` is one of
-    ``ExpertType``. NaN and infinity are refused, unless ``allow_nonfinite`` lets them pass where
-    the type has them. ``blocks`` and ``inputs_first`` are as in ``routes.Options``.
 
-    Raises ``OptionError`` (a ValueError) when a type or group does not exist, ``CheckpointError`` when
-    a tensor is missing, unknown, or of a wrong dtype or shape.
-    """
-    if experts not in list(ExpertType):
-        raise OptionError(f"experts can be {' or '.join(ExpertType)}, not {experts!r}")
-    options = Options(
-        DenseTypes.choose(dense, types),
-        ExpertType(experts),
-        allow_nonfinite,
-        blocks or {},
-        inputs_first or {},
-    )
-    if not isinstance(source, Checkpoint):
-        source = Checkpoint.open(Path(source))
-    source.check_tensors()
-    planned: list[TensorPlan] = []
-    at = 0
-    for named in tensors(source.hparams):
-        way = route(source, named, options)
-        tensor = TensorPlan.of(
-            named, way.type, way.transform, way.sources, offset=at, tally=way.tally
+def plan_tensor(
+    named: NamedTensor,
+    dtype: str,
+    transform: Transform,
+    sources: tuple[TensorInfo, ...],
+    stats: RoundingStats | None = None,
+) -> TensorPlan:
+    """A tensor of the GGUF, stored as ggml's type of the name ``dtype``."""
+    block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[dtype]]
+    nbytes = math.prod(named.shape) // block * block_bytes
+    return TensorPlan(named.gguf, dtype, named.ggml_shape, nbytes, transform, sources, stats)
+
+
+def select_transform(named: NamedTensor, opened: Opened, options: ConvertOptions) -> TensorPlan:
+    """The plan of one tensor: its type, and how it is made from what the checkpoint stores."""
+    stored = opened.stored[named.gguf]
+    if named.role is TensorRole.EXPERTS:
+        return (
+            _mxfp4(named, stored, options) if len(stored) > 1 else _floats(named, opened, options)
         )
-        planned.append(tensor)
-        at += padded(tensor.nbytes)
-    return Plan(source.hparams, options.dense, options.experts, tuple(planned), at)
+    dtype = stored[0].dtype
+    if named.role is TensorRole.MATRIX:
+        dense = options.dense_types.of(named.gguf)
+        to, transform = dense.name, floats.dense(dtype, dense)
+    else:
+        to, transform = "F32", floats.exact(dtype, named.rows)
+    if not options.allow_nonfinite:
+        transform = floats.finite(transform, dtype)
+    return plan_tensor(named, to, transform, stored)
+
+
+def _mxfp4(
+    named: NamedTensor, stored: tuple[TensorInfo, ...], options: ConvertOptions
+) -> TensorPlan:
+    """Experts that are MXFP4 already: repacked, or decoded to BF16."""
+    rows, columns = named.rows, named.shape[-1]
+    if options.expert_type is ExpertType.BF16:
+        return plan_tensor(named, "BF16", experts.decode(rows, columns), stored)
+    transform = bf16.REPACK if rows is Rows.ALL else bf16.every_second_row(rows, columns)
+    return plan_tensor(named, "MXFP4", transform, stored)
+
+
+def _floats(named: NamedTensor, opened: Opened, options: ConvertOptions) -> TensorPlan:
+    """Experts stored as floats: encoded to MXFP4, or converted to BF16."""
+    (info,) = opened.stored[named.gguf]
+    declared = named.floats or named.sources[0]
+    _, inputs, outputs = declared.shape
+    inputs_first = opened.inputs_first.get(declared.name, info.shape == declared.shape)
+    layout = ExpertLayout(info.dtype, outputs, inputs, inputs_first)
+    if options.expert_type is ExpertType.BF16:
+        transform = experts.to_bf16(layout, named.rows)
+        if not options.allow_nonfinite:
+            transform = floats.finite(transform, info.dtype)
+        return plan_tensor(named, "BF16", transform, (info,))
+    stats = RoundingStats()
+    base = opened.base_blocks.get(declared.name, ())
+    transform = experts.encode(layout, named.rows, stats, with_base=bool(base))
+    return plan_tensor(named, "MXFP4", transform, (info, *base), stats)

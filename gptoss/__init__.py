@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from gptoss.converter.convert import Conversion as Conversion
     from gptoss.converter.convert import VerificationError as VerificationError
     from gptoss.converter.convert import convert as convert
+    from gptoss.converter.convert import plan as plan
     from gptoss.converter.hub.client import HubError as HubError
     from gptoss.converter.hub.remote_file import HashMismatchError as HashMismatchError
+    from gptoss.converter.options import ConvertOptions as ConvertOptions
     from gptoss.converter.plan import Plan as Plan
-    from gptoss.converter.plan import plan as plan
     from gptoss.errors import CheckpointError as CheckpointError
     from gptoss.errors import GgufError as GgufError
     from gptoss.errors import GptossError as GptossError
@@ -74,10 +75,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES = {
-    "gptoss.converter.convert": ("Conversion", "VerificationError", "convert"),
+    "gptoss.converter.convert": ("Conversion", "VerificationError", "convert", "plan"),
     "gptoss.converter.hub.client": ("HubError",),
     "gptoss.converter.hub.remote_file": ("HashMismatchError",),
-    "gptoss.converter.plan": ("Plan", "plan"),
+    "gptoss.converter.options": ("ConvertOptions",),
+    "gptoss.converter.plan": ("Plan",),
     "gptoss.errors": (
         "CheckpointError",
         "GgufError",

@@ -14,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-GROUND = {"console", "errors", "formats", "logs", "progress", "text"}  # what lies in gptoss/ itself
+GROUND = {"atomic", "console", "errors", "formats", "logs", "progress", "text"}
+"""What lies in gptoss/ itself."""
 MAY_IMPORT = {
     "formats": {"errors", "formats", "progress", "text"},
     "quant": GROUND | {"quant"},

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import numpy as np
-from gguf.constants import GGMLQuantizationType
 
+from gptoss.atomic import write_flushed
 from gptoss.converter import manifest as manifests
 from gptoss.converter.export import config_files
 from gptoss.converter.export.gguf_source import vocabulary
-from gptoss.converter.export.plan import Form, HfPlan, plan
+from gptoss.converter.export.plan import Form, plan
 from gptoss.converter.export.safetensors_writer import index, shards
-from gptoss.converter.gguf.split import Part, listed
+from gptoss.converter.output import OutputFile, TensorPlan
 from gptoss.converter.transforms import to_checkpoint
-from gptoss.converter.write.running import run
-from gptoss.converter.write.staging import Staging, reported, write_flushed
+from gptoss.converter.write import writer
+from gptoss.converter.write.staging import Staging, os_errors_as_output_error
 from gptoss.converter.write.tasks import fingerprint
-from gptoss.errors import GgufError, OptionError, OutputError
-from gptoss.formats.byte_source import Source
-from gptoss.formats.gguf import GgufFile, GgufTensor
+from gptoss.errors import OptionError, OutputError
+from gptoss.formats.gguf import GgufFile
 from gptoss.formats.hparams import HParams
-from gptoss.progress import Progress, Say
+from gptoss.formats.safetensors import TensorInfo
+from gptoss.progress import Progress, Say, silent
 
 SHARD_BYTES = 5 * 10**9
 """Bytes of tensors in a file at most, as transformers has it."""
@@ -37,18 +37,13 @@ _CHUNK = 2**22
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What an export would write: ``parts`` of ``tensors``, and ``small`` files by name."""
+    """What an export would write: ``parts`` with the tensors, and ``small`` files by name."""
 
     file: GgufFile
     form: Form
-    tensors: tuple[HfPlan, ...]
-    parts: tuple[Part, ...]
+    tensors: tuple[TensorPlan, ...]
+    parts: tuple[OutputFile, ...]
     small: Mapping[str, bytes]
-
-    def listed(self) -> list[dict[str, Any]]:
-        """Every tensor as plain data, with dtypes and shapes as safetensors has them."""
-        own = {it.name: {"type": it.dtype, "shape": list(it.shape)} for it in self.tensors}
-        return [entry | own[entry["name"]] for entry in listed(self.parts)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +73,7 @@ def look(
     form = _form(to)
     file = GgufFile.open(Path(source))
     hparams = HParams.from_gguf(file.metadata, str(source))
-    planned = plan(file, form)
+    planned = plan(file, hparams, form)
     small = config_files.files(hparams, vocabulary(file), mxfp4=form is Form.HF)
     parts = shards(planned, shard_bytes)
     return Planned(file, form, tuple(planned), parts, small | index(parts))
@@ -112,11 +107,12 @@ def export(
     rounded = tuple(_rounded(found.tensors))
     sizes = {part.name: part.nbytes for part in parts}
     origin = manifests.Origin.of_gguf(found.file)
-    with Staging(out, sizes, fingerprint(parts, manifests.tool_version())) as staging:
-        _, sha256 = run(parts, staging, progress, say)
-        with reported(out):
+    print_of = fingerprint(parts, manifests.tool_version())
+    with Staging(out, sizes, (*small, MANIFEST), print_of) as staging:
+        _, sha256 = writer.write_files(parts, staging, progress, say or silent)
+        with os_errors_as_output_error(out):
             manifest = staging.path(MANIFEST)
-            manifests.write(manifest, _manifest(origin, found, sha256))
+            manifests.write(manifest, manifests.manifest(origin, None, parts, sha256, None))
             made = sum(map(len, small.values())) + manifest.stat().st_size
             for name, raw in small.items():
                 write_flushed(staging.path(name), raw)
@@ -135,15 +131,6 @@ def export(
     )
 
 
-def _manifest(
-    origin: manifests.Origin, found: Planned, sha256: Mapping[str, str]
-) -> dict[str, Any]:
-    """The manifest, with dtypes and shapes as safetensors has them."""
-    made = manifests.manifest(origin, None, found.parts, sha256, None)
-    tensors = [entry | {"sha256": sha256[entry["name"]]} for entry in found.listed()]
-    return made | {"tensors": tensors}
-
-
 def _form(to: str) -> Form:
     try:
         return Form(to)
@@ -154,35 +141,35 @@ def _form(to: str) -> Form:
 def _check_target(out: Path) -> None:
     if not out.parent.is_dir():
         raise OutputError(f"{out.parent}: no such folder; create it first")
-    if out.name and out.is_dir() and not any(out.iterdir()):
+    if out.name and out.is_dir() and not out.is_symlink() and not any(out.iterdir()):
         return
     if out.exists() or out.is_symlink():
         raise OutputError(f"{out}: is there already; name a folder that is not, to be created")
 
 
-def _inexact(planned: Sequence[HfPlan]) -> tuple[str, ...]:
+def _inexact(planned: Sequence[TensorPlan]) -> tuple[str, ...]:
     """Types of which a BF16 value may have come back changed; each of MXFP4's is one of BF16's."""
-    turned = {source.type.name for it in planned for source in it.sources}
-    return tuple(sorted(turned - {"F32", "BF16", "MXFP4"}))
+    found = {source.dtype for it in planned for source in it.sources}
+    return tuple(sorted(found - {"F32", "BF16", "MXFP4"}))
 
 
-def _rounded(planned: Sequence[HfPlan]) -> Iterator[str]:
+def _rounded(planned: Sequence[TensorPlan]) -> Iterator[str]:
     """Names of F32 tensors with values that BF16 cannot hold; those it can are merely narrowed.
 
     Whoever gets a checkpoint back should be told whether it is the one that the GGUF is of. What a
     GGUF has in F32 is mostly small.
     """
     for tensor in (source for it in planned for source in it.sources):
-        if tensor.type is GGMLQuantizationType.F32 and not _is_bf16(tensor):
+        if tensor.dtype == "F32" and not _is_bf16(tensor):
             yield tensor.name
 
 
-def _is_bf16(tensor: GgufTensor) -> bool:
+def _is_bf16(tensor: TensorInfo) -> bool:
     buffer = np.empty(min(_CHUNK, tensor.nbytes), np.uint8)
-    with Source(tensor.path, GgufError) as file:
+    with closing(tensor.file):
         for start in range(0, tensor.nbytes, _CHUNK):
-            piece = buffer[: min(_CHUNK, tensor.nbytes - start)]
-            file.read_into(tensor.offset + start, piece)
-            if not to_checkpoint.is_bf16(piece.view("<f4")):
+            chunk = buffer[: min(_CHUNK, tensor.nbytes - start)]
+            tensor.file.read_into(tensor.offset + start, chunk)
+            if not to_checkpoint.is_bf16(chunk.view("<f4")):
                 return False
     return True

@@ -54,11 +54,11 @@ def check_tensors(file: GgufFile, hparams: HParams) -> None:
             raise GgufError(f"{found.path}: unknown tensor {quoted(name)}; gpt-oss has none such")
 
 
-def place(tensor: GgufTensor) -> TensorInfo:
-    """A tensor's place in its file, as whoever writes takes it."""
+def as_tensor_info(tensor: GgufTensor) -> TensorInfo:
+    """The same tensor as a source of a ``TensorPlan``; the shape becomes row-major."""
     shape = tensor.shape[::-1]
     return TensorInfo(
-        tensor.name, tensor.type.name, shape, tensor.path, tensor.offset, tensor.nbytes
+        tensor.name, tensor.type.name, shape, tensor.file, tensor.offset, tensor.nbytes
     )
 
 

@@ -1,25 +1,25 @@
 """From a GGUF back to a Hugging Face checkpoint.
 
-``hf`` is the published form: experts in MXFP4, every code and scale as in the GGUF, the rest BF16.
-Of a GGUF whose dense matrices are BF16 it gives the very bytes of the checkpoint that the GGUF was
-made from. ``hf-bf16`` has the experts in BF16 as well, as tools for fine-tuning want them.
+``hf`` is the published form: experts in MXFP4 with the GGUF's codes and scales, everything else
+BF16. If the GGUF's dense matrices are BF16, every tensor gets the bytes that it had in the
+checkpoint the GGUF was made from. ``hf-bf16`` has the experts in BF16 too, for fine-tuning tools.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
+from math import prod
 
-import numpy as np
 from gguf.constants import GGMLQuantizationType
 
-from gptoss.converter.export.gguf_source import check_tensors
+from gptoss.converter.export.gguf_source import as_tensor_info, check_tensors
+from gptoss.converter.output import TensorPlan
 from gptoss.converter.transforms import to_checkpoint
 from gptoss.converter.transforms.base import Transform
 from gptoss.errors import UnsupportedModelError
 from gptoss.formats.gguf import GgufFile, GgufTensor
 from gptoss.formats.hparams import HParams
+from gptoss.formats.safetensors import DTYPE_BYTES
 from gptoss.formats.tensor_map import HfTensor, NamedTensor, TensorRole, tensors
 
 MXFP4 = GGMLQuantizationType.MXFP4
@@ -32,30 +32,17 @@ class Form(StrEnum):
     HF_BF16 = "hf-bf16"
 
 
-@dataclass(frozen=True, slots=True)
-class HfPlan:
-    """A tensor to write: ``nbytes`` bytes that ``transform`` makes of ``sources``."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
-    transform: Transform
-    sources: tuple[GgufTensor, ...]
-
-
-def plan(file: GgufFile, form: Form) -> list[HfPlan]:
+def plan(file: GgufFile, hparams: HParams, form: Form) -> list[TensorPlan]:
     """Every tensor of the checkpoint, in the order of the layers.
 
-    Raises ``GgufError`` when a tensor is missing or not a model's, ``UnsupportedModelError`` when it has a
-    type that ``form`` cannot be made of.
+    Raises ``GgufError`` when a tensor is missing or unknown, ``UnsupportedModelError`` when one has
+    a type that ``form`` cannot be made from.
     """
-    hparams = HParams.from_gguf(file.metadata, str(file.path))
     check_tensors(file, hparams)
     takers: dict[tuple[HfTensor, ...], list[NamedTensor]] = {}
     for named in tensors(hparams):
         takers.setdefault(named.sources, []).append(named)
-    planned: list[HfPlan] = []
+    planned: list[TensorPlan] = []
     for made, named_by in takers.items():
         found = tuple(file.tensors[named.gguf] for named in named_by)
         if len({it.type for it in found}) > 1:
@@ -66,19 +53,19 @@ def plan(file: GgufFile, form: Form) -> list[HfPlan]:
         elif form is Form.HF:
             planned += _mxfp4(made, found, named_by[0].shape[-1])
         else:
-            planned.append(_turned(made[0], found, named_by[0].shape))
+            planned.append(_bf16_experts(made[0], found, named_by[0].shape))
     return planned
 
 
-def _dense(made: HfTensor, found: tuple[GgufTensor, ...]) -> HfPlan:
+def _dense(made: HfTensor, found: tuple[GgufTensor, ...]) -> TensorPlan:
     kind = found[0].type
-    transform = to_checkpoint.to_bf16(kind) if len(found) == 1 else to_checkpoint.taking_turns(kind)
-    return HfPlan(made.name, "BF16", made.shape, 2 * _count(made.shape), transform, found)
+    transform = to_checkpoint.to_bf16(kind) if len(found) == 1 else to_checkpoint.interleave(kind)
+    return _tensor_plan(made.name, "BF16", made.shape, transform, found)
 
 
 def _mxfp4(
     made: tuple[HfTensor, ...], found: tuple[GgufTensor, ...], columns: int
-) -> tuple[HfPlan, HfPlan]:
+) -> tuple[TensorPlan, TensorPlan]:
     if found[0].type is not MXFP4:
         raise UnsupportedModelError(
             f"{found[0].path}: tensor {found[0].name} is {found[0].type.name}, not MXFP4; "
@@ -89,18 +76,27 @@ def _mxfp4(
         make(len(found), columns) for make in (to_checkpoint.blocks, to_checkpoint.scales)
     )
     return (
-        HfPlan(blocks.name, "U8", blocks.shape, _count(blocks.shape), to_blocks, found),
-        HfPlan(scales.name, "U8", scales.shape, _count(scales.shape), to_scales, found),
+        _tensor_plan(blocks.name, "U8", blocks.shape, to_blocks, found),
+        _tensor_plan(scales.name, "U8", scales.shape, to_scales, found),
     )
 
 
-def _turned(blocks: HfTensor, found: tuple[GgufTensor, ...], shape: tuple[int, ...]) -> HfPlan:
+def _bf16_experts(
+    blocks: HfTensor, found: tuple[GgufTensor, ...], shape: tuple[int, ...]
+) -> TensorPlan:
     experts, rows, columns = shape
     made = (experts, columns, len(found) * rows)
-    transform = to_checkpoint.turned(found[0].type, len(found), rows, columns)
+    transform = to_checkpoint.transpose_experts(found[0].type, len(found), rows, columns)
     name = blocks.name.removesuffix("_blocks")
-    return HfPlan(name, "BF16", made, 2 * _count(made), transform, found)
+    return _tensor_plan(name, "BF16", made, transform, found)
 
 
-def _count(shape: Sequence[int]) -> int:
-    return int(np.prod(shape, dtype=np.int64))
+def _tensor_plan(
+    name: str,
+    dtype: str,
+    shape: tuple[int, ...],
+    transform: Transform,
+    found: tuple[GgufTensor, ...],
+) -> TensorPlan:
+    nbytes = prod(shape) * DTYPE_BYTES[dtype]
+    return TensorPlan(name, dtype, shape, nbytes, transform, tuple(map(as_tensor_info, found)))

@@ -1,4 +1,4 @@
-"""The files of a checkpoint's weights: safetensors of a size that tools like, and their index.
+"""Lay out a checkpoint's weights in safetensors files, with their index.
 
 Source: https://github.com/huggingface/safetensors, "Format"; names as transformers gives them.
 """
@@ -8,22 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from gguf.constants import GGMLQuantizationType
-
-from gptoss.converter.export.gguf_source import place
-from gptoss.converter.export.plan import HfPlan
-from gptoss.converter.gguf.split import Part
-from gptoss.converter.plan import TensorPlan
+from gptoss.converter.output import OutputFile, TensorPlan
 from gptoss.formats.checkpoint import INDEX, SINGLE
 
-_TYPES = {"BF16": GGMLQuantizationType.BF16, "U8": GGMLQuantizationType.I8}
-"""GGUF's numbers for the dtypes; it has none for bytes without a sign."""
 
-
-def shards(tensors: Sequence[HfPlan], limit: int) -> tuple[Part, ...]:
-    """The files, in which a tensor is never cut: of at most ``limit`` bytes of tensors each, unless
-    one alone has more."""
-    groups: list[list[HfPlan]] = [[]]
+def shards(tensors: Sequence[TensorPlan], limit: int) -> tuple[OutputFile, ...]:
+    """The files, of at most ``limit`` bytes of tensors each; a larger tensor gets its own file."""
+    groups: list[list[TensorPlan]] = [[]]
     left = limit
     for tensor in tensors:
         if tensor.nbytes > left and groups[-1]:
@@ -36,38 +27,30 @@ def shards(tensors: Sequence[HfPlan], limit: int) -> tuple[Part, ...]:
     return tuple(_shard(name, group) for name, group in zip(names, groups, strict=True))
 
 
-def index(parts: Sequence[Part]) -> dict[str, bytes]:
-    """The index by its name; none for a single file."""
-    if len(parts) == 1:
+def index(files: Sequence[OutputFile]) -> dict[str, bytes]:
+    """The index's bytes by its name; empty for a single file."""
+    if len(files) == 1:
         return {}
-    total = sum(tensor.nbytes for part in parts for tensor in part.tensors)
-    where = {tensor.name: part.name for part in parts for tensor in part.tensors}
+    total = sum(tensor.nbytes for file in files for tensor in file.tensors)
+    where = {tensor.name: file.name for file in files for tensor in file.tensors}
     found = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
     return {INDEX: json.dumps(found, indent=2).encode() + b"\n"}
 
 
-def _shard(name: str, tensors: Sequence[HfPlan]) -> Part:
+def _shard(name: str, tensors: Sequence[TensorPlan]) -> OutputFile:
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    placed, at = [], 0
+    starts, at = [], 0
     for tensor in tensors:
         end = at + tensor.nbytes
-        shape, offsets = list(tensor.shape), [at, end]
-        entries[tensor.name] = {"dtype": tensor.dtype, "shape": shape, "data_offsets": offsets}
-        placed.append(_placed(tensor, at))
+        entries[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [at, end],
+        }
+        starts.append(at)
         at = end
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the data is aligned
-    head = len(text).to_bytes(8, "little") + text
-    return Part(name, head, tuple(placed), len(head) + at)
-
-
-def _placed(tensor: HfPlan, offset: int) -> TensorPlan:
-    return TensorPlan(
-        name=tensor.name,
-        type=_TYPES[tensor.dtype],
-        shape=tensor.shape[::-1],
-        offset=offset,
-        nbytes=tensor.nbytes,
-        transform=tensor.transform,
-        sources=tuple(map(place, tensor.sources)),
-    )
+    header = len(text).to_bytes(8, "little") + text
+    offsets = tuple(len(header) + start for start in starts)
+    return OutputFile(name, header, tuple(tensors), offsets, len(header) + at)

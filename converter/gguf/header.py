@@ -1,4 +1,4 @@
-"""A GGUF's header: keys and values, then what there is of tensors and where.
+"""A GGUF's header: the keys with their values, then the table of tensors.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from gguf.constants import GGUFValueType
+from gguf.constants import GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
 
 from gptoss.converter.gguf.metadata import Entry
-from gptoss.converter.plan import ALIGNMENT, TensorPlan
+from gptoss.converter.output import TensorPlan
 
 VERSION = 3
+ALIGNMENT: int = GGUF_DEFAULT_ALIGNMENT
+"""Tensors begin at multiples of so many bytes."""
 
 _LETTERS = {
     GGUFValueType.UINT8: "B",
@@ -31,13 +33,13 @@ _LETTERS = {
     GGUFValueType.FLOAT64: "d",
     GGUFValueType.BOOL: "?",
 }
-"""``struct``'s names of the types."""
+"""``struct``'s format characters of the types."""
 _U32, _U64 = struct.Struct("<I").pack, struct.Struct("<Q").pack
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedKeys:
-    """Keys and values as a header has them; those of a full vocabulary take a while to encode."""
+    """Keys and values, encoded once: a full vocabulary takes a while."""
 
     count: int
     raw: bytes
@@ -47,7 +49,7 @@ class EncodedKeys:
 
 
 def encode_keys(entries: Sequence[Entry]) -> EncodedKeys:
-    """The keys, their types and values, one after the other."""
+    """Encode keys with their types and values."""
     parts: list[bytes] = []
     for entry in entries:
         parts += _strings([entry.key])
@@ -55,16 +57,22 @@ def encode_keys(entries: Sequence[Entry]) -> EncodedKeys:
     return EncodedKeys(len(entries), b"".join(parts))
 
 
-def header(keys: EncodedKeys, tensors: Sequence[TensorPlan]) -> bytes:
+def padded(nbytes: int) -> int:
+    """The space that so many bytes take, up to where the next tensor may begin."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def encode_header(keys: EncodedKeys, entries: Sequence[bytes]) -> bytes:
     """Everything before the data, padded so that the data is aligned."""
-    parts = [b"GGUF", _U32(VERSION), _U64(len(tensors)), _U64(keys.count), keys.raw]
-    for tensor in tensors:
-        parts += _strings([tensor.name])
-        parts.append(_U32(len(tensor.shape)))
-        parts += map(_U64, tensor.shape)
-        parts += [_U32(tensor.type), _U64(tensor.offset)]
+    parts = [b"GGUF", _U32(VERSION), _U64(len(entries)), _U64(keys.count), keys.raw, *entries]
     raw = b"".join(parts)
-    return raw + bytes(-len(raw) % ALIGNMENT)
+    return raw + bytes(padded(len(raw)) - len(raw))
+
+
+def encode_entry(tensor: TensorPlan, offset: int) -> bytes:
+    """A tensor's entry in the table; ``offset`` counts from the start of the data."""
+    parts = [*_strings([tensor.name]), _U32(len(tensor.shape)), *map(_U64, tensor.shape)]
+    return b"".join([*parts, _U32(GGMLQuantizationType[tensor.dtype]), _U64(offset)])
 
 
 def _value(entry: Entry) -> Iterator[bytes]:
@@ -81,6 +89,6 @@ def _value(entry: Entry) -> Iterator[bytes]:
 
 
 def _strings(texts: Sequence[str]) -> Iterator[bytes]:
-    """Each string's length and bytes. A vocabulary has 647,000 of them: no Python code for each."""
+    """Each string's length and bytes; without a Python loop, as a vocabulary has 647,000 of them."""
     raws = list(map(str.encode, texts))
     return chain.from_iterable(zip(map(_U64, map(len, raws)), raws, strict=True))

@@ -19,7 +19,7 @@ from gguf.constants import TokenType
 
 from gptoss.errors import CheckpointError, quoted
 from gptoss.formats import harmony_tokens
-from gptoss.formats.byte_source import Source, read_json
+from gptoss.formats.byte_source import FileSource, read_json
 from gptoss.formats.checkpoint import CONFIG, CONFIG_LIMIT
 from gptoss.formats.llama_cpp_keys import token_problems
 from gptoss.formats.o200k import BYTE_LEVEL, find_split_problem
@@ -278,7 +278,7 @@ def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
         template = named[-1].get("template") if named else None
     path = folder / TEMPLATE
     if template is None and path.exists():
-        with Source(path, CheckpointError) as source:
+        with FileSource(path, CheckpointError) as source:
             if source.size > SETTINGS_LIMIT:
                 raise CheckpointError(f"{path}: {source.size} bytes are no chat template")
             try:

@@ -16,14 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from gptoss.converter.hub.client import Client, Patience, importing
+from gptoss.converter.hub.client import Client, RetryPolicy, importing
 from gptoss.converter.hub.remote_file import HashMismatchError
-from gptoss.converter.hub.repository import SETUP, WORDS, HubId
+from gptoss.converter.hub.repository import CONFIG_FILES, TOKENIZER_FILES, HubId
 from gptoss.errors import CheckpointError
-from gptoss.formats.byte_source import Source
+from gptoss.formats.byte_source import FileSource
 from gptoss.progress import Say
 
-PIECE = 2**22
+CHUNK = 2**22
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -45,20 +45,20 @@ def download(wanted: HubId, *, shown: bool = False, say: Say | None = None) -> P
     # What goes wrong is said here, in one line.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     client = Client(say)
-    patience = Patience(client, str(wanted))
+    retry = RetryPolicy(client, str(wanted))
     while True:
         try:
             return Path(
                 snapshot_download(
                     wanted.repository,
                     revision=wanted.revision,
-                    allow_patterns=[*SETUP, *WORDS, "*.safetensors"],
+                    allow_patterns=[*CONFIG_FILES, *TOKENIZER_FILES, "*.safetensors"],
                     ignore_patterns=["*/*"],
                     tqdm_class=tqdm if shown and sys.stderr.isatty() else Silent,
                 )
             )
         except Exception as error:
-            patience.wait(client.passing(error, wanted.repository, str(wanted)))
+            retry.wait(client.passing(error, wanted.repository, str(wanted)))
 
 
 def check(folder: Path, progress: Callable[[int, int], None]) -> Mapping[str, str]:
@@ -75,14 +75,14 @@ def check(folder: Path, progress: Callable[[int, int], None]) -> Mapping[str, st
 
     def hashed(path: Path) -> str:
         nonlocal done
-        digest, buffer = hashlib.sha256(), bytearray(PIECE)
-        with Source(path, CheckpointError) as source:
-            for at in range(0, source.size, PIECE):
-                piece = memoryview(buffer)[: source.size - at]
-                source.read_into(at, piece)
-                digest.update(piece)
+        digest, buffer = hashlib.sha256(), bytearray(CHUNK)
+        with FileSource(path, CheckpointError) as source:
+            for at in range(0, source.size, CHUNK):
+                data = memoryview(buffer)[: source.size - at]
+                source.read_into(at, data)
+                digest.update(data)
                 with lock:
-                    done += len(piece)
+                    done += len(data)
                     progress(done, total)
         return digest.hexdigest()
 

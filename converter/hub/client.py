@@ -53,7 +53,7 @@ class TransientError(Exception):
         self.after = after
 
 
-class Answer(Protocol):
+class Response(Protocol):
     """What is used of httpx's response; ``iter_raw`` gives the body as it comes."""
 
     @property
@@ -101,7 +101,7 @@ class Client:
         self._failed: type[BaseException] = HfHubHTTPError.__bases__[0]
 
     @contextmanager
-    def get(self, url: str, span: tuple[int, int] | None = None) -> Iterator[Answer]:
+    def get(self, url: str, span: tuple[int, int] | None = None) -> Iterator[Response]:
         """One attempt to get ``url``, or its bytes from ``span[0]`` up to ``span[1]``.
 
         The token goes to the Hub alone, never to where it redirects. Redirects are not followed.
@@ -116,11 +116,11 @@ class Client:
         try:
             with self._session.stream(
                 "GET", url, headers=headers, follow_redirects=False, timeout=TIMEOUT
-            ) as answer:
+            ) as response:
                 self.reached = True
-                if answer.status_code in PASSING:
-                    raise TransientError(f"status {answer.status_code}", _asked(answer.headers))
-                yield answer
+                if response.status_code in PASSING:
+                    raise TransientError(f"status {response.status_code}", _asked(response.headers))
+                yield response
         except self._offline as reason:
             raise HubError(
                 f"{self.endpoint}: not asked, since HF_HUB_OFFLINE is set; unset it, or leave out "
@@ -134,12 +134,12 @@ class Client:
         known = (self._offline, self._failed)
         while not isinstance(error, known) and error.__cause__ is not None:
             error = error.__cause__
-        answer: Answer | None = getattr(error, "response", None)
-        if answer is not None:
+        response: Response | None = getattr(error, "response", None)
+        if response is not None:
             self.reached = True
-            if answer.status_code in PASSING:
-                return TransientError(f"status {answer.status_code}", _asked(answer.headers))
-            raise self.refusal(answer, repository, what) from error
+            if response.status_code in PASSING:
+                return TransientError(f"status {response.status_code}", _asked(response.headers))
+            raise self.refusal(response, repository, what) from error
         if isinstance(error, self._offline):
             raise HubError(
                 f"{what}: not in the cache, and HF_HUB_OFFLINE is set; unset it to download; "
@@ -155,10 +155,10 @@ class Client:
             reason if self.reached else f"{self.endpoint} cannot be reached: {reason}"
         )
 
-    def refusal(self, answer: Answer, repository: str, what: str) -> HubError:
+    def refusal(self, response: Response, repository: str, what: str) -> HubError:
         """What an answer other than the one asked for means; ``what`` is what was asked for."""
-        code, said = (answer.headers.get(f"X-Error-{key}", "") for key in ("Code", "Message"))
-        status = answer.status_code
+        code, said = (response.headers.get(f"X-Error-{key}", "") for key in ("Code", "Message"))
+        status = response.status_code
         if code == "GatedRepo":
             return HubError(
                 f"{what}: access is granted by its owners; ask for it at {self.endpoint}/"
@@ -178,7 +178,7 @@ class Client:
         return HubError(f"{what}: {self.endpoint} answers with status {status} {said}".rstrip())
 
 
-class Patience:
+class RetryPolicy:
     """How long to go on trying for one thing, ``what``."""
 
     def __init__(self, client: Client, what: str) -> None:

@@ -14,10 +14,10 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from gptoss.converter.hub.client import (
     REDIRECTS,
-    Answer,
     Client,
     HubError,
-    Patience,
+    Response,
+    RetryPolicy,
     TransientError,
     origin,
 )
@@ -61,84 +61,90 @@ class Ranges:
         What was received before a cut is not asked for again. Raises ``HubError`` when the server
         refuses, contradicts itself, or fails too often.
         """
-        patience = Patience(self._client, str(self.file))
+        retry = RetryPolicy(self._client, str(self.file))
         done = 0
         while done < len(out):
             try:
-                for piece in self._body(offset + done, offset + len(out)):
-                    out[done : done + len(piece)] = piece
-                    done += len(piece)
-                    patience.reset()
+                for data in self._body(offset + done, offset + len(out)):
+                    out[done : done + len(data)] = data
+                    done += len(data)
+                    retry.reset()
                 if done < len(out):
                     raise TransientError(f"the connection ended at byte {offset + done}")
             except TransientError as error:
-                patience.wait(error)
+                retry.wait(error)
 
     def _body(self, begin: int, end: int) -> Iterator[bytes]:
         """The bytes from ``begin`` to ``end``, or fewer when the connection is cut."""
         url = self._address or self._home
         for _ in range(MAX_REDIRECTS + 1):
-            with self._client.get(url, (begin, end)) as answer:
+            with self._client.get(url, (begin, end)) as response:
                 if origin(url) == origin(self._home):
-                    self._check_version(answer)
-                if answer.status_code in REDIRECTS:
-                    url = self._address = self._redirected(url, answer)
+                    self._check_version(response)
+                if response.status_code in REDIRECTS:
+                    url = self._address = self._redirected(url, response)
                     continue
-                self._check_status(url, answer, begin, end)
+                self._check_status(url, response, begin, end)
                 left = end - begin
-                for piece in answer.iter_raw():
+                for data in response.iter_raw():
                     if self._client.stop.is_set():
                         raise HubError(f"{self.file}: interrupted")
-                    left -= len(piece)
+                    left -= len(data)
                     if left < 0:
-                        raise self._lie(f"more than the bytes {begin} to {end - 1} come")
-                    self.received += len(piece)
-                    yield piece
+                        raise self._inconsistent(f"more than the bytes {begin} to {end - 1} come")
+                    self.received += len(data)
+                    yield data
                 return
-        raise self._lie("one redirect leads to another")
+        raise self._inconsistent("one redirect leads to another")
 
-    def _check_version(self, answer: Answer) -> None:
+    def _check_version(self, response: Response) -> None:
         """Whether the Hub speaks of the file that it listed."""
-        commit = answer.headers.get("X-Repo-Commit", self.file.commit)
+        commit = response.headers.get("X-Repo-Commit", self.file.commit)
         if commit != self.file.commit:
             raise HubError(
                 f"{self.file}: the Hub now answers with commit {commit[:40]}; the revision moved, "
                 "run the command again"
             )
-        size = answer.headers.get("X-Linked-Size", str(self.file.size))
+        size = response.headers.get("X-Linked-Size", str(self.file.size))
         if size != str(self.file.size):
-            raise self._lie(f"has {size:.20} bytes now, and was listed with {self.file.size}")
-        etag = answer.headers.get("X-Linked-ETag", "").strip('W/"')
+            raise self._inconsistent(
+                f"has {size:.20} bytes now, and was listed with {self.file.size}"
+            )
+        etag = response.headers.get("X-Linked-ETag", "").strip('W/"')
         if etag and etag not in (self.file.sha256, self.file.blob):
-            raise self._lie(f"has another hash, {etag:.64}, than it was listed with")
+            raise self._inconsistent(f"has another hash, {etag:.64}, than it was listed with")
 
-    def _redirected(self, url: str, answer: Answer) -> str:
-        to = urljoin(url, answer.headers.get("Location", ""))
+    def _redirected(self, url: str, response: Response) -> str:
+        to = urljoin(url, response.headers.get("Location", ""))
         if urlsplit(to).scheme not in ("https", urlsplit(self._home).scheme):
-            raise self._lie(f"is redirected to {to[:80]}, which is not safe")
+            raise self._inconsistent(f"is redirected to {to[:80]}, which is not safe")
         return to
 
-    def _check_status(self, url: str, answer: Answer, begin: int, end: int) -> None:
+    def _check_status(self, url: str, response: Response, begin: int, end: int) -> None:
         """Whether what follows is the range that was asked for."""
-        status, size = answer.status_code, self.file.size
+        status, size = response.status_code, self.file.size
         if origin(url) != origin(self._home) and status in EXPIRED:
             self._address = None
             raise TransientError(f"status {status} from {urlsplit(url).netloc}")
         if status == 416:
-            raise self._lie(f"has no bytes {begin} to {end - 1}, and was listed with {size} bytes")
+            raise self._inconsistent(
+                f"has no bytes {begin} to {end - 1}, and was listed with {size} bytes"
+            )
         if status == 200 and (begin, end) != (0, size):
             raise HubError(f"{self.file}: the server sends no byte ranges; leave out --stream")
         if status not in (200, 206):
-            raise self._client.refusal(answer, self.file.repository, str(self.file))
+            raise self._client.refusal(response, self.file.repository, str(self.file))
         expected = f"bytes {begin}-{end - 1}/{size}"
-        found = answer.headers.get("Content-Range", expected if status == 200 else "")
+        found = response.headers.get("Content-Range", expected if status == 200 else "")
         if found != expected:
-            raise self._lie(f"{found[:80] or 'a range not named'!r} comes instead of {expected!r}")
-        length = answer.headers.get("Content-Length", str(end - begin))
+            raise self._inconsistent(
+                f"{found[:80] or 'a range not named'!r} comes instead of {expected!r}"
+            )
+        length = response.headers.get("Content-Length", str(end - begin))
         if length != str(end - begin):
-            raise self._lie(f"{length:.20} bytes are announced instead of {end - begin}")
-        if answer.headers.get("Content-Encoding", "identity") != "identity":
-            raise self._lie("comes compressed, which was not asked for")
+            raise self._inconsistent(f"{length:.20} bytes are announced instead of {end - begin}")
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise self._inconsistent("comes compressed, which was not asked for")
 
-    def _lie(self, what: str) -> HubError:
+    def _inconsistent(self, what: str) -> HubError:
         return HubError(f"{self.file}: {what}; the server contradicts itself")

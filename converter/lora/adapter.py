@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from gptoss.errors import CheckpointError, UnsupportedModelError, quoted
-from gptoss.formats.byte_source import read_json
+from gptoss.formats.byte_source import FileSource, read_json
 from gptoss.formats.checkpoint import FLOATS, Checkpoint
 from gptoss.formats.hparams import HParams
 from gptoss.formats.safetensors import TensorInfo, read_header
@@ -88,7 +88,7 @@ def open_adapter(folder: Path, checkpoint: Checkpoint) -> Adapter:
     if not path.exists():
         raise CheckpointError(f"{path}: missing; an adapter's weights must be in safetensors")
     _check_name(config, checkpoint.hparams, folder / CONFIG)
-    pairs, replaced = _sorted(read_header(path), checkpoint.hparams)
+    pairs, replaced = _sorted(read_header(FileSource(path, CheckpointError)), checkpoint.hparams)
     found = _Found(config, path, checkpoint.hparams)
     deltas = dict(found.delta(module, a, b) for module, (a, b) in pairs.items())
     if len(deltas) != len(pairs):
@@ -134,7 +134,7 @@ def _sorted(
     replaced: dict[str, TensorInfo] = {}
     known = parameters(hparams)
     for full, info in found.items():
-        where = f"{info.path}: tensor {quoted(full)}"
+        where = f"{info.file}: tensor {quoted(full)}"
         if info.dtype not in FLOATS:
             raise CheckpointError(f"{where} is {info.dtype}, no float")
         name = full.removeprefix(PREFIX)
@@ -157,7 +157,7 @@ def _sorted(
         if len(half) != 2:
             (matrix,) = half
             raise CheckpointError(
-                f"{half[matrix].path}: {quoted(module)} has lora_{matrix} without its partner"
+                f"{half[matrix].file}: {quoted(module)} has lora_{matrix} without its partner"
             )
         pairs[module] = (half["A"], half["B"])
     return pairs, replaced

@@ -1,11 +1,11 @@
 """A checkpoint with an adapter's deltas added, seen as one more checkpoint.
 
-Each tensor that the adapter changes becomes a tensor in float32 behind the face of a file: what is
-read from it is worked out then, a panel of rows at a time, and never stored. So everything else
-treats it as what it would be had someone merged adapter and base in float32 and saved that: sum and
-product are float32, and rounding happens once, to the GGUF's type.
+Each tensor that the adapter changes becomes a float32 tensor whose bytes are computed when they are
+read, a panel of rows at a time, and never stored. The result is the same as if adapter and base had
+been merged in float32 and saved: sum and product are float32, and values are rounded once, to the
+GGUF's type.
 
-Experts in MXFP4 are decoded on the way. They stand outputs first then, as their blocks do.
+Experts in MXFP4 are decoded on the way; like their blocks they have outputs before inputs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from gptoss.converter.lora.adapter import Adapter, Delta
 from gptoss.converter.transforms.base import Bytes, Floats
 from gptoss.converter.transforms.floats import STORED, widen
 from gptoss.errors import CheckpointError
-from gptoss.formats.byte_source import AnyPath, Handle, Source
+from gptoss.formats.byte_source import Buffer, bytes_of
 from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.safetensors import TensorInfo
 from gptoss.formats.tensor_map import NamedTensor, tensors
@@ -51,7 +50,7 @@ def merged(checkpoint: Checkpoint, adapter: Adapter) -> Merged:
     found: dict[str, TensorInfo] = {**checkpoint.tensors, **adapter.replaced}
     sides: dict[str, bool] = {}
     blocks: dict[str, tuple[TensorInfo, ...]] = {}
-    files = _Files()
+    reader = _Reader()
     for named in tensors(checkpoint.hparams):
         name = named.floats.name if named.floats else named.sources[0].name
         if name in blocks or name not in {*adapter.deltas, *adapter.replaced}:
@@ -60,7 +59,7 @@ def merged(checkpoint: Checkpoint, adapter: Adapter) -> Merged:
         if named.floats:
             if stored and stored[0].shape != named.floats.shape:
                 raise CheckpointError(
-                    f"{stored[0].path}: tensor {name!r} stands outputs first; an adapter is for "
+                    f"{stored[0].file}: tensor {name!r} stands outputs first; an adapter is for "
                     "one that stands as transformers has it"
                 )
             sides[name] = True
@@ -70,8 +69,8 @@ def merged(checkpoint: Checkpoint, adapter: Adapter) -> Merged:
                 stored = blocks[name] = checkpoint.stored(named)
                 sides[name] = False
         delta = adapter.deltas.get(name)
-        if delta is not None and not isinstance(stored[0].path, MergedPath):
-            found[name] = _info(named, name, stored, delta, files)
+        if delta is not None and not isinstance(stored[0].file, MergedSource):
+            found[name] = _info(named, name, stored, delta, reader)
     return Merged(replace(checkpoint, tensors=found), sides, blocks)
 
 
@@ -80,58 +79,84 @@ def _info(
     name: str,
     stored: Sequence[TensorInfo],
     delta: Delta,
-    files: _Files,
+    reader: _Reader,
 ) -> TensorInfo:
     shape = stored[0].shape
-    rows: _Rows = _Dense(stored[0], delta, files)
+    rows: _Rows = _Dense(stored[0], delta, reader)
     if len(stored) == 2:
         experts, outputs, n_blocks = stored[1].shape
         shape = (experts, outputs, n_blocks * mxfp4.BLOCK)
-        rows = _Mxfp4Experts(stored[0], stored[1], delta, files)
+        rows = _Mxfp4Experts(stored[0], stored[1], delta, reader)
     elif named.floats:
-        rows = _FloatExperts(stored[0], delta, files)
+        rows = _FloatExperts(stored[0], delta, reader)
     nbytes = int(np.prod(shape, dtype=np.int64)) * 4
-    path = MergedPath((*stored, delta.a, delta.b), rows, nbytes, files)
-    return TensorInfo(f"{name} + {delta.a.name}, {delta.b.name}", "F32", shape, path, 0, nbytes)
+    file = MergedSource((*stored, delta.a, delta.b), rows, nbytes)
+    return TensorInfo(f"{name} + {delta.a.name}, {delta.b.name}", "F32", shape, file, 0, nbytes)
 
 
-# --- the face of a file -----------------------------------------------------------------------
+# --- the bytes of a merged tensor -------------------------------------------------------------
 
 
-def real_files(path: AnyPath) -> tuple[AnyPath, ...]:
-    """The files that stand behind a path: itself, or what a merged tensor is made of."""
-    return path.files if isinstance(path, MergedPath) else (path,)
+class MergedSource:
+    """The bytes of a merged tensor, float32, computed while they are read.
+
+    ``parts`` are the tensors that they are computed from.
+    """
+
+    def __init__(self, parts: Sequence[TensorInfo], rows: _Rows, nbytes: int) -> None:
+        self.files = tuple(dict.fromkeys(part.file for part in parts))
+        self.size = nbytes
+        self._parts = tuple(parts)
+        self._rows = rows
+
+    def __str__(self) -> str:
+        return " + ".join(map(str, self.files))
+
+    @property
+    def name(self) -> str:
+        return " + ".join(file.name for file in self.files)
+
+    @property
+    def stamp(self) -> str:
+        """Everything that the bytes depend on: the files, where in them, and the delta's form."""
+        delta = self._rows.delta
+        parts = [
+            f"{part.file}: {part.file.stamp}: {part.name} {part.dtype} {part.shape} at {part.offset}"
+            for part in self._parts
+        ]
+        form = f"rank {delta.rank}, scale {delta.scale!r}, {delta.experts} experts, {delta.swapped}"
+        return "\n".join([*parts, form])
+
+    def read_into(self, offset: int, out: Buffer) -> None:
+        """Fill ``out`` with the bytes from ``offset`` on, a panel of rows at a time."""
+        view = bytes_of(out)
+        row_bytes = self._rows.columns * 4
+        while view:
+            start, stop = self._rows.panel(offset // row_bytes)
+            panel = np.ascontiguousarray(self._rows.values(start, stop), np.float32)
+            raw = panel.reshape(-1).view(np.uint8)[offset - start * row_bytes :][: len(view)]
+            view[: len(raw)] = raw.data
+            view, offset = view[len(raw) :], offset + len(raw)
+
+    def check_unchanged(self) -> None:
+        for file in self.files:
+            file.check_unchanged()
+
+    def close(self) -> None:
+        for file in self.files:
+            file.close()
 
 
-class _Files:
-    """The files that all merged tensors read, open while any of them is."""
+class _Reader:
+    """Reads parts of tensors for all merged tensors; each thread keeps a matrix or two."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._local = threading.local()
-        self._users = 0
-        self._sources: dict[AnyPath, Source] = {}
-
-    def enter(self) -> None:
-        with self._lock:
-            self._users += 1
-
-    def leave(self) -> None:
-        with self._lock:
-            self._users -= 1
-            if not self._users:
-                for source in self._sources.values():
-                    source.close()
-                self._sources.clear()
 
     def read(self, info: TensorInfo, start: int, n: int) -> Bytes:
         """``n`` bytes of a tensor, from byte ``start`` of it on."""
-        with self._lock:
-            source = self._sources.get(info.path)
-            if source is None:
-                source = self._sources[info.path] = Source(info.path, CheckpointError)
         out = np.empty(n, np.uint8)
-        source.read_into(info.offset + start, out)
+        info.file.read_into(info.offset + start, out)
         return out
 
     def remembered(self, info: TensorInfo, key: int, make: Callable[[], Floats]) -> Floats:
@@ -150,72 +175,16 @@ class _Files:
         return widen(raw.view(STORED[info.dtype]), info.dtype).reshape(stop - start, -1)
 
 
-class MergedPath:
-    """Where a merged tensor is: nowhere, but it can be opened. ``files`` are what it is made of."""
-
-    def __init__(
-        self, parts: Sequence[TensorInfo], rows: _Rows, nbytes: int, opened: _Files
-    ) -> None:
-        self.files = tuple(dict.fromkeys(part.path for part in parts))
-        self._rows = rows
-        self._nbytes = nbytes
-        self._opened = opened
-
-    def __str__(self) -> str:
-        return " + ".join(map(str, self.files))
-
-    @property
-    def name(self) -> str:
-        return " + ".join(path.name for path in self.files)
-
-    def is_file(self) -> bool:
-        return True
-
-    def open(self, mode: Literal["rb"], buffering: Literal[0]) -> Handle:
-        del mode, buffering
-        return _Handle(self._rows, self._nbytes, self._opened)
-
-
-class _Handle:
-    """Reads the bytes of rows that are worked out while they are read."""
-
-    def __init__(self, rows: _Rows, nbytes: int, files: _Files) -> None:
-        self._rows = rows
-        self._nbytes = nbytes
-        self._files = files
-        self._at = 0
-        files.enter()
-
-    def seek(self, offset: int, whence: int = 0, /) -> int:
-        self._at = offset + (self._nbytes if whence == 2 else 0)
-        return self._at
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        """As many bytes as one panel has beyond where this stands."""
-        if self._at >= self._nbytes:
-            return 0
-        size = self._rows.columns * 4
-        start, end = self._rows.panel(self._at // size)
-        panel = np.ascontiguousarray(self._rows.values(start, end), np.float32)
-        raw = panel.reshape(-1).view(np.uint8)[self._at - start * size :][: len(buffer)]
-        buffer[: len(raw)] = raw.data
-        self._at += len(raw)
-        return len(raw)
-
-    def close(self) -> None:
-        self._files.leave()
-
-
 # --- rows of a merged tensor ------------------------------------------------------------------
 
 
 class _Rows:
     """The rows of a merged tensor, all experts' one after the other."""
 
-    def __init__(self, base: TensorInfo, delta: Delta, files: _Files) -> None:
+    def __init__(self, base: TensorInfo, delta: Delta, reader: _Reader) -> None:
         self.base = base
         self.delta = delta
-        self.files = files
+        self.reader = reader
         self.columns = base.shape[-1]
         self.height = base.shape[-2]
         """Rows of one matrix."""
@@ -233,11 +202,11 @@ class _Rows:
 
 class _Dense(_Rows):
     def values(self, start: int, stop: int) -> Floats:
-        a = self.files.remembered(
-            self.delta.a, 0, lambda: self.files.rows(self.delta.a, 0, self.delta.rank)
+        a = self.reader.remembered(
+            self.delta.a, 0, lambda: self.reader.rows(self.delta.a, 0, self.delta.rank)
         )
-        b = self.files.rows(self.delta.b, start, stop)
-        return _sum(self.files.rows(self.base, start, stop), b, a, self.delta)
+        b = self.reader.rows(self.delta.b, start, stop)
+        return _sum(self.reader.rows(self.base, start, stop), b, a, self.delta)
 
 
 class _Experts(_Rows):
@@ -247,21 +216,21 @@ class _Experts(_Rows):
         """A_e [rank, width]."""
         info, rank = self.delta.a, self.delta.rank
         start = expert * rank
-        return self.files.remembered(
-            info, expert, lambda: self.files.rows(info, start, start + rank)
+        return self.reader.remembered(
+            info, expert, lambda: self.reader.rows(info, start, start + rank)
         )
 
     def b(self, expert: int) -> Floats:
         """B_e [height, rank]; in B each rank has all experts side by side."""
         info = self.delta.b
-        return self.files.remembered(info, expert, lambda: self._gathered(expert))
+        return self.reader.remembered(info, expert, lambda: self._gathered(expert))
 
     def _gathered(self, expert: int) -> Floats:
         info, step = self.delta.b, 256
         found = np.empty((info.shape[0], self.delta.rank), np.float32)
         for start in range(0, len(found), step):
             stop = min(start + step, len(found))
-            rows = self.files.rows(info, start, stop)
+            rows = self.reader.rows(info, start, stop)
             found[start:stop] = rows.reshape(stop - start, -1, self.delta.experts)[:, :, expert]
         return found
 
@@ -272,7 +241,7 @@ class _FloatExperts(_Experts):
     def values(self, start: int, stop: int) -> Floats:
         expert, at = divmod(start, self.height)
         part = slice(at, at + stop - start)
-        base = self.files.rows(self.base, start, stop)
+        base = self.reader.rows(self.base, start, stop)
         if self.delta.swapped:
             return _sum(base, self.b(expert)[part], self.a(expert), self.delta)
         return _sum(base, self.a(expert)[:, part].T, self.b(expert).T, self.delta)
@@ -281,8 +250,10 @@ class _FloatExperts(_Experts):
 class _Mxfp4Experts(_Experts):
     """A row for each output, as the blocks have it: turned beside what transformers holds."""
 
-    def __init__(self, blocks: TensorInfo, scales: TensorInfo, delta: Delta, files: _Files) -> None:
-        super().__init__(blocks, delta, files)
+    def __init__(
+        self, blocks: TensorInfo, scales: TensorInfo, delta: Delta, reader: _Reader
+    ) -> None:
+        super().__init__(blocks, delta, reader)
         _, self.height, self._n_blocks = scales.shape
         self.columns = self._n_blocks * mxfp4.BLOCK
         self._scales = scales
@@ -291,8 +262,8 @@ class _Mxfp4Experts(_Experts):
         expert, at = divmod(start, self.height)
         n = (stop - start) * self._n_blocks
         first = start * self._n_blocks
-        blocks = self.files.read(self.base, first * mxfp4.HF_BYTES, n * mxfp4.HF_BYTES)
-        scales = self.files.read(self._scales, first, n)
+        blocks = self.reader.read(self.base, first * mxfp4.HF_BYTES, n * mxfp4.HF_BYTES)
+        scales = self.reader.read(self._scales, first, n)
         codes = mxfp4.codes_from_hf(blocks.reshape(n, mxfp4.HF_BYTES))
         base = mxfp4.decode(codes, scales).reshape(stop - start, -1)
         part = slice(at, at + stop - start)

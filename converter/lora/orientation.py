@@ -9,16 +9,15 @@ close to its base, and far from its base's transpose.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import fields
 
 import numpy as np
 
-from gptoss.converter.routes import is_square
 from gptoss.converter.transforms.base import Bytes, Floats
 from gptoss.converter.transforms.floats import STORED, widen
 from gptoss.errors import CheckpointError
-from gptoss.formats.byte_source import Source
-from gptoss.formats.checkpoint import Checkpoint
+from gptoss.formats.checkpoint import Checkpoint, StoredTensors
 from gptoss.formats.hparams import HParams
 from gptoss.formats.safetensors import TensorInfo
 from gptoss.formats.tensor_map import NamedTensor, TensorRole, tensors
@@ -30,16 +29,19 @@ LOOKED_AT = 2 * mxfp4.BLOCK
 _SHAPES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_local_experts")
 
 
-def square(checkpoint: Checkpoint) -> list[NamedTensor]:
-    """The expert tensors in floats whose shape does not tell which way they stand."""
+def square(hparams: HParams, stored: StoredTensors) -> list[NamedTensor]:
+    """The expert tensors in floats whose shape does not show whether they are transposed."""
     return [
-        named
-        for named in tensors(checkpoint.hparams)
-        if is_square(named) and len(checkpoint.stored(named)) == 1
+        named for named in tensors(hparams) if _is_square(named) and len(stored[named.gguf]) == 1
     ]
 
 
-def check_base(checkpoint: Checkpoint, base: Checkpoint) -> None:
+def _is_square(named: NamedTensor) -> bool:
+    """Whether an expert tensor in floats has as many inputs as outputs."""
+    return named.floats is not None and named.floats.shape[1] == named.floats.shape[2]
+
+
+def check_base(checkpoint: Checkpoint, base: Checkpoint, stored: StoredTensors) -> None:
     """Raise ``CheckpointError`` unless ``base`` has MXFP4 experts of the checkpoint's shapes."""
     for field in fields(HParams):
         ours, its = (getattr(it.hparams, field.name) for it in (checkpoint, base))
@@ -49,37 +51,40 @@ def check_base(checkpoint: Checkpoint, base: Checkpoint) -> None:
                 f"not {ours}"
             )
     for named in tensors(base.hparams):
-        if named.role is TensorRole.EXPERTS and len(base.stored(named)) != 2:
+        if named.role is TensorRole.EXPERTS and len(stored[named.gguf]) != 2:
             raise CheckpointError(
                 f"{base.folder}: holds experts in floats; a base has them in MXFP4"
             )
 
 
-def inputs_first(checkpoint: Checkpoint, base: Checkpoint) -> Iterator[tuple[str, bool]]:
+def inputs_first(
+    stored_tensors: StoredTensors, base: Checkpoint, base_stored: StoredTensors
+) -> Iterator[tuple[str, bool]]:
     """Whether each square expert tensor has its inputs first, by name.
 
     Raises ``CheckpointError`` when a tensor resembles the base's neither way.
     """
-    for named in square(checkpoint):
-        (info,) = checkpoint.stored(named)
+    for named in square(base.hparams, stored_tensors):
+        (info,) = stored_tensors[named.gguf]
         n = min(LOOKED_AT, info.shape[-1])
         stored = _rows(info, n)
-        outputs_first, turned = _base_rows(base.stored(named), n)
+        outputs_first, turned = _base_rows(base_stored[named.gguf], n)
         to_outputs, to_inputs = (_squared(stored - it) for it in (outputs_first, turned))
         if min(to_outputs, to_inputs) > _squared(stored) / 2:
             raise CheckpointError(
-                f"{info.path}: tensor {info.name!r} resembles the one in {base.folder} neither as "
+                f"{info.file}: tensor {info.name!r} resembles the one in {base.folder} neither as "
                 "it stands nor turned; is that its base?"
             )
-        yield info.name, to_inputs <= to_outputs
+        yield (named.floats or named.sources[0]).name, to_inputs <= to_outputs
 
 
 def _rows(info: TensorInfo, n: int) -> Floats:
     """The first rows of the first expert, as they stand."""
     row = info.nbytes // info.shape[0] // info.shape[1]
-    with Source(info.path, CheckpointError) as source:
-        raw = np.frombuffer(source.read(info.offset, n * row), STORED[info.dtype])
-    return widen(raw, info.dtype).reshape(n, -1)
+    raw = np.empty(n * row, np.uint8)
+    with closing(info.file):
+        info.file.read_into(info.offset, raw)
+    return widen(raw.view(STORED[info.dtype]), info.dtype).reshape(n, -1)
 
 
 def _base_rows(infos: tuple[TensorInfo, ...], n: int) -> tuple[Floats, Floats]:
@@ -92,8 +97,9 @@ def _base_rows(infos: tuple[TensorInfo, ...], n: int) -> tuple[Floats, Floats]:
 
 
 def _first_expert(info: TensorInfo) -> Bytes:
-    with Source(info.path, CheckpointError) as source:
-        raw = np.frombuffer(source.read(info.offset, info.nbytes // info.shape[0]), np.uint8)
+    raw = np.empty(info.nbytes // info.shape[0], np.uint8)
+    with closing(info.file):
+        info.file.read_into(info.offset, raw)
     return raw.reshape(info.shape[1:])
 
 

@@ -16,16 +16,16 @@ from gguf.constants import Keys
 
 from gptoss.converter import manifest as manifests
 from gptoss.converter.gguf.header import encode_keys
-from gptoss.converter.gguf.split import Part, parts
+from gptoss.converter.gguf.split import lay_out
+from gptoss.converter.output import OutputFile
 from gptoss.converter.repair import metadata, tensors
 from gptoss.converter.repair.metadata import Base
 from gptoss.converter.write import writer
-from gptoss.converter.write.running import run
-from gptoss.converter.write.staging import Staging, reported
+from gptoss.converter.write.staging import Staging, os_errors_as_output_error
 from gptoss.converter.write.tasks import fingerprint
 from gptoss.errors import OutputError
 from gptoss.formats.gguf import GgufFile
-from gptoss.progress import Progress, Say
+from gptoss.progress import Progress, Say, silent
 
 NO_TEMPLATE = (
     "there is no chat template: gptoss-run needs none, other programs do; with --base it is taken "
@@ -57,7 +57,7 @@ class Planned:
     """What mending would do: the ``files`` it would write if there are ``changes``."""
 
     file: GgufFile
-    files: tuple[Part, ...]
+    files: tuple[OutputFile, ...]
     changes: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -73,7 +73,7 @@ def look(
     file = GgufFile.open(Path(source), ollama=True)
     hparams, entries, changed = metadata.plan(file, Base.open(Path(base)) if base else None)
     planned, moved = tensors.plan(file, hparams)
-    files = parts(planned, encode_keys(entries), Path(out).name, split_max_size)
+    files = lay_out(planned, encode_keys(entries), Path(out).name, split_max_size)
     changes = [*map(str, changed), *moved]
     if split_max_size is not None and len(files) != len(file.paths):
         changes.append(f"files: {len(file.paths)} → {len(files)}, for the size asked for")
@@ -106,7 +106,7 @@ def mend(
     began = perf_counter()
     source, out = Path(source), Path(out)
     found = look(source, out, base=base, split_max_size=split_max_size)
-    files: tuple[Part, ...] = ()
+    files: tuple[OutputFile, ...] = ()
     if found.changes:
         files = found.files
         writer.check_target(out)
@@ -135,7 +135,7 @@ def _check_targets(file: GgufFile, targets: Sequence[Path]) -> None:
 def _write(
     file: GgufFile,
     out: Path,
-    files: Sequence[Part],
+    files: Sequence[OutputFile],
     changes: Sequence[str],
     progress: Progress | None,
     say: Say | None,
@@ -143,9 +143,10 @@ def _write(
     sizes = {part.name: part.nbytes for part in files}
     manifest = manifests.path_of(out)
     origin = manifests.Origin.of_gguf(file)
-    with Staging(out, sizes, fingerprint(files, manifests.tool_version())) as staging:
-        _, sha256 = run(files, staging, progress, say)
+    print_of = fingerprint(files, manifests.tool_version())
+    with Staging(out, sizes, (manifest.name,), print_of) as staging:
+        _, sha256 = writer.write_files(files, staging, progress, say or silent)
         made = manifests.manifest(origin, None, files, sha256, None)
-        with reported(out):
+        with os_errors_as_output_error(out):
             manifests.write(staging.path(manifest.name), made | {"changes": list(changes)})
             staging.publish(list(sizes), manifest)

@@ -18,8 +18,9 @@ from functools import cache
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from gptoss.converter.export.gguf_source import place
-from gptoss.converter.plan import TensorPlan
+from gptoss.converter.export.gguf_source import as_tensor_info
+from gptoss.converter.output import TensorPlan
+from gptoss.converter.plan import plan_tensor
 from gptoss.converter.transforms.base import COPY, Bytes, Transform
 from gptoss.converter.transforms.to_checkpoint import floats
 from gptoss.errors import GgufError, UnsupportedModelError, quoted
@@ -82,7 +83,7 @@ def plan(file: GgufFile, hparams: HParams) -> tuple[list[TensorPlan], list[str]]
         kind, transform, done = _type_and_transform(named, found)
         moved = "moved to where llama.cpp reads it" if found.tensor.gap else ""
         changes.update(filter(None, (found.how, done, moved)))
-        planned.append(TensorPlan.of(named, kind, transform, (place(found.tensor),)))
+        planned.append(plan_tensor(named, kind.name, transform, (as_tensor_info(found.tensor),)))
     unknown = file.tensors.keys() - used
     if unknown:
         name = min(unknown)
@@ -180,13 +181,13 @@ def _copying(
     if not widened:
         if rows is Rows.ALL:
             return COPY
-        return _picking("copy", rows, row_bytes, row_bytes, _same)
+        return _select_rows("copy", rows, row_bytes, row_bytes, _same)
     n_values, n_bytes = GGML_QUANT_SIZES[kind]
 
     def widen(source: Bytes, out: Bytes) -> None:
         out.view("<f4")[:] = floats(kind, source)
 
-    return _picking(f"{kind.name} to F32", rows, n_bytes, 4 * n_values, widen)
+    return _select_rows(f"{kind.name} to F32", rows, n_bytes, 4 * n_values, widen)
 
 
 @cache
@@ -197,14 +198,14 @@ def _reordering(rows: Rows, row_bytes: int) -> Transform:
         blocks = source.reshape(-1, mxfp4.GGML_BYTES)
         mxfp4.repack(blocks[:, 1:], blocks[:, 0], out.reshape(blocks.shape))
 
-    return _picking("MXFP4 reorder", rows, row_bytes, row_bytes, reorder)
+    return _select_rows("MXFP4 reorder", rows, row_bytes, row_bytes, reorder)
 
 
 def _same(source: Bytes, out: Bytes) -> None:
     out[:] = source
 
 
-def _picking(
+def _select_rows(
     name: str, rows: Rows, reads: int, writes: int, turn: Callable[[Bytes, Bytes], None]
 ) -> Transform:
     """``turn`` on all rows, or on every second one."""

@@ -1,44 +1,26 @@
-"""How a checkpoint's bytes become a GGUF's, a few units at a time.
+"""What a transform is: converts a tensor's bytes a few units at a time.
 
-A ``Transform`` names the smallest pieces that can be turned independently: so many bytes of each
-source make so many bytes of the result. Whoever runs it may cut a tensor anywhere between units,
-so memory stays bounded whatever the tensor's size. All results equal, byte for byte, those of
-llama.cpp's own converter; that fixes the rounding of each.
-
-One exception on purpose: BF16 is copied as it stands, where llama.cpp sets the quiet bit of NaNs.
+A ``Transform`` names the smallest unit that can be converted independently: so many bytes of each
+source become so many bytes of the result. A tensor may be cut anywhere between units, so memory
+stays bounded whatever the tensor's size. All results equal, byte for byte, those of llama.cpp's own
+converter, which defines how each type is rounded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-
-from gptoss.converter.dense_types import Dense
-from gptoss.formats.tensor_map import Rows
-from gptoss.quant import mxfp4
 
 Bytes = NDArray[np.uint8]
 Words = NDArray[np.uint16]
 Floats = NDArray[np.float32]
 
-_U16, _U32, _F16 = np.dtype("<u2"), np.dtype("<u4"), np.dtype("<f2")
-_PIECE = 2**16
-"""Values worked on at once, so that scratch arrays stay in the cache."""
-
-Q8_0_VALUES = 32
-_Q8_0 = np.dtype([("scale", "<f2"), ("codes", "i1", Q8_0_VALUES)])
-_INFINITE = np.uint16(0x7F80)
-_SIGN = np.uint32(0x80000000)
-_BELOW_HALF = np.uint32(0x3EFFFFFF)
-"""The largest float32 below 0.5, as its bits."""
-
 
 class OutOfRangeError(ArithmeticError):
-    """A finite value that the type asked for cannot hold."""
+    """A finite value that the requested type cannot hold."""
 
     def __init__(self, value: float) -> None:
         super().__init__(value)
@@ -46,7 +28,7 @@ class OutOfRangeError(ArithmeticError):
 
 
 class NonFiniteError(ArithmeticError):
-    """A NaN or an infinity; ``index`` counts the values of the piece that was looked at."""
+    """A NaN or an infinity; ``index`` counts the values of the chunk that was checked."""
 
     def __init__(self, index: int, value: float) -> None:
         super().__init__(index, value)
@@ -56,12 +38,12 @@ class NonFiniteError(ArithmeticError):
 
 @dataclass(frozen=True, slots=True)
 class Transform:
-    """``apply(sources, out)`` turns any whole number of units.
+    """``apply(sources, out)`` converts any whole number of units.
 
-    ``reads`` has the bytes of each source that a unit takes, ``writes`` the bytes it gives; the
-    arrays are uint8, contiguous, of one dimension. ``apply`` is pure and safe in threads. Where
-    there is a ``check``, it is to be called with the first source's bytes before; it raises
-    ``NonFiniteError`` for what should not go on.
+    A unit reads ``reads[i]`` bytes of source ``i`` and writes ``writes`` bytes. The arrays are
+    uint8, contiguous and one-dimensional. ``apply`` is pure and thread-safe. Where there is a
+    ``check``, call it first with the first source's bytes; it raises ``NonFiniteError`` for values
+    that must not be converted.
     """
 
     name: str
@@ -72,7 +54,7 @@ class Transform:
 
     @property
     def copies(self) -> bool:
-        """Whether the result is the first source as it stands."""
+        """Whether the result is the first source unchanged."""
         return self.apply is _copy
 
 
@@ -80,133 +62,4 @@ def _copy(sources: Sequence[Bytes], out: Bytes) -> None:
     out[:] = sources[0]
 
 
-def _widen(words: Words, out: Floats) -> None:
-    """BF16 to float32: the same bits with 16 zeros below; exact."""
-    np.left_shift(words, np.uint32(16), out=out.view(_U32), dtype=_U32)
-
-
-def _to_f32(sources: Sequence[Bytes], out: Bytes) -> None:
-    _widen(sources[0].view(_U16), out.view("<f4"))
-
-
-def _to_f16(sources: Sequence[Bytes], out: Bytes) -> None:
-    """To the nearest half, ties to even. Raises ``OutOfRangeError`` rather than make infinities."""
-    words, halves = sources[0].view(_U16), out.view(_F16)
-    scratch = np.empty(min(_PIECE, len(words)), np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for start in range(0, len(words), _PIECE):
-            piece = words[start : start + _PIECE]
-            _widen(piece, scratch[: len(piece)])
-            halves[start : start + _PIECE] = scratch[: len(piece)]
-            made = np.isinf(halves[start : start + _PIECE])
-            if made.any() and (made & np.isfinite(scratch[: len(piece)])).any():
-                raise OutOfRangeError(float(np.abs(scratch[: len(piece)]).max()))
-
-
-def _to_q8_0(sources: Sequence[Bytes], out: Bytes) -> None:
-    """Blocks of 32 values as a half-precision scale, amax / 127, and 32 signed bytes.
-
-    ggml's rule: multiply by the float32 inverse of the float32 scale, round halves away from
-    zero. Adding the largest float below 0.5 and truncating is that rounding, without its error
-    at 0.49999997. A block so small that the inverse overflows has a half-precision scale of zero:
-    its codes are set to zero, where C's conversion would be undefined.
-    """
-    blocks = sources[0].view(_U16).reshape(-1, Q8_0_VALUES)
-    target = out.view(_Q8_0)
-    step = _PIECE // Q8_0_VALUES
-    scratch = np.empty((2, min(step, len(blocks)), Q8_0_VALUES), np.float32)
-    with np.errstate(all="ignore"):
-        for start in range(0, len(blocks), step):
-            words = blocks[start : start + step]
-            values, halves = scratch[:, : len(words)]
-            scales = np.empty(len(words), np.float32)
-            _widen(_block_maxima(words & np.uint16(0x7FFF)), scales)
-            scales /= np.float32(127)
-            inverse = np.float32(1) / scales
-            inverse[~np.isfinite(inverse)] = 0
-            _widen(words, values)
-            values *= inverse[:, None]
-            np.bitwise_and(values.view(_U32), _SIGN, out=halves.view(_U32))
-            halves.view(_U32)[...] |= _BELOW_HALF
-            values += halves
-            target["scale"][start : start + step] = scales
-            target["codes"][start : start + step] = values
-            _check_scales(target["scale"][start : start + step], values=words)
-
-
-def _block_maxima(magnitudes: Words) -> Words:
-    """The largest of each 32 values ``[n, 32]``; BF16 without its sign sorts as its bits do.
-
-    numpy goes through short rows one at a time, four times slower than through these long ones.
-    """
-    columns = np.ascontiguousarray(magnitudes.view("<u8").T).view(_U16)
-    found: Words = columns.max(axis=0)
-    for _ in range(2):
-        found = np.maximum(found[0::2], found[1::2])
-    return found
-
-
-def _check_scales(halves: NDArray[np.float16], *, values: Words) -> None:
-    """Raise ``OutOfRangeError`` when finite BF16 values ``[n, 32]`` got a scale that is not."""
-    if not np.isfinite(halves).all():
-        magnitudes = values & np.uint16(0x7FFF)
-        lost = ~np.isfinite(halves) & (magnitudes < _INFINITE).all(axis=1)
-        if lost.any():
-            raise OutOfRangeError(_float(magnitudes[lost].max()))
-
-
-def _float(bits: np.uint16) -> float:
-    value = np.empty(1, np.float32)
-    _widen(np.array([bits], _U16), value)
-    return float(value[0])
-
-
-def _repack(sources: Sequence[Bytes], out: Bytes) -> None:
-    blocks, scales = sources
-    mxfp4.repack(blocks.reshape(-1, mxfp4.HF_BYTES), scales, out.reshape(-1, mxfp4.GGML_BYTES))
-
-
 COPY = Transform("copy", (2,), 2, _copy)
-TO_F32 = Transform("BF16 to F32", (2,), 4, _to_f32)
-TO_F16 = Transform("BF16 to F16", (2,), 2, _to_f16)
-TO_Q8_0 = Transform("BF16 to Q8_0", (2 * Q8_0_VALUES,), _Q8_0.itemsize, _to_q8_0)
-DENSE: Mapping[Dense, Transform] = {
-    Dense.BF16: COPY,
-    Dense.F16: TO_F16,
-    Dense.F32: TO_F32,
-    Dense.Q8_0: TO_Q8_0,
-}
-"""By the type asked for; to the others ``floats`` has the way."""
-REPACK = Transform("MXFP4 repack", (mxfp4.HF_BYTES, 1), mxfp4.GGML_BYTES, _repack)
-
-
-@cache
-def every_second_to_f32(rows: Rows) -> Transform:
-    """BF16 to F32 of the even or the odd values: gate's or up's biases."""
-    first = _first(rows)
-
-    def apply(sources: Sequence[Bytes], out: Bytes) -> None:
-        _widen(sources[0].view(_U16)[first::2], out.view("<f4"))
-
-    return Transform(f"BF16 to F32, {rows.value} values", (4,), 4, apply)
-
-
-@cache
-def every_second_row(rows: Rows, columns: int) -> Transform:
-    """MXFP4 repack of the even or the odd rows of ``columns`` values: gate's or up's weights."""
-    first, n = _first(rows), columns // mxfp4.BLOCK
-
-    def apply(sources: Sequence[Bytes], out: Bytes) -> None:
-        blocks, scales = sources
-        mxfp4.repack(
-            blocks.reshape(-1, 2, n, mxfp4.HF_BYTES)[:, first],
-            scales.reshape(-1, 2, n)[:, first],
-            out.reshape(-1, n, mxfp4.GGML_BYTES),
-        )
-
-    reads = (2 * n * mxfp4.HF_BYTES, 2 * n)
-    return Transform(f"MXFP4 repack, {rows.value} rows", reads, n * mxfp4.GGML_BYTES, apply)
-
-
-def _first(rows: Rows) -> int:
-    return {Rows.EVEN: 0, Rows.ODD: 1}[rows]

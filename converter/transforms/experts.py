@@ -1,12 +1,13 @@
-"""Experts that a checkpoint holds as floats: encoded to MXFP4, or kept as BF16.
+"""Expert weights stored as floats: encoded to MXFP4 or converted to BF16.
 
-A fine-tune saved in floats has ``gate_up_proj`` (experts, inputs, outputs) and ``down_proj``
-likewise, inputs first, where MXFP4 and GGUF have a row for each output. So an expert is turned on
-the way: it is read whole, a panel of its outputs made float32 at a time. That is the most memory
-any transform takes: 33 MB an expert of the published models in BF16.
+A fine-tune saved in floats has ``gate_up_proj`` [experts, inputs, outputs] and ``down_proj`` in the
+same order, inputs first; MXFP4 and GGUF have a row for each output. So an expert is transposed: it
+is read whole and converted to float32 a few rows at a time. No transform takes more memory: 33 MB
+for a BF16 expert of the published models.
 
-A fine-tune leaves most blocks alone, or so nearly that they lie on MXFP4's grid still. The encoder
-finds those and returns their values exactly; given the base, also the very codes and scales.
+A fine-tune leaves most blocks unchanged, or so nearly that their values still lie on MXFP4's grid.
+The encoder finds those blocks and keeps their values exactly; given the base, their codes and
+scales too.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss.converter.transforms.base import Bytes, Floats, Transform
-from gptoss.converter.transforms.floats import STORED, check_finite, to_bf16, widen
+from gptoss.converter.transforms.floats import STORED, check_finite, widen
+from gptoss.converter.transforms.floats import to_bf16 as nearest_bf16
 from gptoss.formats.tensor_map import Rows
 from gptoss.quant import mxfp4
 from gptoss.quant.mxfp4 import encoder
 
-PANEL = 2**18
-"""Values made float32 at once, about."""
+CHUNK_VALUES = 2**18
+"""Values converted at once, about."""
 
-_STEP = {Rows.ALL: slice(None), Rows.EVEN: slice(0, None, 2), Rows.ODD: slice(1, None, 2)}
+_ROWS = {Rows.ALL: slice(None), Rows.EVEN: slice(0, None, 2), Rows.ODD: slice(1, None, 2)}
 
 
 class ExpertType(StrEnum):
@@ -42,10 +44,10 @@ class ExpertType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rounding:
-    """What encoding a tensor to MXFP4 cost, over the ``blocks`` that this run encoded.
+    """The rounding error of a tensor encoded to MXFP4, over the ``blocks`` that this run encoded.
 
-    ``exact`` of them hold their values without a difference. ``relative_error`` is the root of the
-    squared error over the squared norm.
+    ``exact`` counts the blocks whose values are unchanged. ``relative_error`` is the square root of
+    the squared error over the squared norm.
     """
 
     blocks: int
@@ -53,32 +55,33 @@ class Rounding:
     relative_error: float
 
 
-class Tally:
-    """Adds up the cost of a tensor's pieces, from any thread and in any order."""
+class RoundingStats:
+    """Sums the rounding error of a tensor's chunks, from any thread and in any order."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._pieces: list[tuple[float, float, int, int]] = []
+        self._chunks: list[tuple[float, float, int, int]] = []
 
     def add(self, made: encoder.Encoded) -> None:
-        """Count a piece in."""
-        piece = (made.squared_error, made.squared_norm, made.scales.size, made.exact)
+        """Add the errors of a chunk."""
+        chunk = (made.squared_error, made.squared_norm, made.scales.size, made.exact)
         with self._lock:
-            self._pieces.append(piece)
+            self._chunks.append(chunk)
 
     @property
     def rounding(self) -> Rounding:
-        """The sum; the same whatever the order of the pieces."""
+        """The sum; the same in whatever order the chunks were added."""
         with self._lock:
-            pieces = list(zip(*self._pieces, strict=True)) or [(), (), (), ()]
-        norm = fsum(pieces[1])
-        error = sqrt(fsum(pieces[0]) / norm) if norm else 0.0
-        return Rounding(sum(pieces[2]), sum(pieces[3]), error)
+            columns = list(zip(*self._chunks, strict=True)) or [(), (), (), ()]
+        errors, norms, blocks, exact = columns
+        norm = fsum(norms)
+        error = sqrt(fsum(errors) / norm) if norm else 0.0
+        return Rounding(sum(blocks), sum(exact), error)
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """How one expert's weights stand in a checkpoint: ``outputs`` counts gate and up together."""
+class ExpertLayout:
+    """How a checkpoint stores one expert: ``outputs`` counts gate and up together."""
 
     dtype: str
     outputs: int
@@ -87,33 +90,33 @@ class Layout:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of an expert."""
+        """Bytes of one expert."""
         return self.outputs * self.inputs * STORED[self.dtype].itemsize
 
-    def panels(self, raw: Bytes, rows: Rows) -> Iterator[tuple[slice, NDArray[Any]]]:
-        """An expert's matrix a row for each output, all or every second, in panels.
+    def chunks(self, raw: Bytes, rows: Rows) -> Iterator[tuple[slice, NDArray[Any]]]:
+        """An expert's matrix with a row for each output, or for every second one, in chunks.
 
-        Yields where the panel's rows belong in the result, and the panel as ``STORED`` has it,
-        ``[n, inputs]``, with any strides.
+        Yields the chunk's rows in the result and its values, ``[n, inputs]`` in ``STORED``'s dtype,
+        with any strides.
         """
         shape = (self.inputs, self.outputs) if self.inputs_first else (self.outputs, self.inputs)
         matrix = raw.view(STORED[self.dtype]).reshape(shape)
-        matrix = (matrix.T if self.inputs_first else matrix)[_STEP[rows]]
-        step = max(1, PANEL // self.inputs)
+        matrix = (matrix.T if self.inputs_first else matrix)[_ROWS[rows]]
+        step = max(1, CHUNK_VALUES // self.inputs)
         for start in range(0, len(matrix), step):
-            panel = slice(start, min(start + step, len(matrix)))
-            yield panel, matrix[panel]
+            chunk = slice(start, min(start + step, len(matrix)))
+            yield chunk, matrix[chunk]
 
 
-def _outputs(layout: Layout, rows: Rows) -> int:
+def _outputs(layout: ExpertLayout, rows: Rows) -> int:
     return layout.outputs if rows is Rows.ALL else layout.outputs // 2
 
 
-def encode(layout: Layout, rows: Rows, tally: Tally, *, with_base: bool) -> Transform:
-    """Floats to MXFP4, an expert a unit. Raises ``NonFiniteError``: MXFP4 has no NaN.
+def encode(layout: ExpertLayout, rows: Rows, stats: RoundingStats, *, with_base: bool) -> Transform:
+    """Floats to MXFP4; a unit is an expert. Raises ``NonFiniteError``: MXFP4 has no NaN.
 
-    ``with_base``: the base's blocks and scales are two more sources, and what equals them becomes
-    them, bit for bit.
+    ``with_base``: the base's blocks and scales are two more sources. Blocks with the same values
+    keep the base's codes and scale.
     """
     n_blocks, n_rows = layout.inputs // mxfp4.BLOCK, _outputs(layout, rows)
     base_shape = (-1, layout.outputs, n_blocks)
@@ -124,70 +127,71 @@ def encode(layout: Layout, rows: Rows, tally: Tally, *, with_base: bool) -> Tran
         bases: tuple[Bytes, Bytes] | None = None
         if with_base:
             bases = (
-                sources[1].reshape(*base_shape, mxfp4.HF_BYTES)[:, _STEP[rows]],
-                sources[2].reshape(base_shape)[:, _STEP[rows]],
+                sources[1].reshape(*base_shape, mxfp4.HF_BYTES)[:, _ROWS[rows]],
+                sources[2].reshape(base_shape)[:, _ROWS[rows]],
             )
         check_finite(sources[0], layout.dtype)
         for i, (raw, target) in enumerate(zip(raws, targets, strict=True)):
-            for panel, stored in layout.panels(raw, rows):
-                base = (bases[0][i, panel], bases[1][i, panel]) if bases else None
+            for chunk, stored in layout.chunks(raw, rows):
+                base = (bases[0][i, chunk], bases[1][i, chunk]) if bases else None
                 made = encoder.encode(_float32(stored, layout.dtype), base=base)
-                mxfp4.repack(made.blocks, made.scales, target[panel])
-                tally.add(made)
+                mxfp4.repack(made.blocks, made.scales, target[chunk])
+                stats.add(made)
 
     reads: tuple[int, ...] = (layout.nbytes,)
     if with_base:
         reads += (layout.outputs * n_blocks * mxfp4.HF_BYTES, layout.outputs * n_blocks)
-    name = f"{layout.dtype} to MXFP4{_said(layout, rows)}"
+    name = f"{layout.dtype} to MXFP4{_suffix(layout, rows)}"
     if with_base:
         name += ", unchanged blocks kept"
     return Transform(name, reads, n_rows * n_blocks * mxfp4.GGML_BYTES, apply)
 
 
-def keep(layout: Layout, rows: Rows) -> Transform:
-    """Floats to BF16, an expert a unit."""
+def to_bf16(layout: ExpertLayout, rows: Rows) -> Transform:
+    """Floats to BF16; a unit is an expert."""
     n_rows = _outputs(layout, rows)
 
     def apply(sources: Sequence[Bytes], out: Bytes) -> None:
         targets = out.view("<u2").reshape(-1, n_rows, layout.inputs)
         for raw, target in zip(sources[0].reshape(-1, layout.nbytes), targets, strict=True):
-            for panel, stored in layout.panels(raw, rows):
-                bits = stored if layout.dtype == "BF16" else to_bf16(_float32(stored, layout.dtype))
-                target[panel] = bits
+            for chunk, stored in layout.chunks(raw, rows):
+                if layout.dtype != "BF16":
+                    stored = nearest_bf16(_float32(stored, layout.dtype))
+                target[chunk] = stored
 
     name = f"{layout.dtype} to BF16" if layout.dtype != "BF16" else "copy"
     return Transform(
-        name + _said(layout, rows), (layout.nbytes,), 2 * n_rows * layout.inputs, apply
+        name + _suffix(layout, rows), (layout.nbytes,), 2 * n_rows * layout.inputs, apply
     )
 
 
 def decode(rows: Rows, columns: int) -> Transform:
-    """MXFP4 blocks and scales to BF16, a row a unit; gate and up have two rows of the source.
+    """MXFP4 blocks and scales to BF16; a unit is a row, or for gate and up two rows of the source.
 
-    Exact but for values beyond BF16's range, which no published scale comes near.
+    Exact within BF16's range; values beyond it need a scale far above any published one.
     """
-    n, turns = columns // mxfp4.BLOCK, 1 if rows is Rows.ALL else 2
+    n, every = columns // mxfp4.BLOCK, 1 if rows is Rows.ALL else 2
     first = 1 if rows is Rows.ODD else 0
 
     def apply(sources: Sequence[Bytes], out: Bytes) -> None:
-        blocks = sources[0].reshape(-1, turns, n, mxfp4.HF_BYTES)[:, first]
-        scales = sources[1].reshape(-1, turns, n)[:, first]
+        blocks = sources[0].reshape(-1, every, n, mxfp4.HF_BYTES)[:, first]
+        scales = sources[1].reshape(-1, every, n)[:, first]
         target = out.view("<u2").reshape(-1, columns)
-        step = max(1, PANEL // columns)
+        step = max(1, CHUNK_VALUES // columns)
         for start in range(0, len(target), step):
-            panel = slice(start, start + step)
-            values = mxfp4.decode(mxfp4.codes_from_hf(blocks[panel]), scales[panel])
-            target[panel] = to_bf16(values.reshape(-1, columns))
+            chunk = slice(start, start + step)
+            values = mxfp4.decode(mxfp4.codes_from_hf(blocks[chunk]), scales[chunk])
+            target[chunk] = nearest_bf16(values.reshape(-1, columns))
 
-    reads = (turns * n * mxfp4.HF_BYTES, turns * n)
-    said = "" if rows is Rows.ALL else f", {rows.value} rows"
-    return Transform(f"MXFP4 to BF16{said}", reads, 2 * columns, apply)
+    reads = (every * n * mxfp4.HF_BYTES, every * n)
+    suffix = "" if rows is Rows.ALL else f", {rows.value} rows"
+    return Transform(f"MXFP4 to BF16{suffix}", reads, 2 * columns, apply)
 
 
 def _float32(stored: NDArray[Any], dtype: str) -> Floats:
     return np.ascontiguousarray(widen(stored, dtype))
 
 
-def _said(layout: Layout, rows: Rows) -> str:
-    turned = ", turned" if layout.inputs_first else ""
-    return turned if rows is Rows.ALL else f"{turned}, {rows.value} rows"
+def _suffix(layout: ExpertLayout, rows: Rows) -> str:
+    transposed = ", transposed" if layout.inputs_first else ""
+    return transposed if rows is Rows.ALL else f"{transposed}, {rows.value} rows"

@@ -1,9 +1,8 @@
-"""Weights in the three float dtypes that checkpoints come in: to float32, and to a GGUF's types.
+"""Conversions of F32, F16 and BF16 weights to float32 and to a GGUF's types.
 
-The published checkpoints are BF16 throughout, for which ``transforms`` has faster ways to most
-types. Here is what fine-tunes need that were saved in F16 or F32, and what is common to all:
-widening, which is exact, rounding to BF16 and to the smaller block types, and the search for values
-that are not finite.
+``bf16`` has faster conversions of BF16, the dtype of the published checkpoints, to most types. This
+module has the rest: fine-tunes saved in F16 or F32, widening (exact), rounding to BF16 and to the
+smaller block types, and the check for values that are not finite.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from gguf.constants import GGML_QUANT_SIZES
 from numpy.typing import NDArray
 
 from gptoss.converter.dense_types import Dense
-from gptoss.converter.transforms import base
+from gptoss.converter.transforms import bf16
 from gptoss.converter.transforms.base import (
     Bytes,
     Floats,
@@ -35,17 +34,18 @@ STORED: Mapping[str, np.dtype[np.generic]] = {
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
 }
-"""How numpy sees a value of each dtype; of BF16, which it does not know, the bits."""
+"""The numpy dtype of each dtype's values; for BF16, which numpy lacks, of their bits."""
 
 _MAGNITUDES = {
     "BF16": ("<u2", 0x7FFF, 0x7F80),
     "F16": ("<u2", 0x7FFF, 0x7C00),
     "F32": ("<u4", 0x7FFFFFFF, 0x7F800000),
 }
-"""A dtype as unsigned integers: all bits but the sign, and infinity. What is beyond is NaN."""
+"""For each dtype: the unsigned integer type of its bits, the mask of all bits but the sign, and the
+bits of infinity. Larger magnitudes are NaN."""
 
-_PIECE = 2**16
-"""Values worked on at once, so that scratch arrays stay in the cache."""
+CHUNK_VALUES = 2**16
+"""Values converted at once, so that scratch arrays stay in the cache."""
 
 
 def widen(values: NDArray[np.generic], dtype: str) -> Floats:
@@ -81,8 +81,8 @@ def check_finite(raw: Bytes, dtype: str) -> None:
     """Raise ``NonFiniteError`` at the first value that is NaN or infinite."""
     unsigned, mask, infinity = _MAGNITUDES[dtype]
     bits: NDArray[Any] = raw.view(unsigned)
-    for start in range(0, len(bits), _PIECE):
-        magnitudes = bits[start : start + _PIECE] & bits.dtype.type(mask)
+    for start in range(0, len(bits), CHUNK_VALUES):
+        magnitudes = bits[start : start + CHUNK_VALUES] & bits.dtype.type(mask)
         if int(magnitudes.max()) >= infinity:
             index = start + int((magnitudes >= infinity).argmax())
             value = widen(raw.view(STORED[dtype])[index : index + 1], dtype)
@@ -93,14 +93,14 @@ _FINITE = {dtype: partial(check_finite, dtype=dtype) for dtype in STORED}
 
 
 def finite(transform: Transform, dtype: str) -> Transform:
-    """The same transform, refusing a first source that is not all finite."""
+    """The same transform, with a check that all values of the first source are finite."""
     return replace(transform, check=_FINITE[dtype])
 
 
 def dense(dtype: str, to: Dense) -> Transform:
-    """A dense matrix of ``dtype`` to the type asked for."""
-    if dtype == "BF16" and to in base.DENSE:
-        return base.DENSE[to]
+    """A dense matrix of ``dtype`` to the requested type."""
+    if dtype == "BF16" and to in bf16.DENSE:
+        return bf16.DENSE[to]
     stored = STORED[dtype]
     n_values, n_bytes = GGML_QUANT_SIZES[to.ggml]
     name = "copy" if dtype == to.name else f"{dtype} to {to.name}"
@@ -111,9 +111,9 @@ def dense(dtype: str, to: Dense) -> Transform:
             out[:] = sources[0]
             return
         values = sources[0].view(stored)
-        for start in range(0, len(values), _PIECE):
-            piece = narrow(widen(values[start : start + _PIECE], dtype))
-            out[start // n_values * n_bytes :][: len(piece)] = piece
+        for start in range(0, len(values), CHUNK_VALUES):
+            chunk = narrow(widen(values[start : start + CHUNK_VALUES], dtype))
+            out[start // n_values * n_bytes :][: len(chunk)] = chunk
 
     return Transform(name, (n_values * stored.itemsize,), n_bytes, apply)
 
@@ -121,7 +121,7 @@ def dense(dtype: str, to: Dense) -> Transform:
 def exact(dtype: str, rows: Rows) -> Transform:
     """A norm, bias, sink or router to F32: all of its values, or every second."""
     if dtype == "BF16":
-        return base.TO_F32 if rows is Rows.ALL else base.every_second_to_f32(rows)
+        return bf16.TO_F32 if rows is Rows.ALL else bf16.every_second_to_f32(rows)
     stored = STORED[dtype]
     first, step = {Rows.ALL: (0, 1), Rows.EVEN: (0, 2), Rows.ODD: (1, 2)}[rows]
 
@@ -134,9 +134,9 @@ def exact(dtype: str, rows: Rows) -> Transform:
 
 
 def _by_gguf(to: Dense) -> Callable[[Floats], Bytes]:
-    """A block type by the gguf package's own quantizer, which follows ggml's reference."""
+    """Quantizes to a block type with the gguf package, which follows ggml's reference."""
     n_values, n_bytes = GGML_QUANT_SIZES[to.ggml]
-    n_halves = 2 if to in (Dense.Q4_1, Dense.Q5_1) else 1  # its scale, and of these its minimum
+    n_halves = 2 if to in (Dense.Q4_1, Dense.Q5_1) else 1  # the scale; these have a minimum too
 
     def narrow(values: Floats) -> Bytes:
         with np.errstate(all="ignore"):

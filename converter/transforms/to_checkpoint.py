@@ -1,7 +1,7 @@
-"""How a GGUF's bytes become a checkpoint's, in units as ``transforms`` has them.
+"""The inverse transforms: a GGUF's bytes to a Hugging Face checkpoint's.
 
-Experts in MXFP4 are only rearranged, and BF16 is copied: what ``transforms`` made of a checkpoint
-these make into the same bytes again. Values of every other type become the nearest BF16.
+MXFP4 experts are only rearranged and BF16 is copied, so a checkpoint converted to a GGUF gets its
+own bytes back. Values of every other type are rounded to the nearest BF16.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ READABLE = frozenset(
         "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K",
     )
 )  # fmt: skip
-"""Types whose values can be told; the gguf package knows the quantized ones."""
+"""Types that can be decoded; the gguf package decodes the quantized ones."""
 
 _U16, _U32 = np.dtype("<u2"), np.dtype("<u4")
-_PIECE = 2**16
-"""Values worked on at once, so that scratch arrays stay in the cache."""
+CHUNK_VALUES = 2**16
+"""Values converted at once, so that scratch arrays stay in the cache."""
 
 
 def floats(kind: GGMLQuantizationType, raw: Bytes) -> Floats:
@@ -63,43 +63,43 @@ def words(kind: GGMLQuantizationType, raw: Bytes) -> Words:
 
 
 def is_bf16(values: Floats) -> bool:
-    """Whether float32 values are all BF16 values, so that nothing would be rounded."""
+    """Whether all float32 values are BF16 values, so that none would be rounded."""
     return not (values.view(_U32) & np.uint32(0xFFFF)).any()
 
 
 @cache
 def to_bf16(kind: GGMLQuantizationType) -> Transform:
-    """Values of a type to BF16, in their order."""
+    """Values of a type to BF16, in the same order."""
     if kind is GGMLQuantizationType.BF16:
         return COPY
     n_values, n_bytes = GGML_QUANT_SIZES[kind]
-    step = _PIECE // n_values
+    step = CHUNK_VALUES // n_values
 
     def apply(sources: Sequence[Bytes], out: Bytes) -> None:
         blocks, target = sources[0].reshape(-1, n_bytes), out.view(_U16).reshape(-1, n_values)
         for start in range(0, len(blocks), step):
-            piece = blocks[start : start + step].reshape(-1)
-            target[start : start + step] = words(kind, piece).reshape(-1, n_values)
+            chunk = blocks[start : start + step].reshape(-1)
+            target[start : start + step] = words(kind, chunk).reshape(-1, n_values)
 
     return Transform(f"{kind.name} to BF16", (n_bytes,), 2 * n_values, apply)
 
 
 @cache
-def taking_turns(kind: GGMLQuantizationType) -> Transform:
-    """Values of two tensors to BF16, one of each in turn: the biases of gate and up."""
+def interleave(kind: GGMLQuantizationType) -> Transform:
+    """Values of two tensors to BF16, interleaved: the biases of gate and up."""
     n_values, n_bytes = GGML_QUANT_SIZES[kind]
 
     def apply(sources: Sequence[Bytes], out: Bytes) -> None:
         for i, source in enumerate(sources):
             out.view(_U16)[i::2] = words(kind, source)
 
-    name = f"{kind.name} to BF16, values in turn"
+    name = f"{kind.name} to BF16, interleaved"
     return Transform(name, (n_bytes, n_bytes), 4 * n_values, apply)
 
 
 @cache
 def blocks(n_sources: int, columns: int) -> Transform:
-    """The blocks of MXFP4 tensors of ``columns`` values a row, one row of each in turn."""
+    """The blocks of MXFP4 tensors with ``columns`` values a row, the tensors' rows interleaved."""
     n = columns // mxfp4.BLOCK
 
     def apply(sources: Sequence[Bytes], out: Bytes) -> None:
@@ -127,25 +127,29 @@ def scales(n_sources: int, columns: int) -> Transform:
 
 
 @cache
-def turned(kind: GGMLQuantizationType, n_sources: int, rows: int, columns: int) -> Transform:
+def transpose_experts(
+    kind: GGMLQuantizationType, n_sources: int, rows: int, columns: int
+) -> Transform:
     """Experts ``[rows, columns]`` of a type to BF16 ``[columns, n_sources * rows]``.
 
-    So transformers holds experts that are not in MXFP4: the input dimension first, and of gate and
-    up one value each in turn. A unit is an expert, worked on a few rows at a time.
+    This is how transformers stores experts that are not in MXFP4: input dimension first, the values
+    of gate and up interleaved. A unit is an expert, converted a few rows at a time.
     """
     n_values, n_bytes = GGML_QUANT_SIZES[kind]
     row_bytes = columns // n_values * n_bytes
-    step = max(1, _PIECE // columns)
-    together = np.dtype(f"<u{2 * n_sources}")  # a value of each, moved as one
+    step = max(1, CHUNK_VALUES // columns)
+    together = np.dtype(f"<u{2 * n_sources}")  # one value of each, moved together
 
     def apply(sources: Sequence[Bytes], out: Bytes) -> None:
         experts = out.view(together).reshape(-1, columns, rows)
         raws = [source.reshape(-1, rows, row_bytes) for source in sources]
         for e, expert in enumerate(experts):
             for start in range(0, rows, step):
-                pieces = [words(kind, raw[e, start : start + step].reshape(-1)) for raw in raws]
-                turns = np.stack(pieces, axis=-1).view(together).reshape(-1, columns)
-                expert[:, start : start + step] = turns.T
+                chunks = [words(kind, raw[e, start : start + step].reshape(-1)) for raw in raws]
+                merged = np.stack(chunks, axis=-1).view(together).reshape(-1, columns)
+                expert[:, start : start + step] = merged.T
 
     reads = (rows * row_bytes,) * n_sources
-    return Transform(f"{kind.name} to BF16, turned", reads, 2 * n_sources * rows * columns, apply)
+    return Transform(
+        f"{kind.name} to BF16, transposed", reads, 2 * n_sources * rows * columns, apply
+    )

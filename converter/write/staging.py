@@ -1,14 +1,16 @@
-"""Where a result grows before it takes its place: a hidden folder beside it.
+"""The hidden folder where a result is written before it is moved to its place.
 
     .OUT.gguf.part/
-        lock           held by the process at work: two cannot write the same result
-        journal        what is done; each line true once it is there
+        lock           locked by the process at work: two cannot write the same result
+        journal        what is done; a line is added only when it is true
         OUT.gguf ...   the files, under their final names
 
-A file that is complete is renamed to where it belongs, which on one file system happens at once or
-not at all: a path that exists is a file that is whole. A process that is killed leaves the folder
-behind, and the next one for the same result goes on from its journal, if that is of the same
-sources and the same request, or else starts again.
+A complete file is renamed to its place, which on one file system happens at once or not at all: a
+file that exists is complete. A killed process leaves the folder behind. The next one for the same
+result continues from the journal if sources and options are the same, and otherwise starts again.
+
+Only files that this module's journal lists are ever removed; a folder with any other file in it is
+refused.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
+import re
+import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,56 +27,79 @@ from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+from gptoss.atomic import sync_folder
 from gptoss.errors import InvalidFileError, OutputError
+from gptoss.formats.byte_source import FileSource
 
 if sys.platform == "win32":
     import msvcrt
 else:
     import fcntl
 
-FORMAT = 1
+FORMAT = 2
 NAME_LIMIT = 255
-"""Bytes of a file's name, on about every file system."""
+"""Bytes of a file name, on nearly all file systems."""
+JOURNAL_LIMIT = 2**26
+"""Bytes of a journal; a conversion of the 120b writes less than a hundredth of it."""
 FINAL = (OutputError, InvalidFileError)
-"""Errors after which nothing is left to go on from; other ones, and interrupts, may pass."""
+"""Errors after which nothing is kept to resume from; other errors, and interrupts, may pass."""
 _SHOWN = 40
-"""Bytes of the result's name that the folder's has, at most."""
+"""Bytes of the result's name in the folder's name, at most."""
+_LOCK, _JOURNAL, _WHOLE = "lock", "journal", "whole"
+_ATTEMPTS = 100
+"""Times to open a lock that another process removes meanwhile."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A line of the journal: of job ``job``, the first ``units`` are on the disk.
+    """A line of the journal: the first ``units`` of task ``task`` are on disk.
 
-    ``sha256`` has the digests of the job's tensors once they are whole, in hexadecimal.
+    ``sha256`` has the digests of the task's tensors once they are complete, in hexadecimal.
     """
 
-    job: int
+    task: int
     units: int
     sha256: tuple[str, ...] = ()
 
 
-class Staging:
-    """The folder for the result at ``out``, locked; use as a context manager.
+@dataclass(frozen=True, slots=True)
+class _Journal:
+    """What a journal says: of which result it is, the files of that run, and what is done."""
 
-    ``fingerprint`` says of what and how the result is made: a journal with another one is of no
-    use. ``found`` is what the journal has, by job; ``replaced`` whether an unfinished result of
-    another kind was thrown away. Raises ``OutputError`` when the folder cannot be made or another
-    process is at work in it.
+    fingerprint: str
+    files: tuple[str, ...]
+    done: Mapping[int, Done]
+
+
+class Staging:
+    """The locked folder for the result at ``out``; use as a context manager.
+
+    ``sizes`` has the files to create at once, with their sizes in bytes; ``others`` names the files
+    that are added later. ``fingerprint`` is a digest of sources and options: a journal with another
+    one is not used. ``found`` is what the journal has, by task; ``replaced`` is whether another
+    unfinished result was removed. Raises ``OutputError`` when the folder cannot be made, holds
+    something else, or another process is at work in it.
     """
 
-    def __init__(self, out: Path, sizes: Mapping[str, int], fingerprint: str) -> None:
+    def __init__(
+        self, out: Path, sizes: Mapping[str, int], others: Iterable[str], fingerprint: str
+    ) -> None:
         self.out = out
         self.folder = folder_of(out)
-        with reported(out):
+        self._names = {_LOCK, _JOURNAL, *sizes, *others}
+        with os_errors_as_output_error(out):
             self._lock = self._locked()
             try:
-                self.found, self.replaced = self._take_over(sizes, fingerprint)
-                self._journal = (self.folder / "journal").open("ab", buffering=0)
-            except BaseException:
+                self.found, self.replaced = self._resume_or_reset(sizes, fingerprint)
+                self._journal = (self.folder / _JOURNAL).open("ab", buffering=0)
+            except OutputError:  # something else is in the folder
                 self._lock.close()
-                shutil.rmtree(self.folder, ignore_errors=True)
+                raise
+            except BaseException:
+                self._remove()
                 raise
 
     def path(self, name: str) -> Path:
@@ -81,18 +107,18 @@ class Staging:
         return self.folder / name
 
     def record(self, done: Iterable[Done]) -> None:
-        """Append to the journal; what it says must be on the disk already."""
+        """Add to the journal; what it says must be on disk already."""
         lines = b"".join(json.dumps(asdict(it)).encode() + b"\n" for it in done)
         if lines:
             self._journal.write(lines)
             os.fsync(self._journal.fileno())
 
     def publish(self, names: Sequence[str], manifest: Path) -> None:
-        """Rename the files, complete and flushed, to where they belong; ``manifest`` last.
+        """Rename the files, complete and flushed, to their places; ``manifest`` last.
 
-        Of several files the first comes last, and an older first one goes away before: at no
-        moment do new parts stand beside it. An older manifest describes an older file, so it goes
-        before too.
+        Of several files the first comes last, and an older first file is removed before: at no
+        moment are there new parts beside it. An older manifest describes an older file, so it is
+        removed before too.
         """
         folder = self.out.parent
         manifest.unlink(missing_ok=True)
@@ -104,7 +130,7 @@ class Staging:
 
     def publish_folder(self, names: Sequence[str]) -> None:
         """Rename the files, complete and flushed, to the result, a folder: all of them at once."""
-        whole = self.folder / "whole"
+        whole = self.folder / _WHOLE
         whole.mkdir()
         for name in names:
             self.path(name).replace(whole / name)
@@ -124,50 +150,98 @@ class Staging:
         trace: TracebackType | None,
     ) -> None:
         self._journal.close()
-        self._lock.close()
         if kind is None or issubclass(kind, FINAL):
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._remove()
+        else:
+            self._lock.close()
 
     def _locked(self) -> FileIO:
-        if self.folder.is_symlink():
-            raise OutputError(f"{self.folder}: is a link; remove it")
-        if self.folder.exists() and not self.folder.is_dir():
-            raise OutputError(f"{self.folder}: is no folder; remove it")
-        self.folder.mkdir(exist_ok=True)
-        lock = self.folder / "lock"
-        if not lock.exists() and any(self.folder.iterdir()):  # what a run leaves has a lock
-            raise OutputError(f"{self.folder}: holds files of something else; move them away")
-        file = lock.open("ab", buffering=0)
-        if not _lock(file):
+        """The open lock file, which no other process can remove or lock meanwhile."""
+        for _ in range(_ATTEMPTS):
+            self._check_folder()
+            self.folder.mkdir(exist_ok=True)
+            path = self.folder / _LOCK
+            try:
+                if not path.exists() and any(self.folder.iterdir()):  # ours always have a lock
+                    raise self._foreign()
+                _check_regular(path)
+                file = path.open("ab", buffering=0)
+            except FileNotFoundError:  # another process has just removed the folder
+                continue
+            if not _lock(file):
+                file.close()
+                raise OutputError(f"{self.out}: another process is writing it; wait for it to end")
+            if _is_open(file, path):
+                return file
             file.close()
-            raise OutputError(f"{self.out}: another process is writing it; wait for it, or end it")
-        return file
+        raise OutputError(f"{self.folder}: other processes keep removing it; try again")
 
-    def _take_over(
+    def _check_folder(self) -> None:
+        if self.folder.is_symlink():
+            raise OutputError(f"{self.folder}: is a symbolic link; remove it")
+        if self.folder.exists() and not self.folder.is_dir():
+            raise OutputError(f"{self.folder}: is not a folder; remove it")
+
+    def _foreign(self) -> OutputError:
+        return OutputError(f"{self.folder}: is not a staging folder; move its files elsewhere")
+
+    def _resume_or_reset(
         self, sizes: Mapping[str, int], fingerprint: str
     ) -> tuple[dict[int, Done], bool]:
-        """What an earlier run left that is of use; anything else is cleared away."""
-        journal = self.folder / "journal"
-        found = _read_journal(journal, fingerprint)
-        if found is not None and all(_has_size(self.path(n), size) for n, size in sizes.items()):
-            return found, False
-        left = [path for path in self.folder.iterdir() if path.name != "lock"]
-        for path in left:
-            if path.is_dir():  # files on their way to become a folder
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+        """What an earlier run left, if it is of this result; otherwise its files are removed."""
+        journal = _read_journal(self.folder / _JOURNAL)
+        names = self._names | set(journal.files if journal else ())
+        left = self._left(names)
+        if (
+            journal is not None
+            and journal.fingerprint == fingerprint
+            and all(_has_size(self.path(name), size) for name, size in sizes.items())
+        ):
+            return dict(journal.done), False
+        self._remove_files(left)
         for name, size in sizes.items():
             with self.path(name).open("xb", buffering=0) as file:
                 file.truncate(size)
-        first = {"format": FORMAT, "fingerprint": fingerprint}
-        journal.write_bytes(json.dumps(first).encode() + b"\n")
+        first = {"format": FORMAT, "fingerprint": fingerprint, "files": sorted(self._names)}
+        (self.folder / _JOURNAL).write_bytes(json.dumps(first).encode() + b"\n")
         return {}, bool(left)
+
+    def _left(self, names: set[str]) -> list[Path]:
+        """An earlier run's files but the lock. Raises ``OutputError`` if there is another file."""
+        whole = self.folder / _WHOLE
+        found = [path for path in self.folder.iterdir() if path != whole]
+        if whole.is_dir() and not whole.is_symlink():
+            found += whole.iterdir()
+        elif whole.exists():
+            raise self._foreign()
+        for path in found:
+            if path.name not in names or not stat.S_ISREG(path.lstat().st_mode):
+                raise self._foreign()
+        return [path for path in found if path.name != _LOCK]
+
+    def _remove_files(self, paths: Iterable[Path]) -> None:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            (self.folder / _WHOLE).rmdir()
+
+    def _remove(self) -> None:
+        """Remove this run's files and the folder, the lock last; leave files of anyone else."""
+        mine = [self.path(name) for name in self._names if name != _LOCK]
+        mine += [self.folder / _WHOLE / name for name in self._names]
+        lock = self.folder / _LOCK
+        with suppress(OSError):
+            self._remove_files(mine)
+            if sys.platform == "win32":  # which does not remove open files
+                self._lock.close()
+            lock.unlink()
+            self.folder.rmdir()
+        self._lock.close()
 
 
 @contextmanager
-def reported(out: Path) -> Iterator[None]:
-    """The system's errors while writing, as one of ours."""
+def os_errors_as_output_error(out: Path) -> Iterator[None]:
+    """Raise the system's errors while writing as ``OutputError``."""
     try:
         yield
     except OSError as reason:
@@ -177,7 +251,7 @@ def reported(out: Path) -> Iterator[None]:
 
 
 def folder_of(out: Path) -> Path:
-    """The staging folder of a result; its name is short enough whatever the result's is."""
+    """The staging folder of a result; its name is short however long the result's is."""
     raw = os.fsencode(out.name)
     if len(raw) <= _SHOWN:
         return out.with_name(f".{out.name}.part")
@@ -185,45 +259,50 @@ def folder_of(out: Path) -> Path:
     return out.with_name(f".{raw[:_SHOWN].decode('utf-8', 'ignore')}.{digest}.part")
 
 
-def write_flushed(path: Path, raw: bytes) -> None:
-    """Write a small file that is on the disk before it takes its name."""
-    with path.open("wb") as file:
-        file.write(raw)
-        file.flush()
-        os.fsync(file.fileno())
+# --- the journal ------------------------------------------------------------------------------
 
 
-def sync_folder(folder: Path) -> None:
-    """Make new names durable, where folders can be flushed."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def _read_journal(path: Path) -> _Journal | None:
+    """The first line and the last line of each task; None when there is no valid journal.
 
-
-def _read_journal(path: Path, fingerprint: str) -> dict[int, Done] | None:
-    """The last line of each job; None when there is no journal for this result.
-
-    A torn last line, written when the power failed, ends the reading; what it would have said is
-    done again.
+    Reading ends at a line that is not valid, such as one cut off by a power failure; what it would
+    have said is done again.
     """
     try:
-        first, *lines = path.read_bytes().split(b"\n")[:-1]
-        if json.loads(first) != {"format": FORMAT, "fingerprint": fingerprint}:
+        with FileSource(path) as file:
+            if file.size > JOURNAL_LIMIT:
+                return None
+            first, *lines = bytes(file.read(0, file.size)).split(b"\n")[:-1]
+        head = json.loads(first)
+        if head["format"] != FORMAT:
             return None
-    except (OSError, ValueError):
+        names = tuple(name for name in head["files"] if _is_plain(name))
+        journal = _Journal(str(head["fingerprint"]), names, done := {})
+    except (InvalidFileError, ValueError, RecursionError, TypeError, KeyError):
         return None
-    found: dict[int, Done] = {}
     for line in lines:
         try:
             entry = json.loads(line)
-            done = Done(entry["job"], entry["units"], tuple(entry["sha256"]))
-        except (ValueError, TypeError, KeyError):
+            found = Done(entry["task"], entry["units"], tuple(entry["sha256"]))
+        except (ValueError, RecursionError, TypeError, KeyError):
             break
-        found[done.job] = done
-    return found
+        if not _is_valid(found):
+            break
+        done[found.task] = found
+    return journal
+
+
+def _is_plain(name: Any) -> bool:
+    """Whether a name is that of a file in the folder itself."""
+    return isinstance(name, str) and not set(name) & set("/\\:\0") and name not in ("", ".", "..")
+
+
+def _is_valid(done: Done) -> bool:
+    return (
+        type(done.task) is int
+        and type(done.units) is int
+        and all(isinstance(it, str) and _SHA256.fullmatch(it) for it in done.sha256)
+    )
 
 
 def _has_size(path: Path, size: int) -> bool:
@@ -233,10 +312,28 @@ def _has_size(path: Path, size: int) -> bool:
         return False
 
 
-def _lock(file: FileIO) -> bool:
-    """Whether the lock was free; it is let go when the file is closed, or the process ends.
+# --- the lock ---------------------------------------------------------------------------------
 
-    Where a file system has no locks this is True: better no lock than no conversion.
+
+def _check_regular(path: Path) -> None:
+    """Raise ``OutputError`` when something else than a regular file is at ``path``."""
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise OutputError(f"{path}: is not a regular file; move it elsewhere")
+
+
+def _is_open(file: FileIO, path: Path) -> bool:
+    """Whether ``path`` still is the open file, which another process may have removed."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
+
+
+def _lock(file: FileIO) -> bool:
+    """Whether the lock was free; it is released when the file is closed or the process ends.
+
+    True on file systems without locks: converting without a lock is better than not at all.
     """
     try:
         if sys.platform == "win32":

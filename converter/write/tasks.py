@@ -1,44 +1,55 @@
-"""What a conversion has to do, cut into jobs: tensors that share their sources are one.
+"""The work of a conversion as tasks: tensors that share their sources are one task.
 
-Gate and up stand interleaved in one source; made together, each of its bytes is read once. A job
-goes through its tensors from the first unit to the last, so that their digests are made on the
-way, and a killed run knows by one number how far it came.
+Gate and up are interleaved in one source tensor; converting them together reads it once. A task
+goes through its tensors from the first unit to the last, so each tensor's SHA-256 is computed on
+the way, and a single number says how far an interrupted run came.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
+from io import FileIO
 from itertools import groupby
 from pathlib import Path
 
-from gptoss.converter.gguf.split import Part
-from gptoss.converter.lora.merged import real_files
-from gptoss.converter.plan import TensorPlan
+import numpy as np
+
+from gptoss.converter.output import OutputFile, TensorPlan
+from gptoss.converter.transforms.base import Bytes, NonFiniteError, OutOfRangeError
+from gptoss.converter.transforms.floats import STORED
 from gptoss.converter.write.staging import FORMAT, Done, Staging
-from gptoss.formats.byte_source import AnyPath
+from gptoss.errors import CheckpointError, OutputError
+from gptoss.formats.byte_source import ByteSource
 from gptoss.formats.safetensors import TensorInfo
 
 CHUNK = 2**21
-"""About the bytes that a worker reads or writes at once. Measured on two cores: four MiB cost the
-system three times the time in BF16, half a MiB costs Python a fifth more in both types."""
+"""Bytes that a worker reads or writes at once, about. Measured on two cores: with 4 MiB the system
+takes three times the time in BF16; with 0.5 MiB Python takes a fifth more in both types."""
+
+Span = tuple[int, int]
+"""Bytes of a file, from begin to end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A tensor, and the file and the offset in it where it belongs."""
+    """A tensor, and the file and the offset in it where its bytes go."""
 
     tensor: TensorPlan
     path: Path
-    at: int
+    offset: int
 
 
 @dataclass(slots=True)
-class Job:
-    """Tensors of the same sources, in ``units`` steps of which ``done`` are made.
+class Task:
+    """Tensors of the same sources, in ``units`` units of which ``done`` are written.
 
-    A worker counts ``done`` up, after the bytes of the unit are written; others only read it.
+    Only the worker changes ``done``, after a chunk's bytes are written; others only read it.
     """
 
     number: int
@@ -63,79 +74,187 @@ class Job:
         return sum(target.tensor.transform.writes for target in self.targets)
 
     @property
-    def step(self) -> int:
-        """Units that make about a ``CHUNK``."""
-        return units_at_once(sum(self.reads), self.writes)
+    def units_per_chunk(self) -> int:
+        """Units that make about ``CHUNK`` bytes."""
+        return units_per_chunk(sum(self.reads), self.writes)
 
-    def spans(self) -> Iterator[tuple[TensorInfo, tuple[int, int]]]:
-        """What is still to be read, in order: of which source, from where in its file to where."""
-        for first in range(self.done, self.units, self.step):
-            last = min(first + self.step, self.units)
+    def spans(self) -> Iterator[tuple[ByteSource, Span]]:
+        """What is still to be read, in order: which file, and which bytes of it."""
+        for first in range(self.done, self.units, self.units_per_chunk):
+            last = min(first + self.units_per_chunk, self.units)
             for source, size in zip(self.sources, self.reads, strict=True):
-                yield source, (source.offset + first * size, source.offset + last * size)
+                yield source.file, (source.offset + first * size, source.offset + last * size)
 
     @property
     def state(self) -> Done:
-        """What a journal has to know; a digest is there before ``done`` says so."""
+        """What the journal records; digests are set before ``done`` reaches the end."""
         done = self.done
         return Done(self.number, done, self.sha256 if done == self.units else ())
 
     def restore(self, done: Done) -> None:
-        """Go on from what a journal has, if it can be true."""
+        """Continue from a journal entry, if it is possible."""
         digests = len(self.targets) if done.units == self.units else 0
         if 0 <= done.units <= self.units and len(done.sha256) == digests:
             self.done, self.sha256 = done.units, done.sha256
 
 
-def jobs(parts: Sequence[Part], staging: Staging) -> list[Job]:
-    """All work, in the order of the files, set to where the staging's journal says it stands."""
+def plan_tasks(files: Sequence[OutputFile], staging: Staging) -> list[Task]:
+    """All tasks, in the order of the files, each at the point that the journal records."""
     targets = (
-        Target(tensor, staging.path(part.name), len(part.head) + tensor.offset)
-        for part in parts
-        for tensor in part.tensors
+        Target(tensor, staging.path(file.name), offset)
+        for file in files
+        for tensor, offset in zip(file.tensors, file.offsets, strict=True)
     )
-    found = [
-        _job(number, tuple(group))
+    tasks = [
+        _task(number, tuple(group))
         for number, (_, group) in enumerate(groupby(targets, key=lambda it: it.tensor.sources))
     ]
-    for job in found:
-        job.restore(staging.found.get(job.number, job.state))
-    return found
+    for task in tasks:
+        task.restore(staging.found.get(task.number, task.state))
+    return tasks
 
 
-def units_at_once(reads: int, writes: int) -> int:
-    """Units of so many bytes that make about a ``CHUNK``, of what is larger."""
+def _task(number: int, targets: tuple[Target, ...]) -> Task:
+    tensor = targets[0].tensor
+    return Task(number, targets, tensor.nbytes // tensor.transform.writes)
+
+
+def units_per_chunk(reads: int, writes: int) -> int:
+    """Units that make about ``CHUNK`` bytes of reads or writes, whichever are more."""
     return max(1, CHUNK // max(reads, writes))
 
 
-def written(work: Sequence[Job]) -> int:
+def bytes_written(tasks: Sequence[Task]) -> int:
     """Bytes of tensors that are in the files by now."""
-    return sum(job.done * job.writes for job in work)
+    return sum(task.done * task.writes for task in tasks)
 
 
-def _job(number: int, targets: tuple[Target, ...]) -> Job:
-    tensor = targets[0].tensor
-    return Job(number, targets, tensor.nbytes // tensor.transform.writes)
+def fingerprint(files: Sequence[OutputFile], tool_version: str) -> str:
+    """A digest of everything that decides the result's bytes, in hexadecimal.
 
-
-def fingerprint(parts: Sequence[Part], version: str) -> str:
-    """Of what, how and by which version the files are made: a digest, in hexadecimal.
-
-    A source that lies on this machine is known by its size and the time of its last change.
+    These are the files' headers, each tensor's transform and sources, the state of each source
+    (a file's size, times and identity, an adapter's scale) and the versions of the software.
     """
-    digest = hashlib.sha256(f"{FORMAT} {version}".encode())
-    paths: dict[str, AnyPath] = {}
-    for part in parts:
-        digest.update(f"\n{part.name}\n".encode("utf-8", "surrogateescape") + part.head)
-        for tensor in part.tensors:
+    versions = (tool_version, version("numpy"), version("gguf"))
+    digest = hashlib.sha256(f"{FORMAT} {versions}".encode())
+    stamps: dict[str, str] = {}
+    for file in files:
+        digest.update(f"\n{file.name}\n".encode("utf-8", "surrogateescape") + file.header)
+        for tensor in file.tensors:
             checked = tensor.transform.check is not None
             digest.update(f"\n{tensor.name} {tensor.transform.name} {checked}".encode())
             for source in tensor.sources:
-                paths |= {str(path): path for path in real_files(source.path)}
-                place = f"\n{source.path} {source.name} {source.offset} {source.nbytes}"
-                digest.update(place.encode("utf-8", "surrogateescape"))
-    for name, path in sorted(paths.items()):
-        status = path.stat() if isinstance(path, Path) else None
-        state = (status.st_size, status.st_mtime_ns) if status else None
-        digest.update(f"\n{name} {state}".encode("utf-8", "surrogateescape"))
+                stamps[str(source.file)] = source.file.stamp
+                location = f"\n{source.file} {source.name} {source.offset} {source.nbytes}"
+                digest.update(location.encode("utf-8", "surrogateescape"))
+    for name, stamp in sorted(stamps.items()):
+        digest.update(f"\n{name} {stamp}".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
+
+
+# --- doing a task -----------------------------------------------------------------------------
+
+
+def run_task(task: Task, stop: threading.Event) -> None:
+    """Do what is left of a task, until it is complete or ``stop`` is set.
+
+    Raises ``CheckpointError`` for values that cannot be converted, ``OSError`` when a file cannot
+    be written, and what the sources raise.
+    """
+    if stop.is_set():
+        return
+    with ExitStack() as stack:
+        files = [stack.enter_context(open_output(target.path)) for target in task.targets]
+        hashes = [hashlib.sha256() for _ in task.targets]
+        for file, target, digest in zip(files, task.targets, hashes, strict=True):
+            _hash_written(file, target, task.done, digest)
+        most = min(task.units_per_chunk, task.units - task.done)
+        inputs = [np.empty(most * size, np.uint8) for size in task.reads]
+        outputs = [
+            np.empty(most * target.tensor.transform.writes, np.uint8) for target in task.targets
+        ]
+        while task.done < task.units and not stop.is_set():
+            units = min(most, task.units - task.done)
+            chunks = _read(task, units, inputs)
+            for file, target, digest, out in zip(files, task.targets, hashes, outputs, strict=True):
+                size = target.tensor.transform.writes
+                made = _convert(target.tensor, task.done, chunks, out[: units * size])
+                digest.update(made.data)
+                write_all(file, target.offset + task.done * size, made.data)
+            if task.done + units == task.units:
+                task.sha256 = tuple(digest.hexdigest() for digest in hashes)
+            task.done += units
+
+
+def _read(task: Task, units: int, buffers: Sequence[Bytes]) -> list[Bytes]:
+    """The next ``units`` of each source."""
+    chunks = []
+    for source, size, buffer in zip(task.sources, task.reads, buffers, strict=True):
+        chunk = buffer[: units * size]
+        source.file.read_into(source.offset + task.done * size, chunk)
+        chunks.append(chunk)
+    return chunks
+
+
+def _convert(tensor: TensorPlan, first: int, chunks: Sequence[Bytes], out: Bytes) -> Bytes:
+    """A chunk of a tensor from unit ``first`` on: ``out``, or the input if it is only copied."""
+    transform = tensor.transform
+    with _errors_as_checkpoint_error(tensor, first):
+        if transform.check is not None:
+            transform.check(chunks[0])
+        if transform.copies:
+            return chunks[0]
+        transform.apply(chunks, out)
+    return out
+
+
+@contextmanager
+def _errors_as_checkpoint_error(tensor: TensorPlan, first: int) -> Iterator[None]:
+    """Raise a transform's errors, met from unit ``first`` on, as ``CheckpointError``."""
+    source = tensor.sources[0]
+    where = f"{source.file}: tensor {source.name!r}"
+    try:
+        yield
+    except OutOfRangeError as error:
+        raise CheckpointError(
+            f"{where} holds {error.value:g}, beyond the range of {tensor.dtype}; choose another "
+            "type"
+        ) from error
+    except NonFiniteError as error:
+        index = first * tensor.transform.reads[0] // STORED[source.dtype].itemsize + error.index
+        position = ", ".join(str(i) for i in np.unravel_index(index, source.shape))
+        advice = "repair it, or convert anyway with --allow-nonfinite"
+        if tensor.dtype == "MXFP4":
+            advice = "MXFP4 cannot hold it; repair the tensor"
+        raise CheckpointError(f"{where} holds {error.value} at [{position}]: {advice}") from error
+
+
+def _hash_written(file: FileIO, target: Target, units: int, digest: hashlib._Hash) -> None:
+    """Add what an earlier run wrote of a tensor to its digest."""
+    left = units * target.tensor.transform.writes
+    file.seek(target.offset)
+    while left:
+        chunk = file.read(min(left, CHUNK))
+        if not chunk:
+            raise OutputError(f"{target.path}: is truncated; start again")
+        digest.update(chunk)
+        left -= len(chunk)
+
+
+def open_output(path: Path) -> FileIO:
+    """A file of the result, unbuffered, for reading and writing."""
+    return path.open("r+b", buffering=0)
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file's bytes to disk."""
+    with open_output(path) as file:
+        os.fsync(file.fileno())
+
+
+def write_all(file: FileIO, offset: int, data: memoryview) -> None:
+    """Write all of ``data`` at ``offset``; an unbuffered write may be partial."""
+    file.seek(offset)
+    done = 0
+    while done < len(data):
+        done += file.write(data[done:]) or 0

@@ -1,19 +1,21 @@
-"""Bounded reads from files of any size.
+"""Bytes of a known size, wherever they are: in a file, on the Hub, or computed on demand.
 
-Nothing here maps memory: pages of a mapped file count in a process's peak memory, and a
-checkpoint has 14 GB of them. Bytes go straight from an unbuffered handle into a buffer that the
-caller owns and reuses. Each thread gets a handle of its own, so that readers share a ``Source``
-without a lock; ``os.pread`` would do the same, but not on every system.
+``FileSource`` reads files of any size. Nothing is memory-mapped: pages of a mapped file count in
+a process's peak memory, and a checkpoint has 14 GB of them. Bytes go straight from an unbuffered
+handle into a buffer that the caller owns and reuses. Each thread gets its own handle, so readers
+share a source without a lock; ``os.pread`` would do the same, but not on every system.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import stat
 import threading
 from collections import Counter
+from io import FileIO
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,48 +26,59 @@ Buffer = bytearray | memoryview | NDArray[Any]
 """A writable, C-contiguous buffer."""
 
 
-class Handle(Protocol):
-    """An unbuffered handle, as ``Path.open("rb", buffering=0)`` gives it."""
+class ByteSource(Protocol):
+    """Bytes of a known size, read from any offset by any number of threads.
 
-    def seek(self, offset: int, whence: int = ..., /) -> int: ...
-    def readinto(self, buffer: memoryview, /) -> int | None: ...
-    def close(self) -> None: ...
-
-
-class AnyPath(Protocol):
-    """Where a file is: a ``Path``, or what stands for a file that is not on this machine.
-
-    Opening the latter and reading from it may raise other errors than ``OSError``; they pass
-    through as they are. Its text is what messages say.
+    ``str()`` of a source is its location, as messages show it; ``name`` is the file's name alone.
+    ``stamp`` is a text that differs when the bytes may differ: for a file its size, times and
+    identity, for a file on the Hub its hash, for computed bytes the stamps of everything they are
+    computed from. ``close`` releases what is held open; a later read opens it again.
     """
 
     @property
     def name(self) -> str: ...
-    def is_file(self) -> bool: ...
-    def open(self, mode: Literal["rb"], buffering: Literal[0]) -> Handle: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def stamp(self) -> str: ...
+    def read_into(self, offset: int, out: Buffer) -> None: ...
+    def check_unchanged(self) -> None: ...
+    def close(self) -> None: ...
 
 
-class Source:
-    """A file open for reading, shared by any number of threads.
+class FileSource:
+    """The bytes of a file, shared by any number of threads.
 
     ``error`` is the class raised when the file cannot be opened or read: ``CheckpointError`` for
-    parts of a checkpoint, ``GgufError`` for a GGUF file. A pipe, a socket or a device is refused
-    unopened: the first would wait for a writer, perhaps for ever, and none has a size to believe.
+    parts of a checkpoint, ``GgufError`` for a GGUF file. Only regular files are opened: opening a
+    pipe could block until someone writes to it, and neither a pipe nor a device has a size.
+
+    ``size`` and ``stamp`` are those at construction. A file that was replaced or modified since
+    then is refused when another handle is opened, and by ``check_unchanged``.
     """
 
-    def __init__(self, path: AnyPath, error: type[InvalidFileError] = InvalidFileError) -> None:
+    def __init__(self, path: Path, error: type[InvalidFileError] = InvalidFileError) -> None:
         self.path = path
         self._error = error
         self._local = threading.local()
-        self._handles: list[Handle] = []
-        if isinstance(path, Path):
-            self._check_regular(path)
-        handle = self._handle()
+        self._handles: list[FileIO] = []
+        self._check_regular()
+        handle = self._open()
+        self._local.handle = handle
         try:
+            status = os.fstat(handle.fileno())
             self.size = handle.seek(0, 2)
         except OSError as reason:
             self.close()
-            raise error(f"{path}: cannot be read: {reason.strerror}") from reason
+            raise self._unreadable(reason) from reason
+        self.stamp = _stamp(status)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
 
     def read_into(self, offset: int, out: Buffer) -> None:
         """Fill ``out`` with the file's bytes from ``offset`` on.
@@ -73,10 +86,7 @@ class Source:
         Raises ``error`` when the file ends before the buffer is full: it shrank after its size
         was checked.
         """
-        view = out.data if isinstance(out, np.ndarray) else memoryview(out)
-        if view.nbytes == 0:
-            return
-        view = view.cast("B")
+        view = bytes_of(out)
         handle = self._handle()
         done = 0
         try:
@@ -85,18 +95,26 @@ class Source:
                 n = handle.readinto(view[done:])
                 if not n:
                     raise self._error(
-                        f"{self.path}: ends at byte {offset + done} while {len(view) - done} more "
-                        "were expected; the file was cut while it was read"
+                        f"{self.path}: ends at byte {offset + done}, {len(view) - done} bytes "
+                        "early; the file was truncated while being read"
                     )
                 done += n
         except OSError as reason:
-            raise self._error(f"{self.path}: cannot be read: {reason.strerror}") from reason
+            raise self._unreadable(reason) from reason
 
     def read(self, offset: int, size: int) -> bytearray:
         """``size`` bytes from ``offset``; for headers, whose size was checked before."""
         out = bytearray(size)
         self.read_into(offset, out)
         return out
+
+    def check_unchanged(self) -> None:
+        """Raise ``error`` when the file at this path is not the one that was opened."""
+        try:
+            status = self.path.stat()
+        except OSError as reason:
+            raise self._unreadable(reason) from reason
+        self._check_stamp(status)
 
     def close(self) -> None:
         """Close the handles of all threads."""
@@ -111,35 +129,68 @@ class Source:
     def __exit__(self, *_raised: object) -> None:
         self.close()
 
-    def _check_regular(self, path: Path) -> None:
+    def _check_regular(self) -> None:
         try:
-            mode = path.stat().st_mode
+            mode = self.path.stat().st_mode
         except OSError as reason:
-            raise self._error(f"{path}: cannot be opened: {reason.strerror}") from reason
+            raise self._unopened(reason) from reason
         if not stat.S_ISREG(mode):
             found = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
-            raise self._error(f"{path}: is {found}; a regular file is expected")
+            raise self._error(f"{self.path}: is {found}; expected a regular file")
 
-    def _handle(self) -> Handle:
-        handle: Handle | None = getattr(self._local, "handle", None)
+    def _check_stamp(self, status: os.stat_result) -> None:
+        if _stamp(status) != self.stamp:
+            raise self._error(
+                f"{self.path}: was modified while being read; retry when nothing is writing to it"
+            )
+
+    def _handle(self) -> FileIO:
+        """This thread's handle."""
+        handle: FileIO | None = getattr(self._local, "handle", None)
         if handle is None:
-            try:
-                handle = self.path.open("rb", 0)
-            except OSError as reason:
-                raise self._error(f"{self.path}: cannot be opened: {reason.strerror}") from reason
+            self._check_regular()
+            handle = self._open()
+            self._check_stamp(os.fstat(handle.fileno()))
             self._local.handle = handle
-            self._handles.append(handle)
         return handle
+
+    def _open(self) -> FileIO:
+        try:
+            handle = self.path.open("rb", buffering=0)
+        except OSError as reason:
+            raise self._unopened(reason) from reason
+        self._handles.append(handle)
+        return handle
+
+    def _unopened(self, reason: OSError) -> InvalidFileError:
+        return self._error(f"{self.path}: cannot be opened: {reason.strerror}")
+
+    def _unreadable(self, reason: OSError) -> InvalidFileError:
+        return self._error(f"{self.path}: cannot be read: {reason.strerror}")
+
+
+def bytes_of(out: Buffer) -> memoryview:
+    """A buffer's bytes, to be written to."""
+    view = out.data if isinstance(out, np.ndarray) else memoryview(out)
+    return view.cast("B") if view.nbytes else memoryview(bytearray())
+
+
+def _stamp(status: os.stat_result) -> str:
+    """What changes when a file is modified or replaced, even by one of the same size and time."""
+    return (
+        f"{status.st_size} bytes, modified {status.st_mtime_ns}, changed {status.st_ctime_ns}, "
+        f"file {status.st_dev}:{status.st_ino}"
+    )
 
 
 def read_json(path: Path, error: type[InvalidFileError], *, limit: int) -> dict[str, Any]:
     """The JSON object in a file of at most ``limit`` bytes.
 
-    Raises ``error`` when the file is missing, larger, no UTF-8, no JSON, or no object.
+    Raises ``error`` when the file is missing, larger, not UTF-8, not JSON, or not an object.
     """
-    with Source(path, error) as source:
+    with FileSource(path, error) as source:
         if source.size > limit:
-            raise error(f"{path}: {source.size} bytes; such a file holds at most {limit}")
+            raise error(f"{path}: has {source.size} bytes; the limit is {limit}")
         return parse_json(source.read(0, source.size), str(path), error)
 
 
@@ -153,17 +204,17 @@ def parse_json(raw: bytes | bytearray, where: str, error: type[GptossError]) -> 
         found = dict(pairs)
         if len(found) != len(pairs):
             [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
-            raise error(f"{where}: the key {quoted(twice)} stands twice")
+            raise error(f"{where}: duplicate key {quoted(twice)}")
         return found
 
     try:
         found = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
     except UnicodeDecodeError as reason:
-        raise error(f"{where}: no UTF-8 at byte {reason.start}") from reason
+        raise error(f"{where}: not UTF-8 at byte {reason.start}") from reason
     except RecursionError as reason:
         raise error(f"{where}: JSON nested too deeply") from reason
     except ValueError as reason:
-        raise error(f"{where}: no JSON: {reason}") from reason
+        raise error(f"{where}: not valid JSON: {reason}") from reason
     if not isinstance(found, dict):
-        raise error(f"{where}: a JSON object is expected, found {type(found).__name__}")
+        raise error(f"{where}: expected a JSON object, found {type(found).__name__}")
     return found

@@ -11,12 +11,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gptoss.errors import CheckpointError, quoted
 from gptoss.formats import openai_layout, other_tools
-from gptoss.formats.byte_source import AnyPath, read_json
+from gptoss.formats.byte_source import ByteSource, FileSource, read_json
 from gptoss.formats.hparams import HParams
 from gptoss.formats.safetensors import TensorInfo, read_header
 from gptoss.formats.tensor_map import HfTensor, NamedTensor, hf_tensors, tensors
@@ -31,8 +32,12 @@ SHARD_LIMIT = 4096
 FLOATS = ("BF16", "F16", "F32")
 """The dtypes of weights; the published checkpoints have BF16."""
 
-Weights = Callable[[str], AnyPath]
-"""Where a file of weights is, by its name."""
+Weights = Callable[[str], ByteSource | None]
+"""Finds a weights file by its name; None when there is no such file."""
+
+
+StoredTensors = Mapping[str, tuple[TensorInfo, ...]]
+"""The tensors that hold a GGUF tensor's values, by its name: one, or MXFP4 blocks and scales."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +64,18 @@ class Checkpoint:
     ) -> Checkpoint:
         """Read a folder's config and headers.
 
-        ``weights`` says where the files of weights are when they are not in the folder,
-        ``tokenizer`` where tokenizer.json is when it is neither there nor above ``original/``.
-        ``defaults`` stand in for what the config does not say.
+        ``weights`` finds the weights files when they are not in the folder. ``tokenizer`` is the
+        folder of tokenizer.json when it is neither in this folder nor above ``original/``.
+        ``defaults`` replace keys that are missing from the config.
 
-        Raises ``UnsupportedModelError`` when it is no gpt-oss model, ``CheckpointError`` when something
-        is missing or contradicts itself.
+        Raises ``UnsupportedModelError`` when it is not a gpt-oss model, ``CheckpointError`` when
+        something is missing or inconsistent.
         """
         if not folder.is_dir():
-            found = "is no folder" if folder.exists() else "does not exist"
+            found = "is not a folder" if folder.exists() else "does not exist"
             raise CheckpointError(
-                f"{folder}: {found}; the folder of a checkpoint is expected "
-                f"({CONFIG}, tokenizer.json, *.safetensors)"
+                f"{folder}: {found}; expected a checkpoint folder "
+                f"({CONFIG}, {TOKENIZER}, *.safetensors)"
             )
         path = folder / CONFIG
         config = read_config(folder)
@@ -91,18 +96,26 @@ class Checkpoint:
         # A folder's name is bytes on some systems; the GGUF's text is not.
         return os.fsencode(name).decode("utf-8", "replace")
 
-    def check_tensors(self) -> None:
-        """Raise ``CheckpointError`` unless exactly the tensors that the config asks for are here."""
+    def check_tensors(self) -> StoredTensors:
+        """Find every tensor that the config asks for, by the GGUF's names.
+
+        Raises ``CheckpointError`` when one is missing, has another dtype or shape, or is unknown.
+        """
         known = set(hf_tensors(self.hparams))
+        found: dict[tuple[HfTensor, ...], tuple[TensorInfo, ...]] = {}
+        stored: dict[str, tuple[TensorInfo, ...]] = {}
         for named in tensors(self.hparams):
-            self.stored(named)
+            if named.sources not in found:  # gate and up share theirs
+                found[named.sources] = self.stored(named)
+            stored[named.gguf] = found[named.sources]
             known |= {named.floats.name} if named.floats else set()
         for name, info in self.tensors.items():
             if name not in known:
                 raise CheckpointError(
-                    f"{info.path}: unknown tensor {quoted(name)}; a gpt-oss model of "
+                    f"{info.file}: unknown tensor {quoted(name)}; a gpt-oss model of "
                     f"{self.hparams.num_hidden_layers} layers has none of that name"
                 )
+        return stored
 
     def stored(self, named: NamedTensor) -> tuple[TensorInfo, ...]:
         """The tensors that hold a tensor's values: one, or of experts in MXFP4 blocks and scales.
@@ -126,7 +139,7 @@ class Checkpoint:
         found = self.tensors.get(expected.name)
         if found is None:
             raise CheckpointError(_missing(self, expected.name))
-        where = f"{found.path}: tensor {quoted(found.name)}"
+        where = f"{found.file}: tensor {quoted(found.name)}"
         if found.dtype not in (FLOATS if expected.dtype in FLOATS else (expected.dtype,)):
             raise CheckpointError(f"{where} is {found.dtype}, {expected.dtype} is expected")
         if found.shape not in shapes:
@@ -147,15 +160,16 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _tensors(folder: Path, weights: Weights | None) -> dict[str, TensorInfo]:
-    weights = weights or folder.joinpath
+    weights = weights or partial(_weights_in, folder)
     single, index = weights(SINGLE), folder / INDEX
-    if single.is_file() and index.exists():
+    if single is not None and index.exists():
+        single.close()
         raise CheckpointError(
-            f"{folder}: holds both {SINGLE} and {INDEX}; remove the one that is not meant"
+            f"{folder}: holds both {SINGLE} and {INDEX}; remove the one that is not in use"
         )
     if index.exists():
         return _sharded(index, weights)
-    if single.is_file():
+    if single is not None:
         return read_header(single)
     tensors = _unindexed(folder)
     if not openai_layout.is_layout(tensors):
@@ -163,14 +177,19 @@ def _tensors(folder: Path, weights: Weights | None) -> dict[str, TensorInfo]:
     return tensors
 
 
+def _weights_in(folder: Path, name: str) -> FileSource | None:
+    path = folder / name
+    return FileSource(path, CheckpointError) if path.is_file() else None
+
+
 def _unindexed(folder: Path) -> dict[str, TensorInfo]:
     """All tensors of all shards; OpenAI's layout needs no index."""
     tensors: dict[str, TensorInfo] = {}
     for shard in sorted(folder.glob("*.safetensors"))[:SHARD_LIMIT]:
-        for name, info in read_header(shard).items():
+        for name, info in read_header(FileSource(shard, CheckpointError)).items():
             if name in tensors:
                 raise CheckpointError(
-                    f"{shard}: tensor {quoted(name)} is in {tensors[name].path.name} too"
+                    f"{shard}: tensor {quoted(name)} is also in {tensors[name].file.name}"
                 )
             tensors[name] = info
     return tensors
@@ -190,21 +209,23 @@ def _sharded(index: Path, weights: Weights) -> dict[str, TensorInfo]:
         _check_shard_name(index, name, shard)
     shards = sorted(set(weight_map.values()))
     if len(shards) > SHARD_LIMIT:
-        raise CheckpointError(f"{index}: {len(shards)} shards; at most {SHARD_LIMIT} are believed")
+        raise CheckpointError(f"{index}: {len(shards)} shards; the maximum is {SHARD_LIMIT}")
     tensors: dict[str, TensorInfo] = {}
     for shard in shards:
-        path = weights(shard)
-        if not path.is_file():
-            raise CheckpointError(f"{path}: missing shard, named in {INDEX}; download it")
-        for name, info in read_header(path).items():
+        file = weights(shard)
+        if file is None:
+            raise CheckpointError(
+                f"{index.parent / shard}: missing shard, listed in {INDEX}; download it"
+            )
+        for name, info in read_header(file).items():
             if weight_map.get(name) != shard:
-                said = f"puts it in {weight_map[name]}" if name in weight_map else "omits it"
-                raise CheckpointError(f"{path}: holds tensor {quoted(name)}, but {INDEX} {said}")
+                other = f"puts it in {weight_map[name]}" if name in weight_map else "omits it"
+                raise CheckpointError(f"{file}: holds tensor {quoted(name)}, but {INDEX} {other}")
             tensors[name] = info
     for name, shard in weight_map.items():
         if name not in tensors:
             raise CheckpointError(
-                f"{weights(shard)}: tensor {quoted(name)} is missing, says {INDEX}"
+                f"{index.parent / shard}: tensor {quoted(name)} is missing, but {INDEX} lists it"
             )
     return tensors
 

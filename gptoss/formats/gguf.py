@@ -31,7 +31,7 @@ from gguf.constants import (
 )
 
 from gptoss.errors import GgufError, quoted
-from gptoss.formats.byte_source import Source
+from gptoss.formats.byte_source import FileSource
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -112,7 +112,7 @@ class StringArray(Sequence[str]):
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """Where a tensor's bytes are: ``nbytes`` from ``offset``, counted from the start of ``path``.
+    """Where a tensor's bytes are: ``nbytes`` of ``file``, from byte ``offset`` of it on.
 
     ``shape`` is in ggml's order, the fastest dimension first. ``hf_codes`` says that the codes of
     MXFP4 blocks are in Hugging Face's order, not ggml's. ``gap`` counts the unused bytes, beyond
@@ -122,11 +122,16 @@ class GgufTensor:
     name: str
     type: GGMLQuantizationType
     shape: tuple[int, ...]
-    path: Path
+    file: FileSource
     offset: int
     nbytes: int
     hf_codes: bool = False
     gap: int = 0
+
+    @property
+    def path(self) -> Path:
+        """The file's path."""
+        return self.file.path
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +176,8 @@ def part_name(stem: str, part: int, n_parts: int) -> str:
 
 
 def _open_alone(path: Path, ollama: bool = False) -> GgufFile:
-    with Source(path, GgufError) as source:
-        return _read(path, source, ollama)
+    with FileSource(path, GgufError) as source:
+        return _read(source, ollama)
 
 
 def _joined(first: GgufFile, n_parts: Any) -> GgufFile:
@@ -216,10 +221,9 @@ def _joined(first: GgufFile, n_parts: Any) -> GgufFile:
 class _Cursor:
     """A position in the header, and as much of the file as it needed so far."""
 
-    def __init__(self, path: Path, source: Source) -> None:
-        self.path = path
+    def __init__(self, source: FileSource) -> None:
         self.source = source
-        self.where = str(path)
+        self.where = str(source)
         self.raw = bytearray()
         self.at = 0
 
@@ -288,8 +292,8 @@ class _Cursor:
         self.at = at
 
 
-def _read(path: Path, source: Source, ollama: bool) -> GgufFile:
-    cursor = _Cursor(path, source)
+def _read(source: FileSource, ollama: bool) -> GgufFile:
+    path, cursor = source.path, _Cursor(source)
     version = _check_version(cursor)
     n_tensors = cursor.count(32, MAX_TENSORS, "tensors")
     n_keys = cursor.count(13, MAX_KEYS, "metadata keys")
@@ -392,7 +396,7 @@ def _tensor_info(cursor: _Cursor, i: int, ollama: bool) -> GgufTensor:
     if not 0 < elements <= MAX_VALUES or shape[0] % block:
         raise GgufError(f"{cursor.where}: {what} has impossible shape {shape} for {kind.name}")
     nbytes = elements // block * block_bytes
-    return GgufTensor(name, kind, shape, cursor.path, offset, nbytes, hf_codes)
+    return GgufTensor(name, kind, shape, cursor.source, offset, nbytes, hf_codes)
 
 
 def _unknown_type(cursor: _Cursor, what: str, number: int) -> str:

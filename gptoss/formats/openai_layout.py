@@ -90,7 +90,7 @@ def hf_view(
     if unknown:
         name = min(unknown)
         raise CheckpointError(
-            f"{tensors[name].path}: unknown tensor {quoted(name)}; a gpt-oss model of "
+            f"{tensors[name].file}: unknown tensor {quoted(name)}; a gpt-oss model of "
             f"{hparams.num_hidden_layers} layers has none of that name in OpenAI's layout"
         )
     view: dict[str, TensorInfo] = {}
@@ -100,7 +100,7 @@ def hf_view(
             raise CheckpointError(f"{folder}: missing tensor {tensor.name!r}")
         if found.shape != tensor.shape:
             raise CheckpointError(
-                f"{found.path}: tensor {tensor.name!r} has shape {found.shape}; by config.json it "
+                f"{found.file}: tensor {tensor.name!r} has shape {found.shape}; by config.json it "
                 f"must be {tensor.shape}"
             )
         view |= dict(_parts(found, tensor))

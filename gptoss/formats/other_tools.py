@@ -49,7 +49,7 @@ def standard_names(tensors: Mapping[str, TensorInfo], folder: Path) -> dict[str,
         name = _renamed(name)
         if name in found:
             raise CheckpointError(
-                f"{info.path}: {quoted(info.name)} and {quoted(found[name].name)} are both "
+                f"{info.file}: {quoted(info.name)} and {quoted(found[name].name)} are both "
                 f"{quoted(name)}; remove one of them"
             )
         found[name] = info
@@ -71,7 +71,7 @@ def common_prefix(names: Iterable[str]) -> str:
 def _check_known_form(name: str, info: TensorInfo, folder: Path) -> None:
     if _UNMERGED.search(name):
         raise CheckpointError(
-            f"{info.path}: holds {quoted(info.name)}: the model was saved with an adapter that was "
+            f"{info.file}: holds {quoted(info.name)}: the model was saved with an adapter that was "
             "not merged; merge it (PEFT: model.merge_and_unload()) and save again, or convert the "
             "base with --lora ADAPTER"
         )

@@ -1,22 +1,23 @@
 """Safetensors headers, checked whole before any data is touched.
 
-A file is: header length (u64, little-endian), header (JSON), data. The header names each tensor's
+A file is: header length (u64, little-endian), header (JSON), data. The header gives each tensor's
 dtype, shape and ``data_offsets`` (begin, end) within the data. After ``read_header`` every tensor
-lies inside the file, has exactly the bytes its dtype and shape ask for, shares none with another,
-and no byte of the data is unaccounted for.
+lies inside the file, has exactly the bytes that its dtype and shape require, overlaps no other, and
+every byte of the data belongs to a tensor.
 
 Source: https://github.com/huggingface/safetensors, "Format". The ``safetensors`` package checks
-the same, but hands out tensors only through a memory map.
+the same, but gives access to tensors only through a memory map.
 """
 
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 from gptoss.errors import CheckpointError, quoted
-from gptoss.formats.byte_source import AnyPath, Source, parse_json
+from gptoss.formats.byte_source import ByteSource, parse_json
 
 DTYPE_BYTES = {
     "BOOL": 1,
@@ -39,10 +40,10 @@ DTYPE_BYTES = {
 """Bytes a value, for the dtypes whose values are whole bytes."""
 
 GIT_LFS = b"version "
-"""The first bytes of what git leaves in place of a large file when git-lfs is not there."""
+"""The first bytes of the pointer that git checks out when git-lfs is not installed."""
 HEADER_LIMIT = 2**21
-"""Bytes of header that are believed. The published 120b has less than 2**17 in all its shards; the
-format's own limit, 100 MB, would let a hostile file take seconds and gigabytes to parse."""
+"""The longest header accepted, in bytes. The published 120b has less than 2**17 in all its shards;
+the format's own limit, 100 MB, would let a hostile file take seconds and gigabytes to parse."""
 
 MAX_DIMENSIONS = 8
 MAX_DIMENSION = 2**48
@@ -50,86 +51,95 @@ MAX_DIMENSION = 2**48
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor's bytes are: ``nbytes`` from ``offset``, counted from the file's start."""
+    """Where a tensor's bytes are: ``nbytes`` of ``file``, from byte ``offset`` of it on."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    path: AnyPath
+    file: ByteSource
     offset: int
     nbytes: int
 
 
-def read_header(path: AnyPath) -> dict[str, TensorInfo]:
-    """All tensors of one file, in the order of their data. Raises ``CheckpointError``."""
-    with Source(path, CheckpointError) as source:
-        if source.size < 8:
-            raise CheckpointError(f"{path}: {source.size} bytes are no safetensors file")
-        begin = source.read(0, 8)
-        if begin == GIT_LFS:
-            raise CheckpointError(
-                f"{path}: is git-lfs's pointer to the file; run `git lfs pull` in its folder"
-            )
-        length = int.from_bytes(begin, "little")
-        if length > source.size - 8:
-            raise CheckpointError(
-                f"{path}: the header's length, {length}, goes past the file's end at {source.size};"
-                " the file is cut short or no safetensors file"
-            )
-        if length > HEADER_LIMIT:
-            raise CheckpointError(
-                f"{path}: the header's length, {length}, is over the limit of {HEADER_LIMIT}"
-            )
-        raw = source.read(8, length)
-        data_size = source.size - 8 - length
-    header = parse_json(raw, f"{path}: header", CheckpointError)
+def read_header(file: ByteSource) -> dict[str, TensorInfo]:
+    """All tensors of one file, in the order of their data. Raises ``CheckpointError``.
+
+    The file is closed afterwards; reading a tensor opens it again.
+    """
+    with closing(file):
+        raw = _header_bytes(file)
+    start = 8 + len(raw)
+    header = parse_json(raw, f"{file}: header", CheckpointError)
     header.pop("__metadata__", None)
-    tensors = [_tensor(path, name, entry, 8 + length, data_size) for name, entry in header.items()]
+    tensors = [_tensor(file, name, entry, start) for name, entry in header.items()]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
-    _check_cover(path, tensors, 8 + length, data_size)
+    _check_cover(file, tensors, start)
     return {tensor.name: tensor for tensor in tensors}
 
 
-def _tensor(path: AnyPath, name: str, entry: Any, data_start: int, data_size: int) -> TensorInfo:
+def _header_bytes(file: ByteSource) -> bytearray:
+    """The header's JSON, once its length is known to be possible."""
+    if file.size < 8:
+        raise CheckpointError(f"{file}: not a safetensors file ({file.size} bytes)")
+    begin = bytearray(8)
+    file.read_into(0, begin)
+    if begin == GIT_LFS:
+        raise CheckpointError(
+            f"{file}: is a git-lfs pointer, not the file itself; run `git lfs pull` in its folder"
+        )
+    length = int.from_bytes(begin, "little")
+    if length > file.size - 8:
+        raise CheckpointError(
+            f"{file}: the header length, {length}, exceeds the file size, {file.size};"
+            " the file is truncated or not a safetensors file"
+        )
+    if length > HEADER_LIMIT:
+        raise CheckpointError(
+            f"{file}: the header length, {length}, exceeds the limit of {HEADER_LIMIT}"
+        )
+    raw = bytearray(length)
+    file.read_into(8, raw)
+    return raw
+
+
+def _tensor(file: ByteSource, name: str, entry: Any, data_start: int) -> TensorInfo:
     """One entry of the header, checked by itself."""
-    where = f"{path}: tensor {quoted(name)}"
+    where, data_size = f"{file}: tensor {quoted(name)}", file.size - data_start
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise CheckpointError(f"{where}: dtype, shape and data_offsets are expected")
+        raise CheckpointError(f"{where}: expected dtype, shape and data_offsets, and nothing else")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise CheckpointError(f"{where}: unknown dtype {quoted(dtype)}")
     if not _counts(shape) or len(shape) > MAX_DIMENSIONS or any(n > MAX_DIMENSION for n in shape):
-        raise CheckpointError(f"{where}: impossible shape {quoted(shape)}")
+        raise CheckpointError(f"{where}: invalid shape {quoted(shape)}")
     if not _counts(offsets) or len(offsets) != 2:
-        raise CheckpointError(f"{where}: impossible data_offsets {quoted(offsets)}")
+        raise CheckpointError(f"{where}: invalid data_offsets {quoted(offsets)}")
     begin, end = offsets
     if not begin <= end <= data_size:
         raise CheckpointError(
-            f"{where}: data_offsets {quoted(offsets)} go past the file's end; "
-            f"the file is cut short (it holds {data_size} bytes of data)"
+            f"{where}: data_offsets {quoted(offsets)} exceed the file's {data_size} bytes of data; "
+            "the file is truncated"
         )
     nbytes = math.prod(shape) * DTYPE_BYTES[dtype]
     if end - begin != nbytes:
         raise CheckpointError(
-            f"{where}: {end - begin} bytes, but {dtype} of shape {tuple(shape)} has {nbytes}"
+            f"{where}: has {end - begin} bytes; {dtype} of shape {tuple(shape)} needs {nbytes}"
         )
-    return TensorInfo(name, dtype, tuple(shape), path, data_start + begin, nbytes)
+    return TensorInfo(name, dtype, tuple(shape), file, data_start + begin, nbytes)
 
 
-def _check_cover(path: AnyPath, tensors: list[TensorInfo], start: int, size: int) -> None:
+def _check_cover(file: ByteSource, tensors: list[TensorInfo], start: int) -> None:
     """The tensors, sorted by offset, must cover the data without overlap or gap."""
     at, before = start, "the header"
     for tensor in tensors:
         if tensor.offset != at:
             what = "overlaps" if tensor.offset < at else "leaves a gap after"
-            raise CheckpointError(f"{path}: tensor {quoted(tensor.name)} {what} {before}")
+            raise CheckpointError(f"{file}: tensor {quoted(tensor.name)} {what} {before}")
         at, before = tensor.offset + tensor.nbytes, quoted(tensor.name)
-    if at != start + size:
-        raise CheckpointError(
-            f"{path}: {start + size - at} bytes after {before} belong to no tensor"
-        )
+    if at != file.size:
+        raise CheckpointError(f"{file}: {file.size - at} bytes after {before} belong to no tensor")
 
 
 def _counts(value: Any) -> bool:
-    """Whether a JSON value is a list of integers that are not negative."""
+    """Whether a JSON value is a list of non-negative integers."""
     return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)

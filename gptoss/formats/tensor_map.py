@@ -12,9 +12,9 @@ Sources: transformers' ``GptOssForCausalLM`` and the published checkpoints; llam
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 
 from gptoss.formats.hparams import BLOCK, HParams
 
@@ -149,12 +149,12 @@ def dimensions(hparams: HParams) -> dict[str, int]:
     }
 
 
-def tensors(hparams: HParams) -> Iterator[NamedTensor]:
+@lru_cache(maxsize=8)
+def tensors(hparams: HParams) -> tuple[NamedTensor, ...]:
     """Every tensor of a model, in the order in which a GGUF of ours holds them."""
     sizes = dimensions(hparams)
-    yield from (_named(row, 0, sizes) for row in OUTER)
-    for i in range(hparams.num_hidden_layers):
-        yield from (_named(row, i, sizes) for row in BLOCKS)
+    blocks = (_named(row, i, sizes) for i in range(hparams.num_hidden_layers) for row in BLOCKS)
+    return (*(_named(row, 0, sizes) for row in OUTER), *blocks)
 
 
 def hf_tensors(hparams: HParams) -> dict[str, HfTensor]:

@@ -121,7 +121,7 @@ def audit(path: str | os.PathLike[str], *, progress: Progress | None = None) -> 
     ``UnsupportedModelError`` if it is not a gpt-oss model.
     """
     model = open_model(Path(path))
-    with TensorReader.of(model) as files:
+    with TensorReader() as files:
         counted = statistics.count(model, files, progress)
         findings = arrange(
             [*check_model.check_model(model, files), *_findings(model, files, counted)]

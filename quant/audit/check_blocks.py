@@ -124,7 +124,7 @@ def holes(bad: SuspectBlocks) -> Iterator[Finding]:
                 bad.tensor.name,
                 bad.tensor.layer,
                 bad.place(start),
-                extent.path.name,
+                extent.file.name,
                 offset,
             )
 
@@ -174,7 +174,7 @@ def classify_damage(bad: SuspectBlocks) -> Iterator[Finding]:
             tensor.name,
             tensor.layer,
             bad.place(),
-            extent.path.name,
+            extent.file.name,
             extent.offset + first * unit,
         )
     elif n >= 0.005 * total:

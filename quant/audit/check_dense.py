@@ -82,7 +82,7 @@ def _hole(files: TensorReader, tensor: DenseTensor) -> Iterator[Finding]:
             tensor.name,
             tensor.layer,
             _place(tensor, index),
-            tensor.extent.path.name,
+            tensor.extent.file.name,
             tensor.extent.offset + offset,
         )
 

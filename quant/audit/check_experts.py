@@ -194,7 +194,7 @@ def _noise(tensor: ExpertTensor, part: ExpertStatistics) -> Iterator[Finding]:
         part.tensor,
         part.layer,
         Location(expert, row),
-        extent.path.name,
+        extent.file.name,
         extent.offset + (expert * tensor.rows + row) * row_bytes,
     )
 

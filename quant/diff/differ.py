@@ -38,7 +38,7 @@ def diff(
     """
     models = open_model(Path(a)), open_model(Path(b))
     pairs, apart, unread = _match(*models)
-    with TensorReader.of(models[0]) as one, TensorReader.of(models[1]) as other:
+    with TensorReader() as one, TensorReader() as other:
         found = _compare(pairs, one, other, progress)
     for model in models:
         model.check_unchanged()

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gptoss.errors import CheckpointError, GgufError, InvalidFileError
+from gptoss.errors import CheckpointError
 from gptoss.formats import llama_cpp_keys, llama_cpp_types, openai_layout, published
+from gptoss.formats.byte_source import ByteSource
 from gptoss.formats.checkpoint import CONFIG, INDEX, Checkpoint, read_config
 from gptoss.formats.fused_qkv import split_fused_qkv
 from gptoss.formats.gguf import GgufFile, GgufTensor
@@ -32,7 +33,6 @@ from gptoss.quant.model.tensors import (
     layer_of,
     part_of,
     role_of,
-    stamp_of,
 )
 
 
@@ -56,8 +56,6 @@ def _open_checkpoint(folder: Path) -> Model:
     config = read_config(folder)
     defaults = {} if openai_layout.is_config(config) else missing_rope(config)
     checkpoint = Checkpoint.open(folder, defaults=defaults)
-    paths = {_extent(info).path for info in checkpoint.tensors.values()}
-    stamps = _stamps(paths, CheckpointError)
     defects = [Defect(DefectKind.ROPE_MISSING, f"{key} is missing", key) for key in defaults]
     loader = _CheckpointLoader(checkpoint.tensors)
     experts: list[ExpertTensor] = []
@@ -76,8 +74,7 @@ def _open_checkpoint(folder: Path) -> Model:
         tuple(dense),
         (*defects, *loader.defects, *loader.unknown()),
         tuple(loader.unread),
-        CheckpointError,
-        stamps,
+        _files(checkpoint.tensors.values()),
     )
 
 
@@ -198,7 +195,7 @@ class _CheckpointLoader:
                     DefectKind.TENSOR_UNKNOWN,
                     f"{info.dtype} {info.shape}",
                     name,
-                    file=info.path.name,
+                    file=info.file.name,
                 )
 
     def _take(self, name: str, layer: int | None) -> TensorInfo | None:
@@ -221,18 +218,18 @@ class _CheckpointLoader:
                 f"{info.dtype} {info.shape}; {wanted} is expected",
                 info.name,
                 layer,
-                file=info.path.name,
+                file=info.file.name,
             )
         )
         return False
 
 
+def _files(located: Iterable[TensorInfo] | Iterable[GgufTensor]) -> tuple[ByteSource, ...]:
+    return tuple(dict.fromkeys(it.file for it in located))
+
+
 def _extent(info: TensorInfo) -> Extent:
-    return Extent(Path(str(info.path)), info.offset, info.nbytes)
-
-
-def _stamps(paths: set[Path], error: type[InvalidFileError]) -> dict[Path, tuple[int, int]]:
-    return {path: stamp_of(path, error) for path in sorted(paths)}
+    return Extent(info.file, info.offset, info.nbytes)
 
 
 # --- a GGUF -----------------------------------------------------------------------------------
@@ -240,7 +237,6 @@ def _stamps(paths: set[Path], error: type[InvalidFileError]) -> dict[Path, tuple
 
 def _open_gguf(path: Path) -> Model:
     file = GgufFile.open(path)
-    stamps = _stamps(set(file.paths), GgufError)
     hparams = HParams.from_gguf(_completed(file), str(path))
     stored = split_fused_qkv(file.tensors, hparams)
     defects = list(_key_defects(file))
@@ -258,7 +254,7 @@ def _open_gguf(path: Path) -> Model:
         if tensor.shape != named.ggml_shape or encoding is Encoding.OTHER:
             unread.append(tensor.name)
             continue
-        extent = Extent(tensor.path, tensor.offset, tensor.nbytes)
+        extent = Extent(tensor.file, tensor.offset, tensor.nbytes)
         layer = layer_of(named.gguf)
         if named.role is TensorRole.EXPERTS:
             n, rows, columns = named.shape
@@ -283,8 +279,7 @@ def _open_gguf(path: Path) -> Model:
         tuple(dense),
         tuple(defects),
         tuple(unread),
-        GgufError,
-        stamps,
+        _files(file.tensors.values()),
     )
 
 

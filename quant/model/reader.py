@@ -7,8 +7,7 @@ on the model's size, and every byte is read once. Buffers belong to the thread t
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol, Self
@@ -16,12 +15,11 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss.errors import InvalidFileError
-from gptoss.formats.byte_source import AnyPath, Source
+from gptoss.formats.byte_source import ByteSource
 from gptoss.quant import mxfp4
 from gptoss.quant.model import dtypes
 from gptoss.quant.model.dtypes import FLOATS
-from gptoss.quant.model.tensors import MXFP4, Encoding, ExpertTensor, Extent, Model, Part
+from gptoss.quant.model.tensors import MXFP4, Encoding, ExpertTensor, Extent, Part
 from gptoss.quant.mxfp4 import Bytes, Floats, Words
 
 CHUNK = 2**19
@@ -32,39 +30,27 @@ class Located(Protocol):
     """A stretch of a file: an ``Extent``, or a tensor's entry in either container."""
 
     @property
-    def path(self) -> AnyPath: ...
+    def file(self) -> ByteSource: ...
     @property
     def offset(self) -> int: ...
 
 
 class TensorReader:
-    """Open files, read by any number of threads into buffers of their own; a context manager.
+    """Reads tensors in any number of threads, into buffers of their own; a context manager.
 
-    ``files`` maps each path to the error class raised when that file cannot be read.
+    At its end every file that was read is closed.
     """
 
-    def __init__(self, files: Mapping[Any, type[InvalidFileError]]) -> None:
-        self._files = files
-        self._sources: dict[AnyPath, Source] = {}
+    def __init__(self) -> None:
+        self._files: set[ByteSource] = set()
         self._local = threading.local()
-        self._stack = ExitStack()
-
-    @classmethod
-    def of(cls, model: Model) -> Self:
-        """A reader of all files of a model."""
-        return cls(dict.fromkeys(model.stamps, model.error))
 
     def __enter__(self) -> Self:
-        with ExitStack() as opened:
-            self._sources = {
-                path: opened.enter_context(Source(path, error))
-                for path, error in self._files.items()
-            }
-            self._stack = opened.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        for file in self._files:
+            file.close()
 
     def read(self, slot: str, at: Located, start: int, nbytes: int) -> Bytes:
         """Read ``nbytes`` from ``start`` bytes after ``at``.
@@ -72,7 +58,8 @@ class TensorReader:
         The result is this thread's buffer named ``slot``: valid until its next use.
         """
         buffer = self.buffer(slot, nbytes)
-        self._sources[at.path].read_into(at.offset + start, buffer)
+        self._files.add(at.file)
+        at.file.read_into(at.offset + start, buffer)
         return buffer
 
     def buffer(self, slot: str, nbytes: int) -> Bytes:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from gptoss.errors import InvalidFileError
+from gptoss.formats.byte_source import ByteSource
 from gptoss.formats.hparams import HParams
 from gptoss.quant.model.defects import Defect
 
@@ -62,7 +62,7 @@ MXFP4 = (Encoding.MXFP4_HF, Encoding.MXFP4_GGML)
 class Extent:
     """Bytes of a file."""
 
-    path: Path
+    file: ByteSource
     offset: int
     nbytes: int
 
@@ -121,8 +121,7 @@ class Model:
     dense: tuple[DenseTensor, ...]
     defects: tuple[Defect, ...]
     unread: tuple[str, ...]
-    error: type[InvalidFileError]
-    stamps: Mapping[Path, tuple[int, int]]
+    files: tuple[ByteSource, ...]
 
     @property
     def is_gguf(self) -> bool:
@@ -137,20 +136,8 @@ class Model:
 
     def check_unchanged(self) -> None:
         """Raise ``InvalidFileError`` when a file is no longer as it was when it was opened."""
-        for path, stamp in self.stamps.items():
-            if stamp_of(path, self.error) != stamp:
-                raise self.error(
-                    f"{path}: was modified while being read; retry when nothing is writing to it"
-                )
-
-
-def stamp_of(path: Path, error: type[InvalidFileError]) -> tuple[int, int]:
-    """A file's size and time of change."""
-    try:
-        stat = path.stat()
-    except OSError as reason:
-        raise error(f"{path}: cannot be read: {reason.strerror}") from reason
-    return stat.st_size, stat.st_mtime_ns
+        for file in self.files:
+            file.check_unchanged()
 
 
 # --- names ------------------------------------------------------------------------------------

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from contextlib import suppress
 from pathlib import Path
 
+from gptoss import atomic
 from gptoss.errors import OutputError
 
 _START = b"<!doctype html>"
@@ -42,12 +42,7 @@ def _check_folder(folder: Path) -> None:
 def write(out: Path, text: str) -> None:
     """Write a page whole or not at all; raises ``OutputError``."""
     check_target(out)
-    temporary = out.with_name(f".{secrets.token_hex(6)}.tmp")
     try:
-        temporary.write_text(text, "utf-8", newline="\n")
-        temporary.replace(out)
+        atomic.replace_file(out, text.encode())
     except OSError as reason:
         raise OutputError(f"{out}: cannot be written: {reason.strerror}") from reason
-    finally:
-        with suppress(OSError):
-            temporary.unlink()

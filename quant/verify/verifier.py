@@ -17,14 +17,13 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from gptoss.errors import CheckpointError, GgufError, InvalidFileError, OptionError
-from gptoss.formats.byte_source import AnyPath
+from gptoss.errors import OptionError
+from gptoss.formats.byte_source import ByteSource
 from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.gguf import GgufFile
 from gptoss.formats.tensor_map import tensors
 from gptoss.progress import Progress
 from gptoss.quant.model.reader import TensorReader
-from gptoss.quant.model.tensors import stamp_of
 from gptoss.quant.verify.chunks import ChunkDifference, Errors, chunks
 from gptoss.quant.verify.metadata import compare_keys
 from gptoss.quant.verify.orientation import resolve_orientations
@@ -121,11 +120,10 @@ def _compare(
     stop: threading.Event | None,
 ) -> _Found:
     """Compare all groups, a few chunks at a time."""
-    kinds: dict[AnyPath, type[InvalidFileError]] = dict.fromkeys(file.paths, GgufError)
-    kinds |= {info.path: CheckpointError for info in checkpoint.tensors.values()}
-    stamps = _stamps(kinds)
+    sources: dict[ByteSource, None] = dict.fromkeys(it.file for it in file.tensors.values())
+    sources |= dict.fromkeys(info.file for info in checkpoint.tensors.values())
     with ExitStack() as stack:
-        files = stack.enter_context(TensorReader(kinds))
+        files = stack.enter_context(TensorReader())
         found = _Found(*resolve_orientations(groups, files, inputs_first), [], {})
         done, total = 0, sum(group.nbytes for group in found.groups)
         pool = stack.enter_context(ThreadPoolExecutor(WORKERS))
@@ -148,17 +146,9 @@ def _compare(
                 stop.set()
             pool.shutdown(cancel_futures=True)
             raise
-    for path, stamp in _stamps(kinds).items():
-        if stamp != stamps[path]:
-            raise kinds[path](
-                f"{path}: was modified while being read; retry when nothing is writing to it"
-            )
+    for source in sources:
+        source.check_unchanged()
     return found
-
-
-def _stamps(kinds: Mapping[AnyPath, type[InvalidFileError]]) -> dict[AnyPath, tuple[int, int]]:
-    """Size and time of change of each file that is on this machine."""
-    return {path: stamp_of(path, kinds[path]) for path in kinds if isinstance(path, Path)}
 
 
 def _merge(

@@ -145,8 +145,8 @@ def no_folder(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "found"),
     [
-        (truncated_header, "goes past the file's end at 500; the file is cut short"),
-        (truncated_data, "go past the file's end; the file is cut short"),
+        (truncated_header, "exceeds the file size, 500; the file is truncated"),
+        (truncated_data, "bytes of data; the file is truncated"),
         (overlap, "tensor 'model.norm.weight' overlaps"),
         (missing_shard, "model-00001-of-00001.safetensors: missing shard"),
         (missing_partner, f"missing tensor '{DOWN}_scales', the partner of '{DOWN}_blocks'"),
@@ -157,10 +157,10 @@ def no_folder(folder: Path) -> None:
         (another_architecture, "model_type is 'llama', 'gpt_oss' is expected"),
         (too_many_tokens, "holds token ids from 0 to 320; the embedding has 320 rows"),
         (no_tokenizer, "tokenizer.json: missing; --tokenizer names another"),
-        (no_json, "config.json: no JSON"),
+        (no_json, "config.json: not valid JSON"),
         (no_config, "holds no config.json; name the folder of a checkpoint"),
-        (git_lfs_pointer, f"{WEIGHTS}: is git-lfs's pointer to the file; run `git lfs pull`"),
-        (no_folder, "does not exist; the folder of a checkpoint is expected"),
+        (git_lfs_pointer, f"{WEIGHTS}: is a git-lfs pointer, not the file itself; run `git lfs pull`"),
+        (no_folder, "does not exist; expected a checkpoint folder"),
     ],
 )
 def test_bad_checkpoints(
@@ -185,10 +185,10 @@ def test_a_value_that_the_type_cannot_hold(source: Path, refused: Callable[..., 
 @pytest.mark.parametrize(
     ("option", "found"),
     [
-        ("embedding", "GROUP=TYPE is expected, such as embedding=q4_0"),
+        ("embedding", "expected GROUP=TYPE, such as embedding=q4_0"),
         ("embedding=q4", "no dense type is called 'q4'; there are q8_0, bf16, "),
         ("experts=q8_0", "no group of tensors is called 'experts'; attention, embedding, output"),
-        ("output=q8_0", "the output has the type f16 already"),
+        ("output=q8_0", "output already has the type f16"),
     ],
 )
 def test_types_that_do_not_exist(
@@ -216,7 +216,7 @@ def test_a_tokenizer_that_is_no_folder(
     for path in (source / "tokenizer.json", source / "gone"):
         line = refused(source, source.parent / "out.gguf", "--tokenizer", path, *more)
         assert (
-            f"{path}: no such folder; --tokenizer names the one that tokenizer.json is in" in line
+            f"{path}: no such folder; --tokenizer names the one that holds tokenizer.json" in line
         )
 
 
@@ -228,7 +228,7 @@ def test_an_output_folder_that_is_missing(source: Path, refused: Callable[..., s
 @pytest.mark.parametrize("size", ["abc", "0", "-1", "1.5G", ""])
 def test_sizes_that_are_none(source: Path, refused: Callable[..., str], size: str) -> None:
     line = refused(source, source.parent / "out.gguf", "--split-max-size", size)
-    assert f"--split-max-size {size!r}: a number of bytes is expected, or one like 700M" in line
+    assert f"--split-max-size {size!r}: expected a number of bytes, or a size such as 700M" in line
 
 
 def test_a_file_where_the_result_should_grow(source: Path, run: Command) -> None:
@@ -236,7 +236,7 @@ def test_a_file_where_the_result_should_grow(source: Path, run: Command) -> None
     blocking.write_text("mine")
     code, said, errors = run(source, "-o", source.parent / "out.gguf")
     assert (code, said, blocking.read_text()) == (2, "", "mine")
-    assert errors == f"error: {blocking}: is no folder; remove it\n"
+    assert errors == f"error: {blocking}: is not a folder; remove it\n"
 
 
 def test_a_folder_of_somebody_else_where_the_result_should_grow(source: Path, run: Command) -> None:
@@ -245,7 +245,7 @@ def test_a_folder_of_somebody_else_where_the_result_should_grow(source: Path, ru
     mine.write_text("keep me")
     code, said, errors = run(source, "-o", source.parent / "out.gguf")
     assert (code, said, mine.read_text()) == (2, "", "keep me")
-    assert errors == f"error: {mine.parent}: holds files of something else; move them away\n"
+    assert errors == f"error: {mine.parent}: is not a staging folder; move its files elsewhere\n"
 
 
 def test_an_output_that_is_a_folder(source: Path, refused: Callable[..., str]) -> None:
@@ -281,7 +281,7 @@ def test_an_output_that_is_no_regular_file(source: Path, refused: Callable[..., 
     out = source.parent / "null"
     assert sys.platform != "win32"  # known to the type checkers
     os.mkfifo(out)
-    assert "null: is no regular file" in refused(source, out)
+    assert "null: is not a regular file" in refused(source, out)
     assert out.is_fifo()
 
 
@@ -293,9 +293,11 @@ def test_an_output_folder_that_is_full(
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 4096, 4096))
     line = refused(source, source.parent / "out.gguf")
-    assert f"error: {source.parent}: 4,096 bytes are free and " in line
+    assert f"error: {source.parent}: " in line
+    assert "bytes are needed and 4,096 are free" in line
     line = refused(gguf, source.parent / "back", "--to", "hf")
-    assert f"error: {source.parent}: 4,096 bytes are free and " in line
+    assert f"error: {source.parent}: " in line
+    assert "bytes are needed and 4,096 are free" in line
 
 
 @pytest.mark.parametrize("setting", ["HF_ENDPOINT=http://[", "HF_HUB_DOWNLOAD_TIMEOUT=soon"])

@@ -18,7 +18,7 @@ from gptoss.converter.export.export import Export, export
 from gptoss.converter.transforms import to_checkpoint
 from gptoss.converter.transforms.base import OutOfRangeError
 from gptoss.converter.transforms.floats import to_bf16
-from gptoss.converter.write import writer
+from gptoss.converter.write import tasks
 from gptoss.errors import GgufError, GptossError, OptionError, OutputError, UnsupportedModelError
 from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.gguf import GgufFile
@@ -312,7 +312,7 @@ def test_what_is_there_is_never_written_over(gguf: Path, tmp_path: Path) -> None
 def test_an_interrupt_leaves_no_folder_and_the_next_run_goes_on(
     gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = writer._made
+    made = tasks._convert
     calls = 0
 
     def interrupted(*args: Any) -> Any:
@@ -323,7 +323,7 @@ def test_an_interrupt_leaves_no_folder_and_the_next_run_goes_on(
         return made(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "_made", interrupted)
+        patch.setattr(tasks, "_convert", interrupted)
         with pytest.raises(KeyboardInterrupt):
             export(gguf, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -174,7 +174,7 @@ def test_a_base_tells_a_transposed_square(square: Path, tmp_path: Path) -> None:
     b = convert(turned, tmp_path / "b.gguf", base=square)
     assert tensors_of(tmp_path / "a.gguf") == tensors_of(tmp_path / "b.gguf")
     assert a.notes == ()
-    assert b.notes == ("2 of 2 square down_proj stand outputs first, as the base shows",)
+    assert b.notes == ("2 of 2 square down_proj are outputs first, by the base",)
 
 
 def test_without_a_base_the_layout_decides_and_is_named(square: Path, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_without_a_base_the_layout_decides_and_is_named(square: Path, tmp_path: 
     done = convert(turned, tmp_path / "out.gguf")
     (note,) = done.notes
     assert note.startswith("2 down_proj are square")
-    assert "inputs first (--base FOLDER compares" in note
+    assert "inputs first, as declared (--base FOLDER compares" in note
     found = forms.numbers(forms.contents(turned)[DOWN])
     made = values_of(tmp_path / "out.gguf")["blk.1.ffn_down_exps.weight"]
     error = np.linalg.norm(made - found.transpose(0, 2, 1)) / np.linalg.norm(found)
@@ -200,7 +200,7 @@ def test_shapes_that_tell_are_believed(tmp_path: Path) -> None:
 
 def test_a_layout_that_contradicts_itself(square: Path, tmp_path: Path) -> None:
     turned = forms.to_floats(square, tmp_path / "turned", outputs_first=forms.EXPERTS)
-    with pytest.raises(CheckpointError, match="stands outputs first, against the layout"):
+    with pytest.raises(CheckpointError, match="is outputs first, unlike the declared layout"):
         convert(turned, tmp_path / "a.gguf")
     convert(turned, tmp_path / "a.gguf", base=square)
     convert(square, tmp_path / "b.gguf")
@@ -218,7 +218,7 @@ def test_bases_of_something_else(square: Path, tmp_path: Path) -> None:
         convert(fine_tune, out, base=deeper)
     with pytest.raises(CheckpointError, match="holds experts in floats; a base has them in MXFP4"):
         convert(fine_tune, out, base=fine_tune)
-    with pytest.raises(OptionError, match="has its experts in MXFP4 already; leave --base out"):
+    with pytest.raises(OptionError, match="its experts are in MXFP4 already; omit --base"):
         convert(square, out, base=square)
 
 
@@ -237,11 +237,11 @@ def put(value: float, *index: int) -> Callable[[NDArray[np.float32]], object]:
             put(np.nan, 300, 5),
             r"holds nan at \[300, 5\]: repair it",
         ),
-        ("lm_head.weight", put(-np.inf, 2, 63), r"holds -inf at \[2, 63\]: repair it, or go on"),
+        ("lm_head.weight", put(-np.inf, 2, 63), r"holds -inf at \[2, 63\]: repair it, or conv"),
         ("model.layers.1.self_attn.sinks", put(np.inf, 1), r"holds inf at \[1\]: repair it, or "),
-        (GATE_UP + "_bias", put(np.nan, 3, 77), r"holds nan at \[3, 77\]: repair it, or go on"),
-        (DOWN, put(np.nan, 1, 0, 9), r"holds nan at \[1, 0, 9\]: MXFP4 has no such value"),
-        (GATE_UP, put(np.inf, 3, 63, 127), r"holds inf at \[3, 63, 127\]: MXFP4 has no such val"),
+        (GATE_UP + "_bias", put(np.nan, 3, 77), r"holds nan at \[3, 77\]: repair it, or conv"),
+        (DOWN, put(np.nan, 1, 0, 9), r"holds nan at \[1, 0, 9\]: MXFP4 cannot hold it; re"),
+        (GATE_UP, put(np.inf, 3, 63, 127), r"holds inf at \[3, 63, 127\]: MXFP4 cannot hold it"),
     ],
 )
 @pytest.mark.parametrize("dtype", ["BF16", "F32"])
@@ -311,7 +311,7 @@ def test_the_command_says_what_rounding_cost(square: Path, tmp_path: Path) -> No
 def test_the_command_refuses_in_one_line(square: Path, tmp_path: Path) -> None:
     done = command(square, "-o", tmp_path / "out.gguf", "--base", square)
     assert done.returncode == 2
-    assert done.stderr == f"error: {square}: has its experts in MXFP4 already; leave --base out\n"
+    assert done.stderr == f"error: {square}: its experts are in MXFP4 already; omit --base\n"
 
 
 CONVERT = """

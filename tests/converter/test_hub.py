@@ -15,7 +15,14 @@ from gptoss.converter.hub import repository as hub_repository
 from gptoss.converter.hub.cache import download
 from gptoss.converter.hub.client import Client, HubError
 from gptoss.converter.hub.remote_file import HashMismatchError
-from gptoss.converter.hub.repository import SETUP, WORDS, HubId, Stream, hub_id, pin
+from gptoss.converter.hub.repository import (
+    CONFIG_FILES,
+    TOKENIZER_FILES,
+    HubId,
+    Stream,
+    hub_id,
+    resolve_revision,
+)
 from gptoss.formats.checkpoint import Checkpoint
 from support.hub_server import REPOSITORY, Fault, HubServer, every
 
@@ -47,17 +54,17 @@ def test_what_is_an_id(source: str, meant: HubId | None) -> None:
 
 
 def test_pinned(hub: HubServer, published: Path) -> None:
-    found = pin(Client(), WANTED)
+    found = resolve_revision(Client(), WANTED)
     assert found.commit == hub.commit(REPOSITORY)
     assert {name: file.size for name, file in found.files.items()} == {
         path.name: path.stat().st_size for path in published.iterdir()
     }
-    assert found == pin(Client(), HubId(REPOSITORY, found.commit))
+    assert found == resolve_revision(Client(), HubId(REPOSITORY, found.commit))
 
 
 def test_pinned_after_faults(hub: HubServer) -> None:
     hub.misbehave = every(2, Fault(status=503))
-    pin(Client(), WANTED)
+    resolve_revision(Client(), WANTED)
     assert len(hub.requests) == 2
 
 
@@ -72,7 +79,7 @@ def test_pinned_after_faults(hub: HubServer) -> None:
 @pytest.mark.usefixtures("hub")
 def test_what_is_not_there(wanted: HubId, found: str, way: str) -> None:
     with pytest.raises(HubError, match=found):
-        pin(Client(), wanted) if way == "pin" else download(wanted)
+        resolve_revision(Client(), wanted) if way == "pin" else download(wanted)
 
 
 @pytest.mark.parametrize("way", ["pin", "download"])
@@ -82,7 +89,7 @@ def test_a_token_that_is_not_accepted(
     hub.token = "right"  # noqa: S105
     monkeypatch.setenv("HF_TOKEN", "wrong")
     with pytest.raises(HubError, match="the token of HF_TOKEN is not accepted by http"):
-        pin(Client(), WANTED) if way == "pin" else download(WANTED)
+        resolve_revision(Client(), WANTED) if way == "pin" else download(WANTED)
 
 
 @pytest.mark.parametrize("way", ["stream", "download"])
@@ -98,7 +105,7 @@ def test_a_gated_repository(
             download(WANTED)
         else:
             client = Client()
-            Stream(client, pin(client, WANTED), tmp_path).fetch(SETUP)
+            Stream(client, resolve_revision(client, WANTED), tmp_path).fetch(CONFIG_FILES)
 
     with pytest.raises(HubError, match=f"ask for it at {hub.endpoint}/{REPOSITORY}, then set HF_"):
         bring()
@@ -111,10 +118,12 @@ def test_a_gated_repository(
 def test_offline(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(HubError, match="HF_HUB_OFFLINE is set; unset it"):
-        pin(Client(), WANTED) if way == "pin" else download(WANTED)
+        resolve_revision(Client(), WANTED) if way == "pin" else download(WANTED)
 
 
-@pytest.mark.parametrize("bring", [lambda: pin(Client(), WANTED), lambda: download(WANTED)])
+@pytest.mark.parametrize(
+    "bring", [lambda: resolve_revision(Client(), WANTED), lambda: download(WANTED)]
+)
 def test_nobody_answers(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch, bring: Callable[[], object]
 ) -> None:
@@ -132,10 +141,10 @@ def test_nobody_answers(
 @pytest.mark.parametrize(
     ("listing", "found"),
     [
-        ("[]", "a JSON object is expected"),
-        ("{", "no JSON"),
-        ('{"sha": "main", "siblings": []}', "names no commit"),
-        ('{"sha": "COMMIT"}', "names no files"),
+        ("[]", "expected a JSON object"),
+        ("{", "not valid JSON"),
+        ('{"sha": "main", "siblings": []}', "has no commit"),
+        ('{"sha": "COMMIT"}', "has no list of files"),
         ('{"sha": "COMMIT", "siblings": [1]}', "without name, size or hash: 1"),
         ('{"sha": "COMMIT", "siblings": [{"rfilename": "a", "size": -1, "blobId": "COMMIT"}]}',
          "without name, size or hash"),
@@ -149,16 +158,16 @@ def test_listings_that_are_none(
     monkeypatch: pytest.MonkeyPatch, hub: HubServer, listing: str, found: str
 ) -> None:
     raw = listing.replace("COMMIT", hub.commit(REPOSITORY)).encode()
-    monkeypatch.setattr(hub_repository, "_answer", lambda *_: raw)
+    monkeypatch.setattr(hub_repository, "_get", lambda *_: raw)
     with pytest.raises(HubError, match=found):
-        pin(Client(), WANTED)
+        resolve_revision(Client(), WANTED)
 
 
 def test_a_listing_of_another_commit(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = json.dumps({"sha": "a" * 40, "siblings": []}).encode()
-    monkeypatch.setattr(hub_repository, "_answer", lambda *_: raw)
-    with pytest.raises(HubError, match="is that of another commit, aaaa"):
-        pin(Client(), HubId(REPOSITORY, hub.commit(REPOSITORY)))
+    monkeypatch.setattr(hub_repository, "_get", lambda *_: raw)
+    with pytest.raises(HubError, match="is of another commit, aaaa"):
+        resolve_revision(Client(), HubId(REPOSITORY, hub.commit(REPOSITORY)))
 
 
 # --- a stream's small files -------------------------------------------------------------------
@@ -168,20 +177,20 @@ def test_headers_are_all_that_opening_costs(
     hub: HubServer, published: Path, tmp_path: Path
 ) -> None:
     client = Client()
-    stream = Stream(client, pin(client, WANTED), tmp_path)
-    stream.fetch(SETUP)
+    stream = Stream(client, resolve_revision(client, WANTED), tmp_path)
+    stream.fetch(CONFIG_FILES)
     found = Checkpoint.open(tmp_path, weights=stream.weights)
     here = Checkpoint.open(published)
     assert found.hparams == here.hparams
     assert {n: (t.shape, t.offset) for n, t in found.tensors.items()} == {
         n: (t.shape, t.offset) for n, t in here.tensors.items()
     }
-    headers = {t.path: 0 for t in here.tensors.values()}
-    for path in headers:
-        headers[path] = min(t.offset for t in here.tensors.values() if t.path == path)
-    small = sum((published / name).stat().st_size for name in SETUP)
+    headers = {t.file: 0 for t in here.tensors.values()}
+    for file in headers:
+        headers[file] = min(t.offset for t in here.tensors.values() if t.file == file)
+    small = sum((published / name).stat().st_size for name in CONFIG_FILES)
     assert hub.sent == small + sum(headers.values())
-    stream.fetch(WORDS)
+    stream.fetch(TOKENIZER_FILES)
     assert vocab.read(tmp_path) == vocab.read(published)
 
 
@@ -191,18 +200,18 @@ def test_a_small_file_with_a_wrong_bit(
 ) -> None:
     """One that git keeps, and one of git-lfs."""
     client = Client()
-    stream = Stream(client, pin(client, WANTED), tmp_path)
+    stream = Stream(client, resolve_revision(client, WANTED), tmp_path)
     hub.misbehave = every(1, Fault(flip=5), place)
-    with pytest.raises(HashMismatchError, match=f"{name}: what came has the hash"):
-        stream.fetch(SETUP | WORDS)
+    with pytest.raises(HashMismatchError, match=f"{name}: the received bytes have the hash"):
+        stream.fetch(CONFIG_FILES | TOKENIZER_FILES)
 
 
 def test_a_small_file_that_is_large(hub: HubServer, tmp_path: Path) -> None:
     client = Client()
-    listing = pin(client, WANTED)
+    listing = resolve_revision(client, WANTED)
     files = dict(listing.files)
     files["config.json"] = dataclasses.replace(files["config.json"], size=2**40)
     hub.forget()
-    with pytest.raises(HubError, match="1099511627776 bytes; such a file holds at most 1048576"):
-        Stream(client, dataclasses.replace(listing, files=files), tmp_path).fetch(SETUP)
+    with pytest.raises(HubError, match="has 1099511627776 bytes; the limit is 1048576"):
+        Stream(client, dataclasses.replace(listing, files=files), tmp_path).fetch(CONFIG_FILES)
     assert not hub.requests

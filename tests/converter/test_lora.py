@@ -13,8 +13,10 @@ import pytest
 from gptoss.converter.convert import VerificationError, convert
 from gptoss.converter.lora import merged
 from gptoss.converter.lora.adapter import open_adapter
-from gptoss.converter.write import tasks, writer
+from gptoss.converter.output import TensorPlan
+from gptoss.converter.write import tasks
 from gptoss.errors import CheckpointError, GptossError, UnsupportedModelError
+from gptoss.formats.byte_source import FileSource
 from gptoss.formats.checkpoint import Checkpoint
 from support import adapters, forms, safetensors_files
 from support.adapters import Lora
@@ -274,15 +276,15 @@ def test_the_result_is_verified_against_the_sum(
     done = convert(base, tmp_path / "a.gguf", **options)
     assert done.verdict is not None
     assert done.verdict.proven
-    keep = writer._made
+    keep = tasks._convert
 
-    def damaged(target: tasks.Target, *rest: Any) -> Any:
-        made = keep(target, *rest)
-        if target.tensor.name == "blk.1.ffn_down_exps.weight":
+    def damaged(tensor: TensorPlan, *rest: Any) -> Any:
+        made = keep(tensor, *rest)
+        if tensor.name == "blk.1.ffn_down_exps.weight":
             made[100] ^= 0x40
         return made
 
-    monkeypatch.setattr(writer, "_made", damaged)
+    monkeypatch.setattr(tasks, "_convert", damaged)
     with pytest.raises(VerificationError, match=r"blk\.1\.ffn_down_exps\.weight"):
         convert(base, tmp_path / "b.gguf", **options)
 
@@ -291,10 +293,10 @@ def test_files_are_closed_when_nobody_reads(square: Path, tmp_path: Path) -> Non
     adapters.write(tmp_path / "lora", square, Lora(EXPERTS))
     checkpoint = Checkpoint.open(square)
     found = merged.merged(checkpoint, open_adapter(tmp_path / "lora", checkpoint))
-    path = found.checkpoint.tensors[EXPERTS[0]].path
-    handle = path.open("rb", 0)
-    assert handle.readinto(memoryview(bytearray(100))) == 100
-    assert isinstance(path, merged.MergedPath)
-    assert len(path._opened._sources) == 2
-    handle.close()
-    assert not path._opened._sources
+    source = found.checkpoint.tensors[EXPERTS[0]].file
+    assert isinstance(source, merged.MergedSource)
+    source.read_into(0, bytearray(100))
+    files = [file for file in source.files if isinstance(file, FileSource)]
+    assert [len(file._handles) for file in files] == [1, 1]
+    source.close()
+    assert [len(file._handles) for file in files] == [0, 0]

@@ -93,13 +93,13 @@ def test_limits_that_are_too_small(
     [("5G", 5 * 10**9), ("700m", 700 * 10**6), ("12KB", 12_000), (" 1000000 ", 1_000_000)],
 )
 def test_sizes(text: str, nbytes: int) -> None:
-    assert split.size(text) == nbytes
+    assert split.parse_size(text) == nbytes
 
 
 @pytest.mark.parametrize("text", ["", "0", "0G", "-5G", "5T", "5 G", "1.5G", "G", "٥G", "9" * 40])
 def test_texts_that_are_no_size(text: str) -> None:
-    with pytest.raises(OptionError, match="a number of bytes is expected, or one like 700M"):
-        split.size(text)
+    with pytest.raises(OptionError, match="expected a number of bytes, or a size such as 700M"):
+        split.parse_size(text)
 
 
 def test_no_first_file_while_the_others_change(

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from gptoss.converter.convert import convert
-from gptoss.converter.estimate import preview
-from gptoss.converter.plan import plan
-from gptoss.formats.byte_source import Source
+from gptoss.converter.convert import convert, plan
+from gptoss.converter.estimate import estimate
+from gptoss.formats.byte_source import FileSource
 from gptoss.formats.gguf import GgufFile
 from support import ggufs
 from support.checkpoints import random_checkpoint
@@ -64,30 +65,49 @@ def test_the_plan_is_what_is_done(
 
 
 def test_for_people(checkpoint: Path, said: Callable[..., str]) -> None:
-    lines = said(checkpoint, "--plan").splitlines()
-    [row] = [line for line in lines if line.startswith("blk.1.ffn_up_exps.weight ")]
+    """The summary comes first; the tensors are listed on request."""
+    short = said(checkpoint, "--plan").splitlines()
+    assert short[0].startswith("41 tensors, ")
+    assert [line.split(":")[0] for line in short[1:]] == ["disk", "memory"]
+    lines = said(checkpoint, "--plan", "--verbose").splitlines()
+    assert lines[:4] == [*short, ""]
+    rows = lines[4:]
+    assert len(rows) == 41
+    [row] = [line for line in rows if line.startswith("blk.1.ffn_up_exps.weight ")]
     for text in ("MXFP4", "64 × 64 × 4", "8,704", "MXFP4 repack, odd rows",
                  "model.layers.1.mlp.experts.gate_up_proj_blocks + model.layers.1.mlp.experts."
                  "gate_up_proj_scales"):  # fmt: skip
         assert text in row
-    sources = {
-        min(i for i in map(line.find, ("model.", "lm_head")) if i > 0) for line in lines[:41]
-    }
-    assert len(sources) == 1, "the columns are not straight"
-    assert lines[42].startswith("41 tensors, ")
-    assert [line.split(":")[0] for line in lines[43:]] == ["disk", "memory", "time"]
+    columns = {min(i for i in map(line.find, ("model.", "lm_head")) if i > 0) for line in rows}
+    assert len(columns) == 1, "the columns are not straight"
+
+
+def test_too_little_room_is_a_no(
+    checkpoint: Path, tmp_path: Path, run: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 1, for a checkpoint and for a GGUF that would be exported."""
+    gguf = tmp_path / "m.gguf"
+    convert(checkpoint, gguf)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    for source, *options in ((checkpoint,), (gguf, "--to", "hf")):
+        done = run(source, "-o", tmp_path / "new", "--plan", *options)
+        assert done.code == 1
+        assert "0.00 GB are free there: NOT ENOUGH" in done.out
+        found = run(source, "-o", tmp_path / "new", "--plan", "--json", *options)
+        assert (found.code, json.loads(found.out)["fits"]) == (1, False)
+        assert run(source, "--plan", *options).code == 0
 
 
 def test_only_headers_are_read(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
-    read_into = Source.read_into
+    read_into = FileSource.read_into
 
-    def counting(self: Source, offset: int, out: bytearray) -> None:
+    def counting(self: FileSource, offset: int, out: bytearray) -> None:
         read.append(len(out))
         read_into(self, offset, out)
 
-    monkeypatch.setattr(Source, "read_into", counting)
-    preview(plan(checkpoint))
+    monkeypatch.setattr(FileSource, "read_into", counting)
+    estimate(plan(checkpoint))
     headers = 0
     for shard in checkpoint.glob("*.safetensors"):
         headers += 8 + int.from_bytes(shard.read_bytes()[:8], "little")
@@ -96,7 +116,7 @@ def test_only_headers_are_read(checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_parts(checkpoint: Path, tmp_path: Path) -> None:
-    found = preview(plan(checkpoint), tmp_path / "m.gguf", split_max_size=100_000)
+    found = estimate(plan(checkpoint), tmp_path / "m.gguf", split_max_size=100_000)
     n = len(found.files)
     assert n > 1
     assert [part.name for part in found.files] == [f"m-{i + 1:05}-of-{n:05}.gguf" for i in range(n)]
@@ -121,7 +141,7 @@ def test_without_output_and_plan(checkpoint: Path) -> None:
 
 CONVERT = """
 import sys
-from gptoss.converter.convert import convert
+from gptoss.converter.convert import convert, plan
 convert(sys.argv[1], sys.argv[2])
 """
 
@@ -132,7 +152,7 @@ def test_the_memory_said_is_not_exceeded(tmp_path: Path) -> None:
         tmp_path / "source", hidden=2880, layers=1, experts=16, heads=64, kv_heads=8, vocab=40_000
     )
     peak = peak_memory(CONVERT, folder, tmp_path / "out.gguf")
-    said = preview(plan(folder)).memory
+    said = estimate(plan(folder)).memory
     assert said is not None
     assert peak < said < 3 * peak
 
@@ -163,7 +183,7 @@ def test_a_plan_of_mending(
     assert "gpt-oss.rope.freq_base: 150000, was missing" in found["changes"][0]
     assert len(done["files"]) == len(found["files"])
     assert (len(found["files"]) > 1) == bool(limit)
-    lines = said(lacking, "--plan", *limit).splitlines()
+    lines = said(lacking, "--plan", "--verbose", *limit).splitlines()
     assert lines[0] == found["changes"][0]
     assert any(line.startswith("token_embd.weight ") for line in lines)
     assert not any(line.startswith("memory") for line in lines)

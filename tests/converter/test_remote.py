@@ -12,19 +12,14 @@ from pathlib import Path
 import pytest
 
 from gptoss.converter.hub import client as client_module
-from gptoss.converter.hub import remote_file
+from gptoss.converter.hub import read_ahead, remote_file
 from gptoss.converter.hub.client import Client, HubError
 from gptoss.converter.hub.range_requests import HubFile, Ranges
-from gptoss.converter.hub.remote_file import (
-    Digest,
-    HashMismatchError,
-    ReadAhead,
-    RemoteFile,
-    segments,
-)
-from gptoss.converter.hub.repository import HubId, pin
+from gptoss.converter.hub.read_ahead import ReadAhead, chunks
+from gptoss.converter.hub.remote_file import Digest, HashMismatchError, RemoteFile
+from gptoss.converter.hub.repository import HubId, resolve_revision
 from gptoss.errors import CheckpointError
-from gptoss.formats.byte_source import Source
+from gptoss.formats.byte_source import ByteSource, FileSource
 from gptoss.formats.safetensors import read_header
 from support.hub_server import REPOSITORY, Fault, HubServer, every
 
@@ -39,7 +34,7 @@ def client(hub: HubServer) -> Client:  # noqa: ARG001
 @pytest.fixture
 def file(hub: HubServer, client: Client) -> HubFile:
     """A shard as the listing has it; the requests so far are forgotten."""
-    found = pin(client, HubId(REPOSITORY)).files[SHARD]
+    found = resolve_revision(client, HubId(REPOSITORY)).files[SHARD]
     hub.forget()
     return found
 
@@ -47,6 +42,12 @@ def file(hub: HubServer, client: Client) -> HubFile:
 def read(ranges: Ranges, begin: int = 0, end: int | None = None) -> bytes:
     out = bytearray((ranges.file.size if end is None else end) - begin)
     ranges.read_into(begin, memoryview(out))
+    return bytes(out)
+
+
+def read_span(source: ByteSource, begin: int, end: int) -> bytes:
+    out = bytearray(end - begin)
+    source.read_into(begin, out)
     return bytes(out)
 
 
@@ -203,7 +204,10 @@ def test_stopping_ends_a_pause(hub: HubServer, client: Client, file: HubFile) ->
 def test_a_header_costs_its_bytes(
     hub: HubServer, client: Client, file: HubFile, published: Path
 ) -> None:
-    here, there = read_header(published / SHARD), read_header(RemoteFile(Ranges(client, file)))
+    here, there = (
+        read_header(FileSource(published / SHARD)),
+        read_header(RemoteFile(Ranges(client, file))),
+    )
     assert [(t.name, t.dtype, t.shape, t.offset, t.nbytes) for t in here.values()] == [
         (t.name, t.dtype, t.shape, t.offset, t.nbytes) for t in there.values()
     ]
@@ -221,8 +225,8 @@ def test_random_reads_by_many_threads(
     held: int,
 ) -> None:
     """All is right in whatever order, told before or not, held or not."""
-    monkeypatch.setattr(remote_file, "SEGMENT", size)
-    monkeypatch.setattr(remote_file, "HELD", held)
+    monkeypatch.setattr(read_ahead, "CHUNK", size)
+    monkeypatch.setattr(read_ahead, "HELD", held)
     whole = (published / SHARD).read_bytes()
     place = RemoteFile(Ranges(client, file))
     rng = random.Random(1)
@@ -230,11 +234,10 @@ def test_random_reads_by_many_threads(
     told = [(place, (begin, end)) for begin, end in rng.sample(spans, 30) if end < 60_000]
     with (
         ReadAhead(told, client.stop),
-        Source(place, CheckpointError) as source,
         ThreadPoolExecutor(8) as pool,
     ):
         for (begin, end), got in zip(
-            spans, pool.map(lambda s: source.read(s[0], s[1] - s[0]), spans), strict=True
+            spans, pool.map(lambda s: read_span(place, *s), spans), strict=True
         ):
             assert got == whole[begin:end]
 
@@ -247,7 +250,7 @@ def test_what_is_told_before_comes_once_and_proves_the_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Read as a conversion does: blocks in their order, and with each some scales from the end."""
-    monkeypatch.setattr(remote_file, "SEGMENT", 5000)
+    monkeypatch.setattr(read_ahead, "CHUNK", 5000)
     whole = (published / SHARD).read_bytes()
     place = RemoteFile(Ranges(client, file))
     scales = file.size - 7000
@@ -260,7 +263,7 @@ def test_what_is_told_before_comes_once_and_proves_the_file(
             out = bytearray(end - begin)
             place.read_into(begin, memoryview(out))
             assert out == whole[begin:end]
-            assert len(ahead._held) <= remote_file.HELD
+            assert len(ahead._held) <= read_ahead.HELD
         assert not ahead._held
     assert hub.sent == file.size
     assert place.digest.verified
@@ -269,24 +272,21 @@ def test_what_is_told_before_comes_once_and_proves_the_file(
 def test_one_bit_is_wrong(hub: HubServer, client: Client, file: HubFile) -> None:
     hub.misbehave = every(1, Fault(flip=file.size // 2), "cdn")
     place = RemoteFile(Ranges(client, file))
-    with pytest.raises(HashMismatchError, match=r"and [0-9a-f]{64} is published"):
+    with pytest.raises(HashMismatchError, match=r"but [0-9a-f]{64} is published"):
         place.read_into(0, memoryview(bytearray(file.size)))
     assert not place.digest.verified
 
 
 def test_an_end_of_the_file_as_files_have_it(client: Client, file: HubFile) -> None:
-    with (
-        Source(RemoteFile(Ranges(client, file)), CheckpointError) as source,
-        pytest.raises(CheckpointError, match=f"ends at byte {file.size} while 1 more"),
-    ):
-        source.read(file.size - 1, 2)
+    with pytest.raises(CheckpointError, match=f"ends at byte {file.size}; more bytes were expect"):
+        read_span(RemoteFile(Ranges(client, file)), file.size - 1, file.size + 1)
 
 
-def test_segments() -> None:
-    assert segments([]) == []
-    assert segments([(30, 40), (0, 10), (10, 20)]) == [(0, 20), (30, 40)]
-    big = remote_file.SEGMENT
-    assert segments([(5, 2 * big + 5), (2 * big + 5, 2 * big + 7)]) == [
+def test_chunks() -> None:
+    assert chunks([]) == []
+    assert chunks([(30, 40), (0, 10), (10, 20)]) == [(0, 20), (30, 40)]
+    big = read_ahead.CHUNK
+    assert chunks([(5, 2 * big + 5), (2 * big + 5, 2 * big + 7)]) == [
         (5, big + 5), (big + 5, 2 * big + 5), (2 * big + 5, 2 * big + 7),
     ]  # fmt: skip
 

@@ -24,18 +24,19 @@ from gptoss.converter.export.export import export
 from gptoss.converter.write import tasks, writer
 from gptoss.converter.write.staging import folder_of
 from gptoss.errors import OutputError
-from gptoss.formats.byte_source import Source
+from gptoss.formats.byte_source import FileSource
 from support.checkpoints import random_checkpoint
 
 SLOWLY = """
 import sys, time
 from gptoss.converter import cli
 from gptoss.converter.write import tasks, writer
-write, seconds = writer._write_all, float(sys.argv.pop(1))
+write, seconds = tasks.write_all, float(sys.argv.pop(1))
 def slowly(*args):
     time.sleep(seconds)
     write(*args)
-writer._write_all, writer.NOTE_SECONDS, tasks.CHUNK = slowly, 0.05, 2**14
+tasks.write_all = writer.write_all = slowly
+writer.JOURNAL_SECONDS, tasks.CHUNK = 0.05, 2**14
 cli.main()
 """
 """The command, slow enough for the moment of a signal to matter; its first argument says how."""
@@ -92,7 +93,7 @@ def test_an_interrupt_keeps_what_is_done(
     wait_for_notes(process, out, 5)
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
-    said = f"what is done is kept in {folder_of(out)}; the same command goes on from there\n"
+    said = f"what is done is kept in {folder_of(out)}; the same command resumes it\n"
     assert (process.returncode, errors.strip()) == (code, (said + last).strip())
     assert list(out.parent.iterdir()) == [folder_of(out)]
 
@@ -100,11 +101,15 @@ def test_an_interrupt_keeps_what_is_done(
     printed, errors = again.communicate(timeout=30)
     resumed = json.loads(printed)["resumed"]
     assert 0 < resumed < len(whole)
-    assert errors == (
-        f"going on from an earlier run: {resumed:,} of {len(whole):,} bytes are there\n"
-    )
+    assert errors == (f"resuming: {resumed:,} of {len(whole):,} bytes already written\n")
     assert out.read_bytes() == whole
     assert sorted(p.name for p in out.parent.iterdir()) == ["out.gguf", "out.gguf.manifest.json"]
+
+
+def patch_writes(monkeypatch: pytest.MonkeyPatch, write: Any) -> None:
+    """Replace what writes headers and chunks."""
+    monkeypatch.setattr(tasks, "write_all", write)
+    monkeypatch.setattr(writer, "write_all", write)
 
 
 class Cut(BaseException):
@@ -127,13 +132,13 @@ def cut_short(checkpoint: Path, out: Path, **request: Any) -> None:
 @pytest.fixture
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """So many and so slow that a tiny conversion has a middle."""
-    write = writer._write_all
+    write = tasks.write_all
 
     def slowly(*args: Any) -> None:
         time.sleep(0.001)
         write(*args)
 
-    monkeypatch.setattr(writer, "_write_all", slowly)
+    patch_writes(monkeypatch, slowly)
     monkeypatch.setattr(writer, "TICK_SECONDS", 0.001)
     monkeypatch.setattr(tasks, "CHUNK", 2**12)
 
@@ -148,15 +153,15 @@ def test_what_is_done_is_not_read_again(
     checkpoint: Path, out: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    read_into = Source.read_into
+    read_into = FileSource.read_into
 
-    def counting(self: Source, offset: int, out: Any) -> None:
+    def counting(self: FileSource, offset: int, out: Any) -> None:
         read.append(memoryview(out).nbytes)
         read_into(self, offset, out)
 
     cut_short(checkpoint, out)
     with monkeypatch.context() as patch:
-        patch.setattr(Source, "read_into", counting)
+        patch.setattr(FileSource, "read_into", counting)
         done = convert(checkpoint, out)
     assert out.read_bytes() == whole
     assert done.resumed > len(whole) * 0.4
@@ -195,7 +200,7 @@ def test_what_takes_its_name_is_on_the_disk(
 
 def change_nothing(_: Path, out: Path) -> None:
     with (folder_of(out) / "journal").open("ab") as file:
-        file.write(b'{"job": 3, "uni')  # torn when the power failed
+        file.write(b'{"task": 3, "uni')  # torn when the power failed
 
 
 def another_type(_: Path, out: Path) -> dict[str, str]:  # noqa: ARG001
@@ -214,14 +219,14 @@ def shorten_file(_: Path, out: Path) -> None:
     os.truncate(folder_of(out) / "out.gguf", 1000)
 
 
-AGAIN = "starting again: what an earlier run left cannot be used for this source and request"
+AGAIN = "starting again: the unfinished result found there has another source or options"
 
 
 @pytest.mark.usefixtures("small_steps")
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (change_nothing, "going on from an earlier run: "),
+        (change_nothing, "resuming: "),
         (another_type, AGAIN),
         (touch_source, AGAIN),
         (damage_journal, AGAIN),
@@ -256,7 +261,7 @@ def test_two_cannot_write_the_same_file(checkpoint: Path, out: Path, whole: byte
             refused.append(str(caught.value))
 
     convert(checkpoint, out, progress=another)
-    assert refused == [f"{out}: another process is writing it; wait for it, or end it"]
+    assert refused == [f"{out}: another process is writing it; wait for it to end"]
     assert out.read_bytes() == whole
 
 
@@ -269,7 +274,7 @@ def test_long_names(checkpoint: Path, tmp_path: Path, whole: bytes, length: int)
         convert(checkpoint, out)
         assert out.read_bytes() == whole
     else:
-        with pytest.raises(OutputError, match=f"has {length + 14} bytes and at most 255"):
+        with pytest.raises(OutputError, match=f"is {length + 14} bytes long; the limit is 255"):
             convert(checkpoint, out)
         assert list(tmp_path.iterdir()) == []
 
@@ -277,7 +282,7 @@ def test_long_names(checkpoint: Path, tmp_path: Path, whole: bytes, length: int)
 def test_a_link_in_place_of_the_folder(checkpoint: Path, out: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     folder_of(out).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(OutputError, match="is a link; remove it"):
+    with pytest.raises(OutputError, match="is a symbolic link; remove it"):
         convert(checkpoint, out)
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
@@ -290,7 +295,7 @@ def test_a_disk_that_fills_up_at_any_moment(
 ) -> None:
     """Every write in turn is the one that fails; what stood there stays."""
     monkeypatch.setattr(tasks, "CHUNK", 2**17)
-    write, lock = writer._write_all, threading.Lock()
+    write, lock = tasks.write_all, threading.Lock()
     may = count = 0
 
     def until_full(*args: Any) -> None:
@@ -301,7 +306,7 @@ def test_a_disk_that_fills_up_at_any_moment(
                 raise OSError(28, "No space left on device")
         write(*args)
 
-    monkeypatch.setattr(writer, "_write_all", until_full)
+    patch_writes(monkeypatch, until_full)
     out.write_bytes(b"older")
     for n in range(0, 40, 3):
         may, count = n, 0
@@ -397,9 +402,9 @@ def test_a_hundred_kills(checkpoint: Path, out: Path, whole: bytes) -> None:
             assert process.returncode == 0, errors
             assert bool(json.loads(printed)["resumed"]) is (lines > 1)
             whole_files += 1
-        resumed += errors.startswith("going on from an earlier run")
+        resumed += errors.startswith("resuming")
         again += errors.startswith("starting again")
-        assert lines > 1 or "going on" not in errors
+        assert lines > 1 or "resuming" not in errors
         if out.exists():
             assert out.read_bytes() == whole
             out.unlink()

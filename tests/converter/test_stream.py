@@ -17,13 +17,12 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from gptoss.converter.convert import VerificationError, convert
-from gptoss.converter.hub import remote_file
+from gptoss.converter.convert import VerificationError, convert, plan
+from gptoss.converter.hub import read_ahead
 from gptoss.converter.hub.client import Client, HubError
 from gptoss.converter.hub.remote_file import HashMismatchError
-from gptoss.converter.hub.repository import HubId, Stream, pin
-from gptoss.converter.plan import plan
-from gptoss.converter.write.tasks import Job, Target
+from gptoss.converter.hub.repository import HubId, Stream, resolve_revision
+from gptoss.converter.write.tasks import Target, Task
 from gptoss.errors import OptionError, UnsupportedModelError
 from support.checkpoints import random_checkpoint
 from support.commands import Command
@@ -103,7 +102,7 @@ def test_faults_that_pass(
     monkeypatch: pytest.MonkeyPatch,
     fault: str,
 ) -> None:
-    monkeypatch.setattr(remote_file, "SEGMENT", 30_000)
+    monkeypatch.setattr(read_ahead, "CHUNK", 30_000)
     hub.misbehave = FAULTS[fault]
     convert(REPOSITORY, out, stream=True)
     assert out.read_bytes() == whole
@@ -241,8 +240,8 @@ COMMAND = """
 import sys
 from gptoss.converter import cli
 from gptoss.converter.write import tasks, writer
-from gptoss.converter.hub import remote_file
-writer.NOTE_SECONDS, tasks.CHUNK, remote_file.SEGMENT = 0.02, 2**13, 2**12
+from gptoss.converter.hub import read_ahead
+writer.JOURNAL_SECONDS, tasks.CHUNK, read_ahead.CHUNK = 0.02, 2**13, 2**12
 cli.main()
 """
 
@@ -274,10 +273,10 @@ def test_killed_at_half_way(hub: HubServer, out: Path, tmp_path: Path) -> None:
     hub.misbehave = lambda _: None
     again = started(hub, out, "--json")
     printed, said = again.communicate(timeout=30)
-    assert said.startswith("going on from an earlier run: ")
+    assert said.startswith("resuming: ")
     checked = json.loads(printed)["checked_sha256"]
     missed = [file["name"] for file in shards(larger) if file["name"] not in checked]
-    assert f"note: {missed[0]} did not pass whole in one run" in said
+    assert f"note: {missed[0]} was not read whole in one run" in said
     assert len(missed) == 1, "the others were whole in the run before or in this one"
     assert json.loads(printed)["resumed"] > 0
     assert hub.sent <= 0.6 * needed(larger)
@@ -301,15 +300,22 @@ def test_interrupted_while_nothing_comes(hub: HubServer, out: Path) -> None:
     _, said = process.communicate(timeout=30)
     assert time.monotonic() - began < 3
     assert process.returncode == 130
-    assert said.endswith("the same command goes on from there\ninterrupted\n")
+    assert said.endswith("the same command resumes it\ninterrupted\n")
     assert not out.exists()
 
 
 def test_a_job_half_done_reads_the_other_half(published: Path) -> None:
     [up] = [t for t in plan(published).tensors if t.name == "blk.1.ffn_up_exps.weight"]
     units = up.nbytes // up.transform.writes
-    job = Job(0, (Target(up, Path("out.gguf"), 0),), units, done=units // 2)
-    spans = {info: [s for i, s in job.spans() if i is info] for info in up.sources}
+    job = Task(0, (Target(up, Path("out.gguf"), 0),), units, done=units // 2)
+    spans = {
+        info: [
+            s
+            for i, s in job.spans()
+            if i is info.file and info.offset <= s[0] < info.offset + info.nbytes
+        ]
+        for info in up.sources
+    }
     for info, size in zip(up.sources, up.transform.reads, strict=True):
         assert spans[info][0][0] == info.offset + units // 2 * size
         assert spans[info][-1][1] == info.offset + info.nbytes
@@ -322,16 +328,19 @@ def test_what_an_earlier_run_verified_and_this_one_reads_again(
 ) -> None:
     """Counts for nothing: of what is read again nobody knows."""
     client = Client()
-    stream = Stream(client, pin(client, HubId(REPOSITORY)), tmp_path)
+    stream = Stream(client, resolve_revision(client, HubId(REPOSITORY)), tmp_path)
     names = [f"model-{k:05}-of-00002.safetensors" for k in range(3)]
-    places = [stream.weights(name) for name in names]
+    first = stream.weights(names[0])
+    assert first is not None
+    assert all(stream.weights(name) for name in names)
     lines = [f"{stream.listing.files[name].sha256}  {name}" for name in names[:2]]
     notes = tmp_path / "notes"
     notes.write_text("\n".join([*lines, f"{'0' * 64}  {names[2]}", "torn"]))
     tensor = plan(published).tensors[0]
     [source] = tensor.sources
-    tensor = replace(tensor, sources=(replace(source, path=places[0]),))
-    with stream.reading([Job(0, (Target(tensor, tmp_path / "out", 0),), 1)], notes):
+    tensor = replace(tensor, sources=(replace(source, file=first),))
+    task = Task(0, (Target(tensor, tmp_path / "out", 0),), 1)
+    with stream.reading(task.spans(), notes):
         assert list(stream.verified()) == [names[1]]
 
 

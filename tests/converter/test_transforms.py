@@ -14,8 +14,8 @@ from gguf.constants import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from gptoss.converter.dense_types import Dense
-from gptoss.converter.transforms import base, floats
-from gptoss.converter.transforms.base import OutOfRangeError, Transform
+from gptoss.converter.transforms import bf16, floats
+from gptoss.converter.transforms.base import COPY, OutOfRangeError, Transform
 from gptoss.formats.tensor_map import Rows
 from gptoss.quant import mxfp4
 
@@ -42,11 +42,11 @@ def as_float(bits: int) -> float:
 
 
 def test_copy() -> None:
-    assert run(base.COPY, ALL_BF16).tobytes() == ALL_BF16.tobytes()
+    assert run(COPY, ALL_BF16).tobytes() == ALL_BF16.tobytes()
 
 
 def test_every_bf16_to_f32() -> None:
-    found = run(base.TO_F32, ALL_BF16).view("<u4")
+    found = run(bf16.TO_F32, ALL_BF16).view("<u4")
     assert all(int(f) == bits << 16 for bits, f in enumerate(found))
 
 
@@ -60,10 +60,10 @@ def test_every_bf16_to_f16() -> None:
             expected = struct.pack("<e", value)
         except OverflowError:
             with pytest.raises(OutOfRangeError):
-                run(base.TO_F16, word)
+                run(bf16.TO_F16, word)
             refused += 1
             continue
-        found = run(base.TO_F16, word)
+        found = run(bf16.TO_F16, word)
         if value != value:
             assert found[1] & 0x7C == 0x7C
             assert found.view("<u2")[0] & 0x03FF
@@ -97,7 +97,7 @@ def test_q8_0_rounds_halves_away_from_zero() -> None:
     halves = [k + 0.5 for k in range(-15, 15)]
     values = np.array([127.0, *halves, 0.0], np.float32)
     words = (values.view(np.uint32) >> 16).astype("<u2")
-    codes = run(base.TO_Q8_0, words)[2:].view(np.int8)
+    codes = run(bf16.TO_Q8_0, words)[2:].view(np.int8)
     assert codes.tolist() == [127, *(int(h + 0.5) if h > 0 else int(h - 0.5) for h in halves), 0]
 
 
@@ -108,7 +108,7 @@ def test_q8_0_against_its_twin() -> None:
     blocks[1] = 0x8000  # negative zeros
     blocks[2] = 1  # the smallest subnormal
     blocks[3, 1:] = 0
-    found = run(base.TO_Q8_0, blocks).reshape(-1, 34)
+    found = run(bf16.TO_Q8_0, blocks).reshape(-1, 34)
     for words, block in zip(blocks, found, strict=True):
         assert block.tobytes() == q8_0_twin([int(w) for w in words])
 
@@ -128,7 +128,7 @@ def test_q8_0_rounds_every_pair_of_mantissas() -> None:
     keep = value <= largest
     blocks = np.zeros((int(keep.sum()), 32), "<u2")
     blocks[:, 0], blocks[:, 1], blocks[:, 2] = largest[keep], value[keep], value[keep] | 0x8000
-    found = run(base.TO_Q8_0, blocks).reshape(-1, 34)[:, 2:5].view(np.int8)
+    found = run(bf16.TO_Q8_0, blocks).reshape(-1, 34)[:, 2:5].view(np.int8)
     floats = (blocks[:, :3].astype(np.uint32) << 16).view(np.float32)
     inverse = np.float32(1) / (floats[:, :1] / np.float32(127))
     products = (floats * inverse).astype(np.float64)
@@ -148,7 +148,7 @@ def test_q8_0_against_gguf_for_every_bf16() -> None:
     values = (blocks.astype(np.uint32) << 16).view(np.float32)
     with np.errstate(all="ignore"):
         expected = gguf.quants.quantize(values, GGMLQuantizationType.Q8_0)
-    assert np.array_equal(run(base.TO_Q8_0, blocks), expected.reshape(-1))
+    assert np.array_equal(run(bf16.TO_Q8_0, blocks), expected.reshape(-1))
 
 
 @pytest.mark.parametrize(
@@ -176,8 +176,8 @@ def test_a_scale_beyond_half_precision_is_refused(dense: Dense, least: int) -> N
 
 
 def test_biases_of_gate_and_up() -> None:
-    even = run(base.every_second_to_f32(Rows.EVEN), ALL_BF16).view("<u4")
-    odd = run(base.every_second_to_f32(Rows.ODD), ALL_BF16).view("<u4")
+    even = run(bf16.every_second_to_f32(Rows.EVEN), ALL_BF16).view("<u4")
+    odd = run(bf16.every_second_to_f32(Rows.ODD), ALL_BF16).view("<u4")
     assert [int(x) >> 16 for x in even] == list(range(0, 2**16, 2))
     assert [int(x) >> 16 for x in odd] == list(range(1, 2**16, 2))
 
@@ -187,7 +187,7 @@ def test_every_second_row_of_experts(rows: Rows, first: int) -> None:
     """By codes read from both layouts' definitions, not by the repack itself."""
     blocks = RNG.integers(0, 256, (10, 3, 16), np.uint8)  # 10 rows of 96 values
     scales = RNG.integers(0, 256, (10, 3), np.uint8)
-    found = run(base.every_second_row(rows, 96), blocks, scales).reshape(5, 3, 17)
+    found = run(bf16.every_second_row(rows, 96), blocks, scales).reshape(5, 3, 17)
     assert np.array_equal(mxfp4.codes_from_ggml(found), mxfp4.codes_from_hf(blocks[first::2]))
     assert np.array_equal(found[..., 0], scales[first::2])
 
@@ -195,7 +195,7 @@ def test_every_second_row_of_experts(rows: Rows, first: int) -> None:
 def test_whole_experts() -> None:
     blocks = RNG.integers(0, 256, (7, 16), np.uint8)
     scales = RNG.integers(0, 256, 7, np.uint8)
-    found = run(base.REPACK, blocks, scales).reshape(7, 17)
+    found = run(bf16.REPACK, blocks, scales).reshape(7, 17)
     assert np.array_equal(mxfp4.codes_from_ggml(found), mxfp4.codes_from_hf(blocks))
     assert np.array_equal(found[..., 0], scales)
 
@@ -203,13 +203,13 @@ def test_whole_experts() -> None:
 @pytest.mark.parametrize(
     "transform",
     [
-        base.COPY,
-        base.TO_F32,
-        base.TO_F16,
-        base.TO_Q8_0,
-        base.REPACK,
-        base.every_second_to_f32(Rows.ODD),
-        base.every_second_row(Rows.EVEN, 64),
+        COPY,
+        bf16.TO_F32,
+        bf16.TO_F16,
+        bf16.TO_Q8_0,
+        bf16.REPACK,
+        bf16.every_second_to_f32(Rows.ODD),
+        bf16.every_second_row(Rows.EVEN, 64),
     ],
     ids=lambda transform: transform.name,
 )
@@ -217,7 +217,7 @@ def test_units_are_independent(transform: Transform) -> None:
     """Cut between any units, the pieces make the whole; sizes beyond a cache piece included."""
     units = 140_000 // transform.writes + 5
     sources = [RNG.integers(0, 256, units * size, np.uint8) for size in transform.reads]
-    if transform in (base.TO_Q8_0, base.TO_F16):
+    if transform in (bf16.TO_Q8_0, bf16.TO_F16):
         sources[0][1::2] &= 0xBF  # no NaN, whose bits nobody promises
     whole = run(transform, *sources)
     cut = units // 3

@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 
 from gptoss.converter.convert import convert
 from gptoss.errors import CheckpointError, GgufError, InvalidFileError
+from gptoss.formats.byte_source import FileSource
 from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.gguf import HEADER_LIMIT, MAX_ELEMENTS, MAX_KEYS, MAX_TENSORS, GgufFile
 from gptoss.formats.safetensors import HEADER_LIMIT as JSON_LIMIT
@@ -50,7 +51,7 @@ Reader = Callable[[Path], object]
 
 def read_safetensors(path: Path) -> None:
     size = path.stat().st_size
-    for tensor in read_header(path).values():
+    for tensor in read_header(FileSource(path, CheckpointError)).values():
         assert 8 <= tensor.offset <= tensor.offset + tensor.nbytes <= size
 
 

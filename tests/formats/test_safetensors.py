@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gptoss.errors import CheckpointError
+from gptoss.formats.byte_source import FileSource
 from gptoss.formats.safetensors import read_header
 from support import safetensors_files
 
@@ -28,12 +29,12 @@ def test_places_are_counted_from_the_start_of_the_file(tmp_path: Path) -> None:
         "s": ("BF16", [], b"gh"),
     }
     safetensors_files.save(path, contents)
-    found = read_header(path)
+    found = read_header(FileSource(path, CheckpointError))
     assert list(found) == list(contents)
     raw = path.read_bytes()
     for name, (dtype, shape, data) in contents.items():
         info = found[name]
-        assert (info.dtype, info.shape, info.path) == (dtype, tuple(shape), path)
+        assert (info.dtype, info.shape, str(info.file)) == (dtype, tuple(shape), str(path))
         assert raw[info.offset : info.offset + info.nbytes] == data
 
 
@@ -41,7 +42,7 @@ def test_metadata_and_padding_are_no_tensors(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     header = json.dumps({"__metadata__": {"format": "pt"}, "x": entry("U8", [1], 0, 1)})
     safetensors_files.write(path, header + "   ", b"x")
-    assert list(read_header(path)) == ["x"]
+    assert list(read_header(FileSource(path, CheckpointError))) == ["x"]
 
 
 @pytest.mark.parametrize(
@@ -71,12 +72,12 @@ def test_metadata_and_padding_are_no_tensors(tmp_path: Path) -> None:
         ({"x": {"dtype": "U8", "shape": [8]}}, "dtype, shape and data_offsets are expected"),
         ({"x": entry("U8", [8], 0, 8) | {"more": 1}}, "dtype, shape and data_offsets are expected"),
         ({"x": 8}, "dtype, shape and data_offsets are expected"),
-        ('{"x": 1, "x": 2}', "the key 'x' stands twice"),
-        ("[]", "a JSON object is expected, found list"),
-        ("{", "no JSON"),
-        ("", "no JSON"),
+        ('{"x": 1, "x": 2}', "duplicate key 'x'"),
+        ("[]", "expected a JSON object, found list"),
+        ("{", "not valid JSON"),
+        ("", "not valid JSON"),
         ("[" * 100_000, "nested too deeply"),
-        ('{"x": ' + "9" * 5000 + "}", "no JSON"),
+        ('{"x": ' + "9" * 5000 + "}", "not valid JSON"),
     ],
 )  # fmt: skip
 def test_lying_headers_are_refused(
@@ -85,7 +86,7 @@ def test_lying_headers_are_refused(
     path = tmp_path / "a.safetensors"
     safetensors_files.write(path, header, b"12345678")
     with pytest.raises(CheckpointError, match=message) as caught:
-        read_header(path)
+        read_header(FileSource(path, CheckpointError))
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -97,14 +98,14 @@ def test_lying_headers_are_refused(
         (b"1234567", "7 bytes are no safetensors file"),
         (struct.pack("<Q", 3) + b"{}", "goes past the file's end"),
         (struct.pack("<Q", 2**64 - 1) + b"{}", "goes past the file's end"),
-        (struct.pack("<Q", 2) + b"\xff\xfe", "no UTF-8"),
+        (struct.pack("<Q", 2) + b"\xff\xfe", "not UTF-8"),
     ],
 )
 def test_files_that_are_none_are_refused(tmp_path: Path, raw: bytes, message: str) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(raw)
     with pytest.raises(CheckpointError, match=message):
-        read_header(path)
+        read_header(FileSource(path, CheckpointError))
 
 
 def test_a_header_over_the_limit_is_not_read(tmp_path: Path) -> None:
@@ -113,12 +114,12 @@ def test_a_header_over_the_limit_is_not_read(tmp_path: Path) -> None:
         out.write(struct.pack("<Q", 2**40))
         out.truncate(2**40 + 8)  # sparse: reading it would take minutes
     with pytest.raises(CheckpointError, match="over the limit"):
-        read_header(path)
+        read_header(FileSource(path, CheckpointError))
 
 
 def test_a_missing_file_is_a_bad_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"gone\.safetensors: cannot be opened"):
-        read_header(tmp_path / "gone.safetensors")
+        read_header(FileSource(tmp_path / "gone.safetensors", CheckpointError))
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -132,7 +133,7 @@ def test_damage_is_refused_or_harmless(tmp_path: Path, data: st.DataObject) -> N
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(raw[: data.draw(st.integers(0, len(raw)))])
     try:
-        found = read_header(path)
+        found = read_header(FileSource(path, CheckpointError))
     except CheckpointError:
         return
     assert all(8 <= t.offset <= t.offset + t.nbytes <= len(raw) for t in found.values())

@@ -69,7 +69,7 @@ def audited(source: Path) -> Audit:
 
 def raw(source: Path, name: str) -> Bytes:
     info = Checkpoint.open(source).tensors[name]
-    data = np.fromfile(str(info.path), np.uint8, info.nbytes, offset=info.offset)
+    data = np.fromfile(str(info.file), np.uint8, info.nbytes, offset=info.offset)
     return data.reshape(info.shape)
 
 

@@ -38,7 +38,7 @@ def test_codes_are_counted_as_one_by_one(n: int, top: int) -> None:
 def counted(path: Path) -> Counted:
     model = open_model(path)
     assert not model.defects
-    with TensorReader.of(model) as files:
+    with TensorReader() as files:
         return count(model, files)
 
 

@@ -11,13 +11,13 @@ import pytest
 from gguf.constants import GGMLQuantizationType
 
 from gptoss.converter.convert import convert
-from gptoss.formats.byte_source import Source
 from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.gguf import GgufFile, GgufTensor
 from gptoss.quant import mxfp4
 from gptoss.quant.location import Location
 from gptoss.quant.verify.result import Outcome, Problem
 from gptoss.quant.verify.verifier import verify
+from support import safetensors_files
 from support.editing import regions
 from support.planted import DENSE, EXPERTS, HIDDEN, INTERMEDIATE, Copy, Copying
 
@@ -154,8 +154,7 @@ def test_halves_in_place_of_every_second_row(copy: Copying) -> None:
     arrays = []
     for ending in ("_blocks", "_scales"):
         info = tensors[prefix + ending]
-        with Source(info.path) as source:
-            raw = np.frombuffer(source.read(info.offset, info.nbytes), np.uint8)
+        raw = np.frombuffer(safetensors_files.data_of(info), np.uint8)
         arrays.append(raw.reshape(info.shape))
     blocks, scales = arrays
     for which, half in (("gate", 0), ("up", 1)):

@@ -51,7 +51,7 @@ def regions(path: Path) -> dict[str, Region]:
     if path.is_dir():
         return {
             name: Region(
-                Path(str(info.path)), info.offset, _CHECKPOINT_TYPES[info.dtype], info.shape
+                Path(str(info.file)), info.offset, _CHECKPOINT_TYPES[info.dtype], info.shape
             )
             for name, info in Checkpoint.open(path).tensors.items()
         }

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+
+from gptoss.formats.safetensors import TensorInfo
 
 Contents = dict[str, tuple[str, list[int], bytes]]
 """dtype, shape and bytes by name, in the order of the data."""
@@ -39,3 +42,11 @@ def write(path: Path, header: Mapping[str, Any] | str, data: bytes) -> None:
     """A file with any header, true or not; text is taken as it stands."""
     text = header if isinstance(header, str) else json.dumps(header)
     path.write_bytes(struct.pack("<Q", len(text.encode())) + text.encode() + data)
+
+
+def data_of(info: TensorInfo) -> bytearray:
+    """A tensor's bytes."""
+    out = bytearray(info.nbytes)
+    with closing(info.file):
+        info.file.read_into(info.offset, out)
+    return out
