@@ -25,6 +25,7 @@ from gptoss.converter.options import ConvertOptions
 from gptoss.converter.source import open_input
 from gptoss.converter.transforms.experts import ExpertType, Rounding
 from gptoss.errors import OptionError
+from gptoss.quant.verify.result import Outcome
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 90})
@@ -169,6 +170,7 @@ def command(
       1    --verify found a difference, and the output was discarded;
            or --plan found too little disk space
       2    the checkpoint or the request is invalid; one line says what is wrong
+      3    --verify could not prove the output, and it was discarded
       130  interrupted; what is done is kept
     """
     cli_gguf.check_options(context, Path(source), to)
@@ -209,7 +211,7 @@ def command(
             )
     except VerificationError as error:
         console.say(f"error: {error}")
-        context.exit(1)
+        context.exit(3 if error.verdict.outcome is Outcome.NOT_JUDGED else 1)
     if as_json:
         console.answer(json.dumps(_summary(done)))
         return

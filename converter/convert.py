@@ -26,6 +26,7 @@ from gptoss.converter.write.staging import Staging, folder_of, os_errors_as_outp
 from gptoss.converter.write.tasks import fingerprint
 from gptoss.errors import OutputError
 from gptoss.formats.checkpoint import Checkpoint
+from gptoss.formats.tensor_map import tensors
 from gptoss.progress import Progress, Say, silent
 from gptoss.quant.verify.result import Verdict
 from gptoss.quant.verify.verifier import verify as verify_files
@@ -61,10 +62,11 @@ class Conversion:
 
 
 class VerificationError(OutputError):
-    """``verify`` found a difference between source and result; the result was discarded."""
+    """``verify`` did not prove the result equal to the source; the result was discarded."""
 
     def __init__(self, verdict: Verdict) -> None:
-        super().__init__(f"verification failed: {verdict.first}; the output was discarded")
+        reason = verdict.first or next(iter(verdict.unproven), None)
+        super().__init__(f"verification failed: {reason}; the output was discarded")
         self.verdict = verdict
 
 
@@ -184,7 +186,7 @@ def convert_input(
             )
         seconds = perf_counter() - began
         first = staging.path(files[0].name)
-        verdict = _verified(given, opened.checkpoint, first, out, watch) if verify else None
+        verdict = _verified(given, opened, first, out, watch) if verify else None
         origin = given.origin()
         made = manifests.manifest(origin, planned.dense.to_json(), files, sha256, verdict)
         with os_errors_as_output_error(out):
@@ -233,14 +235,24 @@ def _check_targets(opened: Opened, targets: list[Path]) -> None:
             raise OutputError(f"{target}: is part of the checkpoint; name another file to write")
 
 
-def _verified(given: Input, source: Checkpoint, written: Path, out: Path, watch: Watch) -> Verdict:
+def _verified(given: Input, opened: Opened, written: Path, out: Path, watch: Watch) -> Verdict:
     """Compare the result, which is still in its staging folder, with the source."""
     if given.stream:
-        nbytes = sum(info.nbytes for info in source.tensors.values())
+        nbytes = sum(info.nbytes for info in opened.checkpoint.tensors.values())
         watch.say(f"note: to verify, {nbytes:,} bytes are read from the Hub a second time")
     again = given.stream.again() if given.stream else nullcontext(threading.Event())
     with again as stop:
-        found = verify_files(source, written, progress=watch.verify_progress, stop=stop)
+        found = verify_files(
+            opened.checkpoint,
+            written,
+            inputs_first={
+                opened.stored[named.gguf][0].name: opened.inputs_first[named.floats.name]
+                for named in tensors(opened.checkpoint.hparams)
+                if named.floats and named.floats.name in opened.inputs_first
+            },
+            progress=watch.verify_progress,
+            stop=stop,
+        )
     verdict = replace(found, gguf=str(out))
     if not verdict.proven:
         raise VerificationError(verdict)

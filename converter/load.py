@@ -22,8 +22,8 @@ class Opened:
 
     ``stored`` has the tensors that hold each GGUF tensor's values. The next two go by the name of
     an expert tensor in floats: ``base_blocks`` has the MXFP4 blocks and scales that it was made
-    from; ``inputs_first`` says which dimension comes first, and where it lacks a tensor the
-    tensor's shape does, or for a square one the declared layout: inputs first.
+    from, if they are known; ``inputs_first`` says for each which dimension comes first: by the
+    base, or the shape, or for a square one the declared layout, which has inputs first.
 
     ``folders`` are all folders that were read; ``notes`` say what was assumed or found out.
     """
@@ -53,12 +53,13 @@ def open_source(source: Path, options: ConvertOptions, *, weights: Weights | Non
     checkpoint = Checkpoint.open(source, weights=weights, tokenizer=options.tokenizer)
     folders = (checkpoint.folder, checkpoint.tokenizer)
     opened = Opened(checkpoint, checkpoint.check_tensors(), {}, {}, folders, ())
-    opened = _with_base(opened, options.base) if options.base else _alone(opened)
-    return _with_adapter(opened, options.lora) if options.lora else opened
-
-
-def _alone(opened: Opened) -> Opened:
-    return replace(opened, notes=tuple(_assumed_layout(opened)))
+    if options.base:
+        opened = _with_base(opened, options.base)
+    else:
+        opened = replace(opened, notes=tuple(_assumed_layout(opened)))
+    if options.lora:
+        opened = _with_adapter(opened, options.lora)
+    return replace(opened, inputs_first={**_by_shape(opened), **opened.inputs_first})
 
 
 def _with_base(opened: Opened, folder: Path) -> Opened:
@@ -98,6 +99,15 @@ def _with_adapter(opened: Opened, folder: Path) -> Opened:
         (*opened.folders, folder),
         (*opened.notes, note),
     )
+
+
+def _by_shape(opened: Opened) -> Mapping[str, bool]:
+    """Whether each expert tensor in floats has the declared shape, which has inputs first."""
+    return {
+        named.floats.name: opened.stored[named.gguf][0].shape == named.floats.shape
+        for named in tensors(opened.checkpoint.hparams)
+        if named.floats and len(opened.stored[named.gguf]) == 1
+    }
 
 
 def _assumed_layout(opened: Opened) -> Iterator[str]:

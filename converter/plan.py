@@ -93,8 +93,7 @@ def _floats(named: NamedTensor, opened: Opened, options: ConvertOptions) -> Tens
     (info,) = opened.stored[named.gguf]
     declared = named.floats or named.sources[0]
     _, inputs, outputs = declared.shape
-    inputs_first = opened.inputs_first.get(declared.name, info.shape == declared.shape)
-    layout = ExpertLayout(info.dtype, outputs, inputs, inputs_first)
+    layout = ExpertLayout(info.dtype, outputs, inputs, opened.inputs_first[declared.name])
     if options.expert_type is ExpertType.BF16:
         transform = experts.to_bf16(layout, named.rows)
         if not options.allow_nonfinite:

@@ -159,7 +159,10 @@ def no_folder(folder: Path) -> None:
         (no_tokenizer, "tokenizer.json: missing; --tokenizer names another"),
         (no_json, "config.json: not valid JSON"),
         (no_config, "holds no config.json; name the folder of a checkpoint"),
-        (git_lfs_pointer, f"{WEIGHTS}: is a git-lfs pointer, not the file itself; run `git lfs pull`"),
+        (
+            git_lfs_pointer,
+            f"{WEIGHTS}: is a git-lfs pointer, not the file itself; run `git lfs pull`",
+        ),
         (no_folder, "does not exist; expected a checkpoint folder"),
     ],
 )

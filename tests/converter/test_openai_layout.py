@@ -161,7 +161,7 @@ def test_a_tensor_in_two_files(published: Path, tmp_path: Path) -> None:
     folder = forms.to_openai(published, tmp_path / "original", shards=2)
     first = sorted(folder.glob("*.safetensors"))[0]
     (folder / "model--00003-of-00003.safetensors").write_bytes(first.read_bytes())
-    with pytest.raises(CheckpointError, match=r"is in model--00001-of-00002\.safetensors too"):
+    with pytest.raises(CheckpointError, match=r"is also in model--00001-of-00002\.safetensors"):
         Checkpoint.open(folder)
 
 

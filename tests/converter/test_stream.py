@@ -139,7 +139,7 @@ def test_a_wrong_bit_is_found_and_nothing_kept(hub: HubServer, out: Path, whole:
     shard = "model-00001-of-00002.safetensors"
     wrong = Fault(flip=50_000)
     hub.misbehave = lambda request: wrong if request.file == shard else None
-    with pytest.raises(HashMismatchError, match=f"{shard}: what came has the sha256"):
+    with pytest.raises(HashMismatchError, match=f"{shard}: the received bytes have the sha256"):
         convert(REPOSITORY, out, stream=True)
     assert list(out.parent.iterdir()) == []
     hub.misbehave = lambda _: None
@@ -210,7 +210,7 @@ def test_faults_that_pass_while_verifying(hub: HubServer, out: Path, fault: str)
 
 
 def test_a_request_that_cannot_be(hub: HubServer, published: Path, out: Path) -> None:
-    with pytest.raises(OptionError, match="--stream is for a repository on the Hub"):
+    with pytest.raises(OptionError, match="--stream needs a repository on the Hub"):
         convert(published, out, stream=True)
     assert hub.sent < 10_000
 
@@ -229,7 +229,7 @@ def test_a_folder_of_that_name_wins(
     said: list[str] = []
     convert(REPOSITORY, out, say=said.append)
     assert said == [
-        f"{REPOSITORY}: the folder here is meant, not the repository of that name on the Hub"
+        f"{REPOSITORY}: using the local folder, not the Hub repository of the same name"
     ]
     assert not hub.requests
 
@@ -357,7 +357,7 @@ def test_what_is_said(
     done = run(REPOSITORY, "-o", out, *more)
     assert (done.code, done.err) == (0, "")
     assert done.out.splitlines()[-1] == (
-        f"{REPOSITORY} at commit {hub.commit(REPOSITORY)}; 3 files have the sha256 published there"
+        f"{REPOSITORY} at commit {hub.commit(REPOSITORY)}; sha256 of 3 files equal to the published ones"
     )
 
 
@@ -368,7 +368,7 @@ def test_what_is_said(
         ("some/folder", "has no such repository, or it is private and HF_TOKEN holds no token that "
          "may read it; no folder some/folder is here either"),
         (f"{REPOSITORY}@v9", "has no such revision of it, or no longer"),
-        ("nowhere", "does not exist; the folder of a checkpoint is expected"),
+        ("nowhere", "does not exist; expected a checkpoint folder"),
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("hub")
@@ -382,7 +382,7 @@ def test_one_line_says_what_is_wrong(
     done = run(source, "-o", out, *more)
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
     if source == "nowhere" and more:
-        said = "--stream is for a repository on the Hub"
+        said = "--stream needs a repository on the Hub"
     assert said in done.err
     assert list(out.parent.iterdir()) == []
 

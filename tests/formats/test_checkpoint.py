@@ -36,6 +36,10 @@ def test_one_file_and_shards_hold_the_same(tmp_path: Path, sharded: Path) -> Non
         assert safetensors_files.data_of(one) == safetensors_files.data_of(other)
 
 
+def at(path: Path) -> FileSource | None:
+    return FileSource(path) if path.exists() else None
+
+
 def test_weights_that_are_elsewhere(tmp_path: Path, sharded: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -43,7 +47,7 @@ def test_weights_that_are_elsewhere(tmp_path: Path, sharded: Path) -> None:
         shard.rename(elsewhere / shard.name)
     with pytest.raises(CheckpointError, match="missing shard"):
         Checkpoint.open(sharded)
-    found = Checkpoint.open(sharded, lambda name: FileSource(elsewhere / name))
+    found = Checkpoint.open(sharded, lambda name: at(elsewhere / name))
     found.check_tensors()
     assert all(str(elsewhere / info.file.name) == str(info.file) for info in found.tensors.values())
 
@@ -101,8 +105,8 @@ def no_config(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (drop_shard, "missing shard, named in .*; download it"),
-        (drop_tensor, "'lm_head.weight' is missing, says"),
+        (drop_shard, "missing shard, listed in .*; download it"),
+        (drop_tensor, "'lm_head.weight' is missing, but .* lists it"),
         (add_tensor, "holds tensor 'extra', but .* omits it"),
         (point_elsewhere, "holds tensor 'lm_head.weight', but .* puts it in model-00002"),
         (climb, "'../outside.safetensors', which names no shard"),
@@ -126,10 +130,10 @@ def test_shard_names_that_are_none(sharded: Path, name: Any) -> None:
 
 
 def test_not_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="does not exist; the folder of a checkpoint"):
+    with pytest.raises(CheckpointError, match="does not exist; expected a checkpoint folder"):
         Checkpoint.open(tmp_path / "gone")
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="is no folder; the folder of a checkpoint"):
+    with pytest.raises(CheckpointError, match="is not a folder; expected a checkpoint folder"):
         Checkpoint.open(tmp_path / "file")
 
 

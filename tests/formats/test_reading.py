@@ -41,7 +41,7 @@ def test_a_file_that_shrank_is_an_error(path: Path) -> None:
     with FileSource(path, CheckpointError) as source:
         with path.open("r+b") as file:
             file.truncate(100)
-        with pytest.raises(CheckpointError, match="ends at byte 100 while 10 more were expected"):
+        with pytest.raises(CheckpointError, match="ends at byte 100, 10 bytes early"):
             source.read_into(90, np.empty(20, np.uint8))
 
 

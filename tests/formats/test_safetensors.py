@@ -54,24 +54,24 @@ def test_metadata_and_padding_are_no_tensors(tmp_path: Path) -> None:
         ({"x": entry("U8", [7], 1, 8)}, "leaves a gap after the header"),
         ({"x": entry("U8", [7], 0, 7)}, "1 bytes after 'x' belong to no tensor"),
         ({}, "8 bytes after the header belong to no tensor"),
-        ({"x": entry("U8", [9], 0, 9)}, "past the file's end"),
-        ({"x": entry("U8", [8], 8, 0)}, "past the file's end"),
-        ({"x": entry("U8", [8], -8, 0)}, "impossible data_offsets"),
-        ({"x": entry("U8", [8], 0.0, 8)}, "impossible data_offsets"),
-        ({"x": entry("U8", [8], 0, 8) | {"data_offsets": [0]}}, "impossible data_offsets"),
-        ({"x": entry("U8", [4], 0, 8)}, "8 bytes, but U8 of shape"),
-        ({"x": entry("F32", [8], 0, 8)}, "8 bytes, but F32 of shape"),
-        ({"x": entry("U8", [2**32, 2**32], 0, 8)}, "8 bytes, but U8"),
-        ({"x": entry("U8", [2**64, 1], 0, 8)}, "impossible shape"),
-        ({"x": entry("U8", [-1, -8], 0, 8)}, "impossible shape"),
-        ({"x": entry("U8", [True] * 8, 0, 8)}, "impossible shape"),
-        ({"x": entry("U8", [1] * 9, 0, 8)}, "impossible shape"),
-        ({"x": entry("U8", "8", 0, 8)}, "impossible shape"),
+        ({"x": entry("U8", [9], 0, 9)}, "bytes of data; the file is truncated"),
+        ({"x": entry("U8", [8], 8, 0)}, "bytes of data; the file is truncated"),
+        ({"x": entry("U8", [8], -8, 0)}, "invalid data_offsets"),
+        ({"x": entry("U8", [8], 0.0, 8)}, "invalid data_offsets"),
+        ({"x": entry("U8", [8], 0, 8) | {"data_offsets": [0]}}, "invalid data_offsets"),
+        ({"x": entry("U8", [4], 0, 8)}, "has 8 bytes; U8 of shape"),
+        ({"x": entry("F32", [8], 0, 8)}, "has 8 bytes; F32 of shape"),
+        ({"x": entry("U8", [2**32, 2**32], 0, 8)}, "has 8 bytes; U8"),
+        ({"x": entry("U8", [2**64, 1], 0, 8)}, "invalid shape"),
+        ({"x": entry("U8", [-1, -8], 0, 8)}, "invalid shape"),
+        ({"x": entry("U8", [True] * 8, 0, 8)}, "invalid shape"),
+        ({"x": entry("U8", [1] * 9, 0, 8)}, "invalid shape"),
+        ({"x": entry("U8", "8", 0, 8)}, "invalid shape"),
         ({"x": entry("Q4", [8], 0, 8)}, "unknown dtype 'Q4'"),
         ({"x": entry(["U8"], [8], 0, 8)}, "unknown dtype"),
-        ({"x": {"dtype": "U8", "shape": [8]}}, "dtype, shape and data_offsets are expected"),
-        ({"x": entry("U8", [8], 0, 8) | {"more": 1}}, "dtype, shape and data_offsets are expected"),
-        ({"x": 8}, "dtype, shape and data_offsets are expected"),
+        ({"x": {"dtype": "U8", "shape": [8]}}, "expected dtype, shape and data_offsets"),
+        ({"x": entry("U8", [8], 0, 8) | {"more": 1}}, "expected dtype, shape and data_offsets"),
+        ({"x": 8}, "expected dtype, shape and data_offsets"),
         ('{"x": 1, "x": 2}', "duplicate key 'x'"),
         ("[]", "expected a JSON object, found list"),
         ("{", "not valid JSON"),
@@ -94,10 +94,10 @@ def test_lying_headers_are_refused(
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (b"", "0 bytes are no safetensors file"),
-        (b"1234567", "7 bytes are no safetensors file"),
-        (struct.pack("<Q", 3) + b"{}", "goes past the file's end"),
-        (struct.pack("<Q", 2**64 - 1) + b"{}", "goes past the file's end"),
+        (b"", "not a safetensors file .0 bytes"),
+        (b"1234567", "not a safetensors file .7 bytes"),
+        (struct.pack("<Q", 3) + b"{}", "exceeds the file size"),
+        (struct.pack("<Q", 2**64 - 1) + b"{}", "exceeds the file size"),
         (struct.pack("<Q", 2) + b"\xff\xfe", "not UTF-8"),
     ],
 )
@@ -113,7 +113,7 @@ def test_a_header_over_the_limit_is_not_read(tmp_path: Path) -> None:
     with path.open("wb") as out:
         out.write(struct.pack("<Q", 2**40))
         out.truncate(2**40 + 8)  # sparse: reading it would take minutes
-    with pytest.raises(CheckpointError, match="over the limit"):
+    with pytest.raises(CheckpointError, match="exceeds the limit"):
         read_header(FileSource(path, CheckpointError))
 
 

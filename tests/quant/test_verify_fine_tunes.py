@@ -286,7 +286,7 @@ def test_the_largest_error_of_encoded_experts(tuned: Tuned, tmp_path: Path) -> N
         name = DOWN if which == "down" else GATE_UP
         source = sources[name.replace("layers.1", f"layers.{layer}")]
         exact = np.fromfile(
-            str(source.path), "<f4", int(np.prod(source.shape)), offset=source.offset
+            str(source.file), "<f4", int(np.prod(source.shape)), offset=source.offset
         )
         rows = exact.reshape(source.shape).transpose(0, 2, 1)
         if which != "down":
