@@ -85,7 +85,7 @@ def test_experts_and_matrices_of_every_type_are_read(
     assert not model.unread
     (expert,) = (it for it in model.experts if it.name == DOWN)
     (dense,) = (it for it in model.dense if it.name == DENSE)
-    with TensorReader.of(model) as files:
+    with TensorReader() as files:
         whole = read_values(files, dense.encoding, dense.extent, 0, dense.shape)
         middle = read_values(files, dense.encoding, dense.extent, 3 * SIZE + 5, (100,))
         assert np.array_equal(middle, whole.reshape(-1)[3 * SIZE + 5 :][:100], equal_nan=True)
