@@ -35,7 +35,7 @@ from gptoss.quant.model.reader import (
 from gptoss.quant.model.tensors import MXFP4, DenseTensor, ExpertTensor, Model, Part
 from gptoss.quant.mxfp4 import Floats, grid
 
-VALUES = 2**20
+VALUES = 2**19
 """Values of a tensor that its profile is computed from, about."""
 
 Profile = NDArray[np.float64]

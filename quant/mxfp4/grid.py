@@ -16,8 +16,8 @@ from gptoss.quant.mxfp4.codec import BLOCK, Floats
 
 ALIGNED = 0.1
 """Share of runs that lie on the grid as blocks, beyond chance, from which blocks are evident."""
-LARGEST = 1024
-"""Rows and columns of a matrix that ``block_axis`` looks at."""
+LARGEST = 256
+"""Rows and columns of a matrix that are enough to look at: 2,048 runs each way."""
 _TOP = 2
 """The exponent of the largest code, 6 = 1.5 * 2**2; the smallest, 0.5, has -1 and no other."""
 

@@ -1,7 +1,7 @@
-"""A report as one HTML page: everything inside, no script, nothing fetched.
+"""A report as one self-contained HTML page: no script, nothing fetched.
 
 The page forbids itself to load anything, and all text from files is escaped: a hostile tensor name
-is shown, not obeyed. It follows the reader's light or dark setting, and prints.
+is shown as text. The page follows the reader's light or dark setting, and prints.
 """
 
 from __future__ import annotations
@@ -144,13 +144,13 @@ def _experts(experts: Sequence[ExpertStatistics]) -> Iterator[str]:
         " A cell that stands out is an expert whose weights are larger or smaller than those of its"
         " neighbours; an outline marks what lies beyond the colours' range.</p>"
     )
-    yield _heat_maps(parts, _mean_exponents, lambda value: f"2^{value:.2f}", "mean scale")
+    yield _heat_maps(parts, _mean_exponents, 1.0, lambda value: f"2^{value:.2f}", "mean scale")
     yield (
         "<h2>Saturated blocks by layer and expert</h2><p>The share of blocks half of whose values,"
         " or more, are ±6 scales, the largest there is: they may have been cut.</p>"
     )
     if any(it.saturated_blocks.any() for it in experts):
-        yield _heat_maps(parts, _saturated, svg.percent, "saturated")
+        yield _heat_maps(parts, _saturated, 0.01, svg.percent, "saturated")
     else:
         yield "<p>There is none.</p>"
     yield (
@@ -171,12 +171,13 @@ Layers = Sequence[ExpertStatistics]
 def _heat_maps(
     parts: dict[Part, list[ExpertStatistics]],
     measure: Callable[[Layers], Numbers],
+    least: float,
     form: Callable[[float], str],
     what: str,
 ) -> str:
-    """One map for each part, all with the same colours."""
+    """One map for each part, all with the same colours, which span ``least`` or more."""
     measured = {part: measure(found) for part, found in parts.items()}
-    shading = Shading.of(np.concatenate([values.ravel() for values in measured.values()]))
+    shading = Shading.of(np.concatenate([values.ravel() for values in measured.values()]), least)
     key = svg.legend(shading, form)
 
     def figure(part: Part, values: Numbers) -> str:

@@ -12,6 +12,9 @@ from gptoss.quant.diff.result import Diff, TensorChange
 from gptoss.quant.report import svg
 from gptoss.quant.report.svg import Numbers, Shading
 
+LEAST = 0.01
+"""Relative norms that the colours of a map span at least: Q8_0's rounding is half of that."""
+
 
 def differences(diff: Diff, n_layers: int) -> Iterator[str]:
     """What changed from A, the base, to B, the model of the page."""
@@ -37,7 +40,7 @@ def differences(diff: Diff, n_layers: int) -> Iterator[str]:
             " trained stands out from those that were not.</p>"
         )
         maps = {role: _of_experts(found, n_layers) for role, found in experts.items()}
-        shading = Shading.of(np.concatenate([values.ravel() for values in maps.values()]))
+        shading = Shading.of(np.concatenate([values.ravel() for values in maps.values()]), LEAST)
         yield svg.grid(_map(role, values, shading) for role, values in maps.items())
 
 

@@ -1,4 +1,4 @@
-"""Pictures as SVG: heat maps, bars, and trends small enough for a table's cell.
+"""SVG charts: heat maps, bars, and trends small enough for a table's cell.
 
 Colours are classes of the page's style sheet, so that they follow light, dark and print. Every mark
 has a title, which a browser shows under the pointer. Text that comes from a file is escaped.
@@ -24,29 +24,37 @@ _WIDTH = 320
 
 @dataclass(frozen=True, slots=True)
 class Shading:
-    """Which values a heat map's colours stand for: from ``low`` to ``high``, in equal steps.
+    """The values that a heat map's colours represent: from ``low`` to ``high``, in equal steps.
 
-    Those beyond take the last colour, and two steps beyond an outline as well.
+    Values beyond have the last colour, and from two steps beyond also an outline.
     """
 
     low: float
     high: float
 
     @classmethod
-    def of(cls, values: Numbers) -> Shading:
-        """For all but the outermost hundredth of finite values, which would hide the others."""
+    def of(cls, values: Numbers, least: float) -> Shading:
+        """A range for all but the outermost hundredth of finite values, which would hide the rest.
+
+        It is at least ``least`` wide: a smaller difference is no structure, and looks like none.
+        """
         finite = values[np.isfinite(values)]
         if not finite.size:
-            return cls(0.0, 0.0)
-        low, high = np.percentile(finite, (1, 99))
-        return cls(float(low), float(high))
+            return cls(0.0, least)
+        low, high = (float(it) for it in np.percentile(finite, (1, 99)))
+        if high - low < least:
+            low = (low + high - least) / 2
+            if finite.min() >= 0:
+                low = max(low, 0.0)
+            high = low + least
+        return cls(low, high)
 
     def name(self, value: float) -> str:
         """The classes of a cell."""
         if not np.isfinite(value):
             return "none"
         room = (self.high - self.low) / SHADES
-        shade = int((value - self.low) / room) if room else int(value > self.high) * SHADES
+        shade = int((value - self.low) / room)
         beyond = " beyond" if not self.low - 2 * room <= value <= self.high + 2 * room else ""
         return f"q{min(max(shade, 0), SHADES - 1)}{beyond}"
 
@@ -108,7 +116,7 @@ def bars(
     parts = [f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{_TOP}" y2="{_TOP}" class="axis"/>']
     parts.append(_text(_LEFT - 4, _TOP + 4, (form or percent)(top), "end"))
     for i, (size, title) in enumerate(zip(sizes, titles, strict=True)):
-        high = max(height * size / top, 0.75) if size else 0.0  # what is there must be seen
+        high = max(height * size / top, 0.75) if size else 0.0  # anything above 0 must be visible
         parts.append(
             f'<rect x="{_LEFT + (i + 0.5) * width - wide / 2:.2f}" y="{_TOP + height - high:.2f}" '
             f'width="{wide:.2f}" height="{high:.2f}" class="bar">'
@@ -148,7 +156,7 @@ def trend(values: Sequence[float], title: str) -> str:
 
 
 def figure(title: str, picture: str, caption: str = "") -> str:
-    """A picture with a heading; what stands below it may be a picture too."""
+    """A chart with a heading; the caption below it may be a chart too."""
     below = f"<figcaption>{caption}</figcaption>" if caption else ""
     return f"<figure><h3>{escape(title)}</h3>{picture}{below}</figure>"
 
@@ -159,14 +167,14 @@ def grid(figures: Iterable[str]) -> str:
 
 
 def percent(share: float) -> str:
-    """A share of a whole; what is not nothing does not look like nothing."""
+    """A share of a whole in percent; a share above 0 is never shown as 0."""
     if share == 0:
         return "0%"
     return f"{100 * share:.3g}%" if share >= 1e-6 else "<0.0001%"
 
 
 def _ticks(n: int) -> range:
-    """Which of ``n`` rows or columns bear a number."""
+    """The rows or columns, of ``n``, that are numbered."""
     return range(0, n, max(1, 2 ** (max(n - 1, 1).bit_length() - 3)))
 
 

@@ -188,16 +188,32 @@ def test_shades_are_equal_steps_and_what_lies_beyond_is_marked() -> None:
 def test_one_outlier_does_not_take_all_the_colours() -> None:
     values = np.linspace(-6, -5, 1000)
     values[500] = 60
-    shading = Shading.of(values)
+    shading = Shading.of(values, 0.5)
     assert shading.high < -4.9
     assert shading.name(60) == "q8 beyond"
     assert len({shading.name(value) for value in values[values < 0]}) == 9
 
 
 def test_equal_values_have_a_colour() -> None:
-    shading = Shading.of(np.full((2, 2), 0.5))
-    assert (shading.name(0.5), shading.name(0.6)) == ("q0", "q8 beyond")
-    assert Shading.of(np.full(3, np.nan)).name(np.nan) == "none"
+    shading = Shading.of(np.full((2, 2), 0.5), 0.1)
+    assert (shading.name(0.5), shading.name(0.6)) == ("q4", "q8 beyond")
+    assert Shading.of(np.full(3, np.nan), 0.1).name(np.nan) == "none"
+
+
+@pytest.mark.parametrize(
+    ("values", "least", "low", "high"),
+    [
+        ([-8.51, -8.49], 1.0, -9.0, -8.0),  # exponents: the colours span an octave
+        ([-8.0, -4.0], 1.0, -8.0, -4.0),
+        ([0.0, 0.001], 0.01, 0.0, 0.01),  # shares are not below 0
+        ([0.5, 0.502], 0.01, 0.496, 0.506),
+    ],
+)
+def test_colours_do_not_make_structure_of_nothing(
+    values: list[float], least: float, low: float, high: float
+) -> None:
+    shading = Shading.of(np.repeat(values, 500), least)
+    assert (shading.low, shading.high) == (pytest.approx(low), pytest.approx(high))
 
 
 def test_a_share_that_is_not_nothing_does_not_look_like_nothing() -> None:
