@@ -75,7 +75,7 @@ def _impossible(scales: NDArray[np.int64]) -> NDArray[np.bool_]:
     if not others.any():
         return np.zeros(256, np.bool_)
     share = np.cumsum(others) / others.sum()
-    low, high = np.searchsorted(share, [0.1, 0.9])
+    low, high = np.searchsorted(share, [0.25, 0.75])
     bytes_ = np.arange(256)
     impossible: NDArray[np.bool_] = (bytes_ < low - FAR) | (bytes_ > high + FAR)
     impossible[mxfp4.E8M0_NAN] = True

@@ -334,7 +334,8 @@ class Finding:
 
 _CAUSES = (FindingKind.HOLE, FindingKind.CORRUPT_REGION, FindingKind.CODE_NOISE)
 """Damage to a stretch of the file, which shows in many other ways too; the strongest first."""
-_CONSEQUENCES = frozenset({
+_EXPLAINED = frozenset({
+    FindingKind.CORRUPT_REGION, FindingKind.CODE_NOISE,
     FindingKind.SCALE_NAN, FindingKind.SCALE_OVERFLOW, FindingKind.SCALE_SUBNORMAL,
     FindingKind.SCALE_OUTLIER, FindingKind.SCALE_CONSTANT, FindingKind.SCALE_LINEAR,
     FindingKind.ZERO_BLOCKS, FindingKind.ZERO_ROWS, FindingKind.DEAD_EXPERT,
@@ -356,8 +357,8 @@ def arrange(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     for kind in reversed(_CAUSES):
         causes |= {it.tensor: kind for it in known if it.kind is kind and it.tensor is not None}
     explained = [
-        replace(it, cause=causes[it.tensor])
-        if it.kind in _CONSEQUENCES and it.tensor is not None and it.tensor in causes
+        replace(it, cause=cause)
+        if (cause := causes.get(it.tensor or "")) and it.kind is not cause and it.kind in _EXPLAINED
         else it
         for it in known
     ]

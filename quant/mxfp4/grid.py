@@ -18,6 +18,8 @@ ALIGNED = 0.1
 """Share of runs that lie on the grid as blocks, beyond chance, from which blocks are evident."""
 LARGEST = 256
 """Rows and columns of a matrix that are enough to look at: 2,048 runs each way."""
+FEWEST = 32
+"""Runs that are evidence."""
 _TOP = 2
 """The exponent of the largest code, 6 = 1.5 * 2**2; the smallest, 0.5, has -1 and no other."""
 
@@ -52,9 +54,19 @@ def share_on_grid(matrix: Floats) -> float:
 def alignment(matrix: Floats) -> float:
     """How many more runs along the rows lie on the grid as blocks than by chance, as a share.
 
-    Chance is the share of the runs that start in the middle of a block.
+    Chance is the share of the runs that start in the middle of a block. Runs that are mostly zeros
+    are left out: the fewer values, the easier they lie on a grid. 0 if too few runs remain.
     """
-    return share_on_grid(matrix) - share_on_grid(matrix[:, BLOCK // 2 : -BLOCK // 2])
+    runs = _dense_runs(matrix), _dense_runs(matrix[:, BLOCK // 2 : -BLOCK // 2])
+    if min(map(len, runs)) < FEWEST:
+        return 0.0
+    blocks, chance = (float(lies_on_grid(it).mean()) for it in runs)
+    return blocks - chance
+
+
+def _dense_runs(matrix: Floats) -> Floats:
+    runs: Floats = matrix[:, : matrix.shape[1] // BLOCK * BLOCK].reshape(-1, BLOCK)
+    return runs[np.count_nonzero(runs, axis=1) > BLOCK // 2]
 
 
 def block_axis(matrix: Floats) -> Literal[0, 1] | None:

@@ -142,3 +142,65 @@ def test_weights_that_look_random_are_a_warning(
 def test_normal_weights_do_not_look_random(checkpoint: Path) -> None:
     with_codes(checkpoint, normal)
     assert not any(it.kind is FindingKind.CODE_UNIFORM for it in audit(checkpoint).findings)
+
+
+# --- a damaged stretch of the file ------------------------------------------------------------
+
+
+def overwrite(path: Path, name: str, data: bytes, at: int = 0) -> int:
+    """Put bytes into a tensor from one of its own on; returns their offset in the file."""
+    region = regions(path)[name]
+    with region.path.open("r+b") as file:
+        file.seek(region.offset + at)
+        file.write(data)
+    return region.offset + at
+
+
+@pytest.mark.parametrize("container", ["checkpoint", "gguf"])
+@pytest.mark.parametrize("kind", ["zeros", "garbage"])
+def test_damage_comes_first_and_what_follows_from_it_below(
+    tmp_path: Path, run: Command, kind: str, container: str
+) -> None:
+    """60 KB of zeros or garbage across scales and blocks: one cause for each tensor it reaches."""
+    path = random_checkpoint(
+        tmp_path / "checkpoint", hidden=256, intermediate=256, layers=3, chat_template="x"
+    )
+    names = ["model.layers.1.mlp.experts.down_proj_blocks"]
+    if container == "gguf":
+        convert(path, tmp_path / "model.gguf")
+        path, names = tmp_path / "model.gguf", ["blk.1.ffn_down_exps.weight"]
+    else:
+        names.append("model.layers.1.mlp.experts.down_proj_scales")
+    rng = np.random.default_rng(0)
+    for name, size in zip(names, (60_000, 3_500), strict=False):
+        overwrite(path, name, bytes(size) if kind == "zeros" else rng.bytes(size), 512)
+    result = audit(path)
+    causes = [it for it in result.findings if it.cause is None and it.severity is Severity.ERROR]
+    expected = {FindingKind.HOLE} if kind == "zeros" else {
+        FindingKind.CORRUPT_REGION, FindingKind.CODE_NOISE
+    }  # fmt: skip
+    assert {it.kind for it in causes} <= expected
+    assert 1 <= len(causes) <= 2
+    assert result.findings[0] in causes
+    consequences = [it for it in result.findings if it.cause is not None]
+    assert all(it.tensor == causes[0].tensor for it in consequences)
+    lines = run("audit", path).out.splitlines()
+    assert lines[0].startswith(f"unsound: {len(causes)} error")
+    first = next(line for line in lines if line.startswith("error: "))
+    assert first.startswith(f"error: {result.findings[0].kind.label}: ")
+    if consequences:
+        assert "  which also shows as" in lines
+    text = "\n".join(lines)
+    assert "scale-linear" not in text
+    assert "not corrupt" not in text
+
+
+def test_no_more_rows_than_the_tensor_has(checkpoint: Path) -> None:
+    for name, region in regions(checkpoint).items():
+        if name.endswith("down_proj_blocks"):
+            blocks = region.read()
+            blocks[2] = np.random.default_rng(0).integers(0, 256, blocks[2].shape)
+            region.write(blocks)
+    noise = [it for it in audit(checkpoint).findings if it.kind is FindingKind.CODE_NOISE]
+    assert noise
+    assert {it.message for it in noise} == {"down: 1 stretch of 96 rows"}
