@@ -65,8 +65,9 @@ def alignment(matrix: Floats) -> float:
 
 
 def _dense_runs(matrix: Floats) -> Floats:
-    runs: Floats = matrix[:, : matrix.shape[1] // BLOCK * BLOCK].reshape(-1, BLOCK)
-    return runs[np.count_nonzero(runs, axis=1) > BLOCK // 2]
+    runs = matrix[:, : matrix.shape[1] // BLOCK * BLOCK].reshape(-1, BLOCK)
+    dense: Floats = runs[np.count_nonzero(runs, axis=1) > BLOCK // 2]
+    return dense
 
 
 def block_axis(matrix: Floats) -> Literal[0, 1] | None:
