@@ -1,9 +1,9 @@
-"""GGUF headers: lazily decoded, and believed only as far as the file bears them out.
+"""Bounded reader of GGUF headers, with lazily decoded arrays of strings.
 
 The gguf package's own reader takes half a minute on a vocabulary of 201,088 tokens and can be
 made to loop by a hostile file. This one walks the header once, reading ahead in growing steps.
-Arrays of strings are skipped over, and decoded when someone looks at them: who needs only the
-hyperparameters does not pay for 446,189 merges. Every count and length is compared with the
+Arrays of strings are skipped, and decoded on first access: reading the hyperparameters does not
+cost the decoding of 446,189 merges. Every count and length is compared with the
 file's size first, and the header's total size is limited, so that time and memory are bounded
 whatever the file claims.
 
@@ -71,7 +71,7 @@ _SCALARS: dict[GGUFValueType, np.dtype[Any]] = {
 class StringArray(Sequence[str]):
     """An array of strings, decoded as a whole the first time one is asked for.
 
-    The length is known at once. Raises ``GgufError`` at that first look when a string is no UTF-8.
+    The length is known at once. Raises ``GgufError`` on first access if a string is not UTF-8.
     """
 
     def __init__(self, raw: bytes, count: int, where: str) -> None:
@@ -105,7 +105,7 @@ class StringArray(Sequence[str]):
                     at = start + unpack(raw, at)[0]
                     strings.append(raw[start:at].decode())
             except UnicodeDecodeError as reason:
-                raise GgufError(f"{self._where}[{len(strings)}]: no UTF-8") from reason
+                raise GgufError(f"{self._where}[{len(strings)}]: not UTF-8") from reason
             self._strings, self._raw = strings, b""
         return self._strings
 
@@ -138,8 +138,8 @@ class GgufTensor:
 class GgufFile:
     """An opened GGUF file's header; no handle stays open.
 
-    A model may be split over several files, of which the first stands for all: it has the
-    metadata, and ``tensors`` those of every file.
+    A model may be split over several files. The first has the metadata; ``tensors`` are those of
+    all files.
 
     ``metadata`` maps a key to a bool, int, float or str, for arrays to a ``StringArray`` or a
     tuple; ``types`` to the type it is stored as, of arrays the elements' type.
@@ -190,7 +190,7 @@ def _joined(first: GgufFile, n_parts: Any) -> GgufFile:
     if number != 0 or name is None or first.path.name != part_name(name["stem"], 0, n_parts):
         wanted = part_name(name["stem"] if name else "MODEL", 0, n_parts)
         raise GgufError(
-            f"{where}: is a part of a model in {n_parts} files; name the first, called {wanted}"
+            f"{where}: is part of a model in {n_parts} files; name the first one, {wanted}"
         )
     tensors = dict(first.tensors)
     for i in range(1, n_parts):
@@ -205,7 +205,9 @@ def _joined(first: GgufFile, n_parts: Any) -> GgufFile:
             for key in (Keys.Split.LLM_KV_SPLIT_NO, Keys.Split.LLM_KV_SPLIT_COUNT)
         )
         if found != (i, n_parts):
-            raise GgufError(f"{part.path}: says {found}, not that it is part {i} of {n_parts}")
+            raise GgufError(
+                f"{part.path}: split.no and split.count are {found}; expected {(i, n_parts)}"
+            )
         twice = tensors.keys() & part.tensors.keys()
         if twice:
             raise GgufError(f"{part.path}: tensor {min(twice)!r} is in another part too")
@@ -213,7 +215,7 @@ def _joined(first: GgufFile, n_parts: Any) -> GgufFile:
     total = first.metadata.get(Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT, len(tensors))
     if total != len(tensors):
         raise GgufError(
-            f"{where}: says {total} tensors, but its {n_parts} files hold {len(tensors)}"
+            f"{where}: split.tensors.count is {quoted(total)}, but the {n_parts} files hold {len(tensors)}"
         )
     return replace(first, tensors=tensors)
 
@@ -235,8 +237,7 @@ class _Cursor:
             raise GgufError(f"{self.where}: ends within {what}; the file is cut short or damaged")
         if end > HEADER_LIMIT:
             raise GgufError(
-                f"{self.where}: {what} goes past {HEADER_LIMIT} bytes of header, more than any "
-                "model has"
+                f"{self.where}: {what} ends beyond {HEADER_LIMIT} bytes, the limit of a header"
             )
         ahead = max(end, 2 * len(self.raw), FIRST_READ)
         raw = bytearray(min(ahead, self.source.size, HEADER_LIMIT))
@@ -250,7 +251,7 @@ class _Cursor:
         return self.copy(start)
 
     def copy(self, start: int) -> bytes:
-        """The bytes from ``start`` to the position; sliced as a view, lest they be copied twice."""
+        """The bytes from ``start`` to the position; sliced as a view, so copied only once."""
         return bytes(memoryview(self.raw)[start : self.at])
 
     def u32(self, what: str) -> int:
@@ -262,13 +263,11 @@ class _Cursor:
     def string(self, what: str, limit: int = HEADER_LIMIT) -> str:
         size = self.u64(what)
         if size > limit:
-            raise GgufError(
-                f"{self.where}: {what} claims {size} bytes, more than the {limit} believed"
-            )
+            raise GgufError(f"{self.where}: {what} claims {size} bytes; the limit is {limit}")
         try:
             return self.take(size, what).decode()
         except UnicodeDecodeError as reason:
-            raise GgufError(f"{self.where}: {what} is no UTF-8") from reason
+            raise GgufError(f"{self.where}: {what} is not UTF-8") from reason
 
     def count(self, least: int, limit: int, what: str) -> int:
         """A number of things of at least ``least`` bytes each, all of which must fit the file."""
@@ -316,12 +315,11 @@ def _check_version(cursor: _Cursor) -> int:
     magic = cursor.take(min(4, size), "the magic")
     if magic != MAGIC[:size]:
         raise GgufError(
-            f"{cursor.where}: no GGUF file: it begins with {magic!r}, not with {MAGIC!r}; "
-            "name another file"
+            f"{cursor.where}: not a GGUF file: it starts with {magic!r}, expected {MAGIC!r}"
         )
     if size < 24:
         found = f"it has {size} bytes; it was cut short" if size else "it is empty"
-        raise GgufError(f"{cursor.where}: no GGUF file: {found}; download or convert it again")
+        raise GgufError(f"{cursor.where}: not a GGUF file: {found}; download or convert it again")
     version = cursor.u32("the version")
     if version in VERSIONS:
         return version
@@ -359,7 +357,7 @@ def _value(cursor: _Cursor, key: str, kind: GGUFValueType) -> tuple[GGUFValueTyp
         return kind, _scalars(cursor, key, kind, 1)[0]
     kind = _value_type(cursor, key)
     if kind is GGUFValueType.ARRAY:
-        raise GgufError(f"{cursor.where}: {key} is an array of arrays, which ggml does not know")
+        raise GgufError(f"{cursor.where}: {key} is an array of arrays, which ggml does not support")
     if kind is not GGUFValueType.STRING:
         count = cursor.count(_SCALARS[kind].itemsize, MAX_ELEMENTS, f"elements of {key}")
         return kind, _scalars(cursor, key, kind, count)
@@ -402,7 +400,7 @@ def _tensor_info(cursor: _Cursor, i: int, ollama: bool) -> GgufTensor:
 def _unknown_type(cursor: _Cursor, what: str, number: int) -> str:
     message = f"{cursor.where}: {what} has unknown type {number}"
     if number == OLLAMA_MXFP4:
-        message += ", which is Ollama's MXFP4; gptoss-convert FILE -o NEW.gguf makes it ggml's"
+        message += ", which is Ollama's MXFP4; convert it: gptoss-convert FILE -o NEW.gguf"
     return message
 
 
@@ -410,7 +408,7 @@ def _alignment(cursor: _Cursor, metadata: Mapping[str, Any]) -> int:
     alignment = metadata.get("general.alignment", GGUF_DEFAULT_ALIGNMENT)
     if type(alignment) is not int or not 0 < alignment <= 2**20 or alignment & (alignment - 1):
         raise GgufError(
-            f"{cursor.where}: general.alignment is {quoted(alignment)}, no power of two"
+            f"{cursor.where}: general.alignment is {quoted(alignment)}; expected a power of two"
         )
     return alignment
 

@@ -1,9 +1,9 @@
-"""The model's hyperparameters as one frozen value, from either side of a conversion.
+"""The model's hyperparameters as one frozen value, read from a config.json or a GGUF.
 
-Field names are those of Hugging Face's ``config.json``; ``GGUF_KEYS`` gives llama.cpp's name of
-each. What neither can express but both assume (SwiGLU's alpha and limit, the alternation of
-sliding and full layers) is checked when a config states it: llama.cpp hard-codes those values,
-so another one would give a model that runs and answers nonsense.
+Field names are those of Hugging Face's ``config.json``; ``GGUF_KEYS`` maps them to llama.cpp's.
+A GGUF cannot express some settings that llama.cpp has built in (SwiGLU's alpha and limit, the
+alternation of sliding and full layers). A config that states another value is refused: the
+converted model would run and answer nonsense.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from gptoss.errors import (
 
 ARCHITECTURE = "gpt-oss"
 """``general.architecture`` of a GGUF file."""
+
+REPAIR = "repair it: gptoss-convert FILE -o NEW.gguf"
+"""What to do about a GGUF that lacks a setting, or has it wrong."""
 
 BLOCK = 32
 """Values that share one scale in MXFP4, and in Q8_0."""
@@ -46,7 +49,7 @@ GGUF_KEYS = {
     "yarn_beta_fast": "gpt-oss.rope.scaling.yarn_beta_fast",
     "yarn_beta_slow": "gpt-oss.rope.scaling.yarn_beta_slow",
 }
-"""Where each field but ``vocab_size`` stands in a GGUF's metadata."""
+"""The GGUF key of each field except ``vocab_size``, which is the number of tokens."""
 
 HARD_CODED: Mapping[str, str | int | float | bool] = {
     "swiglu_limit": 7.0,
@@ -69,7 +72,7 @@ _YARN_FIELDS = {
 }
 
 _ROPE_LABELS = {field: f"the RoPE {name}" for name, field in _YARN_FIELDS.items()}
-"""How messages call what stands in either of two places of a config."""
+"""Names for messages: these settings are in one of two places of a config."""
 
 INTEGER_LIMITS: Mapping[str, tuple[int, int]] = {
     "num_hidden_layers": (1, 512),
@@ -100,7 +103,7 @@ FLOAT_LIMITS: Mapping[str, tuple[float, float]] = {
 
 @dataclass(frozen=True, slots=True)
 class HParams:
-    """Hyperparameters of a gpt-oss model; counts, but for the floats."""
+    """Hyperparameters of a gpt-oss model. Integers are counts or sizes in values."""
 
     num_hidden_layers: int
     hidden_size: int
@@ -124,8 +127,8 @@ class HParams:
     def from_config(cls, config: Mapping[str, Any], where: str = "config.json") -> HParams:
         """From a Hugging Face ``config.json``, with either spelling of the RoPE settings.
 
-        Raises ``UnsupportedModelError`` for another architecture or what llama.cpp cannot express,
-        ``CheckpointError`` for a missing key or a value that cannot be.
+        Raises ``UnsupportedModelError`` for another architecture or a setting that llama.cpp cannot
+        compute, ``CheckpointError`` for a missing key or an impossible value.
         """
         _check_architecture(config, where)
         _check_hard_coded(config, where)
@@ -148,14 +151,13 @@ class HParams:
         architecture = metadata.get("general.architecture")
         if architecture != ARCHITECTURE:
             raise UnsupportedModelError(
-                f"{where}: general.architecture is {quoted(architecture)}, a {ARCHITECTURE} "
-                "model is expected"
+                f"{where}: general.architecture is {quoted(architecture)}; expected {ARCHITECTURE!r}"
             )
         scaling = metadata.get("gpt-oss.rope.scaling.type")
         if scaling != "yarn":
             raise GgufError(
-                f"{where}: gpt-oss.rope.scaling.type is {quoted(scaling)}, 'yarn' is expected; "
-                "without it the model runs wrong; convert its checkpoint again"
+                f"{where}: gpt-oss.rope.scaling.type is {quoted(scaling)}; expected 'yarn'; without it "
+                f"positions are wrong; {REPAIR}"
             )
         found: dict[str, Any] = {}
         for name, key in GGUF_KEYS.items():
@@ -163,7 +165,7 @@ class HParams:
             found[name] = _number(name, value, where, GgufError, key)
         tokens = metadata.get("tokenizer.ggml.tokens", ())
         if not hasattr(tokens, "__len__") or isinstance(tokens, str):
-            raise GgufError(f"{where}: tokenizer.ggml.tokens is no array")
+            raise GgufError(f"{where}: tokenizer.ggml.tokens is not an array; {REPAIR}")
         found["vocab_size"] = _number(
             "vocab_size", len(tokens), where, GgufError, "the number of tokenizer.ggml.tokens"
         )
@@ -176,8 +178,8 @@ class HParams:
         for name in ("hidden_size", "intermediate_size"):
             if getattr(it, name) % BLOCK:
                 raise error(
-                    f"{where}: {name} is {getattr(it, name)}, no multiple of {BLOCK}; "
-                    f"MXFP4 stores blocks of {BLOCK} values"
+                    f"{where}: {name} is {getattr(it, name)}; expected a multiple of {BLOCK}, "
+                    f"the size of an MXFP4 block"
                 )
         if it.num_attention_heads % it.num_key_value_heads:
             raise error(
@@ -185,11 +187,13 @@ class HParams:
                 f"{it.num_key_value_heads} key-value heads evenly"
             )
         if it.head_dim % 2:
-            raise error(f"{where}: head_dim is {it.head_dim}; RoPE turns pairs of values")
+            raise error(
+                f"{where}: head_dim is {it.head_dim}; expected an even number: RoPE rotates pairs of values"
+            )
         if it.num_attention_heads * it.head_dim % BLOCK:
             raise error(
                 f"{where}: {it.num_attention_heads} heads of {it.head_dim} make rows of "
-                f"{it.num_attention_heads * it.head_dim} values, no multiple of {BLOCK}"
+                f"{it.num_attention_heads * it.head_dim} values; expected a multiple of {BLOCK}"
             )
         for name, value in YARN_BETAS.items():
             if getattr(it, name) != value:
@@ -198,7 +202,9 @@ class HParams:
                     f"{value:g} and does not read another value from a GGUF"
                 )
         if it.num_experts_per_tok > it.num_local_experts:
-            raise error(f"{where}: {it.num_experts_per_tok} experts used of {it.num_local_experts}")
+            raise error(
+                f"{where}: {it.num_experts_per_tok} experts per token, but only {it.num_local_experts} exist"
+            )
         return it
 
 
@@ -209,17 +215,17 @@ def _check_architecture(config: Mapping[str, Any], where: str) -> None:
     model_type, architectures = config.get("model_type"), config.get("architectures")
     if model_type != "gpt_oss":
         raise UnsupportedModelError(
-            f"{where}: model_type is {quoted(model_type)}, 'gpt_oss' is expected"
+            f"{where}: model_type is {quoted(model_type)}; expected 'gpt_oss'"
         )
     if architectures is not None and architectures != ["GptOssForCausalLM"]:
         raise UnsupportedModelError(
-            f"{where}: architectures is {quoted(architectures)}, ['GptOssForCausalLM'] is expected"
+            f"{where}: architectures is {quoted(architectures)}; expected ['GptOssForCausalLM']"
         )
     quantization = config.get("quantization_config")
     method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
     if method not in (None, "mxfp4"):
         raise UnsupportedModelError(
-            f"{where}: quantization {quoted(method)}; only 'mxfp4' is known"
+            f"{where}: quant_method is {quoted(method)}; only 'mxfp4' is supported"
         )
 
 
@@ -228,7 +234,7 @@ def _check_hard_coded(config: Mapping[str, Any], where: str) -> None:
         if config.get(name) not in (None, value):
             raise UnsupportedModelError(
                 f"{where}: {name} is {quoted(config[name])}; llama.cpp computes gpt-oss with "
-                f"{value!r} and a GGUF cannot say otherwise"
+                f"{value!r}, and a GGUF cannot express another value"
             )
     types = config.get("layer_types")
     if types is None:
@@ -237,7 +243,7 @@ def _check_hard_coded(config: Mapping[str, Any], where: str) -> None:
         kind != ("full_attention" if i % 2 else "sliding_attention") for i, kind in enumerate(types)
     ):
         raise UnsupportedModelError(
-            f"{where}: layer_types must alternate, sliding_attention first, as llama.cpp has it"
+            f"{where}: layer_types must alternate, sliding_attention first: llama.cpp computes no other order"
         )
     if len(types) != config.get("num_hidden_layers"):
         raise CheckpointError(
@@ -247,17 +253,17 @@ def _check_hard_coded(config: Mapping[str, Any], where: str) -> None:
 
 
 def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """RoPE's settings as this module's fields, from either schema.
+    """RoPE's settings by this module's field names, from either schema.
 
-    Older files: ``rope_theta`` and ``rope_scaling``; newer: ``rope_parameters`` with both inside.
-    A tool that reads only the older one takes a new file for a model without YaRN.
+    Older files have ``rope_theta`` and ``rope_scaling``, newer ones ``rope_parameters`` with both
+    inside. A tool that reads only the older schema loses YaRN.
     """
     new, old = config.get("rope_parameters"), config.get("rope_scaling")
     rope = new if new is not None else old
     if not isinstance(rope, Mapping):
         raise CheckpointError(
             f"{where}: neither rope_parameters nor rope_scaling is given; without YaRN's settings "
-            "the model runs wrong"
+            "positions are wrong"
         )
     kind = rope.get("rope_type", rope.get("type"))
     if kind != "yarn":
@@ -300,7 +306,7 @@ def _number(
     """A field's value, of the right type and in its range."""
     key = key or name
     if value is None:
-        raise error(f"{where}: {key} is missing")
+        raise error(f"{where}: {key} is missing{f'; {REPAIR}' if error is GgufError else ''}")
     if name in INTEGER_LIMITS:
         smallest, largest = INTEGER_LIMITS[name]
         if type(value) is not int:

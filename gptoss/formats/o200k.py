@@ -75,7 +75,7 @@ def _byte_level() -> dict[int, int]:
 
 
 BYTE_LEVEL = _byte_level()
-"""Code point in a byte-level vocabulary → the byte it stands for.
+"""Code point in a byte-level vocabulary → the byte it spells.
 
 GPT-2's spelling: printable Latin-1 bytes stand for themselves, the 68 others for U+0100 on.
 """

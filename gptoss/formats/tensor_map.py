@@ -1,8 +1,8 @@
 """The tables of tensor names: Hugging Face's checkpoint and GGUF; OpenAI's own layout.
 
-Read a row as: this tensor of the GGUF, of this kind and shape, has its values there. Shapes are
-spelled in the letters of ``dimensions`` and stand in row-major order, the slowest dimension
-first, as numpy and safetensors write them; ggml writes them the other way round.
+Each row gives a tensor of the GGUF, its source in the checkpoint, its role and its shape. Shapes
+are in the letters of ``dimensions``, row-major, the slowest dimension first, as in numpy and
+safetensors; ggml writes them in the opposite order.
 
 Sources: transformers' ``GptOssForCausalLM`` and the published checkpoints; llama.cpp's
 ``LLM_ARCH_OPENAI_MOE``; OpenAI's ``gpt_oss.torch``.
@@ -28,7 +28,7 @@ class TensorRole(Enum):
 
 
 class Rows(Enum):
-    """Which rows of the source a tensor takes: gate and up stand interleaved, gate first."""
+    """Which rows of the source a tensor takes: gate and up are interleaved, gate first."""
 
     ALL = "all"
     EVEN = "even"
@@ -37,7 +37,7 @@ class Rows(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of the table; ``{i}`` stands for the layer. Of EXPERTS, ``hf`` lacks its ending."""
+    """A row of the table; ``{i}`` is the layer. For EXPERTS, ``hf`` lacks ``_blocks``, ``_scales``."""
 
     gguf: str
     hf: str
@@ -78,7 +78,7 @@ BLOCKS = (
     Row("blk.{i}.ffn_down_exps.bias",      _DOWN + "_bias",                                    _F, ("E", "H")),
 )
 
-# Hugging Face's name, and OpenAI's. What shares a tensor there stands in it one after the other.
+# Hugging Face's name, and OpenAI's. Those that share a tensor there follow one another in it.
 OPENAI = {
     "model.embed_tokens.weight":                         "embedding.weight",
     "model.layers.{i}.input_layernorm.weight":           "block.{i}.attn.norm.scale",
@@ -119,8 +119,8 @@ class HfTensor:
 class NamedTensor:
     """A tensor a GGUF must hold, and the checkpoint's tensors its values come from.
 
-    ``shape`` is row-major; ``sources`` is one tensor, or of EXPERTS two: blocks, then scales. What
-    EXPERTS are when a fine-tune was saved in floats is ``floats``: inputs before outputs.
+    ``shape`` is row-major; ``sources`` is one tensor, or for EXPERTS two: blocks, then scales.
+    ``floats`` is the source of EXPERTS in a fine-tune saved in floats: inputs before outputs.
     """
 
     gguf: str
@@ -137,7 +137,7 @@ class NamedTensor:
 
 
 def dimensions(hparams: HParams) -> dict[str, int]:
-    """The sizes that the table's letters stand for."""
+    """The sizes behind the table's letters."""
     return {
         "V": hparams.vocab_size,
         "H": hparams.hidden_size,
@@ -181,7 +181,7 @@ def _named(row: Row, layer: int, sizes: dict[str, int]) -> NamedTensor:
 
 @dataclass(frozen=True, slots=True)
 class OpenAiTensor:
-    """A tensor of OpenAI's layout, and Hugging Face's that stand in its rows, in their order."""
+    """A tensor of OpenAI's layout, and Hugging Face's tensors that make up its rows, in order."""
 
     name: str
     parts: tuple[HfTensor, ...]

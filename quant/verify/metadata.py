@@ -178,14 +178,14 @@ def _merges(tokenizer: Mapping[str, Any], path: Path) -> list[str]:
     """As a GGUF spells them, with a space between; tokenizer.json has that form or pairs."""
     merges = tokenizer["model"].get("merges", [])
     if not isinstance(merges, list):
-        raise CheckpointError(f"{path}: model.merges is no list")
+        raise CheckpointError(f"{path}: model.merges is not a list")
     joined = []
     for merge in merges:
         pair = (
             isinstance(merge, list) and len(merge) == 2 and all(isinstance(p, str) for p in merge)
         )
         if not pair and not isinstance(merge, str):
-            raise CheckpointError(f"{path}: model.merges holds {repr(merge)[:60]}, no pair")
+            raise CheckpointError(f"{path}: model.merges holds {repr(merge)[:60]}; expected a pair")
         joined.append(merge if isinstance(merge, str) else " ".join(merge))
     return joined
 

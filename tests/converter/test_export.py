@@ -377,7 +377,7 @@ def test_the_command_says_what_is_exact(
         (("gone.gguf", "--to", "hf"), "gone.gguf: cannot be opened"),
         (("model.gguf", "--to", "hf", "--dense", "bf16"), "--dense is for checkpoints"),
         (("model.gguf", "--to", "hf", "--base", "model"), "--base is of no use"),
-        (("model/model.safetensors", "--to", "hf"), "no GGUF file"),
+        (("model/model.safetensors", "--to", "hf"), "not a GGUF file"),
     ],
 )
 def test_requests_that_make_no_sense(

@@ -107,9 +107,9 @@ STRING, ARRAY, BOOL, UINT32 = (
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (b"", "no GGUF file: it is empty"),
-        (b"GGUF", "no GGUF file: it has 4 bytes; it was cut short"),
-        (b"GGML" + bytes(40), "no GGUF file: it begins with b'GGML', not with b'GGUF'"),
+        (b"", "not a GGUF file: it is empty"),
+        (b"GGUF", "not a GGUF file: it has 4 bytes; it was cut short"),
+        (b"GGML" + bytes(40), "not a GGUF file: it starts with b'GGML', expected b'GGUF'"),
         (file(version=1), "GGUF version 1; versions 2 and 3 can be read"),
         (file(version=4), "GGUF version 4"),
         (file(version=3 << 24), "big-endian"),
@@ -120,7 +120,7 @@ STRING, ARRAY, BOOL, UINT32 = (
         (file(key("a", STRING, U64(2**64 - 1)), keys=1), "a claims 18446744073709551615 bytes"),
         (file(key("a", 13, bytes(8)), keys=1), "a has unknown value type 13"),
         (file(key("a", BOOL, b"\2"), bytes(8), keys=1), "a is neither true nor false"),
-        (file(text(b"\xff") + U32(0) + bytes(9), keys=1), "metadata key 0 is no UTF-8"),
+        (file(text(b"\xff") + U32(0) + bytes(9), keys=1), "metadata key 0 is not UTF-8"),
         (file(key("a", ARRAY, U32(ARRAY) + U64(0)), keys=1), "array of arrays"),
         (file(key("a", ARRAY, U32(UINT32) + U64(2**62)), keys=1), "claims .* elements of a"),
         (file(key("a", ARRAY, U32(STRING) + U64(2**61)), keys=1), "claims .* elements of a"),
@@ -135,9 +135,12 @@ STRING, ARRAY, BOOL, UINT32 = (
         (file(key("", UINT32, U32(1)), keys=1), "a name is printable ASCII"),
         (file(tensor("t\0"), tensors=1, data=32), "the name of tensor 0 is .* a name is"),
         (file(tensor("t\n"), tensors=1, data=32), "a name is printable ASCII"),
-        (file(key("general.alignment", UINT32, U32(24)), keys=1), "24, no power of two"),
-        (file(key("general.alignment", UINT32, U32(0)), keys=1), "0, no power of two"),
-        (file(key("general.alignment", STRING, text("32")), keys=1), "'32', no power of two"),
+        (file(key("general.alignment", UINT32, U32(24)), keys=1), "24; expected a power of two"),
+        (file(key("general.alignment", UINT32, U32(0)), keys=1), "0; expected a power of two"),
+        (
+            file(key("general.alignment", STRING, text("32")), keys=1),
+            "'32'; expected a power of two",
+        ),
         (file(tensor(shape=()), bytes(8), tensors=1), "'t' has 0 dimensions"),
         (file(tensor(shape=(1,) * 5), tensors=1), "'t' has 5 dimensions"),
         (file(tensor(shape=(2**63, 2)), tensors=1), "impossible shape"),
@@ -185,7 +188,7 @@ def test_a_header_without_end_is_given_up(tmp_path: Path, head: bytes) -> None:
         out.write(head)
         out.truncate(2**30)
     began = process_time()
-    with pytest.raises(GgufError, match="more than"):
+    with pytest.raises(GgufError, match="more than|limit"):
         GgufFile.open(path)
     assert process_time() - began < 20
 
@@ -194,7 +197,7 @@ def test_damaged_strings_are_found_when_looked_at(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     strings = U64(2) + text("good") + text(b"\xff")
     path.write_bytes(file(key("a", ARRAY, U32(STRING) + strings), keys=1))
-    with pytest.raises(GgufError, match=r"a\[1\]: no UTF-8"):
+    with pytest.raises(GgufError, match=r"a\[1\]: not UTF-8"):
         GgufFile.open(path).metadata["a"][0]
 
 

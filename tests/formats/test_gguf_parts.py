@@ -54,14 +54,14 @@ def swap(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("opened", "damage", "message"),
     [
-        (SECOND, None, f"{SECOND}: is a part of a model in 3 files; name the first, .*{FIRST}"),
-        ("m.gguf", rename, "m.gguf: is a part of a model in 3 files; name the first"),
+        (SECOND, None, f"{SECOND}: is part of a model in 3 files; name the first one, .*{FIRST}"),
+        ("m.gguf", rename, "m.gguf: is part of a model in 3 files; name the first one"),
         (
             FIRST,
             lambda folder: (folder / THIRD).unlink(),
             f"{THIRD}: part 3 of 3 is missing; put it beside {FIRST}",
         ),
-        (FIRST, swap, rf"{THIRD}: says \(1, 3\), not that it is part 2 of 3"),
+        (FIRST, swap, rf"{THIRD}: split\.no and split\.count are \(1, 3\); expected \(2, 3\)"),
     ],
 )
 def test_parts_that_do_not_make_a_whole(
@@ -78,5 +78,5 @@ def test_a_tensor_that_is_missing(folder: Path) -> None:
     key = b"split.tensors.count"
     at = raw.index(key) + len(key) + 4
     (folder / FIRST).write_bytes(raw[:at] + b"\x06" + raw[at + 1 :])
-    with pytest.raises(GgufError, match="says 6 tensors, but its 3 files hold 5"):
+    with pytest.raises(GgufError, match=r"split\.tensors\.count is 6, but the 3 files hold 5"):
         GgufFile.open(folder / FIRST)

@@ -175,7 +175,7 @@ def test_a_file_out_of_a_checkpoint(checkpoint: Path, run: Command, name: str) -
 def test_a_json_file_that_is_no_part_of_a_checkpoint(tmp_path: Path, run: Command) -> None:
     file = tmp_path / "model.gguf.manifest.json"
     file.write_text('{"sha256": "of another file"}')
-    assert "no GGUF file" in run("audit", file).err
+    assert "not a GGUF file" in run("audit", file).err
 
 
 def test_command_on_bad_input(

@@ -83,7 +83,7 @@ def test_a_missing_file(refused: Refused, tmp_path: Path) -> None:
 
 def test_a_file_of_another_kind(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(b"PK\3\4" * 100)
-    assert "no GGUF file" in refused("chat", tmp_path / "a.gguf")
+    assert "not a GGUF file" in refused("chat", tmp_path / "a.gguf")
 
 
 def test_a_file_that_may_not_be_read(
