@@ -90,7 +90,7 @@ def _signals_unwind() -> Iterator[None]:
     before = {}
     for name in _SIGNALS:
         number = getattr(signal, name, None)
-        # Ignored by whoever started it: ``nohup`` means that a lost terminal shall not end it.
+        # Ignored already: ``nohup`` means that the loss of the terminal must not end the program.
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             before[number] = signal.signal(number, _terminate)
     try:
@@ -153,7 +153,7 @@ def _make_streams_safe() -> None:
     """No text that comes in or goes out, and no stream that is closed, may end the program."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
-        if stream is None:  # closed by whoever started it
+        if stream is None:  # closed by the parent process
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

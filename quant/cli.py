@@ -17,7 +17,7 @@ _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 90}
 @click.group(context_settings=_SETTINGS)
 @console.VERSION
 def command() -> None:
-    """Check the numbers of gpt-oss models: MXFP4 blocks, scales, and what became of them."""
+    """Verify, audit, compare and report on the weights of gpt-oss models."""
 
 
 command.add_command(verify_command)

@@ -157,6 +157,14 @@ def tensors(hparams: HParams) -> tuple[NamedTensor, ...]:
     return (*(_named(row, 0, sizes) for row in OUTER), *blocks)
 
 
+def group_by_source(hparams: HParams) -> dict[str, list[NamedTensor]]:
+    """The model's tensors by the checkpoint's tensor that holds their values; gate before up."""
+    groups: dict[str, list[NamedTensor]] = {}
+    for named in tensors(hparams):
+        groups.setdefault(named.sources[0].name, []).append(named)
+    return groups
+
+
 def hf_tensors(hparams: HParams) -> dict[str, HfTensor]:
     """Every tensor that a checkpoint holds, by name."""
     return {source.name: source for tensor in tensors(hparams) for source in tensor.sources}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gptoss.quant.audit import check_blocks
 from gptoss.quant.audit.findings import Finding, FindingKind, Severity
@@ -122,6 +123,12 @@ def _of(
     return Finding(kind, severity, message, tensor.name, tensor.layer, place)
 
 
+def _doubles(values: Floats) -> NDArray[np.float64]:
+    """The values as float64; a signalling NaN, which random bytes hold, is no reason to warn."""
+    with np.errstate(invalid="ignore"):
+        return values.astype(np.float64)
+
+
 # --- by role ----------------------------------------------------------------------------------
 
 
@@ -148,7 +155,7 @@ def _sinks(tensor: DenseTensor, values: Floats) -> Iterator[Finding]:
 
 
 def _router(tensor: DenseTensor, values: Floats) -> Iterator[Finding]:
-    rows = np.sqrt(np.square(np.nan_to_num(values.astype(np.float64))).mean(axis=1))
+    rows = np.sqrt(np.square(np.nan_to_num(_doubles(values))).mean(axis=1))
     if rows.max() > ROUTE:
         expert = int(rows.argmax())
         severity = Severity.ERROR if rows[expert] > 30 * ROUTE else Severity.WARNING
@@ -168,7 +175,7 @@ def _router(tensor: DenseTensor, values: Floats) -> Iterator[Finding]:
 
 
 def _router_bias(tensor: DenseTensor, values: Floats) -> Iterator[Finding]:
-    biases = np.nan_to_num(values.astype(np.float64), nan=0, posinf=0, neginf=-np.inf)
+    biases = np.nan_to_num(_doubles(values), nan=0, posinf=0, neginf=-np.inf)
     for expert in np.flatnonzero(biases < biases.max() - NEVER):
         message = f"a bias of {values[expert]:.6g}, the largest is {biases.max():.6g}"
         yield _of(FindingKind.DEAD_ROUTE, Severity.WARNING, tensor, message, Location(int(expert)))

@@ -121,7 +121,7 @@ def _norms(
     found: dict[Part, list[NormProfile]] = {part: [] for part in tensor.parts}
     for expert in experts:
         for part, values in sample_rows(files, tensor, expert, columns, step).items():
-            with np.errstate(divide="ignore", over="ignore"):
+            with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
                 found[part].append(np.log(np.square(values.astype(np.float64)).mean(axis=axis)) / 2)
     return {part: np.array(profiles) for part, profiles in found.items()}
 

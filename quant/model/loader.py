@@ -20,7 +20,7 @@ from gptoss.formats.fused_qkv import split_fused_qkv
 from gptoss.formats.gguf import GgufFile, GgufTensor
 from gptoss.formats.hparams import HParams
 from gptoss.formats.safetensors import TensorInfo
-from gptoss.formats.tensor_map import NamedTensor, TensorRole, tensors
+from gptoss.formats.tensor_map import NamedTensor, TensorRole, group_by_source, tensors
 from gptoss.quant.model.defects import Defect, DefectKind
 from gptoss.quant.model.dtypes import FLOATS, encoding_of
 from gptoss.quant.model.tensors import (
@@ -60,7 +60,7 @@ def _open_checkpoint(folder: Path) -> Model:
     loader = _CheckpointLoader(checkpoint.tensors)
     experts: list[ExpertTensor] = []
     dense: list[DenseTensor] = []
-    for sharing in _by_source(checkpoint.hparams).values():
+    for sharing in group_by_source(checkpoint.hparams).values():
         if sharing[0].role is TensorRole.EXPERTS:
             experts += loader.experts(sharing)
         else:
@@ -89,14 +89,6 @@ def missing_rope(config: Mapping[str, Any]) -> dict[str, Any]:
     if all(theta is None for theta in thetas):
         missing["rope_theta"] = published.HPARAMS["rope_theta"]
     return missing
-
-
-def _by_source(hparams: HParams) -> dict[str, list[NamedTensor]]:
-    """The model's tensors by the checkpoint's tensor that holds them; gate before up."""
-    by_source: dict[str, list[NamedTensor]] = {}
-    for named in tensors(hparams):
-        by_source.setdefault(named.sources[0].name, []).append(named)
-    return by_source
 
 
 def _float_encoding(dtype: str) -> Encoding:

@@ -10,7 +10,7 @@ Two layouts hold a block's codes ``e[0..31]``:
     ggml           block[17]    byte 0 = scale; byte 1+j = e[j] | e[j+16] << 4
 
 Read as one 128-bit number, the Hugging Face block is the codes in order, and ggml's is the nibbles
-of its two halves shuffled together. `repack` and `unpack` do that shuffle on 64-bit words in pieces
+of its two halves shuffled together. `repack` and `unpack` do that shuffle on 64-bit words, in chunks
 that stay in the cache; numpy releases the GIL meanwhile, so threads add up. `codes_from_hf`,
 `codes_from_ggml` and `equal` read each layout from its definition and share nothing with the
 shuffle, so that they can prove it.
@@ -48,15 +48,15 @@ E8M0_NAN = 255
 
 # --- layouts ----------------------------------------------------------------------------------
 
-_PIECE = 16384
-"""Blocks worked on at once: 256 KiB of input, so that a piece and its scratch about fit in L2."""
+_CHUNK = 16384
+"""Blocks worked on at once: 256 KiB of input, so that a chunk and its scratch fit in L2."""
 
 _LOW = np.uint64(0x0F0F0F0F0F0F0F0F)
 _HIGH = np.uint64(0xF0F0F0F0F0F0F0F0)
 _NIBBLE = np.uint64(4)
 _BYTE = np.uint64(8)
 # Unaligned on purpose: the 17 bytes of block_mxfp4. The codes are one item of 16 bytes, which numpy
-# moves at once, where two words of 8 take five times as long. Nobody computes with the complex.
+# moves at once, where two words of 8 take five times as long. The complex number is never computed with.
 _GGML = np.dtype([("scale", "u1"), ("codes", "<c16")])
 
 
@@ -72,12 +72,12 @@ def repack(blocks: Bytes, scales: Bytes, out: Bytes) -> None:
     step, row = _step(scales.shape), scales.shape[1:]
     scratch = np.empty((3, step, *row), "<u8")
     wide = np.empty((2, step, *row, 8), "<u2")
-    for piece in _pieces(scales.shape):
-        n = len(scales[piece])
+    for chunk in _chunks(scales.shape):
+        n = len(scales[chunk])
         first, last, even = scratch[:, :n]
         pairs, lower = wide[:, :n]
-        np.copyto(first, words[piece][..., 0])  # e[0..15]
-        np.copyto(last, words[piece][..., 1])  # e[16..31]
+        np.copyto(first, words[chunk][..., 0])  # e[0..15]
+        np.copyto(last, words[chunk][..., 1])  # e[16..31]
         np.bitwise_and(last, _LOW, out=even)  # byte k: e[2k] | e[2k+16] << 4
         even <<= _NIBBLE
         last &= _HIGH  # byte k: e[2k+1] | e[2k+17] << 4
@@ -89,8 +89,8 @@ def repack(blocks: Bytes, scales: Bytes, out: Bytes) -> None:
         wider <<= _BYTE  # no pair has more than its lower byte set: none spills into the next
         np.copyto(lower, _bytes(even))
         pairs |= lower
-        target["scale"][piece] = scales[piece]
-        target["codes"][piece] = pairs.view("<c16")[..., 0]
+        target["scale"][chunk] = scales[chunk]
+        target["codes"][chunk] = pairs.view("<c16")[..., 0]
 
 
 def unpack(ggml: Bytes, blocks_out: Bytes, scales_out: Bytes) -> None:
@@ -98,14 +98,14 @@ def unpack(ggml: Bytes, blocks_out: Bytes, scales_out: Bytes) -> None:
     _check_layouts(blocks_out, scales_out, ggml)
     source = ggml.view(_GGML)[..., 0]
     target = blocks_out.view("<u8")
-    for piece in _pieces(scales_out.shape):
-        pairs = _words(source["codes"][piece]).view("<u2")
+    for chunk in _chunks(scales_out.shape):
+        pairs = _words(source["codes"][chunk]).view("<u2")
         even = pairs.astype(np.uint8).view("<u8")[..., 0]
         pairs >>= 8
         odd = pairs.astype(np.uint8).view("<u8")[..., 0]
-        target[piece][..., 0] = (even & _LOW) | ((odd & _LOW) << _NIBBLE)
-        target[piece][..., 1] = ((even >> _NIBBLE) & _LOW) | (odd & _HIGH)
-        scales_out[piece] = source["scale"][piece]
+        target[chunk][..., 0] = (even & _LOW) | ((odd & _LOW) << _NIBBLE)
+        target[chunk][..., 1] = ((even >> _NIBBLE) & _LOW) | (odd & _HIGH)
+        scales_out[chunk] = source["scale"][chunk]
 
 
 def codes_from_hf(blocks: Bytes) -> Bytes:
@@ -133,21 +133,21 @@ def equal(blocks: Bytes, scales: Bytes, ggml: Bytes) -> bool:
     """Whether Hugging Face blocks and scales hold the same codes and scales as ggml's blocks.
 
     Shapes as for `repack`. Decodes ggml's nibbles into the order of the codes, 16 to a word, in
-    which a Hugging Face block has them already. Four times as fast as comparing codes byte by
-    byte, which `codes_from_hf` and `codes_from_ggml` are for once a difference is to be placed.
+    which a Hugging Face block has them. Four times as fast as comparing codes byte by
+    byte, which `codes_from_hf` and `codes_from_ggml` are for locating a difference.
     """
     _check_layouts(blocks, scales, ggml)
     words = blocks.view("<u8")
     found = ggml.view(_GGML)[..., 0]
-    for piece in _pieces(scales.shape):
-        packed = _words(found["codes"][piece])
+    for chunk in _chunks(scales.shape):
+        packed = _words(found["codes"][chunk])
         low = packed & _LOW  # bytes: e[0], e[1], ... e[15]
         packed >>= _NIBBLE
         packed &= _LOW  # bytes: e[16], e[17], ... e[31]
         if (
-            (scales[piece] != found["scale"][piece]).any()
-            or (_sixteen_codes(low) != words[piece][..., 0]).any()
-            or (_sixteen_codes(packed) != words[piece][..., 1]).any()
+            (scales[chunk] != found["scale"][chunk]).any()
+            or (_sixteen_codes(low) != words[chunk][..., 0]).any()
+            or (_sixteen_codes(packed) != words[chunk][..., 1]).any()
         ):
             return False
     return True
@@ -191,11 +191,11 @@ def _check_layouts(blocks: Bytes, scales: Bytes, ggml: Bytes) -> None:
 
 
 def _step(lead: tuple[int, ...]) -> int:
-    """Rows of a piece."""
-    return max(1, _PIECE // max(1, prod(lead[1:])))
+    """Rows of a chunk."""
+    return max(1, _CHUNK // max(1, prod(lead[1:])))
 
 
-def _pieces(lead: tuple[int, ...]) -> Iterator[slice]:
+def _chunks(lead: tuple[int, ...]) -> Iterator[slice]:
     step = _step(lead)
     for start in range(0, lead[0], step):
         yield slice(start, start + step)

@@ -47,7 +47,7 @@ def share_on_grid(matrix: Floats) -> float:
     Runs of zeros prove nothing and are left out, as are values after the last whole run.
     """
     runs = matrix[:, : matrix.shape[1] // BLOCK * BLOCK].reshape(-1, BLOCK)
-    runs = runs[runs.any(axis=1)]
+    runs = runs[(runs != 0).any(axis=1)]
     return float(lies_on_grid(runs).mean()) if len(runs) else 0.0
 
 

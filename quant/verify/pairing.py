@@ -13,7 +13,7 @@ from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.fused_qkv import split_fused_qkv
 from gptoss.formats.gguf import GgufFile, GgufTensor
 from gptoss.formats.safetensors import TensorInfo
-from gptoss.formats.tensor_map import NamedTensor, Rows, TensorRole, tensors
+from gptoss.formats.tensor_map import NamedTensor, TensorRole, group_by_source
 from gptoss.quant.model.dtypes import FLOATS
 from gptoss.quant.verify.comparators import BF16, F16, F32, Comparison, Mxfp4, Plain, WidenedMxfp4
 from gptoss.quant.verify.encoded_mxfp4 import EncodedMxfp4
@@ -96,14 +96,10 @@ class Pairing:
 
 def pair_tensors(checkpoint: Checkpoint, file: GgufFile) -> Pairing:
     """Pair every tensor of the model by name."""
-    by_source: dict[str, list[NamedTensor]] = {}
-    for named in tensors(checkpoint.hparams):
-        by_source.setdefault(named.sources[0].name, []).append(named)
     made = Pairing()
     known = set()
     stored = split_fused_qkv(file.tensors, checkpoint.hparams)
-    for sharing in by_source.values():
-        sharing.sort(key=lambda named: named.rows is Rows.ODD)
+    for sharing in group_by_source(checkpoint.hparams).values():
         targets: list[Target | None] = []
         for named in sharing:
             known.add(named.gguf)

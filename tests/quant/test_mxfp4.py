@@ -23,7 +23,7 @@ def random_blocks(*lead: int, seed: int = 0) -> tuple[Bytes, Bytes]:
     )
 
 
-@pytest.mark.parametrize("n", [0, 1, 1000, codec._PIECE - 1, codec._PIECE, codec._PIECE + 1])
+@pytest.mark.parametrize("n", [0, 1, 1000, codec._CHUNK - 1, codec._CHUNK, codec._CHUNK + 1])
 def test_repack_equals_twin_and_unpack_inverts_it(n: int) -> None:
     blocks, scales = random_blocks(n)
     ggml = np.full((n, 17), 0xAA, np.uint8)
@@ -48,7 +48,7 @@ def test_repack_every_second_row_into_a_view() -> None:
 
 
 def test_rows_longer_than_a_piece() -> None:
-    blocks, scales = random_blocks(2, codec._PIECE + 3)
+    blocks, scales = random_blocks(2, codec._CHUNK + 3)
     ggml = np.empty((*scales.shape, 17), np.uint8)
     mxfp4.repack(blocks, scales, ggml)
     assert np.array_equal(mxfp4.codes_from_ggml(ggml), mxfp4.codes_from_hf(blocks))

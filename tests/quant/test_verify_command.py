@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from gptoss.quant.verify import verifier as verify_module
 from gptoss.quant.verify.metadata import compare_keys
 from gptoss.quant.verify.result import KeyDifference
 from gptoss.quant.verify.verifier import verify
+from support import safetensors_files
+from support.checkpoints import random_checkpoint
 from support.commands import Command
 from support.planted import Copying
 
@@ -297,6 +300,49 @@ def test_command_on_arguments_that_are_swapped_or_of_one_kind(copy: Copying, run
         assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
         assert said in done.err
         assert done.err.endswith("to compare two GGUFs or two checkpoints: gptoss-quant diff\n")
+
+
+def test_names_steer_no_terminal(copy: Copying, tmp_path: Path, run: Command) -> None:
+    """A name that would move the cursor up and write "proven" there: of a file, of a tensor."""
+    it = copy()
+    escapes = "\x1b[1F\x1b[2Kproven\u202e"
+    path = tmp_path / f"{escapes}.gguf"
+    shutil.copyfile(it.path, path)
+    folder = random_checkpoint(tmp_path / "checkpoint", hidden=96, intermediate=64)
+    (shard,) = folder.glob("*.safetensors")
+    tensors = safetensors_files.load(shard)
+    tensors[escapes] = ("BF16", [1], b"\0\0")
+    safetensors_files.save(shard, tensors)
+    for arguments in (
+        ("verify", it.source, path), ("verify", it.source, tmp_path / f"no{escapes}"),
+        ("verify", folder, it.path), ("audit", path), ("audit", folder), ("diff", folder, path),
+        (escapes,), ("audit", f"--{escapes}"),
+        ("report", folder, "-o", tmp_path / f"{escapes}.html"),
+    ):  # fmt: skip
+        done = run(*arguments)
+        for text in (done.out, done.err):
+            assert all(line.isprintable() for line in text.split("\n")), arguments
+    assert "\\x1b[1F\\x1b[2Kproven\\u202e, in " in run("audit", folder).out
+
+
+def test_a_mistake_of_ours_is_not_the_answer_no(
+    copy: Copying, run: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the system lets no more threads begin: ``ulimit -v``."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    it = copy()
+    for arguments in (
+        ("verify", it.source, it.path),
+        ("audit", it.path),
+        ("diff", it.path, it.path),
+    ):
+        done = run(*arguments)
+        assert (done.code, done.out, done.err.count("\n")) == (70, "", 1)
+        assert done.err.startswith("internal error: RuntimeError at ")
 
 
 def test_a_file_that_may_not_be_read_is_one_line(

@@ -22,6 +22,7 @@ from gptoss.converter.convert import convert
 from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.gguf import GgufFile
 from gptoss.quant import mxfp4
+from gptoss.quant.diff.differ import diff
 from gptoss.quant.location import Location
 from gptoss.quant.model.dtypes import FLOATS
 from gptoss.quant.mxfp4 import Bytes, Floats
@@ -30,7 +31,7 @@ from gptoss.quant.verify.encoded_mxfp4 import EncodedMxfp4
 from gptoss.quant.verify.pairing import pair_tensors, select_comparison
 from gptoss.quant.verify.result import Outcome
 from gptoss.quant.verify.verifier import verify
-from support import forms
+from support import forms, ggufs
 from support.checkpoints import bf16, random_checkpoint
 from support.commands import Command
 from support.editing import regions, retype
@@ -321,18 +322,32 @@ def test_what_cannot_be_proven_is_not_called_different(
     assert run("verify", it.source, it.path).code == 1
 
 
-def test_a_dense_matrix_in_mxfp4(published: Path, tmp_path: Path) -> None:
+def test_a_dense_matrix_in_mxfp4(published: Path, tmp_path: Path, run: Command) -> None:
     it = Copy(published, tmp_path / "model.gguf")
     convert(published, it.path)
     name = "blk.0.attn_output.weight"
     region = regions(it.source)["model.layers.0.self_attn.o_proj.weight"]
     values = (region.read().astype(np.uint32) << 16).view(np.float32)
     packed = blocks_of(values.reshape(-1, 32))
-    retype(it.path, name, GGMLQuantizationType.MXFP4)
-    it.write(it.offset(name), packed.tobytes())
+
+    def put(model: ggufs.Model) -> None:
+        shape = model.tensors[name][1]
+        model.tensors[name] = (GGMLQuantizationType.MXFP4, shape, packed.reshape(-1))
+
+    ggufs.edited(it.path, put)
     verdict = it.verify()
     assert verdict.proven, verdict.first
     assert {one.type: one.tensors for one in verdict.roundings} == {"Q8_0": 9, "MXFP4": 1}
+    for arguments, code in (
+        (("audit", it.path), 0),
+        (("diff", it.source, it.path), 1),
+        (("report", it.path, "--base", it.source, "-o", tmp_path / "page.html"), 0),
+    ):
+        done = run(*arguments)
+        assert (done.code, done.err) == (code, ""), arguments
+    changes = {one.tensor: one for one in diff(it.source, it.path).changes}
+    assert changes[name].stored == ("BF16", "MXFP4")
+    assert 0.03 < changes[name].relative < 0.15
     it.xor(it.offset(name) + 1, 7)
     assert it.only().tensor == name
 
