@@ -26,7 +26,6 @@ from gptoss.converter.write.staging import Staging, folder_of, os_errors_as_outp
 from gptoss.converter.write.tasks import fingerprint
 from gptoss.errors import OutputError
 from gptoss.formats.checkpoint import Checkpoint
-from gptoss.formats.tensor_map import tensors
 from gptoss.progress import Progress, Say, silent
 from gptoss.quant.verify.result import Verdict
 from gptoss.quant.verify.verifier import verify as verify_files
@@ -245,11 +244,7 @@ def _verified(given: Input, opened: Opened, written: Path, out: Path, watch: Wat
         found = verify_files(
             opened.checkpoint,
             written,
-            inputs_first={
-                opened.stored[named.gguf][0].name: opened.inputs_first[named.floats.name]
-                for named in tensors(opened.checkpoint.hparams)
-                if named.floats and named.floats.name in opened.inputs_first
-            },
+            inputs_first=opened.inputs_first,
             progress=watch.verify_progress,
             stop=stop,
         )
