@@ -1,9 +1,9 @@
-"""What is wrong with a conversation and where: the errors, and checks of single values.
+"""Errors of a conversation with their place, and checks of single values.
 
 GptossError
-└── ConversationError        a message, a tool or a schema is not what it must be
-    ├── ConversationTooLongError  all of it is sound, but the context does not hold it
-    └── ConstraintError        what a turn is to be held to cannot be compiled
+└── ConversationError        a message, a tool or a schema is invalid
+    ├── ConversationTooLongError  valid, but too long for the context
+    └── ConstraintError        the constraints of a turn cannot be compiled
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from gptoss.errors import GptossError
 
 HARMONY_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-"""A tool's or a person's name that can stand in a header without being taken for more."""
+"""A name of a tool or a person that a header can hold without ambiguity."""
 
 MAX_DEPTH = 64
 """Nesting of a JSON value that is still looked at."""
@@ -25,7 +25,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class ConversationError(GptossError):
-    """A conversation or its tools cannot be held with the model.
+    """A conversation or its tools are invalid.
 
     ``index`` is the place in ``messages`` (or ``tools``), None for the list itself; ``field`` is
     the field in it, dotted, empty for the whole. ``place`` is both in one, ``problem`` what is
@@ -46,7 +46,7 @@ class ConversationTooLongError(ConversationError):
     """The context ends within a message, ``index``; ``limit`` is the tokens that there are.
 
     Of a conversation that was read from OpenAI's API, ``index`` counts that list's messages. It is
-    None for what none of them holds: the system block, the tools, what was said since.
+    None for what is in none of them: the system block, the tools, later messages.
     """
 
     def __init__(self, index: int | None, limit: int, where: str = "messages"):
@@ -61,9 +61,9 @@ class ConversationTooLongError(ConversationError):
 
 
 class ConstraintError(ConversationError):
-    """What a turn is to be held to cannot be compiled: nothing has been generated.
+    """The constraints of a turn cannot be compiled; nothing was generated.
 
-    ``field`` says what is at fault: ``tool_choice``, ``response_format.properties.a``, …
+    ``field`` names the cause: ``tool_choice``, ``response_format.properties.a``, …
     """
 
     def __init__(self, field: str, problem: str) -> None:
@@ -72,7 +72,7 @@ class ConstraintError(ConversationError):
 
 
 class FieldPath:
-    """Where a value stands, to be named in an error."""
+    """The path of a value, for error messages."""
 
     __slots__ = ("_above", "_part", "index", "where")
 
@@ -125,7 +125,7 @@ class FieldPath:
         if found is not None:
             raise self.error(
                 f"a lone surrogate U+{ord(found[0]):04X} at character {found.start()}: "
-                "half of a UTF-16 pair is no text; send the whole character or leave it out"
+                "half of a UTF-16 pair is not text; send the whole character or leave it out"
             )
         return value
 
@@ -133,21 +133,25 @@ class FieldPath:
         """``value``, a name of letters, digits, ``_`` and ``-``, at most 64."""
         name = self.text(value)
         if not HARMONY_NAME.fullmatch(name):
-            raise self.error(f"{name[:80]!r} is no name: 1 to 64 letters, digits, _ or - are")
+            raise self.error(
+                f"{name[:80]!r} is not a valid name: use 1 to 64 letters, digits, _ or -"
+            )
         return name
 
     def word(self, value: object) -> str:
         """``value``, what a header can hold between two spaces."""
         word = self.text(value)
         if not word or any(map(str.isspace, word)):
-            raise self.error(f"{word[:80]!r} is no word: a header's fields are set apart by spaces")
+            raise self.error(
+                f"{word[:80]!r} is not a single word: spaces separate the fields of a header"
+            )
         return word
 
     def date(self, value: object) -> str:
         """``value``, a day of the calendar as YYYY-MM-DD."""
         text = self.text(value)
         if not is_date(text):
-            raise self.error(f"{text[:80]!r} is no date: write it as YYYY-MM-DD")
+            raise self.error(f"{text[:80]!r} is not a date: write it as YYYY-MM-DD")
         return text
 
     def json(self, value: object) -> None:
@@ -170,7 +174,7 @@ class FieldPath:
 
 
 def replace_surrogates(text: str) -> str:
-    """``text`` with U+FFFD for each lone surrogate: what a tool says must not end the turn."""
+    """``text`` with U+FFFD for each lone surrogate, so that a tool's text does not end the turn."""
     return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
 

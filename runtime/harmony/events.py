@@ -63,7 +63,7 @@ class TurnEnded:
 class Diagnostic:
     """Something was malformed and has been repaired: what was found, and what it was taken for.
 
-    ``text`` is what the model wrote that stands in no other event, so that nothing is lost.
+    ``text`` is text of the model that is in no other event, so that nothing is lost.
     """
 
     code: str

@@ -4,7 +4,7 @@
 
 The model is trained on this but sampled from, so every field may be missing, doubled, in the
 other part, or spelled out in plain text. Whatever comes is given the likeliest meaning, and what
-had to be guessed is said.
+had to be guessed is reported.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SALVAGED_TYPE = re.compile(r"\s*(json|code)\b")
 
 @dataclass(slots=True)
 class RawHeader:
-    """Header text as collected: what stood before, behind each channel token, each constrain."""
+    """Header text as collected: before the channel token, after each, after each constrain token."""
 
     role: str = ""
     channel: str | None = None
@@ -84,7 +84,7 @@ class RawHeader:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a header says."""
+    """The fields of a header."""
 
     role: Role
     name: str | None = None
@@ -134,7 +134,7 @@ def salvage_header(
     ``more_follows`` when it ends a message but not the turn: with a channel token and no channel,
     it then is a thought, not the answer.
 
-    Only what stands at the very beginning of a part and is spelled as the format spells it counts
+    Only what is at the very beginning of a part and is spelled as the format spells it counts
     as header. ``assistant`` is a role only where a role belongs, else it is somebody's word.
     """
     role_text, channel_text, type_text = raw.role, raw.channel or "", raw.constrain or ""
@@ -160,15 +160,15 @@ def _respell(raw: RawHeader, repairs: list[Diagnostic]) -> RawHeader:
         return raw
     repairs.append(Diagnostic("spelled-out", f"a control token in plain text in {raw.text!r}"))
     pieces = [("role", raw.role), ("channel", raw.channel), ("constrain", raw.constrain)]
-    mended = RawHeader()
+    repaired = RawHeader()
     for kind, text in pieces:
         if text is None:
             continue
         begin, *rest = _SPELLED_OUT.split(text)
-        _add_piece(mended, kind, begin)
+        _add_piece(repaired, kind, begin)
         for marker, piece in zip(rest[::2], rest[1::2], strict=True):
-            _add_piece(mended, marker, piece)
-    return mended
+            _add_piece(repaired, marker, piece)
+    return repaired
 
 
 def _add_piece(header: RawHeader, kind: str, text: str) -> None:
@@ -207,7 +207,7 @@ def _sort_words(text: str, repairs: list[Diagnostic], *, author: bool = False) -
 def _role_part(
     text: str, implied: Role | None, repairs: list[Diagnostic]
 ) -> tuple[Role, str | None, _Fields]:
-    """Role and name; with an implied role its name may be said once more, which is no harm."""
+    """Role and name; with an implied role its name may be repeated."""
     fields = _sort_words(text, repairs, author=implied is None)
     if implied is not None:
         first = fields.others[0] if fields.others else ""
@@ -299,7 +299,7 @@ def _bare_recipient(name: str, repairs: list[Diagnostic]) -> str:
 
 
 def _content_type(words: list[str], repairs: list[Diagnostic]) -> str | None:
-    """``<|constrain|>json``, or the bare word ``json`` that may stand instead: the first word."""
+    """``<|constrain|>json``, or the bare word ``json`` that may take its place: the first word."""
     if len(words) > 1:
         rest = " ".join(words[1:])
         repairs.append(Diagnostic("header-words", f"not understood: {rest!r}", text=rest))

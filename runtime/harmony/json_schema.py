@@ -1,7 +1,7 @@
-"""JSON schemas of tools and answers: whether one is sound, and what it says in few keywords.
+"""JSON schemas of tools and answers: validation, and reduction to few keywords.
 
-``check_schema`` is the only judge of a schema from outside. ``simplified`` brings the many ways in
-which JSON Schema says one thing down to those that ``typescript.py`` writes:
+``check_schema`` validates every schema from outside. ``simplified`` brings the many ways in
+which JSON Schema says one thing down to those that ``tools_typescript.py`` writes:
 
     $ref                     what it points at; inside its own target, any value
     allOf                    one schema that has what its parts have
@@ -10,7 +10,7 @@ which JSON Schema says one thing down to those that ``typescript.py`` writes:
     properties without type  an object
 
 What none of these keywords holds (``minimum``, ``pattern``, ``not``, …) is not in the result: it
-is told to the model nowhere, and enforced where arguments are constrained and checked.
+is not shown to the model; the grammar and the check of arguments enforce it.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _without_nulls(schema: Schema) -> Schema:
 
 
 def lookup(root: Schema, reference: str) -> Schema | bool | None:
-    """What ``#/$defs/name`` points at in ``root``; None when that is no schema, or elsewhere."""
+    """What ``#/$defs/name`` points at in ``root``; None when that is not a schema of this document."""
     document, mark, pointer = reference.partition("#")
     first, *keys = unquote(pointer).split("/")
     if document or not mark or first:
@@ -123,7 +123,7 @@ def lookup(root: Schema, reference: str) -> Schema | bool | None:
 
 
 def simplified(schema: Schema, place: FieldPath) -> Schema:
-    """The schema in ``typescript.py``'s keywords, without references.
+    """The schema in ``tools_typescript.py``'s keywords, without references.
 
     Raises ConversationError at ``place`` for a reference that leads nowhere, and for a schema that
     is too large or too deep once its references are followed.
@@ -164,7 +164,7 @@ def _check_keywords(place: FieldPath, schema: Schema, root: Schema) -> None:
         wrong = [name for name in types if name not in TYPES]
         if wrong or not types:
             found = repr(wrong[0])[:80] if wrong else "[]"
-            raise at.error(f"{found} is no type; known are {', '.join(TYPES)}")
+            raise at.error(f"{found} is not a type; known are {', '.join(TYPES)}")
     required = place.at("required")
     for i, name in enumerate(required.sequence(schema.get("required", []))):
         required.at(f"[{i}]").text(name)
@@ -231,7 +231,7 @@ class _Simplifier:
 
 
 def _own_keywords(value: Schema, inner: Callable[[object], dict[str, Any]]) -> dict[str, Any]:
-    """What is written as it stands, the schemas in it simplified by ``inner``."""
+    """What is written unchanged, the schemas in it simplified by ``inner``."""
     out = _only(value, ("type", *_ANNOTATIONS))
     if isinstance(required := value.get("required"), list | tuple):
         out["required"] = [name for name in required if isinstance(name, str)]
@@ -272,19 +272,19 @@ _HELD_BY = {
 
 
 def _of_type(schema: Schema, name: object) -> dict[str, Any]:
-    """What a schema of several types says of one of them."""
+    """The part of a schema of several types that concerns one of them."""
     return {"type": name} | _only(schema, [key for key, of in _HELD_BY.items() if of == name])
 
 
 def _possible(variants: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The variants that some value can be; where there is none, one of these."""
+    """The variants that admit a value; one of the others where none does."""
     return [variant for variant in variants if "not" not in variant] or variants[:1]
 
 
 def _with_variants(out: dict[str, Any], variants: list[dict[str, Any]]) -> dict[str, Any]:
     """A schema whose value is one of ``variants``.
 
-    Where it says itself what it is, they only restrict it further, and are not written.
+    Where the schema has keywords of its own, variants only restrict it, and are not written.
     """
     if out.keys() & {"properties", "additionalProperties", "items", "enum", "oneOf"}:
         return out

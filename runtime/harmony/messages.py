@@ -18,7 +18,7 @@ from gptoss.runtime.harmony.text_formats import ResponseFormat
 DEFAULT_IDENTITY = "You are ChatGPT, a large language model trained by OpenAI."
 DEFAULT_KNOWLEDGE_CUTOFF = "2024-06"
 CONSTRAIN = "<|constrain|>"
-"""In a message's ``content_type``, what stands before the type where the token does."""
+"""In a message's ``content_type``, the mark before the type where the control token is used."""
 
 CHANNELS = ("analysis", "commentary", "final")
 FUNCTIONS = "functions"
@@ -45,7 +45,7 @@ class Effort(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A declared tool: what the model is told about it.
+    """A tool as it is declared to the model.
 
     ``parameters`` is a JSON schema of type object, or None for a function without arguments. A tool
     that ``takes_text`` gets the text of the call as it is, of ``text_format`` if that is given.
@@ -135,7 +135,7 @@ def developer(
 
 
 def user(text: str) -> Message:
-    """What the person said."""
+    """The user's message."""
     return Message(Role.USER, text)
 
 

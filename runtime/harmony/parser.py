@@ -1,8 +1,8 @@
 """Token ids to typed events, one id at a time; total: any sequence of ids gives events.
 
-No I/O, no model. What is legal stands in one table, ``states.TRANSITIONS``. An action that has to
-repair something says so with a ``Diagnostic``; text is never lost, and nothing here raises for what
-a model may produce.
+No I/O, no model. ``state.TRANSITIONS`` lists what is legal. An action that
+repairs something reports a ``Diagnostic``; text is never lost, and nothing here raises for what a
+model may produce.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Parser:
         return self._take_events()
 
     def _cut_header(self) -> None:
-        """Bare text is an answer; a header that was cut short says nothing yet."""
+        """Bare text is an answer; a header that was cut short has no content yet."""
         text, bare = self._raw.text, bool(self._raw.text.strip()) and self._raw.channel is None
         self._diagnose(
             "cut-header", f"the turn was cut in a header: {text!r}", "" if bare else text
@@ -294,7 +294,7 @@ class Parser:
         self._repaired = False
 
     def _replayable_ids(self, header: Header) -> tuple[int, ...] | None:
-        """The ids behind ``<|start|>assistant``; None where a repair made them unfit for replay."""
+        """The ids behind ``<|start|>assistant``; None after a repair, when they must not be replayed."""
         if self._repaired or header.role != Role.ASSISTANT:
             return None
         ids, role = self._ids, self._role_ids

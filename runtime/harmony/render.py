@@ -2,16 +2,16 @@
 
 Text is encoded as text, control tokens are placed by id: no string in a message, whatever it
 spells, becomes a control token. The result equals openai-harmony's (0.0.8) token for token, and in
-text the official chat template's. What differs is meant, and here is all of it.
+text the official chat template's. All differences are intended, and listed here.
 
 From openai-harmony:
 
 * Which reasoning is kept is the template's rule. That library keeps the reasoning behind every
   answer but the first.
-* Schemas that it writes as ``any`` or in part are written in full: see ``typescript.py``.
+* Schemas that it writes as ``any`` or in part are written in full: see ``tools_typescript.py``.
 * The model's own messages are replayed from the ids it wrote, so that the prefix cache holds.
 * A conversation that the model was not trained on (no system block, a result without a call, a
-  tool's name with a space in it) is refused: see ``conversation.py``. That library renders it.
+  tool's name with a space in it) is rejected: see ``validate.py``. That library renders it.
 * More than 65,536 blanks in a row are encoded in pieces; a million end that library's process.
 
 From the template:
@@ -19,9 +19,9 @@ From the template:
 * A call's arguments are of type `` <|constrain|>json``, as the model itself and openai-harmony
   write; the template has `` json``.
 * A tool's answer is handed on as it is, as by openai-harmony; the template puts it in quotes.
-* No blank line is left behind instructions that no tools follow.
+* There is no blank line after instructions that no tools follow.
 * Several calls of one turn are all there; the template drops all but the first. A preamble before
-  a call stands on the commentary channel; the template takes it for reasoning.
+  a call is on the commentary channel; the template takes it for reasoning.
 * Defaults, and schemas beyond plain properties, are written as openai-harmony writes them.
 * Text that spells a control token stays text; the template's would be read as the token.
 """
@@ -139,7 +139,7 @@ def _replay(message: Message, tokenizer: Tokenizer) -> list[int]:
 
 
 def _author(message: Message) -> str:
-    """A tool speaks under its own name; others under their role, with a name behind a colon."""
+    """A tool's own name; else the role, and a name after a colon."""
     if message.role == Role.TOOL:
         return message.name or ""
     return f"{message.role}:{message.name}" if message.name is not None else message.role.value

@@ -40,7 +40,7 @@ class Tokenizer:
     def __init__(
         self, token_bytes: Sequence[bytes], control: Mapping[str, int], text_ids: Sequence[int]
     ) -> None:
-        """``token_bytes[id]`` is what the id stands for; control tokens stand for their text.
+        """``token_bytes[id]`` are the bytes of the id; a control token's are its text.
 
         ``text_ids`` are the ids that text may be encoded to, their order the order of merges.
         Raises UnsupportedModelError when one of harmony's control tokens is missing.
@@ -86,11 +86,13 @@ class Tokenizer:
         if (model, pre) != ("gpt2", PRE_TOKENIZER):
             raise UnsupportedModelError(
                 f"{gguf.path}: tokenizer {model!r} with pre-tokenizer {pre!r}; "
-                f"gpt-oss has 'gpt2' with {PRE_TOKENIZER!r}"
+                f"gpt-oss uses 'gpt2' with {PRE_TOKENIZER!r}"
             )
         tokens = gguf.metadata.get("tokenizer.ggml.tokens")
         if not isinstance(tokens, StringArray):
-            raise GgufError(f"{gguf.path}: tokenizer.ggml.tokens holds no texts; convert it again")
+            raise GgufError(
+                f"{gguf.path}: tokenizer.ggml.tokens is not an array of strings; convert it again"
+            )
         types = gguf.metadata.get("tokenizer.ggml.token_type")
         if not isinstance(types, tuple):
             raise GgufError(
@@ -107,7 +109,7 @@ class Tokenizer:
         if missing:
             raise GgufError(f"{where}: no token for the byte {missing[0]:#04x}; convert it again")
         if len(spelled) != len(self.text_ids):
-            raise GgufError(f"{where}: two tokens stand for the same text; convert it again")
+            raise GgufError(f"{where}: two tokens have the same text; convert it again")
 
     @cached_property
     def _encoding(self) -> tiktoken.Encoding:

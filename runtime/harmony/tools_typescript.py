@@ -4,9 +4,9 @@ Of what openai-harmony knows, the text must be that library's to the letter, sin
 other. Where it has habits of its own (a ``oneOf`` at the top is laid out otherwise than one at a
 property; only string defaults are put in quotes), they are kept, and noted where they happen.
 
-Of the rest it says ``any``, or less than there is to say. Schemas that today's libraries generate
+The rest it writes as ``any``, or in part. Schemas that today's libraries generate
 are full of it (an optional parameter is an ``anyOf`` with null, a nested class a ``$ref``), and a
-model that is told nothing guesses. Such schemas are simplified first (``schemas.py``), then
+model without a type guesses. Such schemas are simplified first (``json_schema.py``), then
 written in the same style:
 
     anyOf [string, null]                        string | null
@@ -140,7 +140,7 @@ def _property_notes(schema: Schema, indent: str) -> list[str]:
 
 
 def _union_property(key: str, schema: Schema, indent: str) -> list[str]:
-    """A property that is a ``oneOf``: its variants stand on lines of their own below the name."""
+    """A property that is a ``oneOf``: its variants are on lines of their own below the name."""
     variants = [v if isinstance(v, dict) else {} for v in schema["oneOf"]]
     description = schema.get("description")
     description = description if isinstance(description, str) else None
@@ -162,7 +162,7 @@ def _union_property(key: str, schema: Schema, indent: str) -> list[str]:
 
 
 def _top_variant(variant: object, indent: str) -> str:
-    """One variant of a ``oneOf`` that is no property: here a default is always in JSON."""
+    """One variant of a ``oneOf`` that is not a property's: here a default is always in JSON."""
     schema = variant if isinstance(variant, dict) else {}
     notes = []
     if isinstance(description := schema.get("description"), str):

@@ -1,9 +1,9 @@
-"""Whether a conversation can be put before the model at all.
+"""Whether a conversation can be rendered for the model.
 
-``render_for_completion`` asks here, so that no way to the model leads past it. Order is checked as
-the model was trained on it: the system block first and only there; a tool speaks only when it was
-called; every call has its result before anybody but the model speaks. What a parsed turn holds
-passes, however odd the model's own words in it are: a turn never fails on its second round.
+``render_for_completion`` calls this, so every prompt is checked. The order is the one the model was
+trained on: the system block first and only there; a tool's message only after its call; a result for
+every call before the next message that is not the model's. A parsed turn always passes, however odd
+the model's own words are: a turn never fails on its second round.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from gptoss.runtime.harmony.messages import (
 
 _HEADER_FIELDS = ("name", "channel", "recipient", "content_type")
 _NO_TOOLS = ("all", "assistant")
-"""Recipients of whom no result is expected; should the model have called them, one may be there."""
+"""Recipients whose result is optional."""
 
 
 def check_conversation(messages: Sequence[Message]) -> None:
-    """Raises ConversationError for the first message that cannot stand where it stands."""
+    """Raises ConversationError for the first message that is out of place."""
     if not messages:
         raise ConversationError(None, "", "the conversation is empty; it needs a message")
     calls = _Calls()
@@ -48,7 +48,7 @@ def check_conversation(messages: Sequence[Message]) -> None:
 
 @dataclass(slots=True)
 class _Calls:
-    """Calls that have no result yet, the oldest first: where, and to whom."""
+    """Calls without a result, the oldest first: place and recipient."""
 
     open: list[tuple[FieldPath, str]] = field(default_factory=list)
 
@@ -62,7 +62,7 @@ class _Calls:
 
     def _answer(self, place: FieldPath, name: str | None) -> None:
         if name is None:
-            raise place.at("name").error("is missing: a tool speaks under its full name")
+            raise place.at("name").error("is missing: a tool's message has the tool's full name")
         for i, (_, recipient) in enumerate(self.open):
             if recipient == name or recipient.startswith(f"{name}."):
                 del self.open[i]
@@ -70,7 +70,7 @@ class _Calls:
         raise place.at("name").error(f"no call waits for a result of {name[:80]!r}")
 
     def expect_none(self) -> None:
-        """Nobody else may speak while a tool is waited for."""
+        """No call may be open when another role's message comes."""
         for place, recipient in self.open:
             if recipient not in _NO_TOOLS:
                 raise place.at("recipient").error(

@@ -9,6 +9,7 @@ what makes a grammar expensive to compile does not depend on it.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -61,8 +62,9 @@ def limit_memory(most: int) -> None:
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        if hard == resource.RLIM_INFINITY or most < hard:
-            resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+        with contextlib.suppress(ValueError, OSError):  # macOS may refuse it
+            if hard == resource.RLIM_INFINITY or most < hard:
+                resource.setrlimit(resource.RLIMIT_AS, (most, hard))
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ added once it is complete. So no schema, expression or grammar from outside can 
 token, whatever it spells: text stays text, and the turn goes on by the structure's grammar alone.
 
 In free text the answer to "what may come next" is the same at every token, so it is asked once,
-where the text begins, and again only behind the control token that ends it.
+where the text begins, and again only after the control token that ends it.
 
 Reasoning is watched: when its budget is spent, or when it repeats itself, the tokens that close it
 and open the answer are given out whatever the model would have drawn.
@@ -229,7 +229,7 @@ class Constrained:
         self._text = self._begin_text() if token == self._message else None
 
     def _begin_text(self) -> _Text:
-        """Behind ``<|message|>``: what the text must be, and which tokens may end it."""
+        """After ``<|message|>``: what the text must be, and which tokens may end it."""
         mask = self._computed(self._structure)
         allowed = _unpacked(mask, self._masks.tokenizer.n_vocab)
         others = self._masks.other_ids
@@ -278,7 +278,7 @@ class _Choice:
 
 @lru_cache(_MASKS)
 def _choice(mask: bytes, n: int) -> _Choice:
-    """What a mask of ``n`` tokens says; most of a turn's masks come again and again in it."""
+    """The ids of a mask of ``n`` tokens; most of a turn's masks occur many times in it."""
     allowed = _unpacked(np.frombuffer(mask, np.int32), n)
     admitted = bool(2 * np.count_nonzero(allowed) <= n)
     ids = _where(allowed if admitted else ~allowed)
@@ -290,7 +290,7 @@ def _where(flags: NDArray[np.bool_]) -> Ids:
     """Indices of the flags that are set, ascending.
 
     Where at most a tenth are, numpy jumps from each to the next, which takes twice as long as
-    looking at all of them once they are thousands: set ones are put behind, to be cut off again.
+    looking at all of them once they are thousands: set flags are appended, and cut off again.
     """
     n, n_set = flags.size, np.count_nonzero(flags)
     if not n // 25 < n_set <= n // 10:

@@ -8,7 +8,7 @@
     call      <|channel|>commentary to=NAME <|constrain|>json<|message|> text
     next      <|start|>assistant
 
-A call's recipient may stand in the role part too, and its type may come without the token or not
+A call's recipient may be in the role part too, and its type may come without the token or not
 at all: the model was trained on each. The prompt has written the first ``<|start|>assistant``.
 
 Text is written in token ids, not in characters: at its beginning the grammar allows each text token
@@ -123,7 +123,7 @@ def closing(rules: Rules) -> tuple[str, ...]:
 class Part:
     """What one text of the turn must be: a JSON schema, or else a grammar in Lark.
 
-    ``field`` is what the caller knows it by. ``required`` says whether the text must be held to it
+    ``field`` names it in errors. ``required`` says whether the text must be held to it
     while it is generated; else it is checked afterwards, and a looser grammar will do.
     """
 

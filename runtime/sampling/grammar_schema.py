@@ -230,7 +230,7 @@ class _Reader:
                 self._leave_out(place, "format")
 
     def _read_unevaluated(self, out: dict[str, Any], value: Schema, place: FieldPath) -> None:
-        """Beside nothing that applies further schemas, they say what their older kin do."""
+        """Without keywords that apply further schemas they mean the same as the older keywords."""
         further = {"$ref", "allOf", "anyOf", "oneOf", "if", "not", "contains", "$dynamicRef"}
         further |= {"dependentSchemas", "dependencies", "$recursiveRef"}
         pairs = (("unevaluatedProperties", "additionalProperties"), ("unevaluatedItems", "items"))

@@ -1,4 +1,4 @@
-"""Whether a model repeats itself for ever."""
+"""Detects that a model repeats itself without end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ WINDOW = 512
 """Tokens looked at: so many must repeat."""
 
 LONGEST_PERIOD = 128
-"""Tokens of the longest piece whose repetition is seen: it must stand there four times."""
+"""Tokens of the longest piece whose repetition is seen: it must occur four times."""
 
 _EVERY = 32
 """Tokens between two looks; one takes 0.2 ms."""
@@ -17,7 +17,7 @@ _EVERY = 32
 class LoopDetector:
     """Sees when the last ``WINDOW`` tokens are one piece over and over, token for token.
 
-    So much exact repetition is no reasoning any more, while lists, tables and sums, which repeat
+    So much exact repetition is not reasoning, while lists, tables and sums, which repeat
     themselves with small changes, are never taken for it.
     """
 
@@ -37,6 +37,6 @@ class LoopDetector:
 
 def _is_periodic(tokens: np.ndarray[tuple[int], np.dtype[np.int64]]) -> bool:
     """Whether the tokens are their own continuation, at most ``LONGEST_PERIOD`` further on."""
-    # The last token must stand a period earlier too: of the periods that leaves few to compare.
+    # The last token must occur a period earlier too: of the periods that leaves few to compare.
     periods = np.flatnonzero(tokens[-LONGEST_PERIOD - 1 : -1][::-1] == tokens[-1]) + 1
     return any(np.array_equal(tokens[period:], tokens[:-period]) for period in periods.tolist())

@@ -71,7 +71,7 @@ class RandomSampler:
     """
 
     def __init__(self, sampling: Sampling, seed: int | None = None) -> None:
-        """Raises SamplingError for a seed that is no whole number, 0 or more."""
+        """Raises SamplingError for a seed that is not a whole number of 0 or more."""
         if seed is not None and (not isinstance(seed, int) or seed < 0):
             raise SamplingError(f"seed is {seed}; it must be a whole number, 0 or more")
         self.sampling = sampling
@@ -109,7 +109,7 @@ def draw(logits: Logits, sampling: Sampling, u: float) -> int:
 def _require_finite(value: np.float32) -> None:
     if not np.isfinite(value):
         raise EngineError(
-            f"the model's largest logit is {value}: the file or the library is broken"
+            f"the model's largest logit is {value}: the model file may be corrupt; check it with gptoss-quant audit"
         )
 
 

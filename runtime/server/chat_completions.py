@@ -4,14 +4,14 @@ How they correspond:
 
 * ``system`` and ``developer`` mean the same: instructions. Those before the first other message
   become one developer block, their texts a blank line apart, with the tools in it; a later one
-  becomes a developer block of its own where it stands. Harmony's own system block (identity, date,
+  becomes a developer block of its own in its place. Harmony's own system block (identity, date,
   effort, built-in tools) has no place in the API: it comes from ``SystemContent``, always first.
 * An ``assistant`` message is reasoning (``reasoning_content``, ``reasoning``, ``thinking``) on the
   analysis channel; then its content, on the final channel, or on the commentary channel when
   calls follow (a preamble); then its calls, one harmony message each.
 * ``tool`` messages answer the calls of the assistant message right before them, by
   ``tool_call_id``, in any order and all of them. Calls of one turn stay together, their results
-  behind them, as the model wrote and read them: that is what its tokens are cached for.
+  after them, as the model wrote and read them: that is what its tokens are cached for.
 * Only text goes in: parts of type ``text``, ``input_text``, ``output_text`` (and ``refusal`` of the
   assistant) are joined. A picture in a tool's result becomes a note in its place.
 
@@ -74,7 +74,7 @@ class _Reader:
     messages: list[Message] = field(default_factory=list)
     _instructions: list[str] = field(default_factory=list)
     _instructed: int | None = None
-    """Where the first of them stands."""
+    """Index of the first of them."""
     _opened: bool = False
     """Whether the developer block at the beginning is written."""
     _calls: dict[str, str] = field(default_factory=dict)
@@ -156,7 +156,7 @@ class _Reader:
         if identity in self._answered:
             raise where.error(f"call {identity[:80]!r} has a result already")
         if identity not in self._calls:
-            raise where.error(f"no call {identity[:80]!r} stands before this result")
+            raise where.error(f"no call {identity[:80]!r} precedes this result")
         name = self._calls.pop(identity)
         self._answered.add(identity)
         self._add(place, m.tool_result(name, _content(place, message, pictures=True)))
@@ -286,7 +286,7 @@ class _Writer:
                 self._turn = None
 
     def _growing(self, before: tuple[str, ...]) -> dict[str, Any]:
-        """The open assistant message, a new one unless all it holds may stand before this."""
+        """The open assistant message, a new one unless all of its fields may precede this."""
         if (
             self._turn is None
             or not self._turn.keys() <= {"role", "content", *before}

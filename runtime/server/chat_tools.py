@@ -6,7 +6,7 @@
     {"type": "namespace", "name", "description", "tools"}                      a group of the above
 
 ``strict`` and other keys are not looked at: all of a schema is always held to. ``parameters``
-missing, null, or without anything said is a function without arguments.
+missing, null or ``{}`` is a function without arguments.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The two tools that the model was trained to use without being told by a developer.
+"""The two tools that the model was trained to use without a developer's declaration.
 
 They are declared in the system block, in the model's own words: the texts below are data of the
 format, as in openai-harmony's ``ToolNamespaceConfig.browser()`` and ``.python()`` (0.0.8), and a

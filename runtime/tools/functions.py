@@ -26,7 +26,7 @@ from gptoss.runtime.tools.schema import ToolArgumentsError, ToolError, parameter
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """What the model is told of a tool, and what runs it.
+    """A tool's declaration to the model, and the function that runs it.
 
     ``run`` gets the text of the call and returns the tool's result, which may be awaitable. It
     raises ToolArgumentsError for a text that is not what was declared.
@@ -151,7 +151,7 @@ class Toolbox:
 
 
 def described(problem: BaseException) -> str:
-    """What went wrong in somebody else's function; its type alone where that cannot say it."""
+    """An exception's type and message; the type alone where the message cannot be made."""
     name = type(problem).__name__
     try:
         return f"{name}: {problem}"

@@ -70,7 +70,7 @@ class Record:
         return _with_definitions_at_the_root(self.spec().schema)
 
     def read(self, value: Any, where: str) -> Any:
-        """The built record; every missing, unknown or wrong field is said."""
+        """The built record; the error names every missing, unknown or wrong field."""
         if not isinstance(value, dict):
             raise ToolArgumentsError(_expected("an object", value, where))
         problems = [
@@ -95,7 +95,7 @@ class Record:
 
 
 def spec_of(hint: Any, where: str) -> TypeSpec:
-    """The spec of a type hint; raises ToolError, which says ``where``."""
+    """The spec of a type hint; raises ToolError, which names ``where``."""
     origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
     if origin is typing.Annotated:
         note = next((text for text in map(_description, args[1:]) if text is not None), None)
@@ -133,7 +133,7 @@ def spec_of(hint: Any, where: str) -> TypeSpec:
 
 
 def _description(extra: object) -> str | None:
-    """What an extra of ``Annotated`` says: a string, pydantic's Field, typing_extensions' Doc."""
+    """The description in an extra of ``Annotated``: a string, pydantic's Field, typing_extensions' Doc."""
     if isinstance(extra, str):
         return extra
     for name in ("description", "documentation"):
@@ -154,7 +154,7 @@ def _scalar(name: str, article: str, accepted: type) -> TypeSpec:
 def _read_integer(value: Any, where: str) -> int:
     if isinstance(value, float) and value.is_integer():
         return int(value)  # JSON knows one kind of number: 3.0 is the integer 3
-    if not isinstance(value, int) or isinstance(value, bool):  # true is no number in JSON
+    if not isinstance(value, int) or isinstance(value, bool):  # in JSON true is not a number
         raise ToolArgumentsError(_expected("an integer", value, where))
     return value
 
@@ -248,7 +248,7 @@ def _with_definitions_at_the_root(schema: Schema) -> Schema:
 
 
 def _choice(choices: dict[Any, Any], where: str) -> TypeSpec:
-    """One of some JSON scalars; ``choices`` maps each to the Python value it stands for."""
+    """One of some JSON scalars; ``choices`` maps each to its Python value."""
     names = {str: "string", bool: "boolean", int: "integer", float: "number"}
     used = {type(value) for value in choices}
     if not used <= names.keys():
@@ -266,7 +266,7 @@ def _choice(choices: dict[Any, Any], where: str) -> TypeSpec:
 
 
 def _union(specs: list[TypeSpec]) -> TypeSpec:
-    """The first spec that reads the value. Plain types are told as a list of types."""
+    """The first spec that reads the value. Plain types become a list of types."""
     plain = all(set(spec.schema) == {"type"} for spec in specs)
     schema: Schema
     if plain:

@@ -49,23 +49,23 @@ BAD: list[tuple[list[Message], int | None, str, str]] = [
     ([SYSTEM, USER, CALL, m.tool_result("f", HALF)], 3, "content", "surrogate"),
     ([m.system(identity=HALF)], 0, "content.identity", "surrogate"),
     ([m.system(knowledge_cutoff=HALF)], 0, "content.knowledge_cutoff", "surrogate"),
-    ([m.system(channels=("final", "a b"))], 0, "content.channels[1]", "is no word"),
+    ([m.system(channels=("final", "a b"))], 0, "content.channels[1]", "is not a single word"),
     # dates
     *(
-        ([m.system(date=date)], 0, "content.date", "is no date: write it as YYYY-MM-DD")
+        ([m.system(date=date)], 0, "content.date", "is not a date: write it as YYYY-MM-DD")
         for date in ("x", "", "2026-02-30", "28.02.2026", "20260228", "2026-W09-6", "2026-2-28")
     ),
     ([m.system(date=20260228)], 0, "content.date", "must be a string"),
     # header fields
-    ([SYSTEM, replace(USER, name="a to=functions.f")], 1, "name", "is no word"),
-    ([SYSTEM, replace(USER, name="")], 1, "name", "is no word"),
-    ([SYSTEM, USER, replace(CALL, recipient="functions.f json")], 2, "recipient", "is no word"),
-    ([SYSTEM, USER, replace(CALL, channel="final\n")], 2, "channel", "is no word"),
-    ([SYSTEM, USER, replace(CALL, content_type="a\u00a0b")], 2, "content_type", "is no word"),
+    ([SYSTEM, replace(USER, name="a to=functions.f")], 1, "name", "is not a single word"),
+    ([SYSTEM, replace(USER, name="")], 1, "name", "is not a single word"),
+    ([SYSTEM, USER, replace(CALL, recipient="functions.f json")], 2, "recipient", "is not a single word"),
+    ([SYSTEM, USER, replace(CALL, channel="final\n")], 2, "channel", "is not a single word"),
+    ([SYSTEM, USER, replace(CALL, content_type="a\u00a0b")], 2, "content_type", "is not a single word"),
     ([SYSTEM, replace(USER, recipient=HALF)], 1, "recipient", "surrogate"),
     # tools
     ([SYSTEM, tools(Function("f"), Function("f g"))], 1, "content.tools[0].functions[1].name",
-     "is no name"),
+     "is not a valid name"),
     ([SYSTEM, tools(Function("f"), Function("f"))], 1, "content.tools[0].functions[1].name",
      "a second tool is called 'f'"),
     ([SYSTEM, tools(Function("f", HALF))], 1, "content.tools[0].functions[0].description",
@@ -74,7 +74,7 @@ BAD: list[tuple[list[Message], int | None, str, str]] = [
      "content.tools[0].functions[0].parameters.type", "must be of type 'object'"),
     ([SYSTEM, tools(Function("f", "", {"properties": {"x": {"$ref": "#/y"}}}))], 1,
      "content.tools[0].functions[0].parameters.properties.x.$ref", "points at no schema"),
-    ([m.system(tools=(Namespace("a b"),))], 0, "content.tools[0].name", "is no name"),
+    ([m.system(tools=(Namespace("a b"),))], 0, "content.tools[0].name", "is not a valid name"),
     ([m.system(tools=(Namespace("a", (), HALF),))], 0, "content.tools[0].description", "surrogate"),
 ]  # fmt: skip
 

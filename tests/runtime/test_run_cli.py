@@ -152,7 +152,7 @@ def test_a_byte_that_has_no_token(refused: Refused, tmp_path: Path, random_gguf:
         ("--schema", "none.json", "none.json"),
         ("--schema", "{folder}", "{folder}"),
         ("--schema", "{not-json}", "no JSON"),
-        ("--schema", "{no-schema}", "response_format.type: 'no' is no type"),
+        ("--schema", "{no-schema}", "response_format.type: 'no' is not a type"),
         ("--grammar", "{not-json}", "response_format"),
         ("--regex", "(", "unclosed group"),
         ("--reasoning", "extreme", "extreme"),

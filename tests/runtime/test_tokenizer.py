@@ -68,10 +68,10 @@ BYTES = list(map(chr, BYTE_LEVEL))
     ("tokens", "message"),
     [
         (BYTES[1:], "no token for the byte 0x21"),
-        ([*BYTES, "ü"], "two tokens stand for the same text"),
-        ([*BYTES, "日", "語", "?"], "two tokens stand for the same text"),
-        (np.arange(266), "tokens holds no texts"),
-        (None, "tokens holds no texts"),
+        ([*BYTES, "ü"], "two tokens have the same text"),
+        ([*BYTES, "日", "語", "?"], "two tokens have the same text"),
+        (np.arange(266), "tokens is not an array of strings"),
+        (None, "tokens is not an array of strings"),
     ],
 )
 def test_a_gguf_that_no_text_can_be_encoded_with(tokens: Any, message: str) -> None:
