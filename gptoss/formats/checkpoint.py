@@ -1,9 +1,9 @@
 """A checkpoint folder: its config and where each tensor's bytes are, by Hugging Face's names.
 
-Nothing but headers is read. Weights stand in one ``model.safetensors``, or in shards that
-``model.safetensors.index.json`` names; index and shards must agree on every tensor. Folders in
-OpenAI's own layout are recognised by their tensors' names and seen as Hugging Face's; they may
-lack the index, and their tokenizer stands in the folder above.
+Only headers are read. Weights are in one ``model.safetensors`` or in the shards listed in
+``model.safetensors.index.json``; index and shards must agree on every tensor. Folders in OpenAI's
+own layout are recognised by their tensor names and presented as Hugging Face's; they may have no
+index, and their tokenizer is in the folder above.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Checkpoint:
             if name not in known:
                 raise CheckpointError(
                     f"{info.file}: unknown tensor {quoted(name)}; a gpt-oss model of "
-                    f"{self.hparams.num_hidden_layers} layers has none of that name"
+                    f"{self.hparams.num_hidden_layers} layers does not have it"
                 )
         return stored
 
@@ -130,7 +130,7 @@ class Checkpoint:
         both = [source.name for source in named.sources if source.name in self.tensors]
         if both:
             raise CheckpointError(
-                f"{self.folder}: holds both {floats.name!r} and {both[0]!r}; which is meant?"
+                f"{self.folder}: holds both {floats.name!r} and {both[0]!r}; remove one of them"
             )
         experts, inputs, outputs = floats.shape
         return (self._found(floats, {floats.shape, (experts, outputs, inputs)}),)
@@ -141,10 +141,10 @@ class Checkpoint:
             raise CheckpointError(_missing(self, expected.name))
         where = f"{found.file}: tensor {quoted(found.name)}"
         if found.dtype not in (FLOATS if expected.dtype in FLOATS else (expected.dtype,)):
-            raise CheckpointError(f"{where} is {found.dtype}, {expected.dtype} is expected")
+            raise CheckpointError(f"{where} is {found.dtype}; expected {expected.dtype}")
         if found.shape not in shapes:
             raise CheckpointError(
-                f"{where} has shape {found.shape}; by config.json it must be {expected.shape}"
+                f"{where} has shape {found.shape}; config.json implies {expected.shape}"
             )
         return found
 
@@ -154,7 +154,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.exists():
         raise CheckpointError(
-            f"{folder}: holds no {CONFIG}; name the folder of a checkpoint; a GGUF is named itself"
+            f"{folder}: has no {CONFIG}; give a checkpoint's folder, or a GGUF file"
         )
     return read_json(path, CheckpointError, limit=CONFIG_LIMIT)
 
@@ -196,7 +196,7 @@ def _unindexed(folder: Path) -> dict[str, TensorInfo]:
 
 
 def _tokenizer_of_original(folder: Path) -> Path:
-    """In the published repositories it stands above ``original/``."""
+    """In the published repositories it is above ``original/``."""
     above = folder.resolve().parent
     return above if not (folder / TOKENIZER).exists() and (above / TOKENIZER).exists() else folder
 
@@ -235,12 +235,12 @@ def _check_shard_name(index: Path, name: str, shard: Any) -> None:
     plain = isinstance(shard, str) and shard.endswith(".safetensors")
     if not plain or any(sign in shard for sign in "/\\:\0"):
         raise CheckpointError(
-            f"{index}: tensor {quoted(name)} is in {quoted(shard)}, which names no shard"
+            f"{index}: tensor {quoted(name)} is in {quoted(shard)}, which is not a valid shard name"
         )
 
 
 def _missing(checkpoint: Checkpoint, name: str) -> str:
-    """What to say about a missing tensor; of blocks and scales the partner may be there."""
+    """The message for a missing tensor; if it has a partner (blocks, scales) that exists, it names it."""
     message = f"{checkpoint.folder}: missing tensor {name!r}"
     for ending, other in (("_scales", "_blocks"), ("_blocks", "_scales")):
         base = name.removesuffix(ending)

@@ -1,8 +1,8 @@
-"""OpenAI's own layout, ``original/`` in the published repositories, seen as Hugging Face's.
+"""OpenAI's own layout, ``original/`` in the published repositories, presented as Hugging Face's.
 
-It holds the same numbers under other names, with the rows of q, k and v in one tensor. So nothing
-needs to be turned: each of Hugging Face's tensors is a run of bytes in a file of this layout, and
-whoever reads a checkpoint need not know which of the two it is. A config has other keys.
+It has the same values under other names, with the rows of q, k and v in one tensor. Nothing needs
+to be rearranged: each Hugging Face tensor is a range of bytes in a file of this layout, so readers of
+a checkpoint do not see the difference. The config has other keys.
 
 Source: https://github.com/openai/gpt-oss, ``gpt_oss/torch``.
 """
@@ -46,7 +46,7 @@ RMS_NORM_EPS = 1e-5
 
 
 def is_config(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is of this layout; Hugging Face's always says a model_type."""
+    """Whether a config.json is of this layout; Hugging Face's always has a model_type."""
     return "model_type" not in config and "num_experts" in config
 
 
@@ -66,7 +66,9 @@ def hf_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     initial, factor = config["initial_context_length"], config["rope_scaling_factor"]
     for key in ("initial_context_length", "rope_scaling_factor"):
         if type(config[key]) not in (int, float) or not 0 < config[key] < 2**31:
-            raise CheckpointError(f"{where}: {key} is {str(config[key])[:60]}, no length")
+            raise CheckpointError(
+                f"{where}: {key} is {str(config[key])[:60]}; expected a positive number"
+            )
     rope = {ours: config[key] for key, ours in _ROPE.items()}
     return {
         "model_type": "gpt_oss",
@@ -82,7 +84,7 @@ def hf_view(
 ) -> dict[str, TensorInfo]:
     """This layout's tensors by Hugging Face's names, each where its bytes are.
 
-    What stands in part of a tensor is called so: ``block.0.attn.qkv.weight[4096:4608]``. Raises
+    A part of a tensor is named like ``block.0.attn.qkv.weight[4096:4608]``. Raises
     ``CheckpointError`` when a tensor is missing, unknown, or has another shape.
     """
     expected = openai_tensors(hparams)
@@ -91,7 +93,7 @@ def hf_view(
         name = min(unknown)
         raise CheckpointError(
             f"{tensors[name].file}: unknown tensor {quoted(name)}; a gpt-oss model of "
-            f"{hparams.num_hidden_layers} layers has none of that name in OpenAI's layout"
+            f"{hparams.num_hidden_layers} layers does not have it in OpenAI's layout"
         )
     view: dict[str, TensorInfo] = {}
     for tensor in expected:
@@ -100,8 +102,8 @@ def hf_view(
             raise CheckpointError(f"{folder}: missing tensor {tensor.name!r}")
         if found.shape != tensor.shape:
             raise CheckpointError(
-                f"{found.file}: tensor {tensor.name!r} has shape {found.shape}; by config.json it "
-                f"must be {tensor.shape}"
+                f"{found.file}: tensor {tensor.name!r} has shape {found.shape}; config.json "
+                f"implies {tensor.shape}"
             )
         view |= dict(_parts(found, tensor))
     return view

@@ -109,11 +109,11 @@ def no_config(folder: Path) -> None:
         (drop_tensor, "'lm_head.weight' is missing, but .* lists it"),
         (add_tensor, "holds tensor 'extra', but .* omits it"),
         (point_elsewhere, "holds tensor 'lm_head.weight', but .* puts it in model-00002"),
-        (climb, "'../outside.safetensors', which names no shard"),
+        (climb, "'../outside.safetensors', which is not a valid shard name"),
         (empty_map, "weight_map is missing or empty"),
         (both, "holds both model.safetensors and model.safetensors.index.json"),
         (neither, "holds neither model.safetensors nor .*; download the weights"),
-        (no_config, "holds no config.json; name the folder of a checkpoint"),
+        (no_config, "has no config.json; give a checkpoint's folder"),
     ],
 )
 def test_damaged_folders(sharded: Path, damage: Callable[[Path], None], message: str) -> None:
@@ -125,7 +125,7 @@ def test_damaged_folders(sharded: Path, damage: Callable[[Path], None], message:
 @pytest.mark.parametrize("name", ["/etc/x.safetensors", "a\\b.safetensors", "a.bin", "", 3, None])
 def test_shard_names_that_are_none(sharded: Path, name: Any) -> None:
     edit_index(sharded, lambda weights: weights.update({"lm_head.weight": name}))
-    with pytest.raises(CheckpointError, match="names no shard"):
+    with pytest.raises(CheckpointError, match="not a valid shard name"):
         Checkpoint.open(sharded)
 
 
