@@ -38,17 +38,25 @@ if TYPE_CHECKING:
     from gptoss.quant.verify.result import Verdict as Verdict
     from gptoss.quant.verify.verifier import verify as verify
     from gptoss.runtime.chat.chat import Chat as Chat
-    from gptoss.runtime.chat.chat import load as load
     from gptoss.runtime.chat.events import ChatEvent as ChatEvent
-    from gptoss.runtime.chat.events import Cut as Cut
     from gptoss.runtime.chat.events import ReasoningClosed as ReasoningClosed
     from gptoss.runtime.chat.events import Reply as Reply
     from gptoss.runtime.chat.events import ReplyEnded as ReplyEnded
+    from gptoss.runtime.chat.events import StopReason as StopReason
     from gptoss.runtime.chat.events import ToolFinished as ToolFinished
     from gptoss.runtime.chat.events import ToolStarted as ToolStarted
+    from gptoss.runtime.chat.model import Model as Model
+    from gptoss.runtime.chat.model import load as load
+    from gptoss.runtime.chat.model import open as open  # noqa: A004
+    from gptoss.runtime.chat.reply_stream import ReplyStream as ReplyStream
     from gptoss.runtime.chat.settings import ChatError as ChatError
+    from gptoss.runtime.chat.settings import Limits as Limits
+    from gptoss.runtime.chat.settings import Settings as Settings
     from gptoss.runtime.engine.base import EngineError as EngineError
+    from gptoss.runtime.engine.base import ForkedProcessError as ForkedProcessError
+    from gptoss.runtime.engine.base import PromptProgress as PromptProgress
     from gptoss.runtime.engine.base import PromptTooLongError as PromptTooLongError
+    from gptoss.runtime.engine.base import QueueFullError as QueueFullError
     from gptoss.runtime.engine.base import Timings as Timings
     from gptoss.runtime.harmony.errors import ConstraintError as ConstraintError
     from gptoss.runtime.harmony.errors import ConversationError as ConversationError
@@ -98,18 +106,27 @@ _NAMES = {
     "gptoss.quant.report.reporter": ("report",),
     "gptoss.quant.verify.result": ("Verdict",),
     "gptoss.quant.verify.verifier": ("verify",),
-    "gptoss.runtime.chat.chat": ("Chat", "load"),
+    "gptoss.runtime.chat.chat": ("Chat",),
     "gptoss.runtime.chat.events": (
         "ChatEvent",
-        "Cut",
         "ReasoningClosed",
         "Reply",
         "ReplyEnded",
+        "StopReason",
         "ToolFinished",
         "ToolStarted",
     ),
-    "gptoss.runtime.chat.settings": ("ChatError",),
-    "gptoss.runtime.engine.base": ("EngineError", "PromptTooLongError", "Timings"),
+    "gptoss.runtime.chat.model": ("Model", "load", "open"),
+    "gptoss.runtime.chat.reply_stream": ("ReplyStream",),
+    "gptoss.runtime.chat.settings": ("ChatError", "Limits", "Settings"),
+    "gptoss.runtime.engine.base": (
+        "EngineError",
+        "ForkedProcessError",
+        "PromptProgress",
+        "PromptTooLongError",
+        "QueueFullError",
+        "Timings",
+    ),
     "gptoss.runtime.harmony.errors": (
         "ConstraintError",
         "ConversationError",
@@ -151,13 +168,13 @@ __all__ = [
     "ConversationError",
     "ConversationTooLongError",
     "Conversion",
-    "Cut",
     "Diagnostic",
     "Diff",
     "Effort",
     "End",
     "EngineError",
     "Finding",
+    "ForkedProcessError",
     "GgufError",
     "GptossError",
     "HashMismatchError",
@@ -165,23 +182,30 @@ __all__ = [
     "InvalidFileError",
     "JsonSchema",
     "Lark",
+    "Limits",
     "Message",
     "MessageEnded",
     "MessageStarted",
     "MissingPackageError",
+    "Model",
     "ModelInfo",
     "OptionError",
     "OutputError",
     "Plan",
+    "PromptProgress",
     "PromptTooLongError",
+    "QueueFullError",
     "ReasoningClosed",
     "Regex",
     "Reply",
     "ReplyEnded",
+    "ReplyStream",
     "Role",
     "Sampling",
     "SamplingError",
+    "Settings",
     "Severity",
+    "StopReason",
     "TextDelta",
     "Timings",
     "ToolChoice",
@@ -198,6 +222,7 @@ __all__ = [
     "diff",
     "info",
     "load",
+    "open",
     "plan",
     "report",
     "verify",

@@ -12,7 +12,9 @@
     ├── MissingPackageError         a Python package of an optional extra is not installed
     ├── HubError                    the Hub cannot be reached, or refuses
     ├── EngineError                 llama.cpp cannot load or run the model
-    │   └── PromptTooLongError      ... the prompt does not fit into the context
+    │   ├── PromptTooLongError      ... the prompt does not fit into the context
+    │   ├── QueueFullError          ... too many requests are waiting
+    │   └── ForkedProcessError      ... it was loaded before this process was forked
     ├── ChatError                   a chat was used in a way it does not allow
     ├── ConversationError           a conversation that harmony cannot express
     │   ├── ConversationTooLongError

@@ -16,7 +16,8 @@ import click
 
 from gptoss import console
 from gptoss.errors import GptossError, require_packages
-from gptoss.runtime.chat.chat import Chat, load
+from gptoss.runtime.chat.chat import Chat
+from gptoss.runtime.chat.model import load
 from gptoss.runtime.chat.settings import MAX_ROUNDS
 from gptoss.runtime.harmony.messages import Effort
 from gptoss.runtime.models.command import plan_command

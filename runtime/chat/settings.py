@@ -15,7 +15,7 @@ from gptoss.runtime.sampling.grammar import ResponseFormat, ToolChoice
 from gptoss.runtime.sampling.sampler import Sampling
 
 MAX_ROUNDS = 16
-"""Rounds of tool calls in one turn unless asked otherwise: a model can call for ever."""
+"""Rounds of tool calls in one turn unless asked otherwise: a model can call without end."""
 
 
 class ChatError(GptossError):
@@ -27,8 +27,8 @@ class Limits:
     """What a turn may cost; None is no limit but the context.
 
     ``max_tokens`` counts everything generated in it. ``reasoning_budget`` is how many of these
-    may come before the answer or a call is begun. ``max_rounds`` are rounds with calls; behind
-    the last the model can only answer.
+    may come before the answer or a call begins. ``max_rounds`` are rounds with calls; after the
+    last the model can only answer.
     """
 
     max_tokens: int | None = None
@@ -46,7 +46,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All of a conversation but its tools and its model; ``chat.load`` says what each means."""
+    """All of a conversation but its tools and its model; ``chat.load`` documents each.
+
+    ``effort`` may be given by its name.
+    """
 
     instructions: str | None = None
     effort: Effort = Effort.MEDIUM
@@ -60,6 +63,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Raises ChatError."""
+        object.__setattr__(self, "effort", effort_named(self.effort))
+        _require_type("sampling", self.sampling, Sampling)
+        _require_type("limits", self.limits, Limits)
+        if self.instructions is not None:
+            _require_type("instructions", self.instructions, str)
         if not is_date(self.date):
             raise ChatError(
                 f"date is {self.date!r}; it must be a day of the calendar as YYYY-MM-DD"
@@ -67,11 +75,16 @@ class Settings:
 
 
 def effort_named(name: str) -> Effort:
-    """Raises ChatError for what is none."""
+    """Raises ChatError for anything but the three."""
     try:
         return Effort(name)
     except ValueError:
         raise ChatError(f"reasoning is {name!r}; it must be low, medium or high") from None
+
+
+def _require_type(name: str, value: object, wanted: type) -> None:
+    if not isinstance(value, wanted):
+        raise ChatError(f"{name} is {value!r}; it must be a {wanted.__name__}")
 
 
 def _require_count(name: str, value: object, least: int) -> None:

@@ -1,10 +1,12 @@
 """The seam between a conversation and whatever runs the model: tokens in, tokens out.
 
-    EngineError              the engine cannot do what was asked
-    └── PromptTooLongError        the prompt leaves no room in the context
+    EngineError                   the engine could not load, decode or allocate
+    ├── PromptTooLongError        the prompt leaves no room in the context
+    ├── QueueFullError            too many requests are waiting
+    └── ForkedProcessError        the model was loaded before this process was forked
 
-How much of a prompt is still in memory from last time is the engine's business: it is given the
-whole prompt at each turn, and says afterwards what it reused.
+Many requests may run at a time, from many threads. How much of a prompt is still in memory is the
+engine's business: it gets the whole prompt each time and reports afterwards what it reused.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +25,8 @@ Logits = NDArray[np.float32]
 """float32 of shape (n_vocab,); −inf marks a token that must not be drawn."""
 
 Sampler = Callable[[Logits], int]
-"""Draws the next token id. The array is the engine's own memory: valid during the call only."""
+"""Draws the next token id. The array is the engine's own memory: valid during the call only.
+It is called on the engine's thread, up to 16 tokens ahead of the reader."""
 
 
 class EngineError(GptossError):
@@ -32,6 +35,14 @@ class EngineError(GptossError):
 
 class PromptTooLongError(EngineError):
     """The prompt leaves no room in the context for even one more token."""
+
+
+class QueueFullError(EngineError):
+    """Too many requests are waiting for the model; try again later."""
+
+
+class ForkedProcessError(EngineError):
+    """The model was loaded before this process was forked; it cannot be used here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +54,17 @@ class Timings:
     reused_tokens: int = 0
     """How many of those were still in memory and not decoded again."""
     generated_tokens: int = 0
+    """Tokens that the reader has taken."""
     prompt_seconds: float = 0.0
-    """From the call to the first token's logits."""
+    """Decoding the prompt, up to the first token's logits."""
     generate_seconds: float = 0.0
-    """Decoding and sampling; the time the caller takes between tokens is not in it."""
+    """Decoding and sampling; the time the reader takes between tokens is not included."""
+    queued_seconds: float = 0.0
+    """Waiting for a free sequence before the prompt was decoded."""
 
     @property
     def tokens_per_second(self) -> float:
-        """Generated tokens a second; 0 before the first."""
+        """Generated tokens per second; 0 before the first."""
         return self.generated_tokens / self.generate_seconds if self.generate_seconds else 0.0
 
     def __add__(self, other: Timings) -> Timings:
@@ -60,20 +74,55 @@ class Timings:
             self.generated_tokens + other.generated_tokens,
             self.prompt_seconds + other.prompt_seconds,
             self.generate_seconds + other.generate_seconds,
+            self.queued_seconds + other.queued_seconds,
         )
 
 
-class Engine(Protocol):
-    """One model with one context. Used by one thread at a time; ``cancel`` by any."""
+@dataclass(frozen=True, slots=True)
+class PromptProgress:
+    """``done`` of ``total`` prompt tokens are in memory; ``reused`` of them were there before."""
 
-    @property
-    def n_ctx(self) -> int:
-        """Tokens the context holds, prompt and reply together."""
+    done: int
+    total: int
+    reused: int
+
+
+class Generation(Protocol):
+    """One request's tokens, an iterator for one reader.
+
+    It ends after a stop token (which is yielded too), after ``max_tokens``, when the context is
+    full, or when cancelled. Dropping or closing it cancels. ``next`` raises EngineError when the
+    engine failed, and what the sampler raised.
+    """
+
+    def __iter__(self) -> Self: ...
+
+    def __next__(self) -> int: ...
+
+    def steps(self) -> Iterator[int | PromptProgress]:
+        """The same tokens, with the progress of reading the prompt before the first."""
         ...
 
     @property
     def timings(self) -> Timings:
-        """Of the last call of ``generate``."""
+        """What the request has cost so far."""
+        ...
+
+    def cancel(self) -> None:
+        """End this request as soon as possible; from any thread, also before the first token."""
+        ...
+
+    def close(self) -> None:
+        """Cancel; the reader has left."""
+        ...
+
+
+class Engine(Protocol):
+    """One model. Every method may be called from any thread."""
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens one conversation may have, prompt and reply together."""
         ...
 
     def generate(
@@ -83,19 +132,16 @@ class Engine(Protocol):
         *,
         stop: AbstractSet[int],
         max_tokens: int | None = None,
-    ) -> Iterator[int]:
-        """Yield the tokens that follow ``prompt``, one at a time.
+        checkpoints: Sequence[int] = (),
+    ) -> Generation:
+        """Queue a request for the tokens that follow ``prompt``.
 
-        Ends after a token of ``stop`` (which is yielded too), after ``max_tokens``, when the
-        context is full, or when cancelled; an iterator that is dropped half-way costs nothing.
-        Raises PromptTooLongError, EngineError.
+        ``checkpoints`` are positions in the prompt to which later prompts are likely to return:
+        the engine can go back there without decoding again. Raises PromptTooLongError,
+        QueueFullError, ForkedProcessError, EngineError (closed, or a token out of range).
         """
         ...
 
-    def cancel(self) -> None:
-        """End the running ``generate`` as soon as possible; no effect when none runs."""
-        ...
-
     def close(self) -> None:
-        """Give memory back; the engine cannot be used afterwards. May be called twice."""
+        """End every request, then give memory back. May be called twice, from any thread."""
         ...

@@ -5,16 +5,9 @@ reply at every token, samples by walking all of the vocabulary, and rewinds a sl
 memory past its window without noticing; at 201,088 tokens a step over a small model costs it
 three times a bare ``llama_decode``.
 
-**What stays in memory.** A prompt mostly begins as the last one did. gpt-oss's even layers keep
-the last 128 positions only, so going back to position n is exact only while positions n − 128 to
-n − 1 are still there: llama.cpp answers yes to any rewind and then attends to nothing. So the
-window layers' state (3 MiB for the 20b model) is saved at each prompt's end, which is where the
-next turn goes back to once the reasoning has been dropped; it is restored before the rewind. With
-no saved state to go back to, everything is decoded again. Logits after a rewind equal those from
-scratch up to the noise that another split into batches gives.
-
-**Interrupting.** A prompt can take minutes. Batches are decoded on a worker thread, so that the
-caller's thread stays open to Ctrl-C; llama.cpp asks an abort callback between graph nodes.
+Each sequence has a stream of its own (``kv_unified`` off): a prefix is then shared exactly and at
+no cost in time. Nothing but the scheduler's thread touches the context once it is made, and that
+thread frees it: no other can be inside a call by then.
 """
 
 from __future__ import annotations
@@ -22,23 +15,19 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gptoss.runtime.engine.base import EngineError, Logits, PromptTooLongError, Sampler, Timings
-from gptoss.runtime.engine.cpu import physical_cores
-from gptoss.runtime.engine.worker import Worker
+from gptoss.runtime.engine.base import EngineError, ForkedProcessError, Logits, Sampler
+from gptoss.runtime.engine.scheduler import Chunk, ScheduledGeneration, Scheduler
+from gptoss.runtime.engine.threads import physical_cores, run_interruptibly
 
-os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # else a failed assertion runs gdb on this process
 try:
     import llama_cpp.llama_cpp as lib
 except (ImportError, OSError, RuntimeError) as error:
@@ -47,18 +36,23 @@ except (ImportError, OSError, RuntimeError) as error:
     ) from error
 
 Progress = Callable[[float], None]
-"""Called with the share of the model that has been loaded, 0 to 1, on a worker thread."""
+"""Called with the share of the load that is done, 0 to 1, on the thread that loads. An exception
+that it raises ends the load and is raised there: this is how a load is cancelled."""
 
 MAX_THREADS = 512
 """ggml's own limit; far beyond it, it crashes."""
 
+MAX_SEQUENCES = 64
+"""Conversations at a time; llama.cpp allows 256, each with memory for a whole context."""
+
 N_BATCH = 512
-"""Prompt tokens decoded in one call; the window layers' memory is 128 + this."""
+"""Tokens decoded in one call; the window layers' memory is 128 + this."""
 
-MAX_SNAPSHOTS = 8
-"""Saved states of the window layers; each is 2,048 bytes × window layers × 128 positions."""
+_READ_CHUNK = 16 << 20
+_PAGE = 4096
+_READING_SHARE = 0.9
+"""Of the progress: reading the file's pages, before llama.cpp maps them."""
 
-_SEQUENCE = 0
 _WINDOW_LAYERS_ONLY = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
 _ABORTED = 2
 _NO_ROOM = 1
@@ -82,13 +76,14 @@ class _Log:
             sys.stderr.write(line)
 
     def explain(self, what: str) -> EngineError:
-        """An error that says ``what`` failed and what llama.cpp said about it."""
-        said = "; ".join(self.errors)
+        """An error that says ``what`` failed and what llama.cpp reported about it."""
+        reported = "; ".join(self.errors)
         self.errors.clear()
-        return EngineError(f"{what}: {said}" if said else what)
+        return EngineError(f"{what}: {reported}" if reported else what)
 
 
 _LOG = _Log()
+_first_process: int | None = None
 
 
 class _StopFlag:
@@ -115,104 +110,46 @@ class _StopFlag:
         return self._text[0] != b"\0"
 
 
-@dataclass(frozen=True, slots=True)
-class _Snapshot:
-    """The window layers' state when memory held exactly ``position`` tokens."""
-
-    position: int
-    state: ctypes.Array[ctypes.c_uint8]
-
-
 class LlamaEngine:
-    """A gpt-oss GGUF in llama.cpp, one sequence, one context. See ``engine.Engine``."""
+    """A gpt-oss GGUF in llama.cpp. See ``base.Engine``."""
 
     def __init__(
         self,
         path: Path,
         *,
         n_ctx: int,
+        n_sequences: int = 1,
         n_threads: int | None = None,
         n_gpu_layers: int = -1,
         progress: Progress | None = None,
         verbose: bool = False,
     ) -> None:
-        """Load the model; raises EngineError.
+        """Load the model; raises EngineError, and what ``progress`` raises.
 
-        ``n_threads`` defaults to the physical cores; ``n_gpu_layers`` to all (−1), which means
-        none where llama.cpp was built without a GPU. ``n_ctx`` may be rounded up.
+        ``n_ctx`` tokens for each of ``n_sequences`` conversations at a time. ``n_threads``
+        defaults to the physical cores; ``n_gpu_layers`` to all (−1), which means none where
+        llama.cpp was built without a GPU.
         """
-        if n_threads is not None and not 1 <= n_threads <= MAX_THREADS:
-            raise EngineError(f"{n_threads} threads; 1 to {MAX_THREADS} are possible")
+        _require_count("n_ctx", n_ctx, 2**31 - 1)
+        _require_count("n_sequences", n_sequences, MAX_SEQUENCES)
+        if n_threads is not None:
+            _require_count("n_threads", n_threads, MAX_THREADS)
+        _require_first_process()
         _LOG.verbose = verbose
-        self._stop = _StopFlag()
-        self._worker = Worker("llama", self._stop.set)
-        self._model = self._load(path, n_gpu_layers, progress)
-        self._context = self._new_context(n_ctx, n_threads or physical_cores())
-        self._close = weakref.finalize(self, _free, self._worker, self._model, self._context)
-        self._memory = lib.llama_get_memory(self._context)
-        self._window: int = lib.llama_model_n_swa(self._model)
-        self._n_ctx: int = lib.llama_n_ctx(self._context)
-        self._n_batch: int = lib.llama_n_batch(self._context)  # less where n_ctx is less
-        self.n_vocab: int = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self._model))
-        self._batch_tokens = (lib.llama_token * N_BATCH)()
-        self._batch_positions = (lib.llama_pos * N_BATCH)()
-        # Left out, so NULL: sequence ids (all 0) and output flags (the last token only).
-        self._batch = lib.llama_batch(token=self._batch_tokens, pos=self._batch_positions)
-        self._tokens: list[int] = []
-        self._snapshots: list[_Snapshot] = []
-        self._timings = Timings()
-        self._turn = object()
-
-    def _load(self, path: Path, n_gpu_layers: int, progress: Progress | None) -> Any:
-        def report(share: float, _: object) -> bool:
-            if progress is not None:
-                progress(share)
-            return not self._stop.is_set
-
-        params = lib.llama_model_default_params()
-        params.n_gpu_layers = n_gpu_layers
-        # Repacked experts would take 9.7 GB of memory beside the file's pages, for no speed; and
-        # Q8_0 repacked for AMX ends the process at the first decode (llama-cpp-python 0.3.36).
-        params.use_extra_bufts = False
-        params.progress_callback = lib.llama_progress_callback(report)
-        lib.llama_backend_init()
-        model = self._worker.run(lib.llama_model_load_from_file, os.fsencode(path), params)
-        if not model:
-            self._worker.close()
-            raise _LOG.explain(f"{path}: llama.cpp cannot load it")
-        return model
-
-    def _new_context(self, n_ctx: int, n_threads: int) -> Any:
-        params = lib.llama_context_default_params()
-        params.n_ctx = n_ctx
-        params.n_batch = params.n_ubatch = N_BATCH
-        params.n_seq_max = 1
-        params.n_outputs_max = 1  # else a buffer for the logits of every token of a batch
-        params.n_threads = params.n_threads_batch = n_threads
-        params.swa_full = False
-        params.no_perf = True
-        params.abort_callback = self._stop.callback
-        params.abort_callback_data = self._stop.address
-        context = lib.llama_init_from_model(self._model, params)
-        if not context:
-            self._worker.close()
-            lib.llama_model_free(self._model)
-            raise _LOG.explain(f"no context of {n_ctx} tokens; a smaller one may fit in memory")
-        return context
+        loader = _Loader(path, progress or (lambda _: None))
+        model = loader.load(n_gpu_layers)
+        try:
+            context = loader.new_context(model, n_ctx, n_sequences, n_threads or physical_cores())
+        except BaseException:
+            lib.llama_model_free(model)
+            raise
+        self._scheduler = Scheduler(context, n_ctx)
+        self._close = weakref.finalize(self, self._scheduler.close)
 
     @property
     def n_ctx(self) -> int:
-        return self._n_ctx
-
-    @property
-    def timings(self) -> Timings:
-        return self._timings
-
-    def cancel(self) -> None:
-        self._stop.set()
-
-    def close(self) -> None:
-        self._close()
+        """See ``base.Engine``."""
+        return self._scheduler.n_ctx
 
     def generate(
         self,
@@ -221,162 +158,260 @@ class LlamaEngine:
         *,
         stop: AbstractSet[int],
         max_tokens: int | None = None,
-    ) -> Iterator[int]:
-        """See ``Engine.generate``. Raises EngineError when a later call has begun meanwhile."""
-        self._check(prompt)
-        turn = self._turn = object()
-        self._stop.clear()
-        self._timings = Timings(len(prompt))
-        begun = time.perf_counter()
-        reused = self._rewind(prompt)
-        logits = self._decode_prompt(prompt[reused:])
-        prompt_seconds = time.perf_counter() - begun
-        generated, seconds = 0, 0.0
-        begun = time.perf_counter()
-        while logits is not None:
-            token = sampler(logits)
-            generated += 1
-            seconds += time.perf_counter() - begun
-            self._timings = Timings(len(prompt), reused, generated, prompt_seconds, seconds)
-            yield token
-            if self._turn is not turn:
-                raise EngineError("another reply was begun before this one was finished")
-            if token in stop or generated == max_tokens or len(self._tokens) == self._n_ctx:
-                return
-            begun = time.perf_counter()
-            logits = self._decode([token])
+        checkpoints: Sequence[int] = (),
+    ) -> ScheduledGeneration:
+        """See ``base.Engine.generate``."""
+        return self._scheduler.submit(
+            prompt,
+            sampler,
+            stop=stop,
+            max_tokens=max_tokens,
+            checkpoints=checkpoints,
+            owner=self,
+        )
 
-    def _check(self, prompt: Sequence[int]) -> None:
-        if not self._close.alive:
-            raise EngineError("the engine has been closed")
-        if not prompt:
-            raise EngineError("the prompt is empty; it must have at least one token")
-        if len(prompt) >= self._n_ctx:
-            raise PromptTooLongError(
-                f"the conversation has {len(prompt)} tokens, the context holds {self._n_ctx}; "
-                "start over, or load the model with a larger context"
+    def close(self) -> None:
+        """See ``base.Engine.close``."""
+        self._scheduler.close()
+
+
+class _Loader:
+    """Loads one file: its pages first, so that there is progress to report, then the model."""
+
+    def __init__(self, path: Path, progress: Progress) -> None:
+        self._path = path
+        self._progress = progress
+        self._stop = _StopFlag()
+        self._share = 0.0
+        self._reported = -1.0
+
+    def load(self, n_gpu_layers: int) -> Any:
+        """llama.cpp's model; raises EngineError, and what ``progress`` raises."""
+
+        def advance(share: float, _: object) -> bool:
+            self._share = _READING_SHARE + share * (0.99 - _READING_SHARE)
+            return not self._stop.is_set
+
+        self._read_pages()
+        params = lib.llama_model_default_params()
+        params.n_gpu_layers = n_gpu_layers
+        # Repacked experts would take 9.7 GB of memory beside the file's pages, for no speed; and
+        # Q8_0 repacked for AMX ends the process at the first decode (llama-cpp-python 0.3.36).
+        params.use_extra_bufts = False
+        params.progress_callback = lib.llama_progress_callback(advance)
+        lib.llama_backend_init()
+        loaded: list[Any] = []
+        try:
+            run_interruptibly(
+                lambda: loaded.append(
+                    lib.llama_model_load_from_file(os.fsencode(self._path), params)
+                ),
+                abort=self._stop.set,
+                poll=self._report,
             )
+        except BaseException:
+            for model in filter(None, loaded):  # it was ready before the abort was seen
+                lib.llama_model_free(model)
+            raise
+        if not loaded[0]:
+            raise _LOG.explain(f"{self._path}: llama.cpp cannot load it")
+        return loaded[0]
+
+    def new_context(self, model: Any, n_ctx: int, n_sequences: int, n_threads: int) -> LlamaContext:
+        """A context for so many sequences; reports that the load is done."""
+        stop = _StopFlag()
+        params = lib.llama_context_default_params()
+        params.n_ctx = n_ctx * n_sequences
+        params.n_batch = params.n_ubatch = N_BATCH
+        params.n_seq_max = n_sequences
+        params.kv_unified = False
+        # Else a buffer for the logits of every token of a batch.
+        params.n_outputs_max = n_sequences
+        params.n_threads = params.n_threads_batch = n_threads
+        params.swa_full = False
+        params.no_perf = True
+        params.abort_callback = stop.callback
+        params.abort_callback_data = stop.address
+        made: list[Any] = []
+        try:
+            run_interruptibly(
+                lambda: made.append(lib.llama_init_from_model(model, params)),
+                abort=stop.set,
+                poll=self._report,
+            )
+            if not made[0]:
+                times = f"{n_sequences} × " if n_sequences > 1 else ""
+                raise _LOG.explain(
+                    f"no context of {times}{n_ctx} tokens; a smaller one may fit in memory"
+                )
+            self._share = 1.0
+            self._report()
+        except BaseException:
+            for context in filter(None, made):
+                lib.llama_free(context)
+            raise
+        return LlamaContext(model, made[0], stop, n_sequences)
+
+    def _read_pages(self) -> None:
+        """Touch the file's pages in order: llama.cpp maps it in one call that reports nothing."""
+        try:
+            pages = np.memmap(self._path, np.uint8, "r")
+        except (OSError, ValueError):  # llama.cpp reports what is wrong with it
+            return
+        for start in range(0, pages.size, _READ_CHUNK):
+            self._share = _READING_SHARE * start / pages.size
+            self._report()
+            pages[start : start + _READ_CHUNK : _PAGE].max()
+
+    def _report(self) -> None:
+        if self._share > self._reported:
+            self._reported = self._share
+            self._progress(self._share)
+
+
+class LlamaContext:
+    """llama.cpp's context and its model. See ``scheduler.Context``."""
+
+    def __init__(self, model: Any, context: Any, stop: _StopFlag, n_sequences: int) -> None:
+        """Takes both over, to free them."""
+        self.n_streams = n_sequences
+        self.n_ctx: int = lib.llama_n_ctx_seq(context)
+        self.n_batch = min(N_BATCH, lib.llama_n_batch(context))  # less where n_ctx is less
+        self.n_vocab: int = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
+        self.window: int = lib.llama_model_n_swa(model)
+        self._model = model
+        self._context = context
+        self._stop = stop
+        self._memory = lib.llama_get_memory(context)
+        self._rows: list[int] = []
+        self._allocate_batch()
+
+    def _allocate_batch(self) -> None:
+        self._tokens = (lib.llama_token * N_BATCH)()
+        self._positions = (lib.llama_pos * N_BATCH)()
+        self._n_sequence_ids = (ctypes.c_int32 * N_BATCH)(*[1] * N_BATCH)
+        self._outputs = (ctypes.c_int8 * N_BATCH)()
+        id_type = lib.llama_seq_id
+        self._ids = (id_type * self.n_streams)(*range(self.n_streams))
+        size = ctypes.sizeof(id_type)
+        first = ctypes.addressof(self._ids)
+        pointer = ctypes.POINTER(id_type)
+        self._id_pointers = [ctypes.cast(first + i * size, pointer) for i in range(self.n_streams)]
+        self._sequences = (pointer * N_BATCH)()
+        self._batch = lib.llama_batch(
+            token=self._tokens,
+            pos=self._positions,
+            n_seq_id=self._n_sequence_ids,
+            seq_id=self._sequences,
+            logits=self._outputs,
+        )
 
     # Decoding
 
-    def _decode_prompt(self, tokens: Sequence[int]) -> Logits | None:
-        """Logits after ``tokens``, None when cancelled; saves the window layers' state."""
-        logits = None
-        for start in range(0, len(tokens), self._n_batch):
-            logits = self._decode(tokens[start : start + self._n_batch])
-            if logits is None:
-                return None
-        self._save_snapshot()
-        return logits
-
-    def _decode(self, tokens: Sequence[int]) -> Logits | None:
-        """Decode at most a batch behind what is in memory: a view of the last token's logits.
-
-        None when cancelled. The view holds until the next call.
-        """
+    def decode(self, chunks: Sequence[Chunk]) -> bool:
+        """See ``scheduler.Context.decode``."""
         if self._stop.is_set:  # asked here too: not every backend asks the abort callback
-            return None
-        n, position = len(tokens), len(self._tokens)
-        self._batch_tokens[:n] = tokens
-        self._batch_positions[:n] = range(position, position + n)
-        self._batch.n_tokens = n
-        # Before decoding: interrupted anywhere, the list is too long at worst, which is seen.
-        self._tokens.extend(tokens)
-        if n == 1:
-            status = lib.llama_decode(self._context, self._batch)
-        else:
-            status = self._worker.run(lib.llama_decode, self._context, self._batch)
+            return False
+        self._fill_batch(chunks)
+        status = lib.llama_decode(self._context, self._batch)
+        if status == 0:
+            return True
         if status == _ABORTED:
-            return None
+            return False
+        n, first = self._batch.n_tokens, chunks[0].position
         if status == _NO_ROOM:
-            raise EngineError(f"the context of {self._n_ctx} tokens has no room for {n} more")
-        if status != 0:
-            raise _LOG.explain(f"llama.cpp failed to decode {n} tokens at {position} ({status})")
-        logits = lib.llama_get_logits_ith(self._context, -1)
-        if not logits:
+            raise EngineError(f"the context has no room for {n} more tokens at {first}")
+        raise _LOG.explain(f"llama.cpp failed to decode {n} tokens at {first} ({status})")
+
+    def _fill_batch(self, chunks: Sequence[Chunk]) -> None:
+        self._rows.clear()
+        end = 0
+        for chunk in chunks:
+            start, end = end, end + len(chunk.tokens)
+            self._tokens[start:end] = chunk.tokens
+            self._positions[start:end] = range(chunk.position, chunk.position + end - start)
+            for i in range(start, end):
+                self._sequences[i] = self._id_pointers[chunk.stream]
+                self._outputs[i] = 0
+            self._outputs[end - 1] = chunk.wants_logits
+            self._rows.append(end - 1)
+        self._batch.n_tokens = end
+
+    def logits(self, index: int) -> Logits:
+        """See ``scheduler.Context.logits``."""
+        row = lib.llama_get_logits_ith(self._context, self._rows[index])
+        if not row:
             raise _LOG.explain("llama.cpp gave no logits")
-        return np.ctypeslib.as_array(logits, (self.n_vocab,))
+        return np.ctypeslib.as_array(row, (self.n_vocab,))
 
-    # Going back
+    def abort(self) -> None:
+        """See ``scheduler.Context.abort``."""
+        self._stop.set()
 
-    def _rewind(self, prompt: Sequence[int]) -> int:
-        """Bring memory to a beginning of ``prompt``, as long as is exact; returns its length.
+    def clear_abort(self) -> None:
+        """See ``scheduler.Context.clear_abort``."""
+        self._stop.clear()
 
-        At least one token is left to decode, since its logits are wanted.
-        """
-        self._forget_undecoded()
-        position = min(_common_prefix(self._tokens, prompt), len(prompt) - 1)
-        if position < len(self._tokens) and not self._window_reaches(position):
-            position = self._restore_snapshot(position)
-        lib.llama_memory_seq_rm(self._memory, _SEQUENCE, position, -1)
-        if self._n_decoded() != position or not self._window_reaches(position):
-            lib.llama_memory_clear(self._memory, True)
-            position = 0
-        del self._tokens[position:]
-        self._snapshots = [it for it in self._snapshots if it.position <= position]
-        return position
+    def free(self) -> None:
+        """See ``scheduler.Context.free``."""
+        lib.llama_free(self._context)
+        lib.llama_model_free(self._model)
 
-    def _forget_undecoded(self) -> None:
-        """Drop from the list what an aborted or failed decode did not put into memory."""
-        del self._tokens[self._n_decoded() :]
+    # Memory: see ``streams.Memory``
 
-    def _n_decoded(self) -> int:
-        last: int = lib.llama_memory_seq_pos_max(self._memory, _SEQUENCE)
+    def first_position(self, stream: int) -> int:
+        """See ``streams.Memory``."""
+        first: int = lib.llama_memory_seq_pos_min(self._memory, stream)
+        return first
+
+    def n_decoded(self, stream: int) -> int:
+        """See ``streams.Memory``."""
+        last: int = lib.llama_memory_seq_pos_max(self._memory, stream)
         return last + 1
 
-    def _window_reaches(self, position: int) -> bool:
-        """Whether the window layers still hold all that a token at ``position`` looks back at."""
-        first: int = lib.llama_memory_seq_pos_min(self._memory, _SEQUENCE)
-        return first <= max(0, position - self._window)
+    def truncate(self, stream: int, position: int) -> None:
+        """See ``streams.Memory``."""
+        lib.llama_memory_seq_rm(self._memory, stream, position, -1)
 
-    def _save_snapshot(self) -> None:
-        size = lib.llama_state_seq_get_size_ext(self._context, _SEQUENCE, _WINDOW_LAYERS_ONLY)
-        state = (ctypes.c_uint8 * size)()
-        written = lib.llama_state_seq_get_data_ext(
-            self._context, state, size, _SEQUENCE, _WINDOW_LAYERS_ONLY
-        )
-        if written != size:
-            return
-        position = len(self._tokens)
-        kept = [it for it in self._snapshots if it.position != position]
-        self._snapshots = _thinned([*kept, _Snapshot(position, state)])
+    def save_window(self, stream: int) -> Any:
+        """See ``streams.Memory``."""
+        return self._state(stream, _WINDOW_LAYERS_ONLY)
 
-    def _restore_snapshot(self, position: int) -> int:
-        """Put back the latest state saved at or before ``position``; returns where it was saved.
-
-        0 when there is none.
-        """
-        usable = [it for it in self._snapshots if it.position <= position]
-        if not usable:
-            return 0
-        last = usable[-1]
+    def restore_window(self, stream: int, state: Any) -> None:
+        """See ``streams.Memory``."""
         lib.llama_state_seq_set_data_ext(
-            self._context, last.state, len(last.state), _SEQUENCE, _WINDOW_LAYERS_ONLY
+            self._context, state, len(state), stream, _WINDOW_LAYERS_ONLY
         )
-        return last.position
+
+    def copy(self, source: int, target: int) -> bool:
+        """See ``streams.Memory``."""
+        state = self._state(source, 0)
+        if state is None:
+            return False
+        read = lib.llama_state_seq_set_data_ext(self._context, state, len(state), target, 0)
+        return bool(read == len(state))
+
+    def _state(self, stream: int, flags: int) -> Any:
+        size = lib.llama_state_seq_get_size_ext(self._context, stream, flags)
+        state = (ctypes.c_uint8 * size)()
+        written = lib.llama_state_seq_get_data_ext(self._context, state, size, stream, flags)
+        return state if written == size else None
 
 
-def _free(worker: Worker, model: Any, context: Any) -> None:
-    worker.close()
-    lib.llama_free(context)
-    lib.llama_model_free(model)
+def _require_count(name: str, value: object, most: int) -> None:
+    """Raises EngineError unless ``value`` is a whole number from 1 to ``most``."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise EngineError(f"{name} is {value!r}; it must be a whole number from 1 to {most}")
 
 
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))
-
-
-def _thinned(snapshots: list[_Snapshot]) -> list[_Snapshot]:
-    """At most MAX_SNAPSHOTS: without the one whose loss costs least to decode again.
-
-    The last always stays; the others are needed when an earlier turn is gone back to.
-    """
-    if len(snapshots) <= MAX_SNAPSHOTS:
-        return snapshots
-    positions = [0, *(it.position for it in snapshots[:-1])]
-    gaps = [after - before for before, after in pairwise(positions)]
-    loss = gaps.index(min(gaps))
-    return [it for i, it in enumerate(snapshots) if i != loss]
+def _require_first_process() -> None:
+    """llama.cpp's threads do not survive a fork: in a child of a process that has used it, a load
+    would hang."""
+    global _first_process
+    if _first_process is None:
+        _first_process = os.getpid()
+    if _first_process != os.getpid():
+        raise ForkedProcessError(
+            "this process was forked from one that has loaded a model; start processes with "
+            'multiprocessing\'s "spawn" method'
+        )

@@ -144,6 +144,8 @@ class Constrained:
     ) -> None:
         """Raises ConstraintError: the rules are compiled before a token is generated."""
         self.closed: Closed | None = None
+        self.closed_at = 0
+        """Tokens before reasoning was closed: the reader may be behind the sampler."""
         self.reasoned = 0
         """Tokens up to the end of the last message of reasoning."""
         self._masks = masks
@@ -178,6 +180,7 @@ class Constrained:
         elif self._looping:
             self.closed = Closed.LOOP
         if self.closed is not None:
+            self.closed_at = self._n
             self._forced.extend(self._closing)
 
     def _draw(self, logits: Logits) -> int:

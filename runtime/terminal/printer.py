@@ -14,9 +14,9 @@ from typing import Any, Protocol, TextIO
 
 from gptoss.runtime.chat.events import (
     ChatEvent,
-    Cut,
     ReasoningClosed,
     ReplyEnded,
+    StopReason,
     ToolFinished,
     ToolStarted,
 )
@@ -33,10 +33,10 @@ _SHOWN_LENGTH = 2000
 """Characters of a tool's arguments or result that are shown; the model sees all of them."""
 
 _CUT = {
-    Cut.MAX_TOKENS: "the limit of its tokens is reached",
-    Cut.CONTEXT: "the context is full",
-    Cut.MAX_ROUNDS: "it called once more than it may",
-    Cut.CANCELLED: "it was cancelled",
+    StopReason.MAX_TOKENS: "the limit of its tokens is reached",
+    StopReason.CONTEXT: "the context is full",
+    StopReason.MAX_ROUNDS: "it called once more than it may",
+    StopReason.CANCELLED: "it was cancelled",
 }
 _CLOSED = {Closed.BUDGET: "its budget is spent", Closed.LOOP: "it went in circles"}
 

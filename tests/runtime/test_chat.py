@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from gptoss.runtime.chat.chat import Chat, load
-from gptoss.runtime.chat.events import Cut, ReplyEnded, ToolFinished, ToolStarted
+from gptoss.runtime.chat.chat import Chat
+from gptoss.runtime.chat.events import ReplyEnded, StopReason, ToolFinished, ToolStarted
+from gptoss.runtime.chat.model import load
 from gptoss.runtime.chat.settings import MAX_ROUNDS, ChatError, Limits, Settings
 from gptoss.runtime.engine.base import Timings
 from gptoss.runtime.harmony.errors import (
@@ -24,7 +25,7 @@ from gptoss.runtime.sampling.grammar import Regex
 from gptoss.runtime.sampling.sampler import SamplingError
 from gptoss.runtime.tools.functions import Toolbox
 from support.fake_engine import ScriptedEngine
-from support.tokens import byte_tokenizer, spell
+from support.tokens import byte_tokenizer, spell, spelled
 
 ANALYSIS = "<|channel|>analysis<|message|>Hm.<|end|>"
 FINAL = "<|channel|>final<|message|>Four.<|return|>"
@@ -51,8 +52,8 @@ def chat_of(*scripts: str, n_ctx: int = 100_000, max_tokens: int | None = None) 
 
 
 def prompts(chat: Chat) -> list[str]:
-    assert isinstance(chat._engine, ScriptedEngine)
-    return chat._engine.prompts
+    assert isinstance(chat._runner.engine, ScriptedEngine)
+    return chat._runner.engine.prompts
 
 
 def said(chat: Chat) -> list[tuple[str, str | None, str]]:
@@ -152,20 +153,20 @@ def test_calls_without_end_are_ended() -> None:
     chat = chat_of(*[script] * (MAX_ROUNDS + 1))
     reply = chat.ask("?")
     assert len(reply.calls) == MAX_ROUNDS
-    assert (reply.end, reply.cut) == (End.CUT, Cut.MAX_ROUNDS)
+    assert (reply.end, reply.cut) == (End.CUT, StopReason.MAX_ROUNDS)
     assert reply.diagnostics[-1].code == "too-many-calls"
-    assert said(chat) == [("user", None, "?")]
+    assert said(chat) == []
 
 
 # --- turns that do not reach their end --------------------------------------------------------
 
 
-def test_cut_in_the_reasoning_leaves_only_the_question() -> None:
+def test_cut_in_the_reasoning_leaves_nothing() -> None:
     chat = chat_of(REASONED, FINAL, max_tokens=len(spell("<|channel|>analysis<|message|>H")))
     reply = chat.ask("2+2?")
-    assert (reply.end, reply.text, reply.cut) == (End.CUT, "", Cut.MAX_TOKENS)
+    assert (reply.end, reply.text, reply.cut) == (End.CUT, "", StopReason.MAX_TOKENS)
     assert reply.reasoning == "H"
-    assert said(chat) == [("user", None, "2+2?")]
+    assert said(chat) == []
 
 
 def test_cut_in_the_answer_leaves_what_was_given_closed() -> None:
@@ -186,7 +187,7 @@ def test_the_limit_is_of_the_turn_not_of_the_round() -> None:
     assert reply.timings.generated_tokens == n + 9
     spent = chat_of(ANALYSIS + CALL, max_tokens=n)
     assert spent.ask("2+2?").end == End.CUT
-    assert said(spent) == [("user", None, "2+2?")]
+    assert said(spent) == []
 
 
 def test_end_of_text_is_not_replayed() -> None:
@@ -215,7 +216,7 @@ def test_cancel_from_another_thread() -> None:
             thread.start()
             thread.join()
     assert isinstance(seen[-1], ReplyEnded)
-    assert (seen[-1].end, seen[-1].cut) == (End.CUT, Cut.CANCELLED)
+    assert (seen[-1].end, seen[-1].cut) == (End.CUT, StopReason.CANCELLED)
     assert said(chat) == [("user", None, "2+2?"), ("assistant", "final", "F")]
 
 
@@ -225,20 +226,35 @@ def test_cancel_while_a_tool_runs() -> None:
         if isinstance(event, ToolStarted):
             chat.cancel()
     assert len(prompts(chat)) == 1
-    assert said(chat) == [("user", None, "2+2?")]
+    assert said(chat) == []
     assert chat.ask("again").text == "Four."
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_an_exception_in_the_reader_leaves_a_conversation(error: type[BaseException]) -> None:
     chat = chat_of(REASONED, FINAL)
-    events = chat.send("2+2?")
-    with pytest.raises(error):  # noqa: PT012
+    with pytest.raises(error), chat.send("2+2?") as events:  # noqa: PT012
         for event in events:
             if isinstance(event, TextDelta) and event.text == "o":
-                events.throw(error())
+                raise error
     assert said(chat) == [("user", None, "2+2?"), ("assistant", "final", "Fo")]
     assert chat.ask("again").text == "Four."
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, MemoryError])
+def test_an_exception_while_generating_leaves_a_conversation(error: type[BaseException]) -> None:
+    tokens = iter(range(1000))
+
+    def fail() -> None:
+        if next(tokens) == 11:
+            raise error
+
+    engine = ScriptedEngine(REASONED, FINAL, before_token=fail)
+    chat = Chat(engine, byte_tokenizer())
+    with pytest.raises(error):
+        chat.ask("2+2?")
+    assert chat.ask("again").text == "Four."
+    assert [m.text for m in chat.messages[1:]] == ["again", "Four."]
 
 
 def test_closing_the_events_ends_the_turn() -> None:
@@ -246,10 +262,21 @@ def test_closing_the_events_ends_the_turn() -> None:
     events = chat.send("2+2?")
     next(events)
     with pytest.raises(ChatError, match="still being read"):
-        next(chat.send("and?"))
+        chat.send("and?")
     events.close()
-    assert said(chat) == [("user", None, "2+2?")]
+    assert said(chat) == []
     assert chat.ask("again").text == "Four."
+
+
+def test_events_that_are_dropped_end_the_turn() -> None:
+    """Before the first event, and half-way."""
+    chat = chat_of(REASONED, FINAL)
+    chat.send("2+2?")
+    events = chat.send("2+2?")
+    next(events)
+    del events
+    assert chat.ask("again").text == "Four."
+    assert [text for _, _, text in said(chat)] == ["again", "Four."]
 
 
 def test_a_prompt_that_does_not_fit_leaves_nothing() -> None:
@@ -315,6 +342,78 @@ def test_effort_may_change_between_turns() -> None:
     assert "Reasoning: high" in prompts(chat)[1]
 
 
+def test_settings_are_checked_where_they_are_set() -> None:
+    chat = chat_of(FINAL)
+    with pytest.raises(ChatError, match="reasoning is 'banana'"):
+        chat.effort = "banana"  # type: ignore[assignment]
+    with pytest.raises(ChatError, match="settings is a dict"):
+        chat.settings = {}  # type: ignore[assignment]
+    with pytest.raises(ChatError, match=r"sampling is 0\.7"):
+        dataclasses.replace(chat.settings, sampling=0.7)  # type: ignore[arg-type]
+    with pytest.raises(ChatError, match="need constrained sampling"):
+        chat.settings = dataclasses.replace(chat.settings, tool_choice="required")
+    assert chat.effort == Effort.MEDIUM
+    chat.effort = "low"  # type: ignore[assignment]
+    assert chat.ask("?").text == "Four."
+    assert "Reasoning: low" in prompts(chat)[0]
+
+
+def test_instructions_and_limits_may_change_between_turns() -> None:
+    chat = chat_of(FINAL, FINAL)
+    chat.ask("a")
+    chat.settings = dataclasses.replace(
+        chat.settings, instructions="Be brief.", limits=Limits(max_tokens=5)
+    )
+    assert chat.ask("b").cut == StopReason.MAX_TOKENS
+    assert "Be brief." in prompts(chat)[1]
+
+
+def test_preambles_are_kept() -> None:
+    preamble = "<|channel|>commentary<|message|>Let me look that up.<|end|>"
+    chat = chat_of(preamble + CALL, FINAL, FINAL)
+    reply = chat.ask("?")
+    assert (reply.preambles, reply.text) == (("Let me look that up.",), "Four.")
+    chat.ask("again")
+    assert "Let me look that up." in prompts(chat)[2]
+
+
+def test_a_long_result_of_a_tool_is_cut() -> None:
+    def read() -> str:
+        return "word " * 1_000_000
+
+    call = "<|channel|>commentary to=functions.read<|message|>{}<|call|>"
+    engine = ScriptedEngine(call, FINAL, n_ctx=4000)
+    chat = Chat(engine, byte_tokenizer(), toolbox=Toolbox([read]))
+    reply = chat.ask("?")
+    assert reply.text == "Four."
+    shown, _, note = reply.calls[0].result.partition("\n")
+    assert shown == "word " * 200
+    assert note == "[cut here: 5,000,000 characters are too long for the context]"
+
+
+def test_a_context_that_is_full_in_a_later_round_ends_the_reply() -> None:
+    def read() -> str:
+        return "word " * 50
+
+    call = "<|channel|>commentary to=functions.read<|message|>{}<|call|>"
+    engine = ScriptedEngine(*[call] * 10, n_ctx=1500)
+    chat = Chat(engine, byte_tokenizer(), toolbox=Toolbox([read]))
+    reply = chat.ask("?")
+    assert (reply.end, reply.cut) == (End.CUT, StopReason.CONTEXT)
+    assert 1 < len(reply.calls) < 10
+
+
+def test_the_engine_is_told_where_conversations_come_back_to() -> None:
+    chat = chat_of(FINAL, FINAL, FINAL)
+    for text in "abc":
+        chat.ask(text)
+    assert isinstance(chat._runner.engine, ScriptedEngine)
+    for prompt, places in zip(prompts(chat), chat._runner.engine.checkpoints, strict=True):
+        ids = spell(prompt)
+        assert all(spelled(ids[at:]).startswith("<|start|>user<|message|>") for at in places)
+    assert [len(places) for places in chat._runner.engine.checkpoints] == [1, 2, 3]
+
+
 def test_reset_forgets() -> None:
     chat = chat_of(FINAL, FINAL)
     chat.ask("secret")
@@ -326,8 +425,8 @@ def test_reset_forgets() -> None:
 def test_leaving_the_block_closes_the_engine() -> None:
     with chat_of(FINAL) as chat:
         chat.ask("a")
-    assert isinstance(chat._engine, ScriptedEngine)
-    assert chat._engine.closed
+    assert isinstance(chat._runner.engine, ScriptedEngine)
+    assert chat._runner.engine.closed
 
 
 def test_messages_carry_their_ids() -> None:
@@ -346,7 +445,8 @@ def test_messages_carry_their_ids() -> None:
         ({"reasoning_budget": -1}, "reasoning_budget is -1"),
         ({"constrained": False, "tool_choice": "none"}, "need constrained sampling"),
         ({"constrained": False, "reasoning_budget": 0}, "need constrained sampling"),
-        ({"n_ctx": 1.5}, "a context of 1.5 tokens"),
+        ({"n_ctx": 1.5}, "a context of 1.5; it must be a whole number of tokens"),
+        ({"n_ctx": "512"}, "a context of '512'; it must be a whole number of tokens"),
         ({"date": "x"}, "date is 'x'"),
         ({"date": "2026-02-30"}, "date is '2026-02-30'"),
         ({"n_ctx": 0}, "allows 1 to 131072"),

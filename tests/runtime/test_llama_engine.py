@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -9,6 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +24,10 @@ from numpy.typing import NDArray
 
 from gptoss.converter.convert import convert
 from gptoss.runtime.engine import llama_cpp
-from gptoss.runtime.engine.base import EngineError, Logits, PromptTooLongError
-from gptoss.runtime.engine.llama_cpp import LlamaEngine
-from gptoss.runtime.engine.worker import Worker
+from gptoss.runtime.engine.base import EngineError, Logits, PromptTooLongError, Timings
+from gptoss.runtime.engine.llama_cpp import LlamaContext, LlamaEngine
+from gptoss.runtime.engine.streams import MAX_SNAPSHOTS, Snapshot, Stream, thinned
+from gptoss.runtime.engine.threads import run_interruptibly
 from gptoss.runtime.sampling.sampler import greedy
 from support.checkpoints import random_checkpoint
 
@@ -48,12 +52,27 @@ class Forced:
         return next(self._tokens)
 
 
-def feed(engine: LlamaEngine, prompt: Sequence[int], reply: Sequence[int] = (0,)) -> list[Row]:
-    """Decode ``prompt`` and ``reply``: the logits before each token of the reply."""
+@dataclass(frozen=True)
+class Fed:
+    """What came of a prompt: the logits before each token of the reply, and what it cost."""
+
+    rows: list[Row]
+    timings: Timings
+
+
+def feed(
+    engine: LlamaEngine,
+    prompt: Sequence[int],
+    reply: Sequence[int] = (0,),
+    checkpoints: Sequence[int] = (),
+) -> Fed:
+    """Decode ``prompt`` and ``reply``."""
     sampler = Forced(reply)
-    said = list(engine.generate(prompt, sampler, stop=set(), max_tokens=len(reply)))
-    assert said == list(reply)
-    return sampler.logits
+    generation = engine.generate(
+        prompt, sampler, stop=set(), max_tokens=len(reply), checkpoints=checkpoints
+    )
+    assert list(generation) == list(reply)
+    return Fed(sampler.logits, generation.timings)
 
 
 def difference(row: Row, expected: Row) -> float:
@@ -78,10 +97,11 @@ def scratch(random_gguf: Path) -> Iterator[Any]:
     engine = LlamaEngine(random_gguf, n_ctx=N_CTX, n_threads=1)
 
     def logits(prompt: Sequence[int]) -> Row:
-        lib.llama_memory_clear(engine._memory, True)
-        row = feed(engine, prompt)[0]
-        assert engine.timings.reused_tokens == 0
-        return row
+        for stream in engine._scheduler._streams:  # at rest between requests
+            stream.clear()
+        fed = feed(engine, prompt)
+        assert fed.timings.reused_tokens == 0
+        return fed.rows[0]
 
     yield logits
     engine.close()
@@ -122,7 +142,7 @@ def plain(random_gguf: Path) -> Iterator[Any]:
 def test_greedy_equals_a_plain_loop(engine: LlamaEngine, plain: Any, length: int) -> None:
     prompt = random_tokens(length, seed=length)
     expected, rows = plain(prompt, 200)
-    forced = feed(engine, prompt, expected)
+    forced = feed(engine, prompt, expected).rows
     assert max(map(difference, forced, rows)) < NOISE
     said = list(engine.generate(prompt, greedy, stop=set(), max_tokens=200))
     for i, (token, other) in enumerate(zip(said, expected, strict=True)):
@@ -134,8 +154,9 @@ def test_greedy_equals_a_plain_loop(engine: LlamaEngine, plain: Any, length: int
 
 def test_a_stop_token_is_the_last_one_given(engine: LlamaEngine) -> None:
     forced = Forced([1, 2, 3, 4, 5])
-    assert list(engine.generate([9], forced, stop={3, 4})) == [1, 2, 3]
-    assert engine.timings.generated_tokens == 3
+    generation = engine.generate([9], forced, stop={3, 4})
+    assert list(generation) == [1, 2, 3]
+    assert generation.timings.generated_tokens == 3
 
 
 @pytest.fixture
@@ -156,22 +177,32 @@ def test_prompt_too_long(small_engine: LlamaEngine) -> None:
     assert len(list(small_engine.generate(random_tokens(255), greedy, stop=set()))) == 2
 
 
-@pytest.mark.parametrize("n_ctx", [1, 100, 300])
-def test_a_context_that_is_rounded_up(random_gguf: Path, n_ctx: int) -> None:
-    """llama.cpp rounds the context up, not the batch with it, and aborts on a larger one."""
+@pytest.mark.parametrize("n_ctx", [2, 10, 100, 300])
+def test_a_context_is_as_large_as_asked_for(random_gguf: Path, n_ctx: int) -> None:
+    """llama.cpp rounds it up to 256 tokens, and aborts on a batch larger than the context."""
     engine = LlamaEngine(random_gguf, n_ctx=n_ctx, n_threads=1)
-    assert engine.n_ctx % 256 == 0
-    prompt = random_tokens(engine.n_ctx - 3)
-    said = list(engine.generate(prompt, greedy, stop=set()))
-    assert len(said) == 4
+    assert engine.n_ctx == n_ctx
+    said = list(engine.generate(random_tokens(n_ctx - 1), greedy, stop=set()))
+    assert len(said) == 2
+    with pytest.raises(PromptTooLongError, match=f"{n_ctx} tokens, the context holds {n_ctx}"):
+        engine.generate(random_tokens(n_ctx), greedy, stop=set())
     engine.close()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"n_ctx": 0}, {"n_ctx": "512"}, {"n_sequences": 65}, {"n_threads": 1000}]
+)
+def test_numbers_out_of_range(random_gguf: Path, wrong: dict[str, Any]) -> None:
+    [name] = wrong
+    with pytest.raises(EngineError, match=rf"^{name} is .*; it must be a whole number from 1 to"):
+        LlamaEngine(random_gguf, **{"n_ctx": 256, **wrong})
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes are Linux's")
 def test_a_file_whose_name_is_no_text(random_gguf: Path, tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"model-\xff.gguf")
     path.symlink_to(random_gguf)
-    engine = LlamaEngine(path, n_ctx=256)
+    engine = LlamaEngine(path, n_ctx=256, n_threads=1)
     assert list(engine.generate([1, 2], Forced([3]), stop={3})) == [3]
     engine.close()
 
@@ -181,18 +212,11 @@ def test_empty_prompt(engine: LlamaEngine) -> None:
         next(engine.generate([], greedy, stop=set()))
 
 
-def test_token_outside_the_vocabulary(engine: LlamaEngine) -> None:
-    with pytest.raises(EngineError, match=r"failed to decode.*invalid token"):
-        next(engine.generate([1, 320], greedy, stop=set()))
+@pytest.mark.parametrize("token", [-1, 320])
+def test_token_outside_the_vocabulary(engine: LlamaEngine, token: int) -> None:
+    with pytest.raises(EngineError, match=f"invalid token {token}; the vocabulary has 0 to 319"):
+        engine.generate([1, token], greedy, stop=set())
     assert list(engine.generate([1, 2], Forced([3]), stop={3})) == [3]
-
-
-def test_a_reply_that_another_has_overtaken(engine: LlamaEngine) -> None:
-    first = engine.generate([1, 2, 3], greedy, stop=set())
-    next(first)
-    next(engine.generate([4, 5, 6], greedy, stop=set()))
-    with pytest.raises(EngineError, match="another reply was begun"):
-        next(first)
 
 
 def test_closed(small_engine: LlamaEngine) -> None:
@@ -202,11 +226,40 @@ def test_closed(small_engine: LlamaEngine) -> None:
         next(small_engine.generate([1], greedy, stop=set()))
 
 
-def test_progress_is_told(random_gguf: Path) -> None:
-    shares: list[float] = []
-    LlamaEngine(random_gguf, n_ctx=256, progress=shares.append).close()
+def test_progress(random_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It moves while the file is read, not only when llama.cpp has it."""
+    monkeypatch.setattr(llama_cpp, "_READ_CHUNK", 4096 * 16)
+    calls: list[tuple[float, threading.Thread]] = []
+    engine = LlamaEngine(
+        random_gguf,
+        n_ctx=256,
+        progress=lambda share: calls.append((share, threading.current_thread())),
+    )
+    engine.close()
+    shares = [share for share, _ in calls]
     assert shares == sorted(shares)
     assert shares[-1] == 1
+    assert sum(share < 0.9 for share in shares) > 5
+    assert {thread for _, thread in calls} == {threading.current_thread()}
+
+
+@pytest.mark.parametrize("at", [0.0, 0.5, 0.99, 1.0])
+def test_an_exception_of_the_progress_callback_ends_the_load(
+    random_gguf: Path, monkeypatch: pytest.MonkeyPatch, at: float
+) -> None:
+    """It is raised as it is; this is how a load is cancelled."""
+    monkeypatch.setattr(llama_cpp, "_READ_CHUNK", 4096 * 16)
+
+    class CancelledError(Exception):
+        pass
+
+    def progress(share: float) -> None:
+        if share >= at:
+            raise CancelledError
+
+    with pytest.raises(CancelledError):
+        LlamaEngine(random_gguf, n_ctx=256, progress=progress)
+    LlamaEngine(random_gguf, n_ctx=256).close()
 
 
 @pytest.mark.parametrize("hidden", [32, 128])
@@ -235,7 +288,7 @@ def test_what_llama_cpp_cannot_load(tmp_path: Path) -> None:
     path = tmp_path / "text.gguf"
     path.write_text("GGUF, or is it?" * 10)
     with pytest.raises(EngineError, match=r"text\.gguf: llama\.cpp cannot load it: .*"):
-        LlamaEngine(path, n_ctx=256)
+        LlamaEngine(path, n_ctx=256, n_threads=1)
 
 
 # --- memory -----------------------------------------------------------------------------------
@@ -245,44 +298,55 @@ def test_going_on_decodes_only_what_is_new(engine: LlamaEngine, scratch: Any) ->
     prompt = random_tokens(300)
     feed(engine, prompt, [5, 6, 7])
     longer = [*prompt, 5, 6, 7, 8]
-    row = feed(engine, longer)[0]
-    assert engine.timings.reused_tokens == 302  # the last token given was not decoded yet
-    assert difference(row, scratch(longer)) < NOISE
+    fed = feed(engine, longer)
+    assert fed.timings.reused_tokens == 302  # the last token given was not decoded yet
+    assert difference(fed.rows[0], scratch(longer)) < NOISE
 
 
 def test_back_past_the_window_to_a_prompts_end(engine: LlamaEngine, scratch: Any) -> None:
     """What every turn does once its reasoning is dropped."""
     prompt, reasoning = random_tokens(1500), random_tokens(700, seed=1)
     feed(engine, prompt, reasoning)
-    first = lib.llama_memory_seq_pos_min(engine._memory, 0)
+    first = engine._scheduler._context.first_position(0)
     assert first > len(prompt) - WINDOW  # the window has left the place to go back to
     following = [*prompt, 3, 1, 4, 1, 5]
-    row = feed(engine, following)[0]
-    assert engine.timings.reused_tokens == len(prompt)
-    assert difference(row, scratch(following)) < NOISE
+    fed = feed(engine, following)
+    assert fed.timings.reused_tokens == len(prompt)
+    assert difference(fed.rows[0], scratch(following)) < NOISE
 
 
+@pytest.mark.parametrize("left_out", ["the snapshot", "the check"])
 def test_the_rewind_that_llama_cpp_allows_is_wrong(
-    engine: LlamaEngine, scratch: Any, monkeypatch: pytest.MonkeyPatch
+    engine: LlamaEngine, scratch: Any, monkeypatch: pytest.MonkeyPatch, left_out: str
 ) -> None:
-    """The reason for the snapshots, and proof that the test above would see them fail."""
+    """Proof that these tests would see a snapshot not restored, or a rewind not checked."""
+    if left_out == "the snapshot":
+        monkeypatch.setattr(LlamaContext, "restore_window", lambda *_: None)
+    monkeypatch.setattr(Stream, "_window_reaches", lambda *_: left_out == "the check")
     prompt = random_tokens(1500)
     feed(engine, prompt, random_tokens(700, seed=1))
-    monkeypatch.setattr(engine, "_window_reaches", lambda _: True)
-    assert lib.llama_memory_seq_rm(engine._memory, 0, len(prompt), -1)
-    del engine._tokens[len(prompt) :]
-    monkeypatch.setattr(engine, "_n_decoded", lambda: len(prompt))
     following = [*prompt, 3, 1, 4, 1, 5]
-    assert difference(feed(engine, following)[0], scratch(following)) > 5 * NOISE
+    if left_out == "the snapshot":
+        monkeypatch.setattr(LlamaContext, "n_decoded", lambda *_: len(prompt))
+        monkeypatch.setattr(Stream, "_window_reaches", _once_false())
+    fed = feed(engine, following)
+    assert fed.timings.reused_tokens == len(prompt)
+    assert difference(fed.rows[0], scratch(following)) > 5 * NOISE
+
+
+def _once_false() -> Any:
+    """Answers no where a snapshot is looked for and restored, then yes."""
+    answers = iter([False, False])
+    return lambda *_: next(answers, True)
 
 
 def test_back_to_where_nothing_was_saved_begins_again(engine: LlamaEngine, scratch: Any) -> None:
     prompt = random_tokens(1500)
     feed(engine, prompt, random_tokens(700, seed=1))
     other = [*prompt[:900], 7, 7]
-    row = feed(engine, other)[0]
-    assert engine.timings.reused_tokens == 0
-    assert difference(row, scratch(other)) < NOISE
+    fed = feed(engine, other)
+    assert fed.timings.reused_tokens == 0
+    assert difference(fed.rows[0], scratch(other)) < NOISE
 
 
 def test_a_state_saved_on_another_branch_is_not_used(engine: LlamaEngine, scratch: Any) -> None:
@@ -291,65 +355,162 @@ def test_a_state_saved_on_another_branch_is_not_used(engine: LlamaEngine, scratc
     second = [*first[:600], *random_tokens(1400, seed=2)]
     feed(engine, second, random_tokens(700, seed=3))
     third = [*second[:1700], 7, 7]  # behind where the first branch was saved
-    row = feed(engine, third)[0]
-    assert difference(row, scratch(third)) < NOISE
+    fed = feed(engine, third)
+    assert difference(fed.rows[0], scratch(third)) < NOISE
 
 
 def test_a_short_way_back_needs_no_snapshot(engine: LlamaEngine, scratch: Any) -> None:
     prompt = random_tokens(200)
     feed(engine, prompt, random_tokens(100, seed=1))
     other = [*prompt[:150], 7, 7]
-    row = feed(engine, other)[0]
-    assert engine.timings.reused_tokens == 150
-    assert difference(row, scratch(other)) < NOISE
+    fed = feed(engine, other)
+    assert fed.timings.reused_tokens == 150
+    assert difference(fed.rows[0], scratch(other)) < NOISE
 
 
-def test_the_same_prompt_again(engine: LlamaEngine) -> None:
-    prompt = random_tokens(100)
-    first, again = feed(engine, prompt)[0], feed(engine, prompt)[0]
-    assert engine.timings.reused_tokens == 99
-    assert difference(first, again) < NOISE
+@pytest.mark.parametrize("length", [100, 1500])
+def test_the_same_prompt_again(engine: LlamaEngine, length: int) -> None:
+    """What "regenerate" does, and a long reply has moved the window on."""
+    prompt = random_tokens(length)
+    first = feed(engine, prompt, random_tokens(700, seed=1))
+    again = feed(engine, prompt)
+    assert again.timings.reused_tokens == length - 1
+    assert difference(first.rows[0], again.rows[0]) < NOISE
 
 
-Step = tuple[int, int, int]
+def test_back_to_a_checkpoint(engine: LlamaEngine, scratch: Any) -> None:
+    """What an edited message does."""
+    prompt = random_tokens(1500)
+    feed(engine, prompt, random_tokens(700, seed=1), checkpoints=[300, 1200])
+    for kept in (1200, 300):
+        edited = [*prompt[:kept], *random_tokens(50, seed=kept)]
+        fed = feed(engine, edited)
+        assert fed.timings.reused_tokens == kept
+        assert difference(fed.rows[0], scratch(edited)) < NOISE
 
 
-@settings(max_examples=8, deadline=None)
-@given(
-    steps=st.lists(
-        st.tuples(st.integers(0, 3), st.integers(1, 700), st.integers(1, 400)),
-        min_size=2,
-        max_size=6,
-    ),
-    seed=st.integers(0, 2**32),
-)
-def test_whatever_is_reused_the_logits_are_those_from_scratch(
-    random_gguf: Path, scratch: Any, steps: list[Step], seed: int
-) -> None:
-    """Invariant: after any history of prompts and replies, a prompt's logits are its own."""
-    engine = LlamaEngine(random_gguf, n_ctx=N_CTX, n_threads=1)
-    rng = np.random.default_rng(seed)
-    ends = [0]
-    seen: list[int] = []
-    for back, new, said in steps:
-        # Back to one of the last prompts' ends, or to anywhere, then something new.
-        keep = ends[-1 - back] if back < len(ends) else int(rng.integers(0, len(seen) + 1))
-        prompt = [*seen[:keep], *(int(x) for x in rng.integers(0, N_TOKENS, new))][: N_CTX - 500]
-        reply = [int(x) for x in rng.integers(0, N_TOKENS, said)]
-        row = feed(engine, prompt, reply)[0]
-        assert difference(row, scratch(prompt)) < NOISE
-        seen = [*prompt, *reply]
-        ends = [*(end for end in ends if end < len(prompt)), len(prompt)]
+# --- several sequences ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def wide_engine(random_gguf: Path) -> Iterator[LlamaEngine]:
+    engine = LlamaEngine(random_gguf, n_ctx=N_CTX, n_sequences=3, n_threads=1)
+    yield engine
     engine.close()
 
 
+def test_many_at_a_time_do_not_disturb_one_another(wide_engine: LlamaEngine, scratch: Any) -> None:
+    """More requests than sequences, all read by threads of their own."""
+    prompts = [random_tokens(50 + 130 * i, seed=i) for i in range(8)]
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        fed = list(pool.map(lambda it: feed(wide_engine, it, random_tokens(40)), prompts))
+    for prompt, one in zip(prompts, fed, strict=True):
+        assert difference(one.rows[0], scratch(prompt)) < NOISE
+        whole = [*prompt, *random_tokens(40)[:-1]]
+        assert difference(one.rows[-1], scratch(whole)) < NOISE
+
+
+def test_a_prefix_is_copied_from_another_conversation(
+    wide_engine: LlamaEngine, scratch: Any
+) -> None:
+    """While that one is still generating, past its window; and it is not disturbed."""
+    common = random_tokens(1000)
+    reply = random_tokens(700, seed=1)
+    sampler = Forced(reply)
+    prompt = [*common, *random_tokens(40, seed=2)]
+    first = wide_engine.generate(
+        prompt, sampler, stop=set(), max_tokens=len(reply), checkpoints=[len(common)]
+    )
+    for _ in range(400):
+        next(first)
+    other = [*common, *random_tokens(60, seed=3)]
+    fed = feed(wide_engine, other)
+    assert fed.timings.reused_tokens == len(common)
+    assert difference(fed.rows[0], scratch(other)) < NOISE
+    assert len(list(first)) == 300
+    assert difference(sampler.logits[-1], scratch([*prompt, *reply[:-1]])) < NOISE
+
+
+def test_a_branch_leaves_the_conversation_in_memory(wide_engine: LlamaEngine) -> None:
+    trunk = random_tokens(600)
+    feed(wide_engine, trunk, checkpoints=[500])
+    branch = [*trunk[:500], *random_tokens(200, seed=1)]
+    assert feed(wide_engine, branch).timings.reused_tokens == 500
+    assert feed(wide_engine, [*trunk, 1, 2]).timings.reused_tokens == 600
+    assert feed(wide_engine, [*branch, 1, 2]).timings.reused_tokens == 700
+
+
+Step = tuple[int, int, int, int]
+
+
+def _check_random_steps(
+    path: Path, scratch: Any, steps: list[Step], seed: int, n_sequences: int
+) -> int:
+    """Continue, regenerate, edit and branch one of several conversations at each step: a prompt's
+    logits are its own, whatever was reused. Returns how many tokens were."""
+    engine = LlamaEngine(path, n_ctx=N_CTX, n_sequences=n_sequences, n_threads=1)
+    rng = np.random.default_rng(seed)
+    common = random_tokens(300, seed=seed)
+    chats: list[list[int]] = [[] for _ in range(n_sequences + 1)]
+    ends: list[list[int]] = [[0] for _ in chats]
+    reused = 0
+    for back, which, new, said in steps:
+        i = which % len(chats)
+        # Back to one of the last prompts' ends, or to anywhere, or nowhere at all.
+        seen = chats[i] or common
+        places = [len(seen), *reversed(ends[i]), int(rng.integers(0, len(seen) + 1))]
+        keep = places[back % len(places)]
+        prompt = [*seen[:keep], *(int(x) for x in rng.integers(0, N_TOKENS, new))][: N_CTX - 500]
+        reply = [int(x) for x in rng.integers(0, N_TOKENS, said)]
+        fed = feed(engine, prompt, reply, checkpoints=sorted({keep, len(common)}))
+        reused += fed.timings.reused_tokens
+        assert difference(fed.rows[0], scratch(prompt)) < NOISE
+        assert difference(fed.rows[-1], scratch([*prompt, *reply[:-1]])) < NOISE
+        chats[i] = [*prompt, *reply]
+        ends[i] = [*(end for end in ends[i] if end < len(prompt)), len(prompt)]
+    engine.close()
+    return reused
+
+
+@settings(max_examples=4, deadline=None)
+@given(
+    steps=st.lists(
+        st.tuples(st.integers(0, 4), st.integers(0, 3), st.integers(1, 500), st.integers(1, 300)),
+        min_size=2,
+        max_size=5,
+    ),
+    seed=st.integers(0, 2**32),
+    n_sequences=st.integers(1, 3),
+)
+def test_whatever_is_reused_the_logits_are_those_from_scratch(
+    random_gguf: Path, scratch: Any, steps: list[Step], seed: int, n_sequences: int
+) -> None:
+    _check_random_steps(random_gguf, scratch, steps, seed, n_sequences)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_sequences", [1, 2, 3])
+def test_a_hundred_random_steps(random_gguf: Path, scratch: Any, n_sequences: int) -> None:
+    rng = np.random.default_rng(n_sequences)
+    steps = [
+        (int(a), int(b), int(c), int(d))
+        for a, b, c, d in zip(
+            rng.integers(0, 5, 100),
+            rng.integers(0, 4, 100),
+            rng.integers(1, 700, 100),
+            rng.integers(1, 400, 100),
+            strict=True,
+        )
+    ]
+    assert _check_random_steps(random_gguf, scratch, steps, 1, n_sequences) > 10_000
+
+
 def test_snapshots_stay_few_and_spread_out() -> None:
-    state: Any = None
-    kept: list[llama_cpp._Snapshot] = []
+    kept: list[Snapshot] = []
     for position in [700, *range(1000, 1000 + 30 * 40, 40), 9000]:
-        kept = llama_cpp._thinned([*kept, llama_cpp._Snapshot(position, state)])
+        kept = thinned([*kept, Snapshot(position, None)])
     positions = [it.position for it in kept]
-    assert len(positions) == llama_cpp.MAX_SNAPSHOTS
+    assert len(positions) == MAX_SNAPSHOTS
     assert positions[0] == 700
     assert positions[-1] == 9000
     gaps = np.diff(positions[1:-1])
@@ -369,66 +530,183 @@ def slow_engine(random_gguf: Path) -> Iterator[LlamaEngine]:
 
 def test_cancel_stops_a_prompt(slow_engine: LlamaEngine, scratch: Any) -> None:
     prompt = random_tokens(32_000)
-    timer = threading.Timer(0.3, slow_engine.cancel)
-    timer.start()
-    assert list(slow_engine.generate(prompt, greedy, stop=set(), max_tokens=1)) == []
-    decoded = slow_engine._n_decoded()
-    assert decoded < len(prompt) // 2
-    assert slow_engine.timings.generated_tokens == 0
-    feed(slow_engine, prompt[: decoded + 5])
-    assert slow_engine.timings.reused_tokens == decoded
+    generation = slow_engine.generate(prompt, greedy, stop=set(), max_tokens=1)
+    threading.Timer(0.3, generation.cancel).start()
+    assert list(generation) == []
+    assert generation.timings.generated_tokens == 0
+    while slow_engine._scheduler._active:  # its reader does not wait for the last batch
+        time.sleep(0.01)
+    [stream] = slow_engine._scheduler._streams
+    decoded = len(stream.tokens)
+    assert 0 < decoded < 16_000
+    again = feed(slow_engine, prompt[: decoded + 5])
+    assert decoded - 1 <= again.timings.reused_tokens <= decoded
     short = [*prompt[:600], 1]
-    assert difference(feed(slow_engine, short)[0], scratch(short)) < NOISE
+    assert difference(feed(slow_engine, short).rows[0], scratch(short)) < NOISE
 
 
 @pytest.mark.skipif(os.name == "nt", reason="os.kill ends the process on Windows")
-def test_ctrl_c_stops_a_prompt(slow_engine: LlamaEngine, scratch: Any) -> None:
+def test_ctrl_c_stops_a_prompt(slow_engine: LlamaEngine) -> None:
     prompt = random_tokens(32_000)
     # Processes that a shell starts in the background ignore the signal.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    begun = time.perf_counter()
     with pytest.raises(KeyboardInterrupt):
         list(slow_engine.generate(prompt, greedy, stop=set(), max_tokens=1))
     signal.signal(signal.SIGINT, before)
-    assert slow_engine._n_decoded() < len(prompt) // 2
-    short = [*prompt[:600], 1]
-    assert difference(feed(slow_engine, short)[0], scratch(short)) < NOISE
+    assert feed(slow_engine, [1, 2, 3]).timings.reused_tokens == 0
+    assert time.perf_counter() - begun < 3
 
 
 def test_an_interrupted_call_is_aborted_first() -> None:
-    stop, ended = llama_cpp._StopFlag(), []
+    stop, ended = threading.Event(), []
 
     def call() -> None:
         signal.raise_signal(signal.SIGINT)  # seen by the main thread, which is waiting
-        deadline = time.monotonic() + 30
-        while not stop.is_set and time.monotonic() < deadline:
-            time.sleep(0.01)
-        ended.append(stop.is_set)
+        ended.append(stop.wait(30))
 
-    worker = Worker("test", stop.set)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt):
-        worker.run(call)
+        run_interruptibly(call, abort=stop.set)
     signal.signal(signal.SIGINT, before)
     assert ended == [True]
-    worker.close()
 
 
 def test_cancel_between_tokens(engine: LlamaEngine) -> None:
-    said = []
-    for token in engine.generate([1, 2, 3], greedy, stop=set()):
-        said.append(token)
-        if len(said) == 5:
-            engine.cancel()
-    assert len(said) == 5
+    generation = engine.generate([1, 2, 3], greedy, stop=set())
+    for i, _ in enumerate(generation):
+        if i == 4:
+            generation.cancel()
+    assert generation.timings.generated_tokens == 5
     assert len(list(engine.generate([1, 2, 3], greedy, stop=set(), max_tokens=9))) == 9
 
 
+def test_a_cancel_before_the_first_token(engine: LlamaEngine) -> None:
+    generation = engine.generate([1, 2, 3], greedy, stop=set())
+    generation.cancel()
+    assert list(generation) == []
+
+
 def test_a_reply_left_half_way(engine: LlamaEngine, scratch: Any) -> None:
-    reply = engine.generate([1, 2, 3], Forced([4, 5, 6, 7]), stop=set())
+    reply = engine.generate([1, 2, 3], Forced(range(4, 200)), stop=set())
     assert [next(reply), next(reply)] == [4, 5]
-    reply.close()  # type: ignore[attr-defined]
-    row = feed(engine, [1, 2, 3, 4, 9])[0]
-    assert engine.timings.reused_tokens == 4
-    assert difference(row, scratch([1, 2, 3, 4, 9])) < NOISE
+    reply.close()
+    fed = feed(engine, [1, 2, 3, 4, 9])
+    assert fed.timings.reused_tokens == 4
+    assert difference(fed.rows[0], scratch([1, 2, 3, 4, 9])) < NOISE
+
+
+# --- the process ------------------------------------------------------------------------------
+
+
+def run_child(code: str, path: Path, *, code_expected: int = 0) -> str:
+    """Run code in a process of its own, so that a signal that ends it is seen; its output."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == code_expected, done.stderr
+    return done.stdout
+
+
+CLOSED_WHILE_READ = """
+import sys, threading, time
+from pathlib import Path
+from gptoss.runtime.engine.base import EngineError
+from gptoss.runtime.engine.llama_cpp import LlamaEngine
+from gptoss.runtime.sampling.sampler import greedy
+for i in range(20):
+    engine = LlamaEngine(Path(sys.argv[1]), n_ctx=4096, n_sequences=2, n_threads=1)
+    ended = []
+    def read(n):
+        try:
+            list(engine.generate(list(range(1, n)), greedy, stop=set()))
+        except EngineError as error:
+            ended.append(str(error))
+    readers = [threading.Thread(target=read, args=(n,)) for n in (4, 200, 250)]
+    for reader in readers:
+        reader.start()
+    time.sleep(0.003 * i)
+    engine.close()
+    for reader in readers:
+        reader.join(20)
+    assert len(ended) == 3, ended
+    assert all("closed" in it for it in ended), ended
+print("done")
+"""
+
+
+def test_close_while_threads_read(random_gguf: Path) -> None:
+    assert run_child(CLOSED_WHILE_READ, random_gguf) == "done\n"
+
+
+DAEMON_AT_EXIT = """
+import sys, threading, time
+from pathlib import Path
+from gptoss.runtime.engine.llama_cpp import LlamaEngine
+from gptoss.runtime.sampling.sampler import greedy
+engine = LlamaEngine(Path(sys.argv[1]), n_ctx=30000, n_threads=1)
+def read():
+    for prompt in ([1, 2, 3], list(range(1, 250)) * 100):
+        list(engine.generate(prompt, greedy, stop=set(), max_tokens=300))
+thread = threading.Thread(target=read, daemon=True)
+thread.start()
+time.sleep({delay})
+print("leaving")
+"""
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.02, 0.5])
+def test_a_daemon_thread_still_generates_at_exit(random_gguf: Path, delay: float) -> None:
+    code = DAEMON_AT_EXIT.replace("{delay}", str(delay))
+    assert run_child(code, random_gguf) == "leaving\n"
+
+
+FORKED = """
+import os, sys
+from pathlib import Path
+from gptoss.runtime.engine.base import ForkedProcessError
+from gptoss.runtime.engine.llama_cpp import LlamaEngine
+from gptoss.runtime.sampling.sampler import greedy
+path = Path(sys.argv[1])
+engine = LlamaEngine(path, n_ctx=256, n_threads=1)
+running = engine.generate([1, 2, 3], greedy, stop=set())
+next(running)
+def refused(call):
+    try:
+        call()
+    except ForkedProcessError as error:
+        assert "spawn" in str(error)
+        return True
+    return False
+child = os.fork()
+if child == 0:
+    tried = [
+        refused(lambda: engine.generate([1], greedy, stop=set())),
+        refused(lambda: LlamaEngine(path, n_ctx=256, n_threads=1)),
+        refused(lambda: list(running)),
+    ]
+    engine.close()
+    running.close()
+    sys.exit(0 if all(tried) else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert len(list(running)) > 100
+print("done")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+def test_a_forked_child_is_refused(random_gguf: Path) -> None:
+    assert run_child(FORKED, random_gguf) == "done\n"
+
+
+def test_an_engine_that_is_dropped_gives_its_thread_back(random_gguf: Path) -> None:
+    before = threading.active_count()
+    for _ in range(5):
+        engine = LlamaEngine(random_gguf, n_ctx=256, n_threads=1)
+        generation = engine.generate([1, 2, 3], greedy, stop=set())
+        del engine
+        assert next(generation) >= 0  # kept alive by what is read from it
+        del generation
+    gc.collect()
+    assert threading.active_count() == before

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from gptoss.runtime.chat.events import (
     ChatEvent,
-    Cut,
     ReasoningClosed,
     ReplyEnded,
+    StopReason,
     ToolFinished,
     ToolStarted,
 )
@@ -95,7 +95,7 @@ def test_with_colour_the_answer_is_plain_and_all_else_is_not() -> None:
 def test_a_cut_reply_says_so_on_a_line_of_its_own() -> None:
     text = shown(started("final"), TextDelta("It", "final"), ReplyEnded(End.CUT, TIMINGS))
     assert text.startswith("It\n[the reply was cut]\n[100 prompt")
-    for cut in Cut:
+    for cut in StopReason:
         assert "[the reply was cut: " in shown(ReplyEnded(End.CUT, TIMINGS, cut))
 
 

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 
-from gptoss.runtime.engine.base import PromptTooLongError, Sampler, Timings
+from gptoss.runtime.engine.base import EngineError, PromptTooLongError, Sampler
+from support.generation import FakeGeneration
 from support.tokens import spell, spelled
 
 
 class ScriptedEngine:
     """Answers the n-th prompt with the n-th script, spelled as in ``support.tokens``.
 
-    ``prompts`` are the prompts so far, spelled. Where ``cancel`` is called, a script ends.
+    ``prompts`` are the prompts so far, spelled. ``before_token`` is called before each token.
     """
 
-    def __init__(self, *scripts: str, n_ctx: int = 100_000) -> None:
+    def __init__(
+        self,
+        *scripts: str,
+        n_ctx: int = 100_000,
+        before_token: Callable[[], None] = lambda: None,
+    ) -> None:
         self.n_ctx = n_ctx
-        self.timings = Timings()
         self.prompts: list[str] = []
+        self.checkpoints: list[Sequence[int]] = []
+        self.generations: list[FakeGeneration] = []
         self.closed = False
         self._scripts = iter(scripts)
-        self._cancelled = False
+        self._before_token = before_token
 
     def generate(
         self,
@@ -30,20 +37,27 @@ class ScriptedEngine:
         *,
         stop: AbstractSet[int],
         max_tokens: int | None = None,
-    ) -> Iterator[int]:
+        checkpoints: Sequence[int] = (),
+    ) -> FakeGeneration:
+        if self.closed:
+            raise EngineError("the engine has been closed")
         if len(prompt) >= self.n_ctx:
             raise PromptTooLongError(f"{len(prompt)} tokens, the context holds {self.n_ctx}")
-        self._cancelled = False
         self.prompts.append(spelled(list(prompt)))
+        self.checkpoints.append(checkpoints)
         script = spell(next(self._scripts))
-        for n, token in enumerate(script[: min(max_tokens or len(script), len(script))], 1):
-            self.timings = Timings(len(prompt), 0, n, 0.5, n * 0.25)
-            yield token
-            if token in stop or self._cancelled:
-                return
+        generation = FakeGeneration(len(prompt), self._tokens(script[:max_tokens], stop))
+        self.generations.append(generation)
+        return generation
 
-    def cancel(self) -> None:
-        self._cancelled = True
+    def _tokens(self, script: list[int], stop: AbstractSet[int]) -> Iterator[int]:
+        for token in script:
+            self._before_token()
+            yield token
+            if token in stop:
+                return
 
     def close(self) -> None:
         self.closed = True
+        for generation in self.generations:
+            generation.cancel()

@@ -7,7 +7,8 @@ from collections.abc import Set as AbstractSet
 
 import numpy as np
 
-from gptoss.runtime.engine.base import Sampler, Timings
+from gptoss.runtime.engine.base import Sampler
+from support.generation import FakeGeneration
 
 
 class RandomEngine:
@@ -15,12 +16,10 @@ class RandomEngine:
 
     def __init__(self, n_vocab: int, seed: int, *, favoured: Sequence[int] = ()) -> None:
         self.n_ctx = 100_000
-        self.timings = Timings()
         self.prompts: list[list[int]] = []
         self._n_vocab = n_vocab
         self._favoured = list(favoured)
         self._random = np.random.default_rng(seed)
-        self._cancelled = False
 
     def generate(
         self,
@@ -29,21 +28,21 @@ class RandomEngine:
         *,
         stop: AbstractSet[int],
         max_tokens: int | None = None,
-    ) -> Iterator[int]:
+        checkpoints: Sequence[int] = (),  # noqa: ARG002
+    ) -> FakeGeneration:
         self.prompts.append(list(prompt))
-        self._cancelled = False
+        return FakeGeneration(len(prompt), self._tokens(sampler, stop, max_tokens))
+
+    def _tokens(
+        self, sampler: Sampler, stop: AbstractSet[int], max_tokens: int | None
+    ) -> Iterator[int]:
         generated, token = 0, -1
-        self.timings = Timings(len(prompt))
-        while generated != max_tokens and token not in stop and not self._cancelled:
+        while generated != max_tokens and token not in stop:
             logits = self._random.normal(size=self._n_vocab).astype(np.float32)
             logits[self._favoured] += 2
             token = sampler(logits)
             generated += 1
-            self.timings = Timings(len(prompt), 0, generated)
             yield token
-
-    def cancel(self) -> None:
-        self._cancelled = True
 
     def close(self) -> None:
         pass

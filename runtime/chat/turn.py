@@ -1,0 +1,300 @@
+"""One turn while it is made: rounds of generation and tools, until an answer or a limit.
+
+A turn has its own list of messages. The conversation takes them over when the turn is settled; one
+that was cancelled by ``reset`` or ``close`` is never taken over, whatever its reader still does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from gptoss.formats.harmony_tokens import ENDS_OF_REPLY
+from gptoss.runtime.chat.answer_check import answer_diagnostics
+from gptoss.runtime.chat.events import (
+    ChatEvent,
+    ReasoningClosed,
+    ReplyEnded,
+    StopReason,
+    ToolFinished,
+    ToolStarted,
+)
+from gptoss.runtime.chat.settings import Limits
+from gptoss.runtime.engine.base import (
+    Engine,
+    EngineError,
+    Generation,
+    PromptProgress,
+    Sampler,
+    Timings,
+)
+from gptoss.runtime.harmony.errors import ConversationTooLongError
+from gptoss.runtime.harmony.events import Diagnostic, End, Event, MessageEnded, TurnEnded
+from gptoss.runtime.harmony.messages import FUNCTIONS, Message, Role, final
+from gptoss.runtime.harmony.parser import Parser
+from gptoss.runtime.harmony.render import render_for_completion
+from gptoss.runtime.harmony.tokenizer import Tokenizer
+from gptoss.runtime.sampling.grammar import Rules, ToolChoice
+from gptoss.runtime.tools.functions import Toolbox
+
+if TYPE_CHECKING:
+    from gptoss.runtime.sampling.constrained import Constrained, TokenMasks
+
+_RESULT_SHARE = 4
+"""A tool's result may have one part in so many of the context."""
+
+_CHARACTERS_PER_TOKEN = 8
+"""Text far longer than this many characters a token is cut before it is encoded."""
+
+MAX_CHECKPOINTS = 2
+"""Messages of the person, counted from the last, at which going back is made cheap."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """What runs a conversation's model. Without ``masks`` nothing is constrained."""
+
+    engine: Engine
+    tokenizer: Tokenizer
+    masks: TokenMasks | None = None
+
+
+class TurnUsage:
+    """What a turn has cost so far, against what it may."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._timings = Timings()
+        self._reasoned = 0
+
+    def add(self, timings: Timings, reasoned: int) -> None:
+        """One generation's cost, and how many of its tokens were reasoning."""
+        self._timings += timings
+        self._reasoned += reasoned
+
+    @property
+    def tokens_left(self) -> int | None:
+        """None where there is no limit."""
+        most = self._limits.max_tokens
+        return None if most is None else most - self._timings.generated_tokens
+
+    @property
+    def reasoning_left(self) -> int | None:
+        """None where there is no limit."""
+        budget = self._limits.reasoning_budget
+        return None if budget is None else max(0, budget - self._reasoned)
+
+    def ended(self, end: End, cut: StopReason) -> ReplyEnded:
+        """The reply's last event; ``cut`` counts only where it was cut."""
+        return ReplyEnded(end, self._timings, cut if end == End.CUT else None)
+
+
+class Turn:
+    """One message and the reply to it. One thread runs it; ``cancel`` may be called from any."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        toolbox: Toolbox,
+        before: Sequence[Message],
+        question: Message,
+        rules: Rules,
+        limits: Limits,
+        sampler: Sampler,
+    ) -> None:
+        """``before`` is the conversation so far, system and developer message first."""
+        self.messages: list[Message] = [question]
+        self._runner = runner
+        self._toolbox = toolbox
+        self._before = tuple(before)
+        self._rules = rules
+        self._max_rounds = limits.max_rounds
+        self._usage = TurnUsage(limits)
+        self._sampler = sampler
+        self._stop = frozenset(runner.tokenizer.control[text] for text in ENDS_OF_REPLY)
+        self._generation: Generation | None = None
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """End this turn as soon as possible, whatever it is doing."""
+        # In this order, as ``_generate`` has it the other way round: no cancel is lost.
+        self._cancelled = True
+        if self._generation is not None:
+            self._generation.cancel()
+
+    @property
+    def cancelled(self) -> ReplyEnded:
+        """The end of this turn when it is cancelled now."""
+        return self._usage.ended(End.CUT, StopReason.CANCELLED)
+
+    def remains(self, end: End) -> list[Message]:
+        """What the conversation keeps of this turn, which ended so.
+
+        All of a whole one. Of another: the question and what of the answer was given, or, where
+        no answer was begun, nothing.
+        """
+        if end == End.RETURN and _is_whole(self.messages):
+            return self.messages
+        answers = (m for m in self.messages if m.role == Role.ASSISTANT and m.channel == "final")
+        given = "".join(m.text for m in answers)
+        return [self.messages[0], final(given)] if given else []
+
+    def run(self) -> Generator[ChatEvent, None, ReplyEnded]:
+        """Rounds until the model calls nothing more; how it ended and what it cost."""
+        rules = self._rules
+        for calls_left in range(self._max_rounds, -1, -1):
+            if calls_left == 0:
+                rules = replace(rules, tool_choice=ToolChoice.NONE)
+            start = len(self.messages)
+            if self._cancelled:
+                return self.cancelled
+            try:
+                end = yield from self._round(rules)
+            except EngineError:
+                if self._cancelled:  # the engine was closed too
+                    return self.cancelled
+                raise
+            except ConversationTooLongError:
+                if start == 1:  # the question itself does not fit
+                    raise
+                return self._usage.ended(End.CUT, StopReason.CONTEXT)
+            calls = [m for m in self.messages[start:] if m.recipient is not None]
+            if end != End.CALL or not calls:
+                if end == End.RETURN:
+                    yield from answer_diagnostics(rules.response_format, self.messages[start:])
+                return self._usage.ended(End.RETURN if end == End.CALL else end, self._why_cut())
+            if calls_left == 0:
+                break
+            for call in calls:
+                if self._cancelled:
+                    break
+                yield from self._run_tool(call)
+            if self._usage.tokens_left == 0:
+                return self._usage.ended(End.CUT, self._why_cut())
+            if rules.tool_choice != ToolChoice.NONE:
+                rules = replace(rules, tool_choice=ToolChoice.AUTO)  # what was asked for is done
+        yield Diagnostic("too-many-calls", f"ended after {self._max_rounds} rounds of tool calls")
+        return self._usage.ended(End.CUT, StopReason.MAX_ROUNDS)
+
+    def _why_cut(self) -> StopReason:
+        """Why a generation ended before its end, if it did."""
+        if self._cancelled:
+            return StopReason.CANCELLED
+        return StopReason.MAX_TOKENS if self._usage.tokens_left == 0 else StopReason.CONTEXT
+
+    def _round(self, rules: Rules) -> Generator[ChatEvent, None, End]:
+        """One generation, up to an answer or a call; its messages join the turn's."""
+        sampler = self._constrained(rules)
+        generation = self._generate(sampler or self._sampler)
+        parser, end, n = Parser(self._runner.tokenizer), End.CUT, 0
+        announced = sampler is None
+        try:
+            for step in generation.steps():
+                if isinstance(step, PromptProgress):
+                    yield step
+                    continue
+                if sampler and sampler.closed and not announced and n >= sampler.closed_at:
+                    announced = True
+                    yield ReasoningClosed(sampler.closed, sampler.closed_at)
+                n += 1
+                end = yield from self._kept(parser.push(step), end)
+            end = yield from self._kept(parser.finish(), end)
+        finally:
+            generation.close()
+            for event in parser.finish():  # nothing, unless the reader has left half-way
+                if isinstance(event, MessageEnded):
+                    self._keep(event.message)
+            self._usage.add(generation.timings, 0 if sampler is None else sampler.reasoned)
+        return end
+
+    def _kept(self, events: list[Event], end: End) -> Generator[ChatEvent, None, End]:
+        """The events; what the model said joins the turn, what it said in another's name not.
+
+        Returns how the round ended, ``end`` where these events do not say.
+        """
+        for event in events:
+            if isinstance(event, TurnEnded):
+                end = event.end
+            foreign = isinstance(event, MessageEnded) and not self._keep(event.message)
+            yield event
+            if foreign:
+                yield Diagnostic("foreign-role", "a message that is not the assistant's")
+        return end
+
+    def _generate(self, sampler: Sampler) -> Generation:
+        runner = self._runner
+        room = runner.engine.n_ctx - 1  # for the prompt: one token at least is to be generated
+        messages = (*self._before, *self.messages)
+        prompt = render_for_completion(messages, runner.tokenizer, limit=room)
+        generation = runner.engine.generate(
+            prompt,
+            sampler,
+            stop=self._stop,
+            max_tokens=self._usage.tokens_left,
+            checkpoints=checkpoints(prompt, runner.tokenizer),
+        )
+        self._generation = generation
+        if self._cancelled:
+            generation.cancel()
+        return generation
+
+    def _constrained(self, rules: Rules) -> Constrained | None:
+        """The sampler of one generation; None where nothing is constrained."""
+        if self._runner.masks is None:
+            return None
+        budget = self._usage.reasoning_left
+        if budget == 0:
+            rules = replace(rules, reasoning=False)
+        return self._runner.masks.constrain(rules, self._sampler, budget)
+
+    def _keep(self, message: Message) -> bool:
+        """Add what the model said; not what it said in another's name."""
+        if message.role != Role.ASSISTANT:
+            return False
+        self.messages.append(message)
+        return True
+
+    def _run_tool(self, call: Message) -> Iterator[ChatEvent]:
+        recipient, arguments = call.recipient or "", call.text
+        name = recipient.removeprefix(f"{FUNCTIONS}.")
+        yield ToolStarted(name, arguments)
+        outcome = self._toolbox.call(recipient, arguments)
+        text = self._shortened(outcome.text)
+        answer = Message(
+            Role.TOOL, text, name=recipient, channel="commentary", recipient=Role.ASSISTANT.value
+        )
+        self.messages.append(answer)
+        yield ToolFinished(name, arguments, text, outcome.error, outcome.seconds)
+
+    def _shortened(self, result: str) -> str:
+        """A tool's result, cut where it would take too much of the context."""
+        most = max(1, self._runner.engine.n_ctx // _RESULT_SHARE)
+        begin = result[: most * _CHARACTERS_PER_TOKEN]
+        tokens = self._runner.tokenizer.encode(begin) if len(begin) > most else []
+        if len(begin) == len(result) and len(tokens) <= most:
+            return result
+        shown = self._runner.tokenizer.decode(tokens[:most]) if len(tokens) > most else begin
+        return f"{shown}\n[cut here: {len(result):,} characters are too long for the context]"
+
+
+def checkpoints(prompt: Sequence[int], tokenizer: Tokenizer) -> list[int]:
+    """Positions in a prompt to which an edited or branched conversation returns.
+
+    Before each of the last messages of the person; the first of all is the end of the system and
+    developer messages, which conversations share.
+    """
+    begin = [tokenizer.control["<|start|>"], *tokenizer.encode(Role.USER.value)]
+    starts = [
+        i
+        for i, token in enumerate(prompt)
+        if token == begin[0] and list(prompt[i : i + len(begin)]) == begin
+    ]
+    return sorted({*starts[:1], *starts[-MAX_CHECKPOINTS:]})
+
+
+def _is_whole(turn: list[Message]) -> bool:
+    """Whether a final message ends it and each call has its result."""
+    calls = sum(m.role == Role.ASSISTANT and m.recipient is not None for m in turn)
+    results = sum(m.role == Role.TOOL for m in turn)
+    return turn[-1].channel == "final" and calls == results

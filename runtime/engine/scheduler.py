@@ -1,0 +1,515 @@
+"""One thread owns the context and runs every request: continuous batching.
+
+The loop: give waiting requests a sequence, form one batch (each generating sequence one token,
+prompts fill the rest), decode, sample each sequence from its row of logits, hand the tokens to
+their readers. Waiting requests are served in the order they came.
+
+* A reader that stops reading pauses its own sequence, and gives it up when others wait.
+* A cancelled request ends at once for its reader; a prompt being decoded for it is aborted, and
+  what others had in that batch is decoded again.
+* While others generate, a prompt is decoded in chunks of at most ``STALL_SECONDS``.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Protocol, Self
+
+from gptoss.runtime.engine.base import (
+    EngineError,
+    ForkedProcessError,
+    Logits,
+    PromptProgress,
+    PromptTooLongError,
+    QueueFullError,
+    Sampler,
+    Timings,
+)
+from gptoss.runtime.engine.streams import Memory, Stream, choose_place
+
+MAX_WAITING = 256
+"""Requests that may wait for a sequence."""
+
+AHEAD = 16
+"""Tokens sampled before the reader has taken the first of them; then its sequence pauses."""
+
+STALL_SECONDS = 0.5
+"""How long generating sequences wait, about, while a chunk of another's prompt is decoded."""
+
+MIN_CHUNK = 16
+"""Prompt tokens decoded at a time, at least: fewer cost nearly as much."""
+
+_POLL_SECONDS = 0.5
+"""A wait without a limit cannot be interrupted by Ctrl-C on every system."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens of one stream in a batch, from ``position`` on; the last one's logits if wanted."""
+
+    stream: int
+    position: int
+    tokens: Sequence[int]
+    wants_logits: bool
+
+
+class Context(Memory, Protocol):
+    """A model's context: what the scheduler needs of llama.cpp. One thread uses it, but for
+    ``abort``."""
+
+    n_streams: int
+    n_ctx: int
+    """Tokens for each stream."""
+    n_batch: int
+    n_vocab: int
+
+    def decode(self, chunks: Sequence[Chunk]) -> bool:
+        """Decode one batch; False when it was aborted. Raises EngineError."""
+        ...
+
+    def logits(self, index: int) -> Logits:
+        """The logits after the last token of the ``index``-th chunk; valid until ``decode``."""
+        ...
+
+    def abort(self) -> None:
+        """Make a running ``decode`` return early; from any thread."""
+        ...
+
+    def clear_abort(self) -> None:
+        """Let ``decode`` run again."""
+        ...
+
+    def free(self) -> None:
+        """Give all memory back."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """The last thing that a reader gets; ``error`` is raised there."""
+
+    error: BaseException | None = None
+
+
+class _Request:
+    """One request as the scheduler sees it. Its reader holds a ``ScheduledGeneration``."""
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        sampler: Sampler,
+        stop: AbstractSet[int],
+        max_tokens: int | None,
+        checkpoints: Sequence[int],
+    ) -> None:
+        self.n_prompt = len(prompt)
+        self.sampler = sampler
+        self.stop = stop
+        self.max_tokens = max_tokens
+        self.checkpoints = frozenset(checkpoints)
+        self.target = list(prompt)
+        """The prompt and what was generated: what the stream is to hold."""
+        self.stream: Stream | None = None
+        self.items: SimpleQueue[int | PromptProgress | _End] = SimpleQueue()
+        self.cancelled = False
+        self.paused = False
+        self.ended = False
+        self.n_sent = 0
+        self.n_read = 0
+        self.reused = 0
+        self.queued_at = time.perf_counter()
+        self.queued_seconds = self.prompt_seconds = self.generate_seconds = 0.0
+
+    @property
+    def pending(self) -> int:
+        """Tokens that are not in memory yet."""
+        return len(self.target) - (0 if self.stream is None else len(self.stream.tokens))
+
+    @property
+    def is_generating(self) -> bool:
+        """Whether the next step gives a token from a single one."""
+        return self.n_sent > 0 and self.pending == 1
+
+    def must_pause(self) -> bool:
+        """Whether the reader is too far behind; once paused, until it has taken half of it."""
+        unread = self.n_sent - self.n_read
+        self.paused = unread > (AHEAD // 2 if self.paused else AHEAD - 1)
+        return self.paused
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Tell the reader that nothing more comes; once."""
+        if not self.ended:
+            self.ended = True
+            self.items.put(_End(error))
+
+
+class ScheduledGeneration:
+    """See ``base.Generation``."""
+
+    def __init__(self, request: _Request, scheduler: Scheduler, owner: object) -> None:
+        """``owner`` is kept alive as long as this is read: dropping an engine closes it."""
+        self._request = request
+        self._scheduler = scheduler
+        self._owner = owner
+        self._over = False
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> int:
+        while True:
+            item = self._next()
+            if not isinstance(item, PromptProgress):
+                return item
+
+    def steps(self) -> Iterator[int | PromptProgress]:
+        """See ``base.Generation.steps``."""
+        while True:
+            try:
+                yield self._next()
+            except StopIteration:
+                return
+
+    def _next(self) -> int | PromptProgress:
+        request = self._request
+        while not self._over:
+            try:
+                item = request.items.get(timeout=_POLL_SECONDS)
+            except Empty:
+                self._scheduler.check_process()
+                continue
+            if isinstance(item, _End):
+                self._over = True
+                if item.error is not None:
+                    raise item.error
+            elif not request.cancelled:
+                if not isinstance(item, PromptProgress):
+                    request.n_read += 1
+                    if request.paused:
+                        self._scheduler.wake()
+                return item
+        raise StopIteration
+
+    @property
+    def timings(self) -> Timings:
+        """See ``base.Generation.timings``."""
+        it = self._request
+        return Timings(
+            it.n_prompt,
+            it.reused,
+            it.n_read,
+            it.prompt_seconds,
+            it.generate_seconds,
+            it.queued_seconds,
+        )
+
+    def cancel(self) -> None:
+        """See ``base.Generation.cancel``."""
+        self._scheduler.cancel(self._request)
+
+    def close(self) -> None:
+        """See ``base.Generation.close``."""
+        self.cancel()
+
+    def __del__(self) -> None:
+        self.cancel()
+
+
+class Scheduler:
+    """Runs requests on a context that it owns. Every public method is safe from any thread."""
+
+    def __init__(self, context: Context, n_ctx: int) -> None:
+        """``n_ctx``: tokens one conversation may have, at most the context's own."""
+        self.n_ctx = n_ctx
+        self._context = context
+        self._streams = [Stream(context, i) for i in range(context.n_streams)]
+        self._waiting: deque[_Request] = deque()
+        self._active: list[_Request] = []
+        self._decoding: list[_Request] = []  # those in the batch that runs now
+        self._closing = False
+        self._n_started = 0
+        self._prefill_rate = MIN_CHUNK / STALL_SECONDS  # tokens per second, as measured so far
+        self._pid = os.getpid()
+        # Reentrant: a garbage collection in this thread may drop, so cancel, another request.
+        self._changed = threading.Condition(threading.RLock())
+        self._thread = threading.Thread(target=self._run, name="gptoss-engine", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        sampler: Sampler,
+        *,
+        stop: AbstractSet[int],
+        max_tokens: int | None = None,
+        checkpoints: Sequence[int] = (),
+        owner: object = None,
+    ) -> ScheduledGeneration:
+        """See ``base.Engine.generate``."""
+        self.check_process()
+        self._check(prompt)
+        request = _Request(prompt, sampler, stop, max_tokens, checkpoints)
+        with self._changed:
+            if self._closing:
+                raise EngineError("the engine has been closed")
+            if len(self._waiting) >= MAX_WAITING:
+                raise QueueFullError(
+                    f"{MAX_WAITING} requests are waiting for the model already; try again later"
+                )
+            self._waiting.append(request)
+            self._changed.notify_all()
+        return ScheduledGeneration(request, self, owner)
+
+    def check_process(self) -> None:
+        """Raises ForkedProcessError in a child of the process that loaded the model."""
+        if os.getpid() != self._pid:
+            raise ForkedProcessError(
+                "the model was loaded before this process was forked; load it in this process, "
+                'or start processes with multiprocessing\'s "spawn" method'
+            )
+
+    def cancel(self, request: _Request) -> None:
+        """End one request: its reader gets nothing more."""
+        if request.cancelled or request.ended or os.getpid() != self._pid:
+            return
+        request.cancelled = True
+        request.items.put(_End())
+        with self._changed:
+            if request in self._decoding and not request.is_generating:
+                self._context.abort()
+            self._changed.notify_all()
+
+    def wake(self) -> None:
+        """A reader has taken a token of a paused request."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """End every request and free the context; returns when that is done."""
+        if os.getpid() != self._pid:  # a forked child has neither the thread nor the memory
+            return
+        with self._changed:
+            self._closing = True
+            self._context.abort()
+            self._changed.notify_all()
+        if threading.current_thread() is not self._thread:  # collected there: it ends by itself
+            while self._thread.is_alive():
+                self._thread.join(_POLL_SECONDS)
+
+    def _check(self, prompt: Sequence[int]) -> None:
+        if not prompt:
+            raise EngineError("the prompt is empty; it must have at least one token")
+        if min(prompt) < 0 or max(prompt) >= self._context.n_vocab:
+            raise EngineError(
+                f"invalid token {min(prompt) if min(prompt) < 0 else max(prompt)}; "
+                f"the vocabulary has 0 to {self._context.n_vocab - 1}"
+            )
+        if len(prompt) >= self.n_ctx:
+            raise PromptTooLongError(
+                f"the prompt has {len(prompt)} tokens, the context holds {self.n_ctx}; "
+                "start over, or load the model with a larger context"
+            )
+
+    # The scheduler's thread
+
+    def _run(self) -> None:
+        error: BaseException | None = None
+        try:
+            while self._wait_for_work():
+                self._arrange()
+                chunks = self._plan()
+                if chunks and self._may_decode():
+                    self._step(chunks)
+        except BaseException as caught:
+            error = EngineError(f"the engine failed: {type(caught).__name__}: {caught}")
+            error.__cause__ = caught
+        finally:
+            with self._changed:
+                self._closing = True
+                closed = error or EngineError("the engine was closed")
+                for request in (*self._active, *self._waiting):
+                    request.end(closed)
+                self._active, self._decoding = [], []
+                self._waiting.clear()
+                self._context.free()
+
+    def _wait_for_work(self) -> bool:
+        """Wait until there is something to do; False when the engine is to be closed."""
+        with self._changed:
+            while not (self._closing or self._has_work()):
+                self._changed.wait(_POLL_SECONDS if self._active else None)
+            return not self._closing
+
+    def _has_work(self) -> bool:
+        # Each one is asked: asking also says whether it pauses in the next batch.
+        paused = [it.must_pause() and not it.cancelled for it in self._active]
+        if not all(paused):
+            return True
+        return self._next_waiting() is not None and (
+            len(self._active) < len(self._streams) or any(paused)
+        )
+
+    def _next_waiting(self) -> _Request | None:
+        """The first that waits; not one whose reader has stopped reading."""
+        return next((it for it in self._waiting if not it.must_pause()), None)
+
+    def _arrange(self) -> None:
+        """Drop what was cancelled, give what waits a stream. Copying takes time: no lock."""
+        for request in [it for it in self._active if it.cancelled]:
+            self._finish(request)
+        while self._waiting:
+            with self._changed:
+                self._waiting = deque(it for it in self._waiting if not it.cancelled)
+                first = self._next_waiting()
+            if first is None or not self._admit(first):
+                return
+            with self._changed:
+                self._waiting.remove(first)
+
+    def _may_decode(self) -> bool:
+        """Whether nothing in the batch was cancelled before a cancel could abort it."""
+        with self._changed:
+            if self._closing or any(it.cancelled for it in self._decoding):
+                return False
+            self._context.clear_abort()
+            return True
+
+    def _admit(self, request: _Request) -> bool:
+        """Give a request a stream, if need be that of a reader who has stopped reading."""
+        busy = {it.stream for it in self._active}
+        idle = [it for it in self._streams if it not in busy]
+        if not idle:
+            paused = next((it for it in self._active if it.must_pause()), None)
+            if paused is None:
+                return False
+            idle = [self._take_stream(paused)]
+        place = choose_place(request.target, idle, self._streams)
+        if place.source is not None:
+            place.target.copy_from(place.source)
+        self._n_started += 1
+        place.target.last_used = self._n_started
+        reused = place.target.rewind(request.target)
+        place.target.conversation = len(request.target)
+        request.stream = place.target
+        if request.n_sent == 0:
+            request.reused = reused
+            request.queued_seconds = time.perf_counter() - request.queued_at
+            request.items.put(PromptProgress(reused, request.n_prompt, reused))
+        self._active.append(request)
+        return True
+
+    def _take_stream(self, request: _Request) -> Stream:
+        """Take an unread request's stream away; it waits for another one, behind the others."""
+        stream = request.stream
+        assert stream is not None  # noqa: S101 active requests have one
+        stream.save_snapshot()
+        request.stream = None
+        with self._changed:
+            self._active.remove(request)
+            self._waiting.append(request)
+        return stream
+
+    def _finish(self, request: _Request, error: BaseException | None = None) -> None:
+        """End a request; its stream keeps what it holds, for prompts to come."""
+        with self._changed:
+            self._active.remove(request)
+            request.end(error)
+            if request.stream is not None and error is None and not request.cancelled:
+                request.stream.save_snapshot()
+            request.stream = None
+
+    def _plan(self) -> list[Chunk]:
+        """One batch: a token of each generating sequence, then prompts, each an equal share."""
+        running = [it for it in self._active if not it.paused]
+        generating = [it for it in running if it.is_generating]
+        prompts = [it for it in running if not it.is_generating]
+        self._decoding = generating
+        chunks = [self._chunk(it, 1) for it in generating]
+        room = self._context.n_batch - len(chunks)
+        if generating:
+            room = min(room, max(MIN_CHUNK, int(self._prefill_rate * STALL_SECONDS)))
+        for i, request in enumerate(prompts):
+            share = room // (len(prompts) - i)
+            if share > 0:
+                chunk = self._chunk(request, share)
+                chunks.append(chunk)
+                self._decoding.append(request)
+                room -= len(chunk.tokens)
+        return chunks
+
+    def _chunk(self, request: _Request, limit: int) -> Chunk:
+        """The next tokens of a request, up to the next checkpoint."""
+        stream = request.stream
+        assert stream is not None  # noqa: S101 active requests have one
+        start = len(stream.tokens)
+        end = min(start + limit, len(request.target))
+        end = min((it for it in request.checkpoints if start < it < end), default=end)
+        wants_logits = end == len(request.target)
+        return Chunk(stream.number, start, request.target[start:end], wants_logits)
+
+    def _step(self, chunks: list[Chunk]) -> None:
+        begun = time.perf_counter()
+        requests = self._decoding
+        try:
+            whole = self._context.decode(chunks)
+        except EngineError as error:
+            for request in requests:
+                if request.stream is not None:
+                    request.stream.clear()
+                self._finish(request, error)
+            return
+        finally:
+            with self._changed:
+                self._decoding = []
+        prefilled = 0
+        for i, (request, chunk) in enumerate(zip(requests, chunks, strict=True)):
+            stream = request.stream
+            assert stream is not None  # noqa: S101 active requests have one
+            if not whole:
+                stream.drop_undecoded(chunk.tokens)
+                continue
+            was_generating = request.is_generating
+            stream.tokens.extend(chunk.tokens)
+            if not was_generating:
+                prefilled += len(chunk.tokens)
+                self._after_prompt_chunk(request, stream)
+            if chunk.wants_logits:
+                self._sample(request, i)
+            seconds = time.perf_counter() - begun
+            if was_generating:
+                request.generate_seconds += seconds
+            else:
+                request.prompt_seconds += seconds
+        if prefilled >= MIN_CHUNK:
+            rate = prefilled / max(1e-6, time.perf_counter() - begun)
+            self._prefill_rate += 0.5 * (rate - self._prefill_rate)
+
+    def _after_prompt_chunk(self, request: _Request, stream: Stream) -> None:
+        done = len(stream.tokens)
+        if done in request.checkpoints or done == request.n_prompt:
+            stream.save_snapshot()
+        if request.n_sent == 0:
+            request.items.put(PromptProgress(done, request.n_prompt, request.reused))
+
+    def _sample(self, request: _Request, index: int) -> None:
+        """Draw a request's next token and hand it on; ends the request where that is due."""
+        if request.cancelled:
+            return
+        try:
+            token = request.sampler(self._context.logits(index))
+        except BaseException as error:
+            self._finish(request, error)
+            return
+        request.target.append(token)
+        request.n_sent += 1
+        request.items.put(token)
+        is_last = token in request.stop or request.n_sent == request.max_tokens
+        if is_last or len(request.target) > self.n_ctx:
+            self._finish(request)

@@ -1,0 +1,216 @@
+"""What one sequence of the context remembers, and how far a new prompt can use it exactly.
+
+A prompt mostly begins as an earlier one did. gpt-oss's even layers keep the last 128 positions
+only, so going back to position n is exact only while positions n − 127 to n − 1 are still there:
+llama.cpp answers yes to any rewind and then attends to nothing. So the window layers' state (3 MiB
+for the 20b model) is saved where clients come back to, and is restored before the rewind. Where no
+saved state reaches, the prompt is decoded from its beginning. Logits after a rewind equal those
+from scratch up to the noise that another split into batches gives.
+
+A prefix that another sequence holds is copied, as the bytes of that sequence's state.
+``llama_memory_seq_cp`` would copy the sequence's whole buffer, however little of it is in use, and
+only during the next decode, over a window restored before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Protocol
+
+MAX_SNAPSHOTS = 8
+"""Saved window states for each sequence; each has 2,048 bytes × window layers × 128 positions."""
+
+WORTH_COPYING = 32
+"""Tokens that a copy must save: it takes about as long as decoding a few."""
+
+
+class Memory(Protocol):
+    """The context's memory, one stream for each sequence. Used by the scheduler's thread only."""
+
+    window: int
+    """Positions that the window layers look back at, the token's own included."""
+
+    def first_position(self, stream: int) -> int:
+        """The lowest position that the window layers still hold; −1 when empty."""
+        ...
+
+    def n_decoded(self, stream: int) -> int:
+        """Tokens in memory."""
+        ...
+
+    def truncate(self, stream: int, position: int) -> None:
+        """Forget ``position`` and everything after it."""
+        ...
+
+    def save_window(self, stream: int) -> Any:
+        """The window layers' state; None when it cannot be saved."""
+        ...
+
+    def restore_window(self, stream: int, state: Any) -> None:
+        """Put back a state that ``save_window`` gave."""
+        ...
+
+    def copy(self, source: int, target: int) -> bool:
+        """Make ``target`` hold what ``source`` holds; False when that failed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The window layers' state when the sequence held exactly ``position`` tokens."""
+
+    position: int
+    state: Any
+
+
+class Stream:
+    """One sequence's tokens in memory, and the places that it can go back to."""
+
+    def __init__(self, memory: Memory, number: int) -> None:
+        self.number = number
+        self.tokens: list[int] = []
+        """In memory, by position."""
+        self.last_used = 0
+        """The scheduler's count of requests when this stream was last given to one."""
+        self.conversation = 0
+        """Tokens of the last prompt: going back further than this starts another branch."""
+        self._memory = memory
+        self._snapshots: list[Snapshot] = []
+
+    def reach(self, prompt: Sequence[int]) -> int:
+        """The longest beginning of ``prompt`` that can be in memory exactly.
+
+        At least one token is left to decode, since its logits are wanted.
+        """
+        position = min(common_prefix(self.tokens, prompt), len(prompt) - 1)
+        if position <= 0 or self._window_reaches(position):
+            return max(0, position)
+        snapshot = self._snapshot_for(position)
+        return 0 if snapshot is None else min(position, snapshot.position)
+
+    def rewind(self, prompt: Sequence[int]) -> int:
+        """Bring memory to the beginning of ``prompt`` that ``reach`` gives; returns its length."""
+        position = self.reach(prompt)
+        if position and not self._window_reaches(position):
+            snapshot = self._snapshot_for(position)
+            if snapshot is not None:
+                self._memory.restore_window(self.number, snapshot.state)
+        self._memory.truncate(self.number, position)
+        if self._memory.n_decoded(self.number) != position or not self._window_reaches(position):
+            self._memory.truncate(self.number, 0)
+            position = 0
+        self._forget_from(position)
+        return position
+
+    def copy_from(self, source: Stream) -> None:
+        """Take over another sequence's memory, its snapshots included."""
+        if not self._memory.copy(source.number, self.number):
+            self.clear()
+            return
+        self.tokens = list(source.tokens)
+        self._snapshots = list(source._snapshots)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._memory.truncate(self.number, 0)
+        self._forget_from(0)
+
+    def drop_undecoded(self, tokens: Sequence[int]) -> None:
+        """After a decode of ``tokens`` that was aborted: keep what is in memory, and leave at
+        least one token to decode, since nothing has its logits."""
+        whole = [*self.tokens, *tokens]
+        position = min(self._memory.n_decoded(self.number), len(whole) - 1)
+        self._memory.truncate(self.number, position)
+        self.tokens = whole[:position]
+
+    def save_snapshot(self) -> None:
+        """Remember the window layers' state at the present end."""
+        position = len(self.tokens)
+        if any(it.position == position for it in self._snapshots):
+            return
+        state = self._memory.save_window(self.number)
+        if state is not None:
+            added = [*self._snapshots, Snapshot(position, state)]
+            self._snapshots = thinned(sorted(added, key=lambda it: it.position))
+
+    def _window_reaches(self, position: int) -> bool:
+        """Whether the window layers hold all that a token at ``position`` looks back at.
+
+        llama.cpp keeps the positions from the first it still has to the last without a gap.
+        """
+        first = self._memory.first_position(self.number)
+        return first <= max(0, position - self._memory.window + 1)
+
+    def _snapshot_for(self, position: int) -> Snapshot | None:
+        """The latest that can be gone back from to ``position``, or before it.
+
+        A state saved at n holds n − 128 to n − 1, which is enough for n − 1 too: the same prompt
+        again decodes just its last token.
+        """
+        usable = [it for it in self._snapshots if it.position <= position + 1]
+        return usable[-1] if usable else None
+
+    def _forget_from(self, position: int) -> None:
+        del self.tokens[position:]
+        self._snapshots = [it for it in self._snapshots if it.position <= position]
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens both begin with; compared in slices, since prompts are long."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def thinned(snapshots: list[Snapshot]) -> list[Snapshot]:
+    """At most MAX_SNAPSHOTS: without the one whose loss costs least to decode again.
+
+    The last always stays; the others are needed when an earlier turn is gone back to.
+    """
+    if len(snapshots) <= MAX_SNAPSHOTS:
+        return snapshots
+    positions = [0, *(it.position for it in snapshots[:-1])]
+    gaps = [after - before for before, after in pairwise(positions)]
+    loss = gaps.index(min(gaps))
+    return [it for i, it in enumerate(snapshots) if i != loss]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a prompt is decoded: in ``target``, after a copy of ``source`` unless that is None."""
+
+    target: Stream
+    source: Stream | None
+
+
+def choose_place(prompt: Sequence[int], idle: Sequence[Stream], every: Sequence[Stream]) -> Place:
+    """The idle stream that saves most decoding, keeping what other conversations hold.
+
+    A prompt that goes back further than its stream's conversation is a branch of it, and gets a
+    copy where another stream is free, so that both stay in memory.
+    """
+    best = max(idle, key=lambda it: (it.reach(prompt), -it.last_used))
+    reach = best.reach(prompt)
+    if reach and _continues(best, reach):
+        return Place(best, None)
+    oldest = min(idle, key=lambda it: (len(it.tokens) > 0, it.last_used))
+    source = max(every, key=lambda it: it.reach(prompt))
+    if source.reach(prompt) - oldest.reach(prompt) >= WORTH_COPYING:
+        return Place(oldest, source)
+    return Place(oldest, None)
+
+
+def _continues(stream: Stream, reach: int) -> bool:
+    """Whether a prompt that shares ``reach`` tokens goes on with the stream's conversation.
+
+    The last tokens of a prompt name who speaks next; a conversation that goes on shares all but
+    those.
+    """
+    return reach >= stream.conversation - 8

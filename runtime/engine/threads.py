@@ -1,0 +1,102 @@
+"""How many threads to compute on, and long library calls that stay open to Ctrl-C.
+
+Decoding is bound by memory bandwidth and by vector units that sibling threads share, so a second
+thread on the same core slows it down: one thread for each physical core this process may use.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+_TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+
+_POLL_SECONDS = 0.05
+"""A wait without a limit cannot be interrupted on every system."""
+
+
+def physical_cores() -> int:
+    """Physical cores this process may run on, at least 1; logical ones where that is unknown."""
+    allowed = _allowed_cpus()
+    try:
+        if sys.platform == "darwin":
+            return max(1, _performance_cores())
+        siblings = {Path(_TOPOLOGY.format(cpu)).read_text().strip() for cpu in allowed}
+        return max(1, len(siblings))
+    except (OSError, ValueError):
+        return max(1, len(allowed))
+
+
+def _allowed_cpus() -> set[int]:
+    if sys.platform in ("darwin", "win32"):
+        return set(range(os.cpu_count() or 1))
+    return os.sched_getaffinity(0)
+
+
+def _performance_cores() -> int:
+    """Apple's fast cores only: waiting for a slow one at every layer costs more than it adds."""
+    name = "hw.perflevel0.physicalcpu"
+    answer = subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True)
+    return int(answer.stdout)
+
+
+def run_interruptibly(
+    call: Callable[[], T], *, abort: Callable[[], None], poll: Callable[[], None] | None = None
+) -> T:
+    """The result of ``call``, which runs on a thread of its own while this one waits.
+
+    ``poll`` is called here now and then. If it raises, or the wait is interrupted by Ctrl-C,
+    ``abort`` must make the call return early; the exception is raised once it has returned.
+    """
+    task = _Task(call)
+    thread = threading.Thread(target=task.run, name="gptoss-load", daemon=True)
+    try:
+        thread.start()
+        while not task.done.wait(_POLL_SECONDS):
+            if poll is not None:
+                poll()
+        return task.future.result()
+    except BaseException:
+        abort()
+        if task.abandon():
+            raise
+        while not task.done.is_set():
+            try:
+                task.done.wait(_POLL_SECONDS)
+            except KeyboardInterrupt:
+                continue
+        raise
+
+
+class _Task(Generic[T]):
+    """A call to be made once, unless it is abandoned before it begins: ``Thread.start`` can be
+    interrupted at any point, and then it is unknown whether the thread will run."""
+
+    def __init__(self, call: Callable[[], T]) -> None:
+        self.future: Future[T] = Future()
+        self.done = threading.Event()
+        self._call = call
+        self._begun = threading.Lock()
+
+    def run(self) -> None:
+        """Make the call, and set ``done``."""
+        if not self._begun.acquire(blocking=False):
+            return
+        try:
+            self.future.set_result(self._call())
+        except BaseException as error:
+            self.future.set_exception(error)
+        finally:
+            self.done.set()
+
+    def abandon(self) -> bool:
+        """Whether the call has not begun, and now never will."""
+        return self._begun.acquire(blocking=False)
