@@ -168,6 +168,7 @@ __all__ = [
     "ConversationError",
     "ConversationTooLongError",
     "Conversion",
+    "ConvertOptions",
     "Diagnostic",
     "Diff",
     "Effort",

@@ -26,7 +26,7 @@ class Writing(RandomEngine):
         super().__init__(TOKENIZER.n_vocab, 0)
         self._wanted = spell(f"<|channel|>final<|message|>{text}<|return|>")
 
-    def generate(self, prompt: Any, sampler: Any, *, stop: Any, max_tokens: Any = None) -> Any:
+    def generate(self, prompt: Any, sampler: Any, **more: Any) -> Any:
         def wanting(logits: Any) -> int:
             n = len(asked)
             if n < len(self._wanted):
@@ -35,7 +35,7 @@ class Writing(RandomEngine):
             return int(sampler(logits))
 
         asked: list[int] = []
-        yield from super().generate(prompt, wanting, stop=stop, max_tokens=max_tokens)
+        return super().generate(prompt, wanting, **more)
 
 
 def diagnostics(schema: Any, text: str) -> list[str]:
