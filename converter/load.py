@@ -53,10 +53,7 @@ def open_source(source: Path, options: ConvertOptions, *, weights: Weights | Non
     checkpoint = Checkpoint.open(source, weights=weights, tokenizer=options.tokenizer)
     folders = (checkpoint.folder, checkpoint.tokenizer)
     opened = Opened(checkpoint, checkpoint.check_tensors(), {}, {}, folders, ())
-    if options.base:
-        opened = _with_base(opened, options.base)
-    else:
-        opened = replace(opened, notes=tuple(_assumed_layout(opened)))
+    opened = _with_base(opened, options.base) if options.base else _alone(opened)
     if options.lora:
         opened = _with_adapter(opened, options.lora)
     return replace(opened, inputs_first={**_by_shape(opened), **opened.inputs_first})
@@ -99,6 +96,21 @@ def _with_adapter(opened: Opened, folder: Path) -> Opened:
         (*opened.folders, folder),
         (*opened.notes, note),
     )
+
+
+def _alone(opened: Opened) -> Opened:
+    """Without a base, MXFP4's grid shows which square tensors are transposed, or nothing does."""
+    hparams = opened.checkpoint.hparams
+    square = orientation.square(hparams, opened.stored)
+    found = orientation.inputs_first_by_grid(hparams, opened.stored)
+    if len(found) < len(square):
+        return replace(opened, inputs_first=found, notes=tuple(_assumed_layout(opened)))
+    outputs_first = sum(not first for first in found.values())
+    note = (
+        f"{outputs_first} of {len(found)} square down_proj are outputs first, unlike the declared "
+        "layout: MXFP4 blocks run along their rows; they are converted as such"
+    )
+    return replace(opened, inputs_first=found, notes=(note,) if outputs_first else ())
 
 
 def _by_shape(opened: Opened) -> Mapping[str, bool]:

@@ -1,9 +1,9 @@
-"""Which way square matrices of experts stand, told by their base.
+"""Whether square expert matrices are transposed, found by their values.
 
-A fine-tune saved in floats has its experts' weights inputs first; tools exist that write them the
-other way round. The published models are as wide inside as outside, so ``down_proj`` is square and
-its shape cannot tell. Its values can, beside those of the base it was made from: a fine-tune is
-close to its base, and far from its base's transpose.
+A fine-tune saved in floats has its experts' weights inputs first; some tools write the transpose.
+The published models have as many inputs as outputs, so the shape of ``down_proj`` does not show it.
+Its values may: a fine-tune is close to its base, and far from its base's transpose; and what was
+widened from MXFP4 lies on MXFP4's grid along its inputs, block by block, and not along its outputs.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from gptoss.quant import mxfp4
 
 LOOKED_AT = 2 * mxfp4.BLOCK
 """Rows of the first expert that are compared, and as many columns."""
+
+SAMPLED = 4 * mxfp4.BLOCK
+"""Rows of the first expert that are enough to see on which grid they lie."""
 
 _SHAPES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_local_experts")
 
@@ -76,6 +79,22 @@ def inputs_first(
                 "it stands nor turned; is that its base?"
             )
         yield (named.floats or named.sources[0]).name, to_inputs <= to_outputs
+
+
+def inputs_first_by_grid(hparams: HParams, stored_tensors: StoredTensors) -> dict[str, bool]:
+    """Whether square expert tensors have their inputs first, by name, where MXFP4's grid shows it.
+
+    If all that show it agree, the others were saved by the same tool and are taken likewise.
+    """
+    found: dict[str, bool | None] = {}
+    for named in square(hparams, stored_tensors):
+        (info,) = stored_tensors[named.gguf]
+        axis = mxfp4.block_axis(_rows(info, min(SAMPLED, info.shape[1])))
+        found[(named.floats or named.sources[0]).name] = None if axis is None else axis == 0
+    known = {it for it in found.values() if it is not None}
+    if len(known) == 1:
+        return dict.fromkeys(found, known.pop())
+    return {name: it for name, it in found.items() if it is not None}
 
 
 def _rows(info: TensorInfo, n: int) -> Floats:

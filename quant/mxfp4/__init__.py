@@ -21,7 +21,7 @@ from gptoss.quant.mxfp4.codec import (
     repack,
     unpack,
 )
-from gptoss.quant.mxfp4.grid import lies_on_grid, share_on_grid
+from gptoss.quant.mxfp4.grid import block_axis, lies_on_grid, share_on_grid
 
 __all__ = [
     "BLOCK",
@@ -33,6 +33,7 @@ __all__ = [
     "Bytes",
     "Floats",
     "Words",
+    "block_axis",
     "codes_from_ggml",
     "codes_from_ggml_nibbles",
     "codes_from_hf",

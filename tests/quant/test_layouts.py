@@ -17,8 +17,9 @@ from gptoss.quant.location import Location
 from gptoss.quant.mxfp4 import Bytes, Floats
 from gptoss.quant.mxfp4.grid import share_on_grid
 from support import safetensors_files
-from support.checkpoints import bf16, random_checkpoint
+from support.checkpoints import random_checkpoint
 from support.editing import Region, regions
+from support.expert_floats import to_floats
 
 TINY = Path(__file__).resolve().parent.parent / "tiny" / "checkpoint"
 LAYERS = 4
@@ -260,25 +261,6 @@ def encode(values: Floats) -> tuple[Bytes, Bytes]:
     return codes.astype(np.uint8), (exponent + 127).astype(np.uint8)
 
 
-def to_floats(checkpoint: Path, *, turn_down: bool = False, noise: float = 0.0) -> None:
-    """Save the experts as a fine-tune in BF16 has them, down the wrong way round if asked."""
-    rng = np.random.default_rng(0)
-    path = checkpoint / "model.safetensors"
-    contents = safetensors_files.load(path)
-    for name in [name for name in contents if name.endswith("_blocks")]:
-        base = name.removesuffix("_blocks")
-        (_, shape, blocks), (_, _, scales) = contents.pop(name), contents.pop(base + "_scales")
-        codes = mxfp4.codes_from_hf(np.frombuffer(blocks, np.uint8).reshape(shape))
-        values = mxfp4.decode(codes, np.frombuffer(scales, np.uint8).reshape(shape[:3]))
-        values = values.reshape(*shape[:2], -1)
-        values = values * (1 + noise * rng.standard_normal(values.shape)).astype(np.float32)
-        if not (turn_down and "down_proj" in base):
-            values = values.transpose(0, 2, 1)
-        bits = bf16(np.ascontiguousarray(values))
-        contents[base] = ("BF16", list(values.shape), bits.tobytes())
-    safetensors_files.save(path, contents)
-
-
 @pytest.mark.parametrize("noise", [0.0, 0.01])
 def test_experts_in_floats(checkpoint: Path, noise: float) -> None:
     to_floats(checkpoint, noise=noise)
@@ -288,14 +270,14 @@ def test_experts_in_floats(checkpoint: Path, noise: float) -> None:
 @pytest.mark.parametrize("noise", [0.0, 0.01])
 def test_square_experts_transposed(checkpoint: Path, noise: float) -> None:
     """With noise, no value lies on MXFP4's grid any more: the neurons' norms tell."""
-    to_floats(checkpoint, noise=noise, turn_down=True)
+    to_floats(checkpoint, noise=noise, transpose_down=True)
     found = named(checkpoint, FindingKind.EXPERTS_TRANSPOSED)
     assert found == [f"model.layers.{i}.mlp.experts.down_proj" for i in range(LAYERS)]
 
 
 def test_the_grid_alone_tells_in_random_experts(tmp_path: Path) -> None:
     folder = random_checkpoint(tmp_path / "random", chat_template="x")
-    to_floats(folder, turn_down=True)
+    to_floats(folder, transpose_down=True)
     found = named(folder, FindingKind.EXPERTS_TRANSPOSED)
     assert found == [f"model.layers.{i}.mlp.experts.down_proj" for i in range(2)]
 
