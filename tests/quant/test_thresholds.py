@@ -11,7 +11,6 @@ import pytest
 from gguf.constants import GGMLQuantizationType, GGUFValueType
 
 from gptoss.converter.convert import convert
-from gptoss.errors import GgufError
 from gptoss.formats.byte_source import FileSource
 from gptoss.quant.audit.auditor import audit
 from gptoss.quant.audit.check_blocks import SuspectBlocks, classify_damage
@@ -121,7 +120,7 @@ def test_dead_experts_are_no_duplicates(checkpoint: Path) -> None:
 
 def suspects(indices: list[int]) -> SuspectBlocks:
     """Bad blocks at these positions of a tensor of 400 blocks."""
-    n, extent = len(indices), Extent(FileSource(Path("x"), GgufError), 0, 400 * 17)
+    n, extent = len(indices), Extent(FileSource(Path(__file__)), 0, 400 * 17)
     tensor = ExpertTensor(
         "t", 0, (Part.DOWN,), 4, 50, 64, Encoding.MXFP4_GGML, (extent,)
     )  # 2 blocks a row
