@@ -1,21 +1,21 @@
 """From a checkpoint to a GGUF, and back.
 
-The way of a checkpoint, in the order to read it:
+The path of a checkpoint, in the order to read it:
 
-    cli, convert         what is asked, and the steps one after the other
-    inputs, opening      where the checkpoint is, and what is made sure of first
-    plan                 each tensor's name, type, shape, offset, transform; no weight is read
-      dense, routes      which type is wanted, which transform a tensor takes
-      transforms         those of the published checkpoints
-      floats, experts    those of checkpoints saved in floats
-    vocabulary, metadata, header, parts
-                         the GGUF's keys, all that stands before its tensors, and its files
-    jobs, running, writer, refusing, staging
-                         the plan in pieces, done side by side; whole, or not at all
-    manifest, preview    what was made of what; what would be made
-    telling              how whoever called hears of it
+    cli, options     the command and what can be asked
+    convert          the steps, one after the other
+    source, load     where the checkpoint is; open it and check it
+    plan             each tensor's name, type, shape, offset and transform; reads no weight
+    dense_types      the type of each dense matrix
+    output           a planned file and its tensors, for GGUF and safetensors alike
+    manifest         the record of what was made from what
+    estimate         ``--plan``: sizes and memory
 
-Beside it: ``hub``, checkpoints read from afar; ``finetune``, what people add to a checkpoint;
-``export`` and ``mend``, what can be made of a GGUF, asked for in ``gguf_cli``. Of these four
-``mend`` imports ``export``, and no other imports another.
+    transforms       bytes of a checkpoint to bytes of a GGUF, and back
+    gguf             header, metadata, vocabulary, split
+    write            tasks, writer, staging
+    hub              repositories on the Hub
+    lora             adapters
+    export           a GGUF to a checkpoint
+    repair           a GGUF to a better GGUF; ``cli_gguf`` has the command for both
 """

@@ -173,7 +173,7 @@ def convert_input(
         out,
         {file.name: file.nbytes for file in files},
         (manifest_path.name, writer.FEED_NOTES),
-        fingerprint(files, manifests.tool_version()),
+        fingerprint(files),
     ) as staging:
         resumed, sha256 = writer.write_files(
             files, staging, watch.progress, watch.say, given.stream

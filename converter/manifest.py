@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
+from gptoss import __version__
 from gptoss.atomic import write_flushed
 from gptoss.converter.output import OutputFile, describe_tensors
 from gptoss.errors import GgufError
@@ -50,14 +50,6 @@ def path_of(out: Path) -> Path:
     return out.parent / (out.name + SUFFIX)  # of "." too, which has no name
 
 
-def tool_version() -> str:
-    """This toolkit's version."""
-    try:
-        return version(PACKAGE)
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "unknown"
-
-
 def manifest(
     origin: Origin,
     dense: Mapping[str, str] | None,
@@ -72,7 +64,7 @@ def manifest(
     """
     return {
         "format": FORMAT,
-        "tool": {"name": PACKAGE, "version": tool_version()},
+        "tool": {"name": PACKAGE, "version": __version__},
         "source": {
             "place": origin.place,
             "revision": origin.revision,

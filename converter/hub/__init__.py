@@ -1,5 +1,6 @@
 """Checkpoints on the Hugging Face Hub, downloaded to the cache or streamed.
 
-``http`` is a patient request, ``ranges`` some bytes of one file, ``remote`` a file read ahead and
-hashed, ``pinned`` a checkpoint at one commit, ``cache`` the way through huggingface_hub's cache.
+``client`` makes requests and retries them, ``range_requests`` reads a range of a file,
+``read_ahead`` fetches it in advance, ``remote_file`` hashes what it receives, ``repository`` is a
+repository at one commit, ``cache`` uses huggingface_hub's cache.
 """

@@ -1,4 +1,4 @@
 """Repair a GGUF: missing metadata, wrong tokens, names and layouts of other tools.
 
-``mending`` has the steps, ``keys`` and ``tensors`` decide what changes.
+``repair`` has the steps; ``metadata`` and ``tensors`` decide what changes.
 """

@@ -143,7 +143,7 @@ def _write(
     sizes = {part.name: part.nbytes for part in files}
     manifest = manifests.path_of(out)
     origin = manifests.Origin.of_gguf(file)
-    print_of = fingerprint(files, manifests.tool_version())
+    print_of = fingerprint(files)
     with Staging(out, sizes, (manifest.name,), print_of) as staging:
         _, sha256 = writer.write_files(files, staging, progress, say or silent)
         made = manifests.manifest(origin, None, files, sha256, None)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gptoss import __version__
 from gptoss.converter.output import OutputFile, TensorPlan
 from gptoss.converter.transforms.base import Bytes, NonFiniteError, OutOfRangeError
 from gptoss.converter.transforms.floats import STORED
@@ -129,13 +130,13 @@ def bytes_written(tasks: Sequence[Task]) -> int:
     return sum(task.done * task.writes for task in tasks)
 
 
-def fingerprint(files: Sequence[OutputFile], tool_version: str) -> str:
+def fingerprint(files: Sequence[OutputFile]) -> str:
     """A digest of everything that decides the result's bytes, in hexadecimal.
 
     These are the files' headers, each tensor's transform and sources, the state of each source
     (a file's size, times and identity, an adapter's scale) and the versions of the software.
     """
-    versions = (tool_version, version("numpy"), version("gguf"))
+    versions = (__version__, version("numpy"), version("gguf"))
     digest = hashlib.sha256(f"{FORMAT} {versions}".encode())
     stamps: dict[str, str] = {}
     for file in files:
