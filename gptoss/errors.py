@@ -40,36 +40,36 @@ _short.maxlevel = 3  # deeper, ``repr`` itself could run out of stack
 
 
 def quoted(value: object) -> str:
-    """A value out of a file as messages show it: on one line, and short whatever it holds."""
+    """A value from a file as messages show it: printable, short, on one line."""
     return _short.repr(value)
 
 
 class GptossError(Exception):
-    """Base of everything raised on purpose."""
+    """Base of all errors that this toolkit raises on purpose."""
 
 
 class InvalidFileError(GptossError):
-    """A file is not what it must be; the message names the file and the place in it."""
+    """A file's content is invalid; the message names the file and the place in it."""
 
 
 class CheckpointError(InvalidFileError):
-    """A checkpoint's header, shard, tensor, config or tokenizer is wrong."""
+    """A checkpoint's header, shard, tensor, config or tokenizer is invalid."""
 
 
 class GgufError(InvalidFileError):
-    """A GGUF file's header or data is wrong."""
+    """A GGUF file's header or data is invalid, or llama.cpp cannot compute it."""
 
 
 class UnsupportedModelError(GptossError):
-    """The file is sound but holds a model this toolkit does not know."""
+    """The file is valid, but its model is not a gpt-oss that this toolkit supports."""
 
 
 class OptionError(GptossError, ValueError):
-    """What was asked for is none of the choices; the message lists them."""
+    """An argument or option has a value that is not allowed; the message lists what is."""
 
 
 class OutputError(GptossError):
-    """The result cannot be written where it was asked for."""
+    """The result cannot be written to the requested path."""
 
 
 class MissingPackageError(GptossError, ImportError):
