@@ -17,6 +17,7 @@ from gguf.constants import TokenType
 from gptoss.errors import CheckpointError, UnsupportedModelError, quoted
 from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.gguf import GgufFile, StringArray
+from gptoss.formats.harmony_tokens import END, ENDS_OF_REPLY
 from gptoss.formats.hparams import ARCHITECTURE, GGUF_KEYS, HParams
 from gptoss.formats.llama_cpp_keys import ABSENT, computed_with, find_problems, show
 from gptoss.formats.o200k import PRE_TOKENIZER, find_split_problem
@@ -53,11 +54,21 @@ def compare_keys(checkpoint: Checkpoint, gguf: GgufFile) -> tuple[KeyDifference,
         raise CheckpointError(f"{path}: missing; --tokenizer names another folder that holds one")
     expected = _checkpoint_settings(checkpoint.hparams, checkpoint.tokenizer, checkpoint.config)
     differences = list(_compare(expected, computed_with(gguf.metadata)))
+    differences += _other_ends(gguf.metadata)
     reported = {difference.key for difference in differences}
     for problem in find_problems(gguf):
         if problem.key.partition("[")[0] not in reported:
             differences.append(KeyDifference(problem.key, problem.expected, problem.found))
     return tuple(differences)
+
+
+def _other_ends(metadata: Mapping[str, Any]) -> Iterator[KeyDifference]:
+    """Tokens at which llama.cpp also ends a reply, although no gpt-oss does."""
+    tokens = metadata.get("tokenizer.ggml.tokens", ())
+    for key in ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"):
+        i = metadata.get(key)
+        if isinstance(i, int) and 0 <= i < len(tokens) and tokens[i] not in (*ENDS_OF_REPLY, END):
+            yield KeyDifference(key, f"one of {', '.join(ENDS_OF_REPLY)}", quoted(tokens[i]))
 
 
 def compare_settings(a: Model, b: Model) -> Iterator[KeyDifference]:

@@ -91,3 +91,10 @@ def test_two_ggufs_are_compared_exactly(base: Path, varied: Callable[[Edit], Pat
     swapped = tokens(_300="[PAD301]", _301="[PAD300]")
     [found] = diff(base, varied(swapped)).keys
     assert (found.key, found.index, found.elements) == ("tokenizer.ggml.tokens", 300, 2)
+
+
+def test_a_word_that_would_end_a_reply(base: Path, varied: Callable[[Edit], Path]) -> None:
+    path = varied(key("tokenizer.ggml.eot_token_id", GGUFValueType.UINT32, 65))
+    [found] = verify(base.with_name("checkpoint"), path).keys
+    assert found.key == "tokenizer.ggml.eot_token_id"
+    assert found.expected == "one of <|return|>, <|endoftext|>, <|call|>"
