@@ -5,6 +5,7 @@ The tiny model stands in for gpt-oss-20b. A server on loopback stands in for the
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
@@ -12,10 +13,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from gptoss.converter.convert import convert
+from gptoss.runtime.chat.events import ChatEvent
+from gptoss.runtime.harmony.events import MessageEnded
 from support import adapters, forms, ggufs
 from support.adapters import Lora
 from support.documents import DOCUMENTS, ROOT, RUN, SHOWN, blocks, commands
@@ -180,3 +184,16 @@ def test_links_lead_somewhere() -> None:
 
 def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
+
+
+def test_the_events_are_documented() -> None:
+    """Names and fields of the JSON events, as ``--json`` prints them."""
+    text = (ROOT / "docs" / "run.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (`.+`) \|", text, re.MULTILINE)
+    documented = {name: set(re.findall(r"`(\w+)`", fields)) for name, fields in rows}
+    message = {"role", "channel", "recipient", "content_type", "text"}
+    for kind in get_args(ChatEvent):
+        name = re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
+        fields = {field.name for field in dataclasses.fields(kind)}
+        assert documented.pop(name) == (message if kind is MessageEnded else fields), name
+    assert not documented
