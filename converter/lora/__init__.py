@@ -1,5 +1,6 @@
 """Merge PEFT LoRA adapters into a checkpoint's weights.
 
-``adapter`` reads one, ``merged`` computes the sums as they are read, ``orientation`` finds out
-whether experts saved in floats are transposed.
+``adapter`` opens an adapter: ``targets`` finds which tensors it changes and by which ``deltas``,
+``base_check`` whether it was made for this base. ``merged`` is the checkpoint with it added, by the
+``factors`` of each expert. ``orientation`` shows whether the experts of a fine-tune are transposed.
 """

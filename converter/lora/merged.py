@@ -10,15 +10,15 @@ Experts in MXFP4 are decoded on the way; like their blocks they have outputs bef
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gptoss.converter.lora.adapter import Adapter, Delta
-from gptoss.converter.transforms.base import Bytes, Floats
-from gptoss.converter.transforms.floats import STORED, widen
+from gptoss.converter.lora.deltas import Adapter, AnyDelta, Delta, ExpertPairs
+from gptoss.converter.lora.factors import Factors, PairedFactors, Reader, StackedFactors
+from gptoss.converter.transforms.base import Floats
 from gptoss.errors import CheckpointError
 from gptoss.formats.byte_source import Buffer, bytes_of
 from gptoss.formats.checkpoint import Checkpoint
@@ -27,17 +27,17 @@ from gptoss.formats.tensor_map import NamedTensor, tensors
 from gptoss.quant import mxfp4
 
 PANEL = 64
-"""Rows worked out together: always the same ones, so that no sum depends on who reads what."""
+"""Rows computed together: always the same ones, so no sum depends on the reader's chunks."""
 SMALL_PRODUCT = 2**18
-"""Multiplications up to which OpenBLAS, numpy's on most systems, starts no threads."""
+"""The most multiplications for which OpenBLAS, numpy's on most systems, starts no threads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Merged:
     """The checkpoint with the deltas added.
 
-    ``inputs_first`` says of its expert tensors in floats which way they stand, where that is known;
-    ``blocks`` has the MXFP4 blocks and scales that they were, by the same names.
+    ``inputs_first`` says whether its expert tensors in floats have inputs first, where that is
+    known; ``blocks`` has the MXFP4 blocks and scales they were made from, by the same names.
     """
 
     checkpoint: Checkpoint
@@ -50,7 +50,7 @@ def merged(checkpoint: Checkpoint, adapter: Adapter) -> Merged:
     found: dict[str, TensorInfo] = {**checkpoint.tensors, **adapter.replaced}
     sides: dict[str, bool] = {}
     blocks: dict[str, tuple[TensorInfo, ...]] = {}
-    reader = _Reader()
+    reader = Reader()
     for named in tensors(checkpoint.hparams):
         name = named.floats.name if named.floats else named.sources[0].name
         if name in blocks or name not in {*adapter.deltas, *adapter.replaced}:
@@ -59,8 +59,8 @@ def merged(checkpoint: Checkpoint, adapter: Adapter) -> Merged:
         if named.floats:
             if stored and stored[0].shape != named.floats.shape:
                 raise CheckpointError(
-                    f"{stored[0].file}: tensor {name!r} stands outputs first; an adapter is for "
-                    "one that stands as transformers has it"
+                    f"{stored[0].file}: tensor {name!r} has outputs before inputs; an adapter can "
+                    "only be added in transformers' order, inputs before outputs"
                 )
             sides[name] = True
             for source in named.sources:
@@ -75,23 +75,35 @@ def merged(checkpoint: Checkpoint, adapter: Adapter) -> Merged:
 
 
 def _info(
-    named: NamedTensor,
-    name: str,
-    stored: Sequence[TensorInfo],
-    delta: Delta,
-    reader: _Reader,
+    named: NamedTensor, name: str, stored: Sequence[TensorInfo], delta: AnyDelta, reader: Reader
 ) -> TensorInfo:
     shape = stored[0].shape
-    rows: _Rows = _Dense(stored[0], delta, reader)
     if len(stored) == 2:
         experts, outputs, n_blocks = stored[1].shape
         shape = (experts, outputs, n_blocks * mxfp4.BLOCK)
-        rows = _Mxfp4Experts(stored[0], stored[1], delta, reader)
-    elif named.floats:
-        rows = _FloatExperts(stored[0], delta, reader)
-    nbytes = int(np.prod(shape, dtype=np.int64)) * 4
-    file = MergedSource((*stored, delta.a, delta.b), rows, nbytes)
-    return TensorInfo(f"{name} + {delta.a.name}, {delta.b.name}", "F32", shape, file, 0, nbytes)
+    rows = _rows(named, name, stored, delta, reader)
+    nbytes = math.prod(shape) * 4
+    file = MergedSource((*stored, *rows.parts), rows, nbytes)
+    added = ", ".join(part.name for part in rows.parts[:2])
+    more = f" and {len(rows.parts) - 2} more" if len(rows.parts) > 2 else ""
+    return TensorInfo(f"{name} + {added}{more}", "F32", shape, file, 0, nbytes)
+
+
+def _rows(
+    named: NamedTensor, name: str, stored: Sequence[TensorInfo], delta: AnyDelta, reader: Reader
+) -> _Rows:
+    if named.floats is None:
+        if isinstance(delta, ExpertPairs):
+            raise TypeError(f"{name} is not an experts tensor")
+        return _Dense(stored[0], delta, reader)
+    factors: Factors
+    if isinstance(delta, ExpertPairs):
+        factors = PairedFactors(name, delta, named.floats.shape[-1], reader)
+    else:
+        factors = StackedFactors(delta, reader)
+    if len(stored) == 2:
+        return _Mxfp4Experts(stored[0], stored[1], factors, reader)
+    return _FloatExperts(stored[0], factors, reader)
 
 
 # --- the bytes of a merged tensor -------------------------------------------------------------
@@ -119,13 +131,11 @@ class MergedSource:
     @property
     def stamp(self) -> str:
         """Everything that the bytes depend on: the files, where in them, and the delta's form."""
-        delta = self._rows.delta
         parts = [
             f"{part.file}: {part.file.stamp}: {part.name} {part.dtype} {part.shape} at {part.offset}"
             for part in self._parts
         ]
-        form = f"rank {delta.rank}, scale {delta.scale!r}, {delta.experts} experts, {delta.swapped}"
-        return "\n".join([*parts, form])
+        return "\n".join([*parts, self._rows.form])
 
     def read_into(self, offset: int, out: Buffer) -> None:
         """Fill ``out`` with the bytes from ``offset`` on, a panel of rows at a time."""
@@ -147,50 +157,27 @@ class MergedSource:
             file.close()
 
 
-class _Reader:
-    """Reads parts of tensors for all merged tensors; each thread keeps a matrix or two."""
-
-    def __init__(self) -> None:
-        self._local = threading.local()
-
-    def read(self, info: TensorInfo, start: int, n: int) -> Bytes:
-        """``n`` bytes of a tensor, from byte ``start`` of it on."""
-        out = np.empty(n, np.uint8)
-        info.file.read_into(info.offset + start, out)
-        return out
-
-    def remembered(self, info: TensorInfo, key: int, make: Callable[[], Floats]) -> Floats:
-        """What ``make`` gives, made once for ``key`` in a row; each thread remembers one or two."""
-        slot = "a" if ".lora_A." in info.name else "b"
-        last: tuple[TensorInfo, int, Floats] | None = getattr(self._local, slot, None)
-        if last is None or last[0] is not info or last[1] != key:
-            last = (info, key, make())
-            setattr(self._local, slot, last)
-        return last[2]
-
-    def rows(self, info: TensorInfo, start: int, stop: int) -> Floats:
-        """Rows of the last dimension, counted through all others, as float32."""
-        size = info.shape[-1] * STORED[info.dtype].itemsize
-        raw = self.read(info, start * size, (stop - start) * size)
-        return widen(raw.view(STORED[info.dtype]), info.dtype).reshape(stop - start, -1)
-
-
 # --- rows of a merged tensor ------------------------------------------------------------------
 
 
 class _Rows:
-    """The rows of a merged tensor, all experts' one after the other."""
+    """The rows of a merged tensor, all experts' one after the other.
 
-    def __init__(self, base: TensorInfo, delta: Delta, reader: _Reader) -> None:
+    ``parts`` are the adapter's tensors, ``form`` all else that the sum depends on.
+    """
+
+    parts: tuple[TensorInfo, ...]
+    form: str
+
+    def __init__(self, base: TensorInfo, reader: Reader) -> None:
         self.base = base
-        self.delta = delta
         self.reader = reader
         self.columns = base.shape[-1]
         self.height = base.shape[-2]
         """Rows of one matrix."""
 
     def panel(self, row: int) -> tuple[int, int]:
-        """The rows to work out together with ``row``, all of one matrix."""
+        """The rows to compute together with ``row``, all of one matrix."""
         first = row - row % self.height
         start = row - (row - first) % PANEL
         return start, min(start + PANEL, first + self.height)
@@ -201,59 +188,52 @@ class _Rows:
 
 
 class _Dense(_Rows):
+    def __init__(self, base: TensorInfo, delta: Delta, reader: Reader) -> None:
+        super().__init__(base, reader)
+        self._delta = delta
+        self._scale = np.array([delta.scale], np.float32)
+        self.parts = (delta.a, delta.b)
+        self.form = f"rank {delta.rank}, scale {delta.scale!r}"
+
     def values(self, start: int, stop: int) -> Floats:
+        delta = self._delta
         a = self.reader.remembered(
-            self.delta.a, 0, lambda: self.reader.rows(self.delta.a, 0, self.delta.rank)
+            "a", delta.a.name, lambda: self.reader.rows(delta.a, 0, delta.rank)
         )
-        b = self.reader.rows(self.delta.b, start, stop)
-        return _sum(self.reader.rows(self.base, start, stop), b, a, self.delta)
+        b = self.reader.rows(delta.b, start, stop)
+        return _sum(self.reader.rows(self.base, start, stop), b, a, self._scale)
 
 
 class _Experts(_Rows):
-    """Each expert's delta is B_e @ A_e; where its A and B lie is the same whatever the base is."""
+    """Each expert has a delta of its own, or none."""
 
-    def a(self, expert: int) -> Floats:
-        """A_e [rank, width]."""
-        info, rank = self.delta.a, self.delta.rank
-        start = expert * rank
-        return self.reader.remembered(
-            info, expert, lambda: self.reader.rows(info, start, start + rank)
-        )
-
-    def b(self, expert: int) -> Floats:
-        """B_e [height, rank]; in B each rank has all experts side by side."""
-        info = self.delta.b
-        return self.reader.remembered(info, expert, lambda: self._gathered(expert))
-
-    def _gathered(self, expert: int) -> Floats:
-        info, step = self.delta.b, 256
-        found = np.empty((info.shape[0], self.delta.rank), np.float32)
-        for start in range(0, len(found), step):
-            stop = min(start + step, len(found))
-            rows = self.reader.rows(info, start, stop)
-            found[start:stop] = rows.reshape(stop - start, -1, self.delta.experts)[:, :, expert]
-        return found
+    def __init__(self, base: TensorInfo, factors: Factors, reader: Reader) -> None:
+        super().__init__(base, reader)
+        self.factors = factors
+        self.parts = factors.parts
+        self.form = factors.form
 
 
 class _FloatExperts(_Experts):
-    """Stored as the base is: a row for each index of the tensor's dimension before the last."""
+    """Rows as the base has them: one for each input."""
 
     def values(self, start: int, stop: int) -> Floats:
         expert, at = divmod(start, self.height)
-        part = slice(at, at + stop - start)
         base = self.reader.rows(self.base, start, stop)
-        if self.delta.swapped:
-            return _sum(base, self.b(expert)[part], self.a(expert), self.delta)
-        return _sum(base, self.a(expert)[:, part].T, self.b(expert).T, self.delta)
+        if not self.factors.adapted(expert):
+            return base
+        part = slice(at, at + stop - start)
+        left, right = self.factors.left(expert), self.factors.right(expert)
+        return _sum(base, right[:, part].T, left.T, self.factors.scale(expert))
 
 
 class _Mxfp4Experts(_Experts):
-    """A row for each output, as the blocks have it: turned beside what transformers holds."""
+    """Rows as the blocks have them: one for each output, so transposed against transformers."""
 
     def __init__(
-        self, blocks: TensorInfo, scales: TensorInfo, delta: Delta, reader: _Reader
+        self, blocks: TensorInfo, scales: TensorInfo, factors: Factors, reader: Reader
     ) -> None:
-        super().__init__(blocks, delta, reader)
+        super().__init__(blocks, factors, reader)
         _, self.height, self._n_blocks = scales.shape
         self.columns = self._n_blocks * mxfp4.BLOCK
         self._scales = scales
@@ -266,23 +246,25 @@ class _Mxfp4Experts(_Experts):
         scales = self.reader.read(self._scales, first, n)
         codes = mxfp4.codes_from_hf(blocks.reshape(n, mxfp4.HF_BYTES))
         base = mxfp4.decode(codes, scales).reshape(stop - start, -1)
-        part = slice(at, at + stop - start)
-        if self.delta.swapped:
-            return _sum(base, self.a(expert)[:, part].T, self.b(expert).T, self.delta)
-        return _sum(base, self.b(expert)[part], self.a(expert), self.delta)
+        if not self.factors.adapted(expert):
+            return base
+        part, scale = slice(at, at + stop - start), self.factors.scale(expert)
+        if len(scale) > 1:
+            scale = scale[part, None]
+        return _sum(base, self.factors.left(expert)[part], self.factors.right(expert), scale)
 
 
-def _sum(base: Floats, left: Floats, right: Floats, delta: Delta) -> Floats:
-    """``base + scale * left @ right`` in float32.
+def _sum(base: Floats, left: Floats, right: Floats, scale: Floats) -> Floats:
+    """``base + scale * (left @ right)`` in float32; ``scale`` is broadcast.
 
-    In products so small that a BLAS takes one thread for each: the threads of the conversion share
-    the cores already, and to wait for another one costs more than the product.
+    The products are small enough for a BLAS to use one thread for each: the threads of the
+    conversion share the cores already, and waiting for another one costs more than the product.
     """
     product = np.empty_like(base)
     width = max(16, SMALL_PRODUCT // left.size)
     for start in range(0, product.shape[1], width):
         columns = slice(start, start + width)
         np.matmul(left, right[:, columns], out=product[:, columns])
-    product *= np.float32(delta.scale)
+    product *= scale
     product += base
     return product

@@ -50,7 +50,7 @@ def check_base(checkpoint: Checkpoint, base: Checkpoint, stored: StoredTensors) 
         ours, its = (getattr(it.hparams, field.name) for it in (checkpoint, base))
         if field.name in _SHAPES and ours != its:
             raise CheckpointError(
-                f"{base.folder}: is no base of {checkpoint.folder}: its {field.name} is {its}, "
+                f"{base.folder}: is not the base of {checkpoint.folder}: its {field.name} is {its}, "
                 f"not {ours}"
             )
     for named in tensors(base.hparams):
@@ -65,18 +65,18 @@ def inputs_first(
 ) -> Iterator[tuple[str, bool]]:
     """Whether each square expert tensor has its inputs first, by name.
 
-    Raises ``CheckpointError`` when a tensor resembles the base's neither way.
+    Raises ``CheckpointError`` when a tensor resembles neither the base's nor its transpose.
     """
     for named in square(base.hparams, stored_tensors):
         (info,) = stored_tensors[named.gguf]
         n = min(LOOKED_AT, info.shape[-1])
         stored = _rows(info, n)
-        outputs_first, turned = _base_rows(base_stored[named.gguf], n)
-        to_outputs, to_inputs = (_squared(stored - it) for it in (outputs_first, turned))
+        outputs_first, transposed = _base_rows(base_stored[named.gguf], n)
+        to_outputs, to_inputs = (_squared(stored - it) for it in (outputs_first, transposed))
         if min(to_outputs, to_inputs) > _squared(stored) / 2:
             raise CheckpointError(
-                f"{info.file}: tensor {info.name!r} resembles the one in {base.folder} neither as "
-                "it stands nor turned; is that its base?"
+                f"{info.file}: tensor {info.name!r} resembles neither the one in {base.folder} nor "
+                "its transpose; is that its base?"
             )
         yield (named.floats or named.sources[0]).name, to_inputs <= to_outputs
 
@@ -98,7 +98,7 @@ def inputs_first_by_grid(hparams: HParams, stored_tensors: StoredTensors) -> dic
 
 
 def _rows(info: TensorInfo, n: int) -> Floats:
-    """The first rows of the first expert, as they stand."""
+    """The first rows of the first expert, in the order they are stored in."""
     row = info.nbytes // info.shape[0] // info.shape[1]
     raw = np.empty(n * row, np.uint8)
     with closing(info.file):

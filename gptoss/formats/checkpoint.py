@@ -18,8 +18,9 @@ from typing import Any
 from gptoss.errors import CheckpointError, quoted
 from gptoss.formats import openai_layout, other_tools
 from gptoss.formats.byte_source import ByteSource, FileSource, read_json
+from gptoss.formats.expert_stack import stack_experts
 from gptoss.formats.hparams import HParams
-from gptoss.formats.safetensors import TensorInfo, read_header
+from gptoss.formats.safetensors import FLOATS, TensorInfo, read_header
 from gptoss.formats.tensor_map import HfTensor, NamedTensor, hf_tensors, tensors
 from gptoss.formats.tokenizer_json import TOKENIZER
 
@@ -29,9 +30,6 @@ INDEX = "model.safetensors.index.json"
 CONFIG_LIMIT = 2**20
 INDEX_LIMIT = 2**22
 SHARD_LIMIT = 4096
-FLOATS = ("BF16", "F16", "F32")
-"""The dtypes of weights; the published checkpoints have BF16."""
-
 Weights = Callable[[str], ByteSource | None]
 """Finds a weights file by its name; None when there is no such file."""
 
@@ -86,6 +84,8 @@ class Checkpoint:
         if openai_layout.is_layout(tensors):
             tensors = openai_layout.hf_view(tensors, hparams, folder)
             tokenizer = tokenizer or _tokenizer_of_original(folder)
+        else:
+            tensors = stack_experts(tensors, hparams, folder)
         return cls(folder, tokenizer or folder, config, hparams, tensors)
 
     @property

@@ -13,7 +13,7 @@ still inside, and one that was made for MLX. Experts in one tensor each: see ``e
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from gptoss.errors import CheckpointError, UnsupportedModelError, quoted
@@ -41,12 +41,10 @@ def standard_names(tensors: Mapping[str, TensorInfo], folder: Path) -> dict[str,
     Raises ``CheckpointError`` when an adapter was not merged, or when two tensors would have the
     same name; ``UnsupportedModelError`` for a checkpoint made for MLX.
     """
-    prefix = common_prefix(tensors)
     found: dict[str, TensorInfo] = {}
-    for original, info in tensors.items():
-        name = original.removeprefix(prefix)
+    for name, info in without_prefix(tensors).items():
         _check_known_form(name, info, folder)
-        name = _renamed(name)
+        name = standard_name(name)
         if name in found:
             raise CheckpointError(
                 f"{info.file}: {quoted(info.name)} and {quoted(found[name].name)} are both "
@@ -56,16 +54,24 @@ def standard_names(tensors: Mapping[str, TensorInfo], folder: Path) -> dict[str,
     return found
 
 
-def common_prefix(names: Iterable[str]) -> str:
-    """The wrappers' prefixes that all names have, outermost first; empty when there are none."""
-    left, removed = list(names), ""
-    while left:
-        prefix = next((it for it in PREFIXES if all(name.startswith(it) for name in left)), None)
+def without_prefix(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """The same tensors without the wrappers' prefixes that all of their names have."""
+    found = dict(tensors)
+    while found:
+        prefix = next((it for it in PREFIXES if all(name.startswith(it) for name in found)), None)
         if prefix is None:
             break
-        left = [name.removeprefix(prefix) for name in left]
-        removed += prefix
-    return removed
+        found = {name.removeprefix(prefix): info for name, info in found.items()}
+    return found
+
+
+def standard_name(name: str) -> str:
+    """Hugging Face's spelling of a name that a tool spells in another way."""
+    for pattern in (_DOUBLED, _WRAPPED_ROUTER):
+        found = pattern.fullmatch(name)
+        if found:
+            return "".join(found.groups())
+    return name
 
 
 def _check_known_form(name: str, info: TensorInfo, folder: Path) -> None:
@@ -80,11 +86,3 @@ def _check_known_form(name: str, info: TensorInfo, folder: Path) -> None:
             f"{folder}: is an MLX checkpoint ({quoted(info.name)}); convert the Hugging Face "
             "checkpoint that it was made from"
         )
-
-
-def _renamed(name: str) -> str:
-    for pattern in (_DOUBLED, _WRAPPED_ROUTER):
-        found = pattern.fullmatch(name)
-        if found:
-            return "".join(found.groups())
-    return name

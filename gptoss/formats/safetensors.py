@@ -39,6 +39,9 @@ DTYPE_BYTES = {
 }
 """Bytes a value, for the dtypes whose values are whole bytes."""
 
+FLOATS = ("BF16", "F16", "F32")
+"""The dtypes of weights; the published checkpoints have BF16."""
+
 GIT_LFS = b"version "
 """The first bytes of the pointer that git checks out when git-lfs is not installed."""
 HEADER_LIMIT = 2**21
@@ -61,13 +64,13 @@ class TensorInfo:
     nbytes: int
 
 
-def read_header(file: ByteSource) -> dict[str, TensorInfo]:
+def read_header(file: ByteSource, limit: int = HEADER_LIMIT) -> dict[str, TensorInfo]:
     """All tensors of one file, in the order of their data. Raises ``CheckpointError``.
 
-    The file is closed afterwards; reading a tensor opens it again.
+    ``limit`` is the longest header accepted, in bytes. The file is closed afterwards; reading a tensor opens it again.
     """
     with closing(file):
-        raw = _header_bytes(file)
+        raw = _header_bytes(file, limit)
     start = 8 + len(raw)
     header = parse_json(raw, f"{file}: header", CheckpointError)
     header.pop("__metadata__", None)
@@ -77,7 +80,7 @@ def read_header(file: ByteSource) -> dict[str, TensorInfo]:
     return {tensor.name: tensor for tensor in tensors}
 
 
-def _header_bytes(file: ByteSource) -> bytearray:
+def _header_bytes(file: ByteSource, limit: int) -> bytearray:
     """The header's JSON, once its length is known to be possible."""
     if file.size < 8:
         raise CheckpointError(f"{file}: not a safetensors file ({file.size} bytes)")
@@ -93,10 +96,8 @@ def _header_bytes(file: ByteSource) -> bytearray:
             f"{file}: the header length, {length}, exceeds the file size, {file.size};"
             " the file is truncated or not a safetensors file"
         )
-    if length > HEADER_LIMIT:
-        raise CheckpointError(
-            f"{file}: the header length, {length}, exceeds the limit of {HEADER_LIMIT}"
-        )
+    if length > limit:
+        raise CheckpointError(f"{file}: the header length, {length}, exceeds the limit of {limit}")
     raw = bytearray(length)
     file.read_into(8, raw)
     return raw

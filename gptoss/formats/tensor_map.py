@@ -170,6 +170,15 @@ def hf_tensors(hparams: HParams) -> dict[str, HfTensor]:
     return {source.name: source for tensor in tensors(hparams) for source in tensor.sources}
 
 
+def parameters(hparams: HParams) -> dict[str, HfTensor]:
+    """What transformers calls a model's parameters, with experts in floats, by name."""
+    return {
+        tensor.name: tensor
+        for named in tensors(hparams)
+        for tensor in ((named.floats,) if named.floats else named.sources)
+    }
+
+
 def _named(row: Row, layer: int, sizes: dict[str, int]) -> NamedTensor:
     shape = tuple(sizes[letter] for letter in row.shape)
     whole = shape if row.rows is Rows.ALL else (shape[0], 2 * shape[1], *shape[2:])

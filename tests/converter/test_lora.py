@@ -86,8 +86,8 @@ def test_equals_what_was_merged(base: Path, tmp_path: Path, lora: Lora, form: st
 
 
 def test_experts_that_an_adapter_leaves_alone_keep_their_bits(base: Path, tmp_path: Path) -> None:
-    """The adapter is nothing for all experts but one."""
-    lora = Lora(EXPERTS)
+    """The adapter is nothing for all experts but one, of which it changes every block."""
+    lora = Lora(EXPERTS, alpha=80)
     adapters.write(tmp_path / "lora", base, lora)
     path = tmp_path / "lora" / "adapter_model.safetensors"
     tensors = safetensors_files.load(path)
@@ -202,7 +202,7 @@ X = f"{adapters.PREFIX}{LAYER}mlp.experts"
         (with_config(use_dora=True), UnsupportedModelError, "use_dora is set, which is more than plain"),
         (with_config(fan_in_fan_out=True), UnsupportedModelError, "fan_in_fan_out is set"),
         (with_config(init_lora_weights="pissa_niter_4"), UnsupportedModelError, "'pissa_niter_4': the"),
-        (with_config(lora_alpha=None), CheckpointError, "lora_alpha is None, a positive number"),
+        (with_config(lora_alpha=None), CheckpointError, "lora_alpha is None; expected a positive number"),
         (with_config(alpha_pattern={"(a+)+$": 1}), UnsupportedModelError, "more than a name"),
         (renamed("layers.1.", "layers.2."), CheckpointError, "would be lost: .* has fewer layers"),
         (renamed("q_proj", "w_proj"), CheckpointError, "'model.layers.1.self_attn.w_proj' would be"),
@@ -212,10 +212,10 @@ X = f"{adapters.PREFIX}{LAYER}mlp.experts"
         (added(adapters.PREFIX + HEAD, 321, 64), CheckpointError, r"has shape \(321, 64\), the base"),
         (with_tensors(lambda t: t.pop(Q + ".lora_B.weight")), CheckpointError, "lora_A without its"),
         (added(Q + ".lora_A.weight", 4, 96), CheckpointError, "the adapter is for another base"),
-        (added(Q + ".lora_A.weight", 5, 64), CheckpointError, "make no product"),
-        (added(X + ".lora_A.weight", 12, 64), CheckpointError, "make no product"),
+        (added(Q + ".lora_A.weight", 5, 64), CheckpointError, "do not make a product"),
+        (added(X + ".lora_A.weight", 12, 64), CheckpointError, "do not make a product"),
         (with_config(base_model_name_or_path="openai/gpt-oss-20b"), CheckpointError,
-         "the adapter is for gpt-oss-20b; the base has 2 layers of 4 experts"),
+         "'openai/gpt-oss-20b', a 20b model; the base has 2 layers of 4 experts"),
         (with_config(target_modules=["q_proj"]), CheckpointError,
          "has nothing for 'model.layers.0.self_attn.q_proj', which its config targets"),
         (with_config(target_parameters=["mlp.experts.down_proj"]), CheckpointError,
@@ -260,7 +260,7 @@ def test_a_square_tensor_alone(
         convert(square, tmp_path / "a.gguf", lora=tmp_path / "lora")
         return
     with pytest.raises(
-        UnsupportedModelError, match="no other tensor tells which side lora_A belongs"
+        UnsupportedModelError, match="no other tensor shows which side lora_A belongs"
     ):
         convert(square, tmp_path / "a.gguf", lora=tmp_path / "lora")
 

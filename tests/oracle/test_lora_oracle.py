@@ -87,3 +87,87 @@ def test_equals_what_peft_merges(tmp_path: Path, case: str, shape: str, dtype: s
             moved = np.linalg.norm(values - before[name])
             assert np.linalg.norm(values - theirs[name]) < 0.02 * moved, name
     assert changed == {"dense": 2 * 4 + 1, "experts": 2 * 3, "some layers": 2 * 2 + 3 + 1}[case]
+
+
+# --- experts that are modules of their own ----------------------------------------------------
+
+
+def with_linear_experts(model: Any, form: str) -> Any:
+    """The model with a Linear for each expert, as Unsloth (or Tinker's export) names them."""
+    import torch
+
+    def linear(weight: Any, bias: Any) -> Any:
+        made = torch.nn.Linear(weight.shape[0], weight.shape[1])
+        made.weight.data, made.bias.data = weight.T.contiguous(), bias.contiguous()
+        return made
+
+    for layer in model.model.layers:
+        old = layer.mlp.experts
+        experts = torch.nn.Module()
+        both = list(zip(old.gate_up_proj.data, old.gate_up_proj_bias.data, strict=True))
+        down = [
+            linear(w, b) for w, b in zip(old.down_proj.data, old.down_proj_bias.data, strict=True)
+        ]
+        if form == "unsloth":
+            experts.gate_up_projs = torch.nn.ModuleList([linear(w, b) for w, b in both])
+            experts.down_projs = torch.nn.ModuleList(down)
+        else:
+            for e, (w, b) in enumerate(both):
+                expert = torch.nn.Module()
+                expert.gate_proj = linear(w[:, 0::2], b[0::2])
+                expert.up_proj = linear(w[:, 1::2], b[1::2])
+                expert.down_proj = down[e]
+                experts.add_module(str(e), expert)
+        layer.mlp.experts = experts
+    return model
+
+
+TARGETS = {
+    "unsloth": r".*\.(gate_up_projs|down_projs)\.\d+",
+    "tinker": ["gate_proj", "up_proj", "down_proj", "q_proj"],
+}
+
+
+@pytest.mark.parametrize("form", TARGETS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_experts_one_by_one_equal_what_peft_merges(tmp_path: Path, shape: str, form: str) -> None:
+    """The adapter on the published base, and PEFT's merged model with its experts apart."""
+    import peft
+    import torch
+    import transformers
+    from safetensors.torch import save_file
+
+    base = random_checkpoint(tmp_path / "base", **SHAPES[shape])
+    floats = forms.to_floats(base, tmp_path / "floats")
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_pretrained(floats, dtype=torch.float32)
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        target_modules=TARGETS[form],
+        r=4,
+        lora_alpha=8,
+        alpha_pattern={"down_proj": 20},
+        init_lora_weights=False,
+    )
+    adapted = peft.get_peft_model(with_linear_experts(model, form), config)
+    adapted.save_pretrained(str(tmp_path / "lora"))
+    whole = {name: it.contiguous() for name, it in adapted.merge_and_unload().state_dict().items()}
+    (tmp_path / "whole").mkdir()
+    forms.copy_tokenizer(base, tmp_path / "whole")
+    (tmp_path / "whole" / "config.json").write_text((floats / "config.json").read_text())
+    save_file(whole, tmp_path / "whole" / "model.safetensors")
+    options: dict[str, Any] = {"dense": "f32", "experts": "bf16"}
+    convert(base, tmp_path / "ours.gguf", lora=tmp_path / "lora", **options)
+    convert(tmp_path / "whole", tmp_path / "theirs.gguf", **options)
+    convert(base, tmp_path / "before.gguf", **options)
+    ours, theirs, before = (
+        values_of(tmp_path / f"{name}.gguf") for name in ("ours", "theirs", "before")
+    )
+    for name, values in ours.items():
+        largest = np.maximum(np.abs(theirs[name]), np.abs(before[name]))
+        assert (np.abs(values - theirs[name]) <= 2.0**-8 * 1.01 * largest).all(), name
+        changed = not np.array_equal(values, before[name])
+        assert changed == ("exps.weight" in name or (form == "tinker" and "attn_q.w" in name)), name
+        if changed:
+            moved = np.linalg.norm(values - before[name])
+            assert np.linalg.norm(values - theirs[name]) < 0.01 * moved, name

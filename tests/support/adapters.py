@@ -111,3 +111,78 @@ def merge(folder: Path, adapter: Contents, lora: Lora, experts: int) -> None:
         whole = forms.numbers(tensors[target]) + delta(adapter, target, lora, experts)
         tensors[target] = forms.tensor(whole, "F32")
     safetensors_files.save(path, tensors)
+
+
+# --- experts adapted one by one ---------------------------------------------------------------
+
+FORMS = {
+    "unsloth": {"gate_up_projs.{e}": ("gate_up_proj", 0, 1), "down_projs.{e}": ("down_proj", 0, 1)},
+    "tinker": {
+        "{e}.gate_proj": ("gate_up_proj", 0, 2),
+        "{e}.up_proj": ("gate_up_proj", 1, 2),
+        "{e}.down_proj": ("down_proj", 0, 1),
+    },
+}
+"""Modules of an expert by tool: of which parameter, and of its outputs from which on which n-th."""
+
+
+def write_per_expert(
+    folder: Path, base: Path, form: str, layers: tuple[int, ...], lora: Lora, experts: int
+) -> Contents:
+    """Write an adapter with modules of their own for each expert; returns its tensors."""
+    shapes = shapes_of(base)
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(lora.seed)
+    tensors: Contents = {}
+    for layer in layers:
+        for e in range(experts):
+            for name, (part, _, every) in FORMS[form].items():
+                prefix = f"model.layers.{layer}.mlp.experts."
+                _, inputs, outputs = shapes[prefix + part]
+                a = rng.standard_normal((lora.rank, inputs)) / np.sqrt(inputs)
+                b = rng.standard_normal((outputs // every, lora.rank)) * 0.1
+                module = PREFIX + prefix + name.format(e=e)
+                tensors[f"{module}.lora_A.weight"] = forms.tensor(a, lora.dtype)
+                tensors[f"{module}.lora_B.weight"] = forms.tensor(b, lora.dtype)
+    config = {
+        "peft_type": "LORA",
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "base_model_name_or_path": "somewhere/gpt-oss",
+        "target_modules": sorted({name.rpartition(".")[2] for name in FORMS[form]}),
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config | dict(lora.config)))
+    safetensors_files.save(folder / "adapter_model.safetensors", tensors)
+    return tensors
+
+
+def stacked(
+    tensors: Contents, form: str, layers: tuple[int, ...], lora: Lora, experts: int
+) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
+    """The same adapter as PEFT has it for a parameter of all experts: A and B by parameter.
+
+    Gate and up become one pair: their ranks side by side, B with zeros in the other's rows.
+    """
+    found: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
+    for layer in layers:
+        prefix = f"model.layers.{layer}.mlp.experts."
+        for part in EXPERTS:
+            names = [(n, it[1:]) for n, it in FORMS[form].items() if it[0] == part]
+            all_a, all_b = [], []
+            for e in range(experts):
+                modules = [(PREFIX + prefix + n.format(e=e), it) for n, it in names]
+                pairs = [
+                    [forms.numbers(tensors[f"{m}.lora_{x}.weight"]) for x in "AB"]
+                    for m, _ in modules
+                ]
+                rank = lora.rank * len(pairs)
+                b = np.zeros((len(pairs[0][1]) * len(pairs), rank), np.float32)
+                for k, ((_, own), (_, (first, every))) in enumerate(
+                    zip(pairs, modules, strict=True)
+                ):
+                    b[first::every, k * lora.rank : (k + 1) * lora.rank] = own
+                all_a.append(np.concatenate([a for a, _ in pairs]))
+                all_b.append(b)
+            whole = np.stack(all_b, axis=-1)  # [outputs, rank, experts]
+            found[prefix + part] = np.concatenate(all_a), whole.reshape(len(whole), -1)
+    return found
