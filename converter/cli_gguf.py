@@ -1,4 +1,4 @@
-"""``gptoss-convert`` where SOURCE is a GGUF: what it does, and what it says of it."""
+"""``gptoss-convert`` for a GGUF as SOURCE: repair it, or export it to a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from click.core import ParameterSource
 
 from gptoss import console
 from gptoss.converter.estimate import UNNAMED, estimate_files
-from gptoss.converter.export.export import Export, export
-from gptoss.converter.export.export import look as export_look
+from gptoss.converter.export.export import Export, export, plan_export
 from gptoss.converter.export.plan import Form
-from gptoss.converter.repair.repair import Mending, mend
-from gptoss.converter.repair.repair import look as mend_look
+from gptoss.converter.repair.repair import Repair, plan_repair, repair
 from gptoss.errors import OptionError
+from gptoss.text import plural
 
 TO_GGUF = "gguf"
 CHOICES = (TO_GGUF, *(form.value for form in Form))
@@ -30,12 +29,12 @@ _OF_CHECKPOINTS = {
     "allow_nonfinite": "--allow-nonfinite",
     "tokenizer": "--tokenizer",
 }
-"""Options by parameter that say how to convert a checkpoint."""
-_OF_MENDING = {
-    "base": "--base is of no use with --to: the GGUF itself says what there is to say",
-    "split_max_size": "--split-max-size cuts a GGUF; a checkpoint is in shards of 5 GB anyway",
+"""Options, by parameter, that are for checkpoints as SOURCE."""
+_OF_REPAIR = {
+    "base": "--base does not go with --to: everything is taken from the GGUF",
+    "split_max_size": "--split-max-size is for GGUFs; a checkpoint has shards of 5 GB",
 }
-"""Options by parameter that go with a GGUF only where a GGUF comes out, and why."""
+"""Options, by parameter, that go with a GGUF only if the result is a GGUF, and why."""
 _NAMED = 3
 """Tensors named in a sentence."""
 
@@ -46,10 +45,10 @@ def is_gguf(source: Path) -> bool:
 
 
 def check_options(context: click.Context, source: Path, to: str) -> None:
-    """Raise ``OptionError`` for options that do not go with such a source."""
+    """Raise ``OptionError`` for options that do not go with SOURCE."""
     if not is_gguf(source):
         if to != TO_GGUF:
-            raise OptionError(f"--to {to} takes a GGUF file; {source} is none")
+            raise OptionError(f"--to {to} takes a GGUF file; {source} is not one")
         return
     if to == TO_GGUF and source.suffix in (".safetensors", ".json"):
         raise OptionError(
@@ -60,7 +59,7 @@ def check_options(context: click.Context, source: Path, to: str) -> None:
             raise OptionError(f"{option} is for checkpoints; a GGUF's tensors stay as they are")
     if to == TO_GGUF:
         return
-    for parameter, why in _OF_MENDING.items():
+    for parameter, why in _OF_REPAIR.items():
         if context.get_parameter_source(parameter) is ParameterSource.COMMANDLINE:
             raise OptionError(why)
 
@@ -75,42 +74,39 @@ def plan(
     verbose: bool,
 ) -> bool:
     """Print what an export or a repair would do; returns whether the disk has room for it."""
-    changes: tuple[str, ...] = ()
+    more: dict[str, object] = {}
+    first: list[str] = []
     notes: tuple[str, ...] = ()
     if to == TO_GGUF:
-        mending = mend_look(source, out or UNNAMED, base=base, split_max_size=limit)
-        changes, notes = mending.changes, mending.notes
-        found = estimate_files(mending.files, out)
+        planned = plan_repair(source, out or UNNAMED, base=base, split_max_size=limit)
+        found = estimate_files(planned.files, out)
+        notes = planned.notes
+        more = {"changes": list(planned.changes), "notes": list(notes)}
+        first = list(planned.changes) or [f"{source}: no repair needed"]
     else:
-        planned = export_look(source, to=to)
-        more = sum(map(len, planned.small.values()))
-        found = estimate_files(planned.parts, out, more_bytes=more)
-    needed = to != TO_GGUF or bool(changes)
+        export_plan = plan_export(source, to=to)
+        small = sum(map(len, export_plan.small.values()))
+        found = estimate_files(export_plan.parts, out, more_bytes=small)
     if as_json:
-        said = {"changes": list(changes), "notes": list(notes)} if to == TO_GGUF else {}
-        console.answer(json.dumps(found.to_json() | said))
-        return found.fits or not needed
-    if needed:
-        lines = [*map(console.one_line, changes), *found.lines(verbose=verbose)]
-        console.answer("\n".join(lines))
-    else:
-        console.answer(f"{source}: needs nothing; nothing would be written")
+        console.answer(json.dumps(found.to_json() | more))
+        return found.fits
+    console.answer("\n".join([*map(console.one_line, first), *found.lines(verbose=verbose)]))
     for note in notes:
         console.say(f"note: {note}")
-    return found.fits or not needed
+    return found.fits
 
 
 def run(
     source: Path, out: Path, to: str, base: Path | None, limit: int | None, as_json: bool
 ) -> None:
-    """Export or mend, with a bar; say what came of it."""
+    """Export or repair, with a progress bar; print what was done."""
     if to == TO_GGUF:
-        with console.meter("mending", shown=not as_json) as progress:
-            mended = mend(
+        with console.meter("repairing", shown=not as_json) as progress:
+            repaired = repair(
                 source, out, base=base, split_max_size=limit, progress=progress, say=console.say
             )
         console.answer(
-            json.dumps(_mending_summary(mended)) if as_json else _mending_sentences(mended)
+            json.dumps(_repair_summary(repaired)) if as_json else _repair_sentences(repaired)
         )
         return
     with console.meter("exporting", shown=not as_json) as progress:
@@ -118,10 +114,10 @@ def run(
     console.answer(json.dumps(_export_summary(done)) if as_json else _export_sentences(done))
 
 
-def _mending_summary(done: Mending) -> dict[str, object]:
+def _repair_summary(done: Repair) -> dict[str, object]:
     return {
         "source": str(done.source),
-        "output": str(done.files[0]) if done.files else None,
+        "output": str(done.files[0]),
         "files": [str(path) for path in done.files],
         "changes": list(done.changes),
         "notes": list(done.notes),
@@ -131,20 +127,18 @@ def _mending_summary(done: Mending) -> dict[str, object]:
     }
 
 
-def _mending_sentences(done: Mending) -> str:
-    sentences = [f"  {console.one_line(change)}" for change in done.changes]
-    n = len(done.files)
-    if done.changes:
-        rate = done.nbytes / done.seconds / 1e6
-        sentences.insert(0, f"{done.source}: changed")
-        sentences.append(
-            f"{done.files[0]}{f' and {n - 1} more' if n > 1 else ''}: "
-            f"{done.tensors} tensors, {done.nbytes:,} bytes, in {done.seconds:.1f} s "
-            f"({rate:.0f} MB/s)"
-        )
-    else:
-        sentences.append(f"{done.source}: needs nothing; {done.out} was not written")
-    return "\n".join([*sentences, *(f"note: {note}" for note in done.notes)])
+def _repair_sentences(done: Repair) -> str:
+    changed = f"{plural(len(done.changes), 'change')}:" if done.changes else "no repair needed"
+    rate, n = done.nbytes / done.seconds / 1e6, len(done.files)
+    return "\n".join(
+        [
+            f"{done.source}: {changed}",
+            *(f"  {console.one_line(change)}" for change in done.changes),
+            f"{done.files[0]}{f' and {n - 1} more' if n > 1 else ''}: {done.tensors} tensors, "
+            f"{done.nbytes:,} bytes, in {done.seconds:.1f} s ({rate:.0f} MB/s)",
+            *(f"note: {note}" for note in done.notes),
+        ]
+    )
 
 
 def _export_summary(done: Export) -> dict[str, object]:
@@ -169,13 +163,13 @@ def _export_sentences(done: Export) -> str:
     ]
     if done.inexact:
         sentences.append(
-            f"dense values are BF16 of what {' and '.join(done.inexact)} kept of them: not the "
-            "very ones that the GGUF was made of"
+            f"tensors in {' and '.join(done.inexact)} were decoded and rounded to BF16; they differ "
+            "from the checkpoint that the GGUF was made from"
         )
     if done.rounded:
         more = len(done.rounded) - _NAMED
         named = ", ".join(done.rounded[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-        sentences.append(f"rounded from F32 to BF16: {named}")
+        sentences.append(f"values that BF16 does not have were rounded: {named}")
     if not (done.inexact or done.rounded):
-        sentences.append("every value is the GGUF's, to the last bit")
+        sentences.append("every value is exactly the GGUF's")
     return "\n".join(sentences)

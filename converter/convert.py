@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -166,7 +166,9 @@ def convert_input(
     if not folder_of(out).exists():
         # Before the vocabulary is read, which takes a while.
         writer.check_room(out.parent, planned.nbytes)
-    keys = _keys(opened.checkpoint, given, planned.experts)
+    keys, more = _keys(opened.checkpoint, given, planned.experts)
+    for note in more:
+        watch.say(f"note: {note}")
     files = lay_out(planned.tensors, keys, out.name, split_max_size)
     _check_targets(opened, [out, *(out.with_name(file.name) for file in files)])
     with Staging(
@@ -208,16 +210,18 @@ def convert_input(
         roundings={
             tensor.name: tensor.stats.rounding for tensor in planned.tensors if tensor.stats
         },
-        notes=opened.notes,
+        notes=(*opened.notes, *more),
     )
 
 
-def _keys(checkpoint: Checkpoint, given: Input, experts: ExpertType) -> EncodedKeys:
-    """The GGUF's keys; the vocabulary they are made of is freed before any weights are read."""
+def _keys(
+    checkpoint: Checkpoint, given: Input, experts: ExpertType
+) -> tuple[EncodedKeys, Sequence[str]]:
+    """The GGUF's keys, and notes on them; the vocabulary is freed before any weights are read."""
     given.fetch_tokenizer()
     words = vocab.read(checkpoint.tokenizer, checkpoint.hparams.vocab_size)
     name = given.name or checkpoint.name
-    return encode_keys(metadata(checkpoint.hparams, words, name, experts))
+    return encode_keys(metadata(checkpoint.hparams, words, name, experts)), vocab.find_notes(words)
 
 
 def _check_targets(opened: Opened, targets: list[Path]) -> None:

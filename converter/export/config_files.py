@@ -1,6 +1,6 @@
-"""The small files of a checkpoint, made from what a GGUF says: config and tokenizer.
+"""Make a checkpoint's small files from a GGUF's metadata: config and tokenizer.
 
-What a GGUF cannot say is the same in every gpt-oss model and stands here as published: SwiGLU's
+What a GGUF does not hold is the same in every gpt-oss model and is written as published: SwiGLU's
 limit, YaRN's ``truncate``, how the tokenizer splits text and spells bytes.
 """
 
@@ -27,7 +27,7 @@ _NO_FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), Fal
 
 
 def files(hparams: HParams, vocabulary: Vocabulary, *, mxfp4: bool) -> dict[str, bytes]:
-    """Each file's bytes by its name; ``mxfp4`` says whether the experts are in that format."""
+    """Each file's bytes by its name; ``mxfp4`` is whether the experts are in that format."""
     made = {
         CONFIG: _json(_config(hparams, vocabulary, mxfp4)),
         GENERATION: _json(_generation(vocabulary)),
@@ -45,7 +45,7 @@ def _json(value: Mapping[str, Any]) -> bytes:
 
 
 def _config(hparams: HParams, vocabulary: Vocabulary, mxfp4: bool) -> dict[str, Any]:
-    """As published: RoPE's settings in the older schema, which newer transformers read as well."""
+    """As published: RoPE's settings in the older schema, which newer transformers read too."""
     layers = range(hparams.num_hidden_layers)
     found: dict[str, Any] = {
         "architectures": ["GptOssForCausalLM"],
@@ -101,7 +101,7 @@ def _config(hparams: HParams, vocabulary: Vocabulary, mxfp4: bool) -> dict[str, 
 
 
 def _shortest(value: float) -> float:
-    """The number someone wrote, of which float32 was the nearest: 9.99999974e-06 was 1e-05."""
+    """The shortest decimal that float32 rounds to the value: 1e-05 for 9.99999974e-06."""
     return float(str(np.float32(value)))
 
 

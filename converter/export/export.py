@@ -1,4 +1,4 @@
-"""From a GGUF to a checkpoint's folder: open, plan, write; whole, or not at all."""
+"""Export a GGUF to a checkpoint folder: open, plan, write. The folder appears when complete."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from gptoss.converter.export.plan import Form, plan
 from gptoss.converter.export.safetensors_writer import index, shards
 from gptoss.converter.output import OutputFile, TensorPlan
 from gptoss.converter.transforms import to_checkpoint
+from gptoss.converter.transforms.floats import STORED, widen
 from gptoss.converter.write import writer
 from gptoss.converter.write.staging import Staging, os_errors_as_output_error
 from gptoss.converter.write.tasks import fingerprint
@@ -29,15 +30,15 @@ from gptoss.formats.safetensors import TensorInfo
 from gptoss.progress import Progress, Say, silent
 
 SHARD_BYTES = 5 * 10**9
-"""Bytes of tensors in a file at most, as transformers has it."""
+"""The most bytes of tensors in a file, as in transformers."""
 MANIFEST = "gptoss" + manifests.SUFFIX
-"""The manifest's name; it stands in the folder, which comes to its place whole."""
+"""The manifest's name, in the folder."""
 _CHUNK = 2**22
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
-    """What an export would write: ``parts`` with the tensors, and ``small`` files by name."""
+class ExportPlan:
+    """The files that an export writes: ``parts`` with the tensors, and ``small`` ones by name."""
 
     file: GgufFile
     form: Form
@@ -48,11 +49,10 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What was done: the files written, their size in bytes, and how long it took.
+    """The files written, their size in bytes, and the time taken.
 
-    ``inexact`` names the types, if any, that do not hold BF16 values exactly: what they had kept of
-    them is now given as BF16. ``rounded`` names the tensors in F32 of which some values are none
-    of BF16's.
+    ``inexact`` lists the quantized types, other than MXFP4, whose decoded values were rounded to
+    BF16. ``rounded`` lists the F32 and F16 tensors with values that BF16 cannot hold.
     """
 
     source: Path
@@ -66,9 +66,9 @@ class Export:
     seconds: float
 
 
-def look(
+def plan_export(
     source: str | os.PathLike[str], *, to: str = Form.HF, shard_bytes: int = SHARD_BYTES
-) -> Planned:
+) -> ExportPlan:
     """Open a GGUF and plan its export; parameters and errors are those of ``export``."""
     form = _form(to)
     file = GgufFile.open(Path(source))
@@ -76,7 +76,7 @@ def look(
     planned = plan(file, hparams, form)
     small = config_files.files(hparams, vocabulary(file), mxfp4=form is Form.HF)
     parts = shards(planned, shard_bytes)
-    return Planned(file, form, tuple(planned), parts, small | index(parts))
+    return ExportPlan(file, form, tuple(planned), parts, small | index(parts))
 
 
 def export(
@@ -88,21 +88,20 @@ def export(
     progress: Progress | None = None,
     say: Say | None = None,
 ) -> Export:
-    """Export a GGUF to a Hugging Face checkpoint, a folder that must not exist or be empty.
+    """Export a GGUF to a Hugging Face checkpoint in the folder ``out``, which must be new or empty.
 
-    ``to`` is one of ``Form``. Of a model split over several files name the first. An interrupted
-    export is gone on with by the next call for the same ``out``; ``say`` is told so.
+    ``to`` is one of ``Form``. ``source`` is the first file of a split model. A manifest with the
+    SHA-256 of every tensor is written to the folder. An interrupted export is resumed by the next
+    call for the same ``out``, which ``say`` reports.
 
-    A manifest is written into it, with the sha256 of every tensor.
-
-    Raises ``OptionError``, which is a ValueError, for another form, ``GgufError`` or
-    ``UnsupportedModelError`` for what is wrong with the source, ``OutputError`` when the result cannot
-    be written.
+    Raises ``OptionError`` (a ValueError) for an unknown form, ``GgufError`` or
+    ``UnsupportedModelError`` for an invalid source, ``OutputError`` when the result cannot be
+    written.
     """
     began = perf_counter()
     source, out = Path(source), Path(out)
     _check_target(out)
-    found = look(source, to=to, shard_bytes=shard_bytes)
+    found = plan_export(source, to=to, shard_bytes=shard_bytes)
     parts, small = found.parts, found.small
     rounded = tuple(_rounded(found.tensors))
     sizes = {part.name: part.nbytes for part in parts}
@@ -135,7 +134,7 @@ def _form(to: str) -> Form:
     try:
         return Form(to)
     except ValueError:
-        raise OptionError(f"no form is called {to!r}; there are {', '.join(Form)}") from None
+        raise OptionError(f"unknown form {to!r}; choose one of {', '.join(Form)}") from None
 
 
 def _check_target(out: Path) -> None:
@@ -144,23 +143,21 @@ def _check_target(out: Path) -> None:
     if out.name and out.is_dir() and not out.is_symlink() and not any(out.iterdir()):
         return
     if out.exists() or out.is_symlink():
-        raise OutputError(f"{out}: is there already; name a folder that is not, to be created")
+        raise OutputError(f"{out}: exists already; choose a new folder")
 
 
 def _inexact(planned: Sequence[TensorPlan]) -> tuple[str, ...]:
-    """Types of which a BF16 value may have come back changed; each of MXFP4's is one of BF16's."""
+    """Quantized types whose values BF16 may not hold. All MXFP4 values are BF16 values; floats are
+    checked value by value."""
     found = {source.dtype for it in planned for source in it.sources}
-    return tuple(sorted(found - {"F32", "BF16", "MXFP4"}))
+    return tuple(sorted(found - {"F32", "F16", "BF16", "MXFP4"}))
 
 
 def _rounded(planned: Sequence[TensorPlan]) -> Iterator[str]:
-    """Names of F32 tensors with values that BF16 cannot hold; those it can are merely narrowed.
-
-    Whoever gets a checkpoint back should be told whether it is the one that the GGUF is of. What a
-    GGUF has in F32 is mostly small.
-    """
-    for tensor in (source for it in planned for source in it.sources):
-        if tensor.dtype == "F32" and not _is_bf16(tensor):
+    """Names of F32 and F16 tensors with values that BF16 cannot hold, and that export rounds."""
+    seen = dict.fromkeys(source for it in planned for source in it.sources)
+    for tensor in seen:
+        if tensor.dtype in ("F32", "F16") and not _is_bf16(tensor):
             yield tensor.name
 
 
@@ -170,6 +167,6 @@ def _is_bf16(tensor: TensorInfo) -> bool:
         for start in range(0, tensor.nbytes, _CHUNK):
             chunk = buffer[: min(_CHUNK, tensor.nbytes - start)]
             tensor.file.read_into(tensor.offset + start, chunk)
-            if not to_checkpoint.is_bf16(chunk.view("<f4")):
+            if not to_checkpoint.is_bf16(widen(chunk.view(STORED[tensor.dtype]), tensor.dtype)):
                 return False
     return True

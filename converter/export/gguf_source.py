@@ -1,7 +1,7 @@
-"""A GGUF as a source: its tensors found, its vocabulary read back.
+"""Read a GGUF as the source of a checkpoint: its tensors and its vocabulary.
 
-What is read here is to become a model again, so nothing is passed over: a tensor that gpt-oss
-does not have, a token that is there twice, a merge that makes none are refused.
+A model is made from what is read here, so nothing is skipped: an unknown tensor, a duplicate token,
+or a merge that makes no token is an error.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gptoss.formats.o200k import BYTE_LEVEL, PRE_TOKENIZER
 from gptoss.formats.safetensors import TensorInfo
 from gptoss.formats.tensor_map import tensors
 
-MEND = "gptoss-convert FILE -o NEW.gguf may mend it"
+REPAIR = "try to repair it: gptoss-convert FILE -o REPAIRED.gguf"
 
 _KINDS = frozenset((TokenType.NORMAL, TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNUSED))
 _ROLES = {
@@ -33,25 +33,26 @@ _ROLES = {
 
 
 def check_tensors(file: GgufFile, hparams: HParams) -> None:
-    """Raise ``GgufError`` unless exactly the tensors of such a model are there, ``UnsupportedModelError``
-    when one has a type that cannot be read."""
+    """Raise ``GgufError`` unless exactly the tensors of such a model are there,
+    ``UnsupportedModelError`` when one has a type that cannot be decoded."""
     expected = {named.gguf: named for named in tensors(hparams)}
     for name, named in expected.items():
         found = file.tensors.get(name)
         if found is None:
-            raise GgufError(f"{file.path}: has no tensor {name}; {MEND}")
+            raise GgufError(f"{file.path}: has no tensor {name}; {REPAIR}")
         if found.shape != named.ggml_shape:
             raise GgufError(
-                f"{found.path}: tensor {name} has shape {found.shape}, {named.ggml_shape} is "
-                "expected"
+                f"{found.path}: tensor {name} has shape {found.shape}; expected {named.ggml_shape}"
             )
         if found.type not in READABLE:
             raise UnsupportedModelError(
-                f"{found.path}: tensor {name} is {found.type.name}, whose values cannot be read"
+                f"{found.path}: tensor {name} is {found.type.name}, which cannot be decoded"
             )
     for name, found in file.tensors.items():
         if name not in expected:
-            raise GgufError(f"{found.path}: unknown tensor {quoted(name)}; gpt-oss has none such")
+            raise GgufError(
+                f"{found.path}: unknown tensor {quoted(name)}; gpt-oss has no such tensor"
+            )
 
 
 def as_tensor_info(tensor: GgufTensor) -> TensorInfo:
@@ -63,16 +64,16 @@ def as_tensor_info(tensor: GgufTensor) -> TensorInfo:
 
 
 def vocabulary(file: GgufFile) -> Vocabulary:
-    """The vocabulary that a GGUF carries.
+    """The vocabulary of a GGUF.
 
-    Raises ``UnsupportedModelError`` for a tokenizer of another kind, ``GgufError`` for a damaged one.
+    Raises ``UnsupportedModelError`` for another kind of tokenizer, ``GgufError`` for a damaged one.
     """
     where = str(file.path)
     model, pre = file.metadata.get(Keys.Tokenizer.MODEL), file.metadata.get(Keys.Tokenizer.PRE)
     if (model, pre) != ("gpt2", PRE_TOKENIZER):
         raise UnsupportedModelError(
             f"{where}: tokenizer {quoted(model)} with pre-tokenizer {quoted(pre)}; gpt-oss has "
-            f"'gpt2' with {PRE_TOKENIZER!r}; {MEND}"
+            f"'gpt2' with {PRE_TOKENIZER!r}; {REPAIR}"
         )
     tokens = list(_strings(file, Keys.Tokenizer.LIST))
     types = _types(file, len(tokens))
@@ -87,12 +88,12 @@ def template(file: GgufFile) -> str | None:
     """The chat template, if there is one."""
     found = file.metadata.get(Keys.Tokenizer.CHAT_TEMPLATE)
     if found is not None and not isinstance(found, str):
-        raise GgufError(f"{file.path}: {Keys.Tokenizer.CHAT_TEMPLATE} is no text")
+        raise GgufError(f"{file.path}: {Keys.Tokenizer.CHAT_TEMPLATE} is not a text")
     return found or None
 
 
 def check(found: Vocabulary, where: str) -> None:
-    """Raise ``GgufError`` unless text can be encoded with a vocabulary, and in one way only."""
+    """Raise ``GgufError`` unless the vocabulary encodes every text, and each in one way."""
     pairs = list(zip(found.tokens, found.types, strict=True))
     known = {token for token, kind in pairs if kind == TokenType.NORMAL}
     for problem in token_problems(found.tokens):
@@ -111,18 +112,22 @@ def check(found: Vocabulary, where: str) -> None:
 def _strings(file: GgufFile, key: str) -> StringArray:
     found = file.metadata.get(key)
     if not isinstance(found, StringArray):
-        raise GgufError(f"{file.path}: has no array of texts {key}")
+        raise GgufError(f"{file.path}: has no array of strings {key}")
     return found
 
 
 def _types(file: GgufFile, n_tokens: int) -> list[int]:
     found = file.metadata.get(Keys.Tokenizer.TOKEN_TYPE)
     if not isinstance(found, tuple) or len(found) != n_tokens:
-        raise GgufError(f"{file.path}: {Keys.Tokenizer.TOKEN_TYPE} has no type for each token")
+        raise GgufError(
+            f"{file.path}: {Keys.Tokenizer.TOKEN_TYPE} does not have a type for each token"
+        )
     types = list(found)
     strange = set(types) - _KINDS
     if strange:
-        raise GgufError(f"{file.path}: {Keys.Tokenizer.TOKEN_TYPE} holds {quoted(min(strange))}")
+        raise GgufError(
+            f"{file.path}: {Keys.Tokenizer.TOKEN_TYPE} holds the unknown type {quoted(min(strange))}"
+        )
     return types
 
 
@@ -133,4 +138,4 @@ def _role(file: GgufFile, role: str, tokens: Sequence[str]) -> int:
         return given
     if given is None and harmony_tokens.ROLES[role] in tokens:
         return tokens.index(harmony_tokens.ROLES[role])
-    raise GgufError(f"{file.path}: {_ROLES[role]} is {quoted(given)}, no token's id")
+    raise GgufError(f"{file.path}: {_ROLES[role]} is {quoted(given)}; expected a token's id")

@@ -45,9 +45,6 @@ def plan(file: GgufFile, hparams: HParams, form: Form) -> list[TensorPlan]:
     planned: list[TensorPlan] = []
     for made, named_by in takers.items():
         found = tuple(file.tensors[named.gguf] for named in named_by)
-        if len({it.type for it in found}) > 1:
-            names = " and ".join(it.name for it in found)
-            raise UnsupportedModelError(f"{file.path}: {names} are of different types")
         if named_by[0].role is not TensorRole.EXPERTS:
             planned.append(_dense(made[0], found))
         elif form is Form.HF:
@@ -58,19 +55,22 @@ def plan(file: GgufFile, hparams: HParams, form: Form) -> list[TensorPlan]:
 
 
 def _dense(made: HfTensor, found: tuple[GgufTensor, ...]) -> TensorPlan:
-    kind = found[0].type
-    transform = to_checkpoint.to_bf16(kind) if len(found) == 1 else to_checkpoint.interleave(kind)
+    kinds = tuple(it.type for it in found)
+    transform = (
+        to_checkpoint.to_bf16(*kinds) if len(kinds) == 1 else to_checkpoint.interleave(kinds)
+    )
     return _tensor_plan(made.name, "BF16", made.shape, transform, found)
 
 
 def _mxfp4(
     made: tuple[HfTensor, ...], found: tuple[GgufTensor, ...], columns: int
 ) -> tuple[TensorPlan, TensorPlan]:
-    if found[0].type is not MXFP4:
-        raise UnsupportedModelError(
-            f"{found[0].path}: tensor {found[0].name} is {found[0].type.name}, not MXFP4; "
-            f"export it with --to {Form.HF_BF16}"
-        )
+    for tensor in found:
+        if tensor.type is not MXFP4:
+            raise UnsupportedModelError(
+                f"{tensor.path}: tensor {tensor.name} is {tensor.type.name}, not MXFP4; export it "
+                f"with --to {Form.HF_BF16}"
+            )
     blocks, scales = made
     to_blocks, to_scales = (
         make(len(found), columns) for make in (to_checkpoint.blocks, to_checkpoint.scales)
@@ -86,7 +86,7 @@ def _bf16_experts(
 ) -> TensorPlan:
     experts, rows, columns = shape
     made = (experts, columns, len(found) * rows)
-    transform = to_checkpoint.transpose_experts(found[0].type, len(found), rows, columns)
+    transform = to_checkpoint.transpose_experts(tuple(it.type for it in found), rows, columns)
     name = blocks.name.removesuffix("_blocks")
     return _tensor_plan(name, "BF16", made, transform, found)
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from gptoss.converter.output import OutputFile, TensorPlan
 from gptoss.formats.checkpoint import INDEX, SINGLE
+from gptoss.formats.safetensors import DTYPE_BYTES
 
 
 def shards(tensors: Sequence[TensorPlan], limit: int) -> tuple[OutputFile, ...]:
@@ -37,7 +38,9 @@ def index(files: Sequence[OutputFile]) -> dict[str, bytes]:
     return {INDEX: json.dumps(found, indent=2).encode() + b"\n"}
 
 
-def _shard(name: str, tensors: Sequence[TensorPlan]) -> OutputFile:
+def _shard(name: str, group: Sequence[TensorPlan]) -> OutputFile:
+    # The order in which the safetensors package writes: larger dtypes first, then by name.
+    tensors = sorted(group, key=lambda it: (-DTYPE_BYTES[it.dtype], it.name))
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     starts, at = [], 0
     for tensor in tensors:

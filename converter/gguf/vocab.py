@@ -68,6 +68,18 @@ def read(folder: Path, vocab_size: int | None = None) -> Vocabulary:
         return _read(folder, vocab_size)
 
 
+def find_notes(vocabulary: Vocabulary) -> tuple[str, ...]:
+    """What is unusual about a vocabulary, and can be converted as it is."""
+    end, usual = vocabulary.tokens[vocabulary.eos], harmony_tokens.RETURN
+    if end == usual:
+        return ()
+    return (
+        f"eos_token is {quoted(end)}, but a reply of gpt-oss ends with {usual}; programs that go by "
+        "it do not stop there: correct tokenizer_config.json, or repair the result "
+        "(gptoss-convert OUT -o REPAIRED.gguf)",
+    )
+
+
 @contextmanager
 def _collector_off() -> Iterator[None]:
     """No search for garbage: among a million small lists, all of use, it takes half of the time."""

@@ -1,4 +1,4 @@
 """Repair a GGUF: missing metadata, wrong tokens, names and layouts of other tools.
 
-``repair`` has the steps; ``metadata`` and ``tensors`` decide what changes.
+``metadata`` and ``tensors`` plan the changes, ``repair`` writes the file.
 """

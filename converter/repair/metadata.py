@@ -1,7 +1,7 @@
-"""The keys of a GGUF as gpt-oss needs them, of what the file says, its tensors, and a base.
+"""Plan the keys of a repaired GGUF, from the file's own keys and tensors and from a base.
 
-Where each value is from, the first that has it: the base's config and tokenizer, when one is
-given; the file itself; the shapes of its tensors; what is the same in every published gpt-oss. A
+Each value comes from the first of these that has it: the base's config and tokenizer, if a base is
+given; the file; the shapes of its tensors; the value of every published gpt-oss. A
 value that is right, or of no effect, is left as it is.
 """
 
@@ -42,10 +42,10 @@ _OPTIONAL = frozenset(
         Keys.Tokenizer.ADD_EOS,
     )
 )
-"""Keys whose absence does no harm."""
+"""Keys that may be absent."""
 _OF_PARTS = frozenset((Keys.Split.LLM_KV_SPLIT_NO, Keys.Split.LLM_KV_SPLIT_COUNT,
                        Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT, Keys.General.ALIGNMENT))  # fmt: skip
-"""Keys that say how a file is laid out; the mended ones are laid out anew."""
+"""Keys about a file's layout; the repaired file has its own."""
 _KINDS = frozenset(TokenType)
 _OTHER_ENDS = (Keys.Tokenizer.EOT_ID, Keys.Tokenizer.EOM_ID)
 _RESERVED, _PAD = re.compile(r"<\|reserved_\d+\|>"), re.compile(r"\[PAD\d+\]")
@@ -53,7 +53,7 @@ _RESERVED, _PAD = re.compile(r"<\|reserved_\d+\|>"), re.compile(r"\[PAD\d+\]")
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A checkpoint's config and vocabulary; its weights need not be there."""
+    """A checkpoint's config and vocabulary; its weights are not needed."""
 
     hparams: HParams
     vocabulary: Vocabulary
@@ -70,7 +70,7 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A key that is not what it was; None where there is none."""
+    """A key that was changed; ``found`` or ``now`` is None where the key is absent."""
 
     key: str
     found: str | None
@@ -84,10 +84,10 @@ class Change:
 
 
 def plan(file: GgufFile, base: Base | None) -> tuple[HParams, list[Entry], list[Change]]:
-    """The mended file's hyperparameters and keys, and what of it is not as it was.
+    """The repaired file's hyperparameters and keys, and the changes.
 
-    Raises ``UnsupportedModelError`` for another architecture or tokenizer, ``GgufError`` for what cannot
-    be mended.
+    Raises ``UnsupportedModelError`` for another architecture or tokenizer, ``GgufError`` for what
+    cannot be repaired.
     """
     given = {_renamed(key): value for key, value in file.metadata.items() if key not in _OF_PARTS}
     _check_architecture(file)
@@ -137,7 +137,7 @@ def _check_architecture(file: GgufFile) -> None:
     if found not in (ARCHITECTURE, OLLAMA):
         raise UnsupportedModelError(
             f"{file.path}: {Keys.General.ARCHITECTURE} is {quoted(found)}; only {ARCHITECTURE!r}, "
-            f"and Ollama's {OLLAMA!r}, can be mended"
+            f"and Ollama's {OLLAMA!r}, can be repaired"
         )
 
 
@@ -147,7 +147,7 @@ def _renamed(key: str) -> str:
 
 
 def _entries(file: GgufFile) -> dict[str, Entry]:
-    """The file's keys as they can be written again, under their new names."""
+    """The file's keys, ready to be written under their new names."""
     return {
         key: Entry(
             _renamed(key), file.types[key], value, array=isinstance(value, StringArray | tuple)
@@ -162,7 +162,7 @@ def _entries(file: GgufFile) -> dict[str, Entry]:
 def _hparams(
     file: GgufFile, given: Mapping[str, Any], base: Base | None
 ) -> tuple[HParams, dict[str, str]]:
-    """The hyperparameters, and by key the reason for those that the file does not give."""
+    """The hyperparameters, and by key the reason for those that the file does not have."""
     shown = _from_shapes(file)
     values: dict[str, Any] = {}
     reasons: dict[str, str] = {}
@@ -184,14 +184,14 @@ def _hparams(
         "gpt-oss.rope.scaling.type": "yarn",
         Keys.Tokenizer.LIST: range(values["vocab_size"]),
     }
-    reasons["gpt-oss.rope.scaling.type"] = "every gpt-oss has it; without, the model runs wrong"
+    reasons["gpt-oss.rope.scaling.type"] = "every gpt-oss has it; without it the model runs wrong"
     reasons["gpt-oss.feed_forward_length"] = "as expert_feed_forward_length"
     reasons["gpt-oss.attention.value_length"] = "as key_length"
     return HParams.from_gguf(given, str(file.path)), reasons
 
 
 def _from_shapes(file: GgufFile) -> dict[str, int]:
-    """What the shapes of a model's tensors say, as far as they are there."""
+    """Hyperparameters that the tensors' shapes show."""
 
     def dimension(axis: int, *names: str) -> int:
         """In ggml's order; 0 when there is no such tensor."""
@@ -215,7 +215,7 @@ def _from_shapes(file: GgufFile) -> dict[str, int]:
     }
     lacking = [name for name, n in found.items() if n < 1]
     if lacking:
-        raise GgufError(f"{file.path}: the tensors that would show its {lacking[0]} are missing")
+        raise GgufError(f"{file.path}: the tensors that show its {lacking[0]} are missing")
     return found
 
 
@@ -225,7 +225,7 @@ def _from_shapes(file: GgufFile) -> dict[str, int]:
 def _vocabulary(
     file: GgufFile, given: Mapping[str, Any], base: Base | None, size: int
 ) -> tuple[Vocabulary, dict[str, str]]:
-    """The vocabulary, and by key the reason for what the file does not give."""
+    """The vocabulary, and by key the reason for what the file does not have."""
     model = given.get(Keys.Tokenizer.MODEL, "gpt2")
     if model != "gpt2":
         raise UnsupportedModelError(f"{file.path}: {Keys.Tokenizer.MODEL} is {quoted(model)}")
@@ -268,7 +268,9 @@ def _vocabulary(
 def _texts(file: GgufFile, given: Mapping[str, Any], key: str) -> StringArray:
     found = given.get(key)
     if not isinstance(found, StringArray):
-        raise GgufError(f"{file.path}: has no array of texts {key}; give the checkpoint as --base")
+        raise GgufError(
+            f"{file.path}: has no array of strings {key}; give the checkpoint as --base"
+        )
     return found
 
 
@@ -330,12 +332,12 @@ def _changes(
         yield Change(f"{renamed} keys", f"{OLLAMA}.*", f"{ARCHITECTURE}.*", "llama.cpp's name")
     for key in _OTHER_ENDS:
         if key in given and not _ends(given[key], wanted):
-            why = f"a reply ends with {', '.join(harmony_tokens.ENDS_OF_REPLY)} alone"
+            why = f"only {', '.join(harmony_tokens.ENDS_OF_REPLY)} end a reply"
             yield Change(key, _text(given[key]), None, why)
 
 
 def _is_default(entry: Entry) -> bool:
-    """Whether llama.cpp takes just this value where there is none."""
+    """Whether llama.cpp uses this value if the key is absent."""
     names = {key: name for name, key in GGUF_KEYS.items()}
     default = YARN_BETAS.get(names.get(entry.key, ""))
     return default is not None and bool(default == entry.value)
@@ -351,14 +353,14 @@ def _same(entry: Entry, found: Any) -> bool:
 
 
 def _ends(token: Any, wanted: Sequence[Entry]) -> bool:
-    """Whether a token is one of those that end a reply."""
+    """Whether a token ends a reply."""
     [tokens] = (entry.value for entry in wanted if entry.key == Keys.Tokenizer.LIST)
     ends = [i for i, text in enumerate(tokens) if text in harmony_tokens.ENDS_OF_REPLY]
     return token in ends
 
 
 def _text(value: Any) -> str | None:
-    """A value as a sentence has it."""
+    """A value as a message shows it."""
     if value is None or isinstance(value, str):
         return value if value is None or len(value) < 60 else f"{len(value)} characters"
     if isinstance(value, StringArray | tuple | list):

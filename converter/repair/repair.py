@@ -1,7 +1,7 @@
-"""A GGUF of gpt-oss that lacks something, or was made by another tool, put right.
+"""Repair a gpt-oss GGUF that lacks something, or was written by another tool.
 
-Keys are added, corrected and renamed (``keys``); tensors are copied bit for bit, under
-llama.cpp's names and in its layout (``tensors``). Whatever is changed is told.
+Keys are added, corrected and renamed (``metadata``); tensors are copied bit for bit, under
+llama.cpp's names and in its layout (``tensors``). Every change is reported.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from gptoss.formats.gguf import GgufFile
 from gptoss.progress import Progress, Say, silent
 
 NO_TEMPLATE = (
-    "there is no chat template: gptoss-run needs none, other programs do; with --base it is taken "
-    "from the checkpoint"
+    "there is no chat template: gptoss-run does not need one, other programs do; --base CHECKPOINT "
+    "adds the checkpoint's"
 )
 _TEMPLATE = Keys.Tokenizer.CHAT_TEMPLATE
 
 
 @dataclass(frozen=True, slots=True)
-class Mending:
-    """What was wrong, a sentence each, and the files that were written, mostly a single one.
+class Repair:
+    """What was changed, a sentence each, and the files that were written.
 
-    Without ``changes`` the source needed nothing and nothing was written: ``files`` is empty then
-    and ``nbytes`` 0. ``notes`` say what is not as it should be and was left so.
+    Without ``changes`` the source needed none: the files hold its keys and tensors as they were.
+    ``notes`` describe what is unusual and was left as it is.
     """
 
     source: Path
@@ -53,8 +53,8 @@ class Mending:
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
-    """What mending would do: the ``files`` it would write if there are ``changes``."""
+class RepairPlan:
+    """The files that a repair writes, and what differs from the source."""
 
     file: GgufFile
     files: tuple[OutputFile, ...]
@@ -62,26 +62,26 @@ class Planned:
     notes: tuple[str, ...]
 
 
-def look(
+def plan_repair(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
     base: str | os.PathLike[str] | None = None,
     split_max_size: int | None = None,
-) -> Planned:
-    """Open a GGUF and plan its mending; parameters and errors are those of ``mend``."""
+) -> RepairPlan:
+    """Open a GGUF and plan its repair; parameters and errors are those of ``repair``."""
     file = GgufFile.open(Path(source), ollama=True)
     hparams, entries, changed = metadata.plan(file, Base.open(Path(base)) if base else None)
     planned, moved = tensors.plan(file, hparams)
     files = lay_out(planned, encode_keys(entries), Path(out).name, split_max_size)
     changes = [*map(str, changed), *moved]
-    if split_max_size is not None and len(files) != len(file.paths):
-        changes.append(f"files: {len(file.paths)} → {len(files)}, for the size asked for")
+    if len(files) != len(file.paths):
+        changes.append(f"files: {len(file.paths)} → {len(files)}")
     notes = () if any(entry.key == _TEMPLATE for entry in entries) else (NO_TEMPLATE,)
-    return Planned(file, files, tuple(changes), notes)
+    return RepairPlan(file, files, tuple(changes), notes)
 
 
-def mend(
+def repair(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
@@ -89,38 +89,36 @@ def mend(
     split_max_size: int | None = None,
     progress: Progress | None = None,
     say: Say | None = None,
-) -> Mending:
-    """Write to ``out`` what the GGUF ``source`` should be, if it is not that already.
+) -> Repair:
+    """Write the GGUF ``source`` to ``out`` with everything that llama.cpp needs.
 
-    ``base`` is the folder of the checkpoint it was made of, of which config.json and the tokenizer
-    are read: what they say goes before what the file says. Without, missing values are taken from
-    the shapes of the tensors, or are those of every published gpt-oss. A model in several files
-    becomes one, or with ``split_max_size`` several of at most so many bytes. A manifest is written
-    beside it, with the changes. An interrupted run is gone on with by the next for the same
-    ``out``; ``say`` is told so.
+    ``base`` is the folder of the checkpoint it was made from; its config.json and tokenizer take
+    precedence over the file's keys. Without it, missing values come from the tensors' shapes, or
+    are those of every published gpt-oss. ``source`` is the first file of a split model. The result
+    is a single file, or with ``split_max_size`` files of at most that many bytes. A manifest with
+    the changes is written beside it. An interrupted run is resumed by the next one for the same
+    ``out``, which ``say`` reports.
 
-    Raises ``OptionError``, which is a ValueError, for a size that cannot be, ``GgufError`` or
-    ``UnsupportedModelError`` for what cannot be mended, ``CheckpointError`` for what is wrong with the
-    base, ``OutputError`` when the result cannot be written.
+    Raises ``OptionError`` (a ValueError) for an impossible size, ``GgufError`` or
+    ``UnsupportedModelError`` for what cannot be repaired, ``CheckpointError`` for an invalid base,
+    ``OutputError`` when the result cannot be written.
     """
     began = perf_counter()
     source, out = Path(source), Path(out)
-    found = look(source, out, base=base, split_max_size=split_max_size)
-    files: tuple[OutputFile, ...] = ()
-    if found.changes:
-        files = found.files
-        writer.check_target(out)
-        _check_targets(found.file, [out.with_name(part.name) for part in files])
-        writer.check_target(manifests.path_of(out))
-        _write(found.file, out, files, found.changes, progress, say)
-    return Mending(
+    found = plan_repair(source, out, base=base, split_max_size=split_max_size)
+    writer.check_target(out)
+    targets = tuple(out.with_name(part.name) for part in found.files)
+    _check_targets(found.file, targets)
+    writer.check_target(manifests.path_of(out))
+    _write(found, out, progress, say)
+    return Repair(
         source=source,
         out=out,
-        files=tuple(out.with_name(part.name) for part in files),
+        files=targets,
         changes=found.changes,
         notes=found.notes,
         tensors=sum(len(part.tensors) for part in found.files),
-        nbytes=sum(part.nbytes for part in files),
+        nbytes=sum(part.nbytes for part in found.files),
         seconds=perf_counter() - began,
     )
 
@@ -129,24 +127,17 @@ def _check_targets(file: GgufFile, targets: Sequence[Path]) -> None:
     for target in targets:
         writer.check_target(target)
         if target.exists() and any(target.samefile(part) for part in file.paths):
-            raise OutputError(f"{target}: is the file to be mended; name another one to write")
+            raise OutputError(f"{target}: is the file to be repaired; choose another output")
 
 
-def _write(
-    file: GgufFile,
-    out: Path,
-    files: Sequence[OutputFile],
-    changes: Sequence[str],
-    progress: Progress | None,
-    say: Say | None,
-) -> None:
-    sizes = {part.name: part.nbytes for part in files}
+def _write(found: RepairPlan, out: Path, progress: Progress | None, say: Say | None) -> None:
+    sizes = {part.name: part.nbytes for part in found.files}
     manifest = manifests.path_of(out)
-    origin = manifests.Origin.of_gguf(file)
-    print_of = fingerprint(files)
+    origin = manifests.Origin.of_gguf(found.file)
+    print_of = fingerprint(found.files)
     with Staging(out, sizes, (manifest.name,), print_of) as staging:
-        _, sha256 = writer.write_files(files, staging, progress, say or silent)
-        made = manifests.manifest(origin, None, files, sha256, None)
+        _, sha256 = writer.write_files(found.files, staging, progress, say or silent)
+        made = manifests.manifest(origin, None, found.files, sha256, None)
         with os_errors_as_output_error(out):
-            manifests.write(staging.path(manifest.name), made | {"changes": list(changes)})
+            manifests.write(staging.path(manifest.name), made | {"changes": list(found.changes)})
             staging.publish(list(sizes), manifest)

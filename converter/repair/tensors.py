@@ -1,9 +1,8 @@
-"""The tensors of a GGUF under the names, in the types and in the order that llama.cpp knows.
+"""Plan the tensors of a repaired GGUF: llama.cpp's names, types and order.
 
-Bytes are copied as they are but for three things that Ollama's files have otherwise: gate and up
-in one tensor, their rows in turn, and q, k and v in one, one after the other; MXFP4 with the codes
-in Hugging Face's order; norms, biases, sinks and router in BF16, F16 or Q8_0, which are widened to
-F32. None of it changes a value.
+Bytes are copied, with these exceptions. Ollama's files hold the rows of gate and up interleaved in
+one tensor, q, k and v one after the other in another, and MXFP4 codes in Hugging Face's order. Norms,
+biases, sinks and router in BF16, F16 or Q8_0 are widened to F32. No value changes.
 
 Source: https://github.com/ollama/ollama, ``convert/convert_gptoss.go``, ``ml/backend/ggml``.
 """
@@ -43,13 +42,13 @@ OTHER_NAMES = {
     "attn_sinks.weight": "attn_sinks",
     "post_attention_norm.weight": "ffn_norm.weight",
 }
-"""What llama.cpp calls a tensor of a block, and Ollama."""
+"""Ollama's name of a block's tensor by llama.cpp's."""
 
-GATE_UP, IN_TURN = "ffn_gate_up_exps", ("ffn_gate_exps", "ffn_up_exps")
-"""A tensor that holds the rows of two in turn."""
+GATE_UP, INTERLEAVED = "ffn_gate_up_exps", ("ffn_gate_exps", "ffn_up_exps")
+"""A tensor that holds the rows of two, interleaved."""
 
 QKV, STACKED = "attn_qkv", ("attn_q", "attn_k", "attn_v")
-"""A tensor that holds three, one after the other."""
+"""A tensor that holds the rows of three, one after the other."""
 
 Shapes = dict[str, tuple[int, ...]]
 """Row-major shapes by llama.cpp's names."""
@@ -57,10 +56,9 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Where a tensor's bytes are, and what is to be done to them.
+    """Where a tensor's rows are: ``rows`` of ``tensor``.
 
-    ``tensor`` has the whole of what is read, ``rows`` which rows of it are meant; ``how`` is what
-    there is to tell, empty when nothing is out of place.
+    ``how`` describes what is changed to read them; empty when nothing is.
     """
 
     tensor: GgufTensor
@@ -69,10 +67,10 @@ class Found:
 
 
 def plan(file: GgufFile, hparams: HParams) -> tuple[list[TensorPlan], list[str]]:
-    """Every tensor of the mended file, and sentences about what is not as it was.
+    """Every tensor of the repaired file, and a sentence for each kind of change.
 
     Raises ``GgufError`` when a tensor is missing, unknown or has another shape than the
-    hyperparameters ask for.
+    hyperparameters require, ``UnsupportedModelError`` when llama.cpp cannot compute its type.
     """
     shapes = {named.gguf: named.shape for named in tensors(hparams)}
     planned, changes = [], Counter[str]()
@@ -80,7 +78,7 @@ def plan(file: GgufFile, hparams: HParams) -> tuple[list[TensorPlan], list[str]]
     for named in tensors(hparams):
         found = _find(file, named, shapes)
         used.add(found.tensor.name)
-        kind, transform, done = _type_and_transform(named, found)
+        kind, transform, done = _choose_transform(named, found)
         moved = "moved to where llama.cpp reads it" if found.tensor.gap else ""
         changes.update(filter(None, (found.how, done, moved)))
         planned.append(plan_tensor(named, kind.name, transform, (as_tensor_info(found.tensor),)))
@@ -95,7 +93,7 @@ def plan(file: GgufFile, hparams: HParams) -> tuple[list[TensorPlan], list[str]]
 
 
 def _find(file: GgufFile, named: NamedTensor, shapes: Shapes) -> Found:
-    """A tensor by its own name, by another one, or as part of another."""
+    """Find a tensor by its own name, by Ollama's, or as part of another tensor."""
     own = file.tensors.get(named.gguf)
     if own is not None:
         return Found(_shaped(own, named.shape))
@@ -104,26 +102,26 @@ def _find(file: GgufFile, named: NamedTensor, shapes: Shapes) -> Found:
         found = _in_block(file, f"blk.{layer}.", tail, named, shapes)
         if found is not None:
             return found
-    raise GgufError(f"{file.path}: has no tensor {named.gguf}, under any name that is known")
+    raise GgufError(f"{file.path}: has no tensor {named.gguf}, nor one by another known name")
 
 
 def _in_block(
     file: GgufFile, block: str, tail: str, named: NamedTensor, shapes: Shapes
 ) -> Found | None:
-    """A tensor of a block that has not the name it should have."""
+    """Find a block's tensor that does not have llama.cpp's name."""
     role, _, rest = tail.partition(".")
     other = file.tensors.get(block + OTHER_NAMES.get(tail, tail))
     if other is not None:
-        return Found(_shaped(other, named.shape), how=f"{OTHER_NAMES[tail]} is now {tail}")
+        return Found(_shaped(other, named.shape), how=f"{OTHER_NAMES[tail]} renamed to {tail}")
     both = file.tensors.get(f"{block}{GATE_UP}.{rest}")
-    if role in IN_TURN and both is not None:
+    if role in INTERLEAVED and both is not None:
         whole = (named.shape[0], 2 * named.shape[1], *named.shape[2:])
-        how = f"{GATE_UP}.{rest} is parted into gate and up"
+        how = f"{GATE_UP}.{rest} split into gate and up"
         return Found(_shaped(both, whole), named.rows, how)
     stack = file.tensors.get(f"{block}{QKV}.{rest}")
     if role in STACKED and stack is not None:
         parts = [f"{block}{part}.{rest}" for part in STACKED]
-        how = f"{QKV}.{rest} is parted into q, k and v"
+        how = f"{QKV}.{rest} split into q, k and v"
         return Found(_part(stack, named.gguf, parts, shapes), how=how)
     return None
 
@@ -141,16 +139,16 @@ def _part(tensor: GgufTensor, name: str, names: Sequence[str], shapes: Shapes) -
 def _shaped(tensor: GgufTensor, shape: tuple[int, ...]) -> GgufTensor:
     if tensor.shape != shape[::-1]:
         raise GgufError(
-            f"{tensor.path}: tensor {quoted(tensor.name)} has shape {tensor.shape}, "
-            f"{shape[::-1]} is expected"
+            f"{tensor.path}: tensor {quoted(tensor.name)} has shape {tensor.shape}; expected "
+            f"{shape[::-1]}"
         )
     return tensor
 
 
-def _type_and_transform(
+def _choose_transform(
     named: NamedTensor, found: Found
 ) -> tuple[GGMLQuantizationType, Transform, str]:
-    """The type in the mended file, how it comes about, and what there is to tell of it."""
+    """The type in the repaired file, the transform to it, and a description of the change."""
     kind, rows = found.tensor.type, found.rows
     n_values, n_bytes = GGML_QUANT_SIZES[kind]
     row_values = 1 if len(named.shape) == 1 or named.role is TensorRole.EXACT else named.shape[-1]
@@ -158,19 +156,19 @@ def _type_and_transform(
     if named.role is TensorRole.EXACT and (kind in WIDENED or kind is F32):
         if kind is Q8_0 and rows is not Rows.ALL:
             raise UnsupportedModelError(_not_widened(found.tensor))
-        told = "" if kind is F32 else f"{kind.name} is widened to F32{WIDENED[kind]}"
+        told = "" if kind is F32 else f"{kind.name} widened to F32{WIDENED[kind]}"
         return F32, _copying(kind, rows, row_bytes, widened=kind is not F32), told
     if kind not in computable_types(named):
         raise UnsupportedModelError(_not_widened(found.tensor))
     if found.tensor.hf_codes:
-        return MXFP4, _reordering(rows, row_bytes), "Ollama's MXFP4 is put into ggml's order"
+        return MXFP4, _reordering(rows, row_bytes), "Ollama's MXFP4 reordered as ggml has it"
     return kind, _copying(kind, rows, row_bytes), ""
 
 
 def _not_widened(tensor: GgufTensor) -> str:
     return (
-        f"{tensor.path}: tensor {tensor.name} is {tensor.type.name}, which llama.cpp cannot compute "
-        "with there and which is not widened; convert the checkpoint again"
+        f"{tensor.path}: tensor {quoted(tensor.name)} is {tensor.type.name}; llama.cpp cannot compute it "
+        "in that type; convert the checkpoint again"
     )
 
 
@@ -192,7 +190,7 @@ def _copying(
 
 @cache
 def _reordering(rows: Rows, row_bytes: int) -> Transform:
-    """MXFP4 blocks with Hugging Face's order of codes to ggml's; the scale is before them."""
+    """MXFP4 blocks with codes in Hugging Face's order to ggml's; the scale comes first in both."""
 
     def reorder(source: Bytes, out: Bytes) -> None:
         blocks = source.reshape(-1, mxfp4.GGML_BYTES)
@@ -206,15 +204,15 @@ def _same(source: Bytes, out: Bytes) -> None:
 
 
 def _select_rows(
-    name: str, rows: Rows, reads: int, writes: int, turn: Callable[[Bytes, Bytes], None]
+    name: str, rows: Rows, reads: int, writes: int, convert: Callable[[Bytes, Bytes], None]
 ) -> Transform:
-    """``turn`` on all rows, or on every second one."""
+    """``convert`` applied to all rows, or to every second one."""
     if rows is Rows.ALL:
-        return Transform(name, (reads,), writes, lambda sources, out: turn(sources[0], out))
+        return Transform(name, (reads,), writes, lambda sources, out: convert(sources[0], out))
     first = [Rows.EVEN, Rows.ODD].index(rows)
 
     def apply(sources: Sequence[Bytes], out: Bytes) -> None:
         picked = sources[0].reshape(-1, 2, reads)[:, first]
-        turn(np.ascontiguousarray(picked).reshape(-1), out)
+        convert(np.ascontiguousarray(picked).reshape(-1), out)
 
     return Transform(f"{name}, {rows.value} rows", (2 * reads,), writes, apply)

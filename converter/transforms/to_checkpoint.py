@@ -85,16 +85,20 @@ def to_bf16(kind: GGMLQuantizationType) -> Transform:
 
 
 @cache
-def interleave(kind: GGMLQuantizationType) -> Transform:
-    """Values of two tensors to BF16, interleaved: the biases of gate and up."""
-    n_values, n_bytes = GGML_QUANT_SIZES[kind]
+def interleave(kinds: tuple[GGMLQuantizationType, ...]) -> Transform:
+    """Values of a tensor of each type to BF16, interleaved: the biases of gate and up."""
+    unit = max(GGML_QUANT_SIZES[kind][0] for kind in kinds)  # a multiple of each block's values
 
     def apply(sources: Sequence[Bytes], out: Bytes) -> None:
-        for i, source in enumerate(sources):
-            out.view(_U16)[i::2] = words(kind, source)
+        for i, (kind, source) in enumerate(zip(kinds, sources, strict=True)):
+            out.view(_U16)[i :: len(kinds)] = words(kind, source)
 
-    name = f"{kind.name} to BF16, interleaved"
-    return Transform(name, (n_bytes, n_bytes), 4 * n_values, apply)
+    reads = tuple(unit // GGML_QUANT_SIZES[it][0] * GGML_QUANT_SIZES[it][1] for it in kinds)
+    return Transform(f"{_names(kinds)} to BF16, interleaved", reads, 2 * len(kinds) * unit, apply)
+
+
+def _names(kinds: Sequence[GGMLQuantizationType]) -> str:
+    return " and ".join(dict.fromkeys(kind.name for kind in kinds))
 
 
 @cache
@@ -128,28 +132,31 @@ def scales(n_sources: int, columns: int) -> Transform:
 
 @cache
 def transpose_experts(
-    kind: GGMLQuantizationType, n_sources: int, rows: int, columns: int
+    kinds: tuple[GGMLQuantizationType, ...], rows: int, columns: int
 ) -> Transform:
-    """Experts ``[rows, columns]`` of a type to BF16 ``[columns, n_sources * rows]``.
+    """Experts ``[rows, columns]`` of each type to BF16 ``[columns, len(kinds) * rows]``.
 
     This is how transformers stores experts that are not in MXFP4: input dimension first, the values
     of gate and up interleaved. A unit is an expert, converted a few rows at a time.
     """
-    n_values, n_bytes = GGML_QUANT_SIZES[kind]
-    row_bytes = columns // n_values * n_bytes
+    row_bytes = [columns // GGML_QUANT_SIZES[it][0] * GGML_QUANT_SIZES[it][1] for it in kinds]
     step = max(1, CHUNK_VALUES // columns)
-    together = np.dtype(f"<u{2 * n_sources}")  # one value of each, moved together
+    together = np.dtype(f"<u{2 * len(kinds)}")  # one value of each, moved together
 
     def apply(sources: Sequence[Bytes], out: Bytes) -> None:
         experts = out.view(together).reshape(-1, columns, rows)
-        raws = [source.reshape(-1, rows, row_bytes) for source in sources]
+        raws = [it.reshape(-1, rows, n) for it, n in zip(sources, row_bytes, strict=True)]
         for e, expert in enumerate(experts):
             for start in range(0, rows, step):
-                chunks = [words(kind, raw[e, start : start + step].reshape(-1)) for raw in raws]
+                part = slice(start, start + step)
+                chunks = [
+                    words(kind, raw[e, part].reshape(-1))
+                    for kind, raw in zip(kinds, raws, strict=True)
+                ]
                 merged = np.stack(chunks, axis=-1).view(together).reshape(-1, columns)
-                expert[:, start : start + step] = merged.T
+                expert[:, part] = merged.T
 
-    reads = (rows * row_bytes,) * n_sources
+    reads = tuple(rows * n for n in row_bytes)
     return Transform(
-        f"{kind.name} to BF16, transposed", reads, 2 * n_sources * rows * columns, apply
+        f"{_names(kinds)} to BF16, transposed", reads, 2 * len(kinds) * rows * columns, apply
     )

@@ -24,7 +24,7 @@ from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.gguf import GgufFile
 from gptoss.quant.mxfp4 import E2M1
 from gptoss.quant.verify.verifier import verify
-from support import checkpoints, forms, ggufs
+from support import checkpoints, forms, ggufs, safetensors_files
 from support.checkpoints import random_checkpoint
 from support.commands import Command
 
@@ -145,7 +145,8 @@ def test_other_dense_types(model: Path, tmp_path: Path, dense: str) -> None:
     """BF16 of what the type holds, by the gguf package; F32 holds it all."""
     convert(model, tmp_path / "dense.gguf", dense=dense)
     done = export(tmp_path / "dense.gguf", tmp_path / "out")
-    assert done.inexact == (() if dense == "f32" else (dense.upper(),))
+    assert done.inexact == (() if dense in ("f32", "f16") else (dense.upper(),))
+    assert done.rounded == ()  # F16 of a BF16 value never has more than its eight digits
     expected = dict(forms.contents(model))
     held = ggufs.load(tmp_path / "dense.gguf").tensors
     for hf, ours in MATRICES.items():
@@ -220,6 +221,74 @@ def test_experts_in_bf16_of_a_gguf_that_has_them_so(tmp_path: Path) -> None:
         assert (one == other).all()
 
 
+def test_gate_and_up_in_different_types(tmp_path: Path) -> None:
+    """As other tools mix them: the values that each type holds, interleaved."""
+    source = random_checkpoint(tmp_path / "model", layers=1, hidden=64, intermediate=96)
+    convert(source, tmp_path / "a.gguf", dense="bf16")
+
+    def mix(model: ggufs.Model) -> None:
+        for name, kind in (
+            ("gate_exps.weight", GGMLQuantizationType.F16),
+            ("down_exps.weight", GGMLQuantizationType.Q8_0),
+            ("up_exps.bias", GGMLQuantizationType.F16),
+        ):
+            full = f"blk.0.ffn_{name}"
+            old, shape, raw = model.tensors[full]
+            values = quants.dequantize(raw, old).astype(np.float32)
+            model.tensors[full] = (
+                kind,
+                shape,
+                quants.quantize(values, kind).reshape(-1).view(np.uint8),
+            )
+
+    ggufs.edited(tmp_path / "a.gguf", mix)
+    held = {
+        name: quants.dequantize(raw, kind).astype(np.float32).reshape(shape)
+        for name, (kind, shape, raw) in ggufs.load(tmp_path / "a.gguf").tensors.items()
+    }
+    done = export(tmp_path / "a.gguf", tmp_path / "out", to="hf-bf16")
+    assert (done.inexact, done.rounded) == (("Q8_0",), ())
+    found = forms.contents(tmp_path / "out")
+    prefix = "model.layers.0.mlp.experts."
+    both = [held[f"blk.0.ffn_{x}_exps.weight"] for x in ("gate", "up")]
+    whole = np.stack(both, axis=-1).transpose(0, 2, 1, 3).reshape(4, 64, 192)
+    _, shape, raw = found[prefix + "gate_up_proj"]
+    assert shape == [4, 64, 192]
+    assert (floats(raw) == whole.reshape(-1)).all()  # MXFP4's values are exact in F16 and BF16
+    biases = np.stack([held[f"blk.0.ffn_{x}_exps.bias"] for x in ("gate", "up")], axis=-1)
+    expected = checkpoints.bf16(np.ascontiguousarray(biases.reshape(-1))).tobytes()
+    assert found[prefix + "gate_up_proj_bias"][2] == expected
+    with pytest.raises(UnsupportedModelError, match=r"ffn_gate_exps\.weight is F16, not MXFP4"):
+        export(tmp_path / "a.gguf", tmp_path / "mxfp4")
+
+
+@pytest.mark.parametrize("shard_bytes", [10**9, 60_000])
+def test_tensors_are_in_the_order_of_the_safetensors_package(
+    gguf: Path, tmp_path: Path, shard_bytes: int
+) -> None:
+    export(gguf, tmp_path / "out", shard_bytes=shard_bytes)
+    for path in (tmp_path / "out").glob("*.safetensors"):
+        found = [
+            (dtype == "U8", name) for name, (dtype, _, _) in safetensors_files.load(path).items()
+        ]
+        assert found == sorted(found)
+
+
+def test_f16_values_that_bf16_cannot_hold(gguf: Path, tmp_path: Path) -> None:
+    def refine(model: ggufs.Model) -> None:
+        _, shape, _ = model.tensors["output.weight"]
+        values = np.zeros(shape, "<f2")
+        values[3, 5] = 1.001
+        model.tensors["output.weight"] = (
+            GGMLQuantizationType.F16,
+            shape,
+            values.reshape(-1).view(np.uint8),
+        )
+
+    done = export(ggufs.edited(gguf, refine), tmp_path / "out")
+    assert (done.inexact, done.rounded) == ((), ("output.weight",))
+
+
 def test_what_bf16_cannot_hold_is_said(gguf: Path, tmp_path: Path) -> None:
     def refine(model: ggufs.Model) -> None:
         model.tensors["blk.1.attn_norm.weight"][2].view("<f4")[5] = 1.0001
@@ -271,12 +340,12 @@ def end_outside(model: ggufs.Model) -> None:
     [
         (drop("blk.1.attn_sinks.weight"), GgufError, "has no tensor blk.1.attn_sinks.weight; "),
         (add_tensor, GgufError, "unknown tensor 'rope_freqs.weight'"),
-        (another_shape, GgufError, r"output.weight has shape \(320, 64\), \(64, 320\) is expected"),
+        (another_shape, GgufError, r"output.weight has shape \(320, 64\); expected \(64, 320\)"),
         (another_splitter, UnsupportedModelError, "pre-tokenizer 'default'; gpt-oss has .*"),
         (no_yarn, GgufError, "rope.scaling.type is None"),
         (token_twice, GgufError, r"tokens\[8\] is .*, expected another text than token 7 has"),
         (empty_merge, GgufError, r"merges\[0\] is 'a b', which makes no token"),
-        (end_outside, GgufError, "eos_token_id is 5000, no token's id"),
+        (end_outside, GgufError, "eos_token_id is 5000; expected a token's id"),
     ],
 )
 def test_what_is_no_whole_model(
@@ -289,7 +358,7 @@ def test_what_is_no_whole_model(
 
 
 def test_a_form_that_does_not_exist(gguf: Path, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="'onnx'; there are hf, hf-bf16"):
+    with pytest.raises(OptionError, match="unknown form 'onnx'; choose one of hf, hf-bf16"):
         export(gguf, tmp_path / "out", to="onnx")
 
 
@@ -302,7 +371,7 @@ def test_what_is_there_is_never_written_over(gguf: Path, tmp_path: Path) -> None
     export(gguf, out)  # an empty folder is as good as none
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     for target in (out, gguf):
-        with pytest.raises(OutputError, match="is there already"):
+        with pytest.raises(OutputError, match="exists already"):
             export(gguf, target)
     with pytest.raises(OutputError, match="no such folder"):
         export(gguf, tmp_path / "gone" / "out")
@@ -359,10 +428,10 @@ def test_the_command_says_what_is_exact(
 ) -> None:
     code, said, errors = run(gguf, "-o", tmp_path / "exact", "--to", "hf")
     assert (code, errors) == (0, "")
-    assert "every value is the GGUF's, to the last bit" in said
+    assert "every value is exactly the GGUF's" in said
     convert(model, gguf, dense="q8_0")
     code, said, _ = run(gguf, "-o", tmp_path / "inexact", "--to", "hf-bf16")
-    assert "BF16 of what Q8_0 kept of them" in said
+    assert "tensors in Q8_0 were decoded and rounded to BF16" in said
     code, said, errors = run(gguf, "-o", tmp_path / "json", "--to", "hf", "--json")
     assert (code, errors) == (0, "")
     summary = json.loads(said)
@@ -376,7 +445,7 @@ def test_the_command_says_what_is_exact(
         (("model", "--to", "hf"), "--to hf takes a GGUF file"),
         (("gone.gguf", "--to", "hf"), "gone.gguf: cannot be opened"),
         (("model.gguf", "--to", "hf", "--dense", "bf16"), "--dense is for checkpoints"),
-        (("model.gguf", "--to", "hf", "--base", "model"), "--base is of no use"),
+        (("model.gguf", "--to", "hf", "--base", "model"), "--base does not go with --to"),
         (("model/model.safetensors", "--to", "hf"), "not a GGUF file"),
     ],
 )

@@ -1,6 +1,6 @@
-"""Damaged GGUFs through mending and export: put right, exported, or refused; never a crash.
+"""Damaged GGUFs through repairing and export: put right, exported, or refused; never a crash.
 
-What was made of one is whole: it opens, and mending finds nothing more to do.
+What was made of one is whole: it opens, and repairing finds nothing more to do.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gguf.constants import GGUFValueType
 
 from gptoss.converter.convert import convert
 from gptoss.converter.export.export import export
-from gptoss.converter.repair.repair import mend
+from gptoss.converter.repair.repair import repair
 from gptoss.errors import GptossError
 from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.gguf import GgufFile
@@ -41,19 +41,19 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, int]:
 
 
 def try_both(raw: bytes, folder: Path) -> tuple[str, str]:
-    """How mending and export ended."""
+    """How repairing and export ended."""
     source = folder / "damaged.gguf"
     source.write_bytes(raw)
-    return outcome(lambda: mended(source, folder)), outcome(lambda: exported(source, folder))
+    return outcome(lambda: repaired(source, folder)), outcome(lambda: exported(source, folder))
 
 
-def mended(source: Path, folder: Path) -> str:
-    done = mend(source, folder / "mended.gguf")
+def repaired(source: Path, folder: Path) -> str:
+    done = repair(source, folder / "repaired.gguf")
     if not done.changes:
         return "nothing"
-    again = mend(folder / "mended.gguf", folder / "again.gguf")
+    again = repair(folder / "repaired.gguf", folder / "again.gguf")
     assert again.changes == ()
-    return "mended"
+    return "repaired"
 
 
 def exported(source: Path, folder: Path) -> str:
@@ -116,7 +116,7 @@ def test_each_key_with_a_value_that_it_cannot_have(real: tuple[bytes, int], tmp_
 @pytest.mark.slow
 def test_every_key_with_every_odd_value(real: tuple[bytes, int], tmp_path: Path) -> None:
     found = odd_values(real, tmp_path, lambda _: ODD)
-    assert min(found[how] for how in ("refused", "exported", "nothing", "mended")) > 10
+    assert min(found[how] for how in ("refused", "exported", "nothing", "repaired")) > 10
 
 
 def odd_values(
@@ -144,4 +144,4 @@ def odd_values(
 @pytest.mark.slow
 def test_thousands_of_damaged_files(real: tuple[bytes, int], tmp_path: Path) -> None:
     found = fuzz(real, tmp_path, 3000, seed=2)
-    assert min(found[how] for how in ("refused", "exported", "nothing", "mended")) > 10
+    assert min(found[how] for how in ("refused", "exported", "nothing", "repaired")) > 10

@@ -11,7 +11,7 @@ from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 
 from gptoss.converter.convert import convert
-from gptoss.converter.repair.repair import mend
+from gptoss.converter.repair.repair import repair
 from gptoss.errors import GgufError
 from gptoss.formats.gguf import GgufFile
 from gptoss.runtime.models.preflight import Model
@@ -65,7 +65,7 @@ def test_what_can_be_repaired_is_the_same_model_again(
         n: e for n, e in (MOVES | FAILS).items() if n not in (*STAYS, *BEYOND_REPAIR, *DAMAGED)
     }
     repaired = [
-        mend(varied(edit), tmp_path / f"{i}.gguf").out for i, edit in enumerate(edits.values())
+        repair(varied(edit), tmp_path / f"{i}.gguf").out for i, edit in enumerate(edits.values())
     ]
     for path in repaired:
         Model.open(path)
@@ -79,7 +79,7 @@ def test_what_can_be_repaired_is_the_same_model_again(
 @pytest.mark.parametrize("name", BEYOND_REPAIR)
 def test_what_cannot_be_repaired(name: str, varied: Callable[[Edit], Path], tmp_path: Path) -> None:
     with pytest.raises(GgufError) as caught:
-        mend(varied((MOVES | FAILS)[name]), tmp_path / "out.gguf")
+        repair(varied((MOVES | FAILS)[name]), tmp_path / "out.gguf")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out.gguf").exists()
 
@@ -109,8 +109,8 @@ def test_small_tensors_are_widened(
     path = varied(narrow)
     with pytest.raises(GgufError, match=rf"is {kind}, expected F32; .* gptoss-convert .* -o "):
         Model.open(path)
-    done = mend(path, tmp_path / "wide.gguf")
-    assert f"{kind} is widened to F32" in "\n".join(done.changes)
+    done = repair(path, tmp_path / "wide.gguf")
+    assert f"{kind} widened to F32" in "\n".join(done.changes)
     assert ("the rounding to Q8_0 stays" in "\n".join(done.changes)) == (kind == "Q8_0")
     Model.open(done.out)
     ours, theirs = run_files([done.out, varied(round_)])
@@ -130,7 +130,7 @@ def test_unused_bytes_between_tensors(base: Path, tmp_path: Path) -> None:
     gap.write_bytes(moved + bytes(64) + raw[last.offset :])
     with pytest.raises(GgufError, match=f"{last.name} begins 64 bytes after"):
         Model.open(gap)
-    done = mend(gap, tmp_path / "whole.gguf")
+    done = repair(gap, tmp_path / "whole.gguf")
     assert done.changes == ("1 tensor: moved to where llama.cpp reads it",)
     refused, repaired, reference = run_files([gap, done.out, base])
     assert refused.logits is None

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from gguf.constants import TokenType
 
+from gptoss.converter.convert import convert
 from gptoss.converter.gguf import vocab
+from gptoss.converter.repair.repair import repair
 from gptoss.errors import CheckpointError
 from support.checkpoints import CONTROL_TOKENS, random_checkpoint
 
@@ -209,3 +211,17 @@ def test_a_template_that_is_no_text(folder: Path) -> None:
     (folder / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(CheckpointError, match=r"chat_template\.jinja: no UTF-8"):
         vocab.read(folder)
+
+
+@pytest.mark.parametrize("end", ["<|endoftext|>", "<|call|>", "<|end|>"])
+def test_an_end_that_is_not_harmonys_is_noted(folder: Path, tmp_path: Path, end: str) -> None:
+    said: list[str] = []
+    assert convert(folder, tmp_path / "good.gguf", say=said.append).notes == ()
+    assert not said
+    edit(folder, "tokenizer_config.json", lambda s: s.update(eos_token=end))
+    done = convert(folder, tmp_path / "out.gguf", say=said.append)
+    [note] = done.notes
+    assert note.startswith(f"eos_token is {end!r}, but a reply of gpt-oss ends with <|return|>")
+    assert said == [f"note: {note}"]
+    repaired = repair(done.out, tmp_path / "repaired.gguf")
+    assert "eos_token_id" in repaired.changes[0]

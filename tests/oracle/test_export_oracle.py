@@ -77,3 +77,15 @@ PIECES = (
     "hello", " world", "\n\n", "  ", "\t", "I'll", "12345", "ünï", "世界", "🙂", "e\u0301",
     "<|start|>", "<|return|>", "!?", "//", "\r\n", "Größe", "ÀÉ", "日本語", "\u200b", "0", " the",
 )  # fmt: skip
+
+
+def test_the_file_is_the_one_that_the_safetensors_package_writes(tmp_path: Path) -> None:
+    """Header, order and padding: a checkpoint saved by it comes back byte by byte."""
+    from safetensors.torch import load_file, save_file
+
+    source = random_checkpoint(tmp_path / "source")
+    weights = source / "model.safetensors"
+    save_file(load_file(weights), weights, metadata={"format": "pt"})
+    convert(source, tmp_path / "model.gguf", dense="bf16")
+    export(tmp_path / "model.gguf", tmp_path / "back")
+    assert (tmp_path / "back" / "model.safetensors").read_bytes() == weights.read_bytes()

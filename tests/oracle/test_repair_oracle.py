@@ -1,4 +1,4 @@
-"""llama.cpp runs what mending makes: the same model, and a reply that ends where it should."""
+"""llama.cpp runs what repairing makes: the same model, and a reply that ends where it should."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gguf.constants import GGUFValueType
 from numpy.typing import NDArray
 
 from gptoss.converter.convert import convert
-from gptoss.converter.repair.repair import mend
+from gptoss.converter.repair.repair import repair
 from support import ggufs, ollama
 from support.checkpoints import random_checkpoint
 
@@ -35,30 +35,30 @@ def good(checkpoint: Path) -> Path:
 
 
 def test_a_file_of_ollamas_runs(good: Path, checkpoint: Path, tmp_path: Path) -> None:
-    """llama.cpp refuses it as it is, and computes the same with it once it is mended."""
+    """llama.cpp refuses it as it is, and computes the same with it once it is repaired."""
     model = ggufs.load(good)
     ollama.keys(model)
     ollama.tensors(model, checkpoint)
     theirs = ggufs.save(tmp_path / "theirs.gguf", model)
     with pytest.raises(ValueError, match="Failed to load model"):
         logits(theirs)
-    mend(theirs, tmp_path / "mended.gguf")
+    repair(theirs, tmp_path / "repaired.gguf")
     expected = logits(good)
     assert expected.std() > 0.1
-    assert (logits(tmp_path / "mended.gguf") == expected).all()
+    assert (logits(tmp_path / "repaired.gguf") == expected).all()
 
 
-def test_without_ropes_keys_it_runs_wrong_and_mended_it_runs_right(
+def test_without_ropes_keys_it_runs_wrong_and_repaired_it_runs_right(
     good: Path, tmp_path: Path
 ) -> None:
     model = ggufs.load(good)
     for key in [key for key in model.keys if ".rope." in key]:
         del model.keys[key]
     lacking = ggufs.save(tmp_path / "lacking.gguf", model)
-    mend(lacking, tmp_path / "mended.gguf")
+    repair(lacking, tmp_path / "repaired.gguf")
     expected = logits(good)
     assert np.abs(logits(lacking) - expected).max() > 0.01
-    assert (logits(tmp_path / "mended.gguf") == expected).all()
+    assert (logits(tmp_path / "repaired.gguf") == expected).all()
 
 
 def test_the_end_of_a_reply(good: Path, tmp_path: Path) -> None:
@@ -67,10 +67,10 @@ def test_the_end_of_a_reply(good: Path, tmp_path: Path) -> None:
     tokens = model.keys["tokenizer.ggml.tokens"][2]
     model.set("tokenizer.ggml.eos_token_id", GGUFValueType.UINT32, tokens.index("<|end|>"))
     model.set("tokenizer.ggml.eot_token_id", GGUFValueType.UINT32, tokens.index("<|message|>"))
-    mend(ggufs.save(tmp_path / "broken.gguf", model), tmp_path / "mended.gguf")
+    repair(ggufs.save(tmp_path / "broken.gguf", model), tmp_path / "repaired.gguf")
     right = {"<|return|>", "<|call|>", "<|endoftext|>"}
     assert ends(tmp_path / "broken.gguf") == ("<|end|>", right | {"<|message|>"})
-    assert ends(tmp_path / "mended.gguf") == ("<|return|>", right)
+    assert ends(tmp_path / "repaired.gguf") == ("<|return|>", right)
 
 
 def ends(path: Path) -> tuple[str, set[str]]:

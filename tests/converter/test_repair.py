@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from gguf.constants import GGMLQuantizationType, GGUFValueType, TokenType
+from gguf import quants
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType, TokenType
 
 from gptoss.converter.convert import convert
-from gptoss.converter.repair.repair import Mending, mend
+from gptoss.converter.repair.repair import Repair, repair
 from gptoss.errors import (
     CheckpointError,
     GgufError,
@@ -49,16 +51,16 @@ def good(checkpoint: Path) -> Path:
 
 
 @pytest.fixture
-def mended(good: Path) -> Callable[..., Mending]:
-    """Do something to the good file, and mend it."""
+def repaired(good: Path) -> Callable[..., Repair]:
+    """Do something to the good file, and repair it."""
 
-    def mended(damage: Callable[[Model], object], **options: Any) -> Mending:
+    def repaired(damage: Callable[[Model], object], **options: Any) -> Repair:
         model = ggufs.load(good)
         damage(model)
         broken = ggufs.save(good.with_name("broken.gguf"), model)
-        return mend(broken, good.with_name("mended.gguf"), **options)
+        return repair(broken, good.with_name("repaired.gguf"), **options)
 
-    return mended
+    return repaired
 
 
 def same(one: Path, other: Path) -> bool:
@@ -155,42 +157,41 @@ DEFECTS: dict[str, tuple[Callable[[Model], None], tuple[str, ...]]] = {
     ),
     "control tokens as text": (plain_control_tokens, ("token_type: 320 values → 320 values",)),
     "too few tokens": (too_few_tokens, ("tokens: 300 values → 320 values", "token_type: 300")),
-    "other names": (another_name, ("2 tensors: attn_out.weight is now attn_output.weight",
-                                   "2 tensors: attn_out.bias is now attn_output.bias")),
+    "other names": (another_name, ("2 tensors: attn_out.weight renamed to attn_output.weight",
+                                   "2 tensors: attn_out.bias renamed to attn_output.bias")),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", DEFECTS)
-def test_each_defect(name: str, mended: Callable[..., Mending], good: Path) -> None:
+def test_each_defect(name: str, repaired: Callable[..., Repair], good: Path) -> None:
     """It is told, and what comes of it is the file that was never damaged."""
     damage, told = DEFECTS[name]
-    done = mended(damage)
+    done = repaired(damage)
     assert len(done.changes) == len(told)
     for part in told:
         assert any(part in change for change in done.changes), (part, done.changes)
     assert same(done.out, good)
-    again = mend(done.out, done.out.with_name("again.gguf"))
+    again = repair(done.out, done.out.with_name("again.gguf"))
     assert again.changes == ()
 
 
 def test_a_file_that_needs_nothing(good: Path) -> None:
-    done = mend(good, good.with_name("mended.gguf"))
-    assert (done.changes, done.notes, done.nbytes) == ((), (), 0)
-    assert not done.out.exists()
-    assert {path.name for path in good.parent.iterdir()} == {
-        "model", "good.gguf", "good.gguf.manifest.json",
-    }  # fmt: skip
+    """It is written as well, the same to the byte."""
+    done = repair(good, good.with_name("repaired.gguf"))
+    assert (done.changes, done.notes, done.files) == ((), (), (done.out,))
+    assert done.out.read_bytes() == good.read_bytes()
+    assert done.nbytes == good.stat().st_size
 
 
 @pytest.mark.parametrize(
     "key", ["gpt-oss.rope.scaling.yarn_beta_fast", "tokenizer.ggml.padding_token_id",
             "tokenizer.ggml.add_bos_token", "general.file_type"],
 )  # fmt: skip
-def test_what_is_of_no_effect_is_left_alone(mended: Callable[..., Mending], key: str) -> None:
-    assert mended(without(key)).changes == ()
+def test_what_is_of_no_effect_is_left_alone(repaired: Callable[..., Repair], key: str) -> None:
+    assert repaired(without(key)).changes == ()
 
 
-def test_keys_of_others_are_kept(mended: Callable[..., Mending]) -> None:
+def test_keys_of_others_are_kept(repaired: Callable[..., Repair]) -> None:
     """Of every type that there is."""
     values: dict[str, tuple[GGUFValueType, Any]] = {
         "a.u8": (GGUFValueType.UINT8, 255), "a.i8": (GGUFValueType.INT8, -128),
@@ -207,7 +208,7 @@ def test_keys_of_others_are_kept(mended: Callable[..., Mending]) -> None:
             model.set(key, kind, value)
         model.keys["a.array"] = (GGUFValueType.ARRAY, F32, [0.5, -1.5])
 
-    found = ggufs.load(mended(damage).out).keys
+    found = ggufs.load(repaired(damage).out).keys
     for key, (kind, value) in values.items():
         assert found[key] == (kind, None, value)
     assert found["a.array"] == (GGUFValueType.ARRAY, F32, [0.5, -1.5])
@@ -219,41 +220,43 @@ def test_keys_of_others_are_kept(mended: Callable[..., Mending]) -> None:
 def test_cut_and_joined_again(good: Path, tmp_path: Path) -> None:
     """Each file within the size asked for; joined they are what they were, to the byte."""
     before = good.read_bytes()
-    cut = mend(good, tmp_path / "cut.gguf", split_max_size=100_000)
-    assert cut.changes == (f"files: 1 → {len(cut.files)}, for the size asked for",)
+    cut = repair(good, tmp_path / "cut.gguf", split_max_size=100_000)
+    assert cut.changes == (f"files: 1 → {len(cut.files)}",)
     assert len(cut.files) > 2
     assert all(path.stat().st_size <= 100_000 for path in cut.files)
     assert sorted(tmp_path.glob("cut*.gguf")) == list(cut.files)
-    finer = mend(cut.files[0], tmp_path / "finer.gguf", split_max_size=80_000)
+    finer = repair(cut.files[0], tmp_path / "finer.gguf", split_max_size=80_000)
     assert len(finer.files) > len(cut.files)
-    joined = mend(finer.files[0], tmp_path / "joined.gguf", split_max_size=10**9)
+    joined = repair(finer.files[0], tmp_path / "joined.gguf")
     assert joined.files == (joined.out,)
+    assert joined.changes == (f"files: {len(finer.files)} → 1",)
     assert joined.out.read_bytes() == before
 
 
 def test_the_size_asked_for_is_that_of_the_files_already(good: Path, tmp_path: Path) -> None:
-    assert mend(good, tmp_path / "cut.gguf", split_max_size=10**9).files == ()
-    assert not (tmp_path / "cut.gguf").exists()
+    done = repair(good, tmp_path / "whole.gguf", split_max_size=10**9)
+    assert (done.changes, done.files) == ((), (tmp_path / "whole.gguf",))
+    assert done.out.read_bytes() == good.read_bytes()
 
 
 def test_what_cannot_be_cut(good: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="the limit of 1,000 is too small"):
-        mend(good, tmp_path / "cut.gguf", split_max_size=1000)
+        repair(good, tmp_path / "cut.gguf", split_max_size=1000)
 
 
 def test_parts_are_not_written_over_themselves(good: Path, tmp_path: Path) -> None:
-    cut = mend(good, tmp_path / "cut.gguf", split_max_size=100_000)
+    cut = repair(good, tmp_path / "cut.gguf", split_max_size=100_000)
     lacking = ggufs.edited(cut.files[0], without(ROPE + "freq_base"))
     before = [path.read_bytes() for path in cut.files]
-    with pytest.raises(OutputError, match="is the file to be mended"):
-        mend(lacking, cut.out, split_max_size=100_000)
+    with pytest.raises(OutputError, match="is the file to be repaired"):
+        repair(lacking, cut.out, split_max_size=100_000)
     assert [path.read_bytes() for path in cut.files] == before
 
 
 # --- a base -----------------------------------------------------------------------------------
 
 
-def test_a_base_knows_better(mended: Callable[..., Mending], checkpoint: Path, good: Path) -> None:
+def test_a_base_knows_better(repaired: Callable[..., Repair], checkpoint: Path, good: Path) -> None:
     def damage(model: Model) -> None:
         model.set(ROPE + "freq_base", F32, 10000.0)
         model.set("gpt-oss.context_length", U32, 8192)
@@ -263,29 +266,29 @@ def test_a_base_knows_better(mended: Callable[..., Mending], checkpoint: Path, g
 
     for path in checkpoint.glob("*.safetensors"):
         path.unlink()  # of a base, config and tokenizer are enough
-    done = mended(damage, base=checkpoint)
+    done = repaired(damage, base=checkpoint)
     assert same(done.out, good)
     assert any("freq_base: 10000 → 150000 (as the base has it)" in it for it in done.changes)
 
 
-def test_without_a_base_what_the_file_says_is_believed(mended: Callable[..., Mending]) -> None:
+def test_without_a_base_what_the_file_says_is_believed(repaired: Callable[..., Repair]) -> None:
     """It may be a fine-tune with a context of its own; what it lacks is told."""
 
     def damage(model: Model) -> None:
         model.set("gpt-oss.context_length", U32, 8192)
         del model.keys["tokenizer.chat_template"]
 
-    done = mended(damage)
+    done = repaired(damage)
     assert done.changes == ()
     assert "no chat template" in done.notes[0]
 
 
-def test_a_base_of_another_size(mended: Callable[..., Mending], tmp_path: Path) -> None:
+def test_a_base_of_another_size(repaired: Callable[..., Repair], tmp_path: Path) -> None:
     other = random_checkpoint(tmp_path / "other", hidden=64)
     with pytest.raises(GgufError, match="has shape"):
-        mended(without(), base=other)
+        repaired(without(), base=other)
     with pytest.raises(CheckpointError, match="gone"):
-        mended(without(), base=tmp_path / "gone")
+        repaired(without(), base=tmp_path / "gone")
 
 
 # --- Ollama's files ---------------------------------------------------------------------------
@@ -293,7 +296,7 @@ def test_a_base_of_another_size(mended: Callable[..., Mending], tmp_path: Path) 
 
 @pytest.mark.parametrize("qkv", [False, True])
 def test_a_file_of_ollamas(
-    mended: Callable[..., Mending], checkpoint: Path, good: Path, qkv: bool
+    repaired: Callable[..., Repair], checkpoint: Path, good: Path, qkv: bool
 ) -> None:
     """Every tensor becomes what llama.cpp's converter would have written, to the bit."""
 
@@ -303,7 +306,7 @@ def test_a_file_of_ollamas(
         if qkv:
             ollama.stack_qkv(model)
 
-    done = mended(damage)
+    done = repaired(damage)
     found = ggufs.load(done.out)
     del found.keys["tokenizer.ggml.eos_token_ids"]  # its own, and of no harm
     for name in ("fast", "slow"):  # llama.cpp has these by itself
@@ -317,23 +320,52 @@ def test_a_file_of_ollamas(
     for part in (
         "general.architecture: gptoss → gpt-oss", "gptoss.* → gpt-oss.*",
         "expert_feed_forward_length: 160", "scaling.type: yarn", "eos_token_id: 257 → 260",
-        "4 tensors: ffn_gate_up_exps.weight is parted into gate and up",
-        "tensors: Ollama's MXFP4 is put into ggml's order", "tensors: BF16 is widened to F32",
-        "2 tensors: attn_sinks is now attn_sinks.weight",
+        "4 tensors: ffn_gate_up_exps.weight split into gate and up",
+        "tensors: Ollama's MXFP4 reordered as ggml has it", "tensors: BF16 widened to F32",
+        "2 tensors: attn_sinks renamed to attn_sinks.weight",
     ):  # fmt: skip
         assert part in told
-    assert ("attn_qkv.weight is parted into q, k and v" in told) == qkv
+    assert ("attn_qkv.weight split into q, k and v" in told) == qkv
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0"])
+def test_small_tensors_in_other_types(
+    repaired: Callable[..., Repair], good: Path, kind: str
+) -> None:
+    """llama.cpp ends the process on them; widened they are values that the type had kept."""
+    names = ["output_norm.weight", "blk.1.attn_q.bias", "blk.0.ffn_down_exps.bias"]
+    other = GGMLQuantizationType[kind]
+    kept = {}
+
+    def damage(model: Model) -> None:
+        for name in names:
+            _, shape, raw = model.tensors[name]
+            values = raw.view("<f4").reshape(shape)
+            stored = quants.quantize(values, other)
+            kept[name] = quants.dequantize(stored, other).astype(np.float32).reshape(shape)
+            model.tensors[name] = (other, shape, stored.reshape(-1).view(np.uint8))
+
+    done = repaired(damage)
+    note = "; the rounding to Q8_0 stays" if kind == "Q8_0" else ""
+    assert done.changes == (f"3 tensors: {kind} widened to F32{note}",)
+    found = ggufs.values_of(done.out)
+    for name in names:
+        assert np.array_equal(found[name], kept[name])
+    unchanged = ggufs.tensors_of(done.out).items() - ggufs.tensors_of(good).items()
+    assert {name for name, _ in unchanged} <= set(names)
 
 
 def test_ollamas_blocks_are_refused_by_whoever_would_misread_them(
     good: Path, checkpoint: Path
 ) -> None:
     ggufs.edited(good, lambda model: ollama.tensors(model, checkpoint))
-    with pytest.raises(GgufError, match="unknown type 4, which is Ollama's MXFP4; gptoss-convert"):
+    with pytest.raises(
+        GgufError, match="unknown type 4, which is Ollama's MXFP4; convert it: gptoss-convert"
+    ):
         GgufFile.open(good)
 
 
-# --- what cannot be mended --------------------------------------------------------------------
+# --- what cannot be repaired --------------------------------------------------------------------
 
 
 def drop(name: str) -> Callable[[Model], None]:
@@ -344,9 +376,16 @@ def add_tensor(model: Model) -> None:
     model.tensors["rope_freqs.weight"] = model.tensors["output_norm.weight"]
 
 
-def quantized_norm(model: Model) -> None:
-    raw = np.zeros(96 // 32 * 18, np.uint8)
-    model.tensors["output_norm.weight"] = (GGMLQuantizationType.Q4_0, (96,), raw)
+def typed(name: str, kind: GGMLQuantizationType) -> Callable[[Model], None]:
+    """Give a tensor zeros of another type."""
+
+    def damage(model: Model) -> None:
+        _, shape, _ = model.tensors[name]
+        n_values, n_bytes = GGML_QUANT_SIZES[kind]
+        raw = np.zeros(math.prod(shape) // n_values * n_bytes, np.uint8)
+        model.tensors[name] = (kind, shape, raw)
+
+    return damage
 
 
 def another_vocabulary(model: Model) -> None:
@@ -371,32 +410,45 @@ def another_vocabulary(model: Model) -> None:
         (another_vocabulary, UnsupportedModelError, "lacks harmony's control tokens"),
         (without("tokenizer.ggml.merges"), GgufError, "merges; give the checkpoint as --base"),
         (without("tokenizer.ggml.tokens"), GgufError, "tokens; give the checkpoint as --base"),
-        (drop("blk.1.attn_q.weight"), GgufError, "no tensor blk.1.attn_q.weight, under any name"),
-        (drop("token_embd.weight"), GgufError, "would show its hidden_size are missing"),
+        (
+            drop("blk.1.attn_q.weight"),
+            GgufError,
+            "no tensor blk.1.attn_q.weight, nor one by another",
+        ),
+        (drop("token_embd.weight"), GgufError, "show its hidden_size are missing"),
         (add_tensor, GgufError, "gpt-oss has no tensor 'rope_freqs.weight'"),
-        (quantized_norm, UnsupportedModelError, "output_norm.weight is Q4_0"),
+        (
+            typed("output_norm.weight", GGMLQuantizationType.I8),
+            UnsupportedModelError,
+            "'output_norm.weight' is I8; llama.cpp cannot compute it in that type; convert the",
+        ),
+        (
+            typed("output.weight", GGMLQuantizationType.F64),
+            UnsupportedModelError,
+            "'output.weight' is F64; llama.cpp cannot compute it in that type",
+        ),
         (with_key("gpt-oss.block_count", U32, 3), GgufError, "no tensor blk.2"),
         (with_key("gpt-oss.block_count", STRING, "2"), GgufError, "expected a whole number"),
         (with_key(ROPE + "freq_base", F32, float("nan")), GgufError, "expected 10 to"),
     ],
 )
-def test_what_cannot_be_mended(
-    mended: Callable[..., Mending],
+def test_what_cannot_be_repaired(
+    repaired: Callable[..., Repair],
     good: Path,
     damage: Callable[[Model], None],
     error: type[GptossError],
     message: str,
 ) -> None:
     with pytest.raises(error, match=message):
-        mended(damage)
-    assert not good.with_name("mended.gguf").exists()
+        repaired(damage)
+    assert not good.with_name("repaired.gguf").exists()
 
 
 def test_the_source_is_never_overwritten(good: Path) -> None:
     ggufs.edited(good, without("tokenizer.ggml.pre"))
     before = good.read_bytes()
-    with pytest.raises(OutputError, match="is the file to be mended"):
-        mend(good, good)
+    with pytest.raises(OutputError, match="is the file to be repaired"):
+        repair(good, good)
     assert good.read_bytes() == before
 
 
@@ -404,19 +456,22 @@ def test_the_source_is_never_overwritten(good: Path) -> None:
 
 
 def test_the_command_lists_what_it_changed(good: Path, checkpoint: Path, run: Command) -> None:
-    out = good.with_name("mended.gguf")
+    out = good.with_name("repaired.gguf")
     code, said, errors = run(good, "-o", out)
     assert (code, errors) == (0, "")
-    assert said == f"{good}: needs nothing; {out} was not written\n"
+    lines = said.splitlines()
+    assert lines[0] == f"{good}: no repair needed"
+    assert lines[1].startswith(f"{out}: 41 tensors")
+    assert out.read_bytes() == good.read_bytes()
     ggufs.edited(good, without(ROPE + "freq_base", "tokenizer.chat_template"))
     code, said, errors = run(good, "-o", out)
     assert (code, errors) == (0, "")
     first, change, last, note = said.splitlines()
-    assert first == f"{good}: changed"
+    assert first == f"{good}: 1 change:"
     assert "rope.freq_base: 150000, was missing (as in every published gpt-oss)" in change
     assert last.startswith(f"{out}: 41 tensors")
     assert note.startswith("note: there is no chat template")
-    manifest = json.loads(out.with_name("mended.gguf.manifest.json").read_text())
+    manifest = json.loads(out.with_name("repaired.gguf.manifest.json").read_text())
     assert manifest["changes"] == [change.strip()]
     code, said, errors = run(good, "-o", out, "--base", checkpoint, "--json")
     assert (code, errors) == (0, "")
@@ -438,10 +493,10 @@ def with_tokens(**texts: str) -> Callable[[Model], None]:
     return damage
 
 
-def test_unused_tokens_get_texts_of_their_own(mended: Callable[..., Mending]) -> None:
+def test_unused_tokens_get_texts_of_their_own(repaired: Callable[..., Repair]) -> None:
     """llama.cpp ends the process on texts that are empty, have a NUL, or occur twice."""
     damage = with_tokens(t300="", t301="<|call|>", t302="[PAD303]", t304="a\0", t305="[PAD306-0]")
-    done = mended(damage)
+    done = repaired(damage)
     tokens = list(GgufFile.open(done.out).metadata["tokenizer.ggml.tokens"])
     named = ["[PAD300]", "[PAD301]", "[PAD302]", "[PAD303]", "[PAD304]", "[PAD306-0]", "[PAD306]"]
     assert tokens[300:307] == named
@@ -454,7 +509,7 @@ def test_unused_tokens_get_texts_of_their_own(mended: Callable[..., Mending]) ->
     "damage", [with_tokens(t5="A"), with_tokens(t7=""), with_tokens(t258="<|channel|>")]
 )
 def test_used_tokens_of_one_text_are_refused(
-    mended: Callable[..., Mending], damage: Callable[[Model], None]
+    repaired: Callable[..., Repair], damage: Callable[[Model], None]
 ) -> None:
     with pytest.raises(GgufError, match=r"tokenizer\.ggml\.tokens\[\d+\] is .*, expected a"):
-        mended(damage)
+        repaired(damage)
