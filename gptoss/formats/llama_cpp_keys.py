@@ -169,7 +169,7 @@ def find_problems(file: GgufFile) -> list[KeyProblem]:
         problem for key, rule in KEYS.items() if (problem := _check(file, key, rule)) is not None
     ]
     problems += [
-        KeyProblem(key, show(file.metadata[key]), "no such key")
+        KeyProblem(key, show(file.metadata[key]), "the key to be absent")
         for key in file.metadata
         if key.startswith(PREFIX) and key not in KEYS
     ]
@@ -259,14 +259,14 @@ def _is_value(metadata: Mapping[str, Any], rule: KeyRule, value: Any) -> bool:
 
 def _expected(metadata: Mapping[str, Any], rule: KeyRule) -> str:
     if rule.banned:
-        return "no such key"
+        return "the key to be absent"
     kind = f"{'an array of ' if rule.array else ''}{rule.type.name if rule.type else ''}"
     if rule.same_as is not None:
         return f"{show(metadata.get(rule.same_as))} ({kind}), as {rule.same_as}"
     if rule.only is not None:
         return f"{rule.only!r} ({kind})"
     if rule.limits is not None:
-        return f"{rule.limits[0]:g} to {rule.limits[1]:g} ({kind})"
+        return "{:.16g} to {:.16g} ({})".format(*rule.limits, kind)
     return kind
 
 
