@@ -36,8 +36,8 @@ from gptoss.runtime.terminal.printer import JsonLines, Printer, Show
 from gptoss.runtime.tools.functions import described
 
 HELP = """\
-/reasoning low|medium|high   how long to reason
-/reset                       forget the conversation
+/reasoning low|medium|high   how long the model reasons
+/reset                       clear the conversation
 /quit                        leave (or Ctrl-D)
 Ctrl-C stops a reply."""
 
@@ -50,7 +50,7 @@ _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 90}
 @click.group(context_settings=_SETTINGS)
 @console.VERSION
 def cli() -> None:
-    """Run gpt-oss models in GGUF form."""
+    """Run gpt-oss models from GGUF files."""
 
 
 cli.add_command(plan_command)
@@ -58,9 +58,7 @@ cli.add_command(plan_command)
 
 @cli.command()
 @click.argument("model", type=console.PATH)
-@click.option(
-    "-p", "--prompt", metavar="TEXT", help="Answer this and leave; - reads it from stdin."
-)
+@click.option("-p", "--prompt", metavar="TEXT", help="Answer TEXT and exit; - reads it from stdin.")
 @click.option(
     "--reasoning",
     type=click.Choice([effort.value for effort in Effort]),
@@ -72,66 +70,79 @@ cli.add_command(plan_command)
     "--reasoning-budget",
     type=int,
     metavar="N",
-    help="Tokens of reasoning in a reply, after which it must answer.",
+    help="Most tokens of reasoning in a reply; then the model must answer.",
 )
 @click.option(
-    "--instructions", "--system", metavar="TEXT", help="What the model is told to do or to be."
+    "--instructions",
+    "--system",
+    metavar="TEXT",
+    help="Instructions for the model, as developer message.",
 )
 @click.option(
     "--tools",
     multiple=True,
     metavar="MODULE:FUNCTION",
-    help="A Python function the model may call, also as FILE.py:FUNCTION; may be given again.",
+    help="A Python function the model may call, also as FILE.py:FUNCTION. Repeatable.",
 )
 @click.option(
     "--tool-choice",
     metavar="CHOICE",
     default=ToolChoice.AUTO.value,
     show_default=True,
-    help="none, auto, required, or the name of the tool to call first.",
+    help="none, auto, required, or the tool to call first.",
 )
-@click.option("--parallel-calls", is_flag=True, help="Several calls at a time are allowed.")
+@click.option("--parallel-calls", is_flag=True, help="Allow several calls at a time.")
 @click.option(
     "--max-rounds",
     type=int,
     metavar="N",
     default=MAX_ROUNDS,
     show_default=True,
-    help="Rounds of calls in a reply, after which it must answer.",
+    help="Most rounds of tool calls in a reply; then the model must answer.",
 )
 @click.option(
     "--response-format",
     type=click.Choice(["text", "json"]),
-    help="json: the answer is any JSON object.",
+    help="json: answer with any JSON object.",
 )
 @click.option(
     "--schema",
     type=console.PATH,
     metavar="FILE",
-    help="The answer is JSON that the JSON schema in FILE admits.",
+    help="Answer with JSON that is valid against the JSON schema in FILE.",
 )
-@click.option("--regex", metavar="PATTERN", help="The answer matches PATTERN, whole.")
+@click.option(
+    "--regex", metavar="PATTERN", help="Answer with text that matches PATTERN completely."
+)
 @click.option(
     "--grammar",
     type=console.PATH,
     metavar="FILE",
-    help="The answer follows the Lark grammar in FILE.",
+    help="Answer with text that follows the Lark grammar in FILE.",
 )
 @click.option(
     "--unconstrained",
     is_flag=True,
-    help="Let the model write what it will; repair what is malformed.",
+    help="Turn off constrained decoding; malformed output is repaired afterwards.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per event and line.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object per line for each event."
+)
 @click.option("--temperature", type=float, default=_DEFAULTS.temperature, show_default=True)
 @click.option("--top-k", type=int, default=_DEFAULTS.top_k, show_default=True, help="0: all.")
 @click.option("--top-p", type=float, default=_DEFAULTS.top_p, show_default=True)
 @click.option("--min-p", type=float, default=_DEFAULTS.min_p, show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Makes sampling repeatable.")
+@click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Make sampling repeatable.")
 @click.option(
-    "--ctx", "n_ctx", type=int, metavar="N", help="Tokens of context.  [default: 16384 at most]"
+    "--ctx",
+    "n_ctx",
+    type=int,
+    metavar="N",
+    help="Tokens of context.  [default: 16384, or less if the model has less]",
 )
-@click.option("--max-tokens", type=int, metavar="N", help="Limit of a reply, reasoning included.")
+@click.option(
+    "--max-tokens", type=int, metavar="N", help="Most tokens of a reply, reasoning included."
+)
 @click.option("--threads", "n_threads", type=int, metavar="N", help="[default: the physical cores]")
 @click.option("--gpu-layers", "n_gpu_layers", type=int, default=-1, help="[default: all]")
 @click.option("--verbose", is_flag=True, help="Show llama.cpp's log on stderr.")
@@ -156,8 +167,8 @@ def chat(
 ) -> None:
     """Talk with MODEL, a gpt-oss GGUF file.
 
-    Without -p, a conversation: at a terminal with line editing, else one message a line of stdin.
-    A reply that was cut (its last event says why) is no error.
+    Without -p, this is a conversation: with line editing at a terminal, otherwise one message
+    per line of stdin. A reply that is cut by a limit is not an error; its last event says why.
 
     \b
     Examples:
@@ -169,7 +180,7 @@ def chat(
     \b
     Exit codes:
       0    done
-      2    the input or the request was wrong; from stdin, that of any line
+      2    the input or the request is invalid; from stdin, that of any line
       129  hung up        130  interrupted by Ctrl-C
       141  reader gone    143  terminated
     """
@@ -234,7 +245,7 @@ def _response_format(
     """What the answer must be, by the one option that says so."""
     if sum(option is not None for option in (named, schema, regex, grammar)) > 1:
         raise click.UsageError(
-            "--response-format, --schema, --regex and --grammar each say what the answer is: "
+            "--response-format, --schema, --regex and --grammar exclude each other: "
             "give one of them"
         )
     if schema is not None:
@@ -316,14 +327,14 @@ def _command(talk: Chat, text: str) -> str:
     match text.split():
         case ["/reset"]:
             talk.reset()
-            return "forgotten"
+            return "conversation cleared"
         case ["/reasoning", effort] if effort in list(Effort):
             talk.effort = Effort(effort)
             return f"reasoning: {effort}"
         case ["/help"]:
             return HELP
         case _:
-            return f"no such command: {text}\n{HELP}"
+            return f"unknown command: {text}\n{HELP}"
 
 
 def _at_a_terminal() -> bool:
@@ -339,7 +350,7 @@ def _lines() -> Iterator[str]:
     from prompt_toolkit import PromptSession
 
     session: PromptSession[str] = PromptSession()
-    click.echo("/help shows what can be typed besides messages.", err=True)
+    click.echo("/help lists the commands.", err=True)
     while True:
         try:
             yield session.prompt("> ")

@@ -219,7 +219,7 @@ def test_lines_of_stdin_are_a_conversation(run: Run, random_gguf: Path) -> None:
     done = run("chat", random_gguf, "--max-tokens", "5", "--json", given=lines)
     assert done.code == 0
     assert done.out.count("reply_ended") == 2
-    assert "forgotten" in done.err
+    assert "conversation cleared" in done.err
 
 
 def test_an_answer_to_a_schema(run: Run, random_gguf: Path, tmp_path: Path) -> None:
@@ -348,7 +348,7 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert chat.effort == Effort.HIGH
     assert len(chat.messages) == 1
     assert "reasoning: high" in said
-    assert "no such command: /reasoning silly" in said
+    assert "unknown command: /reasoning silly" in said
     assert said.count("Ctrl-C stops a reply") == 3
 
 
