@@ -48,8 +48,8 @@ def verify_command(
       norms, biases, sinks, router
                  F32, equal to the source bit for bit
       attention, embedding, output
-                 bf16 and f32 equal; f16, q8_0, q5 and q4 rounded as their reference
-                 rounds; the largest rounding error is reported
+                 bf16 and f32 equal; f16, q8_0, q5 and q4 rounded as their
+                 reference rounds; the largest rounding error is reported
       metadata   hyperparameters, RoPE and YaRN settings, tokens, merges,
                  control tokens
 
@@ -67,7 +67,7 @@ def verify_command(
     Exit codes:
       0    proven
       1    different
-      2    an input is missing, corrupt, not gpt-oss, or was modified during the run
+      2    an input is missing, corrupt, not gpt-oss, or was modified meanwhile
       3    not judged: nothing differs, but some tensors cannot be proven
       130  interrupted
     """
