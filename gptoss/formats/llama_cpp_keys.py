@@ -266,7 +266,8 @@ def _expected(metadata: Mapping[str, Any], rule: KeyRule) -> str:
     if rule.only is not None:
         return f"{rule.only!r} ({kind})"
     if rule.limits is not None:
-        return "{:.16g} to {:.16g} ({})".format(*rule.limits, kind)
+        low, high = rule.limits
+        return f"{low:.16g} to {high:.16g} ({kind})"
     return kind
 
 
