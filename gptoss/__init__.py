@@ -78,7 +78,8 @@ if TYPE_CHECKING:
     from gptoss.runtime.sampling.grammar import ToolChoice as ToolChoice
     from gptoss.runtime.sampling.sampler import Sampling as Sampling
     from gptoss.runtime.sampling.sampler import SamplingError as SamplingError
-    from gptoss.runtime.tools.schema import ToolError as ToolError
+    from gptoss.runtime.tools.functions import Tool as Tool
+    from gptoss.runtime.tools.type_specs import ToolError as ToolError
 
 __version__ = "0.1.0"
 
@@ -150,7 +151,8 @@ _NAMES = {
         "ToolChoice",
     ),
     "gptoss.runtime.sampling.sampler": ("Sampling", "SamplingError"),
-    "gptoss.runtime.tools.schema": ("ToolError",),
+    "gptoss.runtime.tools.functions": ("Tool",),
+    "gptoss.runtime.tools.type_specs": ("ToolError",),
 }
 """The public names by the module they are imported from."""
 
@@ -209,6 +211,7 @@ __all__ = [
     "StopReason",
     "TextDelta",
     "Timings",
+    "Tool",
     "ToolChoice",
     "ToolError",
     "ToolFinished",

@@ -26,7 +26,7 @@ from gptoss.runtime.harmony.tokenizer import Tokenizer
 from gptoss.runtime.models.preflight import Model as CheckedFile
 from gptoss.runtime.sampling.grammar import ToolChoice
 from gptoss.runtime.sampling.sampler import RandomSampler, Sampling
-from gptoss.runtime.tools.functions import Toolbox
+from gptoss.runtime.tools.functions import Tool, Toolbox
 
 if TYPE_CHECKING:
     from gptoss.runtime.sampling.constrained import TokenMasks
@@ -41,7 +41,7 @@ DEFAULT_PARALLEL = 4
 def load(
     path: str | os.PathLike[str],
     *,
-    tools: Iterable[Callable[..., Any]] = (),
+    tools: Iterable[Callable[..., Any] | Tool] = (),
     instructions: str | None = None,
     reasoning: str = Effort.MEDIUM,
     sampling: Sampling | None = None,
@@ -171,7 +171,7 @@ class Model:
     def chat(
         self,
         *,
-        tools: Iterable[Callable[..., Any]] = (),
+        tools: Iterable[Callable[..., Any] | Tool] = (),
         instructions: str | None = None,
         reasoning: str = Effort.MEDIUM,
         sampling: Sampling | None = None,
