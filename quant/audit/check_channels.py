@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from math import inf
+from math import inf, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,8 +110,12 @@ def _judge(profiles: _Profiles, references: Sequence[Profile]) -> Iterator[Findi
 
 def _agreement(one: Profile, other: Profile) -> float:
     """The correlation of two profiles, in standard deviations of what chance would give."""
-    size = float(np.sqrt((one @ one) * (other @ other)))
-    return float(one @ other) / size * float(np.sqrt(len(one))) if size > 0 else 0.0
+    # Not by BLAS: its threads would contend with those of the audit.
+    product, *squares = (
+        float(np.einsum("i,i->", a, b)) for a, b in ((one, other), (one, one), (other, other))
+    )
+    size = sqrt(squares[0] * squares[1])
+    return product / size * sqrt(len(one)) if size > 0 else 0.0
 
 
 def _check_grid(files: TensorReader, tensor: ExpertTensor) -> Iterator[Finding]:
@@ -216,7 +220,7 @@ class _Products:
         """Add rows, ``float32[n, channels]``; what is not finite counts as 0."""
         with np.errstate(invalid="ignore", over="ignore"):
             scaled = values if self._weights is None else values * self._weights
-            size = float(np.abs(scaled).max(initial=0))
+            size = max(float(scaled.max(initial=0)), -float(scaled.min(initial=0)))
         if not size < inf:
             scaled = np.nan_to_num(scaled, nan=0.0, posinf=0.0, neginf=0.0)
             size = float(np.abs(scaled).max(initial=0))

@@ -105,7 +105,7 @@ class Difference:
         """Add values of A and B that differ in ``changed`` units; A's square is not added."""
         with np.errstate(invalid="ignore", over="ignore"):
             off = np.subtract(b, a, dtype=np.float64).reshape(-1)
-            total, largest = float(off @ off), max(float(off.max()), -float(off.min()))
+            total, largest = _dot(off, off), max(float(off.max()), -float(off.min()))
         # NaN against a number is as different as can be.
         self.difference += total if total == total else inf
         self.largest = max(self.largest, largest if largest == largest else inf)
@@ -257,7 +257,9 @@ def _compare_values(found: Difference, ours: Floats, theirs: Floats, unit: int) 
     differ = ours != theirs
     if differ.any():
         differ &= ~(np.isnan(ours) & np.isnan(theirs))  # a NaN does not differ from itself
-    signs = ~differ & (bits == _MINUS_ZERO) & (ours == 0)
+    signs = bits == _MINUS_ZERO
+    if signs.any():
+        signs &= ours == 0
     if unit > 1:
         differ, signs = (it.reshape(-1, unit).any(axis=-1) for it in (differ, signs))
     n = int(np.count_nonzero(differ))
@@ -269,5 +271,10 @@ def _compare_values(found: Difference, ours: Floats, theirs: Floats, unit: int) 
 def _finite_square(values: Floats) -> float:
     wide = values.reshape(-1).astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
-        total = float(wide @ wide)
+        total = _dot(wide, wide)
     return total if isfinite(total) else float(np.square(wide[np.isfinite(wide)]).sum())
+
+
+def _dot(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """The inner product, not by BLAS: its own threads and those of the comparison would contend."""
+    return float(np.einsum("i,i->", a, b))

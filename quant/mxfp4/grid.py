@@ -16,8 +16,8 @@ from gptoss.quant.mxfp4.codec import BLOCK, Floats
 
 ALIGNED = 0.1
 """Share of runs that lie on the grid as blocks, beyond chance, from which blocks are evident."""
-LARGEST = 256
-"""Rows and columns of a matrix that are enough to look at: 2,048 runs each way."""
+LARGEST = 128
+"""Rows and columns of a matrix that are enough to look at: 512 runs each way."""
 FEWEST = 32
 """Runs that are evidence."""
 _TOP = 2
