@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import inf, sqrt
 
@@ -36,6 +36,7 @@ from gptoss.quant.model.tensors import (
     Part,
 )
 from gptoss.quant.mxfp4 import Bytes, Floats
+from gptoss.quant.parallel import as_finished
 
 WORKERS = min(8, os.cpu_count() or 1)
 EXPERTS = "ffn_exps"
@@ -85,7 +86,7 @@ def count(model: Model, files: TensorReader, progress: Progress | None = None) -
             for tensor in others
         ]
         try:
-            for task in as_completed(_all(of_experts, of_dense)):
+            for task in as_finished(_all(of_experts, of_dense)):
                 done += task.result()[0]
                 if progress is not None:
                     progress(done, model.nbytes)

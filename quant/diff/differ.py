@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -24,6 +24,7 @@ from gptoss.quant.model.defects import DefectKind
 from gptoss.quant.model.loader import open_model
 from gptoss.quant.model.reader import TensorReader
 from gptoss.quant.model.tensors import GATE_UP_BIAS, Model, Part
+from gptoss.quant.parallel import as_finished
 from gptoss.quant.verify.metadata import compare_settings
 
 
@@ -130,7 +131,7 @@ def _compare(
                 for name, pair in pairs.items()
             }
             names = {task: name for name, them in work.items() for task in them}
-            for task in as_completed(names):
+            for task in as_finished(names):
                 task.result()
                 done += pairs[names[task]].nbytes // len(work[names[task]])
                 if progress is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
@@ -24,6 +24,7 @@ from gptoss.formats.gguf import GgufFile
 from gptoss.formats.tensor_map import tensors
 from gptoss.progress import Progress
 from gptoss.quant.model.reader import TensorReader
+from gptoss.quant.parallel import as_finished
 from gptoss.quant.verify.chunks import ChunkDifference, Errors, chunks
 from gptoss.quant.verify.metadata import compare_keys
 from gptoss.quant.verify.orientation import resolve_orientations
@@ -133,7 +134,7 @@ def _compare(
             for chunk in chunks(group)
         ]
         try:
-            for task in as_completed(tasks):
+            for task in as_finished(tasks):
                 result = task.result()
                 found.differences += result.differences
                 for name, error in result.errors.items():
