@@ -117,7 +117,7 @@ def test_files_that_end_early(checkpoint: Path, gguf: Path) -> None:
         (sorted(checkpoint.glob("*.safe*"))[0], CheckpointError),
     ):
         os.truncate(path, path.stat().st_size - 100)
-        with pytest.raises(error, match="cut short|truncated"):
+        with pytest.raises(error, match=r"cut short|truncated"):
             audit(path if path == gguf else checkpoint)
 
 
@@ -156,7 +156,8 @@ def test_a_model_that_changes_while_it_is_read(
             os.utime(victim, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
 
     with pytest.raises(
-        (GgufError, CheckpointError), match=r"cut while|modified while|cannot be (read|opened)"
+        (GgufError, CheckpointError),
+        match=r"(cut|modified|truncated) while|cannot be (read|opened)",
     ):
         audit(path, progress=progress)
     assert done
