@@ -5,6 +5,7 @@ The tiny model stands in for gpt-oss-20b. A server on loopback stands in for the
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import os
 import re
@@ -197,3 +198,30 @@ def test_the_events_are_documented() -> None:
         fields = {field.name for field in dataclasses.fields(kind)}
         assert documented.pop(name) == (message if kind is MessageEnded else fields), name
     assert not documented
+
+
+def test_messages_that_are_explained_are_real() -> None:
+    """Each heading of the troubleshooting page is a message of the code, `…` where it varies."""
+    known = {part for path in sources() for part in strings(path)}
+    text = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+    headings = re.findall(r"^### `+(.+?)`+$", text, re.MULTILINE)
+    assert len(headings) >= 15
+    for heading in headings:
+        if heading.endswith("command not found"):  # the shell's
+            continue
+        for part in heading.split("…"):  # what varies
+            assert any(part.strip(" ;:") in text for text in known), (
+                f"{heading}: no message {part!r}"
+            )
+
+
+def sources() -> Iterator[Path]:
+    for folder in ("gptoss", "quant", "converter", "runtime"):
+        yield from (ROOT / folder).rglob("*.py")
+
+
+def strings(path: Path) -> Iterator[str]:
+    """The literal parts of a file's strings, as the parser joins them."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
