@@ -15,7 +15,7 @@ The path of a checkpoint, in the order to read it:
     gguf             header, metadata, vocabulary, split
     write            tasks, writer, staging
     hub              repositories on the Hub
-    lora             adapters
+    lora             adapters: opened, checked against the base, merged as they are read
     export           a GGUF to a checkpoint
-    repair           a GGUF to a better GGUF; ``cli_gguf`` has the command for both
+    repair           a GGUF to one that llama.cpp runs; ``cli_gguf`` has the command for both
 """

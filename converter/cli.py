@@ -55,8 +55,8 @@ from gptoss.quant.verify.result import Outcome
 @click.option(
     "--split-max-size", metavar="SIZE",
     help="Split the result into files of at most this size, such as 5G or 700M: OUT-00001-of-00003"
-    ".gguf and so on. llama.cpp is given the first. Tensors are never divided. Also splits or "
-    "joins a GGUF given as SOURCE, even if nothing else needs repair.",
+    ".gguf and so on. llama.cpp is given the first. Tensors are never divided. Also splits a GGUF "
+    "given as SOURCE; without this option a split one is joined into a single file.",
 )  # fmt: skip
 @click.option(
     "--plan", "only_plan", is_flag=True,
@@ -161,6 +161,7 @@ def command(
       gptoss-convert gpt-oss-120b -o big.gguf --split-max-size 20G --verify
       gptoss-convert my-finetune --base gpt-oss-20b -o my-finetune.gguf
       gptoss-convert from-ollama.gguf -o gpt-oss-20b.gguf --base gpt-oss-20b
+      gptoss-convert big-00001-of-00004.gguf -o joined.gguf
       gptoss-convert gpt-oss-20b.gguf -o gpt-oss-20b --to hf
       gptoss-convert gpt-oss-20b --lora my-adapter -o my-model.gguf
 
