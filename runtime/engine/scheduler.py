@@ -450,7 +450,8 @@ class Scheduler:
         assert stream is not None  # noqa: S101 active requests have one
         start = len(stream.tokens)
         end = min(start + limit, len(request.target))
-        end = min((it for it in request.checkpoints if start < it < end), default=end)
+        if start < request.n_prompt:
+            end = min((it for it in request.checkpoints if start < it < end), default=end)
         wants_logits = end == len(request.target)
         return Chunk(stream.number, start, request.target[start:end], wants_logits)
 

@@ -1,0 +1,229 @@
+"""The scheduler over a context that computes nothing: who runs when, and how each request ends."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from gptoss.runtime.engine import scheduler as module
+from gptoss.runtime.engine.base import EngineError, Logits, PromptProgress, QueueFullError
+from gptoss.runtime.engine.scheduler import AHEAD, Chunk, ScheduledGeneration, Scheduler
+from gptoss.runtime.sampling.sampler import greedy
+from support.fake_context import FakeContext
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Scheduler]]:
+    started: list[Scheduler] = []
+
+    def make(context: FakeContext) -> Scheduler:
+        started.append(Scheduler(context, context.n_ctx))
+        return started[-1]
+
+    yield make
+    for scheduler in started:
+        scheduler.close()
+
+
+Start = Callable[[FakeContext], Scheduler]
+
+
+def submit(scheduler: Scheduler, prompt: Sequence[int], n: int = 5) -> ScheduledGeneration:
+    return scheduler.submit(prompt, greedy, stop=set(), max_tokens=n)
+
+
+def waiting_for(gate: threading.Event) -> Callable[[Sequence[Chunk]], None]:
+    def wait(_: Sequence[Chunk]) -> None:
+        gate.wait()
+
+    return wait
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_many_requests_each_get_their_own_tokens(start: Start) -> None:
+    context = FakeContext(n_streams=3)
+    scheduler = start(context)
+    asked = [submit(scheduler, [7 * i] * (30 * i + 1), n=20 + i) for i in range(20)]
+    with ThreadPoolExecutor(20) as pool:
+        got: list[list[int]] = list(pool.map(list, asked))
+    assert got == [[(7 * i + 1 + k) % 900 for k in range(20 + i)] for i in range(20)]
+    assert max(map(len, context.batches)) == 3
+
+
+def test_first_come_first_served(start: Start) -> None:
+    gate = threading.Event()
+    context = FakeContext(n_streams=1, before_decode=waiting_for(gate))
+    scheduler = start(context)
+    asked = [submit(scheduler, [100 * i + 1], n=1) for i in range(8)]
+    gate.set()
+    assert [list(it) for it in asked] == [[100 * i + 2] for i in range(8)]
+    assert [batch[0].tokens[0] for batch in context.batches] == [100 * i + 1 for i in range(8)]
+    assert asked[7].timings.queued_seconds >= asked[0].timings.queued_seconds
+
+
+def test_a_long_prompt_does_not_stall_who_generates(start: Start) -> None:
+    """While one generates, another's prompt comes in chunks, and each batch has a token of it."""
+    context = FakeContext(before_decode=lambda chunks: time.sleep(1e-4 * len(chunks)))
+    scheduler = start(context)
+    first = submit(scheduler, [1, 2, 3], n=400)
+    next(first)
+    with ThreadPoolExecutor() as pool:
+        rest = pool.submit(list, first)
+        assert len(list(submit(scheduler, [5] * 2000, n=1))) == 1
+        assert len(rest.result()) == 399
+    mixed = [batch for batch in context.batches if len(batch) == 2]
+    assert len(mixed) >= 20
+    assert all(len(batch[0].tokens) == 1 for batch in mixed)
+
+
+def test_a_reader_that_stops_reading_pauses_only_itself(start: Start) -> None:
+    scheduler = start(FakeContext(n_streams=2))
+    slow = submit(scheduler, [1], n=500)
+    next(slow)
+    assert len(list(submit(scheduler, [200], n=300))) == 300
+    [request] = scheduler._active
+    assert request.n_sent == AHEAD + 1  # the one that was read, and those ahead of it
+    assert [next(slow) for _ in range(499)] == [(2 + k) % 900 for k in range(1, 500)]
+
+
+def test_readers_that_do_not_read_give_way_to_those_that_wait(start: Start) -> None:
+    context = FakeContext(n_streams=1)
+    scheduler = start(context)
+    unread = [submit(scheduler, [100 * i], n=100) for i in range(3)]
+    assert list(submit(scheduler, [500], n=50)) == list(range(501, 551))
+    for i, generation in enumerate(unread):
+        assert list(generation) == [100 * i + 1 + k for k in range(100)]
+
+
+def test_a_full_queue(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_WAITING", 3)
+    gate = threading.Event()
+    scheduler = start(FakeContext(n_streams=1, before_decode=waiting_for(gate)))
+    asked = [submit(scheduler, [1])]
+    until(lambda: bool(scheduler._active))
+    asked += [submit(scheduler, [1]) for _ in range(3)]
+    with pytest.raises(QueueFullError, match="3 requests are waiting for the model already"):
+        submit(scheduler, [1])
+    asked[-1].cancel()
+    gate.set()
+    assert [len(list(it)) for it in asked] == [5, 5, 5, 0]
+    assert len(list(submit(scheduler, [1]))) == 5
+
+
+def test_what_the_sampler_raises_reaches_its_reader_alone(start: Start) -> None:
+    def fail(_: Logits) -> int:
+        raise ValueError("no token")
+
+    scheduler = start(FakeContext())
+    bad = scheduler.submit([1], fail, stop=set())
+    good = submit(scheduler, [2])
+    with pytest.raises(ValueError, match="no token"):
+        next(bad)
+    assert list(bad) == []
+    assert len(list(good)) == 5
+
+
+def test_a_batch_that_fails_ends_its_requests_and_no_other(start: Start) -> None:
+    scheduler = start(FakeContext(n_streams=1))
+    bad, good = submit(scheduler, [1, 999]), submit(scheduler, [1, 2])
+    with pytest.raises(EngineError, match="999 cannot be decoded"):
+        next(bad)
+    assert list(good) == [3, 4, 5, 6, 7]
+
+
+def test_an_aborted_batch_is_decoded_again_for_the_others(start: Start) -> None:
+    """A prompt is cancelled while its chunk is decoded together with another's token."""
+    cancelled: list[ScheduledGeneration] = []
+
+    def before(chunks: Sequence[Chunk]) -> None:
+        if len(chunks) == 2 and cancelled:
+            cancelled.pop().cancel()
+
+    context = FakeContext(before_decode=before)
+    scheduler = start(context)
+    good = submit(scheduler, [1], n=60)
+    assert next(good) == 2
+    bad = submit(scheduler, [5] * 1000)
+    cancelled.append(bad)
+    assert list(bad) == []
+    assert list(good) == list(range(3, 62))
+
+
+def test_the_progress_of_a_prompt(start: Start) -> None:
+    scheduler = start(FakeContext())
+    steps = list(submit(scheduler, [1] * 150, n=2).steps())
+    assert steps == [
+        PromptProgress(0, 150, 0),
+        PromptProgress(64, 150, 0),
+        PromptProgress(128, 150, 0),
+        PromptProgress(150, 150, 0),
+        2,
+        3,
+    ]
+    again = list(submit(scheduler, [1] * 150, n=1).steps())
+    assert again == [PromptProgress(149, 150, 149), PromptProgress(150, 150, 149), 2]
+
+
+def test_an_unexpected_failure_ends_every_request(start: Start) -> None:
+    def fail(_: Sequence[Chunk]) -> None:
+        raise ZeroDivisionError("a fault of the program")
+
+    context = FakeContext(n_streams=1, before_decode=fail)
+    scheduler = start(context)
+    asked = [submit(scheduler, [1]), submit(scheduler, [2])]
+    for generation in asked:
+        with pytest.raises(EngineError, match="ZeroDivisionError: a fault of the program"):
+            next(generation)
+    until(lambda: context.freed)
+    with pytest.raises(EngineError, match="closed"):
+        submit(scheduler, [1])
+
+
+def test_closing_frees_once_whatever_runs() -> None:
+    for delay in (0.0, 0.001, 0.01):
+        context = FakeContext(before_decode=lambda _: time.sleep(0.002))
+        scheduler = Scheduler(context, context.n_ctx)
+        asked = [submit(scheduler, [1] * 300, n=500) for _ in range(5)]
+        with ThreadPoolExecutor() as pool:
+            readers = [pool.submit(list, it) for it in asked]
+            time.sleep(delay)
+            closers = [pool.submit(scheduler.close) for _ in range(3)]
+            for closer in closers:
+                closer.result(10)
+            assert context.freed
+            for reader in readers:
+                with pytest.raises(EngineError, match="closed"):
+                    reader.result(10)
+
+
+def test_cancels_at_random_moments(start: Start) -> None:
+    """No request hangs, no token is wrong, and a cancelled one gives nothing more."""
+    rng = np.random.default_rng(1)
+    scheduler = start(FakeContext(n_streams=3, before_decode=lambda _: time.sleep(1e-4)))
+
+    def one(seed: int) -> None:
+        mine = np.random.default_rng(seed)
+        first, n = int(mine.integers(0, 800)), int(mine.integers(1, 40))
+        generation = submit(scheduler, [first] * int(mine.integers(1, 200)), n)
+        timer = threading.Timer(float(mine.random()) * 0.02, generation.cancel)
+        timer.start()
+        got = list(generation)
+        assert got == [(first + 1 + k) % 900 for k in range(len(got))]
+        assert list(generation) == []
+        timer.join()
+
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(one, rng.integers(0, 2**31, 300).tolist()))
+    until(lambda: not scheduler._active)
+    assert not scheduler._waiting

@@ -1,0 +1,84 @@
+"""A context that computes nothing: the token after n is n + 1. It remembers every batch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gptoss.runtime.engine.base import EngineError, Logits
+from gptoss.runtime.engine.scheduler import Chunk
+
+N_VOCAB = 1000
+
+
+class FakeContext:
+    """See ``engine.scheduler.Context``. ``before_decode`` is called with each batch."""
+
+    window = 128
+
+    def __init__(
+        self,
+        n_streams: int = 2,
+        n_ctx: int = 4096,
+        before_decode: Callable[[Sequence[Chunk]], None] = lambda _: None,
+    ) -> None:
+        self.n_streams, self.n_ctx, self.n_batch, self.n_vocab = n_streams, n_ctx, 64, N_VOCAB
+        self.batches: list[list[Chunk]] = []
+        self.held: list[list[int]] = [[] for _ in range(n_streams)]
+        self.freed = False
+        self.aborted = threading.Event()
+        self._before_decode = before_decode
+
+    def decode(self, chunks: Sequence[Chunk]) -> bool:
+        assert not self.freed
+        assert sum(len(it.tokens) for it in chunks) <= self.n_batch
+        assert len({it.stream for it in chunks}) == len(chunks)
+        self._before_decode(chunks)
+        if self.aborted.is_set():
+            return False
+        for chunk in chunks:
+            assert chunk.position == len(self.held[chunk.stream])
+            self.held[chunk.stream] += chunk.tokens
+            if 999 in chunk.tokens:
+                raise EngineError("999 cannot be decoded")
+        self.batches.append(list(chunks))
+        return True
+
+    def logits(self, index: int) -> Logits:
+        chunk = self.batches[-1][index]
+        assert chunk.wants_logits
+        row = np.zeros(N_VOCAB, np.float32)
+        row[(chunk.tokens[-1] + 1) % 900] = 1
+        return row
+
+    def abort(self) -> None:
+        self.aborted.set()
+
+    def clear_abort(self) -> None:
+        self.aborted.clear()
+
+    def free(self) -> None:
+        assert not self.freed
+        self.freed = True
+
+    def first_position(self, stream: int) -> int:
+        return max(0, len(self.held[stream]) - self.window) if self.held[stream] else -1
+
+    def n_decoded(self, stream: int) -> int:
+        return len(self.held[stream])
+
+    def truncate(self, stream: int, position: int) -> None:
+        del self.held[stream][position:]
+
+    def save_window(self, stream: int) -> Any:
+        return len(self.held[stream])
+
+    def restore_window(self, stream: int, state: Any) -> None:
+        del self.held[stream][state:]
+
+    def copy(self, source: int, target: int) -> bool:
+        self.held[target] = list(self.held[source])
+        return True
