@@ -32,7 +32,8 @@ from gptoss.runtime.sampling.grammar import (
 )
 from gptoss.runtime.sampling.grammar_schema import MAX_SCHEMA_CHARACTERS
 from gptoss.runtime.sampling.sampler import Sampling
-from gptoss.runtime.terminal.printer import JsonLines, Printer, Show
+from gptoss.runtime.terminal.json_lines import JsonLines
+from gptoss.runtime.terminal.printer import Printer, Show
 from gptoss.runtime.tools.functions import described
 
 HELP = """\

@@ -155,8 +155,9 @@ class Turn:
                 if self._cancelled:  # the engine was closed too
                     return self.cancelled
                 raise
-            except ConversationTooLongError:
+            except ConversationTooLongError as error:
                 if start == 1:  # the question itself does not fit
+                    error.args = (f"the conversation {error.problem}",)  # no place in a list
                     raise
                 return self._usage.ended(End.CUT, StopReason.CONTEXT)
             calls = [m for m in self.messages[start:] if m.recipient is not None]

@@ -1,4 +1,4 @@
-"""How a conversation looks: events to a terminal, or to one JSON object a line.
+"""How a conversation looks at a terminal, or as plain text.
 
 What a model or a tool says is untrusted: an escape character in it could move the cursor, retitle
 the window or hide text. Nothing but printable text and line ends gets through.
@@ -6,11 +6,10 @@ the window or hide text. Nothing but printable text and line ends gets through.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import re
-from typing import Any, Protocol, TextIO
+import time
+from typing import Protocol, TextIO
 
 from gptoss.runtime.chat.events import (
     ChatEvent,
@@ -20,8 +19,8 @@ from gptoss.runtime.chat.events import (
     ToolFinished,
     ToolStarted,
 )
+from gptoss.runtime.engine.base import PromptProgress
 from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, MessageStarted, TextDelta
-from gptoss.runtime.harmony.messages import Message
 from gptoss.runtime.sampling.grammar import Closed
 
 _UNPRINTABLE = re.compile(
@@ -40,6 +39,10 @@ _CUT = {
 }
 _CLOSED = {Closed.BUDGET: "its budget is spent", Closed.LOOP: "it went in circles"}
 
+_SHOWN_PROMPT = 256
+"""Prompt tokens to be read from which on the progress is shown."""
+
+_CLEAR_LINE = "\r\x1b[K"
 _DIM, _CYAN, _YELLOW, _RED = "2", "36", "33", "31"
 
 
@@ -75,10 +78,15 @@ class Printer:
         self._color = _wants_color(out) if color is None else color
         self._at_line_start = True
         self._in_call = False
+        self._progress = _PromptClock()
+        self._progress_shown = False
 
     def show(self, event: ChatEvent) -> None:
         """Show one event, at once; those not named here have no look of their own."""
+        self._clear_progress()
         match event:
+            case PromptProgress():
+                self._show_progress(event)
             case MessageStarted():
                 self._end_line()
                 self._in_call = event.recipient is not None  # a call is shown once it is whole
@@ -113,8 +121,22 @@ class Printer:
 
     def stopped(self) -> None:
         """Say that the person stopped the reply."""
+        self._clear_progress()
         self._line("[stopped]", _YELLOW)
         self._out.flush()
+
+    def _show_progress(self, event: PromptProgress) -> None:
+        """A line that the next event takes away; only where lines can be taken away."""
+        text = self._progress.describe(event, time.monotonic())
+        if self._color and text:
+            self._end_line()
+            self._out.write(f"\x1b[{_DIM}m{text}\x1b[0m")
+            self._progress_shown = True
+
+    def _clear_progress(self) -> None:
+        if self._progress_shown:
+            self._out.write(_CLEAR_LINE)
+            self._progress_shown = False
 
     def _line(self, text: str, style: str) -> None:
         self._end_line()
@@ -134,35 +156,23 @@ class Printer:
         self._at_line_start = text.endswith("\n")
 
 
-class JsonLines:
-    """Shows events as one JSON object a line: ``event`` names the kind, the rest are its fields."""
+class _PromptClock:
+    """How far a prompt has been read, and how long the rest will take."""
 
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
+    def __init__(self) -> None:
+        self._begun = 0.0
 
-    def show(self, event: ChatEvent) -> None:
-        """Write one event's line, at once."""
-        # Escaped to ASCII: the line is safe in a terminal and in any encoding.
-        self._out.write(json.dumps(as_dict(event)) + "\n")
-        self._out.flush()
-
-
-def as_dict(event: ChatEvent) -> dict[str, Any]:
-    """An event as JSON's own types; a message's token ids are left out."""
-    name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(event).__name__).lower()
-    if isinstance(event, MessageEnded):
-        return {"event": name, **_message(event.message)}
-    return {"event": name, **dataclasses.asdict(event)}
-
-
-def _message(message: Message) -> dict[str, Any]:
-    return {
-        "role": message.role,
-        "channel": message.channel,
-        "recipient": message.recipient,
-        "content_type": message.content_type,
-        "text": message.text,
-    }
+    def describe(self, event: PromptProgress, now: float) -> str:
+        """``[reading 2,100 of 6,000 tokens, 12 s left]``; empty where there is little to read."""
+        done, total = event.done - event.reused, event.total - event.reused
+        if done == 0:
+            self._begun = now
+        if total < _SHOWN_PROMPT or done == total:
+            return ""
+        left = ""
+        if done:
+            left = f", {(now - self._begun) * (total - done) / done:.0f} s left"
+        return f"[reading {done:,} of {total:,} tokens{left}]"
 
 
 def summary(event: ReplyEnded) -> str:

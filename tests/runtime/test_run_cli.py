@@ -237,7 +237,7 @@ def test_a_line_that_cannot_be_answered_is_not_success(run: Run, random_gguf: Pa
     done = run("chat", random_gguf, "--max-tokens", "5", "--ctx", "1024", "--json", given=lines)
     assert done.code == 2
     assert done.out.count("reply_ended") == 2
-    assert done.err.startswith("error: messages[1].content: does not fit into the 1023 tokens")
+    assert done.err.startswith("error: the conversation does not fit into the 1023 tokens")
 
 
 @pytest.mark.parametrize("arguments", [("-h",), ("chat", "-h"), ("chat", "--help")])

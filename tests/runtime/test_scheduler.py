@@ -72,19 +72,28 @@ def test_first_come_first_served(start: Start) -> None:
     assert asked[7].timings.queued_seconds >= asked[0].timings.queued_seconds
 
 
-def test_a_long_prompt_does_not_stall_who_generates(start: Start) -> None:
-    """While one generates, another's prompt comes in chunks, and each batch has a token of it."""
-    context = FakeContext(before_decode=lambda chunks: time.sleep(1e-4 * len(chunks)))
+def test_a_long_prompt_does_not_stall_who_generates(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one generates, another's prompt comes in chunks that take a bounded time."""
+    monkeypatch.setattr(module, "STALL_SECONDS", 0.03)
+
+    def compute(chunks: Sequence[Chunk]) -> None:
+        time.sleep(1e-3 * sum(len(it.tokens) for it in chunks))
+
+    context = FakeContext(before_decode=compute)
+    context.n_batch = 512
     scheduler = start(context)
-    first = submit(scheduler, [1, 2, 3], n=400)
+    first = submit(scheduler, [1, 2, 3], n=200)
     next(first)
     with ThreadPoolExecutor() as pool:
         rest = pool.submit(list, first)
-        assert len(list(submit(scheduler, [5] * 2000, n=1))) == 1
-        assert len(rest.result()) == 399
+        assert len(list(submit(scheduler, [5] * 600, n=1))) == 1
+        assert len(rest.result()) == 199
     mixed = [batch for batch in context.batches if len(batch) == 2]
-    assert len(mixed) >= 20
+    assert len(mixed) >= 15
     assert all(len(batch[0].tokens) == 1 for batch in mixed)
+    assert max(len(batch[1].tokens) for batch in mixed) < 100
 
 
 def test_a_reader_that_stops_reading_pauses_only_itself(start: Start) -> None:
@@ -93,7 +102,7 @@ def test_a_reader_that_stops_reading_pauses_only_itself(start: Start) -> None:
     next(slow)
     assert len(list(submit(scheduler, [200], n=300))) == 300
     [request] = scheduler._active
-    assert request.n_sent == AHEAD + 1  # the one that was read, and those ahead of it
+    assert request.n_sent in (AHEAD, AHEAD + 1)  # one was read, perhaps before it paused
     assert [next(slow) for _ in range(499)] == [(2 + k) % 900 for k in range(1, 500)]
 
 

@@ -17,7 +17,7 @@ from gptoss.runtime.chat.events import (
     ToolFinished,
     ToolStarted,
 )
-from gptoss.runtime.engine.base import Timings
+from gptoss.runtime.engine.base import PromptProgress, Timings
 from gptoss.runtime.harmony.events import (
     Diagnostic,
     End,
@@ -28,7 +28,8 @@ from gptoss.runtime.harmony.events import (
 )
 from gptoss.runtime.harmony.messages import Message, Role
 from gptoss.runtime.sampling.grammar import Closed
-from gptoss.runtime.terminal.printer import JsonLines, Printer, as_dict, printable
+from gptoss.runtime.terminal.json_lines import JsonLines, as_dict
+from gptoss.runtime.terminal.printer import Printer, _PromptClock, printable
 
 TIMINGS = Timings(100, 60, 20, 0.5, 2.0)
 ENDED = ReplyEnded(End.RETURN, TIMINGS)
@@ -206,3 +207,20 @@ def test_json_lines() -> None:
 
 def test_events_by_their_names() -> None:
     assert as_dict(TurnEnded(End.CALL)) == {"event": "turn_ended", "end": "call"}
+
+
+def test_reading_a_long_prompt_shows_how_far_it_is() -> None:
+    events = [PromptProgress(done, 6100, 100) for done in (100, 2100, 6100)]
+    text = shown(*events, started("final"), TextDelta("It", "final"), color=True)
+    assert "[reading 0 of 6,000 tokens]" in text
+    assert "[reading 2,000 of 6,000 tokens, 0 s left]" in text
+    assert text.count("\r\x1b[K") == 2, "each line is taken away"
+    assert text.endswith("\r\x1b[KIt") or text.endswith("It")
+    assert shown(*events, TextDelta("It", "final")) == "It"
+    assert shown(PromptProgress(10, 200, 10), PromptProgress(200, 200, 10), color=True) == ""
+
+
+def test_the_time_left() -> None:
+    clock = _PromptClock()
+    clock.describe(PromptProgress(0, 4000, 0), 100.0)
+    assert clock.describe(PromptProgress(1000, 4000, 0), 110.0).endswith(", 30 s left]")
