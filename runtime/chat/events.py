@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from gptoss.runtime.engine.base import PromptProgress, Timings
+from gptoss.runtime.engine.base import PromptProgress as PromptProgress
+from gptoss.runtime.engine.base import Timings
 from gptoss.runtime.harmony.events import Diagnostic, End, Event, MessageEnded
 from gptoss.runtime.harmony.messages import Message, Role
 from gptoss.runtime.sampling.grammar import Closed

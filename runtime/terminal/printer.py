@@ -13,13 +13,13 @@ from typing import Protocol, TextIO
 
 from gptoss.runtime.chat.events import (
     ChatEvent,
+    PromptProgress,
     ReasoningClosed,
     ReplyEnded,
     StopReason,
     ToolFinished,
     ToolStarted,
 )
-from gptoss.runtime.engine.base import PromptProgress
 from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, MessageStarted, TextDelta
 from gptoss.runtime.sampling.grammar import Closed
 
