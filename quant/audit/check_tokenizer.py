@@ -49,7 +49,7 @@ def _gguf(metadata: Mapping[str, Any]) -> Iterator[Finding]:
     key = "tokenizer.ggml.eos_token_id"
     end = metadata.get(key)
     if end is None:
-        yield Finding(FindingKind.EOG_MISSING, Severity.WARNING, "no end is named", key)
+        yield Finding(FindingKind.EOG_MISSING, Severity.WARNING, "no end-of-turn token is set", key)
     elif end != ids.get(RETURN):
         message = f"{end}, which is not {RETURN}"
         yield Finding(FindingKind.EOG_MISSING, Severity.ERROR, message, key)
@@ -58,7 +58,7 @@ def _gguf(metadata: Mapping[str, Any]) -> Iterator[Finding]:
 def _checkpoint(folder: Path, tokenizer: Path, config: Mapping[str, Any]) -> Iterator[Finding]:
     path = tokenizer / TOKENIZER
     if not path.is_file():
-        message = "no tokenizer beside the weights: it cannot be converted as it is"
+        message = "no tokenizer beside the weights: the model cannot be converted without one"
         yield Finding(FindingKind.VOCABULARY, Severity.WARNING, message, TOKENIZER)
         return
     described = read_tokenizer(tokenizer)
@@ -83,7 +83,7 @@ def _checkpoint(folder: Path, tokenizer: Path, config: Mapping[str, Any]) -> Ite
     where = GENERATION if "eos_token_id" in generation else "config.json"
     for token, severity in ((RETURN, Severity.ERROR), (CALL, Severity.WARNING)):
         if token in ids and ids[token] not in ends and ends != [None]:
-            message = f"eos_token_id does not have {token} ({ids[token]})"
+            message = f"eos_token_id does not include {token} ({ids[token]})"
             yield Finding(FindingKind.EOG_MISSING, severity, message, where)
 
 
@@ -107,5 +107,5 @@ def _controls(ids: Collection[str], where: str) -> Iterator[Finding]:
         yield Finding(FindingKind.EOG_MISSING, Severity.ERROR, message, where)
     others = [token for token in missing if token not in ends]
     if others:
-        message = f"harmony's tokens are missing: {', '.join(others)}"
+        message = f"harmony tokens are missing: {', '.join(others)}"
         yield Finding(FindingKind.VOCABULARY, Severity.ERROR, message, where)

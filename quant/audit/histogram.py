@@ -1,9 +1,9 @@
-"""What is counted of a model's numbers, and the counting of MXFP4 blocks.
+"""Statistics of tensors, and the counting of MXFP4 blocks.
 
-Every block is counted, none is sampled, in one pass over the bytes. Counting the codes is what
-costs time. A histogram that visits code by code takes 2 ns a byte here; this one takes 0.5: sixteen
-codes to a 64-bit word are sorted into four planes of bits, and the bits that planes have in common
-are counted by the processor's own instruction. numpy releases the GIL meanwhile, so threads add up.
+Every block is counted in one pass over the bytes, none is sampled. Counting the codes takes most of
+the time: 2 ns a byte with a histogram that visits code by code, 0.5 ns with this one. It sorts the
+sixteen codes of a 64-bit word into four bit planes and counts the bits that planes have in common
+with the processor's popcount. numpy releases the GIL meanwhile, so threads run in parallel.
 """
 
 from __future__ import annotations

@@ -142,25 +142,25 @@ def _experts(experts: Sequence[ExpertStatistics]) -> Iterator[str]:
     yield (
         "<h2>Block scales by layer and expert</h2><p>The mean exponent of an expert's block scales."
         " A cell that stands out is an expert whose weights are larger or smaller than those of its"
-        " neighbours; an outline marks what lies beyond the colours' range.</p>"
+        " neighbours; an outline marks values beyond the range of the colours.</p>"
     )
     yield _heat_maps(parts, _mean_exponents, 1.0, lambda value: f"2^{value:.2f}", "mean scale")
     yield (
-        "<h2>Saturated blocks by layer and expert</h2><p>The share of blocks half of whose values,"
-        " or more, are ±6 scales, the largest there is: they may have been cut.</p>"
+        "<h2>Saturated blocks by layer and expert</h2><p>The share of blocks in which at least half"
+        " of the values are ±6 times the scale, the largest code: they may be clipped.</p>"
     )
     if any(it.saturated_blocks.any() for it in experts):
         yield _heat_maps(parts, _saturated, 0.01, svg.percent, "saturated")
     else:
-        yield "<p>There is none.</p>"
+        yield "<p>No block is saturated.</p>"
     yield (
-        "<h2>Block scales</h2><p>How many of all blocks have each scale. Scales of trained weights"
-        " lie close together; a second hill, or blocks far from it, do not belong there.</p>"
+        "<h2>Block scales</h2><p>The share of blocks with each scale. Scales of trained weights"
+        " lie close together; a second peak, or blocks far away, are suspect.</p>"
     )
     yield svg.grid((_scale_bars(part, found) for part, found in parts.items()))
     yield (
-        "<h2>Codes</h2><p>How many of all values have each of the 16 codes, by the code's value."
-        " Trained weights make a hill that is the same on both sides; zero has two codes.</p>"
+        "<h2>Codes</h2><p>The share of values with each of the 16 codes, by the code's value."
+        " Trained weights give a symmetric shape with few values at ±6; zero has two codes.</p>"
     )
     yield svg.grid((_code_bars(part, found) for part, found in parts.items()))
 
@@ -251,7 +251,7 @@ def _dense(dense: Sequence[DenseStatistics]) -> Iterator[str]:
     rows = "".join(_dense_row(name, found) for name, found in by_name.items())
     yield (
         "<h2>Other tensors</h2><p>Root mean square of the values, layer by layer: a jump is a layer"
-        " that is unlike its neighbours.</p>"
+        " unlike its neighbours.</p>"
         '<div class="scroll"><table><thead><tr><th>Tensor</th><th>Type</th><th>Shape</th>'
         '<th>By layer</th><th class="number">Root mean square</th><th class="number">Largest</th>'
         '<th class="number">Zeros</th><th class="number">Not finite</th></tr></thead>'

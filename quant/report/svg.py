@@ -139,6 +139,10 @@ def trend(values: Sequence[float], title: str) -> str:
     if not finite:
         return ""
     low, high = min(finite), max(finite)
+    least = 0.1 * max(abs(low), abs(high))  # a smaller difference shall not look like one
+    if high - low < least:
+        low = (low + high - least) / 2
+        high = low + least
     step = (width - 8) / max(len(values) - 1, 1)
     points = [
         (4 + i * step, 3 + (height - 6) * (1 - (value - low) / (high - low) if high > low else 0.5))

@@ -1,4 +1,4 @@
-"""The report's page as a file: whole or not at all, and never in place of a model."""
+"""Write the report's page: completely or not at all, and never over a model."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _START = b"<!doctype html>"
 def check_target(out: Path) -> None:
     """Raise ``OutputError`` unless a page can be written to ``out``.
 
-    What stands there already is replaced only when it is a page: a slip of the keyboard must not
-    cost a model.
+    An existing file is replaced only if it is an HTML page: a typing mistake must not destroy a
+    model.
     """
     if not out.parent.is_dir():
         raise OutputError(f"{out.parent}: no such folder; create it first")
@@ -23,24 +23,24 @@ def check_target(out: Path) -> None:
     if not out.exists():
         return
     if not out.is_file():
-        raise OutputError(f"{out}: is no regular file; name the file to write")
+        raise OutputError(f"{out}: is not a regular file; give the name of the file to write")
     with out.open("rb") as file:
         if file.read(len(_START)).lower() not in (_START, b""):
-            raise OutputError(f"{out}: is there already and no HTML page; name another file")
+            raise OutputError(f"{out}: exists and is not an HTML page; give another name")
 
 
 def _check_folder(folder: Path) -> None:
-    """Try it: what may be written where, permission bits alone do not say on every system."""
+    """Create a file to try it: permission bits are not enough to know on every system."""
     trial = folder / f".{secrets.token_hex(6)}.tmp"
     try:
         trial.touch(exist_ok=False)
         trial.unlink()
     except OSError as reason:
-        raise OutputError(f"{folder}: no file can be written there: {reason.strerror}") from reason
+        raise OutputError(f"{folder}: cannot create a file there: {reason.strerror}") from reason
 
 
 def write(out: Path, text: str) -> None:
-    """Write a page whole or not at all; raises ``OutputError``."""
+    """Write a page completely or not at all; raises ``OutputError``."""
     check_target(out)
     try:
         atomic.replace_file(out, text.encode())

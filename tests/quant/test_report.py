@@ -275,7 +275,7 @@ def test_what_is_no_page_is_never_replaced(copy: Copying, run: Command) -> None:
     done = run("report", it.path, "-o", it.path)
     assert done.code == 2
     assert it.path.read_bytes() == before
-    assert "no HTML page" in done.err
+    assert "not an HTML page" in done.err
     assert run("report", it.path, "-o", it.path.parent).code == 2
     assert run("report", it.path, "-o", it.path.parent / "no" / "page").code == 2
 
@@ -292,7 +292,7 @@ def test_a_folder_that_takes_no_page_is_seen_before_the_model_is_read(
     monkeypatch.setattr(Path, "touch", refused)
     done = run("report", it.path, "-o", tmp_path / "page.html")
     assert done.code == 2
-    assert done.err == f"error: {tmp_path}: no file can be written there: Permission denied\n"
+    assert done.err == f"error: {tmp_path}: cannot create a file there: Permission denied\n"
 
 
 def test_no_page_of_a_file_that_is_cut_or_changes(
