@@ -25,6 +25,9 @@ from gptoss.errors import GptossError, OptionError
 from gptoss.formats.checkpoint import Weights
 from gptoss.progress import Say, silent
 
+PUBLISHED = {f"gpt-oss-{size}": f"openai/gpt-oss-{size}" for size in ("20b", "120b")}
+"""The repositories of the published models, by their names alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class Input:
@@ -76,13 +79,15 @@ def open_input(
     say = say or silent
     if not os.fspath(source):
         raise OptionError("SOURCE is empty; expected a checkpoint folder, OWNER/NAME or a GGUF")
-    if "://" in os.fspath(source):
-        raise OptionError(f"{source}: a repository on the Hub is named as OWNER/NAME")
     wanted = hub_id(source) if isinstance(source, str) else None
+    if wanted is None and "://" in os.fspath(source):
+        raise OptionError(f"{source}: expected OWNER/NAME, or a repository's URL on huggingface.co")
     if wanted is not None and Path(source).exists():
         say(f"{source}: using the local folder, not the Hub repository of the same name")
         wanted = None
     if wanted is None:
+        if (name := Path(source).name) in PUBLISHED and not Path(source).exists():
+            raise OptionError(f"{source}: no such folder; did you mean {PUBLISHED[name]}?")
         if stream:
             raise OptionError(f"{source}: --stream needs a repository on the Hub, OWNER/NAME")
         yield Input(Path(source), os.fspath(source))

@@ -1,7 +1,7 @@
-"""A checkpoint's way through huggingface_hub's cache.
+"""Download a checkpoint to huggingface_hub's cache, and check it there.
 
-What a conversion needs is downloaded there once, by huggingface_hub's own ways. It calls what
-git-lfs keeps by its sha256, which nobody has compared with the content yet: that is done here.
+huggingface_hub downloads what a conversion needs, once. In its cache, files of git-lfs are named by
+the sha256 that the Hub publishes; it is compared with their content here.
 """
 
 from __future__ import annotations
@@ -16,9 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from gptoss.converter.hub.client import Client, RetryPolicy, importing
+from gptoss.converter.hub.client import Client, HubError, RetryPolicy, importing
 from gptoss.converter.hub.remote_file import HashMismatchError
-from gptoss.converter.hub.repository import CONFIG_FILES, TOKENIZER_FILES, HubId
+from gptoss.converter.hub.repository import (
+    CONFIG_FILES,
+    TOKENIZER_FILES,
+    HubId,
+    resolve_revision,
+)
 from gptoss.errors import CheckpointError
 from gptoss.formats.byte_source import FileSource
 from gptoss.progress import Say
@@ -28,35 +33,50 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def download(wanted: HubId, *, shown: bool = False, say: Say | None = None) -> Path:
-    """Bring what a conversion needs to huggingface_hub's cache; its folder there.
+    """Download what a conversion needs to huggingface_hub's cache; returns its folder there.
 
-    What is there already does not come again, and offline it is taken as it is. The folder is
-    called by the commit. ``shown`` draws huggingface_hub's bars, where stderr is
-    a terminal. Raises ``HubError``.
+    Files already there are not downloaded again, and without a network they are used as they are.
+    The folder's name is the commit. ``shown`` draws huggingface_hub's progress bars if stderr is a
+    terminal. Raises ``HubError``.
     """
     with importing():
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import constants, snapshot_download
         from huggingface_hub.utils.tqdm import tqdm
 
     class Silent(tqdm):
         def __init__(self, *args: Any, **settings: Any) -> None:
             super().__init__(*args, **settings | {"disable": True})  # type: ignore[no-untyped-call]
 
-    # What goes wrong is said here, in one line.
+    # Errors are reported here, in one line.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     client = Client(say)
+
+    def snapshot(*, local: bool) -> Path:
+        return Path(
+            snapshot_download(
+                wanted.repository,
+                revision=wanted.revision,
+                allow_patterns=[*CONFIG_FILES, *TOKENIZER_FILES, "*.safetensors"],
+                ignore_patterns=["*/*"],
+                local_files_only=local,
+                tqdm_class=tqdm if shown and sys.stderr.isatty() else Silent,
+            )
+        )
+
+    if not constants.HF_HUB_OFFLINE:
+        try:  # huggingface_hub waits for any response, and reads a listing of any size
+            resolve_revision(client, wanted)
+        except HubError as error:
+            if client.reached:
+                raise
+            try:
+                return snapshot(local=True)
+            except Exception:
+                raise error from None
     retry = RetryPolicy(client, str(wanted))
     while True:
         try:
-            return Path(
-                snapshot_download(
-                    wanted.repository,
-                    revision=wanted.revision,
-                    allow_patterns=[*CONFIG_FILES, *TOKENIZER_FILES, "*.safetensors"],
-                    ignore_patterns=["*/*"],
-                    tqdm_class=tqdm if shown and sys.stderr.isatty() else Silent,
-                )
-            )
+            return snapshot(local=False)
         except Exception as error:
             retry.wait(client.passing(error, wanted.repository, str(wanted)))
 

@@ -1,9 +1,9 @@
-"""Requests to the Hub: patient with what passes, strict with what must not be.
+"""Requests to the Hub: retried where that may help, bounded in size and time, otherwise refused.
 
 The session is huggingface_hub's own, so proxies, certificates, HF_ENDPOINT, HF_TOKEN and
-HF_HUB_OFFLINE hold here as they do there, and connections are reused. A cut, a timeout, a busy or
-a broken server are tried again after longer and longer pauses, or after the time that the server
-names; everything else that is not the answer asked for is refused in one line.
+HF_HUB_OFFLINE work as they do there, and connections are reused. After a lost connection, a
+timeout or an error of the server a request is repeated, after longer and longer pauses or the time
+that the server asks for. Every other unexpected response is an error of one line.
 """
 
 from __future__ import annotations
@@ -15,38 +15,46 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from gptoss.errors import GptossError
+from gptoss.errors import GptossError, quoted
 from gptoss.progress import Say, silent
 
 ATTEMPTS = 8
-"""Failures in a row, without a byte in between, after which one gives up."""
+"""The most failures in a row without a byte in between."""
 FIRST_ATTEMPTS = 3
-"""The same before the Hub was reached at all: more likely there is no network."""
+"""The same before the Hub was reached at all: probably there is no network."""
+MAX_ATTEMPTS = 2000
+"""The most failures of one request, with bytes in between."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
 """Seconds; each pause is up to twice the one before, less a random part."""
 LONGEST_ASKED = 900.0
-"""Seconds that a server may ask for; more is a refusal."""
+"""Seconds that a server may ask to wait; more is an error."""
 WORTH_SAYING = 2.0
-"""Seconds of a pause that is announced."""
+"""Pauses of so many seconds are reported."""
 TIMEOUT = 20.0
-"""Seconds without a connection or without a byte, after which one tries again."""
+"""Seconds without a connection or a byte, after which the request is repeated."""
+HEADER_SECONDS = 90.0
+"""The most seconds from a request to the end of the response's headers."""
+GRACE_SECONDS = 60.0
+SLOWEST = 10_000.0
+"""Bytes a second that a server must send on average, after so many seconds of grace."""
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Statuses that another attempt may not meet again."""
+"""Statuses that another attempt may not get."""
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 _RATE_LIMIT = re.compile(r"r=0;\s*t=(\d{1,9})")
 
 
 class HubError(GptossError):
-    """The Hub cannot be reached, does not have what is asked for, or contradicts itself."""
+    """The Hub cannot be reached, does not have what is requested, or is inconsistent."""
 
 
 class TransientError(Exception):
-    """What may go better next time; ``after``: the seconds that the server asks for."""
+    """A failure that may pass; ``after`` is the number of seconds that the server asks to wait."""
 
     def __init__(self, reason: str, after: float | None = None) -> None:
         super().__init__(reason)
@@ -65,8 +73,10 @@ class Response(Protocol):
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Around imports of huggingface_hub, which reads its settings then and prints what it makes
-    of them on stdout. Raises ``HubError`` when one cannot be."""
+    """Around imports of huggingface_hub, which reads its settings then and may print to stdout.
+
+    Raises ``HubError`` when it cannot be imported.
+    """
     try:
         with redirect_stdout(io.StringIO()):
             yield
@@ -78,9 +88,10 @@ def importing() -> Iterator[None]:
 
 
 class Client:
-    """A way to ask the Hub, shared by threads.
+    """Sends requests to the Hub; shared by threads.
 
-    ``stop``, once set, ends all waiting. ``say`` is told why one waits, if it is for long.
+    ``stop``, once set, ends all waiting. ``say`` is called with the reason of a long pause.
+    Raises ``HubError`` when HF_ENDPOINT is not the address of a server.
     """
 
     def __init__(self, say: Say | None = None) -> None:
@@ -90,6 +101,11 @@ class Client:
             from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
         self.endpoint: str = constants.ENDPOINT
+        if not is_address(self.endpoint):
+            raise HubError(
+                f"HF_ENDPOINT is {quoted(self.endpoint)}; expected an address such as "
+                "https://huggingface.co"
+            )
         self.reached = False
         self.stop = threading.Event()
         self.say = say or silent
@@ -97,7 +113,7 @@ class Client:
         token = get_token()
         self._token = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._offline = OfflineModeIsEnabled
-        # The base of all that goes wrong in a request: httpx's, or of whatever follows it there.
+        # The base class of a request's errors: httpx's, or that of another library used there.
         self._failed: type[BaseException] = HfHubHTTPError.__bases__[0]
 
     @contextmanager
@@ -113,24 +129,59 @@ class Client:
             headers |= self._token
         if span is not None:
             headers["Range"] = f"bytes={span[0]}-{span[1] - 1}"
-        try:
-            with self._session.stream(
-                "GET", url, headers=headers, follow_redirects=False, timeout=TIMEOUT
-            ) as response:
-                self.reached = True
-                if response.status_code in PASSING:
-                    raise TransientError(f"status {response.status_code}", _asked(response.headers))
+        with ExitStack() as stack:
+            try:
+                response = self._open(url, headers, stack)
+            except self._offline as reason:
+                raise HubError(
+                    f"{self.endpoint}: not requested, since HF_HUB_OFFLINE is set; unset it, or "
+                    "omit --stream or --plan to use what is in the cache"
+                ) from reason
+            except self._failed as reason:
+                raise self._unanswered(reason) from reason
+            except (HubError, TransientError):
+                raise
+            except Exception as reason:  # an address that no request can be made for
+                raise HubError(f"{quoted(url)}: cannot be requested: {reason}") from reason
+            self.reached = True
+            if response.status_code in PASSING:
+                raise TransientError(f"status {response.status_code}", _asked(response.headers))
+            try:
                 yield response
-        except self._offline as reason:
-            raise HubError(
-                f"{self.endpoint}: not asked, since HF_HUB_OFFLINE is set; unset it, or leave out "
-                "--stream or --plan to use what is in the cache"
-            ) from reason
-        except self._failed as reason:
-            raise self._unanswered(reason) from reason
+            except self._failed as reason:
+                raise self._unanswered(reason) from reason
+
+    def _open(self, url: str, headers: Mapping[str, str], stack: ExitStack) -> Response:
+        """Send a request and wait for the headers, for a limited time: a server may drip them."""
+        context = self._session.stream(
+            "GET", url, headers=headers, follow_redirects=False, timeout=TIMEOUT
+        )
+        opened: Future[Response] = Future()
+
+        def enter() -> None:
+            try:
+                response = context.__enter__()
+            except BaseException as error:
+                if opened.set_running_or_notify_cancel():
+                    opened.set_exception(error)
+                return
+            if opened.set_running_or_notify_cancel():
+                opened.set_result(response)
+            else:  # too late: nobody waits any more
+                context.__exit__(None, None, None)
+
+        threading.Thread(target=enter, name="request", daemon=True).start()
+        try:
+            response = opened.result(HEADER_SECONDS)
+        except TimeoutError as reason:
+            if opened.cancel():
+                raise TransientError(f"no response within {HEADER_SECONDS:.0f} s") from reason
+            response = opened.result()
+        stack.push(context.__exit__)
+        return response
 
     def passing(self, error: BaseException, repository: str, what: str) -> TransientError:
-        """What an error of huggingface_hub means, if it may pass; raises what it is if not."""
+        """An error of huggingface_hub as a failure that may pass; raises ``HubError`` for others."""
         known = (self._offline, self._failed)
         while not isinstance(error, known) and error.__cause__ is not None:
             error = error.__cause__
@@ -143,7 +194,7 @@ class Client:
         if isinstance(error, self._offline):
             raise HubError(
                 f"{what}: not in the cache, and HF_HUB_OFFLINE is set; unset it to download; "
-                f"no folder {repository} is here either"
+                f"and there is no local folder {repository}"
             ) from error
         if isinstance(error, self._failed):
             return self._unanswered(error)
@@ -156,16 +207,16 @@ class Client:
         )
 
     def refusal(self, response: Response, repository: str, what: str) -> HubError:
-        """What an answer other than the one asked for means; ``what`` is what was asked for."""
+        """The error for a response other than the expected one; ``what`` was requested."""
         code, said = (response.headers.get(f"X-Error-{key}", "") for key in ("Code", "Message"))
         status = response.status_code
         if code == "GatedRepo":
             return HubError(
-                f"{what}: access is granted by its owners; ask for it at {self.endpoint}/"
+                f"{what}: its owners grant access on request; request it at {self.endpoint}/"
                 f"{repository}, then set HF_TOKEN to a token of that account"
             )
         if code == "RevisionNotFound":
-            return HubError(f"{what}: {self.endpoint} has no such revision of it, or no longer")
+            return HubError(f"{what}: {self.endpoint} has no such revision of it")
         if code == "EntryNotFound":
             return HubError(f"{what}: no such file in the repository")
         if status == 401 and said.startswith("Invalid"):
@@ -173,54 +224,86 @@ class Client:
         if code == "RepoNotFound" or status == 401:
             return HubError(
                 f"{what}: {self.endpoint} has no such repository, or it is private and HF_TOKEN "
-                f"holds no token that may read it; no folder {repository} is here either"
+                f"does not give access to it; and there is no local folder {repository}"
             )
-        return HubError(f"{what}: {self.endpoint} answers with status {status} {said}".rstrip())
+        return HubError(f"{what}: {self.endpoint} responded with status {status} {said}".rstrip())
 
 
 class RetryPolicy:
-    """How long to go on trying for one thing, ``what``."""
+    """Decides how often and how long to retry the request for ``what``."""
 
     def __init__(self, client: Client, what: str) -> None:
         self._client = client
         self._what = what
-        self._failures = 0
+        self._failures = self._attempts = self._bytes = 0
+        self._seconds = 0.0
+        self._last = time.monotonic()
 
-    def reset(self) -> None:
-        """Something came: failures count from nothing again."""
+    def received(self, nbytes: int) -> None:
+        """Bytes came, so failures are counted from zero; raises ``HubError`` if they are too slow.
+
+        Counts the time between bytes over all attempts, but not the pauses.
+        """
+        now = time.monotonic()
         self._failures = 0
+        self._bytes += nbytes
+        self._seconds += now - self._last
+        self._last = now
+        if self._seconds > GRACE_SECONDS + self._bytes / SLOWEST:
+            raise HubError(
+                f"{self._what}: the server is too slow: {self._bytes:,} bytes in "
+                f"{self._seconds:.0f} s; run the same command later"
+            )
 
     def wait(self, error: TransientError) -> None:
-        """Pause before the next attempt; raises ``HubError`` when it has been enough."""
+        """Pause before the next attempt; raises ``HubError`` after too many failures."""
         self._failures += 1
-        if self._failures >= (ATTEMPTS if self._client.reached else FIRST_ATTEMPTS):
+        self._attempts += 1
+        if self._attempts >= MAX_ATTEMPTS or self._failures >= (
+            ATTEMPTS if self._client.reached else FIRST_ATTEMPTS
+        ):
             said = (
-                f"{self._what}: tried {self._failures} times: {error}; run the same command later"
+                f"{self._what}: tried {self._attempts} times: {error}; run the same command later"
             )
-            if not self._client.reached:  # all that is asked for so far is a repository
-                said += f"; no folder {self._what.partition('@')[0]} is here either"
+            if not self._client.reached:  # only a repository was requested so far
+                said += f"; and there is no local folder {self._what.partition('@')[0]}"
             raise HubError(said) from error
         if error.after is not None and error.after > LONGEST_ASKED:
             raise HubError(
-                f"{self._what}: the server wants to be left alone for {error.after:.0f} seconds; "
-                "run the same command after that"
+                f"{self._what}: the server asked to wait {error.after:.0f} s (Retry-After); rerun the "
+                "command then"
             ) from error
         longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (self._failures - 1))
         pause = random.uniform(longest / 2, longest) if error.after is None else error.after  # noqa: S311
         if pause >= WORTH_SAYING:
-            self._client.say(f"{self._what}: {error}; trying again in {pause:.0f} seconds")
+            self._client.say(f"{self._what}: {error}; retrying in {pause:.0f} s")
         if self._client.stop.wait(pause):
             raise HubError(f"{self._what}: interrupted") from error
+        self._last = time.monotonic()
+
+
+def is_address(url: str) -> bool:
+    """Whether requests can be made to a server of this address."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises ValueError for one out of range
+        host = (parts.hostname or "").encode("idna")
+    except (ValueError, UnicodeError):
+        return False
+    return parts.scheme in ("http", "https") and 0 < len(host) < 254 and not re.search(r"\s", url)
 
 
 def origin(url: str) -> tuple[str, str]:
-    """Scheme and host with port: who gets a request."""
-    parts = urlsplit(url)
+    """Scheme and host with port: the server that gets a request. Raises ``HubError``."""
+    try:
+        parts = urlsplit(url)
+    except ValueError as reason:
+        raise HubError(f"{quoted(url)}: is not an address: {reason}") from reason
     return parts.scheme, parts.netloc.lower()
 
 
 def _asked(headers: Mapping[str, str]) -> float | None:
-    """The seconds that a server asks to be left alone: a number, a date, or the Hub's own way."""
+    """The seconds that a server asks to wait: as a number, a date, or the Hub's rate limit."""
     value = headers.get("Retry-After", "").strip()
     if value.isdecimal() and len(value) < 10:
         return float(value)

@@ -68,7 +68,7 @@ class Ranges:
                 for data in self._body(offset + done, offset + len(out)):
                     out[done : done + len(data)] = data
                     done += len(data)
-                    retry.reset()
+                    retry.received(len(data))
                 if done < len(out):
                     raise TransientError(f"the connection ended at byte {offset + done}")
             except TransientError as error:

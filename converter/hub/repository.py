@@ -37,7 +37,7 @@ from gptoss.formats.tokenizer_json import (
     TOKENIZER_LIMIT,
 )
 
-LISTING_LIMIT = 2**26
+LISTING_LIMIT = 2**23
 """Bytes of a listing, at most."""
 MAX_SIZE = 2**48
 """Bytes of a file in a listing, at most."""
@@ -46,6 +46,12 @@ TOKENIZER_FILES = {TOKENIZER: TOKENIZER_LIMIT, SETTINGS: SETTINGS_LIMIT, TEMPLAT
 """Files that are stored whole, each with its greatest size in bytes."""
 
 _ID = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[^\s@?#]+))?", re.ASCII)
+_URL = re.compile(
+    r"https?://(?:huggingface\.co|hf\.co)/(?P<repository>\w[\w.-]*/\w[\w.-]*)"
+    r"(?:/(?:tree|blob|resolve)/(?P<revision>[^\s@?#/]+)(?:/[^\s?#]*)?)?/?(?:[?#]\S*)?",
+    re.ASCII,
+)
+"""The page of a repository, or of a folder or file in it."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -67,8 +73,8 @@ class HubId:
 
 
 def hub_id(source: str) -> HubId | None:
-    """Parse ``owner/name`` or ``owner/name@revision``; None for another form."""
-    found = _ID.fullmatch(source)
+    """Parse ``owner/name``, ``owner/name@revision`` or a repository's URL; None for another form."""
+    found = _ID.fullmatch(source) or _URL.fullmatch(source)
     if found is None:
         return None
     return HubId(found["repository"], found["revision"] or "main")
@@ -142,6 +148,7 @@ def _get(client: Client, url: str, wanted: HubId) -> bytes:
                 body = bytearray()
                 for data in response.iter_raw():
                     body += data
+                    retry.received(len(data))
                     if len(body) > LISTING_LIMIT:
                         raise HubError(
                             f"{wanted}: the listing exceeds the limit of {LISTING_LIMIT} bytes"

@@ -205,9 +205,9 @@ def test_sources_that_mean_something_else(source: Path, refused: Callable[..., s
     for more in ((), ("--dense", "bf16"), ("--plan",)):
         line = refused(source / WEIGHTS, out, *more)
         assert f"{source / WEIGHTS}: is one file of a checkpoint; name its folder" in line
-    url = "https://huggingface.co/openai/gpt-oss-20b"
+    url = "https://example.com/openai/gpt-oss-20b"
     line = refused(url, out)
-    assert f"{url}: a repository on the Hub is named as OWNER/NAME" in line
+    assert f"{url}: expected OWNER/NAME, or a repository's URL" in line
     assert "SOURCE is empty" in refused("", out)
 
 

@@ -107,7 +107,7 @@ def test_a_gated_repository(
             client = Client()
             Stream(client, resolve_revision(client, WANTED), tmp_path).fetch(CONFIG_FILES)
 
-    with pytest.raises(HubError, match=f"ask for it at {hub.endpoint}/{REPOSITORY}, then set HF_"):
+    with pytest.raises(HubError, match=f"request it at {hub.endpoint}/{REPOSITORY}, then set HF_"):
         bring()
     monkeypatch.setenv("HF_TOKEN", "right")
     bring()

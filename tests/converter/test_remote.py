@@ -118,7 +118,7 @@ def test_the_server_says_when(
     read(Ranges(client, file), 0, 100)
     (pause,) = waited
     assert 25 < pause <= 31
-    assert said == [f"{file}: status 429; trying again in {pause:.0f} seconds"]
+    assert said == [f"{file}: status 429; retrying in {pause:.0f} s"]
 
 
 def test_an_address_that_expired(
@@ -142,7 +142,7 @@ def test_an_address_that_expired(
     [
         (Fault(status=503), None, "tried 8 times: status 503"),
         (Fault(cut_after=0), "cdn", "tried 8 times: "),
-        (Fault(status=429, headers={"Retry-After": "3600"}), None, "left alone for 3600 seconds"),
+        (Fault(status=429, headers={"Retry-After": "3600"}), None, "asked to wait 3600 s (Retry-After)"),
         (Fault(length=-1), "cdn", "99 bytes are announced instead of 100"),
         (Fault(length=1), "cdn", "101 bytes are announced instead of 100"),
         (Fault(total=1), "cdn", "comes instead of 'bytes 1000-1099/"),
@@ -152,11 +152,11 @@ def test_an_address_that_expired(
         (Fault(listed=1), "resolve", "bytes now, and was listed with"),
         (Fault(hashed="e" * 64), "resolve", "has another hash, eeee"),
         (Fault(status=404, headers={"X-Error-Code": "RevisionNotFound"}), "resolve",
-         "has no such revision of it, or no longer"),
+         "has no such revision of it"),
         (Fault(status=404, headers={"X-Error-Code": "EntryNotFound"}), "resolve", "no such file"),
         (Fault(status=302, headers={"Location": "ftp://elsewhere/x"}), "resolve", "is not safe"),
         (Fault(status=302, headers={"Location": "?again"}), "resolve", "one redirect leads to"),
-        (Fault(status=418), "resolve", "answers with status 418"),
+        (Fault(status=418), "resolve", "responded with status 418"),
         (Fault(status=302), "cdn", "one redirect leads to"),
         (Fault(headers={"Content-Encoding": "gzip"}), "cdn", "comes compressed"),
     ],

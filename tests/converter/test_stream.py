@@ -118,8 +118,8 @@ def test_faults_that_pass(
         (Fault(whole=True), "cdn", "the server sends no byte ranges; leave out --stream"),
         (Fault(commit="f" * 40), "resolve", "the revision moved, run the command again"),
         (Fault(status=404, headers={"X-Error-Code": "RevisionNotFound"}), "resolve",
-         "has no such revision of it, or no longer"),
-        (Fault(status=404), "resolve", "answers with status 404"),
+         "has no such revision of it"),
+        (Fault(status=404), "resolve", "responded with status 404"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("begin", [0, 12])
@@ -365,9 +365,9 @@ def test_what_is_said(
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("some/folder", "has no such repository, or it is private and HF_TOKEN holds no token that "
-         "may read it; no folder some/folder is here either"),
-        (f"{REPOSITORY}@v9", "has no such revision of it, or no longer"),
+        ("some/folder", "has no such repository, or it is private and HF_TOKEN does not give "
+         "access to it; and there is no local folder some/folder"),
+        (f"{REPOSITORY}@v9", "has no such revision of it"),
         ("nowhere", "does not exist; expected a checkpoint folder"),
     ],
 )  # fmt: skip
