@@ -119,6 +119,8 @@ def check_target(path: Path) -> None:
         raise OutputError(f"{path}: file name is {length} bytes long; the limit is {NAME_LIMIT}")
     if not folder.is_dir():
         raise OutputError(f"{folder}: no such folder; create it first")
+    if path.is_symlink():  # renaming would replace the link, not the file
+        raise OutputError(f"{path}: is a symbolic link to {path.readlink()}; name that file")
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; name the file to write")
     if path.exists() and not path.is_file():  # renaming over /dev/null would replace it
