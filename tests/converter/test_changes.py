@@ -308,5 +308,5 @@ def test_an_output_that_is_a_link(source: Path, out: Path, tmp_path: Path) -> No
     empty.mkdir()
     (tmp_path / "back").symlink_to(empty, target_is_directory=True)
     convert(source, tmp_path / "m.gguf")
-    with pytest.raises(OutputError, match="is there already"):
+    with pytest.raises(OutputError, match="exists already; choose a new folder"):
         export(tmp_path / "m.gguf", tmp_path / "back")
