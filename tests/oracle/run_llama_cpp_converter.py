@@ -2,7 +2,7 @@
 
     run_llama_cpp_converter.py LLAMA_CPP_FOLDER JOBS.json
 
-``JOBS.json`` holds a list of [checkpoint, outtype, output, pre]. One process, because importing
+``JOBS.json`` holds a list of [checkpoint, outtype, output, pre, further arguments ...]. One process, because importing
 torch and transformers takes longer than a small conversion. That converter knows a tokenizer by
 the hash of what it makes of a test text, so it knows none with a small vocabulary: where ``pre``
 is not null it stands in for that look-up, and nothing else is changed.
@@ -22,9 +22,11 @@ def main() -> None:
     converter = importlib.import_module("convert_hf_to_gguf")
     model = importlib.import_module("conversion.base").TextModel
     look_up = model.get_vocab_base_pre
-    for checkpoint, outtype, output, pre in jobs:
+    for checkpoint, outtype, output, pre, *more in jobs:
         model.get_vocab_base_pre = look_up if pre is None else lambda *_, pre=pre: pre
-        sys.argv = ["convert_hf_to_gguf.py", "--outtype", outtype, "--outfile", output, checkpoint]
+        sys.argv = [
+            "convert_hf_to_gguf.py", "--outtype", outtype, "--outfile", output, *more, checkpoint
+        ]  # fmt: skip
         converter.main()
 
 

@@ -16,6 +16,7 @@ import pytest
 from gptoss.converter.convert import convert
 from gptoss.formats.gguf import GgufFile
 from gptoss.formats.o200k import PRE_TOKENIZER
+from gptoss.quant.verify.verifier import verify
 from support import forms, peers
 from support.checkpoints import random_checkpoint
 
@@ -149,6 +150,26 @@ def test_equals_llama_cpp_converter(folder: Path, case: Case, dense: str) -> Non
     if "chat_template" in case.shape:
         keys.add("tokenizer.chat_template")
     assert_same_keys(mine, other, keys)
+
+
+@pytest.mark.parametrize("dense", ["bf16", "q8_0"])
+def test_their_fused_attention_is_proven(folder: Path, tmp_path: Path, dense: str) -> None:
+    """``--fuse-qkv`` writes one attn_qkv a layer, and otherwise the same file."""
+    source, out = folder / "bytes", tmp_path / "fused.gguf"
+    jobs = [(str(source), dense, str(out), PRE_TOKENIZER, "--fuse-qkv")]
+    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
+    done = subprocess.run(
+        [sys.executable, RUNNER, peers.llama_cpp(), tmp_path / "jobs.json"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    names = GgufFile.open(out).tensors
+    assert {"blk.0.attn_qkv.weight", "blk.1.attn_qkv.bias"} <= names.keys()
+    assert not any(".attn_q." in name for name in names)
+    verdict = verify(source, out)
+    assert (verdict.differences, verdict.unproven) == ((), ())
+    # A vocabulary of single bytes has no merges; theirs leaves the key out, fused or not.
+    assert [it.key for it in verdict.keys] == ["tokenizer.ggml.merges"]
 
 
 def assert_same_tensors(mine: GgufFile, other: GgufFile) -> None:
