@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from gptoss.quant.report.reporter import report as report
     from gptoss.quant.verify.result import Verdict as Verdict
     from gptoss.quant.verify.verifier import verify as verify
+    from gptoss.runtime.chat.async_stream import AsyncReplyStream as AsyncReplyStream
     from gptoss.runtime.chat.chat import Chat as Chat
     from gptoss.runtime.chat.events import ChatEvent as ChatEvent
     from gptoss.runtime.chat.events import ReasoningClosed as ReasoningClosed
@@ -107,6 +108,7 @@ _NAMES = {
     "gptoss.quant.report.reporter": ("report",),
     "gptoss.quant.verify.result": ("Verdict",),
     "gptoss.quant.verify.verifier": ("verify",),
+    "gptoss.runtime.chat.async_stream": ("AsyncReplyStream",),
     "gptoss.runtime.chat.chat": ("Chat",),
     "gptoss.runtime.chat.events": (
         "ChatEvent",
@@ -160,6 +162,7 @@ _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "JSON_OBJECT",
+    "AsyncReplyStream",
     "Audit",
     "Chat",
     "ChatError",

@@ -29,13 +29,14 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from gptoss.runtime.chat.async_stream import AsyncReplyStream
 from gptoss.runtime.chat.events import Reply, ReplyEnded, collect
 from gptoss.runtime.chat.reply_stream import ReplyStream
 from gptoss.runtime.chat.response_format import AnyResponseFormat, resolve_response_format
 from gptoss.runtime.chat.settings import ChatError, Settings
 from gptoss.runtime.chat.turn import Runner, Turn
 from gptoss.runtime.engine.base import Engine
-from gptoss.runtime.harmony.messages import Effort, Message, developer, system, user
+from gptoss.runtime.harmony.messages import Effort, Message, Role, developer, system, user
 from gptoss.runtime.harmony.render import render_for_completion
 from gptoss.runtime.harmony.tokenizer import Tokenizer
 from gptoss.runtime.sampling.grammar import Rules, ToolChoice
@@ -129,6 +130,55 @@ class Chat:
             return (*self._first_messages(), *self._messages)
 
     @property
+    def history(self) -> tuple[Message, ...]:
+        """What was said so far, without system and developer message; may be set between turns.
+
+        Setting raises ConversationError for what cannot be put before the model, ChatError while a
+        reply is being read.
+        """
+        with self._lock:
+            return tuple(self._messages)
+
+    @history.setter
+    def history(self, messages: Iterable[Message]) -> None:
+        changed = list(messages)
+        render_for_completion((*self._first_messages(), *changed), self._runner.tokenizer)
+        with self._lock:
+            self._require_rest()
+            self._messages = changed
+
+    def undo(self) -> str:
+        """Take back the last turn; returns what was asked in it. Raises ChatError.
+
+        To edit a question, send another one after this.
+        """
+        with self._lock:
+            self._require_rest()
+            asked = [i for i, m in enumerate(self._messages) if m.role == Role.USER]
+            if not asked:
+                raise ChatError("there is no turn to take back")
+            question = self._messages[asked[-1]].text
+            del self._messages[asked[-1] :]
+            return question
+
+    def regenerate(self) -> ReplyStream:
+        """Another reply to the last question; the one before is taken back. Raises as ``send``."""
+        with self._lock:
+            return self.send(self.undo())
+
+    def branch(self) -> Chat:
+        """Another conversation that goes on from here; closing it leaves the model loaded."""
+        return Chat(
+            self._runner.engine,
+            self._runner.tokenizer,
+            self._runner.masks,
+            toolbox=self._toolbox,
+            settings=self._settings,
+            messages=self.history,
+            owns_engine=False,
+        )
+
+    @property
     def n_ctx(self) -> int:
         """Tokens that the conversation and its next reply may have together."""
         return self._runner.engine.n_ctx
@@ -156,10 +206,7 @@ class Chat:
             self._require_open()
             settings = self._settings
             rules = self._rules(settings, tool_choice, response_format)
-            if self._turn is not None:
-                raise ChatError(
-                    "the reply before this one is still being read; finish, cancel or close it"
-                )
+            self._require_rest()
             turn = self._turn = Turn(
                 self._runner,
                 self._toolbox,
@@ -182,6 +229,29 @@ class Chat:
         stream = self.send(text, tool_choice=tool_choice, response_format=response_format)
         with stream:
             return collect(stream)
+
+    def asend(
+        self,
+        text: str,
+        *,
+        tool_choice: str | None = None,
+        response_format: AnyResponseFormat | None = None,
+    ) -> AsyncReplyStream:
+        """``send`` for ``async for``: nothing here blocks the event loop; async tools run in it."""
+        stream = self.send(text, tool_choice=tool_choice, response_format=response_format)
+        return AsyncReplyStream(stream)
+
+    async def aask(
+        self,
+        text: str,
+        *,
+        tool_choice: str | None = None,
+        response_format: AnyResponseFormat | None = None,
+    ) -> Reply:
+        """``ask`` in an event loop; see ``asend``."""
+        stream = self.asend(text, tool_choice=tool_choice, response_format=response_format)
+        async with stream:
+            return collect([event async for event in stream])
 
     def cancel(self) -> None:
         """End the reply under way as soon as possible; its last event says CANCELLED.
@@ -226,6 +296,12 @@ class Chat:
     def _require_open(self) -> None:
         if self._closed:
             raise ChatError("the chat has been closed")
+
+    def _require_rest(self) -> None:
+        if self._turn is not None:
+            raise ChatError(
+                "the reply before this one is still being read; finish, cancel or close it"
+            )
 
     def _new_sampler(self) -> RandomSampler:
         return RandomSampler(self._settings.sampling, self._settings.seed)

@@ -7,6 +7,7 @@ names and exceptions become a text that begins with ``error:`` and goes back as 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import inspect
 import json
@@ -22,6 +23,11 @@ from gptoss.runtime.harmony.messages import FUNCTIONS, Function
 from gptoss.runtime.harmony.text_formats import ResponseFormat
 from gptoss.runtime.tools.results import result_text
 from gptoss.runtime.tools.schema import ToolArgumentsError, ToolError, parameters_of
+
+TOOL_LOOP: contextvars.ContextVar[asyncio.AbstractEventLoop | None] = contextvars.ContextVar(
+    "TOOL_LOOP", default=None
+)
+"""The event loop, of another thread, in which async tools run; None for one of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,13 +193,17 @@ def _parsed(arguments: str) -> Any:
 
 
 def _awaited(result: Any) -> Any:
-    """An async tool's result; inside a running event loop it gets a thread and loop of its own."""
+    """An async tool's result: from ``TOOL_LOOP``, else from a loop of its own, which inside a
+    running one needs a thread of its own too."""
     if not inspect.isawaitable(result):
         return result
 
     async def wait() -> Any:
         return await result
 
+    loop = TOOL_LOOP.get()
+    if loop is not None:
+        return asyncio.run_coroutine_threadsafe(wait(), loop).result()
     try:
         asyncio.get_running_loop()
     except RuntimeError:

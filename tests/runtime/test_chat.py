@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gptoss.runtime.chat.chat import Chat
-from gptoss.runtime.chat.events import ReplyEnded, StopReason, ToolFinished, ToolStarted
+from gptoss.runtime.chat.events import ReplyEnded, StopReason, ToolFinished, ToolStarted, collect
 from gptoss.runtime.chat.model import load
 from gptoss.runtime.chat.settings import MAX_ROUNDS, ChatError, Limits, Settings
 from gptoss.runtime.engine.base import Timings
@@ -19,7 +19,7 @@ from gptoss.runtime.harmony.errors import (
     ConversationTooLongError,
 )
 from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, TextDelta
-from gptoss.runtime.harmony.messages import Effort, Role
+from gptoss.runtime.harmony.messages import Effort, Message, Role, user
 from gptoss.runtime.harmony.render import render_for_completion
 from gptoss.runtime.sampling.grammar import Regex
 from gptoss.runtime.sampling.sampler import SamplingError
@@ -412,6 +412,72 @@ def test_the_engine_is_told_where_conversations_come_back_to() -> None:
         ids = spell(prompt)
         assert all(spelled(ids[at:]).startswith("<|start|>user<|message|>") for at in places)
     assert [len(places) for places in chat._runner.engine.checkpoints] == [1, 2, 3]
+
+
+def test_a_turn_is_taken_back_and_asked_otherwise() -> None:
+    chat = chat_of(FINAL, ANALYSIS + CALL, FINAL, FINAL)
+    chat.ask("a")
+    before = chat.history
+    chat.ask("b")
+    assert chat.undo() == "b"
+    assert chat.history == before
+    chat.ask("c")
+    assert [text for _, _, text in said(chat)] == ["a", "Four.", "c", "Four."]
+    assert "user<|message|>b" not in prompts(chat)[-1]
+    chat.undo()
+    chat.undo()
+    with pytest.raises(ChatError, match="no turn to take back"):
+        chat.undo()
+
+
+def test_regenerate() -> None:
+    chat = chat_of(FINAL, FINAL.replace("Four", "Vier"))
+    chat.ask("a")
+    assert collect(chat.regenerate()).text == "Vier."
+    assert prompts(chat)[0] == prompts(chat)[1]
+    assert [text for _, _, text in said(chat)] == ["a", "Vier."]
+
+
+def test_a_branch_goes_its_own_way() -> None:
+    chat = chat_of(FINAL, FINAL, FINAL)
+    chat.ask("a")
+    branch = chat.branch()
+    branch.ask("b")
+    chat.ask("c")
+    assert [m.text for m in branch.history] == ["a", "Four.", "b", "Four."]
+    assert [m.text for m in chat.history] == ["a", "Four.", "c", "Four."]
+    branch.close()
+    assert isinstance(chat._runner.engine, ScriptedEngine)
+    assert not chat._runner.engine.closed
+
+
+def test_history_is_set() -> None:
+    chat = chat_of(FINAL, FINAL, FINAL)
+    chat.ask("a")
+    kept = chat.history
+    chat.reset()
+    chat.history = kept
+    chat.ask("b")
+    assert "user<|message|>a" in prompts(chat)[1]
+    with pytest.raises(ConversationError):
+        chat.history = [Message(Role.TOOL, "a result without a call", name="functions.add")]
+    with pytest.raises(ConversationError):
+        chat.history = [user("half \ud83d")]
+    stream = chat.send("c")
+    for act in (chat.undo, chat.regenerate, lambda: setattr(chat, "history", ())):
+        with pytest.raises(ChatError, match="still being read"):
+            act()
+    stream.close()
+    assert [m.text for m in chat.history] == ["a", "Four.", "b", "Four."]
+
+
+def test_tokens_are_counted() -> None:
+    chat = chat_of(FINAL)
+    asked = chat.count_tokens("2+2?")
+    chat.ask("2+2?")
+    assert asked == len(spell(prompts(chat)[0]))
+    assert chat.count_tokens() > asked
+    assert chat.n_ctx == 100_000
 
 
 def test_reset_forgets() -> None:
