@@ -2,8 +2,8 @@
 
 One pass counts every tensor (`statistics`). The findings come from these counts, from a second look
 at the few places they point to, and from samples of the layers' structure: `check_experts`,
-`check_dense`, `check_layout`, `check_channels`, `check_tokenizer`. A single changed weight cannot be found without
-the source: see `gptoss.quant.verify`.
+`check_dense`, `check_layout`, `check_channels`, `check_tokenizer`. A single changed weight cannot be
+found without the source: see `gptoss.quant.verify`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ they belong, and not at all when codes are in the wrong order within their block
 transposed. So each likely mistake is undone in turn: where the profile then agrees and otherwise
 does not, the mistake was made. Random weights agree with nothing, and nothing is reported.
 
-Weights rounded to MXFP4 also show a transposed matrix by themselves; see ``gptoss.quant.mxfp4.grid``.
+Weights rounded to MXFP4 also show a transposed matrix by themselves; see `mxfp4.grid`.
 """
 
 from __future__ import annotations
