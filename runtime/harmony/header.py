@@ -26,7 +26,7 @@ _SALVAGED_TYPE = re.compile(r"\s*(json|code)\b")
 
 @dataclass(slots=True)
 class RawHeader:
-    """Header text as collected: before the channel token, after each, after each constrain token."""
+    """Header text as collected: before the channel token, after it, after each constrain token."""
 
     role: str = ""
     channel: str | None = None

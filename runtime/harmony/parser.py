@@ -294,7 +294,7 @@ class Parser:
         self._repaired = False
 
     def _replayable_ids(self, header: Header) -> tuple[int, ...] | None:
-        """The ids behind ``<|start|>assistant``; None after a repair, when they must not be replayed."""
+        """The ids behind ``<|start|>assistant``; None after a repair."""
         if self._repaired or header.role != Role.ASSISTANT:
             return None
         ids, role = self._ids, self._role_ids

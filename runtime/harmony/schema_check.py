@@ -14,8 +14,8 @@ from typing import Any
 from gptoss.runtime.harmony.errors import FieldPath
 from gptoss.runtime.harmony.json_schema import Schema, check_schema
 
-MAX_KEYWORDS = 200_000
-"""Keywords that one check may look at; a call's arguments take some hundreds."""
+MAX_KEYWORDS = 50_000
+"""Keywords that one check may look at, 1 to 2 s; a call's arguments take some hundreds."""
 
 SEARCH_SECONDS = 0.25
 """For one regular expression on one string."""
@@ -54,7 +54,7 @@ class SchemaChecker:
             raise place.error("is nested too deep") from error
 
     def problems(self, value: object) -> list[str]:
-        """What is wrong with the value, at most ``MAX_PROBLEMS`` sentences; empty when nothing is."""
+        """What is wrong with the value, at most ``MAX_PROBLEMS`` sentences; empty if valid."""
         from jsonschema import validators
         from jsonschema.exceptions import UnknownType
         from referencing import Registry

@@ -1,4 +1,4 @@
-"""What a text of the model must be: JSON of a schema, or a text of a regular expression or grammar."""
+"""What a text of the model must be: JSON of a schema, or of a regular expression or grammar."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def test_a_pattern_that_no_grammar_holds_leaves_the_rest_of_the_schema_in_it(pat
 
 def test_a_schema_that_cannot_be_checked_in_time_is_refused_not_waited_for() -> None:
     patterns = {"type": "string", "pattern": "^(([a-z])+.)+[A-Z]([a-z])+$"}
-    begun = time.perf_counter()
+    begun = time.process_time()
     SchemaChecker(patterns).problems("a" * 60)
     SchemaChecker(
         {"additionalProperties": False, "patternProperties": {"^((a+)+)+$": {}}}
@@ -134,7 +134,7 @@ def test_a_schema_that_cannot_be_checked_in_time_is_refused_not_waited_for() -> 
     assert problem == "the schema takes too long to check"
     [problem] = SchemaChecker({"$ref": "#"}).problems(1)
     assert problem == "the schema refers to itself without end"
-    assert time.perf_counter() - begun < 20
+    assert time.process_time() - begun < 15
 
 
 def test_nothing_is_fetched() -> None:
