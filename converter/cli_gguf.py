@@ -163,8 +163,8 @@ def _export_sentences(done: Export) -> str:
     ]
     if done.inexact:
         sentences.append(
-            f"tensors in {' and '.join(done.inexact)} were decoded and rounded to BF16; they differ "
-            "from the checkpoint that the GGUF was made from"
+            f"tensors in {' and '.join(done.inexact)} were decoded and rounded to BF16; they "
+            "differ from the checkpoint that the GGUF was made from"
         )
     if done.rounded:
         more = len(done.rounded) - _NAMED

@@ -126,7 +126,8 @@ def _types(file: GgufFile, n_tokens: int) -> list[int]:
     strange = set(types) - _KINDS
     if strange:
         raise GgufError(
-            f"{file.path}: {Keys.Tokenizer.TOKEN_TYPE} holds the unknown type {quoted(min(strange))}"
+            f"{file.path}: {Keys.Tokenizer.TOKEN_TYPE} holds the unknown type "
+            f"{quoted(min(strange))}"
         )
     return types
 

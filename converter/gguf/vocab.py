@@ -74,8 +74,8 @@ def find_notes(vocabulary: Vocabulary) -> tuple[str, ...]:
     if end == usual:
         return ()
     return (
-        f"eos_token is {quoted(end)}, but a reply of gpt-oss ends with {usual}; programs that go by "
-        "it do not stop there: correct tokenizer_config.json, or repair the result "
+        f"eos_token is {quoted(end)}, but a reply of gpt-oss ends with {usual}; programs that go "
+        "by it do not stop there: correct tokenizer_config.json, or repair the result "
         "(gptoss-convert OUT -o REPAIRED.gguf)",
     )
 
@@ -198,7 +198,7 @@ def _added_token(entry: Mapping[str, Any]) -> tuple[str, int]:
     """An added token's text and type, by the rule of llama.cpp's converter.
 
     What looks like a control token is one, whatever its flag says; text that users may type
-    verbatim stands with real spaces.
+    verbatim has real spaces.
     """
     text: str = entry["content"]
     if entry.get("special") is True or (text.startswith("<|") and text.endswith("|>")):

@@ -1,8 +1,8 @@
 """Whether an adapter was made for a base of this size.
 
 An adapter of attention alone fits every gpt-oss that has at least its layers: gpt-oss-20b and
-gpt-oss-120b differ in the number of layers and experts, and in nothing else. Two things show that it
-belongs to another base: the name that its config gives the base, and layers it leaves unchanged
+gpt-oss-120b differ in the number of layers and experts, and in nothing else. Two things show that
+it belongs to another base: the name that its config gives the base, and layers it leaves unchanged
 though its config does not choose layers.
 """
 
@@ -28,7 +28,7 @@ _NOT_A_NUMBER = re.compile(r"\\d|\{[\d,]*\}|\[0-9\]")
 
 
 def check_name(config: Mapping[str, Any], hparams: HParams, where: Path) -> None:
-    """Raise ``CheckpointError`` when the config names a base of a published size, and this is another.
+    """Raise ``CheckpointError`` when the config names a published size, and this base has another.
 
     The size is found in any form of the name: ``unsloth/gpt-oss-20b-bnb-4bit``, a folder's path.
     """
@@ -112,8 +112,9 @@ def _check_layers_alike(
         every = set().union(*by_layer.values())
         for i, modules in by_layer.items():
             if modules != every:
+                missing = quoted(f"model.layers.{i}.{min(every - modules)}")
                 raise CheckpointError(
-                    f"{path}: has nothing for {quoted(f'model.layers.{i}.{min(every - modules)}')}, "
+                    f"{path}: has nothing for {missing}, "
                     "which other layers have: the adapter is for another base, or incomplete"
                 )
         _check_experts_alike(hparams, path, deltas)

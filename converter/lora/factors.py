@@ -125,7 +125,7 @@ class StackedFactors:
 class PairedFactors:
     """A pair for each expert, or one for its gate and one for its up.
 
-    Two pairs become one: the ranks side by side, with zeros in the rows that a pair does not change.
+    Two pairs become one: their ranks side by side, with zeros in the rows that a pair leaves alone.
     """
 
     def __init__(self, name: str, delta: ExpertPairs, outputs: int, reader: Reader) -> None:

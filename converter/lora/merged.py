@@ -132,7 +132,8 @@ class MergedSource:
     def stamp(self) -> str:
         """Everything that the bytes depend on: the files, where in them, and the delta's form."""
         parts = [
-            f"{part.file}: {part.file.stamp}: {part.name} {part.dtype} {part.shape} at {part.offset}"
+            f"{part.file}: {part.file.stamp}: {part.name} {part.dtype} {part.shape} "
+            f"at {part.offset}"
             for part in self._parts
         ]
         return "\n".join([*parts, self._rows.form])

@@ -1,8 +1,8 @@
 """Plan the tensors of a repaired GGUF: llama.cpp's names, types and order.
 
 Bytes are copied, with these exceptions. Ollama's files hold the rows of gate and up interleaved in
-one tensor, q, k and v one after the other in another, and MXFP4 codes in Hugging Face's order. Norms,
-biases, sinks and router in BF16, F16 or Q8_0 are widened to F32. No value changes.
+one tensor, q, k and v one after the other in another, and MXFP4 codes in Hugging Face's order.
+Norms, biases, sinks and router in BF16, F16 or Q8_0 are widened to F32. No value changes.
 
 Source: https://github.com/ollama/ollama, ``convert/convert_gptoss.go``, ``ml/backend/ggml``.
 """
@@ -167,8 +167,8 @@ def _choose_transform(
 
 def _not_widened(tensor: GgufTensor) -> str:
     return (
-        f"{tensor.path}: tensor {quoted(tensor.name)} is {tensor.type.name}; llama.cpp cannot compute it "
-        "in that type; convert the checkpoint again"
+        f"{tensor.path}: tensor {quoted(tensor.name)} is {tensor.type.name}; llama.cpp cannot compute "
+        "it in that type; convert the checkpoint again"
     )
 
 

@@ -1,7 +1,7 @@
 """Experts that a checkpoint holds in a tensor each, seen as the one tensor that transformers has.
 
-A ``torch.nn.Linear`` has its weight as [outputs, inputs]; transformers has all experts of a layer as
-[experts, inputs, outputs]. A stack is computed while it is read: an expert's tensors are read
+A ``torch.nn.Linear`` has its weight as [outputs, inputs]; transformers has all experts of a layer
+as [experts, inputs, outputs]. A stack is computed while it is read: an expert's tensors are read
 whole, gate and up are interleaved where they are apart, and the matrix is transposed. So the same
 bytes come out that transformers would have saved, and no reader needs to know the difference.
 """
@@ -75,7 +75,7 @@ def _add(
 
 
 def _stack(target: HfTensor, experts: Mapping[int, Parts], folder: Path) -> TensorInfo:
-    """The stack that stands for ``target``: [experts, inputs, outputs], or a bias [experts, outputs]."""
+    """The stack for ``target``: [experts, inputs, outputs], or for a bias [experts, outputs]."""
     n = target.shape[0]
     if beyond := [e for e in experts if e >= n]:
         info = next(iter(experts[beyond[0]].values()))

@@ -126,7 +126,7 @@ def reshaped(text: str, dtype: str, *shape: int) -> Layout:
     ("layout", "message"),
     [
         (removed("experts.gate_up_projs.2.weight"), "gate_up_proj': expert 2 is missing"),
-        (removed("layers.1.mlp.experts.down_projs."), "missing tensor .*layers.1.*down_proj_blocks'"),
+        (removed("layers.1.mlp.experts.down_projs."), "missing tensor .*.1.mlp.*down_proj_blocks'"),
         (removed(".3.bias"), "_bias': expert 3 is missing or incomplete"),
         (reshaped("down_projs.1.weight", "BF16", 64, 32), r"has shape \(64, 32\); by config.json"),
         (reshaped("down_projs.1.weight", "F32", 64, 64), "is F32, the first expert's is BF16"),
