@@ -1,9 +1,9 @@
 """Byte ranges of one file on the Hub.
 
-The Hub sends small files itself and redirects what git-lfs keeps to another host, by an address
-that is good for a while. Each answer is compared with what is known: commit, size and hash as the
-listing had them, and exactly the bytes that were asked for. A file read by many ranges must not be
-pieced together from two versions.
+The Hub sends small files itself and redirects requests for git-lfs files to another host, by an
+address that expires. Each response is compared with what is known: commit, size and hash as listed,
+and exactly the bytes that were requested. A file read by many ranges must never be assembled from
+two versions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gptoss.converter.hub.client import (
 
 MAX_REDIRECTS = 5
 EXPIRED = frozenset({400, 401, 403, 404, 410})
-"""Statuses by which the other host says that its address is good no longer."""
+"""Statuses by which the other host reports that its address has expired."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,4 +147,4 @@ class Ranges:
             raise self._inconsistent("comes compressed, which was not asked for")
 
     def _inconsistent(self, what: str) -> HubError:
-        return HubError(f"{self.file}: {what}; the server contradicts itself")
+        return HubError(f"{self.file}: {what}; inconsistent response from the server")

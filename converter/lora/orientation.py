@@ -35,7 +35,7 @@ _SHAPES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_local_e
 def square(hparams: HParams, stored: StoredTensors) -> list[NamedTensor]:
     """The expert tensors in floats whose shape does not show whether they are transposed."""
     return [
-        named for named in tensors(hparams) if _is_square(named) and len(stored[named.gguf]) == 1
+        named for named in tensors(hparams) if len(stored[named.gguf]) == 1 and _is_square(named)
     ]
 
 
