@@ -59,7 +59,7 @@ class Ranges:
         """Fill ``out`` with the file's bytes from ``offset`` on.
 
         What was received before a cut is not asked for again. Raises ``HubError`` when the server
-        refuses, contradicts itself, or fails too often.
+        refuses, is inconsistent, or fails too often.
         """
         retry = RetryPolicy(self._client, str(self.file))
         done = 0

@@ -114,7 +114,7 @@ def test_faults_that_pass(
     ("fault", "place", "found"),
     [
         (Fault(length=-1), "cdn", "bytes are announced instead of"),
-        (Fault(total=-1), "cdn", "the server contradicts itself"),
+        (Fault(total=-1), "cdn", "inconsistent response from the server"),
         (Fault(whole=True), "cdn", "the server sends no byte ranges; leave out --stream"),
         (Fault(commit="f" * 40), "resolve", "the revision moved, run the command again"),
         (Fault(status=404, headers={"X-Error-Code": "RevisionNotFound"}), "resolve",
