@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import email.utils
 import io
+import logging
 import random
 import re
 import threading
@@ -22,6 +23,8 @@ from urllib.parse import urlsplit
 
 from gptoss.errors import GptossError, quoted
 from gptoss.progress import Say, silent
+
+_log = logging.getLogger(__name__)
 
 ATTEMPTS = 8
 """The most failures in a row without a byte in between."""
@@ -129,6 +132,8 @@ class Client:
             headers |= self._token
         if span is not None:
             headers["Range"] = f"bytes={span[0]}-{span[1] - 1}"
+        # Without the query: a redirect's holds a signature that grants access.
+        _log.debug("GET %s %s", url.partition("?")[0], headers.get("Range", ""))
         with ExitStack() as stack:
             try:
                 response = self._open(url, headers, stack)
@@ -275,6 +280,7 @@ class RetryPolicy:
             ) from error
         longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (self._failures - 1))
         pause = random.uniform(longest / 2, longest) if error.after is None else error.after  # noqa: S311
+        _log.info("%s: %s; retrying in %.1f s", self._what, error, pause)
         if pause >= WORTH_SAYING:
             self._client.say(f"{self._what}: {error}; retrying in {pause:.0f} s")
         if self._client.stop.wait(pause):

@@ -307,3 +307,16 @@ def test_a_hash_of_pieces_in_any_order(file: HubFile, published: Path) -> None:
         digest.feed(at, piece)
     assert not digest.verified
     assert len(digest._waiting) <= remote_file.WAITING
+
+
+def test_requests_and_retries_are_logged(
+    hub: HubServer, client: Client, file: HubFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For a developer; addresses without their query, which may be a signature."""
+    hub.misbehave = lambda request: Fault(status=503) if request.number == 0 else None
+    with caplog.at_level("DEBUG", logger="gptoss"):
+        read(Ranges(client, file), 0, 100)
+    said = [record.getMessage() for record in caplog.records]
+    assert any(line.startswith("GET http") and line.endswith("bytes=0-99") for line in said)
+    assert any("status 503; retrying in" in line for line in said)
+    assert "signature" not in "".join(said)

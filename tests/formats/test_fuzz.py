@@ -12,7 +12,6 @@ import json
 import os
 import random
 import struct
-import sys
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -36,6 +35,7 @@ from gptoss.formats.safetensors import read_header
 from support import safetensors_files
 from support.checkpoints import random_checkpoint
 from support.damage import damaged
+from support.posix import make_pipe
 
 SECONDS = 1.0
 MESSAGE = 600
@@ -340,8 +340,7 @@ def in_time(function: Callable[[], object]) -> BaseException | None:
 def test_a_pipe_in_a_checkpoint(tmp_path: Path, name: str) -> None:
     source = random_checkpoint(tmp_path / "source")
     (source / name).unlink(missing_ok=True)
-    assert sys.platform != "win32"  # known to the type checkers
-    os.mkfifo(source / name)
+    make_pipe(source / name)
     error = in_time(lambda: convert(source, tmp_path / "out.gguf"))
     assert isinstance(error, CheckpointError)
     assert f"{name}: is a pipe or a device; expected a regular file" in str(error)
@@ -349,8 +348,7 @@ def test_a_pipe_in_a_checkpoint(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such files on Windows")
 def test_a_pipe_or_a_device_as_gguf(tmp_path: Path) -> None:
-    assert sys.platform != "win32"  # known to the type checkers
-    os.mkfifo(tmp_path / "a.gguf")
+    make_pipe(tmp_path / "a.gguf")
     for path in (tmp_path / "a.gguf", Path("/dev/zero")):
         error = in_time(lambda path=path: GgufFile.open(path))  # type: ignore[misc]
         assert isinstance(error, GgufError)

@@ -1,0 +1,28 @@
+"""What Windows does not have. Tests that use it are skipped there; type checkers need it anyway."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+if sys.platform == "win32":
+    SIGHUP = SIGKILL = signal.SIGTERM
+
+    def make_pipe(path: Path) -> None:
+        raise NotImplementedError
+
+    def bytes_on_disk(path: Path) -> int:
+        raise NotImplementedError
+
+else:
+    SIGHUP, SIGKILL = signal.SIGHUP, signal.SIGKILL
+
+    def make_pipe(path: Path) -> None:
+        """A pipe with a name."""
+        os.mkfifo(path)
+
+    def bytes_on_disk(path: Path) -> int:
+        """The bytes that a file takes, without its holes."""
+        return path.stat().st_blocks * 512
