@@ -72,9 +72,9 @@ if TYPE_CHECKING:
     from gptoss.runtime.harmony.messages import Message as Message
     from gptoss.runtime.harmony.messages import Role as Role
     from gptoss.runtime.sampling.grammar import JSON_OBJECT as JSON_OBJECT
-    from gptoss.runtime.sampling.grammar import Closed as Closed
     from gptoss.runtime.sampling.grammar import JsonSchema as JsonSchema
     from gptoss.runtime.sampling.grammar import Lark as Lark
+    from gptoss.runtime.sampling.grammar import ReasoningStop as ReasoningStop
     from gptoss.runtime.sampling.grammar import Regex as Regex
     from gptoss.runtime.sampling.grammar import ToolChoice as ToolChoice
     from gptoss.runtime.sampling.sampler import Sampling as Sampling
@@ -146,9 +146,9 @@ _NAMES = {
     "gptoss.runtime.harmony.messages": ("Effort", "Message", "Role"),
     "gptoss.runtime.sampling.grammar": (
         "JSON_OBJECT",
-        "Closed",
         "JsonSchema",
         "Lark",
+        "ReasoningStop",
         "Regex",
         "ToolChoice",
     ),
@@ -168,7 +168,6 @@ __all__ = [
     "ChatError",
     "ChatEvent",
     "CheckpointError",
-    "Closed",
     "ConstraintError",
     "ConversationError",
     "ConversationTooLongError",
@@ -202,6 +201,7 @@ __all__ = [
     "PromptTooLongError",
     "QueueFullError",
     "ReasoningClosed",
+    "ReasoningStop",
     "Regex",
     "Reply",
     "ReplyEnded",

@@ -14,7 +14,7 @@ from gptoss.runtime.engine.base import PromptProgress as PromptProgress
 from gptoss.runtime.engine.base import Timings
 from gptoss.runtime.harmony.events import Diagnostic, End, Event, MessageEnded
 from gptoss.runtime.harmony.messages import Message, Role
-from gptoss.runtime.sampling.grammar import Closed
+from gptoss.runtime.sampling.grammar import ReasoningStop
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class ToolFinished:
 class ReasoningClosed:
     """The model was made to stop reasoning, ``tokens`` into its generation, and to answer."""
 
-    reason: Closed
+    reason: ReasoningStop
     tokens: int
 
 
@@ -88,7 +88,7 @@ class Reply:
     end: End
     timings: Timings
     cut: StopReason | None = None
-    closed: Closed | None = None
+    closed: ReasoningStop | None = None
     preambles: tuple[str, ...] = ()
 
 

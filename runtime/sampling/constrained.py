@@ -31,7 +31,7 @@ from gptoss.errors import UnsupportedModelError
 from gptoss.runtime.engine.base import EngineError, Logits, Sampler
 from gptoss.runtime.harmony.tokenizer import Tokenizer
 from gptoss.runtime.sampling.compiler import Compiler, Matcher, short_reason
-from gptoss.runtime.sampling.grammar import ANSWER, Closed, Rules, closing, turn_grammar
+from gptoss.runtime.sampling.grammar import ANSWER, ReasoningStop, Rules, closing, turn_grammar
 from gptoss.runtime.sampling.grammar_schema import Keyword
 from gptoss.runtime.sampling.repetition import LoopDetector
 
@@ -143,7 +143,7 @@ class Constrained:
         budget: int | None = None,
     ) -> None:
         """Raises ConstraintError: the rules are compiled before a token is generated."""
-        self.closed: Closed | None = None
+        self.closed: ReasoningStop | None = None
         self.closed_at = 0
         """Tokens before reasoning was closed: the reader may be behind the sampler."""
         self.reasoned = 0
@@ -176,9 +176,9 @@ class Constrained:
 
     def _close_if_due(self) -> None:
         if self._budget is not None and self._n >= self._budget:
-            self.closed = Closed.BUDGET
+            self.closed = ReasoningStop.BUDGET
         elif self._looping:
-            self.closed = Closed.LOOP
+            self.closed = ReasoningStop.LOOP
         if self.closed is not None:
             self.closed_at = self._n
             self._forced.extend(self._closing)

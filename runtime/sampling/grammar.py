@@ -38,10 +38,10 @@ from gptoss.runtime.sampling.grammar_schema import MAX_REGEX_CHARACTERS
 
 __all__ = [
     "JSON_OBJECT",
-    "Closed",
     "JsonSchema",
     "Lark",
     "Part",
+    "ReasoningStop",
     "Regex",
     "ResponseFormat",
     "Rules",
@@ -77,7 +77,7 @@ class ToolChoice(StrEnum):
     REQUIRED = "required"
 
 
-class Closed(StrEnum):
+class ReasoningStop(StrEnum):
     """Why reasoning was ended from outside."""
 
     BUDGET = "budget"

@@ -21,7 +21,7 @@ from gptoss.runtime.chat.events import (
     ToolStarted,
 )
 from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, MessageStarted, TextDelta
-from gptoss.runtime.sampling.grammar import Closed
+from gptoss.runtime.sampling.grammar import ReasoningStop
 
 _UNPRINTABLE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but tab and line end, DEL, C1
@@ -37,7 +37,7 @@ _CUT = {
     StopReason.MAX_ROUNDS: "it called once more than it may",
     StopReason.CANCELLED: "it was cancelled",
 }
-_CLOSED = {Closed.BUDGET: "its budget is spent", Closed.LOOP: "it went in circles"}
+_CLOSED = {ReasoningStop.BUDGET: "its budget is spent", ReasoningStop.LOOP: "it went in circles"}
 
 _SHOWN_PROMPT = 256
 """Prompt tokens to be read from which on the progress is shown."""

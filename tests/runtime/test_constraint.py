@@ -24,9 +24,9 @@ from gptoss.runtime.harmony.tokenizer import Tokenizer
 from gptoss.runtime.sampling.constrained import Constrained, TokenMasks, _choice
 from gptoss.runtime.sampling.grammar import (
     JSON_OBJECT,
-    Closed,
     JsonSchema,
     Lark,
+    ReasoningStop,
     Regex,
     ResponseFormat,
     Rules,
@@ -256,7 +256,7 @@ def test_a_budget_closes_the_reasoning_and_opens_the_answer() -> None:
         ids, sampler = generated(Rules(), seed, budget=10)
         if sampler.closed is not None:
             closed += 1
-            assert sampler.closed is Closed.BUDGET
+            assert sampler.closed is ReasoningStop.BUDGET
             assert CLOSED in spelled(ids)
             assert sampler.reasoned >= 10
     assert closed > 5
@@ -274,7 +274,7 @@ def test_a_loop_in_the_reasoning_is_closed() -> None:
     said = spell("Wait, let me think. ")
     while sampler.closed is None and len(ids) < 2000:
         ids.append(sampler(wanting(said[(len(ids) - len(header)) % len(said)])))
-    assert sampler.closed is Closed.LOOP
+    assert sampler.closed is ReasoningStop.LOOP
     assert 512 <= len(ids) <= 600
     ids += [sampler(wanting(said[0])) for _ in spell(CLOSED)[1:]]
     assert spelled(ids).endswith(CLOSED)

@@ -27,7 +27,7 @@ from gptoss.runtime.harmony.events import (
     TurnEnded,
 )
 from gptoss.runtime.harmony.messages import Message, Role
-from gptoss.runtime.sampling.grammar import Closed
+from gptoss.runtime.sampling.grammar import ReasoningStop
 from gptoss.runtime.terminal.json_lines import JsonLines, as_dict
 from gptoss.runtime.terminal.printer import Printer, _PromptClock, printable
 
@@ -101,9 +101,9 @@ def test_a_cut_reply_says_so_on_a_line_of_its_own() -> None:
 
 
 def test_reasoning_that_was_ended() -> None:
-    text = shown(TextDelta("Wait", "analysis"), ReasoningClosed(Closed.BUDGET, 7))
+    text = shown(TextDelta("Wait", "analysis"), ReasoningClosed(ReasoningStop.BUDGET, 7))
     assert text == "Wait\n[reasoning ended: its budget is spent]\n"
-    assert "went in circles" in shown(ReasoningClosed(Closed.LOOP, 7))
+    assert "went in circles" in shown(ReasoningClosed(ReasoningStop.LOOP, 7))
 
 
 def test_stopped() -> None:

@@ -14,7 +14,7 @@ from gptoss.runtime.chat.chat import Chat
 from gptoss.runtime.chat.events import Reply
 from gptoss.runtime.harmony.events import End
 from gptoss.runtime.harmony.messages import Effort
-from gptoss.runtime.sampling.grammar import Closed, JsonSchema, Regex
+from gptoss.runtime.sampling.grammar import JsonSchema, ReasoningStop, Regex
 from gptoss.runtime.sampling.sampler import Sampling
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
@@ -124,5 +124,5 @@ def test_high_effort_against_a_budget(gguf: Path, chat: Chat, budget: int) -> No
     assert reply.text
     assert free.reasoning.startswith(reply.reasoning)
     assert len(reply.reasoning) < len(free.reasoning) / 2
-    assert reply.closed is (Closed.BUDGET if budget else None)
+    assert reply.closed is (ReasoningStop.BUDGET if budget else None)
     assert reply.timings.generated_tokens < free.timings.generated_tokens
