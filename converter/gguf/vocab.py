@@ -82,7 +82,7 @@ def find_notes(vocabulary: Vocabulary) -> tuple[str, ...]:
 
 @contextmanager
 def _collector_off() -> Iterator[None]:
-    """No search for garbage: among a million small lists, all of use, it takes half of the time."""
+    """Without garbage collection: with a million small lists in use it takes half of the time."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -130,7 +130,7 @@ def _optional(path: Path, limit: int) -> dict[str, Any]:
 
 
 def _added_tokens(path: Path, tokenizer: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
-    """The tokens that stand beside the BPE vocabulary, by id."""
+    """The tokens beside the BPE vocabulary, by id."""
     entries = tokenizer.get("added_tokens", [])
     added: dict[int, Mapping[str, Any]] = {}
     for entry in entries if isinstance(entries, list) else [None]:
@@ -155,7 +155,7 @@ def _tokens(
     _check_spelling(path, vocab)
     ids = [*vocab.values(), *added]
     if not all(type(i) is int for i in ids):
-        raise CheckpointError(f"{path}: model.vocab holds an id that is no whole number")
+        raise CheckpointError(f"{path}: model.vocab has an id that is not an integer")
     low, high = min(ids), max(ids)
     limit = MAX_TOKENS if size is None else size
     if low < 0 or high >= limit:
@@ -184,7 +184,7 @@ def _check_spelling(path: Path, vocab: Iterable[str]) -> None:
     missing = sorted(letters - set(vocab))
     if missing:
         raise CheckpointError(
-            f"{path}: model.vocab has no {missing[0]!r}, which stands for the byte "
+            f"{path}: model.vocab has no {missing[0]!r}, the token of byte "
             f"{BYTE_LEVEL[ord(missing[0])]:#04x}; every byte must be a token"
         )
     if set("".join(vocab)) - letters:
@@ -292,13 +292,13 @@ def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     if template is None and path.exists():
         with FileSource(path, CheckpointError) as source:
             if source.size > SETTINGS_LIMIT:
-                raise CheckpointError(f"{path}: {source.size} bytes are no chat template")
+                raise CheckpointError(f"{path}: {source.size} bytes; too long for a chat template")
             try:
                 template = source.read(0, source.size).decode()
             except UnicodeDecodeError as reason:
                 raise CheckpointError(f"{path}: no UTF-8 at byte {reason.start}") from reason
     if template is not None and not isinstance(template, str):
-        raise CheckpointError(f"{folder / SETTINGS}: chat_template is no text")
+        raise CheckpointError(f"{folder / SETTINGS}: chat_template is not text")
     if template is not None:
         _check_text(folder / SETTINGS, (template,))
     return template or None

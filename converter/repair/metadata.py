@@ -106,7 +106,7 @@ def plan(file: GgufFile, base: Base | None) -> tuple[HParams, list[Entry], list[
     removed = {change.key for change in changes if change.now is None}
     entries = {key: entry for key, entry in (kept | new).items() if key not in removed}
     changes += [
-        Change(problem.key, problem.found, None, "the file is laid out anew")
+        Change(problem.key, problem.found, None, "the file gets a new layout")
         for problem in find_problems(file)
         if problem.key in _OF_PARTS
     ]
@@ -184,7 +184,7 @@ def _hparams(
         "gpt-oss.rope.scaling.type": "yarn",
         Keys.Tokenizer.LIST: range(values["vocab_size"]),
     }
-    reasons["gpt-oss.rope.scaling.type"] = "every gpt-oss has it; without it the model runs wrong"
+    reasons["gpt-oss.rope.scaling.type"] = "every gpt-oss has it; without it the output is wrong"
     reasons["gpt-oss.feed_forward_length"] = "as expert_feed_forward_length"
     reasons["gpt-oss.attention.value_length"] = "as key_length"
     return HParams.from_gguf(given, str(file.path)), reasons

@@ -35,7 +35,7 @@ _HARMS = (
 _NO_DEFECT = "as gpt-oss has it"
 _ARRAYS = (StringArray, tuple, list)
 _END = object()
-"""Stands for the elements that the shorter of two arrays does not have."""
+"""Placeholder for the elements that the shorter of two arrays does not have."""
 
 
 def compare_keys(checkpoint: Checkpoint, gguf: GgufFile) -> tuple[KeyDifference, ...]:

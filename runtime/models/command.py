@@ -23,7 +23,7 @@ from gptoss.errors import require_packages
 def plan_command(
     context: click.Context, /, model: Path, chats: int, as_json: bool, **options: int | None
 ) -> None:
-    """Say whether MODEL fits into the memory that is available now.
+    """Check whether MODEL fits into the memory that is available now.
 
     MODEL is a GGUF, or a checkpoint folder, which is planned as gptoss-convert would write it. No
     weight is read. Memory of GPUs is not counted.
@@ -37,7 +37,7 @@ def plan_command(
     Exit codes:
       0    it fits, perhaps with other settings, which are named
       1    it does not fit
-      2    the input or the request was wrong
+      2    the input or the request is invalid
     """
     require_packages("run", "llama_cpp", "psutil")
     from gptoss.runtime.models.memory_plan import Verdict, plan_memory

@@ -130,7 +130,7 @@ def split_otherwise(tokenizer: dict[str, Any]) -> None:
         (lambda t: t.pop("model"), "no BPE model"),
         (lambda t: t["model"].pop("vocab"), "model.vocab is missing or empty"),
         (lambda t: t["model"]["vocab"].update({"!": 1}), "both have the id 1"),
-        (lambda t: t["model"]["vocab"].update({"!": "1"}), "an id that is no whole number"),
+        (lambda t: t["model"]["vocab"].update({"!": "1"}), "an id that is not an integer"),
         (lambda t: t["model"]["vocab"].update({"new": -1}), "token ids from -1 to"),
         (lambda t: t["model"]["vocab"].update({"new": 10**9}), "to 1000000000"),
         (lambda t: t["added_tokens"][2].update(content="\ud800"), "half of a surrogate pair"),
@@ -148,7 +148,7 @@ def split_otherwise(tokenizer: dict[str, Any]) -> None:
         (lambda t: t["model"].update(merges=["a b c"]), r"merges\[0\] is 'a b c'; two"),
         (lambda t: t["model"].update(merges=[7]), r"merges\[0\] is 7; two"),
         (lambda t: t["model"].update(merges=["a b"]), r"merges\[0\] is 'a b'; two tokens"),
-        (lambda t: t["model"]["vocab"].pop("Ġ"), "has no 'Ġ', which stands for the byte 0x20"),
+        (lambda t: t["model"]["vocab"].pop("Ġ"), "has no 'Ġ', the token of byte 0x20"),
         (
             lambda t: add(t, "<|call|>"),
             r"tokens\[300\] is .*, expected another text than token 270",
@@ -202,7 +202,7 @@ def test_no_end_of_turn_anywhere(folder: Path) -> None:
 
 def test_a_template_that_is_no_text(folder: Path) -> None:
     edit(folder, "tokenizer_config.json", lambda s: s.update(chat_template=5))
-    with pytest.raises(CheckpointError, match="chat_template is no text"):
+    with pytest.raises(CheckpointError, match="chat_template is not text"):
         vocab.read(folder)
     odd = [{"name": ["default"], "template": "no"}, 5]
     edit(folder, "tokenizer_config.json", lambda s: s.update(chat_template=odd))
