@@ -35,9 +35,9 @@ UNNAMED = Path("OUT.gguf")
 class Estimate:
     """What would be written, and what that needs.
 
-    ``dense`` is None where the tensors keep the source's types. ``nbytes`` is the size of all files,
-    ``disk_free`` what is free where they go (None when not known), ``memory`` the most that the
-    process takes (None when not known), all in bytes.
+    All sizes are in bytes. ``dense`` is None where the tensors keep the source's types. ``nbytes``
+    is the total size of the files, ``disk_free`` the free space on the output's disk, ``memory``
+    the process's peak memory; the last two are None when unknown.
     """
 
     dense: DenseTypes | None

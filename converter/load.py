@@ -131,8 +131,9 @@ def _assumed_layout(opened: Opened) -> Iterator[str]:
         stored = opened.stored[named.gguf]
         if named.floats and len(stored) == 1 and stored[0].shape != named.floats.shape:
             raise CheckpointError(
-                f"{stored[0].file}: tensor {stored[0].name!r} is outputs first, unlike the declared "
-                f"layout, and {square[0].gguf} is square; give the base with --base to compare"
+                f"{stored[0].file}: tensor {stored[0].name!r} is outputs first, unlike the "
+                f"declared layout, and {square[0].gguf} is square; give the base with --base to "
+                "compare"
             )
     yield (
         f"{len(square)} down_proj are square, so their shape does not show whether they are "

@@ -44,7 +44,7 @@ class OutputFile:
 
 
 def describe_tensors(files: Sequence[OutputFile]) -> list[dict[str, Any]]:
-    """Every tensor of the files as plain data, for a manifest: what it is, and what it is made of."""
+    """Every tensor of the files as plain data for a manifest, with its sources."""
     return [
         {
             "name": tensor.name,

@@ -84,5 +84,6 @@ def require_packages(extra: str, *names: str) -> None:
     missing = [name for name in names if find_spec(name) is None]
     if missing:
         raise MissingPackageError(
-            f'Python packages missing: {", ".join(missing)}; install them: pip install "gptoss-toolkit[{extra}]"'
+            f"Python packages missing: {', '.join(missing)}; "
+            f'install them: pip install "gptoss-toolkit[{extra}]"'
         )

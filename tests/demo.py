@@ -30,7 +30,7 @@ COMMANDS = Path(os.path.relpath(Path(sys.executable).parent))
 NEXT = f"""
 ── what to type next
    talk with this small model:  {COMMANDS / "gptoss-run"} chat {GGUF}
-   convert a real one (14 GB):  {COMMANDS / "gptoss-convert"} openai/gpt-oss-20b -o gpt-oss-20b.gguf"""
+   convert a real one (14 GB):  {COMMANDS / "gptoss-convert"} openai/gpt-oss-20b -o 20b.gguf"""
 
 
 def get_weather(city: str) -> dict[str, object]:

@@ -89,6 +89,6 @@ def _value(entry: Entry) -> Iterator[bytes]:
 
 
 def _strings(texts: Sequence[str]) -> Iterator[bytes]:
-    """Each string's length and bytes; without a Python loop, as a vocabulary has 647,000 of them."""
+    """Each string's length and bytes; no Python loop: a vocabulary has 647,000 strings."""
     raws = list(map(str.encode, texts))
     return chain.from_iterable(zip(map(_U64, map(len, raws)), raws, strict=True))

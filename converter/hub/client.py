@@ -123,9 +123,9 @@ class Client:
     def get(self, url: str, span: tuple[int, int] | None = None) -> Iterator[Response]:
         """One attempt to get ``url``, or its bytes from ``span[0]`` up to ``span[1]``.
 
-        The token goes to the Hub alone, never to where it redirects. Redirects are not followed.
-        Raises ``TransientError`` for what may pass, here or while the body is read, and ``HubError``
-        when offline.
+        The token is sent to the Hub only, never to a redirect's target. Redirects are not followed.
+        Raises ``TransientError`` for failures worth retrying, here or while the body is read, and
+        ``HubError`` when offline.
         """
         headers = {"Accept-Encoding": "identity"}
         if origin(url) == origin(self.endpoint):
@@ -186,7 +186,7 @@ class Client:
         return response
 
     def passing(self, error: BaseException, repository: str, what: str) -> TransientError:
-        """An error of huggingface_hub as a failure that may pass; raises ``HubError`` for others."""
+        """An error of huggingface_hub as one worth retrying; raises ``HubError`` for others."""
         known = (self._offline, self._failed)
         while not isinstance(error, known) and error.__cause__ is not None:
             error = error.__cause__
@@ -275,8 +275,8 @@ class RetryPolicy:
             raise HubError(said) from error
         if error.after is not None and error.after > LONGEST_ASKED:
             raise HubError(
-                f"{self._what}: the server asked to wait {error.after:.0f} s (Retry-After); rerun the "
-                "command then"
+                f"{self._what}: the server asked to wait {error.after:.0f} s (Retry-After); "
+                "rerun the command then"
             ) from error
         longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (self._failures - 1))
         pause = random.uniform(longest / 2, longest) if error.after is None else error.after  # noqa: S311

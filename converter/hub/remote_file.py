@@ -129,8 +129,8 @@ class Digest:
         found = self._sha256.hexdigest()
         if found != self._file.sha256:
             raise HashMismatchError(
-                f"{self._file}: the received bytes have the sha256 {found}, but {self._file.sha256} "
-                "is published; nothing is kept, run the command again"
+                f"{self._file}: the received bytes have the sha256 {found}, but "
+                f"{self._file.sha256} is published; nothing is kept, run the command again"
             )
         self.verified = True
         if self._notes is not None:

@@ -1,7 +1,7 @@
 """Repositories on the Hub: which one is meant, at which commit, and what files it has.
 
-A revision is resolved to a commit first, and everything is requested by that commit. A stream keeps
-no weights: only config, index and tokenizer are stored, after comparing them with the listed hashes.
+A revision is resolved to a commit first, and everything is requested by that commit. A stream
+stores no weights, only config, index and tokenizer, once their hashes match the listed ones.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class HubId:
 
 
 def hub_id(source: str) -> HubId | None:
-    """Parse ``owner/name``, ``owner/name@revision`` or a repository's URL; None for another form."""
+    """Parse ``owner/name``, ``owner/name@revision`` or a repository's URL; None for other text."""
     found = _ID.fullmatch(source) or _URL.fullmatch(source)
     if found is None:
         return None

@@ -50,8 +50,8 @@ def check_base(checkpoint: Checkpoint, base: Checkpoint, stored: StoredTensors) 
         ours, its = (getattr(it.hparams, field.name) for it in (checkpoint, base))
         if field.name in _SHAPES and ours != its:
             raise CheckpointError(
-                f"{base.folder}: is not the base of {checkpoint.folder}: its {field.name} is {its}, "
-                f"not {ours}"
+                f"{base.folder}: is not the base of {checkpoint.folder}: its {field.name} is "
+                f"{its}, not {ours}"
             )
     for named in tensors(base.hparams):
         if named.role is TensorRole.EXPERTS and len(stored[named.gguf]) != 2:

@@ -167,8 +167,8 @@ def _choose_transform(
 
 def _not_widened(tensor: GgufTensor) -> str:
     return (
-        f"{tensor.path}: tensor {quoted(tensor.name)} is {tensor.type.name}; llama.cpp cannot compute "
-        "it in that type; convert the checkpoint again"
+        f"{tensor.path}: tensor {quoted(tensor.name)} is {tensor.type.name}; llama.cpp cannot "
+        "compute it in that type; convert the checkpoint again"
     )
 
 

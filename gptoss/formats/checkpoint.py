@@ -118,11 +118,11 @@ class Checkpoint:
         return stored
 
     def stored(self, named: NamedTensor) -> tuple[TensorInfo, ...]:
-        """The tensors that hold a tensor's values: one, or of experts in MXFP4 blocks and scales.
+        """The stored tensors of one model tensor: one, or blocks and scales for MXFP4 experts.
 
-        Floats are BF16, F16 or F32; experts in floats have inputs before outputs or, which is seen
-        where the two differ in number, the other way round. Raises ``CheckpointError`` when a tensor
-        is missing or of a wrong dtype or shape.
+        Floats are BF16, F16 or F32. Experts in floats are inputs first; outputs first is accepted
+        where the two sizes differ and so show it. Raises ``CheckpointError`` when a tensor is
+        missing or has the wrong dtype or shape.
         """
         floats = named.floats
         if floats is None or floats.name not in self.tensors:
@@ -240,7 +240,7 @@ def _check_shard_name(index: Path, name: str, shard: Any) -> None:
 
 
 def _missing(checkpoint: Checkpoint, name: str) -> str:
-    """The message for a missing tensor; if it has a partner (blocks, scales) that exists, it names it."""
+    """The message for a missing tensor; it names the partner (blocks or scales) that exists."""
     message = f"{checkpoint.folder}: missing tensor {name!r}"
     for ending, other in (("_scales", "_blocks"), ("_blocks", "_scales")):
         base = name.removesuffix(ending)

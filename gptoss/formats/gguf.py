@@ -156,9 +156,9 @@ class GgufFile:
     def open(cls, path: Path, *, ollama: bool = False) -> GgufFile:
         """Read and check a file's header, and those of the files it is split over.
 
-        With ``ollama`` a tensor may have Ollama's number of MXFP4: its ``hf_codes`` is then true,
-        and the caller must heed it. Raises ``GgufError``, also when a part is missing or is not what
-        the first says.
+        With ``ollama``, tensors may have Ollama's type number for MXFP4; such a tensor has
+        ``hf_codes`` set, and the caller must respect it. Raises ``GgufError``, also when a part is
+        missing or contradicts the first.
         """
         first = _open_alone(path, ollama)
         n_parts = first.metadata.get(Keys.Split.LLM_KV_SPLIT_COUNT, 1)
@@ -215,7 +215,8 @@ def _joined(first: GgufFile, n_parts: Any) -> GgufFile:
     total = first.metadata.get(Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT, len(tensors))
     if total != len(tensors):
         raise GgufError(
-            f"{where}: split.tensors.count is {quoted(total)}, but the {n_parts} files hold {len(tensors)}"
+            f"{where}: split.tensors.count is {quoted(total)}, but the {n_parts} files hold "
+            f"{len(tensors)}"
         )
     return replace(first, tensors=tensors)
 

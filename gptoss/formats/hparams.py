@@ -59,10 +59,10 @@ HARD_CODED: Mapping[str, str | int | float | bool] = {
     "tie_word_embeddings": False,
     "partial_rotary_factor": 1.0,
 }
-"""What llama.cpp's graph for gpt-oss has built in, by the config's names; no GGUF key changes it."""
+"""Constants of llama.cpp's gpt-oss graph, by the config's names; no GGUF key changes them."""
 
 YARN_BETAS = {"yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0}
-"""Also built in: llama.cpp does not read gpt-oss's keys for them. Older converters omit the keys."""
+"""Also constant: llama.cpp ignores gpt-oss's keys for them. Older converters omit the keys."""
 
 _YARN_FIELDS = {
     "factor": "yarn_factor",
@@ -143,21 +143,22 @@ class HParams:
     def from_gguf(cls, metadata: Mapping[str, Any], where: str = "GGUF metadata") -> HParams:
         """From a GGUF file's metadata; ``vocab_size`` is the number of tokens.
 
-        Floats are as float32 holds them: an epsilon of 1e-5 comes back as 9.99999974e-06.
+        Floats have float32's precision: an epsilon of 1e-5 comes back as 9.99999974e-06.
 
-        Raises ``UnsupportedModelError`` for another architecture, ``GgufError`` otherwise. The RoPE keys
-        are required although llama.cpp has defaults for them: with those, gpt-oss runs wrong.
+        Raises ``UnsupportedModelError`` for another architecture, ``GgufError`` otherwise. The RoPE
+        keys are required although llama.cpp has defaults for them: those are wrong for gpt-oss.
         """
         architecture = metadata.get("general.architecture")
         if architecture != ARCHITECTURE:
             raise UnsupportedModelError(
-                f"{where}: general.architecture is {quoted(architecture)}; expected {ARCHITECTURE!r}"
+                f"{where}: general.architecture is {quoted(architecture)}; "
+                f"expected {ARCHITECTURE!r}"
             )
         scaling = metadata.get("gpt-oss.rope.scaling.type")
         if scaling != "yarn":
             raise GgufError(
-                f"{where}: gpt-oss.rope.scaling.type is {quoted(scaling)}; expected 'yarn'; without it "
-                f"positions are wrong; {REPAIR}"
+                f"{where}: gpt-oss.rope.scaling.type is {quoted(scaling)}; expected 'yarn'; "
+                f"without it positions are wrong; {REPAIR}"
             )
         found: dict[str, Any] = {}
         for name, key in GGUF_KEYS.items():
@@ -188,7 +189,8 @@ class HParams:
             )
         if it.head_dim % 2:
             raise error(
-                f"{where}: head_dim is {it.head_dim}; expected an even number: RoPE rotates pairs of values"
+                f"{where}: head_dim is {it.head_dim}; expected an even number: "
+                "RoPE rotates pairs of values"
             )
         if it.num_attention_heads * it.head_dim % BLOCK:
             raise error(
@@ -203,7 +205,8 @@ class HParams:
                 )
         if it.num_experts_per_tok > it.num_local_experts:
             raise error(
-                f"{where}: {it.num_experts_per_tok} experts per token, but only {it.num_local_experts} exist"
+                f"{where}: {it.num_experts_per_tok} experts per token, but only "
+                f"{it.num_local_experts} exist"
             )
         return it
 
@@ -243,7 +246,8 @@ def _check_hard_coded(config: Mapping[str, Any], where: str) -> None:
         kind != ("full_attention" if i % 2 else "sliding_attention") for i, kind in enumerate(types)
     ):
         raise UnsupportedModelError(
-            f"{where}: layer_types must alternate, sliding_attention first: llama.cpp computes no other order"
+            f"{where}: layer_types must alternate, sliding_attention first: "
+            "llama.cpp computes no other order"
         )
     if len(types) != config.get("num_hidden_layers"):
         raise CheckpointError(

@@ -42,11 +42,11 @@ class Effect(Enum):
 class KeyRule:
     """What a key may hold.
 
-    ``type`` is the value's, of an array its elements'; None where llama.cpp does not look. ``only``
-    is the one value that is gpt-oss, which llama.cpp also takes when the key is absent unless it is
-    ``required``; ``same_as`` names the key whose value it must repeat, ``default`` what an absent key
-    means where more than one value is allowed. ``limits`` are inclusive.
-    ``banned`` keys must be absent.
+    ``type`` is the type of the value, or of an array's elements; None where llama.cpp does not
+    check it. ``only`` is the one value valid for gpt-oss; llama.cpp also uses it when the key is
+    absent, unless the key is ``required``. ``same_as`` names the key whose value this one must
+    repeat. ``default`` is what an absent key means where more than one value is allowed.
+    ``limits`` are inclusive. ``banned`` keys must be absent.
     """
 
     type: GGUFValueType | None
@@ -133,7 +133,7 @@ TOKEN_ROLES = (
     "bos", "eos", "eot", "eom", "unknown", "seperator", "padding", "mask", "fim_pre", "fim_suf",
     "fim_mid", "fim_pad", "fim_rep", "fim_sep", "prefix", "suffix", "middle",
 )  # fmt: skip
-"""``tokenizer.ggml.{role}_token_id``: each names a token of the vocabulary; llama.cpp's spelling."""
+"""``tokenizer.ggml.{role}_token_id`` each name a token; spelled as in llama.cpp."""
 
 KEYS |= {f"tokenizer.ggml.{role}_token_id": KeyRule(_U32) for role in TOKEN_ROLES}
 

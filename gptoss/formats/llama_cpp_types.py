@@ -38,7 +38,7 @@ FUSED, SEPARATE = "attn_qkv", ("attn_q", "attn_k", "attn_v")
 
 @dataclass(frozen=True, slots=True)
 class TensorProblem:
-    """A tensor that llama.cpp cannot use, with what is wrong; ``expected`` is empty for an extra."""
+    """A tensor that llama.cpp cannot use; ``expected`` is empty for one gpt-oss does not have."""
 
     name: str
     found: str

@@ -45,10 +45,10 @@ _SPELL: Mapping[str, object] = {"type": "ByteLevel", "add_prefix_space": False, 
 
 
 def find_split_problem(pre_tokenizer: object) -> str | None:
-    """What makes a tokenizer.json's ``pre_tokenizer`` cut text otherwise than o200k; None if nothing.
+    """How a tokenizer.json's ``pre_tokenizer`` splits text differently from o200k; None if alike.
 
-    It must be two steps: split by this pattern, keeping every piece; then spell byte-level. Any other
-    step, and any other setting of these, gives other tokens than the model was trained with.
+    It must have two steps: split by this pattern, keeping every piece, then encode byte-level.
+    Other steps or settings give other tokens than the model was trained with.
     """
     steps = pre_tokenizer.get("pretokenizers") if isinstance(pre_tokenizer, dict) else None
     if not isinstance(pre_tokenizer, dict) or not isinstance(steps, list):

@@ -1,8 +1,8 @@
-"""OpenAI's own layout, ``original/`` in the published repositories, presented as Hugging Face's.
+"""OpenAI's own layout (``original/`` in the published repositories), mapped to Hugging Face's.
 
-It has the same values under other names, with the rows of q, k and v in one tensor. Nothing needs
-to be rearranged: each Hugging Face tensor is a range of bytes in a file of this layout, so readers of
-a checkpoint do not see the difference. The config has other keys.
+It holds the same values under other names, with q, k and v in one tensor. No value has to move:
+each Hugging Face tensor is a byte range in a file of this layout, so code that reads checkpoints
+needs no special case. The config has other keys.
 
 Source: https://github.com/openai/gpt-oss, ``gpt_oss/torch``.
 """
@@ -42,23 +42,23 @@ _ROPE = {
 """Hugging Face's names of this layout's keys."""
 
 RMS_NORM_EPS = 1e-5
-"""OpenAI's code has it built in."""
+"""A constant in OpenAI's code; its config has no key for it."""
 
 
 def is_config(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is of this layout; Hugging Face's always has a model_type."""
+    """Whether a config.json has this layout; Hugging Face's always has a model_type."""
     return "model_type" not in config and "num_experts" in config
 
 
 def is_layout(names: Container[str]) -> bool:
-    """Whether tensors of these names are in this layout."""
+    """Whether these are tensor names of this layout."""
     return "embedding.weight" in names
 
 
 def hf_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The same config as Hugging Face would write it. Raises ``CheckpointError`` for a missing key.
+    """The config with Hugging Face's keys. Raises ``CheckpointError`` for a missing or bad key.
 
-    The context is what YaRN makes of the initial one: initial_context_length x factor.
+    The context length is YaRN's extended one: initial_context_length times the factor.
     """
     for key in (*_CONFIG, *_ROPE):
         if key not in config:
@@ -82,10 +82,10 @@ def hf_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 def hf_view(
     tensors: Mapping[str, TensorInfo], hparams: HParams, folder: Path
 ) -> dict[str, TensorInfo]:
-    """This layout's tensors by Hugging Face's names, each where its bytes are.
+    """This layout's tensors by Hugging Face name, each with the location of its bytes.
 
-    A part of a tensor is named like ``block.0.attn.qkv.weight[4096:4608]``. Raises
-    ``CheckpointError`` when a tensor is missing, unknown, or has another shape.
+    The ``name`` of a part also gives its rows: ``block.0.attn.qkv.weight[4096:4608]``. Raises
+    ``CheckpointError`` when a tensor is missing or unknown, or has another shape.
     """
     expected = openai_tensors(hparams)
     unknown = tensors.keys() - {tensor.name for tensor in expected}

@@ -67,7 +67,8 @@ class TensorInfo:
 def read_header(file: ByteSource, limit: int = HEADER_LIMIT) -> dict[str, TensorInfo]:
     """All tensors of one file, in the order of their data. Raises ``CheckpointError``.
 
-    ``limit`` is the longest header accepted, in bytes. The file is closed afterwards; reading a tensor opens it again.
+    ``limit`` is the longest header accepted, in bytes. The file is closed afterwards; reading a
+    tensor opens it again.
     """
     with closing(file):
         raw = _header_bytes(file, limit)

@@ -1,9 +1,9 @@
 """Check a model's numbers without its source: what is wrong, and where.
 
-One pass counts every tensor (`statistics`). The findings come from these counts, from a second look
-at the few places they point to, and from samples of the layers' structure: `check_experts`,
-`check_dense`, `check_layout`, `check_channels`, `check_tokenizer`. A single changed weight cannot be
-found without the source: see `gptoss.quant.verify`.
+One pass collects statistics of every tensor (`statistics`). Findings come from these, from a second
+read of the few places they point to, and from samples of the layers' structure: `check_experts`,
+`check_dense`, `check_layout`, `check_channels`, `check_tokenizer`. A single changed weight cannot
+be found without the source; `gptoss.quant.verify` does that.
 """
 
 from __future__ import annotations

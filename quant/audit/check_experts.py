@@ -103,8 +103,8 @@ def _whole(part: ExpertStatistics) -> Iterator[Finding]:
             FindingKind.SCALE_LINEAR,
             Severity.ERROR,
             part,
-            f"nearly all scales are {used[0]} to {used[-1]}, as if numbers around 120 had been taken "
-            "for scales and quantized again",
+            f"nearly all scales are {used[0]} to {used[-1]}, as if numbers around 120 had been "
+            "taken for scales and quantized again",
         )
     elif len(used) == 1:
         yield _of_part(

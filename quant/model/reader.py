@@ -132,7 +132,7 @@ def chunk_rows(tensor: ExpertTensor) -> int:
 def _read_blocks(
     files: TensorReader, tensor: ExpertTensor, row: int, rows: int, blocks: int
 ) -> tuple[Words, Bytes]:
-    """Words ``[rows, blocks, 2]`` and scales ``[rows, blocks]``; ``row`` counts over all experts."""
+    """Words ``[rows, blocks, 2]``, scales ``[rows, blocks]``; ``row`` counts across experts."""
     n = rows * blocks
     if tensor.encoding is Encoding.MXFP4_HF:
         of_codes, of_scales = tensor.extents

@@ -1,21 +1,21 @@
 """MXFP4: blocks of 32 four-bit floats that share one scale: the tables and the byte layouts.
 
 The format is "OCP Microscaling Formats (MX) Specification" v1.0, sections 5 and 6. An element is
-E2M1: a sign bit, two exponent bits with bias 1, one mantissa bit. The block's scale is E8M0: a bare
+E2M1: a sign bit, two exponent bits with bias 1, one mantissa bit. The block's scale is E8M0: only a
 biased exponent, ``2**(byte - 127)``, where the byte 255 means NaN. A value is element times scale.
 
 Two layouts hold a block's codes ``e[0..31]``:
 
-    Hugging Face   blocks[16]   byte j = e[2j] | e[2j+1] << 4          its scale: another tensor
+    Hugging Face   blocks[16]   byte j = e[2j] | e[2j+1] << 4          scales in a separate tensor
     ggml           block[17]    byte 0 = scale; byte 1+j = e[j] | e[j+16] << 4
 
-Read as one 128-bit number, the Hugging Face block is the codes in order, and ggml's is the nibbles
-of its two halves shuffled together. `repack` and `unpack` do that shuffle on 64-bit words, in chunks
-that stay in the cache; numpy releases the GIL meanwhile, so threads add up. `codes_from_hf`,
-`codes_from_ggml` and `equal` read each layout from its definition and share nothing with the
-shuffle, so that they can prove it.
+Read as one little-endian 128-bit number, the Hugging Face block has the codes in order; ggml's
+interleaves the two halves nibble by nibble. `repack` and `unpack` convert on 64-bit words, in
+chunks that fit the cache; numpy releases the GIL, so threads run in parallel. `codes_from_hf`,
+`codes_from_ggml` and `equal` follow each layout's definition and share no code with the
+conversion, so they can verify it.
 
-Every function takes any leading shape: below, ``n`` may be ``rows, blocks`` as well.
+Every function accepts any leading shape: ``n`` below may also be ``rows, blocks``.
 """
 
 from __future__ import annotations
@@ -49,22 +49,22 @@ E8M0_NAN = 255
 # --- layouts ----------------------------------------------------------------------------------
 
 _CHUNK = 16384
-"""Blocks worked on at once: 256 KiB of input, so that a chunk and its scratch fit in L2."""
+"""Blocks per chunk: 256 KiB of input, so that a chunk and its scratch arrays fit in L2."""
 
 _LOW = np.uint64(0x0F0F0F0F0F0F0F0F)
 _HIGH = np.uint64(0xF0F0F0F0F0F0F0F0)
 _NIBBLE = np.uint64(4)
 _BYTE = np.uint64(8)
-# Unaligned on purpose: the 17 bytes of block_mxfp4. The codes are one item of 16 bytes, which numpy
-# moves at once, where two words of 8 take five times as long. The complex number is never computed with.
+# Unaligned on purpose: the 17 bytes of block_mxfp4. complex128 serves only as a 16-byte item, never
+# for arithmetic: numpy moves it at once, while two 8-byte words take five times as long.
 _GGML = np.dtype([("scale", "u1"), ("codes", "<c16")])
 
 
 def repack(blocks: Bytes, scales: Bytes, out: Bytes) -> None:
-    """Hugging Face blocks ``[n, 16]`` and scales ``[n]`` to ggml's ``out[n, 17]``.
+    """Convert Hugging Face blocks ``[n, 16]`` and scales ``[n]`` to ggml's ``out[n, 17]``.
 
-    All are uint8 and may be views whose last axis is contiguous (every second row of a gate/up
-    tensor, say). Raises ValueError when shapes or dtypes do not fit together.
+    All are uint8. Views are accepted if their last axis is contiguous (for example every second
+    row of a gate/up tensor). Raises ValueError when shapes or dtypes do not match.
     """
     _check_layouts(blocks, scales, out)
     words = blocks.view("<u8")
@@ -86,7 +86,7 @@ def repack(blocks: Bytes, scales: Bytes, out: Bytes) -> None:
         even |= first
         np.copyto(pairs, _bytes(last))
         wider = pairs.view("<u8")
-        wider <<= _BYTE  # no pair has more than its lower byte set: none spills into the next
+        wider <<= _BYTE  # each pair uses only its lower byte, so nothing spills into the next
         np.copyto(lower, _bytes(even))
         pairs |= lower
         target["scale"][chunk] = scales[chunk]
@@ -94,7 +94,7 @@ def repack(blocks: Bytes, scales: Bytes, out: Bytes) -> None:
 
 
 def unpack(ggml: Bytes, blocks_out: Bytes, scales_out: Bytes) -> None:
-    """The inverse of `repack`: ggml's ``[n, 17]`` to blocks ``[n, 16]`` and scales ``[n]``."""
+    """The inverse of `repack`: ggml ``[n, 17]`` to blocks ``[n, 16]`` and scales ``[n]``."""
     _check_layouts(blocks_out, scales_out, ggml)
     source = ggml.view(_GGML)[..., 0]
     target = blocks_out.view("<u8")
@@ -122,7 +122,7 @@ def codes_from_ggml(ggml: Bytes) -> Bytes:
 
 
 def codes_from_ggml_nibbles(nibbles: Bytes) -> Bytes:
-    """The codes ``[n, 32]`` of what follows the scale in ggml blocks, ``[n, 16]``."""
+    """The codes ``[n, 32]`` of ggml blocks without their scale byte, ``[n, 16]``."""
     codes = np.empty((*nibbles.shape[:-1], BLOCK), np.uint8)
     np.bitwise_and(nibbles, 0x0F, out=codes[..., :16])
     np.right_shift(nibbles, 4, out=codes[..., 16:])
@@ -130,11 +130,11 @@ def codes_from_ggml_nibbles(nibbles: Bytes) -> Bytes:
 
 
 def equal(blocks: Bytes, scales: Bytes, ggml: Bytes) -> bool:
-    """Whether Hugging Face blocks and scales hold the same codes and scales as ggml's blocks.
+    """Whether Hugging Face blocks and scales hold the same codes and scales as ggml blocks.
 
-    Shapes as for `repack`. Decodes ggml's nibbles into the order of the codes, 16 to a word, in
-    which a Hugging Face block has them. Four times as fast as comparing codes byte by
-    byte, which `codes_from_hf` and `codes_from_ggml` are for locating a difference.
+    Shapes as for `repack`. It reorders ggml's nibbles into code order, 16 to a word, as Hugging
+    Face stores them. That is four times as fast as comparing one code per byte; to locate a
+    difference, use `codes_from_hf` and `codes_from_ggml`.
     """
     _check_layouts(blocks, scales, ggml)
     words = blocks.view("<u8")
@@ -154,20 +154,20 @@ def equal(blocks: Bytes, scales: Bytes, ggml: Bytes) -> bool:
 
 
 def _sixteen_codes(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Pairs of words ``[..., 2]``, a code in each byte, as one word with a code in each nibble."""
-    words |= words >> _NIBBLE  # each 16 bits: now two codes in the lower byte
+    """Pack word pairs ``[..., 2]`` with a code per byte into one word with a code per nibble."""
+    words |= words >> _NIBBLE  # the low byte of every 16 bits now holds two codes
     codes: NDArray[np.uint64] = words.view("<u2").astype(np.uint8).view("<u8")
     return codes[..., 0]
 
 
 def ggml_fields(ggml: Bytes) -> tuple[Bytes, NDArray[np.uint64]]:
-    """Of ggml's blocks ``[n, 17]`` the scales ``[n]``, and copied the codes as words ``[n, 2]``."""
+    """The scales ``[n]`` (a view) and codes as words ``[n, 2]`` (a copy) of blocks ``[n, 17]``."""
     blocks = ggml.view(_GGML)[..., 0]
     return blocks["scale"], _words(blocks["codes"])
 
 
 def hf_words(ggml: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Codes in ggml's order, as words ``[..., 2]``, in Hugging Face's: sixteen in order a word."""
+    """Reorder words ``[..., 2]`` from ggml's code order to Hugging Face's, 16 codes to a word."""
     words = np.empty_like(ggml)
     words[..., 0] = _sixteen_codes(ggml & _LOW)
     words[..., 1] = _sixteen_codes((ggml >> _NIBBLE) & _LOW)
@@ -191,7 +191,7 @@ def _check_layouts(blocks: Bytes, scales: Bytes, ggml: Bytes) -> None:
 
 
 def _step(lead: tuple[int, ...]) -> int:
-    """Rows of a chunk."""
+    """Rows per chunk."""
     return max(1, _CHUNK // max(1, prod(lead[1:])))
 
 
@@ -216,10 +216,10 @@ def _bytes(words: NDArray[Any]) -> Bytes:
 
 
 def _value_table() -> Floats:
-    """float32 value by ``scale << 4 | code``.
+    """The float32 value for each ``scale << 4 | code``.
 
-    Exact: the smallest, 2**-128, is a subnormal float32. What float32 cannot hold (2.0 * 2**127 and
-    above; the standard leaves this case open) is infinite, as IEEE 754 rounds it.
+    Exact: the smallest, 2**-128, is a subnormal float32. Values beyond float32's range (2.0 *
+    2**127 and above) become infinity, as IEEE 754 rounds them; the standard leaves this case open.
     """
     scales = np.ldexp(1.0, np.arange(256) - E8M0_BIAS)
     scales[E8M0_NAN] = np.nan
@@ -232,9 +232,9 @@ _VALUES = _value_table()
 
 
 def decode(codes: Bytes, scales: Bytes) -> Floats:
-    """The values ``float32[n, 32]`` of codes ``[n, 32]`` under scales ``[n]``, exact.
+    """The exact values ``float32[n, 32]`` of codes ``[n, 32]`` with scales ``[n]``.
 
-    A scale byte of 255 makes the whole block NaN. Raises ValueError on a code above 15.
+    A scale byte of 255 makes the whole block NaN. Raises ValueError for a code above 15.
     """
     if codes.size and codes.max() > 15:
         raise ValueError(f"an E2M1 code is 0..15, found {codes.max()}")

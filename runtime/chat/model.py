@@ -63,8 +63,9 @@ def load(
 ) -> Chat:
     """Load a gpt-oss GGUF and begin a conversation with it; closing that frees the model.
 
-    The parameters are those of ``open`` and of ``Model.chat``. Raises GgufError, UnsupportedModelError, EngineError,
-    ToolError, SamplingError, ConstraintError, ChatError, and what ``progress`` raises.
+    The parameters are those of ``open`` and of ``Model.chat``. Raises GgufError,
+    UnsupportedModelError, EngineError, ToolError, SamplingError, ConstraintError, ChatError, and
+    what ``progress`` raises.
     """
     settings = _settings(
         instructions=instructions,

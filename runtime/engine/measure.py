@@ -1,8 +1,8 @@
 """What llama.cpp would allocate for a model and a context, measured without allocating it.
 
-``python -m gptoss.runtime.engine.measure FILE`` reads one JSON object (``Settings``) a line and
-answers each with one (``Buffers``). It is a process of its own: a failed assertion of ggml would end
-it, and llama.cpp reports these sizes only in its log, of which a process has one.
+``python -m gptoss.runtime.engine.measure FILE`` reads one JSON object (``Settings``) per line and
+answers each with one (``Buffers``). It runs as a separate process for two reasons: a failed ggml
+assertion aborts the process, and llama.cpp reports these sizes only in its log, which is global.
 """
 
 from __future__ import annotations

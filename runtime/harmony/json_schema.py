@@ -32,8 +32,8 @@ other so that they would fill the memory. All else in a schema is written once."
 
 _ANNOTATIONS = ("title", "description", "default", "examples", "nullable")
 _ONE = (
-    "additionalItems", "additionalProperties", "contains", "else", "if", "not", "propertyNames", "then",
-    "unevaluatedItems", "unevaluatedProperties",
+    "additionalItems", "additionalProperties", "contains", "else", "if", "not", "propertyNames",
+    "then", "unevaluatedItems", "unevaluatedProperties",
 )  # fmt: skip
 _NULL_IS_A_VALUE = ("const", "default")
 _SEVERAL = ("allOf", "anyOf", "oneOf", "prefixItems")
@@ -105,7 +105,7 @@ def _without_nulls(schema: Schema) -> Schema:
 
 
 def lookup(root: Schema, reference: str) -> Schema | bool | None:
-    """What ``#/$defs/name`` points at in ``root``; None when that is not a schema of this document."""
+    """The schema that ``#/$defs/name`` points to in ``root``; None when there is none."""
     document, mark, pointer = reference.partition("#")
     first, *keys = unquote(pointer).split("/")
     if document or not mark or first:

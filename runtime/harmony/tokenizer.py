@@ -79,7 +79,7 @@ class Tokenizer:
     def from_gguf(cls, gguf: GgufFile) -> Tokenizer:
         """From an opened GGUF.
 
-        Raises UnsupportedModelError when its tokenizer is of another kind, GgufError when it is damaged.
+        Raises UnsupportedModelError for another kind of tokenizer, GgufError for a corrupt one.
         """
         model = gguf.metadata.get("tokenizer.ggml.model")
         pre = gguf.metadata.get("tokenizer.ggml.pre")

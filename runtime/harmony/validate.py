@@ -1,9 +1,9 @@
 """Whether a conversation can be rendered for the model.
 
 ``render_for_completion`` calls this, so every prompt is checked. The order is the one the model was
-trained on: the system block first and only there; a tool's message only after its call; a result for
-every call before the next message that is not the model's. A parsed turn always passes, however odd
-the model's own words are: a turn never fails on its second round.
+trained on: the system block first and nowhere else; a tool's message only after its call; a result
+for every call before the next message from anyone but the model. A parsed turn always passes,
+whatever the model wrote, so the model's own output never makes the next request fail.
 """
 
 from __future__ import annotations

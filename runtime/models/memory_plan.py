@@ -90,8 +90,8 @@ def plan_memory(
 ) -> MemoryPlan:
     """Plan for a GGUF, or for a checkpoint folder as ``gptoss-convert`` would write it.
 
-    ``context`` is the wish in tokens for each of ``chats``; ``memory`` defaults to what is available
-    now. Raises OptionError for a context or number of chats that cannot be, GgufError,
+    ``context`` is the number of tokens wanted for each of ``chats``; ``memory`` defaults to what is
+    available now. Raises OptionError for an impossible context or number of chats, GgufError,
     CheckpointError or UnsupportedModelError for the model, EngineError when llama.cpp refuses it.
     """
     sizes = ModelSizes.of(model)

@@ -32,8 +32,9 @@ class Model:
     def open(cls, path: Path) -> Model:
         """Check ``path`` and read everything before the weights.
 
-        Raises ``GgufError`` for what is not a GGUF, cut short, incomplete, or cannot be computed by
-        llama.cpp; ``UnsupportedModelError`` for another architecture or tokenizer, and for a folder.
+        Raises ``GgufError`` for a file that is not a GGUF, is truncated or incomplete, or that
+        llama.cpp cannot compute; ``UnsupportedModelError`` for another architecture or tokenizer,
+        and for a folder.
         """
         if path.is_dir():
             raise UnsupportedModelError(

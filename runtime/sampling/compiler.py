@@ -80,10 +80,10 @@ class Compiler:
         return matcher.deep_copy()
 
     def compile_parts(self, parts: Mapping[str, Part]) -> dict[str, CompiledPart]:
-        """Each part's matcher; raises ConstraintError for one that is required and does not compile.
+        """Each part's matcher. Raises ConstraintError for a required part that does not compile.
 
         A tool's schema that does not compile is replaced by any JSON object, a tool's grammar by
-        free text: one tool never costs the turn its others.
+        free text, so that one bad tool does not disable the others.
         """
         keys = {name: _key(part) for name, part in parts.items()}
         found = {name: self._parts.get(key) for name, key in keys.items()}

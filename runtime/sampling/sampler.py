@@ -109,7 +109,8 @@ def draw(logits: Logits, sampling: Sampling, u: float) -> int:
 def _require_finite(value: np.float32) -> None:
     if not np.isfinite(value):
         raise EngineError(
-            f"the model's largest logit is {value}: the model file may be corrupt; check it with gptoss-quant audit"
+            f"the model's largest logit is {value}: the model file may be corrupt; "
+            "check it with gptoss-quant audit"
         )
 
 

@@ -127,13 +127,13 @@ def spec_of(hint: Any, where: str) -> TypeSpec:
     if origin in (dict, collections.abc.Mapping, collections.abc.MutableMapping):
         return _dict(args, where)
     raise ToolError(
-        f"{where}: type {hint!r} cannot be declared; use JSON's own types, a dataclass, a TypedDict "
-        "or a pydantic model"
+        f"{where}: type {hint!r} cannot be declared; use JSON's own types, a dataclass, "
+        "a TypedDict or a pydantic model"
     )
 
 
 def _description(extra: object) -> str | None:
-    """The description in an extra of ``Annotated``: a string, pydantic's Field, typing_extensions' Doc."""
+    """The description in ``Annotated`` metadata: a string, a pydantic Field or a PEP 727 Doc."""
     if isinstance(extra, str):
         return extra
     for name in ("description", "documentation"):

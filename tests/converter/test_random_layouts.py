@@ -99,9 +99,10 @@ def damaged(rng: random.Random, tensors: Contents) -> Contents:
         del tensors[name]
     elif kind == 1:
         old, new = rng.choice(
-            [("_proj", "_projs"), ("experts.", "experts.0."), ("router", "gate"), (".", ".lora_A."),
-             ("model.", "module."), ("_blocks", "_blocks_blocks"), (".weight", ".base_layer.weight"),
-             ("layers.1.", "layers.7."), (".0.", f".{'9' * rng.randint(1, 5000)}."), (".0.", ".00.")]
+            [("_proj", "_projs"), ("experts.", "experts.0."), ("router", "gate"),
+             (".", ".lora_A."), ("model.", "module."), ("_blocks", "_blocks_blocks"),
+             (".weight", ".base_layer.weight"), ("layers.1.", "layers.7."),
+             (".0.", f".{'9' * rng.randint(1, 5000)}."), (".0.", ".00.")]
         )  # fmt: skip
         tensors[name.replace(old, new)] = tensors.pop(name)
     elif kind == 2:

@@ -142,7 +142,11 @@ def test_an_address_that_expired(
     [
         (Fault(status=503), None, "tried 8 times: status 503"),
         (Fault(cut_after=0), "cdn", "tried 8 times: "),
-        (Fault(status=429, headers={"Retry-After": "3600"}), None, "asked to wait 3600 s (Retry-After)"),
+        (
+            Fault(status=429, headers={"Retry-After": "3600"}),
+            None,
+            "asked to wait 3600 s (Retry-After)",
+        ),
         (Fault(length=-1), "cdn", "99 bytes are announced instead of 100"),
         (Fault(length=1), "cdn", "101 bytes are announced instead of 100"),
         (Fault(total=1), "cdn", "comes instead of 'bytes 1000-1099/"),

@@ -1,4 +1,4 @@
-"""What preflight refuses is repaired into a file that llama.cpp computes, or refused in one line."""
+"""What preflight refuses is repaired so that llama.cpp computes it, or is refused in one line."""
 
 from __future__ import annotations
 

@@ -357,7 +357,8 @@ def test_what_is_said(
     done = run(REPOSITORY, "-o", out, *more)
     assert (done.code, done.err) == (0, "")
     assert done.out.splitlines()[-1] == (
-        f"{REPOSITORY} at commit {hub.commit(REPOSITORY)}; sha256 of 3 files equal to the published ones"
+        f"{REPOSITORY} at commit {hub.commit(REPOSITORY)}; "
+        "sha256 of 3 files equal to the published ones"
     )
 
 

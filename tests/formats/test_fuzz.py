@@ -1,9 +1,9 @@
-"""Hostile files: whatever stands in a header, it is refused in bounded time and memory, or true.
+"""Hostile files: a header is read correctly or refused, in bounded time and memory.
 
-For every file the promise is: ``CheckpointError`` or ``GgufError`` with one short line, or tensors that
-all lie inside the file and strings that decode; less than a second; and no memory but in proportion
-to the header that is really there, never to what the file claims. ``PER_BYTE`` is what Python's
-objects take for a byte of the densest header.
+Every file must give ``CheckpointError`` or ``GgufError`` with one short line, or tensors that all
+lie inside the file and strings that decode. It must take less than a second, and memory in
+proportion to the header that is really there, not to what the file claims. ``PER_BYTE`` is the
+memory of Python's objects per byte of the densest header.
 """
 
 from __future__ import annotations
@@ -260,8 +260,16 @@ def gguf_long_text() -> bytes:
 
 
 BOMBS: dict[str, tuple[str, Callable[[], bytes], str]] = {
-    "lists": ("safetensors", lambda: json_filled("[],", '{"x":[', "0]}"), "expected dtype, shape and"),
-    "objects": ("safetensors", lambda: json_filled("{},", '{"x":[', "0]}"), "expected dtype, shape and"),
+    "lists": (
+        "safetensors",
+        lambda: json_filled("[],", '{"x":[', "0]}"),
+        "expected dtype, shape and",
+    ),
+    "objects": (
+        "safetensors",
+        lambda: json_filled("{},", '{"x":[', "0]}"),
+        "expected dtype, shape and",
+    ),
     "deep": ("safetensors", lambda: json_filled('{"x":', "", ""), "nested too deeply"),
     "nested shape": (
         "safetensors",
@@ -282,7 +290,11 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes], str]] = {
         ),
         "bytes of data; the file is truncated",
     ),
-    "long name": ("safetensors", lambda: json_filled("\\n", '{"', '":1}'), "expected dtype, shape and"),
+    "long name": (
+        "safetensors",
+        lambda: json_filled("\\n", '{"', '":1}'),
+        "expected dtype, shape and",
+    ),
     "tensors": ("safetensors", json_tensors, "read"),
     "strings": ("gguf", gguf_strings, "read"),
     "keys": ("gguf", gguf_keys, "read"),

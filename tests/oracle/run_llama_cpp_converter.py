@@ -2,10 +2,10 @@
 
     run_llama_cpp_converter.py LLAMA_CPP_FOLDER JOBS.json
 
-``JOBS.json`` holds a list of [checkpoint, outtype, output, pre, further arguments ...]. One process, because importing
-torch and transformers takes longer than a small conversion. That converter knows a tokenizer by
-the hash of what it makes of a test text, so it knows none with a small vocabulary: where ``pre``
-is not null it stands in for that look-up, and nothing else is changed.
+``JOBS.json`` holds a list of [checkpoint, outtype, output, pre, further arguments ...]. All run in
+one process, because importing torch and transformers takes longer than a small conversion. That
+converter identifies a tokenizer by a hash of the tokens of a test text, so it knows none with a
+small vocabulary: a ``pre`` that is not null replaces that look-up. Nothing else is changed.
 """
 
 from __future__ import annotations

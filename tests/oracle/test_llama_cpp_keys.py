@@ -16,8 +16,9 @@ from support import peers
 pytestmark = pytest.mark.oracle
 
 FILES = (
-    "llama-model.cpp", "llama-model-loader.cpp", "llama-vocab.cpp", "llama.cpp", "llama-context.cpp",
-    "llama-graph.cpp", "llama-kv-cache.cpp", "llama-kv-cache-iswa.cpp", "models/openai-moe.cpp",
+    "llama-model.cpp", "llama-model-loader.cpp", "llama-vocab.cpp", "llama.cpp",
+    "llama-context.cpp", "llama-graph.cpp", "llama-kv-cache.cpp", "llama-kv-cache-iswa.cpp",
+    "models/openai-moe.cpp",
 )  # fmt: skip
 
 ELSEWHERE = {

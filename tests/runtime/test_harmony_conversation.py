@@ -59,9 +59,11 @@ BAD: list[tuple[list[Message], int | None, str, str]] = [
     # header fields
     ([SYSTEM, replace(USER, name="a to=functions.f")], 1, "name", "is not a single word"),
     ([SYSTEM, replace(USER, name="")], 1, "name", "is not a single word"),
-    ([SYSTEM, USER, replace(CALL, recipient="functions.f json")], 2, "recipient", "is not a single word"),
+    ([SYSTEM, USER, replace(CALL, recipient="functions.f json")], 2, "recipient",
+     "is not a single word"),
     ([SYSTEM, USER, replace(CALL, channel="final\n")], 2, "channel", "is not a single word"),
-    ([SYSTEM, USER, replace(CALL, content_type="a\u00a0b")], 2, "content_type", "is not a single word"),
+    ([SYSTEM, USER, replace(CALL, content_type="a\u00a0b")], 2, "content_type",
+     "is not a single word"),
     ([SYSTEM, replace(USER, recipient=HALF)], 1, "recipient", "surrogate"),
     # tools
     ([SYSTEM, tools(Function("f"), Function("f g"))], 1, "content.tools[0].functions[1].name",

@@ -44,7 +44,7 @@ def test_a_checkpoint_is_planned_as_the_file_that_is_made_of_it(tiny: Path) -> N
 
 
 def test_the_published_20b_has_the_size_that_is_known(published: ModelSizes) -> None:
-    """12,109,566,624 bytes are published; the header with its vocabulary has about 13 MB of them."""
+    """12,109,566,624 bytes are published; the header with its vocabulary is about 13 MB of them."""
     assert 12_109_566_624 - 14_000_000 < published.file < 12_109_566_624
 
 

@@ -41,7 +41,7 @@ def varied(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Ed
 
 
 def test_what_llama_cpp_makes_of_each_variation(varied: Callable[[Edit], Path]) -> None:
-    """That the table of variations is true: these change logits, those fail, the rest do nothing."""
+    """The table of variations is true: these change logits, those fail, the rest do nothing."""
     edits = [*HARMLESS.items(), *MOVES.items(), *FAILS.items()]
     outcomes = run_files([varied(edit) for _, edit in edits])
     reference = outcomes[0].logits

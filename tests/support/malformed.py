@@ -1,10 +1,10 @@
 """Turns as models write them, good and malformed, with what they must be taken for.
 
-A table in text, so that it can be read. Each turn stands behind ``<|start|>assistant``; below it,
-after ``=>``, how the turn ends, what was repaired (in parentheses) and the messages, set apart by
-``|``, each as ``[author ]channel[ to=recipient][ type]: text``, the author where it is not the
-assistant. In a turn ``<|…|>`` is the control token, ‹…› its letters in plain text, ``\\n`` a line
-end, ∅ no text, ␀ the first byte of a character that is not finished.
+A readable table. Each turn follows ``<|start|>assistant``, which is not written; the line below,
+after ``=>``, has how the turn ends, what was repaired (in parentheses) and the messages, separated
+by ``|``, each as ``[author ]channel[ to=recipient][ type]: text``, the author only when it is not
+the assistant. In a turn ``<|…|>`` is the control token, ‹…› its letters in plain text, ``\\n`` a
+line end, ∅ no text, ␀ the first byte of an incomplete character.
 
 Sources: the public failures of local runtimes with this model (a header taken for a role, markers
 in plain text, calls on the analysis channel, calls ended as answers, answers without header,
