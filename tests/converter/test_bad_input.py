@@ -21,7 +21,7 @@ from support.posix import make_pipe
 
 WEIGHTS = "model.safetensors"
 DOWN = "model.layers.1.mlp.experts.down_proj"
-NO_FOLDER = "no folder models/gpt-oss is here either"
+NO_FOLDER = "and there is no local folder models/gpt-oss"
 NAME_IT = "name the file to write"
 
 
@@ -324,7 +324,7 @@ def test_settings_of_the_hub_that_cannot_be(tmp_path: Path, setting: str, more: 
     ("setting", "more", "found"),
     [
         ("HF_HUB_OFFLINE=1", ["-o", "out.gguf"], f"to download; {NO_FOLDER}"),
-        ("HF_HUB_OFFLINE=1", ["--plan"], "leave out --stream or --plan to use what is in the"),
+        ("HF_HUB_OFFLINE=1", ["--plan"], "omit --stream or --plan to use what is in the cache"),
         ("HF_ENDPOINT=http://127.0.0.1:1", ["-o", "out.gguf"], f"command later; {NO_FOLDER}"),
     ],
 )
