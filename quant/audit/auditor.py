@@ -1,9 +1,9 @@
 """Check a model's numbers without its source: what is wrong, and where.
 
-One pass collects statistics of every tensor (`statistics`). Findings come from these, from a second
-read of the few places they point to, and from samples of the layers' structure: `check_experts`,
-`check_dense`, `check_layout`, `check_channels`, `check_tokenizer`. A single changed weight cannot
-be found without the source; `gptoss.quant.verify` does that.
+One pass counts every tensor (`statistics`). The findings come from these counts, from a second look
+at the few places they point to, and from samples of the layers' structure: `check_experts`,
+`check_dense`, `check_neurons`, `check_channels`, `check_tokenizer`. A single changed weight cannot
+be found without the source: see `gptoss.quant.verify`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from gptoss.quant.audit import (
     check_channels,
     check_dense,
     check_experts,
-    check_layout,
     check_model,
+    check_neurons,
     check_tokenizer,
     statistics,
 )
@@ -70,14 +70,14 @@ class Audit:
 
     @property
     def verdict(self) -> Verdict:
-        """The conclusion: an error outweighs what could not be read."""
+        """Return the audit's verdict: an error finding outweighs tensors that could not be read."""
         if any(it.severity is Severity.ERROR for it in self.findings):
             return Verdict.UNSOUND
         return Verdict.NOT_JUDGED if self.unread else Verdict.SOUND
 
     @property
     def sound(self) -> bool:
-        """Whether every tensor was read and nothing of severity error was found."""
+        """Return whether the audit read every tensor and found nothing of severity error."""
         return self.verdict is Verdict.SOUND
 
     def __bool__(self) -> bool:
@@ -85,7 +85,7 @@ class Audit:
 
     @property
     def headline(self) -> str:
-        """The verdict and what it rests on, without the path."""
+        """Return the audit's verdict and its reason in one sentence, without the model's path."""
         counts = tally(self.findings)
         found = ", ".join(counts.values())
         match self.verdict:
@@ -100,7 +100,7 @@ class Audit:
                 return f"sound: {found or 'no errors, no warnings'}"
 
     def to_json(self) -> dict[str, Any]:
-        """The same as plain data for ``json.dumps``."""
+        """Return the whole audit (verdict, findings, statistics) as plain data for ``json.dumps``."""
         return {
             "verdict": self.verdict.value,
             "sound": self.sound,
@@ -114,7 +114,7 @@ class Audit:
 
 
 def audit(path: str | os.PathLike[str], *, progress: Progress | None = None) -> Audit:
-    """Audit a checkpoint's folder or a GGUF file.
+    """Audit a checkpoint's folder or a GGUF file: run every check and return the ``Audit``.
 
     ``progress`` is called from time to time with the bytes read so far and the total. Raises
     ``InvalidFileError`` if the model is corrupt, truncated or modified while being read,
@@ -146,7 +146,7 @@ def _findings(model: Model, files: TensorReader, counted: Counted) -> Iterator[F
     for part in counted.experts:
         by_name.setdefault(part.tensor, []).append(part)
     packed = {tensor.name: tensor for tensor in model.experts if tensor.name in by_name}
-    layers = list(check_layout.layers(model.experts))
+    layers = list(check_neurons.layers(model.experts))
     with ThreadPoolExecutor(statistics.WORKERS) as pool:
         looks: list[Iterator[list[Finding]]] = [
             pool.map(lambda *it: list(check_dense.check_tensor(files, *it)), loose, counted.dense),
@@ -154,7 +154,7 @@ def _findings(model: Model, files: TensorReader, counted: Counted) -> Iterator[F
                 lambda name: list(check_experts.check_tensor(files, packed[name], by_name[name])),
                 by_name,
             ),
-            pool.map(lambda layer: list(check_layout.check_layer(files, layer)), layers),
+            pool.map(lambda layer: list(check_neurons.check_layer(files, layer)), layers),
         ]
         yield from (finding for look in looks for findings in look for finding in findings)
         yield from check_channels.check_channels(files, model, pool)
@@ -164,7 +164,9 @@ def _findings(model: Model, files: TensorReader, counted: Counted) -> Iterator[F
 
 
 def _attention(model: Model, counted: Sequence[DenseStatistics]) -> dict[int, float]:
-    """The typical size of a layer's attention weights, by layer."""
+    """Return the typical root mean square of each layer's attention matrices, by layer number,
+    which the audit passes to the outlier check.
+    """
     sizes: dict[int, list[float]] = {}
     for tensor, its in zip(model.dense, counted, strict=False):
         if tensor.role in ATTENTION and tensor.layer is not None and its.rms > 0:

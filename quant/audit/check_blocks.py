@@ -55,13 +55,15 @@ class SuspectBlocks:
     fill: NDArray[np.int16]
 
     def where(self, mask: NDArray[np.bool_]) -> SuspectBlocks:
-        """The blocks that a mask selects."""
+        """Select the suspect MXFP4 blocks that a boolean mask ``[n]`` marks."""
         return SuspectBlocks(
             self.tensor, self.index[mask], self.scale[mask], self.zero[mask], self.fill[mask]
         )
 
     def place(self, i: int = 0) -> Location:
-        """Expert, row and block of the ``i``-th; the row is counted as the tensor has it."""
+        """Return expert, row and block of the ``i``-th suspect block; the row is counted as the
+        expert tensor stores it.
+        """
         blocks = self.tensor.columns // mxfp4.BLOCK
         row, block = divmod(int(self.index[i]), blocks)
         expert, row = divmod(row, self.tensor.rows)
@@ -74,7 +76,8 @@ class SuspectBlocks:
 def locate(
     files: TensorReader, tensor: ExpertTensor, experts: Sequence[int], scales: NDArray[np.bool_]
 ) -> SuspectBlocks:
-    """Blocks of these experts whose scale is one of ``scales[256]`` or whose bytes are all alike.
+    """Locate the suspect blocks of some experts: the scale byte is one of ``scales[256]``, or all
+    bytes or all codes of the block are alike.
 
     Capped at a few million blocks.
     """
@@ -109,7 +112,9 @@ def locate(
 
 
 def holes(bad: SuspectBlocks) -> Iterator[Finding]:
-    """Stretches of the file that hold one byte, unless they are whole rows of zeros."""
+    """Report runs of suspect blocks that hold one repeated byte (a hole in the file), except whole
+    rows of zeros.
+    """
     for extent, unit, filled in _fills(bad):
         for start, stop in runs(bad.index, filled):
             n = int(bad.index[stop - 1] - bad.index[start]) + 1
@@ -130,7 +135,9 @@ def holes(bad: SuspectBlocks) -> Iterator[Finding]:
 
 
 def _fills(bad: SuspectBlocks) -> Iterator[tuple[Extent, int, NDArray[np.int64]]]:
-    """Each extent with its bytes a block, and a number for each block: what fills it, or -1."""
+    """Yield each extent of the suspect blocks' tensor with its bytes per block and, for each block,
+    the one byte that fills it, or -1.
+    """
     fill = bad.fill.astype(np.int64)
     scale = bad.scale.astype(np.int64)
     if bad.tensor.encoding is Encoding.MXFP4_GGML:
@@ -147,7 +154,9 @@ def _whole_rows(bad: SuspectBlocks, start: int, stop: int) -> bool:
 
 
 def runs(index: NDArray[np.int64], value: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Ranges of positions with consecutive ``index`` and one ``value`` other than -1."""
+    """Find ranges of suspect blocks with consecutive ``index`` and one common ``value`` other than
+    -1.
+    """
     if not len(index):
         return []
     breaks = np.flatnonzero((np.diff(index) != 1) | (np.diff(value) != 0)) + 1
@@ -157,7 +166,9 @@ def runs(index: NDArray[np.int64], value: NDArray[np.int64]) -> list[tuple[int, 
 
 
 def classify_damage(bad: SuspectBlocks) -> Iterator[Finding]:
-    """Whether enough blocks with impossible scales lie together, or all over the tensor."""
+    """Report blocks with impossible scales: as a corrupt region if they lie together, as misreading
+    if they are spread over the whole tensor.
+    """
     n, tensor = len(bad), bad.tensor
     if n < FEW:
         return
@@ -189,14 +200,18 @@ def classify_damage(bad: SuspectBlocks) -> Iterator[Finding]:
 
 
 def _scale_bytes(tensor: ExpertTensor) -> tuple[Extent, int]:
-    """Where the scales are, and how many bytes of the file lie from one to the next."""
+    """Return the extent with an expert tensor's block scales, and the distance in bytes between two
+    of them, to give a suspect block's file offset.
+    """
     if tensor.encoding is Encoding.MXFP4_GGML:
         return tensor.extents[0], mxfp4.GGML_BYTES
     return tensor.extents[1], 1
 
 
 def _spread(bad: SuspectBlocks) -> str:
-    """What the blocks have in common: block of the row, parity of the row, expert; or nothing."""
+    """Describe what the blocks with impossible scales have in common: block of the row, parity of
+    the row, expert, or nothing.
+    """
     blocks = bad.tensor.columns // mxfp4.BLOCK
     row, block = np.divmod(bad.index, blocks)
     expert = row // bad.tensor.rows
@@ -215,7 +230,7 @@ def _spread(bad: SuspectBlocks) -> str:
 
 
 def first_of(array: NDArray[Any]) -> int:
-    """The position of the first that is true."""
+    """Return the position of the first true element, for the location of a finding about blocks."""
     return int(np.flatnonzero(array)[0])
 
 
@@ -227,7 +242,9 @@ def listed(numbers: NDArray[np.int64]) -> str:
 
 
 def check_located(bad: SuspectBlocks, impossible: NDArray[np.bool_]) -> Iterator[Finding]:
-    """Findings about single blocks, by their place."""
+    """Report single suspect blocks by location: holes, NaN, overflowing or outlying scales, zero
+    rows, zero blocks.
+    """
     empty = list(holes(bad))
     yield from empty
     nan = bad.where(bad.scale == mxfp4.E8M0_NAN)
@@ -263,7 +280,9 @@ def check_located(bad: SuspectBlocks, impossible: NDArray[np.bool_]) -> Iterator
 
 
 def _zero_rows(bad: SuspectBlocks) -> Iterator[Finding]:
-    """Rows of zeros of each part, at the expert that has most of them; dead experts left out."""
+    """Report rows whose blocks are all zero, for each part at the expert with most of them; dead
+    experts are left out.
+    """
     tensor, blocks, k = bad.tensor, bad.tensor.columns // mxfp4.BLOCK, len(bad.tensor.parts)
     rows, counts = np.unique(bad.index[bad.zero] // blocks, return_counts=True)
     experts, rows = np.divmod(rows[counts == blocks], tensor.rows)
@@ -284,7 +303,7 @@ def _zero_rows(bad: SuspectBlocks) -> Iterator[Finding]:
 
 
 def _scattered(zero: SuspectBlocks) -> SuspectBlocks:
-    """Blocks of zeros outside rows of zeros."""
+    """Select the suspect blocks of zeros that lie outside rows of zeros."""
     blocks = zero.tensor.columns // mxfp4.BLOCK
     rows, inverse, counts = np.unique(zero.index // blocks, return_inverse=True, return_counts=True)
     del rows

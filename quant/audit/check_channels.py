@@ -1,4 +1,4 @@
-"""Expert weights whose channels are out of order or transposed, found by the residual stream.
+"""Check the order of the experts' residual channels, by their correlations in other tensors.
 
 All layers read from and write to one residual stream, so in a trained model the same channels go
 together everywhere: two channels that attention or the embedding treats alike are treated alike by
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss.quant import mxfp4
-from gptoss.quant.audit.check_layout import SURE, Order, block_orders
+from gptoss.quant.audit.check_neurons import SURE, Order, block_orders
 from gptoss.quant.audit.findings import Finding, FindingKind, Severity
 from gptoss.quant.model.reader import (
     TensorReader,
@@ -67,7 +67,9 @@ class _Profiles:
 
 
 def check_channels(files: TensorReader, model: Model, pool: Executor) -> Iterator[Finding]:
-    """Findings about expert tensors whose residual channels are out of order or transposed."""
+    """Check the residual channels of the expert tensors: report tensors whose channels are out of
+    order or transposed.
+    """
     norms = {(it.layer, it.role): it for it in model.dense if it.role.endswith("norm.weight")}
     readers = [it for it in model.dense if it.role in _READERS]
     trusted = sum(
@@ -87,7 +89,9 @@ def check_channels(files: TensorReader, model: Model, pool: Executor) -> Iterato
 
 
 def _judge(profiles: _Profiles, references: Sequence[Profile]) -> Iterator[Finding]:
-    """A finding for the mistake that explains a tensor, by the first reference that is sure."""
+    """Report the mistake (such as transposition) that explains why a tensor's residual channels
+    disagree, by the first reference profile that is sure.
+    """
     tensor = profiles.tensor
     for reference in references:
         found = _agreement(profiles.stored, reference)
@@ -109,7 +113,9 @@ def _judge(profiles: _Profiles, references: Sequence[Profile]) -> Iterator[Findi
 
 
 def _agreement(one: Profile, other: Profile) -> float:
-    """The correlation of two profiles, in standard deviations of what chance would give."""
+    """Return the correlation of two residual-channel profiles, in standard deviations of what
+    chance would give.
+    """
     # Not by BLAS: its threads would contend with those of the audit.
     product, *squares = (
         float(np.einsum("i,i->", a, b)) for a, b in ((one, other), (one, one), (other, other))
@@ -119,7 +125,8 @@ def _agreement(one: Profile, other: Profile) -> float:
 
 
 def _check_grid(files: TensorReader, tensor: ExpertTensor) -> Iterator[Finding]:
-    """A square matrix whose values lie on MXFP4's grid along the outputs, not the inputs.
+    """Report a square expert matrix with transposed channels: its values lie on MXFP4's grid along
+    the outputs, not the inputs.
 
     A matrix in MXFP4 always lies on the grid along its inputs. If it was transposed when it was
     encoded, it still lies on the grid along the outputs: every value of a coarser grid is one of
@@ -163,7 +170,9 @@ def _norm(files: TensorReader, norms: Norms, layer: int | None, role: str) -> Fl
 
 
 def _expert_profiles(files: TensorReader, tensor: ExpertTensor, norms: Norms) -> _Profiles:
-    """Profiles of an expert tensor, over as many experts as ``VALUES`` has room for."""
+    """Compute an expert tensor's residual-channel profiles, as stored and with each likely mistake
+    undone, over as many experts as ``VALUES`` allows.
+    """
     k, is_down = len(tensor.parts), tensor.parts == (Part.DOWN,)
     square = k == 1 and tensor.rows == tensor.columns
     rows = max(1, VALUES // tensor.columns // k)
@@ -189,7 +198,9 @@ def _expert_profiles(files: TensorReader, tensor: ExpertTensor, norms: Norms) ->
 
 
 def _first_rows(files: TensorReader, tensor: ExpertTensor, expert: int, rows: int) -> Floats:
-    """The first rows of each part of an expert, ``float32[parts * rows, columns]``."""
+    """Read the first rows of each part of an expert for its channel profile, ``float32[parts *
+    rows, columns]``.
+    """
     if tensor.encoding not in MXFP4:
         return read_matrix(files, tensor, expert)[: rows * len(tensor.parts)]
     found: list[Floats] = []
@@ -203,7 +214,9 @@ def _first_rows(files: TensorReader, tensor: ExpertTensor, expert: int, rows: in
 
 
 def _first_columns(files: TensorReader, tensor: ExpertTensor, expert: int, columns: int) -> Floats:
-    """The first columns of a tensor of one part, ``float32[rows, columns]``."""
+    """Read the first columns of a one-part expert tensor for its channel profile, ``float32[rows,
+    columns]``.
+    """
     (part,) = tensor.parts
     return sample_rows(files, tensor, expert, slice(0, columns), 1)[part]
 
@@ -217,7 +230,9 @@ class _Products:
         self._sums = np.zeros((channels // mxfp4.BLOCK, mxfp4.BLOCK, mxfp4.BLOCK))
 
     def add(self, values: Floats) -> None:
-        """Add rows, ``float32[n, channels]``; what is not finite counts as 0."""
+        """Add rows ``float32[n, channels]`` to the sums of products of residual channels; NaN and
+        infinity count as 0.
+        """
         with np.errstate(invalid="ignore", over="ignore"):
             scaled = values if self._weights is None else values * self._weights
             size = max(float(scaled.max(initial=0)), -float(scaled.min(initial=0)))
@@ -231,7 +246,9 @@ class _Products:
         self._sums += (runs.transpose(0, 2, 1) @ runs).astype(np.float64) * size**2
 
     def profile(self, order: Order | None = None) -> Profile:
-        """The channels' correlations, standardised; in another ``order`` within the runs."""
+        """Return the standardised correlations of the residual channels within runs of 32,
+        optionally in another ``order`` within the runs.
+        """
         sums = self._sums if order is None else self._sums[:, order[:, None], order[None, :]]
         size = np.sqrt(np.einsum("bii->bi", sums))
         with np.errstate(invalid="ignore", divide="ignore"):

@@ -33,7 +33,9 @@ _SCAN = 2**22
 def check_tensor(
     files: TensorReader, tensor: DenseTensor, counted: DenseStatistics
 ) -> Iterator[Finding]:
-    """Findings about one tensor that is not in MXFP4."""
+    """Check a dense tensor (norm, sink, router, bias, attention matrix, embedding), one not in
+    MXFP4, and report its findings.
+    """
     if counted.not_finite:
         yield from _not_finite(files, tensor, counted)
     n = int(np.prod(tensor.shape))
@@ -66,7 +68,8 @@ def _not_finite(
 
 
 def _hole(files: TensorReader, tensor: DenseTensor) -> Iterator[Finding]:
-    """The longest stretch of one byte, unless it is whole rows of zeros.
+    """Report the longest stretch of one repeated byte in a dense tensor with NaN or infinite
+    values, unless it is whole rows of zeros.
 
     A row of the embedding that belongs to no token may be zero; rows of an expert are not.
     """
@@ -89,7 +92,7 @@ def _hole(files: TensorReader, tensor: DenseTensor) -> Iterator[Finding]:
 
 
 def _runs(files: TensorReader, tensor: DenseTensor) -> Iterator[tuple[int, int, int]]:
-    """The longer stretches of one byte: offset, length, byte."""
+    """Scan a dense tensor's bytes for long stretches of one repeated byte: offset, length, byte."""
     offset, size, byte = 0, 0, -1
     for start in range(0, tensor.extent.nbytes, _SCAN):
         raw = files.read("scan", tensor.extent, start, min(_SCAN, tensor.extent.nbytes - start))
@@ -107,7 +110,7 @@ def _runs(files: TensorReader, tensor: DenseTensor) -> Iterator[tuple[int, int, 
 
 
 def _place(tensor: DenseTensor, index: int) -> Location:
-    """A value's place by its number in a tensor."""
+    """Convert the flat index of a dense tensor's value to its location: expert, row, index."""
     at = [int(i) for i in np.unravel_index(index, tensor.shape)]
     expert = at.pop(0) if len(at) == 3 else None
     return Location(expert, row=at[0] if len(at) == 2 else None, index=at[-1])
@@ -124,7 +127,9 @@ def _of(
 
 
 def _doubles(values: Floats) -> NDArray[np.float64]:
-    """The values as float64; a signalling NaN, which random bytes hold, is no reason to warn."""
+    """Convert a dense tensor's sampled values to float64 without a warning for signalling NaNs,
+    which random bytes hold.
+    """
     with np.errstate(invalid="ignore"):
         return values.astype(np.float64)
 

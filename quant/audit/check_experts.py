@@ -40,7 +40,9 @@ CHUNK = 2**20
 def check_tensor(
     files: TensorReader, tensor: ExpertTensor, parts: Sequence[ExpertStatistics]
 ) -> Iterator[Finding]:
-    """Findings about one tensor, given the statistics of its one or two parts."""
+    """Check an MXFP4 expert tensor by its scale and code histograms, given the statistics of its
+    one or two parts.
+    """
     lost = [finding for part in parts for finding in _whole(part)]
     yield from lost
     for part in parts:
@@ -68,7 +70,9 @@ def _any(parts: Sequence[ExpertStatistics], *names: str) -> NDArray[np.bool_]:
 
 
 def _impossible(scales: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """The scale bytes that lie far from the bulk of a histogram ``[256]``, and NaN."""
+    """Return which of 256 scale bytes an expert tensor cannot plausibly have: NaN, and those far
+    from the bulk of its histogram ``[256]``.
+    """
     # Scales of 0 are what many encoders give to blocks of zeros: the bulk is among the others.
     others = scales.copy()
     others[[0, mxfp4.E8M0_NAN]] = 0
@@ -86,7 +90,9 @@ def _impossible(scales: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def _whole(part: ExpertStatistics) -> Iterator[Finding]:
-    """Scales that are not exponents."""
+    """Report an expert tensor whose scale histogram is not one of exponents: linear numbers, or one
+    constant.
+    """
     scales = part.scales.sum(axis=0)
     # Zeros and 0xff, where a stretch of the file was lost, are not what the scales were written as.
     if scales[1 : mxfp4.E8M0_NAN].any():
@@ -121,14 +127,18 @@ def _whole(part: ExpertStatistics) -> Iterator[Finding]:
 
 
 def _are_codes(part: ExpertStatistics) -> bool:
-    """Whether scale bytes are read where codes are: the upper half of a byte is then a code."""
+    """Return whether an expert tensor's scale histogram is really that of E2M1 codes: the upper
+    half of a byte is then a code.
+    """
     scales, codes = part.scales.sum(axis=0), part.codes.sum(axis=0)
     upper = scales.reshape(16, 16).sum(axis=1)
     return float(np.abs(upper / upper.sum() - codes / codes.sum()).sum()) < ALIKE
 
 
 def _codes(part: ExpertStatistics) -> Iterator[Finding]:
-    """The frequencies of the codes, dead experts left out."""
+    """Check the frequencies of the 16 E2M1 codes in an expert tensor (int4 codes, unused or skewed
+    codes, saturation), dead experts left out.
+    """
     alive = part.zero_blocks < part.blocks
     codes = part.codes[alive].sum(axis=0)
     n = int(codes.sum())
@@ -171,7 +181,8 @@ def _codes(part: ExpertStatistics) -> Iterator[Finding]:
 
 
 def _noise(tensor: ExpertTensor, part: ExpertStatistics) -> Iterator[Finding]:
-    """Stretches whose codes are equally frequent, in a tensor whose codes are not.
+    """Report stretches of an expert's rows with noise: the 16 codes are equally frequent there, but
+    not in the rest of the tensor.
 
     Unevenness is relative to the tensor's median: 1 is as everywhere else, 0 is noise.
     """
@@ -200,7 +211,7 @@ def _noise(tensor: ExpertTensor, part: ExpertStatistics) -> Iterator[Finding]:
 
 
 def _uniform(part: ExpertStatistics) -> Iterator[Finding]:
-    """Codes of a whole tensor that are as even as random bytes."""
+    """Report a whole expert tensor whose 16 codes are as equally frequent as in random bytes."""
     codes = part.codes.sum(axis=0)
     n = int(codes.sum())
     if n >= ENOUGH and (unevenness := float(np.abs(codes / n - 1 / 16).sum())) <= UNIFORM:
@@ -249,7 +260,8 @@ def _dead(part: ExpertStatistics) -> Iterator[Finding]:
 def check_outliers(
     parts: Sequence[ExpertStatistics], dense_rms: dict[int, float]
 ) -> Iterator[Finding]:
-    """Tensors and experts whose size is far from their siblings'.
+    """Report expert tensors and single experts whose root mean square is far from that of their
+    siblings.
 
     ``dense_rms`` is the root mean square of a layer's attention matrices, by layer.
     """
@@ -274,7 +286,9 @@ def check_outliers(
 
 
 def _octaves(it: ExpertStatistics) -> float:
-    """log2 of a tensor's root mean square, dead experts left out; NaN when all are dead."""
+    """Return log2 of an expert tensor's root mean square for the comparison with its siblings; NaN
+    when all experts are dead.
+    """
     squares = it.mean_square
     squares = squares[np.isfinite(squares) & (squares > 0)]
     return float(np.log2(np.median(squares)) / 2) if len(squares) else float("nan")
@@ -333,7 +347,9 @@ Expert = tuple[ExpertTensor, int]
 def check_duplicates(
     files: TensorReader, tensors: Mapping[str, ExpertTensor], counted: Sequence[ExpertStatistics]
 ) -> Iterator[Finding]:
-    """Experts equal to an earlier one, in this or another layer. Dead ones are left out."""
+    """Report experts equal to an earlier expert, in this or another layer; dead experts are left
+    out.
+    """
     first: dict[bytes, Expert] = {}
     proven = 0
     for it in counted:
@@ -365,7 +381,9 @@ def _duplicate(mine: Expert, other: Expert) -> Finding:
 
 
 def _equal_bytes(files: TensorReader, mine: Expert, other: Expert) -> bool:
-    """Whether two experts of tensors with equal sizes hold the same bytes."""
+    """Return whether two suspected duplicate experts, of tensors of equal size, hold the same
+    bytes.
+    """
     if mine[0].nbytes != other[0].nbytes or len(mine[0].extents) != len(other[0].extents):
         return False
     for one, two in zip(mine[0].extents, other[0].extents, strict=True):

@@ -26,7 +26,9 @@ _FINDINGS = {
 
 
 def check_model(model: Model, files: TensorReader) -> Iterator[Finding]:
-    """A finding for each defect, unread tensor, and expert tensor of a GGUF not in MXFP4."""
+    """Check a model as a whole, without values: report each defect, unread tensor, and GGUF expert
+    tensor not in MXFP4.
+    """
     for defect in model.defects:
         kind, severity = _FINDINGS[defect.kind]
         yield Finding(kind, severity, defect.message, defect.tensor, defect.layer, file=defect.file)
@@ -41,7 +43,9 @@ def check_model(model: Model, files: TensorReader) -> Iterator[Finding]:
 
 
 def _of_encoding(files: TensorReader, tensor: ExpertTensor) -> Finding:
-    """What it means that an expert tensor is not stored in MXFP4."""
+    """Explain what it means for a model that an expert tensor is stored in an encoding other than
+    MXFP4.
+    """
     if tensor.encoding.value not in FLOATS:
         kind, severity = FindingKind.EXPERTS_REQUANTIZED, Severity.WARNING
         message = f"{tensor.encoding}, not MXFP4"
@@ -55,7 +59,9 @@ def _of_encoding(files: TensorReader, tensor: ExpertTensor) -> Finding:
 
 
 def _holds_mxfp4(files: TensorReader, tensor: ExpertTensor) -> bool:
-    """Whether every block of a tensor's floats could be MXFP4 without rounding."""
+    """Return whether every block of a float expert tensor could be stored as MXFP4 without
+    rounding, for the check of the model's encodings.
+    """
     return all(
         mxfp4.lies_on_grid(rows.reshape(-1, mxfp4.BLOCK)).all()
         for expert in range(tensor.experts)

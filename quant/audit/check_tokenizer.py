@@ -21,7 +21,9 @@ GENERATION, GENERATION_LIMIT = "generation_config.json", 2**20
 
 
 def check_tokenizer(model: Model) -> Iterator[Finding]:
-    """Findings about tokens and template, from a GGUF's keys or beside a checkpoint."""
+    """Check a model's tokenizer for the audit: control tokens, end-of-turn tokens and chat
+    template, from a GGUF's keys or the files beside a checkpoint.
+    """
     if model.tokenizer is None:
         yield from _gguf(model.metadata)
     else:

@@ -113,7 +113,9 @@ def _located(finding: Finding) -> str:
 
 
 def _summary(part: Part, tensors: list[ExpertStatistics]) -> str:
-    """One line about a part in all layers."""
+    """Format one line of the audit's terminal output: a part's scales, codes and size over all
+    layers.
+    """
     scales = sum((it.scales.sum(axis=0) for it in tensors), np.zeros(256, np.int64))
     codes = sum((it.codes.sum(axis=0) for it in tensors), np.zeros(16, np.int64))
     used = np.flatnonzero(scales)

@@ -21,12 +21,12 @@ class Severity(StrEnum):
 
     @property
     def rank(self) -> int:
-        """0 for info, 1 for warning, 2 for error."""
+        """Rank a finding's severity: 0 for info, 1 for warning, 2 for error."""
         return list(Severity).index(self)
 
     @property
     def noun(self) -> str:
-        """The word for one finding of this severity."""
+        """Return the word for one finding of this severity, such as "warning"."""
         return "note" if self is Severity.INFO else self.value
 
 
@@ -296,7 +296,9 @@ class Finding:
 
     @property
     def where(self) -> str:
-        """Tensor, location and file on one line; empty if it is about the whole model."""
+        """Format a finding's tensor, location and file on one line; empty if it is about the whole
+        model.
+        """
         parts = [self.tensor or ""]
         parts.append(str(self.place) if self.place else "")
         if self.file is not None:
@@ -309,7 +311,9 @@ class Finding:
         return f"{self.severity}: {self.kind.label}: {where}{self.message}"
 
     def to_json(self) -> dict[str, Any]:
-        """The same as plain data for ``json.dumps``."""
+        """Return one finding (kind, severity, location, effect, remedy) as plain data for
+        ``json.dumps``.
+        """
         place = self.place
         return {
             "kind": self.kind.label,
@@ -348,7 +352,7 @@ _EXPLAINED = frozenset({
 
 
 def arrange(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """The findings with their causes named: causes first, the worst at the top.
+    """Sort findings, causes first and worst at the top, and link consequences to their causes.
 
     In a tensor with a damaged stretch, whatever the damage explains is a consequence of it.
     """
@@ -366,6 +370,8 @@ def arrange(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def tally(findings: Sequence[Finding]) -> dict[Severity, str]:
-    """How many findings of each severity there are in words, consequences left out."""
+    """Count findings by severity in words, such as "2 errors, 1 warning"; consequences are left
+    out.
+    """
     counts = Counter(finding.severity for finding in findings if finding.cause is None)
     return {it: plural(counts[it], it.noun) for it in reversed(Severity) if counts[it]}

@@ -62,13 +62,16 @@ class ExpertStatistics:
 
     @property
     def blocks(self) -> int:
-        """Blocks of one expert."""
+        """Return the number of MXFP4 blocks of one expert that the histograms count."""
         return self.rows * self.columns // mxfp4.BLOCK
 
     @property
     def mean_square(self) -> NDArray[np.float64]:
-        """Mean square of an expert's values, ``float64[experts]``, as if codes fell alike under
-        all scales; infinite where a scale is too large to be true. Scales of 255 are left out."""
+        """Estimate each expert's mean square from its code and scale histograms,
+        ``float64[experts]``, as if codes were distributed alike under all scales.
+
+        It is infinite where a scale is absurdly large; scales of 255 are left out.
+        """
         code = np.square(np.array(mxfp4.E2M1))
         of_codes = self.codes @ code / np.maximum(self.codes.sum(axis=1), 1)
         known = self.scales[:, : mxfp4.E8M0_NAN].astype(np.float64)
@@ -78,7 +81,9 @@ class ExpertStatistics:
         return product
 
     def to_json(self) -> dict[str, Any]:
-        """The counts as plain data for ``json.dumps``: those of all experts, and by expert."""
+        """Return an expert tensor's histograms of scales and codes, over all experts, and its
+        counts by expert, as plain data for ``json.dumps``.
+        """
         used = np.flatnonzero(self.scales.sum(axis=0))
         return {
             "tensor": self.tensor,
@@ -116,7 +121,9 @@ class DenseStatistics:
     rms: float
 
     def to_json(self) -> dict[str, Any]:
-        """The same as plain data for ``json.dumps``."""
+        """Return the counts of a dense tensor (zeros, not finite, peak, RMS) as plain data for
+        ``json.dumps``.
+        """
         return {name: getattr(self, name) for name in self.__slots__}
 
 
@@ -148,8 +155,9 @@ class CodeCounter:
         self._other = np.empty(each, np.uint64)
 
     def count(self, words: Words) -> tuple[Counts, int]:
-        """Of words ``[n]``, two to a block: values by their code ``int64[16]``, and the number of
-        saturated blocks."""
+        """Count the E2M1 codes in words ``[n]``, two to a block: the histogram ``int64[16]`` and
+        the number of saturated blocks.
+        """
         n = -(-len(words) // 8) * 2  # whole blocks in each of the four planes
         planes, ones = self._planes[:, :n], self._ones[:, :n]
         self._split(words, planes)
@@ -180,7 +188,9 @@ class CodeCounter:
                 self._exchange(one, other, mask, shift)
 
     def _exchange(self, one: Words, other: Words, mask: np.uint64, shift: np.uint64) -> None:
-        """Exchange the upper bits of ``one`` with the lower ones, by ``mask``, of ``other``."""
+        """Swap the upper bits of ``one`` with the lower bits of ``other``, by ``mask``: a step of
+        the bit-plane transposition that the code histogram uses.
+        """
         changed = self._other[: len(one)]
         np.right_shift(one, shift, out=changed)
         changed ^= other
@@ -191,7 +201,8 @@ class CodeCounter:
 
 
 def _saturated(largest: Words, ones: Bytes) -> int:
-    """Blocks with ``SATURATED`` ones or more in a plane, of whose words ``ones`` has the number.
+    """Count the saturated blocks: ``SATURATED`` or more ones in the bit plane ``largest``, where
+    ``ones`` has the ones of each word.
 
     Two words of a plane hold four blocks, each in a bit of its own of every nibble: first those
     are sorted out that have too few ones for any of the four.
@@ -220,7 +231,9 @@ class ExpertCounter:
         self._row = 0
 
     def add(self, words: Words, scales: Bytes, of_codes: CodeCounter) -> None:
-        """Count some rows: ``words[rows, blocks, 2]``, contiguous, and ``scales[rows, blocks]``."""
+        """Add rows of an expert to its histograms: ``words[rows, blocks, 2]``, contiguous, and
+        ``scales[rows, blocks]``.
+        """
         if self._row == 0:
             first = np.ascontiguousarray(words.reshape(-1, 2).T)  # along rows numpy reduces faster
             self.ever = np.bitwise_or.reduce(first, axis=1)
@@ -244,7 +257,9 @@ class ExpertCounter:
 
 
 def _histogram(scales: Bytes) -> Counts:
-    """How often each byte occurs; scales of a sound tensor are few and lie close together."""
+    """Count how often each E8M0 scale byte occurs, ``int64[256]``, for the audit's scale histogram;
+    fast where the scales lie close together.
+    """
     low, high = int(scales.min()), int(scales.max())
     if high - low > 24:
         return np.bincount(scales.reshape(-1), minlength=256)

@@ -72,7 +72,7 @@ class Counted:
 
 
 def count(model: Model, files: TensorReader, progress: Progress | None = None) -> Counted:
-    """Read a model once and count everything. BF16 experts are counted as dense tensors."""
+    """Read all bytes of a model once, on a few threads, and return the statistics of every tensor."""
     packed = [tensor for tensor in model.experts if tensor.encoding in MXFP4]
     others = [*model.dense, *map(as_dense, loose(model))]
     done = 0
@@ -117,12 +117,16 @@ def _all(
 
 
 def loose(model: Model) -> list[ExpertTensor]:
-    """The expert tensors that are not in MXFP4."""
+    """Return the expert tensors not in MXFP4, whose statistics are counted as those of dense
+    tensors.
+    """
     return [tensor for tensor in model.experts if tensor.encoding not in MXFP4]
 
 
 def as_dense(tensor: ExpertTensor) -> DenseTensor:
-    """An expert tensor of floats, seen as any other tensor."""
+    """View an expert tensor of floats as a dense tensor, so that its statistics are counted as
+    such.
+    """
     shape = (tensor.experts, tensor.rows, tensor.columns)
     if tensor.inputs_first:
         shape = (tensor.experts, tensor.columns, tensor.rows)
@@ -150,7 +154,9 @@ def _count_dense(
 
 
 def _dense_chunk(encoding: Encoding) -> int:
-    """Bytes of whole blocks counted at once."""
+    """Return how many bytes (whole blocks) of a dense tensor one task of the statistics pass
+    counts.
+    """
     blocks = DENSE_CHUNK // max(2 * dtypes.block_values(encoding), dtypes.block_bytes(encoding))
     return max(1, blocks) * dtypes.block_bytes(encoding)
 
@@ -170,7 +176,9 @@ _local = threading.local()
 
 
 def _joined(tensor: ExpertTensor, experts: Sequence[Expert]) -> Iterator[ExpertStatistics]:
-    """The statistics of each part, the experts one above the other."""
+    """Join the experts' counters to the statistics of each part of an expert tensor, one row per
+    expert.
+    """
     for part in tensor.parts:
         counters = [expert[part] for expert in experts]
         stretches = np.array([it.stretches for it in counters])
@@ -200,7 +208,9 @@ def _joined(tensor: ExpertTensor, experts: Sequence[Expert]) -> Iterator[ExpertS
 def _count_bytes(
     files: TensorReader, encoding: Encoding, extent: Extent, start: int, stop: int
 ) -> DenseCount:
-    """Count the bytes ``start`` to ``stop`` of an extent, whole blocks."""
+    """Count bytes ``start`` to ``stop`` (whole blocks) of a dense tensor's extent in one task of
+    the statistics pass.
+    """
     raw = files.read("dense", extent, start, stop - start)
     first = start // dtypes.block_bytes(encoding) * dtypes.block_values(encoding)
     sampled = 1 if extent.nbytes <= 2 * DENSE_CHUNK else _SAMPLED
@@ -252,7 +262,7 @@ def _square(values: Floats) -> float:
 
 
 def _merged(tensor: DenseTensor, counts: Sequence[DenseCount]) -> DenseStatistics:
-    """A tensor's statistics from those of its chunks, in order."""
+    """Merge the counts of a dense tensor's chunks, in order, to the statistics of the tensor."""
     values = sum(count.values for count in counts)
     bad = [count.first_bad for count in counts if count.first_bad is not None]
     return DenseStatistics(

@@ -51,14 +51,16 @@ class Side:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the file that hold it."""
+        """Return the bytes of the file that hold this side's part of a compared tensor."""
         if isinstance(self.tensor, ExpertTensor):
             return self.tensor.nbytes // len(self.tensor.parts)
         return self.tensor.extent.nbytes * prod(self.shape) // prod(self.tensor.shape)
 
     @property
     def stored(self) -> str:
-        """The type; MXFP4 in either container is the same."""
+        """Return the stored type of one side of a compared pair; MXFP4 is the same in either
+        container.
+        """
         return "MXFP4" if self.tensor.encoding in MXFP4 else self.tensor.encoding.value
 
 
@@ -71,12 +73,12 @@ class Pair:
 
     @property
     def is_expert(self) -> bool:
-        """Whether it holds a part of the experts' weights."""
+        """Return whether a compared pair of tensors holds a part of the experts' weights."""
         return self.a.part is not None
 
     @property
     def is_packed(self) -> bool:
-        """Whether both sides are expert tensors in MXFP4."""
+        """Return whether both sides of a compared pair are expert tensors in MXFP4."""
         return all(
             isinstance(side.tensor, ExpertTensor) and side.tensor.encoding in MXFP4
             for side in (self.a, self.b)
@@ -102,7 +104,9 @@ class Difference:
     zero_signs: int = 0
 
     def add(self, a: Floats, b: Floats, changed: int) -> None:
-        """Add values of A and B that differ in ``changed`` units; A's square is not added."""
+        """Add the differences of values of A and B, which differ in ``changed`` units; A's square
+        is not added.
+        """
         with np.errstate(invalid="ignore", over="ignore"):
             off = np.subtract(b, a, dtype=np.float64).reshape(-1)
             total, largest = _dot(off, off), max(float(off.max()), -float(off.min()))
@@ -113,14 +117,16 @@ class Difference:
 
     @property
     def relative(self) -> float:
-        """|B - A| / |A|, infinite where A is zero."""
+        """Return the relative norm |B - A| / |A| of a tensor's differences, infinite where A is
+        zero.
+        """
         if not self.changed:
             return 0.0
         return sqrt(self.difference / self.square) if self.square > 0 else inf
 
     @classmethod
     def total(cls, parts: list[Difference]) -> Difference:
-        """All parts of a tensor together."""
+        """Sum up the differences of all chunks or experts of a compared tensor."""
         return cls(
             sum(it.changed for it in parts),
             sum(it.difference for it in parts),
@@ -131,7 +137,9 @@ class Difference:
 
 
 def tasks(pair: Pair, one: TensorReader, other: TensorReader) -> Iterator[Callable[[], Difference]]:
-    """The comparison of a pair as independent tasks; of an expert tensor, one for each expert."""
+    """Split the comparison of a pair of tensors from A and B into independent tasks, one per chunk
+    or expert.
+    """
     a, b = pair.a, pair.b
     if isinstance(a.tensor, DenseTensor) or isinstance(b.tensor, DenseTensor):
         n = prod(a.shape)
@@ -144,7 +152,9 @@ def tasks(pair: Pair, one: TensorReader, other: TensorReader) -> Iterator[Callab
 
 
 def sum_of_squares(side: Side, files: TensorReader, expert: int) -> float:
-    """The sum of the squares of an expert's values in MXFP4; NaN scales are left out."""
+    """Sum the squares of A's values of an expert in MXFP4, for the relative norm; NaN scales are
+    left out.
+    """
     total = 0.0
     for rows in _expert_rows(side, files, expert):
         by_block = _BYTE_SQUARES[rows.words.view(np.uint8)].sum(axis=-1, dtype=np.float64)
@@ -187,7 +197,8 @@ def _blocks(a: Side, b: Side, one: TensorReader, other: TensorReader, expert: in
 def values_differ(
     ours: Words, theirs: Words, our_scales: Bytes, their_scales: Bytes
 ) -> NDArray[np.bool_]:
-    """Which blocks hold other values, given words ``[n, 2]`` and scales ``[n]`` of both sides.
+    """Return which MXFP4 blocks differ in value between A and B, given words ``[n, 2]`` and scales
+    ``[n]`` of both sides.
 
     The sign of a zero is no difference, nor is the scale of a block of zeros unless it is NaN.
     """
@@ -207,7 +218,9 @@ def _expert_rows(side: Side, files: TensorReader, expert: int) -> Iterator[Exper
 
 
 def _in_hf_order(side: Side, rows: ExpertRows) -> Words:
-    """Words in Hugging Face's order."""
+    """Convert a side's MXFP4 words to Hugging Face's nibble order, so that A's and B's can be
+    compared.
+    """
     if side.tensor.encoding is Encoding.MXFP4_GGML:
         return mxfp4.hf_words(rows.words)
     return rows.words
@@ -217,7 +230,9 @@ def _in_hf_order(side: Side, rows: ExpertRows) -> Words:
 
 
 def _floats(a: Side, b: Side, one: TensorReader, other: TensorReader, expert: int) -> Difference:
-    """An expert's part of which one side at least is not in MXFP4; units are blocks."""
+    """Compare one expert's part in A and B, when at least one side is not in MXFP4; units are
+    blocks.
+    """
     found = Difference()
     both = zip(_part_values(a, one, expert), _part_values(b, other, expert), strict=True)
     for ours, theirs in both:
@@ -231,7 +246,7 @@ def _part_values(side: Side, files: TensorReader, expert: int) -> Iterator[Float
 
 
 def _dense(a: Side, b: Side, one: TensorReader, other: TensorReader, task: range) -> Difference:
-    """Some values of a tensor, counted from its start."""
+    """Compare some values of a dense tensor in A and B, counted from its start."""
     found = Difference()
     for start in task[::CHUNK]:
         n = min(CHUNK, task.stop - start)
@@ -240,7 +255,9 @@ def _dense(a: Side, b: Side, one: TensorReader, other: TensorReader, task: range
 
 
 def _values(side: Side, files: TensorReader, start: int, n: int) -> Floats:
-    """``n`` values of a tensor from ``start`` on; of alternating biases, those of one part."""
+    """Read ``n`` values of one side of a compared tensor from ``start`` on; of alternating biases,
+    those of one part.
+    """
     tensor = side.tensor
     assert isinstance(tensor, DenseTensor)  # noqa: S101 - what tasks() chose
     step = 1 if side.turn is None else 2
@@ -249,7 +266,9 @@ def _values(side: Side, files: TensorReader, start: int, n: int) -> Floats:
 
 
 def _compare_values(found: Difference, ours: Floats, theirs: Floats, unit: int) -> None:
-    """Add what differs; ``unit`` values along the last axis are counted as one."""
+    """Add the differences of values of A and B; ``unit`` values along the last axis are counted as
+    one.
+    """
     found.square += _finite_square(ours)
     bits = ours.view(np.uint32) ^ theirs.view(np.uint32)
     if not bits.any():
@@ -276,5 +295,7 @@ def _finite_square(values: Floats) -> float:
 
 
 def _dot(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """The inner product, not by BLAS: its own threads and those of the comparison would contend."""
+    """Compute the inner product of differences without BLAS, whose threads would contend with those
+    of the comparison.
+    """
     return float(np.einsum("i,i->", a, b))

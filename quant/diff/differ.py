@@ -31,7 +31,8 @@ from gptoss.quant.verify.metadata import compare_settings
 def diff(
     a: str | os.PathLike[str], b: str | os.PathLike[str], *, progress: Progress | None = None
 ) -> Diff:
-    """Compare two models, each a checkpoint's folder or a GGUF file.
+    """Compare two models A and B, each a checkpoint's folder or a GGUF file, and return the
+    ``Diff``.
 
     ``progress`` is called from time to time with the bytes compared so far and the total. Raises
     ``InvalidFileError`` if either is corrupt or modified while being read,
@@ -64,7 +65,9 @@ def diff(
 
 
 def _match(a: Model, b: Model) -> tuple[dict[str, Pair], tuple[str, ...], tuple[str, ...]]:
-    """The pairs to compare, what is on one side only or of another shape, what cannot be read."""
+    """Match the tensors of models A and B by name: pairs to compare, those in only one or of
+    different shapes, those that cannot be read.
+    """
     ours, theirs = _sides(a), _sides(b)
     extra = _unknown(a), _unknown(b)
     unread = {*_unread(a), *_unread(b), *(extra[0] & extra[1])}
@@ -83,7 +86,9 @@ def _match(a: Model, b: Model) -> tuple[dict[str, Pair], tuple[str, ...], tuple[
 
 
 def _sides(model: Model) -> dict[str, Side]:
-    """A model's tensors by their GGUF names; gate and up in one tensor each by their own."""
+    """Map one compared model's tensors by GGUF name; gate and up stored as one tensor are listed
+    separately.
+    """
     sides: dict[str, Side] = {}
     for tensor in model.dense:
         prefix = "" if tensor.layer is None else f"blk.{tensor.layer}."
@@ -102,12 +107,12 @@ def _sides(model: Model) -> dict[str, Side]:
 
 
 def _unknown(model: Model) -> set[str]:
-    """Tensors of the file that gpt-oss does not have: their values are not compared."""
+    """List a compared model's tensors that gpt-oss does not have, whose values are not compared."""
     return {it.tensor for it in model.defects if it.kind is DefectKind.TENSOR_UNKNOWN}
 
 
 def _unread(model: Model) -> Iterator[str]:
-    """The GGUF names of the tensors whose values cannot be read."""
+    """List the GGUF names of a compared model's tensors whose values cannot be read."""
     unread = set(model.unread)
     for named in tensors(model.hparams):
         stored = {named.gguf, *(source.name for source in named.sources)}
@@ -121,7 +126,9 @@ def _unread(model: Model) -> Iterator[str]:
 def _compare(
     pairs: Mapping[str, Pair], one: TensorReader, other: TensorReader, progress: Progress | None
 ) -> dict[str, list[Difference]]:
-    """What differs in each pair, task by task: of an expert tensor, expert by expert."""
+    """Run the comparison tasks of all pairs of models A and B on threads, and sum up each pair's
+    differences.
+    """
     total = sum(pair.nbytes for pair in pairs.values())
     done = 0
     with ThreadPoolExecutor(WORKERS) as pool:
@@ -150,7 +157,7 @@ def _add_squares(
     found: Mapping[str, Sequence[Difference]],
     files: TensorReader,
 ) -> None:
-    """The squares of A's values in MXFP4; only tensors that changed need them."""
+    """Add the squares of A's MXFP4 values to the differences; only tensors that changed need them."""
     for name, pair in pairs.items():
         if pair.is_packed and any(it.changed for it in found[name]):
             squares = pool.map(partial(sum_of_squares, pair.a, files), range(len(found[name])))

@@ -49,12 +49,12 @@ class TensorChange:
 
     @property
     def is_expert(self) -> bool:
-        """Whether it holds experts' weights."""
+        """Return whether a changed tensor in the result of a comparison holds experts' weights."""
         return self.n_experts > 0
 
     @property
     def is_rounding(self) -> bool:
-        """Whether nothing changed but the type that the values were rounded to."""
+        """Return whether a tensor differs between the models only by the rounding to another type."""
         return self.stored[0] != self.stored[1] and self.relative <= ROUNDED
 
     def __str__(self) -> str:
@@ -101,7 +101,9 @@ class Diff:
 
     @property
     def verdict(self) -> Verdict:
-        """The conclusion: a difference outweighs what could not be read."""
+        """Return the verdict on two compared models: a difference outweighs tensors that could not
+        be read.
+        """
         rounding = all(change.is_rounding for change in self.changes)
         if self.unread and rounding and not (self.apart or self.keys):
             return Verdict.NOT_JUDGED
@@ -111,7 +113,9 @@ class Diff:
 
     @property
     def same(self) -> bool:
-        """Whether every tensor was read and no value and no setting differs."""
+        """Return whether two compared models are equal: every tensor read, no value and no setting
+        differs.
+        """
         return self.verdict is Verdict.SAME
 
     def __bool__(self) -> bool:
@@ -119,7 +123,7 @@ class Diff:
 
     @property
     def headline(self) -> str:
-        """What the differences amount to, in a sentence."""
+        """Summarise in a sentence what the differences between two models amount to."""
         unread = f"{plural(len(self.unread), 'tensor')} could not be read"
         if self.verdict is Verdict.NOT_JUDGED:
             rest = "is equal but for rounding" if self.changes else f"is {_equal(self)}"
@@ -127,7 +131,9 @@ class Diff:
         return _differences(self) + (f"; {unread}" if self.unread else "")
 
     def to_json(self) -> dict[str, Any]:
-        """The same as plain data for ``json.dumps``; an infinite norm is null."""
+        """Return the result of a comparison of two models as plain data for ``json.dumps``; an
+        infinite norm is null.
+        """
         plain = asdict(self)
         for change in (*plain["changes"], *(e for c in plain["changes"] for e in c["experts"])):
             for name in ("relative", "largest"):
@@ -177,7 +183,8 @@ def _changed(diff: Diff, changes: Sequence[TensorChange]) -> Iterator[str]:
 
 
 def _is_round_trip(changes: Sequence[TensorChange]) -> bool:
-    """Whether the matrices outside the experts, and they alone, changed by one small amount.
+    """Return whether two models differ only by a round trip through another type: all matrices
+    outside the experts, and they alone, changed by one small amount.
 
     Rounding to another type does that. Training does not: it moves norms and biases too, or with
     an adapter leaves the embedding alone.
@@ -218,7 +225,7 @@ def _equal(diff: Diff) -> str:
 
 
 def _kind(change: TensorChange) -> str:
-    """A tensor's name without its layer."""
+    """Strip the layer from a changed tensor's name, to group the differences of two models by kind."""
     return change.tensor.split(".", 2)[-1] if change.layer is not None else change.tensor
 
 

@@ -1,4 +1,4 @@
-"""Neurons of the experts that are out of order, found by their own structure.
+"""Check the order of the experts' hidden neurons, by the norms of their rows and columns.
 
 Swapped nibbles are as plausible as any other numbers. But in a trained model a hidden neuron's
 three vectors (its row of gate, its row of up, its column of down) grow together: their norms are
@@ -41,7 +41,9 @@ class Layer:
 
 
 def layers(experts: Sequence[ExpertTensor]) -> Iterator[Layer]:
-    """The layers that have all three parts."""
+    """Yield the layers that have all three expert parts (gate, up, down), as the check of the
+    neurons' order needs them.
+    """
     for number in sorted({it.layer for it in experts}):
         mine = {it.parts: it for it in experts if it.layer == number}
         down = mine.pop((Part.DOWN,), None)
@@ -51,7 +53,9 @@ def layers(experts: Sequence[ExpertTensor]) -> Iterator[Layer]:
 
 
 def check_layer(files: TensorReader, layer: Layer) -> Iterator[Finding]:
-    """Findings about the order of a layer's neurons."""
+    """Check the neurons' order in a layer's experts: do the rows of gate and up agree with the
+    columns of down?
+    """
     rows: dict[Part, NormProfile] = {}
     for tensor in layer.gate_up:
         rows |= _row_norms(files, tensor)
@@ -70,7 +74,9 @@ def check_layer(files: TensorReader, layer: Layer) -> Iterator[Finding]:
 
 
 def _regrouped(gate: NormProfile, up: NormProfile, *, interleaved: bool) -> NormProfile:
-    """The neurons' profile if the rows were grouped the other way: as halves, or alternating."""
+    """Compute the neurons' norm profile as if gate's and up's rows were grouped the other way: as
+    halves, or alternating.
+    """
     n = gate.shape[1]
     if interleaved:
         rows = np.stack([gate, up], axis=-1).reshape(-1, 2 * n)
@@ -82,7 +88,9 @@ def _regrouped(gate: NormProfile, up: NormProfile, *, interleaved: bool) -> Norm
 def _verdict(
     tensor: ExpertTensor, found: float, tried: Mapping[FindingKind, float], what: str
 ) -> Iterator[Finding]:
-    """A finding for the mistake that explains the weights, if one does."""
+    """Report the mistake (swapped nibbles, block order, gate and up as halves) that explains why
+    the neurons' norms disagree, if one does.
+    """
     if not tried:
         return
     kind = max(tried, key=lambda it: tried[it])
@@ -102,13 +110,13 @@ def _verdict(
 
 
 def _row_norms(files: TensorReader, tensor: ExpertTensor) -> dict[Part, NormProfile]:
-    """The norm of each row of some experts, over its first columns."""
+    """Compute the norm profile of the neurons' rows in gate or up, over the first columns, by part."""
     n = min(tensor.columns, max(1, VALUES // tensor.rows // mxfp4.BLOCK) * mxfp4.BLOCK)
     return _norms(files, tensor, slice(0, n), 1, axis=1)
 
 
 def _column_norms(files: TensorReader, tensor: ExpertTensor) -> dict[Part, NormProfile]:
-    """The norm of each column of some experts, over evenly spaced rows."""
+    """Compute the norm profile of the neurons' columns in down, over evenly spaced rows."""
     step = max(1, tensor.rows * tensor.columns // VALUES)
     return _norms(files, tensor, slice(None), step, axis=0)
 
@@ -127,7 +135,9 @@ def _norms(
 
 
 def _standard(profile: NormProfile) -> NormProfile:
-    """Each expert's profile with mean 0 and deviation 1; what is not finite counts as the mean."""
+    """Standardise each expert's profile of neuron norms to mean 0 and deviation 1; NaN and infinity
+    count as the mean.
+    """
     finite = np.where(np.isfinite(profile), profile, np.nan)
     if not np.isfinite(finite).any(axis=1).all():
         return np.zeros_like(profile)
@@ -138,7 +148,9 @@ def _standard(profile: NormProfile) -> NormProfile:
 
 
 def _correlation(one: NormProfile, other: NormProfile) -> float:
-    """The correlation of two profiles, in standard deviations of what chance would give."""
+    """Return the correlation of two profiles of neuron norms, in standard deviations of what chance
+    would give.
+    """
     n = min(len(one), len(other))
     a, b = _standard(one[:n]).reshape(-1), _standard(other[:n]).reshape(-1)
     size = float(np.sqrt((a @ a) * (b @ b)))
@@ -146,8 +158,9 @@ def _correlation(one: NormProfile, other: NormProfile) -> float:
 
 
 def block_orders(encoding: Encoding) -> dict[FindingKind, Order]:
-    """For each mistake of packing, the place from which each of a block's 32 codes is to be taken
-    to undo it."""
+    """Return, for each packing mistake (swapped nibbles, block not repacked), the order of a
+    block's 32 neurons or channels that undoes it.
+    """
     if encoding not in MXFP4:
         return {}
     places = np.arange(mxfp4.BLOCK)
