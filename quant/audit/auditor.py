@@ -100,7 +100,7 @@ class Audit:
                 return f"sound: {found or 'no errors, no warnings'}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the whole audit (verdict, findings, statistics) as plain data for ``json.dumps``."""
+        """Return the audit (verdict, findings, statistics) as plain data for ``json.dumps``."""
         return {
             "verdict": self.verdict.value,
             "sound": self.sound,

@@ -110,7 +110,7 @@ def _verdict(
 
 
 def _row_norms(files: TensorReader, tensor: ExpertTensor) -> dict[Part, NormProfile]:
-    """Compute the norm profile of the neurons' rows in gate or up, over the first columns, by part."""
+    """Compute the norms of the neurons' rows in gate or up, over the first columns, by part."""
     n = min(tensor.columns, max(1, VALUES // tensor.rows // mxfp4.BLOCK) * mxfp4.BLOCK)
     return _norms(files, tensor, slice(0, n), 1, axis=1)
 

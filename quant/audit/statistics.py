@@ -72,7 +72,7 @@ class Counted:
 
 
 def count(model: Model, files: TensorReader, progress: Progress | None = None) -> Counted:
-    """Read all bytes of a model once, on a few threads, and return the statistics of every tensor."""
+    """Read all bytes of a model once, on a few threads; return the statistics of each tensor."""
     packed = [tensor for tensor in model.experts if tensor.encoding in MXFP4]
     others = [*model.dense, *map(as_dense, loose(model))]
     done = 0

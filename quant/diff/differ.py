@@ -157,7 +157,7 @@ def _add_squares(
     found: Mapping[str, Sequence[Difference]],
     files: TensorReader,
 ) -> None:
-    """Add the squares of A's MXFP4 values to the differences; only tensors that changed need them."""
+    """Add the squares of A's MXFP4 values to the differences of tensors that changed."""
     for name, pair in pairs.items():
         if pair.is_packed and any(it.changed for it in found[name]):
             squares = pool.map(partial(sum_of_squares, pair.a, files), range(len(found[name])))

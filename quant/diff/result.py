@@ -54,7 +54,7 @@ class TensorChange:
 
     @property
     def is_rounding(self) -> bool:
-        """Return whether a tensor differs between the models only by the rounding to another type."""
+        """Return whether a tensor differs between the models only by rounding to another type."""
         return self.stored[0] != self.stored[1] and self.relative <= ROUNDED
 
     def __str__(self) -> str:
@@ -225,7 +225,7 @@ def _equal(diff: Diff) -> str:
 
 
 def _kind(change: TensorChange) -> str:
-    """Strip the layer from a changed tensor's name, to group the differences of two models by kind."""
+    """Strip the layer from a changed tensor's name, to group the models' differences by kind."""
     return change.tensor.split(".", 2)[-1] if change.layer is not None else change.tensor
 
 
