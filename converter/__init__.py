@@ -1,4 +1,4 @@
-"""From a checkpoint to a GGUF, and back.
+"""Convert a gpt-oss checkpoint to a GGUF: command, options, sources, plan, estimate, manifest.
 
 The path of a checkpoint, in the order to read it:
 

@@ -222,7 +222,9 @@ def command(
 
 
 def parse_type_overrides(given: tuple[str, ...]) -> dict[str, str]:
-    """``GROUP=TYPE`` options as types by group. Raises ``OptionError``."""
+    """Parse the command line's ``--type GROUP=TYPE`` options to the dense type of each group.
+    Raises ``OptionError``.
+    """
     types: dict[str, str] = {}
     for option in given:
         group, sign, name = option.partition("=")
@@ -288,5 +290,5 @@ def _provenance(done: Conversion) -> str:
 
 
 def main() -> None:
-    """The command's entry point."""
+    """Run the command ``gptoss-convert`` and exit with its exit code."""
     console.run(command)

@@ -40,12 +40,12 @@ _NAMED = 3
 
 
 def is_gguf(source: Path) -> bool:
-    """Whether SOURCE is a GGUF rather than a checkpoint's folder."""
+    """Check whether the command's SOURCE is a GGUF file, and not a checkpoint folder."""
     return source.is_file() or (source.suffix == ".gguf" and not source.is_dir())
 
 
 def check_options(context: click.Context, source: Path, to: str) -> None:
-    """Raise ``OptionError`` for options that do not go with SOURCE."""
+    """Raise ``OptionError`` for command-line options that do not go with a GGUF as SOURCE."""
     if not is_gguf(source):
         if to != TO_GGUF:
             raise OptionError(f"--to {to} takes a GGUF file; {source} is not one")
@@ -73,7 +73,9 @@ def plan(
     as_json: bool,
     verbose: bool,
 ) -> bool:
-    """Print what an export or a repair would do; returns whether the disk has room for it."""
+    """Print what the command would do with a GGUF as SOURCE, an export or a repair, for ``--plan``;
+    returns whether the disk has room for it.
+    """
     more: dict[str, object] = {}
     first: list[str] = []
     notes: tuple[str, ...] = ()
@@ -99,7 +101,9 @@ def plan(
 def run(
     source: Path, out: Path, to: str, base: Path | None, limit: int | None, as_json: bool
 ) -> None:
-    """Export or repair, with a progress bar; print what was done."""
+    """Export or repair the GGUF given as the command's SOURCE, with a progress bar, and print what
+    was done.
+    """
     if to == TO_GGUF:
         with console.meter("repairing", shown=not as_json) as progress:
             repaired = repair(

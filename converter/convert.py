@@ -96,7 +96,8 @@ def convert(
     verify_progress: Progress | None = None,
     say: Say | None = None,
 ) -> Conversion:
-    """Convert a gpt-oss checkpoint, in Hugging Face's or OpenAI's layout, to a GGUF file.
+    """Convert a gpt-oss checkpoint, in Hugging Face's or OpenAI's layout, to a GGUF file: open,
+    plan, write.
 
     ``source`` is its folder, or on the Hub ``"owner/name"`` or ``"owner/name@revision"`` unless a
     folder has that name. ``stream`` reads weights from the Hub without storing them.
@@ -135,13 +136,17 @@ def convert(
 
 
 def plan(source: str | os.PathLike[str], options: ConvertOptions | None = None) -> Plan:
-    """What ``convert`` would write, from headers alone. Raises what ``convert`` does."""
+    """Open a checkpoint and return what ``convert`` would write, from headers alone. Raises what
+    ``convert`` does.
+    """
     with open_input(source, headers_only=True) as given:
         return plan_conversion(given, options or ConvertOptions())[1]
 
 
 def plan_conversion(given: Input, options: ConvertOptions) -> tuple[Opened, Plan]:
-    """Open a source and plan its conversion; options and errors are those of ``convert``."""
+    """Open a checkpoint or an input and plan its conversion to a GGUF; options and errors are those
+    of ``convert``.
+    """
     opened = open_source(given.folder, options, weights=given.weights)
     return opened, plan_tensors(opened, options)
 
@@ -155,7 +160,9 @@ def convert_input(
     verify: bool,
     watch: Watch,
 ) -> Conversion:
-    """Convert an opened input; parameters and errors are those of ``convert``."""
+    """Convert an opened input, local or from the Hub, to a GGUF; parameters and errors are those of
+    ``convert``.
+    """
     began = perf_counter()
     opened, planned = plan_conversion(given, options)
     for note in opened.notes:
@@ -217,7 +224,9 @@ def convert_input(
 def _keys(
     checkpoint: Checkpoint, given: Input, experts: ExpertType
 ) -> tuple[EncodedKeys, Sequence[str]]:
-    """The GGUF's keys, and notes on them; the vocabulary is freed before any weights are read."""
+    """Build a conversion's GGUF keys, with notes on the vocabulary, which is freed before any
+    weights are converted.
+    """
     given.fetch_tokenizer()
     words = vocab.read(checkpoint.tokenizer, checkpoint.hparams.vocab_size)
     name = given.name or checkpoint.name
@@ -225,7 +234,9 @@ def _keys(
 
 
 def _check_targets(opened: Opened, targets: list[Path]) -> None:
-    """Raise ``OutputError`` when a file cannot be written, or is one of the sources."""
+    """Raise ``OutputError`` when a GGUF of the conversion cannot be written, or would replace one
+    of its sources.
+    """
     sources = [
         path
         for folder in dict.fromkeys(opened.folders)
@@ -239,7 +250,9 @@ def _check_targets(opened: Opened, targets: list[Path]) -> None:
 
 
 def _verified(given: Input, opened: Opened, written: Path, out: Path, watch: Watch) -> Verdict:
-    """Compare the result, which is still in its staging folder, with the source."""
+    """Compare a converted GGUF, which is still in its staging folder, with the source; raises
+    ``VerificationError`` when they differ.
+    """
     if given.stream:
         nbytes = sum(info.nbytes for info in opened.checkpoint.tensors.values())
         watch.say(f"note: to verify, {nbytes:,} bytes are read from the Hub a second time")

@@ -30,7 +30,7 @@ class Dense(StrEnum):
 
     @property
     def ggml(self) -> GGMLQuantizationType:
-        """The same type by its number in a GGUF."""
+        """Return ggml's type of a dense type: ``Dense.F16`` is number 1 in a GGUF."""
         return GGMLQuantizationType[self.name]
 
 
@@ -55,7 +55,8 @@ class DenseTypes:
 
     @classmethod
     def choose(cls, dense: str, types: Mapping[str, str] | None = None) -> DenseTypes:
-        """``dense`` for all groups but those that ``types`` names: ``{"output": "bf16"}``.
+        """Choose the type of every group of dense matrices: ``dense`` for all but those that
+        ``types`` names, as in ``{"output": "bf16"}``.
 
         Raises ``OptionError``, which is a ValueError, when a type is none of ``Dense`` or a group
         none of ``Group``.
@@ -68,12 +69,14 @@ class DenseTypes:
         return cls(**{group.value: dense for group, dense in chosen.items()})
 
     def of(self, tensor: str) -> Dense:
-        """The type of the dense matrix that a GGUF calls ``tensor``."""
+        """Return the type chosen for a dense matrix, by its GGUF name ``tensor``: that of its
+        group.
+        """
         dense: Dense = getattr(self, _GROUPS.get(tensor, Group.ATTENTION))
         return dense
 
     def to_json(self) -> dict[str, str]:
-        """The type's name by the group's."""
+        """Return the name of the dense type by the name of its group, as plain data for JSON."""
         return {group.value: str(getattr(self, group)) for group in Group}
 
     def __str__(self) -> str:

@@ -48,11 +48,15 @@ class Estimate:
 
     @property
     def fits(self) -> bool:
-        """False when there is too little room on the disk."""
+        """Check the estimated size against the free disk space; False when there is too little
+        room.
+        """
         return self.disk_free is None or self.nbytes <= self.disk_free
 
     def to_json(self) -> dict[str, Any]:
-        """The same as plain data for ``json.dumps``."""
+        """Return the estimate of size, memory and disk space, with the planned tensors, as plain
+        data for ``--plan --json``.
+        """
         return {
             "dense": self.dense.to_json() if self.dense else None,
             "tensors": describe_tensors(self.files),
@@ -65,7 +69,9 @@ class Estimate:
         }
 
     def lines(self, *, verbose: bool = False) -> Iterator[str]:
-        """The same for people: a summary, and with ``verbose`` a line for each tensor."""
+        """Format the estimate for ``--plan``: lines on size, memory and disk space, and with
+        ``verbose`` a line for each tensor.
+        """
         dense = f", dense {self.dense}" if self.dense else ""
         n = sum(len(file.tensors) for file in self.files)
         yield f"{n} tensors, {self._tensor_bytes:,} bytes{dense}"
@@ -81,7 +87,9 @@ class Estimate:
             yield from self._rows()
 
     def _rows(self) -> Iterator[str]:
-        """A line for each tensor: name, type, shape, bytes, transform and sources."""
+        """Format a ``--plan --verbose`` row for each planned tensor: name, type, shape, bytes,
+        transform and sources.
+        """
         tensors = describe_tensors(self.files)
         rows = [
             (it["name"], _shape(it["shape"]), f"{it['bytes']:,}", it["transform"]) for it in tensors
@@ -99,7 +107,9 @@ class Estimate:
 
 
 def estimate(planned: Plan, out: Path | None = None, split_max_size: int | None = None) -> Estimate:
-    """What the planned conversion needs. Raises ``OptionError`` for an impossible size."""
+    """Estimate the disk space and memory that a planned conversion needs. Raises ``OptionError``
+    for an impossible size.
+    """
     vocab = planned.vocab_size
     keys = EncodedKeys(0, bytes(KEYS_BYTES + vocab * TOKEN_BYTES))
     files = lay_out(planned.tensors, keys, (out or UNNAMED).name, split_max_size)
@@ -115,7 +125,9 @@ def estimate_files(
     memory: int | None = None,
     more_bytes: int = 0,
 ) -> Estimate:
-    """What ``files`` need, and ``more_bytes`` of files beside them."""
+    """Estimate the disk space and memory needed to write ``files`` and ``more_bytes`` of files
+    beside them.
+    """
     free = None
     if out is not None:
         with suppress(OSError):
@@ -125,7 +137,9 @@ def estimate_files(
 
 
 def _buffers(planned: Plan) -> int:
-    """The most bytes that the workers' buffers take: chunks of the largest tensors at once."""
+    """Estimate the memory in bytes of all worker threads' buffers: chunks of the largest tensors at
+    once.
+    """
     chunks = [
         units_per_chunk(sum(transform.reads), transform.writes)
         * (sum(transform.reads) + transform.writes)

@@ -37,7 +37,8 @@ class Opened:
 
 
 def open_source(source: Path, options: ConvertOptions, *, weights: Weights | None = None) -> Opened:
-    """Open a checkpoint, the base it was fine-tuned from, and an adapter to add to it.
+    """Open and check a checkpoint, the base it was fine-tuned from, and a LoRA adapter to add to
+    it, before planning.
 
     ``weights`` finds the weights files when they are not in the folder.
 
@@ -99,7 +100,9 @@ def _with_adapter(opened: Opened, folder: Path) -> Opened:
 
 
 def _alone(opened: Opened) -> Opened:
-    """Without a base, MXFP4's grid shows which square tensors are transposed, or nothing does."""
+    """Find transposed square expert tensors of an opened checkpoint without a base: MXFP4's grid
+    shows them, or nothing does.
+    """
     hparams = opened.checkpoint.hparams
     square = orientation.square(hparams, opened.stored)
     found = orientation.inputs_first_by_grid(hparams, opened.stored)
@@ -114,7 +117,9 @@ def _alone(opened: Opened) -> Opened:
 
 
 def _by_shape(opened: Opened) -> Mapping[str, bool]:
-    """Whether each expert tensor in floats has the declared shape, which has inputs first."""
+    """Check for each float expert tensor of an opened checkpoint whether its shape is the declared
+    one, with inputs first.
+    """
     return {
         named.floats.name: opened.stored[named.gguf][0].shape == named.floats.shape
         for named in tensors(opened.checkpoint.hparams)
@@ -123,7 +128,9 @@ def _by_shape(opened: Opened) -> Mapping[str, bool]:
 
 
 def _assumed_layout(opened: Opened) -> Iterator[str]:
-    """A note on square tensors, which only the declared layout shows not to be transposed."""
+    """Note which square tensors of an opened checkpoint were taken as not transposed, on the
+    config's word alone.
+    """
     square = orientation.square(opened.checkpoint.hparams, opened.stored)
     if not square:
         return

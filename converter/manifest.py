@@ -41,12 +41,14 @@ class Origin:
 
     @classmethod
     def of_gguf(cls, file: GgufFile) -> Self:
-        """A GGUF on this machine, as it is now. Raises ``GgufError`` when it is gone."""
+        """Describe a local GGUF as the manifest's source, as it is now. Raises ``GgufError`` when
+        it is gone.
+        """
         return cls(str(file.path), stamps={path.name: _stamp(path) for path in file.paths})
 
 
 def path_of(out: Path) -> Path:
-    """Where the manifest of a result is."""
+    """Return the path of a result's manifest, the JSON file beside it or in its folder."""
     return out.parent / (out.name + SUFFIX)  # of "." too, which has no name
 
 
@@ -57,7 +59,8 @@ def manifest(
     sha256: Mapping[str, str],
     verdict: Verdict | None,
 ) -> dict[str, Any]:
-    """The manifest as plain data.
+    """Build the manifest as plain data: what a result was made from, with the SHA-256 of every
+    tensor.
 
     ``dense`` has the requested type of each group, None if the source's types were kept; ``sha256``
     goes by the tensor's name.
@@ -78,7 +81,9 @@ def manifest(
 
 
 def write(path: Path, found: Mapping[str, Any]) -> None:
-    """Write a manifest and flush it; in ASCII, for file names need not be valid Unicode."""
+    """Write a manifest's JSON and flush it to disk; in ASCII, for file names need not be valid
+    Unicode.
+    """
     write_flushed(path, f"{json.dumps(found, indent=1)}\n".encode("ascii"))
 
 
@@ -91,7 +96,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _file(name: str, origin: Origin) -> dict[str, Any]:
-    """What is known of one of the source's files."""
+    """Describe one source file for the manifest: name, size, and SHA-256 where it is known."""
     entry: dict[str, Any] = {"name": name, "sha256": origin.sha256.get(name)}
     if stamp := origin.stamps.get(name):
         entry |= zip(("bytes", "modified_ns"), stamp, strict=True)
@@ -99,7 +104,7 @@ def _file(name: str, origin: Origin) -> dict[str, Any]:
 
 
 def _sources(files: Sequence[OutputFile]) -> list[str]:
-    """The names of the files that the tensors come from."""
+    """List, for the manifest, the names of the files that the tensors come from."""
     return sorted(
         {it.file.name for file in files for tensor in file.tensors for it in tensor.sources}
     )

@@ -44,10 +44,12 @@ class ConvertOptions:
 
     @property
     def dense_types(self) -> DenseTypes:
-        """The type of each group of dense matrices."""
+        """Return the requested type of each group of dense matrices, checked with the other
+        conversion options.
+        """
         return DenseTypes.choose(self.dense, self.types)
 
     @property
     def expert_type(self) -> ExpertType:
-        """The type of the experts."""
+        """Return the type that the conversion options request for the experts: MXFP4 or BF16."""
         return ExpertType(self.experts)

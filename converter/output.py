@@ -44,7 +44,9 @@ class OutputFile:
 
 
 def describe_tensors(files: Sequence[OutputFile]) -> list[dict[str, Any]]:
-    """Every tensor of the files as plain data for a manifest, with its sources."""
+    """Describe every tensor of the output files as plain data: name, type, shape, and the sources
+    and transform it is made with.
+    """
     return [
         {
             "name": tensor.name,

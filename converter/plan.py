@@ -35,12 +35,14 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors, padding included."""
+        """Return the bytes of all planned tensors, padding included."""
         return sum(padded(tensor.nbytes) for tensor in self.tensors)
 
 
 def plan_tensors(opened: Opened, options: ConvertOptions) -> Plan:
-    """Plan the conversion of an opened checkpoint."""
+    """Plan a checkpoint's conversion before any weights are read: the type and transform of every
+    tensor of the GGUF.
+    """
     hparams = opened.checkpoint.hparams
     planned = tuple(select_transform(named, opened, options) for named in tensors(hparams))
     return Plan(hparams.vocab_size, options.dense_types, options.expert_type, planned)
@@ -53,14 +55,16 @@ def plan_tensor(
     sources: tuple[TensorInfo, ...],
     stats: RoundingStats | None = None,
 ) -> TensorPlan:
-    """A tensor of the GGUF, stored as ggml's type of the name ``dtype``."""
+    """Plan one tensor of the GGUF, stored as the ggml type named ``dtype``."""
     block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[dtype]]
     nbytes = math.prod(named.shape) // block * block_bytes
     return TensorPlan(named.gguf, dtype, named.ggml_shape, nbytes, transform, sources, stats)
 
 
 def select_transform(named: NamedTensor, opened: Opened, options: ConvertOptions) -> TensorPlan:
-    """The plan of one tensor: its type, and how it is made from what the checkpoint stores."""
+    """Select the type of one planned tensor, and the transform that makes it from what the
+    checkpoint stores.
+    """
     stored = opened.stored[named.gguf]
     if named.role is TensorRole.EXPERTS:
         return (
@@ -80,7 +84,9 @@ def select_transform(named: NamedTensor, opened: Opened, options: ConvertOptions
 def _mxfp4(
     named: NamedTensor, stored: tuple[TensorInfo, ...], options: ConvertOptions
 ) -> TensorPlan:
-    """Experts that are MXFP4 already: repacked, or decoded to BF16."""
+    """Plan expert tensors that the checkpoint stores in MXFP4 already: repacked, or decoded to
+    BF16.
+    """
     rows, columns = named.rows, named.shape[-1]
     if options.expert_type is ExpertType.BF16:
         return plan_tensor(named, "BF16", experts.decode(rows, columns), stored)
@@ -89,7 +95,9 @@ def _mxfp4(
 
 
 def _floats(named: NamedTensor, opened: Opened, options: ConvertOptions) -> TensorPlan:
-    """Experts stored as floats: encoded to MXFP4, or converted to BF16."""
+    """Plan expert tensors that the checkpoint stores as floats: encoded to MXFP4, or converted to
+    BF16.
+    """
     (info,) = opened.stored[named.gguf]
     declared = named.floats or named.sources[0]
     _, inputs, outputs = declared.shape

@@ -46,16 +46,22 @@ class Input:
 
     @property
     def weights(self) -> Weights | None:
-        """Finds the weights files when they are not in the folder."""
+        """Return what finds the source's weights files when they are not in its folder, but
+        streamed from the Hub.
+        """
         return self.stream.weights if self.stream else None
 
     def fetch_tokenizer(self) -> None:
-        """Download tokenizer and chat template to the folder, unless they are there."""
+        """Download tokenizer and chat template of a source on the Hub to its folder, unless they
+        are there.
+        """
         if self.stream:
             self.stream.fetch(TOKENIZER_FILES)
 
     def origin(self) -> Origin:
-        """The manifest's entry, once everything was read."""
+        """Return the manifest's entry on where the source came from (folder, cache or Hub), once
+        everything was read.
+        """
         sha256 = self.stream.verified() if self.stream else self.sha256
         return Origin(self.place, self.revision, sha256)
 
@@ -69,7 +75,8 @@ def open_input(
     shown: bool = False,
     say: Say | None = None,
 ) -> Iterator[Input]:
-    """Open a folder, or for a string ``owner/name[@revision]`` a repository on the Hub.
+    """Open the conversion's source: a local folder, or for a string ``owner/name[@revision]`` a
+    repository on the Hub, downloaded or streamed.
 
     A repository is downloaded to the cache, unless ``stream`` reads it from the Hub or only headers
     are needed; ``shown`` draws progress bars. Raises ``HubError`` when the Hub cannot be used,
@@ -103,7 +110,9 @@ def open_input(
 
 @contextmanager
 def _errors_naming(wanted: HubId, folder: str) -> Iterator[None]:
-    """Errors name the repository, not the temporary folder."""
+    """Make errors name the source repository on the Hub instead of the temporary folder of its
+    small files.
+    """
     try:
         yield
     except GptossError as error:

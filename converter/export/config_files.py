@@ -27,7 +27,9 @@ _NO_FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), Fal
 
 
 def files(hparams: HParams, vocabulary: Vocabulary, *, mxfp4: bool) -> dict[str, bytes]:
-    """Each file's bytes by its name; ``mxfp4`` is whether the experts are in that format."""
+    """Make an exported checkpoint's small files from GGUF metadata: the bytes of config.json,
+    tokenizer.json and others by file name; ``mxfp4`` is whether the experts are in that format.
+    """
     made = {
         CONFIG: _json(_config(hparams, vocabulary, mxfp4)),
         GENERATION: _json(_generation(vocabulary)),
@@ -45,7 +47,9 @@ def _json(value: Mapping[str, Any]) -> bytes:
 
 
 def _config(hparams: HParams, vocabulary: Vocabulary, mxfp4: bool) -> dict[str, Any]:
-    """As published: RoPE's settings in the older schema, which newer transformers read too."""
+    """Make config.json from the GGUF's hyperparameters, as published: RoPE's settings in the older
+    schema, which newer transformers read too.
+    """
     layers = range(hparams.num_hidden_layers)
     found: dict[str, Any] = {
         "architectures": ["GptOssForCausalLM"],
@@ -101,7 +105,9 @@ def _config(hparams: HParams, vocabulary: Vocabulary, mxfp4: bool) -> dict[str, 
 
 
 def _shortest(value: float) -> float:
-    """The shortest decimal that float32 rounds to the value: 1e-05 for 9.99999974e-06."""
+    """Round a GGUF's float32 metadata to the shortest decimal for config.json: 1e-05 for
+    9.99999974e-06.
+    """
     return float(str(np.float32(value)))
 
 

@@ -69,7 +69,9 @@ class Export:
 def plan_export(
     source: str | os.PathLike[str], *, to: str = Form.HF, shard_bytes: int = SHARD_BYTES
 ) -> ExportPlan:
-    """Open a GGUF and plan its export; parameters and errors are those of ``export``."""
+    """Open a GGUF and plan its export to a checkpoint folder; parameters and errors are those of
+    ``export``.
+    """
     form = _form(to)
     file = GgufFile.open(Path(source))
     hparams = HParams.from_gguf(file.metadata, str(source))
@@ -147,14 +149,17 @@ def _check_target(out: Path) -> None:
 
 
 def _inexact(planned: Sequence[TensorPlan]) -> tuple[str, ...]:
-    """Quantized types whose values BF16 may not hold. All MXFP4 values are BF16 values; floats are
-    checked value by value."""
+    """List the export's quantized GGUF types whose values BF16 may not hold. All MXFP4 values are
+    BF16 values; floats are checked value by value.
+    """
     found = {source.dtype for it in planned for source in it.sources}
     return tuple(sorted(found - {"F32", "F16", "BF16", "MXFP4"}))
 
 
 def _rounded(planned: Sequence[TensorPlan]) -> Iterator[str]:
-    """Names of F32 and F16 tensors with values that BF16 cannot hold, and that export rounds."""
+    """List the GGUF's F32 and F16 tensors with values that BF16 cannot hold, and that the export
+    therefore rounds.
+    """
     seen = dict.fromkeys(source for it in planned for source in it.sources)
     for tensor in seen:
         if tensor.dtype in ("F32", "F16") and not _is_bf16(tensor):

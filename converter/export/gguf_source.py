@@ -33,8 +33,10 @@ _ROLES = {
 
 
 def check_tensors(file: GgufFile, hparams: HParams) -> None:
-    """Raise ``GgufError`` unless exactly the tensors of such a model are there,
-    ``UnsupportedModelError`` when one has a type that cannot be decoded."""
+    """Check the tensors of a GGUF that is the source of an export: raise ``GgufError`` unless
+    exactly gpt-oss's are there, ``UnsupportedModelError`` when one has a type that cannot be
+    decoded.
+    """
     expected = {named.gguf: named for named in tensors(hparams)}
     for name, named in expected.items():
         found = file.tensors.get(name)
@@ -56,7 +58,9 @@ def check_tensors(file: GgufFile, hparams: HParams) -> None:
 
 
 def as_tensor_info(tensor: GgufTensor) -> TensorInfo:
-    """The same tensor as a source of a ``TensorPlan``; the shape becomes row-major."""
+    """Describe a source GGUF's tensor as a ``TensorInfo``; the shape, in ggml's order, becomes row-
+    major.
+    """
     shape = tensor.shape[::-1]
     return TensorInfo(
         tensor.name, tensor.type.name, shape, tensor.file, tensor.offset, tensor.nbytes
@@ -64,7 +68,7 @@ def as_tensor_info(tensor: GgufTensor) -> TensorInfo:
 
 
 def vocabulary(file: GgufFile) -> Vocabulary:
-    """The vocabulary of a GGUF.
+    """Read the vocabulary from the keys of a source GGUF.
 
     Raises ``UnsupportedModelError`` for another kind of tokenizer, ``GgufError`` for a damaged one.
     """
@@ -85,7 +89,7 @@ def vocabulary(file: GgufFile) -> Vocabulary:
 
 
 def template(file: GgufFile) -> str | None:
-    """The chat template, if there is one."""
+    """Read the chat template from the keys of a source GGUF; None if there is none."""
     found = file.metadata.get(Keys.Tokenizer.CHAT_TEMPLATE)
     if found is not None and not isinstance(found, str):
         raise GgufError(f"{file.path}: {Keys.Tokenizer.CHAT_TEMPLATE} is not a text")
@@ -93,7 +97,9 @@ def template(file: GgufFile) -> str | None:
 
 
 def check(found: Vocabulary, where: str) -> None:
-    """Raise ``GgufError`` unless the vocabulary encodes every text, and each in one way."""
+    """Check a vocabulary read from a GGUF: raise ``GgufError`` unless it encodes every text, and
+    each in one way.
+    """
     pairs = list(zip(found.tokens, found.types, strict=True))
     known = {token for token, kind in pairs if kind == TokenType.NORMAL}
     for problem in token_problems(found.tokens):
@@ -133,7 +139,9 @@ def _types(file: GgufFile, n_tokens: int) -> list[int]:
 
 
 def _role(file: GgufFile, role: str, tokens: Sequence[str]) -> int:
-    """The id that the file gives, or that of harmony's token."""
+    """Read a special token's id (bos, eos, pad) from the source GGUF's keys; harmony's token if
+    absent.
+    """
     given: Any = file.metadata.get(_ROLES[role])
     if type(given) is int and 0 <= given < len(tokens):
         return given

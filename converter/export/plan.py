@@ -33,7 +33,8 @@ class Form(StrEnum):
 
 
 def plan(file: GgufFile, hparams: HParams, form: Form) -> list[TensorPlan]:
-    """Every tensor of the checkpoint, in the order of the layers.
+    """Plan an export: which GGUF tensors every tensor of the checkpoint is made from, in the order
+    of the layers.
 
     Raises ``GgufError`` when a tensor is missing or unknown, ``UnsupportedModelError`` when one has
     a type that ``form`` cannot be made from.

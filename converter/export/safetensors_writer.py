@@ -14,7 +14,9 @@ from gptoss.formats.safetensors import DTYPE_BYTES
 
 
 def shards(tensors: Sequence[TensorPlan], limit: int) -> tuple[OutputFile, ...]:
-    """The files, of at most ``limit`` bytes of tensors each; a larger tensor gets its own file."""
+    """Lay out tensors in safetensors shards, of at most ``limit`` bytes of tensors each; a larger
+    tensor gets its own file.
+    """
     groups: list[list[TensorPlan]] = [[]]
     left = limit
     for tensor in tensors:
@@ -29,7 +31,9 @@ def shards(tensors: Sequence[TensorPlan], limit: int) -> tuple[OutputFile, ...]:
 
 
 def index(files: Sequence[OutputFile]) -> dict[str, bytes]:
-    """The index's bytes by its name; empty for a single file."""
+    """Build model.safetensors.index.json, as bytes by file name; empty for a single safetensors
+    file.
+    """
     if len(files) == 1:
         return {}
     total = sum(tensor.nbytes for file in files for tensor in file.tensors)

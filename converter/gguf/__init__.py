@@ -1,1 +1,1 @@
-"""Write the GGUF format: header, metadata, vocabulary, split into several files."""
+"""Encode a GGUF: header bytes, metadata keys, vocabulary, split into several files."""

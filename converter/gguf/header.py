@@ -49,7 +49,7 @@ class EncodedKeys:
 
 
 def encode_keys(entries: Sequence[Entry]) -> EncodedKeys:
-    """Encode keys with their types and values."""
+    """Encode GGUF keys with their value types and values to the bytes of the header."""
     parts: list[bytes] = []
     for entry in entries:
         parts += _strings([entry.key])
@@ -58,19 +58,23 @@ def encode_keys(entries: Sequence[Entry]) -> EncodedKeys:
 
 
 def padded(nbytes: int) -> int:
-    """The space that so many bytes take, up to where the next tensor may begin."""
+    """Round a size in bytes up to the GGUF's alignment, where the next tensor may begin."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 def encode_header(keys: EncodedKeys, entries: Sequence[bytes]) -> bytes:
-    """Everything before the data, padded so that the data is aligned."""
+    """Encode the GGUF header: magic, counts, keys and tensor table, padded so that the tensor data
+    after it is aligned.
+    """
     parts = [b"GGUF", _U32(VERSION), _U64(len(entries)), _U64(keys.count), keys.raw, *entries]
     raw = b"".join(parts)
     return raw + bytes(padded(len(raw)) - len(raw))
 
 
 def encode_entry(tensor: TensorPlan, offset: int) -> bytes:
-    """A tensor's entry in the table; ``offset`` counts from the start of the data."""
+    """Encode a tensor's entry in the GGUF header's tensor table; ``offset`` counts from the start
+    of the data.
+    """
     parts = [*_strings([tensor.name]), _U32(len(tensor.shape)), *map(_U64, tensor.shape)]
     return b"".join([*parts, _U32(GGMLQuantizationType[tensor.dtype]), _U64(offset)])
 
@@ -89,6 +93,8 @@ def _value(entry: Entry) -> Iterator[bytes]:
 
 
 def _strings(texts: Sequence[str]) -> Iterator[bytes]:
-    """Each string's length and bytes; no Python loop: a vocabulary has 647,000 strings."""
+    """Encode an array of strings for the GGUF header: each one's uint64 length and its bytes,
+    without a Python loop, as a vocabulary has 647,000 of them.
+    """
     raws = list(map(str.encode, texts))
     return chain.from_iterable(zip(map(_U64, map(len, raws)), raws, strict=True))

@@ -37,7 +37,9 @@ class Entry:
 def metadata(
     hparams: HParams, vocabulary: Vocabulary, name: str, experts: ExpertType = ExpertType.MXFP4
 ) -> list[Entry]:
-    """All keys of a model called ``name``."""
+    """Build all GGUF keys that llama.cpp needs for a gpt-oss model called ``name``: hyperparameters
+    and tokenizer.
+    """
     return [
         Entry("general.architecture", STRING, ARCHITECTURE),
         Entry("general.type", STRING, "model"),
@@ -50,7 +52,7 @@ def metadata(
 
 
 def model_keys(hparams: HParams) -> Sequence[Entry]:
-    """The keys of the hyperparameters."""
+    """Build the GGUF keys of the hyperparameters, such as gpt-oss.block_count, with their types."""
     fields = [(key, getattr(hparams, name)) for name, key in GGUF_KEYS.items()]
     return [
         *(Entry(key, U32 if isinstance(value, int) else F32, value) for key, value in fields),
@@ -62,7 +64,7 @@ def model_keys(hparams: HParams) -> Sequence[Entry]:
 
 
 def tokenizer_keys(vocabulary: Vocabulary) -> Sequence[Entry]:
-    """The keys of the vocabulary."""
+    """Build the tokenizer.ggml.* keys of a GGUF from a vocabulary, with their types."""
     entries = [
         Entry("tokenizer.ggml.model", STRING, "gpt2"),
         Entry("tokenizer.ggml.pre", STRING, PRE_TOKENIZER),

@@ -33,7 +33,8 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size like ``5G``, ``700M`` or ``1000000``; decimal units, as in llama.cpp.
+    """Parse the size limit of a split GGUF, like ``5G``, ``700M`` or ``1000000``, to bytes; units
+    are decimal, as in llama.cpp.
 
     Raises ``OptionError``, which is a ValueError.
     """
@@ -48,7 +49,8 @@ def parse_size(text: str) -> int:
 def lay_out(
     tensors: Sequence[TensorPlan], keys: EncodedKeys, name: str, limit: int | None = None
 ) -> tuple[OutputFile, ...]:
-    """The files of a conversion to ``name``; with ``limit``, of at most that many bytes each.
+    """Lay out a GGUF's tensors in one file ``name``, or with ``limit`` in split files of at most
+    that many bytes each.
 
     If everything fits into one file, that file is called ``name``. Raises ``OptionError`` when the
     keys or a single tensor exceed ``limit``, or when too many files would be needed.
@@ -73,7 +75,9 @@ def lay_out(
 
 
 def _groups(tensors: Sequence[TensorPlan], keys: EncodedKeys, limit: int) -> list[list[TensorPlan]]:
-    """Tensors by file, in order; a file is filled until the next tensor would not fit."""
+    """Divide the tensors among split GGUF files, in order; a file is filled until the next tensor
+    would not fit.
+    """
     first = len(encode_header(keys + _split_keys(0, 0, 0), ()))
     if first > limit:
         raise OptionError(
@@ -112,7 +116,7 @@ def _file(name: str, keys: EncodedKeys, tensors: Sequence[TensorPlan]) -> Output
 
 
 def _split_keys(part: int, n_parts: int, n_tensors: int) -> EncodedKeys:
-    """The keys by which llama.cpp joins the files."""
+    """Build the split.* keys of one file of a split GGUF, by which llama.cpp joins the files."""
     return encode_keys(
         [
             Entry(Keys.Split.LLM_KV_SPLIT_NO, GGUFValueType.UINT16, part),

@@ -57,7 +57,7 @@ class Vocabulary:
 
 
 def read(folder: Path, vocab_size: int | None = None) -> Vocabulary:
-    """Read a checkpoint folder's vocabulary.
+    """Read the vocabulary of a checkpoint folder from its tokenizer files.
 
     With ``vocab_size``, the embedding's rows, ids without a token are filled up to it with unused
     ones (``[PAD201087]``): the published models have 1,069 such rows. Raises ``CheckpointError``
@@ -69,7 +69,7 @@ def read(folder: Path, vocab_size: int | None = None) -> Vocabulary:
 
 
 def find_notes(vocabulary: Vocabulary) -> tuple[str, ...]:
-    """What is unusual about a vocabulary, and can be converted as it is."""
+    """Note what is unusual about a checkpoint's vocabulary, but can be converted as it is."""
     end, usual = vocabulary.tokens[vocabulary.eos], harmony_tokens.RETURN
     if end == usual:
         return ()
@@ -82,7 +82,9 @@ def find_notes(vocabulary: Vocabulary) -> tuple[str, ...]:
 
 @contextmanager
 def _collector_off() -> Iterator[None]:
-    """Without garbage collection: with a million small lists in use it takes half of the time."""
+    """Turn off garbage collection while a vocabulary is read: with a million small lists in use it
+    takes half of the time.
+    """
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -125,12 +127,12 @@ def _read(folder: Path, vocab_size: int | None) -> Vocabulary:
 
 
 def _optional(path: Path, limit: int) -> dict[str, Any]:
-    """A JSON file's object; empty when there is no such file."""
+    """Read a tokenizer file's JSON object; empty when there is no such file."""
     return read_json(path, CheckpointError, limit=limit) if path.exists() else {}
 
 
 def _added_tokens(path: Path, tokenizer: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
-    """The tokens beside the BPE vocabulary, by id."""
+    """Read the added tokens, those beside the BPE vocabulary, of a tokenizer.json by id."""
     entries = tokenizer.get("added_tokens", [])
     added: dict[int, Mapping[str, Any]] = {}
     for entry in entries if isinstance(entries, list) else [None]:
@@ -149,7 +151,7 @@ def _added_tokens(path: Path, tokenizer: Mapping[str, Any]) -> dict[int, Mapping
 def _tokens(
     path: Path, vocab: Any, added: Mapping[int, Mapping[str, Any]], size: int | None
 ) -> tuple[list[str], list[int]]:
-    """Tokens and their types by id, ``size`` of them when given."""
+    """List a vocabulary's tokens and their types by id, ``size`` of them when given."""
     if not isinstance(vocab, dict) or not vocab:
         raise CheckpointError(f"{path}: model.vocab is missing or empty")
     _check_spelling(path, vocab)
@@ -179,7 +181,9 @@ def _tokens(
 
 
 def _check_spelling(path: Path, vocab: Iterable[str]) -> None:
-    """Tokens are spelled byte-level, so without a space; every byte is a token by itself."""
+    """Check that BPE tokens are spelled byte-level, so without a space, and that every byte is a
+    token by itself.
+    """
     letters = set(map(chr, BYTE_LEVEL))
     missing = sorted(letters - set(vocab))
     if missing:
@@ -195,7 +199,8 @@ def _check_spelling(path: Path, vocab: Iterable[str]) -> None:
 
 
 def _added_token(entry: Mapping[str, Any]) -> tuple[str, int]:
-    """An added token's text and type, by the rule of llama.cpp's converter.
+    """Return an added token's text and type in the vocabulary, by the rule of llama.cpp's
+    converter.
 
     What looks like a control token is one, whatever its flag says; text that users may type
     verbatim has real spaces.
@@ -207,9 +212,10 @@ def _added_token(entry: Mapping[str, Any]) -> tuple[str, int]:
 
 
 def _merges(path: Path, merges: Any, vocab: Mapping[str, int]) -> list[str]:
-    """Merges as GGUF spells them; files hold pairs, or in older versions joined pairs.
+    """Spell a tokenizer's BPE merges as a GGUF has them; tokenizer.json has pairs, or in older
+    versions joined pairs.
 
-    Each makes a token of two: another one would be passed over by llama.cpp without a word.
+    Each merge makes one token of two: any other would be skipped by llama.cpp without a warning.
     """
     if not isinstance(merges, list):
         raise CheckpointError(f"{path}: model.merges is missing")
@@ -230,13 +236,15 @@ def _merges(path: Path, merges: Any, vocab: Mapping[str, int]) -> list[str]:
 
 
 def _pair(merge: Any) -> tuple[str, str]:
-    """A merge's two tokens. Raises TypeError or ValueError for what is none."""
+    """Return the two tokens of a BPE merge in tokenizer.json. Raises TypeError or ValueError for an
+    invalid one.
+    """
     left, right = merge.split(" ") if isinstance(merge, str) else merge
     return left, right
 
 
 def _is_known(merge: Any, vocab: Mapping[str, int]) -> bool:
-    """Whether a merge makes a token of two."""
+    """Check whether a BPE merge joins two tokens of the vocabulary to a third one."""
     try:
         left, right = _pair(merge)
         return left in vocab and right in vocab and left + right in vocab
@@ -245,7 +253,9 @@ def _is_known(merge: Any, vocab: Mapping[str, int]) -> bool:
 
 
 def _check_text(path: Path, strings: Iterable[str]) -> None:
-    """JSON can spell half of a surrogate pair, UTF-8 cannot; llama.cpp cuts a text at a NUL."""
+    """Check that a token's text can be in a GGUF: JSON can spell half of a surrogate pair, UTF-8
+    cannot; llama.cpp cuts a text at a NUL.
+    """
     strings = tuple(strings)
     if any("\0" in text for text in strings):
         raise CheckpointError(f"{path}: holds a text with NUL")
@@ -264,7 +274,9 @@ def _role(
     ids: Mapping[str, int],
     n_tokens: int,
 ) -> int:
-    """The id of the bos, eos or pad token: the settings' by text, the config's, harmony's."""
+    """Find the id of the bos, eos or pad token: by its text in tokenizer_config.json, else
+    config.json's, else harmony's.
+    """
     named = settings.get(f"{role}_token")
     text = named.get("content") if isinstance(named, dict) else named
     if isinstance(text, str) and text in ids:
@@ -280,7 +292,7 @@ def _role(
 
 
 def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    """The template as the settings have it, else the file beside them.
+    """Read the chat template from tokenizer_config.json, else from the file beside it.
 
     In that order because llama.cpp's converter has it so; of several named ones the default.
     """

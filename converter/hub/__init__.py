@@ -1,4 +1,4 @@
-"""Checkpoints on the Hugging Face Hub, downloaded to the cache or streamed.
+"""Hugging Face Hub: list a repository, download it to the cache, or stream byte ranges.
 
 ``client`` makes requests and retries them, ``range_requests`` reads a range of a file,
 ``read_ahead`` fetches it in advance, ``remote_file`` hashes what it receives, ``repository`` is a

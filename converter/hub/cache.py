@@ -33,7 +33,8 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def download(wanted: HubId, *, shown: bool = False, say: Say | None = None) -> Path:
-    """Download what a conversion needs to huggingface_hub's cache; returns its folder there.
+    """Download the checkpoint files that a conversion needs to huggingface_hub's cache; returns
+    their folder in the cache.
 
     Files already there are not downloaded again, and without a network they are used as they are.
     The folder's name is the commit. ``shown`` draws huggingface_hub's progress bars if stderr is a
@@ -82,10 +83,10 @@ def download(wanted: HubId, *, shown: bool = False, say: Say | None = None) -> P
 
 
 def check(folder: Path, progress: Callable[[int, int], None]) -> Mapping[str, str]:
-    """Compare the weights in a folder of the cache with their published hashes.
+    """Compare the weights in a folder of huggingface_hub's cache with their published hashes.
 
-    ``progress`` is told the bytes hashed so far and those of all. Returns the sha256 of each file
-    that has one published; raises ``HashMismatchError``.
+    ``progress`` is called with the bytes hashed so far and the bytes in all. Returns the SHA-256 of
+    each file that has one published; raises ``HashMismatchError``.
     """
     published = {path: path.resolve().name for path in sorted(folder.glob("*.safetensors"))}
     published = {path: name for path, name in published.items() if _SHA256.fullmatch(name)}

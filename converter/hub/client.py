@@ -76,7 +76,7 @@ class Response(Protocol):
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Around imports of huggingface_hub, which reads its settings then and may print to stdout.
+    """Wrap imports of huggingface_hub, which reads its settings then and may print to stdout.
 
     Raises ``HubError`` when it cannot be imported.
     """
@@ -121,7 +121,8 @@ class Client:
 
     @contextmanager
     def get(self, url: str, span: tuple[int, int] | None = None) -> Iterator[Response]:
-        """One attempt to get ``url``, or its bytes from ``span[0]`` up to ``span[1]``.
+        """Send one HTTP request to the Hub for ``url``, or for its bytes from ``span[0]`` up to
+        ``span[1]``.
 
         The token is sent to the Hub only, never to a redirect's target. Redirects are not followed.
         Raises ``TransientError`` for failures worth retrying, here or while the body is read, and
@@ -157,7 +158,9 @@ class Client:
                 raise self._unanswered(reason) from reason
 
     def _open(self, url: str, headers: Mapping[str, str], stack: ExitStack) -> Response:
-        """Send a request and wait for the headers, for a limited time: a server may drip them."""
+        """Send an HTTP request and wait for the response's headers, for a limited time: a server
+        may send them slowly.
+        """
         context = self._session.stream(
             "GET", url, headers=headers, follow_redirects=False, timeout=TIMEOUT
         )
@@ -186,7 +189,9 @@ class Client:
         return response
 
     def passing(self, error: BaseException, repository: str, what: str) -> TransientError:
-        """An error of huggingface_hub as one worth retrying; raises ``HubError`` for others."""
+        """Convert an error of huggingface_hub's HTTP client to a failure that is worth another
+        attempt; raises ``HubError`` for others.
+        """
         known = (self._offline, self._failed)
         while not isinstance(error, known) and error.__cause__ is not None:
             error = error.__cause__
@@ -212,7 +217,7 @@ class Client:
         )
 
     def refusal(self, response: Response, repository: str, what: str) -> HubError:
-        """The error for a response other than the expected one; ``what`` was requested."""
+        """Make the error for an HTTP response with an unexpected status; ``what`` was requested."""
         code, said = (response.headers.get(f"X-Error-{key}", "") for key in ("Code", "Message"))
         status = response.status_code
         if code == "GatedRepo":
@@ -245,7 +250,8 @@ class RetryPolicy:
         self._last = time.monotonic()
 
     def received(self, nbytes: int) -> None:
-        """Bytes came, so failures are counted from zero; raises ``HubError`` if they are too slow.
+        """Reset the count of a request's failed attempts, as bytes were received; raises
+        ``HubError`` if they are too slow.
 
         Counts the time between bytes over all attempts, but not the pauses.
         """
@@ -261,7 +267,9 @@ class RetryPolicy:
             )
 
     def wait(self, error: TransientError) -> None:
-        """Pause before the next attempt; raises ``HubError`` after too many failures."""
+        """Pause before the next attempt of an HTTP request; raises ``HubError`` after too many
+        failures.
+        """
         self._failures += 1
         self._attempts += 1
         if self._attempts >= MAX_ATTEMPTS or self._failures >= (
@@ -289,7 +297,7 @@ class RetryPolicy:
 
 
 def is_address(url: str) -> bool:
-    """Whether requests can be made to a server of this address."""
+    """Check whether HTTP requests can be sent to a server at this address, such as HF_ENDPOINT."""
     try:
         parts = urlsplit(url)
         _ = parts.port  # raises ValueError for one out of range
@@ -300,7 +308,9 @@ def is_address(url: str) -> bool:
 
 
 def origin(url: str) -> tuple[str, str]:
-    """Scheme and host with port: the server that gets a request. Raises ``HubError``."""
+    """Return scheme, host and port of a URL: the server that gets an HTTP request, and perhaps the
+    token. Raises ``HubError``.
+    """
     try:
         parts = urlsplit(url)
     except ValueError as reason:
@@ -309,7 +319,9 @@ def origin(url: str) -> tuple[str, str]:
 
 
 def _asked(headers: Mapping[str, str]) -> float | None:
-    """The seconds that a server asks to wait: as a number, a date, or the Hub's rate limit."""
+    """Read how many seconds a server's response asks to wait before the next attempt: Retry-After
+    as a number or a date, or the Hub's rate limit.
+    """
     value = headers.get("Retry-After", "").strip()
     if value.isdecimal() and len(value) < 10:
         return float(value)

@@ -56,10 +56,11 @@ class Ranges:
         self._address: str | None = None
 
     def read_into(self, offset: int, out: memoryview) -> None:
-        """Fill ``out`` with the file's bytes from ``offset`` on.
+        """Fill ``out`` with a Hub file's bytes from ``offset`` on, by HTTP range requests repeated
+        until all bytes are there.
 
-        What was received before a cut is not asked for again. Raises ``HubError`` when the server
-        refuses, is inconsistent, or fails too often.
+        Bytes received before a connection is cut are not requested again. Raises ``HubError`` when
+        the server refuses, is inconsistent, or fails too often.
         """
         retry = RetryPolicy(self._client, str(self.file))
         done = 0
@@ -75,7 +76,9 @@ class Ranges:
                 retry.wait(error)
 
     def _body(self, begin: int, end: int) -> Iterator[bytes]:
-        """The bytes from ``begin`` to ``end``, or fewer when the connection is cut."""
+        """Yield the response body of one range request, bytes ``begin`` to ``end``, or fewer when
+        the connection is cut.
+        """
         url = self._address or self._home
         for _ in range(MAX_REDIRECTS + 1):
             with self._client.get(url, (begin, end)) as response:
@@ -98,7 +101,9 @@ class Ranges:
         raise self._inconsistent("one redirect leads to another")
 
     def _check_version(self, response: Response) -> None:
-        """Whether the Hub speaks of the file that it listed."""
+        """Check that the response to a range request is of the file version (ETag, commit, size)
+        that the Hub listed.
+        """
         commit = response.headers.get("X-Repo-Commit", self.file.commit)
         if commit != self.file.commit:
             raise HubError(
@@ -121,7 +126,9 @@ class Ranges:
         return to
 
     def _check_status(self, url: str, response: Response, begin: int, end: int) -> None:
-        """Whether what follows is the range that was asked for."""
+        """Check that a response's status and Content-Range are those of the byte range that was
+        requested.
+        """
         status, size = response.status_code, self.file.size
         if origin(url) != origin(self._home) and status in EXPIRED:
             self._address = None

@@ -63,7 +63,9 @@ class ReadAhead:
         self._queue: SimpleQueue[tuple[Chunk, Future[bytearray]] | None] = SimpleQueue()
 
     def read_into(self, file: RemoteFile, offset: int, out: memoryview) -> int:
-        """Copy what one chunk has of the bytes at ``offset``; 0 when no chunk will have any."""
+        """Copy what one read-ahead chunk has of the bytes at ``offset`` to ``out``; returns 0 when
+        no planned chunk has any.
+        """
         chunk = next(self._overlapping(file, (offset, offset + 1)), None)
         with self._lock:
             if chunk is None or not chunk.readers:
@@ -104,7 +106,9 @@ class ReadAhead:
                 future.set_exception(error)
 
     def _wait(self, future: Future[bytearray]) -> bytearray:
-        """The chunk's bytes once they are here; raises what went wrong, or when told to stop."""
+        """Wait for a chunk that is read ahead and return its bytes; raises what went wrong, or when
+        stopped.
+        """
         while not wait((future,), WAIT_SECONDS).done:
             if self._stop.is_set():
                 raise HubError("interrupted")
@@ -122,7 +126,9 @@ class ReadAhead:
     # The methods below are called with the lock held.
 
     def _request(self, chunk: Chunk) -> Future[bytearray]:
-        """The chunk's bytes; if they are not being fetched yet, they come next."""
+        """Return the future of a read-ahead chunk's bytes; a chunk that no thread fetches yet comes
+        next.
+        """
         self._fill()
         if chunk.data is None:
             self._make_room()
@@ -131,13 +137,15 @@ class ReadAhead:
         return data
 
     def _fill(self) -> None:
-        """Start the next chunks while there is room."""
+        """Start fetching the next chunks while the read-ahead's memory has room."""
         while len(self._held) < HELD and (chunk := next(self._todo, None)) is not None:
             if chunk.data is None and chunk.readers:
                 self._start(chunk)
 
     def _make_room(self) -> None:
-        """For a read out of order: forget a chunk, which is fetched again when it is needed."""
+        """Drop a chunk of the read-ahead for a read out of order; it is fetched again when it is
+        needed.
+        """
         if len(self._held) >= HELD:
             done = (it for it in self._held if it.data is not None and it.data.done())
             if (oldest := next(done, None)) is not None:
@@ -156,7 +164,9 @@ class ReadAhead:
 
 
 def chunks(spans: Iterable[Span]) -> Sequence[Span]:
-    """Spans, adjacent ones joined, divided into chunks of at most ``CHUNK`` bytes, in order."""
+    """Divide the spans that will be read ahead, adjacent ones joined, into chunks of at most
+    ``CHUNK`` bytes, in order.
+    """
     joined: list[Span] = []
     for begin, end in sorted(spans):
         if joined and begin <= joined[-1][1]:

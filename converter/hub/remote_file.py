@@ -56,7 +56,8 @@ class RemoteFile:
         return self.file.sha256 or self.file.blob
 
     def read_into(self, offset: int, out: Buffer) -> None:
-        """Fill ``out`` with the file's bytes from ``offset`` on.
+        """Fill ``out`` with a remote weights file's bytes from ``offset`` on, from its read-ahead
+        or from the Hub.
 
         Raises ``HubError``, and ``CheckpointError`` when the file has fewer bytes.
         """
@@ -72,17 +73,21 @@ class RemoteFile:
             view[:] = self.fetch((offset, offset + len(view)))
 
     def fetch(self, span: Span) -> bytearray:
-        """Request bytes from the Hub now. They must not be changed: they may wait to be hashed."""
+        """Request bytes of a remote weights file from the Hub now. The caller must not change them:
+        they may wait to be hashed.
+        """
         data = bytearray(span[1] - span[0])
         self._ranges.read_into(span[0], memoryview(data))
         self.digest.feed(span[0], data)
         return data
 
     def check_unchanged(self) -> None:
-        """Nothing to check: every response is of the commit that was resolved at first."""
+        """Do nothing: a remote file cannot change, as every response is of the commit resolved
+        first.
+        """
 
     def close(self) -> None:
-        """Nothing to close: connections belong to the session."""
+        """Do nothing: a remote file's connections belong to the HTTP session."""
 
 
 class Digest:
@@ -103,15 +108,19 @@ class Digest:
 
     @property
     def line(self) -> str:
-        """What is noted of a verified file, in the format of sha256sum."""
+        """Return the line that is noted of a remote file with a verified SHA-256, in the format of
+        sha256sum.
+        """
         return f"{self._file.sha256}  {self._file.name}"
 
     def note_in(self, notes: Path) -> None:
-        """Where to add the line once the file is verified."""
+        """Set the notes file that gets a remote file's line once its SHA-256 is verified."""
         self._notes = notes
 
     def feed(self, offset: int, data: bytes | bytearray) -> None:
-        """Take the bytes at ``offset``; raises ``HashMismatchError`` when the file is wrong."""
+        """Add bytes received at ``offset`` of a remote file to its SHA-256; raises
+        ``HashMismatchError`` when the whole file's is wrong.
+        """
         with self._lock:
             if self._given_up or offset < self._at:
                 return

@@ -65,7 +65,7 @@ class HubId:
 
     @property
     def name(self) -> str:
-        """The repository's name without its owner's."""
+        """Return the repository's name without its owner's."""
         return self.repository.partition("/")[2]
 
     def __str__(self) -> str:
@@ -73,7 +73,9 @@ class HubId:
 
 
 def hub_id(source: str) -> HubId | None:
-    """Parse ``owner/name``, ``owner/name@revision`` or a repository's URL; None for other text."""
+    """Parse a repository's id: ``owner/name``, ``owner/name@revision`` or its URL on the Hub; None
+    for another form.
+    """
     found = _ID.fullmatch(source) or _URL.fullmatch(source)
     if found is None:
         return None
@@ -96,7 +98,9 @@ class Listing:
 
 
 def resolve_revision(client: Client, wanted: HubId) -> Listing:
-    """The commit that a revision is now, and its files. Raises ``HubError``."""
+    """Ask the Hub for the commit that a repository's revision is now, and the list of its files.
+    Raises ``HubError``.
+    """
     path = f"/api/models/{wanted.repository}/revision/{quote(wanted.revision, safe='')}"
     raw = _get(client, f"{client.endpoint}{path}?blobs=true", wanted)
     where = f"{wanted}: the Hub's listing"
@@ -113,7 +117,7 @@ def resolve_revision(client: Client, wanted: HubId) -> Listing:
 
 
 def _listed(where: str, repository: str, commit: str, entry: Any) -> HubFile:
-    """One file of a listing, checked."""
+    """Check one entry of a repository's file listing: name, size and hashes."""
     try:
         name, size, blob = entry["rfilename"], entry["size"], entry["blobId"]
         sha256 = entry["lfs"]["sha256"] if entry.get("lfs") else None
@@ -132,7 +136,7 @@ def _listed(where: str, repository: str, commit: str, entry: Any) -> HubFile:
 
 
 def _get(client: Client, url: str, wanted: HubId) -> bytes:
-    """The whole body of a response of the Hub's API."""
+    """Request a response of the Hub's API on a repository, and return its whole body."""
     retry = RetryPolicy(client, str(wanted))
     while True:
         try:
@@ -168,7 +172,8 @@ class Stream:
         self._weights: dict[str, RemoteFile] = {}
 
     def fetch(self, limits: Mapping[str, int]) -> None:
-        """Store the named files that the repository has, after comparing them with their hashes.
+        """Download small files of a repository by name (config, tokenizer) to a folder, and compare
+        them with their hashes.
 
         ``limits`` has the greatest size of each, in bytes. Raises ``HubError``.
         """
@@ -184,7 +189,9 @@ class Stream:
             (self.folder / name).write_bytes(data)
 
     def weights(self, name: str) -> RemoteFile | None:
-        """A file of weights by its name; None when the repository has none."""
+        """Find a weights file of the streamed repository by its name; None when the repository has
+        none.
+        """
         if name not in self.listing.files:
             return None
         if name not in self._weights:
@@ -192,7 +199,8 @@ class Stream:
         return self._weights[name]
 
     def reading(self, reads: Iterable[tuple[ByteSource, Span]], notes: Path) -> ReadAhead:
-        """Fetch what one reader will read, in this order.
+        """Read ahead, from the streamed repository, the spans that one reader will read, in this
+        order.
 
         Files that pass whole with the right hash are noted in ``notes``. Files that an earlier run
         noted, and of which nothing is read any more, count as verified.
@@ -208,7 +216,8 @@ class Stream:
 
     @contextmanager
     def again(self) -> Iterator[threading.Event]:
-        """Allow weights to be read once more after ``reading``, in any order.
+        """Allow a streamed repository's weights to be read once more after ``reading``, in any
+        order.
 
         Yields the event that stops it.
         """
@@ -220,11 +229,13 @@ class Stream:
 
     @property
     def stop(self) -> threading.Event:
-        """Set to end all waiting for the Hub."""
+        """Return the event that, once set, ends all waiting for the repository's server."""
         return self._client.stop
 
     def verified(self) -> dict[str, str]:
-        """The sha256 of each file of weights that was read whole and is what the Hub publishes."""
+        """Return the SHA-256 of each of the repository's weights files that was read whole and is
+        what the Hub publishes.
+        """
         return {
             name: file.file.sha256
             for name, file in self._weights.items()
@@ -232,12 +243,14 @@ class Stream:
         }
 
     def unverified(self) -> list[str]:
-        """The names of the files of weights that are not verified."""
+        """List the names of the repository's weights files whose SHA-256 was not verified."""
         return [name for name, file in self._weights.items() if not file.digest.verified]
 
 
 def _check_hash(file: HubFile, data: bytearray) -> None:
-    """Compare a small file's content with its listed hash, git-lfs's or git's."""
+    """Compare a small repository file's content with its listed hash, git-lfs's SHA-256 or git's
+    SHA-1.
+    """
     if file.sha256 is not None:
         found, expected = hashlib.sha256(data).hexdigest(), file.sha256
     else:

@@ -46,7 +46,8 @@ _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def open_adapter(folder: Path, checkpoint: Checkpoint) -> Adapter:
-    """Read an adapter's config and headers, and find what of the checkpoint it changes.
+    """Read a PEFT adapter's config and headers, and find which tensors of the checkpoint it
+    changes.
 
     Raises ``CheckpointError`` when it is damaged, does not fit the checkpoint, or has a tensor that
     matches none of it; ``UnsupportedModelError`` when it is another kind of adapter.
@@ -89,7 +90,9 @@ def _check_kind(config: Mapping[str, Any], where: Path) -> None:
 def _sort(
     tensors: Mapping[str, TensorInfo], hparams: HParams
 ) -> tuple[dict[str, tuple[TensorInfo, TensorInfo]], dict[str, TensorInfo]]:
-    """Pairs A, B by module, and whole tensors, which replace the checkpoint's, by their name."""
+    """Sort an adapter file's tensors into A, B pairs by module and whole tensors, which replace the
+    checkpoint's, by name.
+    """
     halves: dict[str, dict[str, TensorInfo]] = {}
     replaced: dict[str, TensorInfo] = {}
     known = parameters(hparams)

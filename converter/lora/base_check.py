@@ -28,7 +28,8 @@ _NOT_A_NUMBER = re.compile(r"\\d|\{[\d,]*\}|\[0-9\]")
 
 
 def check_name(config: Mapping[str, Any], hparams: HParams, where: Path) -> None:
-    """Raise ``CheckpointError`` when the config names a published size, and this base has another.
+    """Raise ``CheckpointError`` when an adapter's config names a published size (20b, 120b) as its
+    base, and this base has another.
 
     The size is found in any form of the name: ``unsloth/gpt-oss-20b-bnb-4bit``, a folder's path.
     """
@@ -43,7 +44,9 @@ def check_name(config: Mapping[str, Any], hparams: HParams, where: Path) -> None
 
 
 def size_in_name(name: str) -> str | None:
-    """The published size that a model's name or path has in it; None when it has none, or both."""
+    """Find the published size (20b, 120b) in the name or path of an adapter's base model; None when
+    it has none, or both.
+    """
     for part in reversed(re.split(r"[/\\]", name.lower())):
         sizes = set(_SIZE.findall(part.replace("_", "-")))
         if sizes:
@@ -58,7 +61,8 @@ def check_complete(
     deltas: Mapping[str, AnyDelta],
     replaced: Iterable[str],
 ) -> None:
-    """Raise ``CheckpointError`` when something is unchanged that PEFT would have changed.
+    """Raise ``CheckpointError`` when an adapter leaves something of this base unchanged that PEFT
+    would have changed.
 
     That shows an adapter of a shallower model: to one of 36 layers it fits in all that it has.
     """
@@ -69,7 +73,7 @@ def check_complete(
 def _check_listed(
     config: Mapping[str, Any], hparams: HParams, path: Path, changed: set[str]
 ) -> None:
-    """Every tensor that the config lists by name must be changed."""
+    """Check that an adapter changes every tensor of this base that its config lists by name."""
     if config.get("layers_to_transform") is not None or config.get("exclude_modules"):
         return
     modules, whole = config.get("target_modules"), config.get("target_parameters")
@@ -90,7 +94,10 @@ def _check_listed(
 
 
 def _targeted(targets: Any, key: str) -> bool:
-    """PEFT's rule for lists of names; a regular expression from a file is not run."""
+    """Check whether an adapter's target list names this module of the base, by PEFT's rule.
+
+    A regular expression from a file is not run.
+    """
     return isinstance(targets, list) and any(
         isinstance(target, str) and (key == target or key.endswith("." + target))
         for target in targets
@@ -100,7 +107,9 @@ def _targeted(targets: Any, key: str) -> bool:
 def _check_layers_alike(
     config: Mapping[str, Any], hparams: HParams, path: Path, deltas: Mapping[str, AnyDelta]
 ) -> None:
-    """Every layer must have the same adapted modules, unless the config chooses layers."""
+    """Check that an adapter has the same modules in every layer of this base, unless its config
+    chooses layers.
+    """
     for key, whole in (("target_modules", False), ("target_parameters", True)):
         if not config.get(key) or _chooses(config[key]) or _chooses(config.get("exclude_modules")):
             continue
@@ -134,7 +143,9 @@ def _check_experts_alike(hparams: HParams, path: Path, deltas: Mapping[str, AnyD
 
 
 def _modules(deltas: Mapping[str, AnyDelta], *, parameters_of_peft: bool) -> Iterator[str]:
-    """Names of what was adapted as a module, or as a parameter: PEFT keeps two lists of targets."""
+    """List what an adapter's config targets as a module, or as a parameter: PEFT keeps two lists of
+    targets.
+    """
     for name, delta in deltas.items():
         as_parameter = not isinstance(delta, ExpertPairs) and delta.experts > 0
         if as_parameter is parameters_of_peft:
@@ -142,7 +153,9 @@ def _modules(deltas: Mapping[str, AnyDelta], *, parameters_of_peft: bool) -> Ite
 
 
 def _layers(config: Mapping[str, Any], hparams: HParams) -> list[int]:
-    """The layers that are adapted: those that the config lists, or all."""
+    """List the layers of this base that the adapter should change: those that its config lists, or
+    all.
+    """
     chosen = config.get("layers_to_transform")
     listed = chosen if isinstance(chosen, list) else [chosen]
     everything = range(hparams.num_hidden_layers)
@@ -150,8 +163,11 @@ def _layers(config: Mapping[str, Any], hparams: HParams) -> list[int]:
 
 
 def _chooses(targets: Any) -> bool:
-    """Whether targets, a list of names or a regular expression, may be of some layers or experts
-    only. The expression comes from a file and is not run: a number in it is enough."""
+    """Check whether an adapter's targets, a list of names or a regular expression, may choose some
+    layers or experts only.
+
+    The expression comes from a file and is not run: a number in it is enough.
+    """
     found = targets if isinstance(targets, list) else [targets]
     return any(
         re.search(r"\d", _NOT_A_NUMBER.sub("", it)) is not None

@@ -29,19 +29,25 @@ class Reader:
         self._local = threading.local()
 
     def read(self, info: TensorInfo, start: int, n: int) -> Bytes:
-        """``n`` bytes of a tensor, from byte ``start`` of it on."""
+        """Read ``n`` bytes of an adapter's or its base's tensor, from byte ``start`` of it on, for
+        the factors of a delta.
+        """
         out = np.empty(n, np.uint8)
         info.file.read_into(info.offset + start, out)
         return out
 
     def rows(self, info: TensorInfo, start: int, stop: int) -> Floats:
-        """Rows of the last dimension, counted through all others, as float32."""
+        """Read rows of an adapter's or its base's tensor as float32; the first dimensions count as
+        one.
+        """
         size = info.shape[-1] * STORED[info.dtype].itemsize
         raw = self.read(info, start * size, (stop - start) * size)
         return widen(raw.view(STORED[info.dtype]), info.dtype).reshape(stop - start, -1)
 
     def remembered(self, slot: str, key: Hashable, make: Callable[[], Floats]) -> Floats:
-        """What ``make`` returns; called again only when ``key`` is not the slot's last one."""
+        """Return the factor that ``make`` reads, called again only when ``key`` is not the last one
+        of this thread and slot.
+        """
         last: tuple[Hashable, Floats] | None = getattr(self._local, slot, None)
         if last is None or last[0] != key:
             last = (key, make())
@@ -57,19 +63,21 @@ class Factors(Protocol):
     @property
     def form(self) -> str: ...
     def adapted(self, expert: int) -> bool:
-        """Whether the expert is changed at all; factors exist only then."""
+        """Check whether the adapter changes an expert at all; only then it has factors A and B."""
         ...
 
     def left(self, expert: int) -> Floats:
-        """float32 [outputs, rank]."""
+        """Return the left factor of an expert's delta, float32 [outputs, rank]."""
         ...
 
     def right(self, expert: int) -> Floats:
-        """float32 [rank, inputs]."""
+        """Return the right factor of an expert's delta, float32 [rank, inputs]."""
         ...
 
     def scale(self, _expert: int, /) -> Floats:
-        """float32 [outputs] or [1]: by what each row of the product is multiplied."""
+        """Return the factor by which each row of ``left @ right`` is multiplied, float32 [outputs]
+        or [1].
+        """
         ...
 
 
@@ -85,19 +93,27 @@ class StackedFactors:
         )
 
     def adapted(self, expert: int) -> bool:
-        """PEFT adapts all experts of a tensor."""
+        """Check whether a stacked adapter pair has factors for an expert: PEFT adapts all experts
+        of a tensor.
+        """
         return 0 <= expert < self._delta.experts
 
     def left(self, expert: int) -> Floats:
-        """B of an expert, or A's transpose where PEFT took inputs for outputs."""
+        """Return the left factor of an expert in a stacked pair: its B, or A's transpose where PEFT
+        took inputs for outputs.
+        """
         return self._a(expert).T if self._delta.swapped else self._b(expert)
 
     def right(self, expert: int) -> Floats:
-        """A of an expert, or B's transpose."""
+        """Return the right factor of an expert in a stacked pair: its A, or B's transpose where
+        PEFT took inputs for outputs.
+        """
         return self._b(expert).T if self._delta.swapped else self._a(expert)
 
     def scale(self, _expert: int, /) -> Floats:
-        """One scale for all rows."""
+        """Return the stacked pair's one scale, float32 [1], for all rows of the product of its
+        factors.
+        """
         return np.array([self._delta.scale], np.float32)
 
     def _a(self, expert: int) -> Floats:
@@ -108,7 +124,9 @@ class StackedFactors:
         )
 
     def _b(self, expert: int) -> Floats:
-        """In B each rank has all experts side by side."""
+        """Read an expert's factor B from a stacked pair, where each rank has all experts side by
+        side.
+        """
         info = self._delta.b
         return self._reader.remembered("b", (info.name, expert), lambda: self._gathered(expert))
 
@@ -141,19 +159,25 @@ class PairedFactors:
         )
 
     def adapted(self, expert: int) -> bool:
-        """Whether the expert has a pair."""
+        """Check whether the adapter has a pair of factors for this expert of its own."""
         return expert in self._pairs
 
     def left(self, expert: int) -> Floats:
-        """B of each pair in its own rows and ranks."""
+        """Return the left factor of an expert with a pair of its own, or two: B of each pair in its
+        own rows and ranks.
+        """
         return self._reader.remembered("b", (self._name, expert), lambda: self._left(expert))
 
     def right(self, expert: int) -> Floats:
-        """A of each pair, one below the other."""
+        """Return the right factor of an expert with a pair of its own, or two: A of each pair, one
+        below the other.
+        """
         return self._reader.remembered("a", (self._name, expert), lambda: self._right(expert))
 
     def scale(self, expert: int, /) -> Floats:
-        """Each pair's scale in its own rows."""
+        """Return each pair's scale in the rows of the product that its factors change, float32
+        [outputs].
+        """
         found = np.ones(self._outputs, np.float32)
         for rows, pair in self._pairs[expert].items():
             found[ROWS[rows]] = pair.scale

@@ -46,7 +46,9 @@ class Merged:
 
 
 def merged(checkpoint: Checkpoint, adapter: Adapter) -> Merged:
-    """Add an adapter to the checkpoint it was opened for."""
+    """Merge an adapter into the checkpoint it was opened for, as one more checkpoint, computed
+    while it is read.
+    """
     found: dict[str, TensorInfo] = {**checkpoint.tensors, **adapter.replaced}
     sides: dict[str, bool] = {}
     blocks: dict[str, tuple[TensorInfo, ...]] = {}
@@ -130,7 +132,9 @@ class MergedSource:
 
     @property
     def stamp(self) -> str:
-        """Everything that the bytes depend on: the files, where in them, and the delta's form."""
+        """Describe everything that a merged tensor's bytes depend on: the files, where in them, and
+        the delta's form.
+        """
         parts = [
             f"{part.file}: {part.file.stamp}: {part.name} {part.dtype} {part.shape} "
             f"at {part.offset}"
@@ -139,7 +143,9 @@ class MergedSource:
         return "\n".join([*parts, self._rows.form])
 
     def read_into(self, offset: int, out: Buffer) -> None:
-        """Fill ``out`` with the bytes from ``offset`` on, a panel of rows at a time."""
+        """Fill ``out`` with a merged tensor's float32 bytes from ``offset`` on, computed a panel of
+        rows at a time.
+        """
         view = bytes_of(out)
         row_bytes = self._rows.columns * 4
         while view:
@@ -178,13 +184,15 @@ class _Rows:
         """Rows of one matrix."""
 
     def panel(self, row: int) -> tuple[int, int]:
-        """The rows to compute together with ``row``, all of one matrix."""
+        """Find the rows of a merged tensor to compute together with ``row``, all of one matrix."""
         first = row - row % self.height
         start = row - (row - first) % PANEL
         return start, min(start + PANEL, first + self.height)
 
     def values(self, start: int, stop: int) -> Floats:
-        """Rows ``start`` to ``stop``, a panel, as float32 [rows, columns]."""
+        """Compute rows ``start`` to ``stop`` of a merged tensor, base plus delta, as float32 [rows,
+        columns].
+        """
         raise NotImplementedError
 
 
@@ -256,7 +264,8 @@ class _Mxfp4Experts(_Experts):
 
 
 def _sum(base: Floats, left: Floats, right: Floats, scale: Floats) -> Floats:
-    """``base + scale * (left @ right)`` in float32; ``scale`` is broadcast.
+    """Add an adapter's delta to rows of the checkpoint: ``base + scale * (left @ right)`` in
+    float32; ``scale`` is broadcast.
 
     The products are small enough for a BLAS to use one thread for each: the threads of the
     conversion share the cores already, and waiting for another one costs more than the product.

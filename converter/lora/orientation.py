@@ -33,19 +33,25 @@ _SHAPES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_local_e
 
 
 def square(hparams: HParams, stored: StoredTensors) -> list[NamedTensor]:
-    """The expert tensors in floats whose shape does not show whether they are transposed."""
+    """List the float expert tensors that are square, so their shape does not show whether they are
+    transposed.
+    """
     return [
         named for named in tensors(hparams) if len(stored[named.gguf]) == 1 and _is_square(named)
     ]
 
 
 def _is_square(named: NamedTensor) -> bool:
-    """Whether an expert tensor in floats has as many inputs as outputs."""
+    """Check whether an expert tensor in floats has as many inputs as outputs, so its shape hides a
+    transposition.
+    """
     return named.floats is not None and named.floats.shape[1] == named.floats.shape[2]
 
 
 def check_base(checkpoint: Checkpoint, base: Checkpoint, stored: StoredTensors) -> None:
-    """Raise ``CheckpointError`` unless ``base`` has MXFP4 experts of the checkpoint's shapes."""
+    """Raise ``CheckpointError`` unless ``base`` has MXFP4 experts of the checkpoint's shapes, to
+    compare their orientation with.
+    """
     for field in fields(HParams):
         ours, its = (getattr(it.hparams, field.name) for it in (checkpoint, base))
         if field.name in _SHAPES and ours != its:
@@ -63,7 +69,8 @@ def check_base(checkpoint: Checkpoint, base: Checkpoint, stored: StoredTensors) 
 def inputs_first(
     stored_tensors: StoredTensors, base: Checkpoint, base_stored: StoredTensors
 ) -> Iterator[tuple[str, bool]]:
-    """Whether each square expert tensor has its inputs first, by name.
+    """Find whether each square expert tensor has its inputs first (is transposed), by comparing its
+    values with the base's.
 
     Raises ``CheckpointError`` when a tensor resembles neither the base's nor its transpose.
     """
@@ -82,7 +89,8 @@ def inputs_first(
 
 
 def inputs_first_by_grid(hparams: HParams, stored_tensors: StoredTensors) -> dict[str, bool]:
-    """Whether square expert tensors have their inputs first, by name, where MXFP4's grid shows it.
+    """Find whether square expert tensors have their inputs first (are transposed) without a base,
+    where MXFP4's grid shows it.
 
     If all that show it agree, the others were saved by the same tool and are taken likewise.
     """
@@ -98,7 +106,9 @@ def inputs_first_by_grid(hparams: HParams, stored_tensors: StoredTensors) -> dic
 
 
 def _rows(info: TensorInfo, n: int) -> Floats:
-    """The first rows of the first expert, in the order they are stored in."""
+    """Read the first rows of the first expert as stored, to find out whether the matrix is
+    transposed.
+    """
     row = info.nbytes // info.shape[0] // info.shape[1]
     raw = np.empty(n * row, np.uint8)
     with closing(info.file):
@@ -107,7 +117,9 @@ def _rows(info: TensorInfo, n: int) -> Floats:
 
 
 def _base_rows(infos: tuple[TensorInfo, ...], n: int) -> tuple[Floats, Floats]:
-    """The first rows of the first expert's matrix, outputs first, and of its transpose."""
+    """Read the first rows of the base's first expert, outputs first, and of its transpose, to
+    compare the orientation with.
+    """
     blocks, scales = (_first_expert(info) for info in infos)
     rows = mxfp4.decode(mxfp4.codes_from_hf(blocks[:n]), scales[:n])
     k = n // mxfp4.BLOCK

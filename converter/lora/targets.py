@@ -29,7 +29,8 @@ Pairs = Mapping[str, tuple[TensorInfo, TensorInfo]]
 def find_deltas(
     pairs: Pairs, config: Mapping[str, Any], hparams: HParams, config_path: Path
 ) -> dict[str, AnyDelta]:
-    """What the pairs add, by the names of the checkpoint's tensors.
+    """Find which checkpoint tensor each A, B pair of an adapter targets, from names, shapes and the
+    config; returns the deltas by tensor name.
 
     Raises ``CheckpointError`` when a pair fits no tensor, or two change the same one;
     ``UnsupportedModelError`` when what it changes cannot be told.
@@ -68,7 +69,7 @@ class _Finder:
         self._parameters = known
 
     def check_product(self, module: str, a: TensorInfo, b: TensorInfo) -> None:
-        """Raise ``CheckpointError`` unless B @ A is a matrix."""
+        """Raise ``CheckpointError`` unless the shapes of an adapter pair allow B @ A."""
         if len(a.shape) == len(b.shape) == 3:
             raise UnsupportedModelError(
                 f"{a.file}: {quoted(module)} has all experts in one tensor of three dimensions, as "
@@ -82,7 +83,9 @@ class _Finder:
             )
 
     def delta(self, module: str, a: TensorInfo, b: TensorInfo) -> tuple[str, Delta]:
-        """The tensor that a pair changes, and how."""
+        """Find the checkpoint tensor that an adapter pair targets, by its module's name, and how
+        the pair changes it.
+        """
         while module.endswith(WRAPPED):
             module = module.removesuffix(WRAPPED)
         if module.endswith(".mlp.experts"):
@@ -101,7 +104,9 @@ class _Finder:
     def expert_pair(
         self, module: str, expert: ExpertModule, a: TensorInfo, b: TensorInfo
     ) -> ExpertPair:
-        """The pair of a single expert's module."""
+        """Match the A, B pair of a single expert's module to that expert's rows of the checkpoint's
+        stacked tensor.
+        """
         target = self._parameters.get(expert.parameter)
         if target is None or expert.expert >= target.shape[0]:
             raise CheckpointError(
@@ -116,7 +121,9 @@ class _Finder:
         return ExpertPair(a, b, a.shape[0], self._scale(module, a.shape[0]))
 
     def _experts(self, module: str, a: TensorInfo, b: TensorInfo) -> tuple[str, Delta]:
-        """Which of an experts module's tensors: shapes show it, names do not."""
+        """Find which tensor of an experts module a pair targets, gate_up_proj or down_proj: shapes
+        show it, names do not.
+        """
         for part in ("gate_up_proj", "down_proj"):
             name = f"{module}.{part}"
             target = self._parameters.get(name)
@@ -136,7 +143,9 @@ class _Finder:
         raise _other_base(module, a, b, self._parameters[f"{module}.down_proj"].shape)
 
     def _scale(self, key: str, rank: int) -> float:
-        """alpha / rank; the config may give a module an alpha of its own."""
+        """Compute a pair's scale, alpha / rank; the config may give a target module an alpha of its
+        own.
+        """
         alpha = self._config.get("lora_alpha")
         patterns = self._config.get("alpha_pattern") or {}
         if not isinstance(patterns, dict):
@@ -162,7 +171,7 @@ def _other_base(
 
 
 def _matches(pattern: str, key: str, where: Path) -> bool:
-    """Whether a pattern is a module's name, or the end of one.
+    """Check whether an adapter config's pattern is the name of a target module, or the end of one.
 
     PEFT takes it as a regular expression. One that is more than a name is refused: it comes from a
     file, and matching it could take unlimited time.
@@ -175,7 +184,8 @@ def _matches(pattern: str, key: str, where: Path) -> bool:
 def _with_sides(
     deltas: Mapping[str, AnyDelta], config: Mapping[str, Any], config_path: Path
 ) -> Iterator[tuple[str, AnyDelta]]:
-    """Decide what shapes leave open: of a square tensor, which side A belongs to.
+    """Decide what the shapes of a pair's target leave open: of a square tensor, which side A
+    belongs to.
 
     The adapter's other experts tensor shows it, for PEFT treats both alike. Alone, its version may.
     """
@@ -200,6 +210,6 @@ def _with_sides(
 
 
 def _version(config: Mapping[str, Any]) -> tuple[int, ...]:
-    """PEFT's version; those before 0.18 did not note theirs."""
+    """Read PEFT's version from the adapter's config; releases before 0.18 did not note theirs."""
     found = re.match(r"(\d{1,5})\.(\d{1,5})", str(config.get("peft_version") or "0.17"))
     return tuple(map(int, found.groups())) if found else _SWAPS_BY_SHAPE

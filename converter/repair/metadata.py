@@ -60,7 +60,9 @@ class Base:
 
     @classmethod
     def open(cls, folder: Path) -> Base:
-        """Raises ``CheckpointError`` or ``UnsupportedModelError``."""
+        """Read config.json and the tokenizer of the base checkpoint that a GGUF's metadata is
+        repaired from. Raises ``CheckpointError`` or ``UnsupportedModelError``.
+        """
         path = folder / CONFIG
         hparams = HParams.from_config(
             read_json(path, CheckpointError, limit=CONFIG_LIMIT), str(path)
@@ -84,7 +86,7 @@ class Change:
 
 
 def plan(file: GgufFile, base: Base | None) -> tuple[HParams, list[Entry], list[Change]]:
-    """The repaired file's hyperparameters and keys, and the changes.
+    """Plan the keys of a repaired GGUF: its hyperparameters, all keys, and the changes to them.
 
     Raises ``UnsupportedModelError`` for another architecture or tokenizer, ``GgufError`` for what
     cannot be repaired.
@@ -119,7 +121,8 @@ def plan(file: GgufFile, base: Base | None) -> tuple[HParams, list[Entry], list[
 def _harmful_keys(
     file: GgufFile, entries: Mapping[str, Entry], wanted: Collection[str]
 ) -> Iterator[Change]:
-    """Keys to remove: llama.cpp fails on them, or computes something other than gpt-oss.
+    """Find a GGUF's keys that a repair must remove: llama.cpp fails on them, or computes something
+    other than gpt-oss.
 
     Raises ``GgufError`` for what is still wrong and cannot be removed.
     """
@@ -147,7 +150,7 @@ def _renamed(key: str) -> str:
 
 
 def _entries(file: GgufFile) -> dict[str, Entry]:
-    """The file's keys, ready to be written under their new names."""
+    """Copy a GGUF's keys to the repaired file under their new names."""
     return {
         key: Entry(
             _renamed(key), file.types[key], value, array=isinstance(value, StringArray | tuple)
@@ -162,7 +165,9 @@ def _entries(file: GgufFile) -> dict[str, Entry]:
 def _hparams(
     file: GgufFile, given: Mapping[str, Any], base: Base | None
 ) -> tuple[HParams, dict[str, str]]:
-    """The hyperparameters, and by key the reason for those that the file does not have."""
+    """Complete the hyperparameters of a GGUF in repair; returns them, and by key where the missing
+    ones come from.
+    """
     shown = _from_shapes(file)
     values: dict[str, Any] = {}
     reasons: dict[str, str] = {}
@@ -191,10 +196,12 @@ def _hparams(
 
 
 def _from_shapes(file: GgufFile) -> dict[str, int]:
-    """Hyperparameters that the tensors' shapes show."""
+    """Find hyperparameters that a GGUF's metadata lacks from the shapes of its tensors."""
 
     def dimension(axis: int, *names: str) -> int:
-        """In ggml's order; 0 when there is no such tensor."""
+        """Return one dimension of a GGUF's tensor, in ggml's order, to find missing
+        hyperparameters; 0 when there is no such tensor.
+        """
         tensor = next((file.tensors[name] for name in names if name in file.tensors), None)
         return tensor.shape[axis] if tensor and len(tensor.shape) > axis else 0
 
@@ -225,7 +232,9 @@ def _from_shapes(file: GgufFile) -> dict[str, int]:
 def _vocabulary(
     file: GgufFile, given: Mapping[str, Any], base: Base | None, size: int
 ) -> tuple[Vocabulary, dict[str, str]]:
-    """The vocabulary, and by key the reason for what the file does not have."""
+    """Complete the vocabulary of a GGUF in repair; returns it, and by key where the missing parts
+    come from.
+    """
     model = given.get(Keys.Tokenizer.MODEL, "gpt2")
     if model != "gpt2":
         raise UnsupportedModelError(f"{file.path}: {Keys.Tokenizer.MODEL} is {quoted(model)}")
@@ -275,7 +284,9 @@ def _texts(file: GgufFile, given: Mapping[str, Any], key: str) -> StringArray:
 
 
 def _given_types(file: GgufFile, given: Mapping[str, Any], tokens: Sequence[str]) -> list[int]:
-    """Each token's type as the file has it; those it does not give are NORMAL."""
+    """Return each token's type from the metadata of a GGUF in repair; tokens without one are
+    NORMAL.
+    """
     found = given.get(Keys.Tokenizer.TOKEN_TYPE)
     types = list(found) if isinstance(found, tuple) and _KINDS.issuperset(found) else []
     if len(types) > len(tokens):
@@ -284,7 +295,9 @@ def _given_types(file: GgufFile, given: Mapping[str, Any], tokens: Sequence[str]
 
 
 def _correct_types(tokens: Sequence[str], types: list[int]) -> None:
-    """Mark control tokens as such, and those without a meaning as unused."""
+    """Correct a GGUF's token types: control tokens are marked CONTROL, those without a meaning
+    UNUSED.
+    """
     for i, token in enumerate(tokens):
         if token in harmony_tokens.CONTROL or _RESERVED.fullmatch(token):
             types[i] = int(TokenType.CONTROL)
@@ -293,7 +306,8 @@ def _correct_types(tokens: Sequence[str], types: list[int]) -> None:
 
 
 def _name_unused(tokens: list[str], types: Sequence[int]) -> None:
-    """Give unused tokens texts of their own where llama.cpp would fail: empty or another's.
+    """Rename unused tokens of a GGUF in repair where llama.cpp would fail: texts that are empty or
+    another token's.
 
     No text is encoded to them, so only that they differ matters.
     """
@@ -337,7 +351,9 @@ def _changes(
 
 
 def _is_default(entry: Entry) -> bool:
-    """Whether llama.cpp uses this value if the key is absent."""
+    """Check whether llama.cpp uses this value if the GGUF lacks the key, so that the repair need
+    not add it.
+    """
     names = {key: name for name, key in GGUF_KEYS.items()}
     default = YARN_BETAS.get(names.get(entry.key, ""))
     return default is not None and bool(default == entry.value)
@@ -353,14 +369,16 @@ def _same(entry: Entry, found: Any) -> bool:
 
 
 def _ends(token: Any, wanted: Sequence[Entry]) -> bool:
-    """Whether a token ends a reply."""
+    """Check whether a token of the vocabulary ends a reply, for the repair of the GGUF's end-of-
+    turn keys.
+    """
     [tokens] = (entry.value for entry in wanted if entry.key == Keys.Tokenizer.LIST)
     ends = [i for i, text in enumerate(tokens) if text in harmony_tokens.ENDS_OF_REPLY]
     return token in ends
 
 
 def _text(value: Any) -> str | None:
-    """A value as a message shows it."""
+    """Format a GGUF key's value for the repair's list of changed metadata."""
     if value is None or isinstance(value, str):
         return value if value is None or len(value) < 60 else f"{len(value)} characters"
     if isinstance(value, StringArray | tuple | list):

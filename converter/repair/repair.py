@@ -69,7 +69,9 @@ def plan_repair(
     base: str | os.PathLike[str] | None = None,
     split_max_size: int | None = None,
 ) -> RepairPlan:
-    """Open a GGUF and plan its repair; parameters and errors are those of ``repair``."""
+    """Open a GGUF and plan its repair, metadata and tensors; parameters and errors are those of
+    ``repair``.
+    """
     file = GgufFile.open(Path(source), ollama=True)
     hparams, entries, changed = metadata.plan(file, Base.open(Path(base)) if base else None)
     planned, moved = tensors.plan(file, hparams)
@@ -90,7 +92,7 @@ def repair(
     progress: Progress | None = None,
     say: Say | None = None,
 ) -> Repair:
-    """Write the GGUF ``source`` to ``out`` with everything that llama.cpp needs.
+    """Repair the GGUF ``source``: write it to ``out`` with everything that llama.cpp needs.
 
     ``base`` is the folder of the checkpoint it was made from; its config.json and tokenizer take
     precedence over the file's keys. Without it, missing values come from the tensors' shapes, or

@@ -67,7 +67,8 @@ class Found:
 
 
 def plan(file: GgufFile, hparams: HParams) -> tuple[list[TensorPlan], list[str]]:
-    """Every tensor of the repaired file, and a sentence for each kind of change.
+    """Plan every tensor of a repaired GGUF, under llama.cpp's name and in its type, with a sentence
+    for each kind of change.
 
     Raises ``GgufError`` when a tensor is missing, unknown or has another shape than the
     hyperparameters require, ``UnsupportedModelError`` when llama.cpp cannot compute its type.
@@ -93,7 +94,9 @@ def plan(file: GgufFile, hparams: HParams) -> tuple[list[TensorPlan], list[str]]
 
 
 def _find(file: GgufFile, named: NamedTensor, shapes: Shapes) -> Found:
-    """Find a tensor by its own name, by Ollama's, or as part of another tensor."""
+    """Find a gpt-oss tensor in a GGUF in repair by llama.cpp's name, by Ollama's, or as part of
+    another tensor.
+    """
     own = file.tensors.get(named.gguf)
     if own is not None:
         return Found(_shaped(own, named.shape))
@@ -108,7 +111,7 @@ def _find(file: GgufFile, named: NamedTensor, shapes: Shapes) -> Found:
 def _in_block(
     file: GgufFile, block: str, tail: str, named: NamedTensor, shapes: Shapes
 ) -> Found | None:
-    """Find a block's tensor that does not have llama.cpp's name."""
+    """Find a block's tensor that another tool stored under a name other than llama.cpp's."""
     role, _, rest = tail.partition(".")
     other = file.tensors.get(block + OTHER_NAMES.get(tail, tail))
     if other is not None:
@@ -127,7 +130,9 @@ def _in_block(
 
 
 def _part(tensor: GgufTensor, name: str, names: Sequence[str], shapes: Shapes) -> GgufTensor:
-    """The rows of ``name`` in a tensor that holds those of all ``names``."""
+    """Find the rows of ``name`` in a GGUF's fused tensor that holds those of all ``names``, as
+    Ollama's attn_qkv.
+    """
     rows = [shapes[it][0] for it in names]
     _shaped(tensor, (sum(rows), *shapes[name][1:]))
     row_bytes = tensor.nbytes // sum(rows)
@@ -148,7 +153,9 @@ def _shaped(tensor: GgufTensor, shape: tuple[int, ...]) -> GgufTensor:
 def _choose_transform(
     named: NamedTensor, found: Found
 ) -> tuple[GGMLQuantizationType, Transform, str]:
-    """The type in the repaired file, the transform to it, and a description of the change."""
+    """Choose a tensor's type in the repaired GGUF, the transform to it, and the sentence for the
+    change.
+    """
     kind, rows = found.tensor.type, found.rows
     n_values, n_bytes = GGML_QUANT_SIZES[kind]
     row_values = 1 if len(named.shape) == 1 or named.role is TensorRole.EXACT else named.shape[-1]
@@ -190,7 +197,9 @@ def _copying(
 
 @cache
 def _reordering(rows: Rows, row_bytes: int) -> Transform:
-    """MXFP4 blocks with codes in Hugging Face's order to ggml's; the scale comes first in both."""
+    """Make the repair's transform of MXFP4 blocks with codes in Hugging Face's order to ggml's; the
+    scale comes first in both.
+    """
 
     def reorder(source: Bytes, out: Bytes) -> None:
         blocks = source.reshape(-1, mxfp4.GGML_BYTES)
@@ -206,7 +215,9 @@ def _same(source: Bytes, out: Bytes) -> None:
 def _select_rows(
     name: str, rows: Rows, reads: int, writes: int, convert: Callable[[Bytes, Bytes], None]
 ) -> Transform:
-    """``convert`` applied to all rows, or to every second one."""
+    """Make a repair's transform that applies ``convert`` to all rows of a GGUF tensor, or to every
+    second one (gate or up).
+    """
     if rows is Rows.ALL:
         return Transform(name, (reads,), writes, lambda sources, out: convert(sources[0], out))
     first = [Rows.EVEN, Rows.ODD].index(rows)

@@ -1,1 +1,1 @@
-"""Transform a tensor's bytes: checkpoint to GGUF, floats to MXFP4, and back."""
+"""Transform a tensor's bytes: published BF16 and MXFP4, fine-tunes' floats, and back."""

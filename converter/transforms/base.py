@@ -54,7 +54,7 @@ class Transform:
 
     @property
     def copies(self) -> bool:
-        """Whether the result is the first source unchanged."""
+        """Check whether the transform copies its first source unchanged."""
         return self.apply is _copy
 
 

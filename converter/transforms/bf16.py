@@ -37,7 +37,7 @@ _BELOW_HALF = np.uint32(0x3EFFFFFF)
 
 
 def _widen(words: Words, out: Floats) -> None:
-    """BF16 to float32: the same bits with 16 zeros below; exact."""
+    """Widen BF16 to float32: the same bits with 16 zeros below; exact."""
     np.left_shift(words, np.uint32(16), out=out.view(_U32), dtype=_U32)
 
 
@@ -46,7 +46,9 @@ def _to_f32(sources: Sequence[Bytes], out: Bytes) -> None:
 
 
 def _to_f16(sources: Sequence[Bytes], out: Bytes) -> None:
-    """To the nearest half, ties to even. Raises ``OutOfRangeError`` rather than make infinities."""
+    """Round BF16 to the nearest half, ties to even. Raises ``OutOfRangeError`` rather than make
+    infinities.
+    """
     words, halves = sources[0].view(_U16), out.view(_F16)
     scratch = np.empty(min(CHUNK_VALUES, len(words)), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -60,7 +62,8 @@ def _to_f16(sources: Sequence[Bytes], out: Bytes) -> None:
 
 
 def _to_q8_0(sources: Sequence[Bytes], out: Bytes) -> None:
-    """Blocks of 32 values as a half-precision scale, amax / 127, and 32 signed bytes.
+    """Quantize BF16 to Q8_0: blocks of 32 values as a half-precision scale, amax / 127, and 32
+    signed bytes.
 
     ggml's rule: multiply by the float32 inverse of the float32 scale, round halves away from
     zero. Adding the largest float below 0.5 and truncating is that rounding, without its error
@@ -91,7 +94,8 @@ def _to_q8_0(sources: Sequence[Bytes], out: Bytes) -> None:
 
 
 def _block_maxima(magnitudes: Words) -> Words:
-    """The largest of each 32 values ``[n, 32]``; BF16 without its sign sorts as its bits do.
+    """Find the largest magnitude of each 32 BF16 values ``[n, 32]``, for Q8_0; without its sign
+    BF16 sorts as its bits do.
 
     numpy goes through short rows one at a time, four times slower than through these long ones.
     """
@@ -103,7 +107,9 @@ def _block_maxima(magnitudes: Words) -> Words:
 
 
 def _check_scales(halves: NDArray[np.float16], *, values: Words) -> None:
-    """Raise ``OutOfRangeError`` when finite BF16 values ``[n, 32]`` got a scale that is not."""
+    """Raise ``OutOfRangeError`` when finite BF16 values ``[n, 32]`` got a Q8_0 scale that is
+    infinite.
+    """
     if not np.isfinite(halves).all():
         magnitudes = values & np.uint16(0x7FFF)
         lost = ~np.isfinite(halves) & (magnitudes < _INFINITE).all(axis=1)
@@ -137,7 +143,7 @@ REPACK = Transform("MXFP4 repack", (mxfp4.HF_BYTES, 1), mxfp4.GGML_BYTES, _repac
 
 @cache
 def every_second_to_f32(rows: Rows) -> Transform:
-    """BF16 to F32 of the even or the odd values: gate's or up's biases."""
+    """Make the transform of gate's or up's published BF16 bias (even or odd values) to F32."""
     first = _first(rows)
 
     def apply(sources: Sequence[Bytes], out: Bytes) -> None:
@@ -148,7 +154,9 @@ def every_second_to_f32(rows: Rows) -> Transform:
 
 @cache
 def every_second_row(rows: Rows, columns: int) -> Transform:
-    """MXFP4 repack of the even or the odd rows of ``columns`` values: gate's or up's weights."""
+    """Make the transform that repacks published MXFP4 to ggml's layout, even or odd rows of
+    ``columns`` values only: gate's or up's weights.
+    """
     first, n = _first(rows), columns // mxfp4.BLOCK
 
     def apply(sources: Sequence[Bytes], out: Bytes) -> None:

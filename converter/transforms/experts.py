@@ -63,14 +63,16 @@ class RoundingStats:
         self._chunks: list[tuple[float, float, int, int]] = []
 
     def add(self, made: encoder.Encoded) -> None:
-        """Add the errors of a chunk."""
+        """Add the MXFP4 rounding errors of a chunk of an expert tensor to the tensor's sums."""
         chunk = (made.squared_error, made.squared_norm, made.scales.size, made.exact)
         with self._lock:
             self._chunks.append(chunk)
 
     @property
     def rounding(self) -> Rounding:
-        """The sum; the same in whatever order the chunks were added."""
+        """Return the rounding error of an expert tensor encoded to MXFP4; the same in whatever
+        order its chunks were added.
+        """
         with self._lock:
             columns = list(zip(*self._chunks, strict=True)) or [(), (), (), ()]
         errors, norms, blocks, exact = columns
@@ -90,11 +92,12 @@ class ExpertLayout:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of one expert."""
+        """Return the bytes of one expert's matrix as stored in floats."""
         return self.outputs * self.inputs * STORED[self.dtype].itemsize
 
     def chunks(self, raw: Bytes, rows: Rows) -> Iterator[tuple[slice, NDArray[Any]]]:
-        """An expert's matrix with a row for each output, or for every second one, in chunks.
+        """Divide one expert's float matrix, transposed if its inputs come first, into chunks of its
+        rows, or of gate's or up's rows.
 
         Yields the chunk's rows in the result and its values, ``[n, inputs]`` in ``STORED``'s dtype,
         with any strides.
@@ -113,7 +116,8 @@ def _outputs(layout: ExpertLayout, rows: Rows) -> int:
 
 
 def encode(layout: ExpertLayout, rows: Rows, stats: RoundingStats, *, with_base: bool) -> Transform:
-    """Floats to MXFP4; a unit is an expert. Raises ``NonFiniteError``: MXFP4 has no NaN.
+    """Make the transform that encodes a fine-tune's float experts to MXFP4; a unit is an expert.
+    Raises ``NonFiniteError``: MXFP4 has no NaN.
 
     ``with_base``: the base's blocks and scales are two more sources. Blocks with the same values
     keep the base's codes and scale.
@@ -148,7 +152,7 @@ def encode(layout: ExpertLayout, rows: Rows, stats: RoundingStats, *, with_base:
 
 
 def to_bf16(layout: ExpertLayout, rows: Rows) -> Transform:
-    """Floats to BF16; a unit is an expert."""
+    """Make the transform of experts stored as floats to BF16; a unit is an expert."""
     n_rows = _outputs(layout, rows)
 
     def apply(sources: Sequence[Bytes], out: Bytes) -> None:
@@ -166,7 +170,8 @@ def to_bf16(layout: ExpertLayout, rows: Rows) -> Transform:
 
 
 def decode(rows: Rows, columns: int) -> Transform:
-    """MXFP4 blocks and scales to BF16; a unit is a row, or for gate and up two rows of the source.
+    """Make the transform that decodes MXFP4 experts, blocks and scales, to BF16; a unit is a row,
+    or for gate and up two rows of the source.
 
     Exact within BF16's range; values beyond it need a scale far above any published one.
     """

@@ -49,7 +49,9 @@ CHUNK_VALUES = 2**16
 
 
 def widen(values: NDArray[np.generic], dtype: str) -> Floats:
-    """Values as ``STORED`` has them, of any shape and strides, as a new float32 array; exact."""
+    """Widen F32, F16 or BF16 values, as ``STORED`` has them, of any shape and strides, to a new
+    float32 array; exact.
+    """
     if dtype == "BF16":
         bits = values.astype("<u4")
         bits <<= np.uint32(16)
@@ -58,7 +60,7 @@ def widen(values: NDArray[np.generic], dtype: str) -> Floats:
 
 
 def to_bf16(values: Floats) -> Words:
-    """The nearest BF16, ties to even, as bits; a NaN stays one.
+    """Round float32 values to the nearest BF16, ties to even, as uint16 bits; a NaN stays a NaN.
 
     Raises ``OutOfRangeError`` when a finite value would become infinite.
     """
@@ -78,7 +80,7 @@ def to_bf16(values: Floats) -> Words:
 
 
 def check_finite(raw: Bytes, dtype: str) -> None:
-    """Raise ``NonFiniteError`` at the first value that is NaN or infinite."""
+    """Raise ``NonFiniteError`` at the first F32, F16 or BF16 value that is NaN or infinite."""
     unsigned, mask, infinity = _MAGNITUDES[dtype]
     bits: NDArray[Any] = raw.view(unsigned)
     for start in range(0, len(bits), CHUNK_VALUES):
@@ -93,12 +95,14 @@ _FINITE = {dtype: partial(check_finite, dtype=dtype) for dtype in STORED}
 
 
 def finite(transform: Transform, dtype: str) -> Transform:
-    """The same transform, with a check that all values of the first source are finite."""
+    """Add to a transform the check that all values of its first source, F32, F16 or BF16, are
+    finite.
+    """
     return replace(transform, check=_FINITE[dtype])
 
 
 def dense(dtype: str, to: Dense) -> Transform:
-    """A dense matrix of ``dtype`` to the requested type."""
+    """Make the transform of a dense matrix in F32, F16 or BF16 to the requested GGUF type."""
     if dtype == "BF16" and to in bf16.DENSE:
         return bf16.DENSE[to]
     stored = STORED[dtype]
@@ -119,7 +123,9 @@ def dense(dtype: str, to: Dense) -> Transform:
 
 
 def exact(dtype: str, rows: Rows) -> Transform:
-    """A norm, bias, sink or router to F32: all of its values, or every second."""
+    """Make the exact transform of an F32, F16 or BF16 norm, bias, sink or router to F32: all
+    values, or every second.
+    """
     if dtype == "BF16":
         return bf16.TO_F32 if rows is Rows.ALL else bf16.every_second_to_f32(rows)
     stored = STORED[dtype]
@@ -134,7 +140,9 @@ def exact(dtype: str, rows: Rows) -> Transform:
 
 
 def _by_gguf(to: Dense) -> Callable[[Floats], Bytes]:
-    """Quantizes to a block type with the gguf package, which follows ggml's reference."""
+    """Make the transform of float values to a quantized block type by the gguf package, which
+    follows ggml's reference.
+    """
     n_values, n_bytes = GGML_QUANT_SIZES[to.ggml]
     n_halves = 2 if to in (Dense.Q4_1, Dense.Q5_1) else 1  # the scale; these have a minimum too
 

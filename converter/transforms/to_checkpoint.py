@@ -33,7 +33,9 @@ CHUNK_VALUES = 2**16
 
 
 def floats(kind: GGMLQuantizationType, raw: Bytes) -> Floats:
-    """The values ``float32[n]`` of whole blocks of type ``kind``, one of ``READABLE``."""
+    """Decode whole GGUF blocks of type ``kind``, one of ``READABLE``, to float32[n] for a
+    checkpoint.
+    """
     values: Floats
     if kind.name in STORED:
         values = widen(raw.view(STORED[kind.name]), kind.name)
@@ -47,13 +49,17 @@ def floats(kind: GGMLQuantizationType, raw: Bytes) -> Floats:
 
 @cache
 def _mxfp4_words() -> Words:
-    """The BF16 of every code under every scale, by ``scale << 4 | code``; each is exact."""
+    """Tabulate the BF16 bits of every MXFP4 code under every scale, by ``scale << 4 | code``, to
+    decode a GGUF's experts; each is exact.
+    """
     codes = np.tile(np.arange(16, dtype=np.uint8), (256, 1))
     return nearest_bf16(mxfp4.decode(codes, np.arange(256, dtype=np.uint8))).reshape(-1)
 
 
 def words(kind: GGMLQuantizationType, raw: Bytes) -> Words:
-    """The nearest BF16 ``uint16[n]`` of whole blocks of type ``kind``, one of ``READABLE``."""
+    """Decode whole GGUF blocks of type ``kind``, one of ``READABLE``, to the nearest BF16 as
+    uint16[n] for a checkpoint.
+    """
     if kind is not GGMLQuantizationType.MXFP4:
         return nearest_bf16(floats(kind, raw))
     blocks = raw.reshape(-1, mxfp4.GGML_BYTES)
@@ -63,13 +69,15 @@ def words(kind: GGMLQuantizationType, raw: Bytes) -> Words:
 
 
 def is_bf16(values: Floats) -> bool:
-    """Whether all float32 values are BF16 values, so that none would be rounded."""
+    """Check whether all float32 values of a GGUF's tensor are BF16 values, so that a BF16
+    checkpoint rounds none.
+    """
     return not (values.view(_U32) & np.uint32(0xFFFF)).any()
 
 
 @cache
 def to_bf16(kind: GGMLQuantizationType) -> Transform:
-    """Values of a type to BF16, in the same order."""
+    """Make the transform of a GGUF tensor of a type to a checkpoint's BF16, in the same order."""
     if kind is GGMLQuantizationType.BF16:
         return COPY
     n_values, n_bytes = GGML_QUANT_SIZES[kind]
@@ -86,7 +94,9 @@ def to_bf16(kind: GGMLQuantizationType) -> Transform:
 
 @cache
 def interleave(kinds: tuple[GGMLQuantizationType, ...]) -> Transform:
-    """Values of a tensor of each type to BF16, interleaved: the biases of gate and up."""
+    """Make the transform that interleaves two GGUF tensors, gate's and up's biases, to one BF16
+    tensor of the checkpoint.
+    """
     unit = max(GGML_QUANT_SIZES[kind][0] for kind in kinds)  # a multiple of each block's values
 
     def apply(sources: Sequence[Bytes], out: Bytes) -> None:
@@ -103,7 +113,9 @@ def _names(kinds: Sequence[GGMLQuantizationType]) -> str:
 
 @cache
 def blocks(n_sources: int, columns: int) -> Transform:
-    """The blocks of MXFP4 tensors with ``columns`` values a row, the tensors' rows interleaved."""
+    """Make the transform of GGUF MXFP4 tensors with ``columns`` values a row to the checkpoint's
+    _blocks tensor, gate's and up's rows interleaved.
+    """
     n = columns // mxfp4.BLOCK
 
     def apply(sources: Sequence[Bytes], out: Bytes) -> None:
@@ -118,7 +130,9 @@ def blocks(n_sources: int, columns: int) -> Transform:
 
 @cache
 def scales(n_sources: int, columns: int) -> Transform:
-    """The scales that belong to ``blocks``."""
+    """Make the transform of GGUF MXFP4 tensors to the checkpoint's _scales tensor, which belongs to
+    ``blocks``.
+    """
     n = columns // mxfp4.BLOCK
 
     def apply(sources: Sequence[Bytes], out: Bytes) -> None:
@@ -134,7 +148,8 @@ def scales(n_sources: int, columns: int) -> Transform:
 def transpose_experts(
     kinds: tuple[GGMLQuantizationType, ...], rows: int, columns: int
 ) -> Transform:
-    """Experts ``[rows, columns]`` of each type to BF16 ``[columns, len(kinds) * rows]``.
+    """Make the transform of GGUF experts ``[rows, columns]`` of each type to the checkpoint's BF16
+    ``[columns, len(kinds) * rows]``.
 
     This is how transformers stores experts that are not in MXFP4: input dimension first, the values
     of gate and up interleaved. A unit is an expert, converted a few rows at a time.

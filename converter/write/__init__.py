@@ -1,1 +1,1 @@
-"""Write the output: tasks run by threads, a staging folder, resuming after an interrupt."""
+"""Write the output: threads run tasks, staging folder, journal to resume after an interrupt."""

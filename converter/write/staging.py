@@ -103,18 +103,19 @@ class Staging:
                 raise
 
     def path(self, name: str) -> Path:
-        """Where the file that will be called ``name`` is meanwhile."""
+        """Return the path in the staging folder of the file that will be called ``name``."""
         return self.folder / name
 
     def record(self, done: Iterable[Done]) -> None:
-        """Add to the journal; what it says must be on disk already."""
+        """Add lines to the staging folder's journal; what they record must be on disk already."""
         lines = b"".join(json.dumps(asdict(it)).encode() + b"\n" for it in done)
         if lines:
             self._journal.write(lines)
             os.fsync(self._journal.fileno())
 
     def publish(self, names: Sequence[str], manifest: Path) -> None:
-        """Rename the files, complete and flushed, to their places; ``manifest`` last.
+        """Move the complete, flushed files from the staging folder to their places; ``manifest``
+        last.
 
         Of several files the first comes last, and an older first file is removed before: at no
         moment are there new parts beside it. An older manifest describes an older file, so it is
@@ -129,7 +130,9 @@ class Staging:
         sync_folder(folder)
 
     def publish_folder(self, names: Sequence[str]) -> None:
-        """Rename the files, complete and flushed, to the result, a folder: all of them at once."""
+        """Rename the staging folder's files, complete and flushed, to the result when that is a
+        folder: all of them at once.
+        """
         whole = self.folder / _WHOLE
         whole.mkdir()
         for name in names:
@@ -156,7 +159,9 @@ class Staging:
             self._lock.close()
 
     def _locked(self) -> FileIO:
-        """The open lock file, which no other process can remove or lock meanwhile."""
+        """Create the staging folder and return its open, locked lock file, which no other process
+        can remove or lock meanwhile.
+        """
         for _ in range(_ATTEMPTS):
             self._check_folder()
             self.folder.mkdir(exist_ok=True)
@@ -188,7 +193,9 @@ class Staging:
     def _resume_or_reset(
         self, sizes: Mapping[str, int], fingerprint: str
     ) -> tuple[dict[int, Done], bool]:
-        """What an earlier run left, if it is of this result; otherwise its files are removed."""
+        """Read an earlier run's journal in the staging folder, if it is of this result; otherwise
+        remove that run's files.
+        """
         journal = _read_journal(self.folder / _JOURNAL)
         names = self._names | set(journal.files if journal else ())
         left = self._left(names)
@@ -207,7 +214,9 @@ class Staging:
         return {}, bool(left)
 
     def _left(self, names: set[str]) -> list[Path]:
-        """An earlier run's files but the lock. Raises ``OutputError`` if there is another file."""
+        """List the files of an earlier run in the staging folder, without the lock. Raises
+        ``OutputError`` if there is another file.
+        """
         whole = self.folder / _WHOLE
         found = [path for path in self.folder.iterdir() if path != whole]
         if whole.is_dir() and not whole.is_symlink():
@@ -226,7 +235,7 @@ class Staging:
             (self.folder / _WHOLE).rmdir()
 
     def _remove(self) -> None:
-        """Remove this run's files and the folder, the lock last; leave files of anyone else."""
+        """Remove this run's files and the staging folder, the lock last; leave files of others."""
         mine = [self.path(name) for name in self._names if name != _LOCK]
         mine += [self.folder / _WHOLE / name for name in self._names]
         lock = self.folder / _LOCK
@@ -241,7 +250,7 @@ class Staging:
 
 @contextmanager
 def os_errors_as_output_error(out: Path) -> Iterator[None]:
-    """Raise the system's errors while writing as ``OutputError``."""
+    """Raise the system's errors on files of the staging folder as ``OutputError``."""
     try:
         yield
     except OSError as reason:
@@ -251,7 +260,9 @@ def os_errors_as_output_error(out: Path) -> Iterator[None]:
 
 
 def folder_of(out: Path) -> Path:
-    """The staging folder of a result; its name is short however long the result's is."""
+    """Return the path of a result's staging folder, ``.NAME.part``; its name is short however long
+    the result's is.
+    """
     raw = os.fsencode(out.name)
     if len(raw) <= _SHOWN:
         return out.with_name(f".{out.name}.part")
@@ -263,10 +274,11 @@ def folder_of(out: Path) -> Path:
 
 
 def _read_journal(path: Path) -> _Journal | None:
-    """The first line and the last line of each task; None when there is no valid journal.
+    """Read the staging folder's journal: its first line, and the last line of each task; None when
+    there is no valid journal.
 
     Reading ends at a line that is not valid, such as one cut off by a power failure; what it would
-    have said is done again.
+    record is done again.
     """
     try:
         with FileSource(path) as file:
@@ -293,7 +305,9 @@ def _read_journal(path: Path) -> _Journal | None:
 
 
 def _is_plain(name: Any) -> bool:
-    """Whether a name is that of a file in the folder itself."""
+    """Check whether a name in the journal is that of a file in the staging folder itself, without a
+    path.
+    """
     return isinstance(name, str) and not set(name) & set("/\\:\0") and name not in ("", ".", "..")
 
 
@@ -316,14 +330,18 @@ def _has_size(path: Path, size: int) -> bool:
 
 
 def _check_regular(path: Path) -> None:
-    """Raise ``OutputError`` when something else than a regular file is at ``path``."""
+    """Raise ``OutputError`` when the staging folder's lock file at ``path`` is something other than
+    a regular file.
+    """
     with suppress(FileNotFoundError):
         if not stat.S_ISREG(path.lstat().st_mode):
             raise OutputError(f"{path}: is not a regular file; move it elsewhere")
 
 
 def _is_open(file: FileIO, path: Path) -> bool:
-    """Whether ``path`` still is the open file, which another process may have removed."""
+    """Check whether the lock file at ``path`` still is the open one, which another process may have
+    removed.
+    """
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except OSError:
@@ -331,7 +349,8 @@ def _is_open(file: FileIO, path: Path) -> bool:
 
 
 def _lock(file: FileIO) -> bool:
-    """Whether the lock was free; it is released when the file is closed or the process ends.
+    """Lock the staging folder's lock file and return whether the lock was free; closing the file,
+    or the end of the process, releases it.
 
     True on file systems without locks: converting without a lock is better than not at all.
     """

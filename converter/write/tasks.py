@@ -61,26 +61,26 @@ class Task:
 
     @property
     def sources(self) -> tuple[TensorInfo, ...]:
-        """Where the bytes come from."""
+        """Return the tensors that the task reads, shared by all of its targets."""
         return self.targets[0].tensor.sources
 
     @property
     def reads(self) -> tuple[int, ...]:
-        """Bytes of each source in a unit."""
+        """Return the bytes of each source in one unit of the task."""
         return self.targets[0].tensor.transform.reads
 
     @property
     def writes(self) -> int:
-        """Bytes of all targets in a unit."""
+        """Return the bytes of all targets in one unit of the task."""
         return sum(target.tensor.transform.writes for target in self.targets)
 
     @property
     def units_per_chunk(self) -> int:
-        """Units that make about ``CHUNK`` bytes."""
+        """Compute how many units the task converts at once: about ``CHUNK`` bytes."""
         return units_per_chunk(sum(self.reads), self.writes)
 
     def spans(self) -> Iterator[tuple[ByteSource, Span]]:
-        """What is still to be read, in order: which file, and which bytes of it."""
+        """List what the task still has to read, in order: which file, and which bytes of it."""
         for first in range(self.done, self.units, self.units_per_chunk):
             last = min(first + self.units_per_chunk, self.units)
             for source, size in zip(self.sources, self.reads, strict=True):
@@ -88,19 +88,23 @@ class Task:
 
     @property
     def state(self) -> Done:
-        """What the journal records; digests are set before ``done`` reaches the end."""
+        """Return the task's progress for the journal; digests are set before ``done`` reaches the
+        end.
+        """
         done = self.done
         return Done(self.number, done, self.sha256 if done == self.units else ())
 
     def restore(self, done: Done) -> None:
-        """Continue from a journal entry, if it is possible."""
+        """Set the task's progress from a journal entry, if the entry is possible."""
         digests = len(self.targets) if done.units == self.units else 0
         if 0 <= done.units <= self.units and len(done.sha256) == digests:
             self.done, self.sha256 = done.units, done.sha256
 
 
 def plan_tasks(files: Sequence[OutputFile], staging: Staging) -> list[Task]:
-    """All tasks, in the order of the files, each at the point that the journal records."""
+    """Plan the tasks that make all tensors, in the order of the files, each resumed at the unit
+    that the journal records.
+    """
     targets = (
         Target(tensor, staging.path(file.name), offset)
         for file in files
@@ -121,17 +125,20 @@ def _task(number: int, targets: tuple[Target, ...]) -> Task:
 
 
 def units_per_chunk(reads: int, writes: int) -> int:
-    """Units that make about ``CHUNK`` bytes of reads or writes, whichever are more."""
+    """Compute how many of a task's units make about ``CHUNK`` bytes of reads or writes, whichever
+    are more.
+    """
     return max(1, CHUNK // max(reads, writes))
 
 
 def bytes_written(tasks: Sequence[Task]) -> int:
-    """Bytes of tensors that are in the files by now."""
+    """Sum the bytes of tensors that the tasks have written to the files by now."""
     return sum(task.done * task.writes for task in tasks)
 
 
 def fingerprint(files: Sequence[OutputFile]) -> str:
-    """A digest of everything that decides the result's bytes, in hexadecimal.
+    """Compute a digest, in hexadecimal, of everything that decides the result's bytes, so that only
+    the same conversion resumes.
 
     These are the files' headers, each tensor's transform and sources, the state of each source
     (a file's size, times and identity, an adapter's scale) and the versions of the software.
@@ -157,7 +164,8 @@ def fingerprint(files: Sequence[OutputFile]) -> str:
 
 
 def run_task(task: Task, stop: threading.Event) -> None:
-    """Do what is left of a task, until it is complete or ``stop`` is set.
+    """Run what is left of a task, which converts its tensors chunk by chunk, until it is complete
+    or ``stop`` is set.
 
     Raises ``CheckpointError`` for values that cannot be converted, ``OSError`` when a file cannot
     be written, and what the sources raise.
@@ -188,7 +196,7 @@ def run_task(task: Task, stop: threading.Event) -> None:
 
 
 def _read(task: Task, units: int, buffers: Sequence[Bytes]) -> list[Bytes]:
-    """The next ``units`` of each source."""
+    """Read the next ``units`` of each source of a task."""
     chunks = []
     for source, size, buffer in zip(task.sources, task.reads, buffers, strict=True):
         chunk = buffer[: units * size]
@@ -198,7 +206,9 @@ def _read(task: Task, units: int, buffers: Sequence[Bytes]) -> list[Bytes]:
 
 
 def _convert(tensor: TensorPlan, first: int, chunks: Sequence[Bytes], out: Bytes) -> Bytes:
-    """A chunk of a tensor from unit ``first`` on: ``out``, or the input if it is only copied."""
+    """Convert a task's chunk of one tensor, from unit ``first`` on; returns ``out``, or the input
+    if it is only copied.
+    """
     transform = tensor.transform
     with _errors_as_checkpoint_error(tensor, first):
         if transform.check is not None:
@@ -211,7 +221,9 @@ def _convert(tensor: TensorPlan, first: int, chunks: Sequence[Bytes], out: Bytes
 
 @contextmanager
 def _errors_as_checkpoint_error(tensor: TensorPlan, first: int) -> Iterator[None]:
-    """Raise a transform's errors, met from unit ``first`` on, as ``CheckpointError``."""
+    """Raise a transform's errors in a task's chunk, from unit ``first`` on, as ``CheckpointError``
+    with the value's position.
+    """
     source = tensor.sources[0]
     where = f"{source.file}: tensor {source.name!r}"
     try:
@@ -231,7 +243,7 @@ def _errors_as_checkpoint_error(tensor: TensorPlan, first: int) -> Iterator[None
 
 
 def _hash_written(file: FileIO, target: Target, units: int, digest: hashlib._Hash) -> None:
-    """Add what an earlier run wrote of a tensor to its digest."""
+    """Add what an earlier run of the task wrote of a tensor to the tensor's SHA-256."""
     left = units * target.tensor.transform.writes
     file.seek(target.offset)
     while left:
@@ -243,18 +255,18 @@ def _hash_written(file: FileIO, target: Target, units: int, digest: hashlib._Has
 
 
 def open_output(path: Path) -> FileIO:
-    """A file of the result, unbuffered, for reading and writing."""
+    """Open a file that tasks write tensors to, unbuffered, for reading and writing."""
     return path.open("r+b", buffering=0)
 
 
 def sync_file(path: Path) -> None:
-    """Flush a file's bytes to disk."""
+    """Flush a file that tasks wrote tensors to from the system's cache to disk."""
     with open_output(path) as file:
         os.fsync(file.fileno())
 
 
 def write_all(file: FileIO, offset: int, data: memoryview) -> None:
-    """Write all of ``data`` at ``offset``; an unbuffered write may be partial."""
+    """Write all bytes of a task's chunk at ``offset``; an unbuffered write may be partial."""
     file.seek(offset)
     done = 0
     while done < len(data):

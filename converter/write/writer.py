@@ -72,7 +72,8 @@ def write_files(
     say: Say = silent,
     feed: Feed | None = None,
 ) -> tuple[int, dict[str, str]]:
-    """Make the files in the staging folder complete and durable.
+    """Write the files of a conversion in the staging folder with a pool of threads, until they are
+    complete and durable.
 
     Returns how many bytes an earlier run had written, and each tensor's SHA-256. With a ``feed``,
     sources are read in the order of their files. Raises ``OutputError`` when the files cannot be
@@ -112,7 +113,9 @@ def write_files(
 
 
 def check_target(path: Path) -> None:
-    """Raise ``OutputError`` unless a file can be created at ``path``, or replaced there."""
+    """Raise ``OutputError`` before writing unless an output file can be created at ``path``, or
+    replaced there.
+    """
     folder = path.parent
     length = len(os.fsencode(path.name))
     if length > NAME_LIMIT:
@@ -128,7 +131,7 @@ def check_target(path: Path) -> None:
 
 
 def check_room(folder: Path, nbytes: int) -> None:
-    """Raise ``OutputError`` unless a folder has room for ``nbytes`` more."""
+    """Raise ``OutputError`` before writing unless a folder's disk has room for ``nbytes`` more."""
     try:
         free = shutil.disk_usage(folder).free
     except OSError as reason:
@@ -141,7 +144,7 @@ def check_room(folder: Path, nbytes: int) -> None:
 
 
 def n_workers() -> int:
-    """Threads that convert: one more than cores, for one is usually waiting for the disk."""
+    """Choose how many threads write: one more than cores, as one usually waits for the disk."""
     return min(MAX_WORKERS, (os.cpu_count() or 1) + 1)
 
 
@@ -163,7 +166,9 @@ class _Run:
         self._recorded: dict[int, Done] = dict(staging.found)
 
     def run(self) -> None:
-        """Do all tasks. Whatever ends it early, what is done by then is in the journal."""
+        """Run all tasks in the writer's threads. Whatever ends it early, what is done by then is in
+        the journal.
+        """
         self._advance(bytes_written(self._tasks))
         sources = dict.fromkeys(source.file for task in self._tasks for source in task.sources)
         left = [task for task in self._tasks if task.done < task.units]
@@ -196,7 +201,9 @@ class _Run:
         pool.shutdown(wait=True, cancel_futures=True)
 
     def _watch(self, futures: Sequence[Future[None]], journal: Future[None]) -> None:
-        """Wait until all tasks are done; raises an error of any thread."""
+        """Wait until the writer's threads have done all tasks, reporting progress; raises an error
+        of any thread.
+        """
         pending = {journal, *futures}
         while pending != {journal}:
             finished, pending = wait(pending, TICK_SECONDS, FIRST_COMPLETED)
@@ -209,7 +216,9 @@ class _Run:
             self._record()
 
     def _record(self) -> None:
-        """Flush what is written, then record it: never the other way round."""
+        """Flush what the threads have written to disk, then record it in the journal: never the
+        other way round.
+        """
         states = [task.state for task in self._tasks]
         news = [it for it in states if it != self._recorded.get(it.task, Done(it.task, 0))]
         if news:
