@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a UTF-16 pair: a character that no UTF-8 text can hold."""
+
 
 def plural(n: int, noun: str) -> str:
-    """A count with its noun: ``1 tensor``, ``2,048 tensors``, ``3 batches``."""
+    """Return a count with its noun for messages: ``1 tensor``, ``2,048 tensors``, ``3 batches``."""
     return f"{n:,} {noun}{'' if n == 1 else 'es' if noun.endswith('ch') else 's'}"
 
 
 def printable(text: str) -> str:
-    """Text that is safe to print: what could steer a terminal or hide in it is escaped.
+    """Return text that is safe to print: what could control a terminal or hide in it is escaped.
 
     That is every character that is not printable: controls, line ends, marks of writing direction,
     characters without width, lone surrogates. ``"a\\x1b[2J"`` becomes ``"a\\\\x1b[2J"``.
@@ -17,6 +22,11 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(it if it.isprintable() else _escaped(it) for it in text)
+
+
+def replace_surrogates(text: str) -> str:
+    """Replace each lone surrogate in ``text`` by U+FFFD, so that it can be encoded in UTF-8."""
+    return text if text.isascii() else SURROGATE.sub("\ufffd", text)
 
 
 def _escaped(character: str) -> str:

@@ -1,4 +1,4 @@
-"""The ``gptoss-run`` command."""
+"""The command ``gptoss-run``: options, the chat at the terminal, slash commands, exit codes."""
 
 from __future__ import annotations
 
@@ -214,7 +214,8 @@ def chat(
 
 
 def converse(talk: Chat, lines: Iterator[str], show: Show, *, interactive: bool = True) -> bool:
-    """Answer each line until there are no more; a line that begins with / is a command.
+    """Answer each line that the user of ``gptoss-run chat`` types; a line that begins with / is a
+    command.
 
     An error ends its line's reply only, and so does Ctrl-C where it is ``interactive``. Returns
     whether every line was answered.
@@ -243,7 +244,7 @@ def converse(talk: Chat, lines: Iterator[str], show: Show, *, interactive: bool 
 def _response_format(
     named: str | None, schema: Path | None, regex: str | None, grammar: Path | None
 ) -> ResponseFormat | None:
-    """What the answer must be, by the one option that says so."""
+    """Return the response format that one of the command line's options names."""
     if sum(option is not None for option in (named, schema, regex, grammar)) > 1:
         raise click.UsageError(
             "--response-format, --schema, --regex and --grammar exclude each other: "
@@ -266,7 +267,9 @@ def _read_json(path: Path) -> Any:
 
 
 def _read_text(path: Path, most: int) -> str:
-    """A file's text, unless it is far too long to be what it is taken for."""
+    """Read the text file that a command-line option of ``gptoss-run`` names; one that is far too
+    long is refused.
+    """
     with path.open(encoding="utf-8", errors="replace") as file:
         text = file.read(most + 1)
     if len(text) > most:
@@ -275,7 +278,8 @@ def _read_text(path: Path, most: int) -> str:
 
 
 def import_function(spec: str) -> Callable[..., Any]:
-    """The function that ``module:function`` or ``path/to/file.py:function`` names.
+    """Import the Python function that ``gptoss-run chat --tools`` names as ``module:function`` or
+    ``path/to/file.py:function``.
 
     Modules in the current folder are found too. Raises BadParameter.
     """
@@ -295,7 +299,9 @@ def import_function(spec: str) -> Callable[..., Any]:
 
 
 def _import(name: str) -> ModuleType:
-    """A module by its name, or by the path of its file."""
+    """Import the module that the option ``--tools`` of ``gptoss-run chat`` names, by module name or
+    by the path of its file.
+    """
     if "" not in sys.path:
         sys.path.insert(0, "")
     if not name.endswith(".py"):
@@ -324,7 +330,7 @@ def _answer(talk: Chat, text: str, show: Show) -> None:
 
 
 def _command(talk: Chat, text: str) -> str:
-    """Carry out a command; returns what to say."""
+    """Carry out a slash command of ``gptoss-run chat`` and return the text to print."""
     match text.split():
         case ["/reset"]:
             talk.reset()
@@ -343,7 +349,9 @@ def _at_a_terminal() -> bool:
 
 
 def _lines() -> Iterator[str]:
-    """What the person types, until Ctrl-D or the end of stdin."""
+    """Read the lines that the user of ``gptoss-run chat`` types, until Ctrl-D or the
+    end of stdin.
+    """
     if not _at_a_terminal():
         yield from sys.stdin
         return
@@ -362,7 +370,7 @@ def _lines() -> Iterator[str]:
 
 
 def _in_bytes(advance: console.Advance, size: int) -> Callable[[float], None]:
-    """llama.cpp's share of the model as steps of a bar of its bytes."""
+    """Scale llama.cpp's load progress (0 to 1) to bytes for the command line's progress bar."""
     done = 0
 
     def progress(share: float) -> None:
@@ -375,5 +383,5 @@ def _in_bytes(advance: console.Advance, size: int) -> Callable[[float], None]:
 
 
 def main() -> NoReturn:
-    """Entry point of ``gptoss-run``."""
+    """Run the command ``gptoss-run`` and exit with its code."""
     console.run(cli)

@@ -1,4 +1,4 @@
-"""The finished answer against its schema: all of it, also what no grammar could hold."""
+"""Checks a finished answer against the JSON schema it was asked to follow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from gptoss.runtime.sampling.grammar import JsonSchema, ResponseFormat
 def answer_diagnostics(
     wanted: ResponseFormat | None, messages: Sequence[Message]
 ) -> Iterator[Diagnostic]:
-    """A diagnostic ``answer-schema`` where the answer among ``messages`` is not what is wanted."""
+    """Check the finished answer among a reply's ``messages`` against its ``response_format``, and
+    return a diagnostic ``answer-schema`` if it does not match.
+    """
     answers = [m.text for m in messages if m.role == Role.ASSISTANT and m.channel == "final"]
     if not answers or not isinstance(wanted, JsonSchema):
         return

@@ -1,4 +1,4 @@
-"""A reply read in an event loop: the blocking stream is read by a thread of its own.
+"""A reply for asyncio: a thread reads the blocking stream, the event loop gets its events.
 
 Async tools run in the loop that reads, other tools on that thread.
 """
@@ -38,7 +38,9 @@ class _Pipe:
     left: bool = False
 
     def put(self, item: ChatEvent | _Over) -> bool:
-        """Hand one item over; False when the loop's side has left."""
+        """Pass one event from the reading thread to the event loop; return False when the loop's
+        side has left.
+        """
         while not self.room.acquire(timeout=_POLL_SECONDS):
             if self.left:
                 return False
@@ -94,11 +96,11 @@ class AsyncReplyStream:
         return pipe
 
     def cancel(self) -> None:
-        """End this reply, and no other, as soon as possible."""
+        """End this asyncio reply, and no other, as soon as possible."""
         self._stream.cancel()
 
     async def aclose(self) -> None:
-        """Cancel; the reader has left."""
+        """Cancel this asyncio reply; called when its ``async for`` is left early."""
         self._leave()
 
     def _leave(self) -> None:
@@ -118,7 +120,7 @@ class AsyncReplyStream:
 
 
 def _read(stream: ReplyStream, pipe: _Pipe) -> None:
-    """Read the whole stream, on a thread of its own."""
+    """Read a blocking reply stream to its end, on a thread of its own, for an event loop."""
     try:
         for event in stream:
             if not pipe.put(event):

@@ -1,4 +1,4 @@
-"""A conversation with a model: text in, events out, tools run in between.
+"""The Chat: a conversation's history, its settings between turns, and send, ask, undo and branch.
 
     chat = gptoss.load("model.gguf", tools=[get_weather])
     for event in chat.send("What is the weather in Oslo?"):
@@ -93,7 +93,7 @@ class Chat:
 
     @property
     def settings(self) -> Settings:
-        """How the conversation is held; set another between turns (``dataclasses.replace``).
+        """Return this chat's settings; set changed ones between turns (``dataclasses.replace``).
 
         Setting raises ChatError and ConstraintError for what cannot be kept, and then changes
         nothing. Another ``sampling`` or ``seed`` begins a new stream of random numbers.
@@ -114,7 +114,7 @@ class Chat:
 
     @property
     def effort(self) -> Effort:
-        """How long the model reasons; may be set between turns, by name too."""
+        """Return how much the model reasons in this chat; may be set between turns, by name too."""
         return self._settings.effort
 
     @effort.setter
@@ -125,13 +125,16 @@ class Chat:
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """The whole conversation, system and developer message first, without a reply under way."""
+        """Return all messages of the chat, system and developer message first, without a reply
+        under way.
+        """
         with self._lock:
             return (*self._first_messages(), *self._messages)
 
     @property
     def history(self) -> tuple[Message, ...]:
-        """What was said so far, without system and developer message; may be set between turns.
+        """Return the chat's messages so far, without system and developer message; may be set
+        between turns.
 
         Setting raises ConversationError for what cannot be put before the model, ChatError while a
         reply is being read.
@@ -148,7 +151,8 @@ class Chat:
             self._messages = changed
 
     def undo(self) -> str:
-        """Take back the last turn; returns what was asked in it. Raises ChatError.
+        """Remove the last turn from this chat and return the question that was asked in it. Raises
+        ChatError.
 
         To edit a question, send another one after this.
         """
@@ -162,12 +166,16 @@ class Chat:
             return question
 
     def regenerate(self) -> ReplyStream:
-        """Another reply to the last question; the one before is taken back. Raises as ``send``."""
+        """Ask this chat's last question again, and drop the reply that was given before. Raises as
+        ``send``.
+        """
         with self._lock:
             return self.send(self.undo())
 
     def branch(self) -> Chat:
-        """Another conversation that goes on from here; closing it leaves the model loaded."""
+        """Return a second chat that continues from this one's messages; closing it leaves the model
+        loaded.
+        """
         return Chat(
             self._runner.engine,
             self._runner.tokenizer,
@@ -180,11 +188,11 @@ class Chat:
 
     @property
     def n_ctx(self) -> int:
-        """Tokens that the conversation and its next reply may have together."""
+        """Return how many tokens this chat and its next reply may have together."""
         return self._runner.engine.n_ctx
 
     def count_tokens(self, text: str | None = None) -> int:
-        """Tokens of the prompt that the next reply would begin from; with ``text`` as question."""
+        """Count the prompt tokens of this chat's next reply; with ``text`` as its question."""
         asked = () if text is None else (user(text),)
         return len(render_for_completion((*self.messages, *asked), self._runner.tokenizer))
 
@@ -195,7 +203,8 @@ class Chat:
         tool_choice: str | None = None,
         response_format: AnyResponseFormat | None = None,
     ) -> ReplyStream:
-        """Say ``text``; the events of the reply as they happen, ``ReplyEnded`` last.
+        """Send the user's message ``text`` in this chat, and stream the reply's events;
+        ``ReplyEnded`` is the last.
 
         ``tool_choice`` and ``response_format`` are this turn's instead of the conversation's. The
         model begins when the first event is read. Raises ChatError while another reply is being
@@ -225,7 +234,9 @@ class Chat:
         tool_choice: str | None = None,
         response_format: AnyResponseFormat | None = None,
     ) -> Reply:
-        """Say ``text`` and wait for the whole reply; see ``send``."""
+        """Send the user's message ``text`` in this chat and wait for the whole reply;
+        as ``send``.
+        """
         stream = self.send(text, tool_choice=tool_choice, response_format=response_format)
         with stream:
             return collect(stream)
@@ -237,7 +248,9 @@ class Chat:
         tool_choice: str | None = None,
         response_format: AnyResponseFormat | None = None,
     ) -> AsyncReplyStream:
-        """``send`` for ``async for``: nothing here blocks the event loop; async tools run in it."""
+        """Send a user's message in this chat from asyncio: ``send`` for ``async for``. The event
+        loop is not blocked, and async tools run in it.
+        """
         stream = self.send(text, tool_choice=tool_choice, response_format=response_format)
         return AsyncReplyStream(stream)
 
@@ -248,13 +261,16 @@ class Chat:
         tool_choice: str | None = None,
         response_format: AnyResponseFormat | None = None,
     ) -> Reply:
-        """``ask`` in an event loop; see ``asend``."""
+        """Send a user's message in this chat from asyncio and await the whole reply;
+        see ``asend``.
+        """
         stream = self.asend(text, tool_choice=tool_choice, response_format=response_format)
         async with stream:
             return collect([event async for event in stream])
 
     def cancel(self) -> None:
-        """End the reply under way as soon as possible; its last event says CANCELLED.
+        """End this chat's reply under way as soon as possible; its last event has the reason
+        CANCELLED.
 
         No effect where none is, and none on any later reply.
         """
@@ -263,7 +279,7 @@ class Chat:
             turn.cancel()
 
     def reset(self) -> None:
-        """Forget the conversation; random numbers begin again from the seed.
+        """Clear this chat's history; random numbers begin again from the seed.
 
         A reply under way is cancelled, and nothing of it stays.
         """
@@ -273,7 +289,9 @@ class Chat:
             self._sampler = self._new_sampler()
 
     def close(self) -> None:
-        """Cancel the reply under way and give the engine's memory back. May be called twice."""
+        """Close this chat: cancel the reply under way and free the engine's memory. May be called
+        twice.
+        """
         with self._lock:
             self._closed = True
             self._drop_turn()
@@ -281,13 +299,15 @@ class Chat:
             self._runner.engine.close()
 
     def _drop_turn(self) -> None:
-        """Cancel the turn under way; from now on it is no longer part of the conversation."""
+        """Cancel this chat's turn under way, and keep none of it in the history."""
         turn, self._turn = self._turn, None
         if turn is not None:
             turn.cancel()
 
     def _settle(self, turn: Turn, ended: ReplyEnded) -> None:
-        """A turn is over: what remains of it joins the conversation, unless that was reset."""
+        """Add the messages of a finished turn to this chat's history, unless the chat was reset
+        meanwhile.
+        """
         with self._lock:
             if self._turn is turn:
                 self._messages += turn.remains(ended.end)
@@ -319,7 +339,9 @@ class Chat:
         tool_choice: str | None,
         response_format: AnyResponseFormat | None,
     ) -> Rules:
-        """A turn's, from what was asked of it and of the conversation; raises ChatError."""
+        """Combine this chat's settings with what ``send`` was given into the constraints of one
+        turn; raises ChatError.
+        """
         form = settings.response_format if response_format is None else response_format
         rules = Rules(
             functions=self._toolbox.declarations,

@@ -1,4 +1,4 @@
-"""What a reply gives: its events one by one, or the whole as a ``Reply``.
+"""The events of a reply (text, reasoning, tool calls, end), and the whole as a ``Reply``.
 
 A *round* is one generation by the model, up to an answer or to tool calls. A *reply* is all the
 rounds that answer one message. A *turn* is that message and its reply.
@@ -93,7 +93,7 @@ class Reply:
 
 
 def collect(events: Iterable[ChatEvent]) -> Reply:
-    """A reply's events as one value."""
+    """Collect the events of a reply into one ``Reply`` value."""
     answer, reasoning, preambles = [], [], []
     calls, diagnostics = [], []
     ended, closed = ReplyEnded(End.CUT, Timings()), None

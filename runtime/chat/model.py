@@ -1,4 +1,4 @@
-"""A loaded model, and the conversations with it.
+"""Loads a model (``load``, ``open``) and begins chats with it.
 
     with gptoss.open("model.gguf") as model:
         a, b = model.chat(), model.chat(tools=[get_weather])
@@ -61,7 +61,7 @@ def load(
     progress: Callable[[float], None] | None = None,
     verbose: bool = False,
 ) -> Chat:
-    """Load a gpt-oss GGUF and begin a conversation with it; closing that frees the model.
+    """Load a gpt-oss GGUF and begin one chat with it; closing the chat also frees the model.
 
     The parameters are those of ``open`` and of ``Model.chat``. Raises GgufError,
     UnsupportedModelError, EngineError, ToolError, SamplingError, ConstraintError, ChatError, and
@@ -114,7 +114,7 @@ def open(  # noqa: A001 as gptoss.open, beside gptoss.load
     progress: Callable[[float], None] | None = None,
     verbose: bool = False,
 ) -> Model:
-    """Load a gpt-oss GGUF for any number of conversations.
+    """Load a gpt-oss GGUF as a ``Model`` for any number of chats.
 
     ``parallel`` of them can be answered at a time, each with ``n_ctx`` tokens of its own; further
     ones wait their turn. ``constrained=False`` leaves the model free: no tool choice, response
@@ -186,7 +186,7 @@ class Model:
         date: str | None = None,
         messages: Iterable[Message] = (),
     ) -> Chat:
-        """Begin a conversation, or go on with the one in ``messages``.
+        """Begin a chat with this loaded model, or continue the one in ``messages``.
 
         ``tools`` are functions the model may call, declared by their signatures and docstrings;
         ``reasoning`` is low, medium or high; ``date`` (YYYY-MM-DD, today unless given) is the date
@@ -220,7 +220,7 @@ class Model:
         return chat
 
     def close(self) -> None:
-        """End every conversation and give the memory back. May be called twice."""
+        """End every chat of this loaded model and free its memory. May be called twice."""
         for chat in list(self._chats):
             chat.close()
         self.engine.close()
@@ -238,7 +238,9 @@ def _settings(
     response_format: AnyResponseFormat | None,
     date: str | None,
 ) -> Settings:
-    """Checked; raises ChatError, SamplingError."""
+    """Check the keyword arguments of ``Model.chat`` and return them as ``Settings``; raises
+    ChatError, SamplingError.
+    """
     settings = Settings(
         instructions=instructions,
         effort=effort_named(reasoning),

@@ -1,4 +1,4 @@
-"""A reply as its reader holds it: an iterator over events that ends in exactly one way."""
+"""The iterator over a reply's events that ``send`` returns; it ends exactly once."""
 
 from __future__ import annotations
 
@@ -54,11 +54,13 @@ class ReplyStream:
             self._reading.release()
 
     def cancel(self) -> None:
-        """End this reply, and no other, as soon as possible."""
+        """End the reply that this iterator gives, and no other, as soon as possible."""
         self._turn.cancel()
 
     def close(self) -> None:
-        """Cancel, and settle the turn unless a thread is reading: that one then gets the end."""
+        """Stop iterating over this reply: cancel it, and settle its turn, unless another thread is
+        reading, which then gets the last event.
+        """
         self._turn.cancel()
         if not self._reading.acquire(blocking=False):
             return

@@ -1,4 +1,4 @@
-"""What callers give as ``response_format``, as the form that sampling is held to.
+"""Reads the argument ``response_format`` as the format that the answer is held to.
 
 Accepted: ``JsonSchema``, ``Regex``, ``Lark``; a class (pydantic model, dataclass, TypedDict); a
 dictionary, which is a JSON schema or OpenAI's ``{"type": "json_schema", …}``; ``"text"`` for free
@@ -26,7 +26,9 @@ _EXPECTED = (
 
 
 def resolve_response_format(given: AnyResponseFormat | None) -> ResponseFormat | None:
-    """The form of the answer; None for free text. Raises ChatError for anything else."""
+    """Convert the argument ``response_format`` to the answer's text format; None for free text.
+    Raises ChatError for anything else.
+    """
     if given is None or given == "text":
         return None
     if isinstance(given, JsonSchema | Regex | Lark):
@@ -39,7 +41,9 @@ def resolve_response_format(given: AnyResponseFormat | None) -> ResponseFormat |
 
 
 def _from_mapping(given: Mapping[str, Any]) -> ResponseFormat | None:
-    """A JSON schema, or one in the wrapping of OpenAI's API."""
+    """Read a ``response_format`` that is a dictionary: a JSON schema, or one in the wrapping of
+    OpenAI's API.
+    """
     kind = given.get("type")
     if kind == "text":
         return None

@@ -1,4 +1,4 @@
-"""How a conversation is held, as values that are checked when they are made.
+"""A chat's settings and limits, as values that are checked when they are made.
 
 ChatError    the conversation cannot do what was asked of it
 """
@@ -75,7 +75,9 @@ class Settings:
 
 
 def effort_named(name: str) -> Effort:
-    """Raises ChatError for anything but the three."""
+    """Return the reasoning effort setting of this name; raises ChatError for anything but low,
+    medium and high.
+    """
     try:
         return Effort(name)
     except ValueError:
@@ -88,6 +90,6 @@ def _require_type(name: str, value: object, wanted: type) -> None:
 
 
 def _require_count(name: str, value: object, least: int) -> None:
-    """Raises ChatError unless ``value`` is a whole number, ``least`` or more."""
+    """Raise ChatError unless a chat setting's ``value`` is a whole number of at least ``least``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ChatError(f"{name} is {value!r}; it must be a whole number, {least} or more")

@@ -1,4 +1,4 @@
-"""One turn while it is made: rounds of generation and tools, until an answer or a limit.
+"""One turn of a chat: rounds of generation and tool calls, until an answer or a limit.
 
 A turn has its own list of messages. The conversation takes them over when the turn is settled; one
 that was cancelled by ``reset`` or ``close`` is never taken over, whatever its reader still does.
@@ -69,24 +69,28 @@ class TurnUsage:
         self._reasoned = 0
 
     def add(self, timings: Timings, reasoned: int) -> None:
-        """One generation's cost, and how many of its tokens were reasoning."""
+        """Add one generation's cost to the turn's, with how many of its tokens were reasoning."""
         self._timings += timings
         self._reasoned += reasoned
 
     @property
     def tokens_left(self) -> int | None:
-        """None where there is no limit."""
+        """Return how many tokens the turn may still generate; None where there is no limit."""
         most = self._limits.max_tokens
         return None if most is None else most - self._timings.generated_tokens
 
     @property
     def reasoning_left(self) -> int | None:
-        """None where there is no limit."""
+        """Return how many reasoning tokens the turn may still generate; None where there is no
+        limit.
+        """
         budget = self._limits.reasoning_budget
         return None if budget is None else max(0, budget - self._reasoned)
 
     def ended(self, end: End, cut: StopReason) -> ReplyEnded:
-        """The reply's last event; ``cut`` counts only where it was cut."""
+        """Build ``ReplyEnded`` from the turn's usage; ``cut`` is used only if the turn was cut
+        short.
+        """
         return ReplyEnded(end, self._timings, cut if end == End.CUT else None)
 
 
@@ -117,7 +121,7 @@ class Turn:
         self._cancelled = False
 
     def cancel(self) -> None:
-        """End this turn as soon as possible, whatever it is doing."""
+        """Cancel this turn as soon as possible, in generation or in a tool call."""
         # In this order, as ``_generate`` has it the other way round: no cancel is lost.
         self._cancelled = True
         if self._generation is not None:
@@ -125,11 +129,11 @@ class Turn:
 
     @property
     def cancelled(self) -> ReplyEnded:
-        """The end of this turn when it is cancelled now."""
+        """Return the ``ReplyEnded`` of this turn if it is cancelled now."""
         return self._usage.ended(End.CUT, StopReason.CANCELLED)
 
     def remains(self, end: End) -> list[Message]:
-        """What the conversation keeps of this turn, which ended so.
+        """Return the messages of this turn that the chat keeps, given how the turn ended.
 
         All of a whole one. Of another: the question and what of the answer was given, or, where
         no answer was begun, nothing.
@@ -141,7 +145,9 @@ class Turn:
         return [self.messages[0], final(given)] if given else []
 
     def run(self) -> Generator[ChatEvent, None, ReplyEnded]:
-        """Rounds until the model calls nothing more; how it ended and what it cost."""
+        """Run the turn's rounds of generation and tool calls until the model calls no more tools;
+        return how it ended and what it cost.
+        """
         rules = self._rules
         for calls_left in range(self._max_rounds, -1, -1):
             if calls_left == 0:
@@ -179,13 +185,17 @@ class Turn:
         return self._usage.ended(End.CUT, StopReason.MAX_ROUNDS)
 
     def _why_cut(self) -> StopReason:
-        """Why a generation ended before its end, if it did."""
+        """Return the reason why a generation of this turn was cut: cancelled, token limit reached,
+        or context full.
+        """
         if self._cancelled:
             return StopReason.CANCELLED
         return StopReason.MAX_TOKENS if self._usage.tokens_left == 0 else StopReason.CONTEXT
 
     def _round(self, rules: Rules) -> Generator[ChatEvent, None, End]:
-        """One generation, up to an answer or a call; its messages join the turn's."""
+        """Run one generation of the turn, up to an answer or a tool call, and add its messages to
+        the turn.
+        """
         sampler = self._constrained(rules)
         generation = self._generate(sampler or self._sampler)
         parser, end, n = Parser(self._runner.tokenizer), End.CUT, 0
@@ -210,7 +220,8 @@ class Turn:
         return end
 
     def _kept(self, events: list[Event], end: End) -> Generator[ChatEvent, None, End]:
-        """The events; what the model said joins the turn, what it said in another's name not.
+        """Pass a generation's events on, and add the model's messages to the turn, but not those it
+        wrote in another role's name.
 
         Returns how the round ended, ``end`` where these events do not say.
         """
@@ -241,7 +252,9 @@ class Turn:
         return generation
 
     def _constrained(self, rules: Rules) -> Constrained | None:
-        """The sampler of one generation; None where nothing is constrained."""
+        """Return the constrained sampler for one generation of the turn; None when nothing is
+        constrained.
+        """
         if self._runner.masks is None:
             return None
         budget = self._usage.reasoning_left
@@ -250,7 +263,9 @@ class Turn:
         return self._runner.masks.constrain(rules, self._sampler, budget)
 
     def _keep(self, message: Message) -> bool:
-        """Add what the model said; not what it said in another's name."""
+        """Add a message to the turn if the model wrote it as the assistant, not in another role's
+        name.
+        """
         if message.role != Role.ASSISTANT:
             return False
         self.messages.append(message)
@@ -269,7 +284,7 @@ class Turn:
         yield ToolFinished(name, arguments, text, outcome.error, outcome.seconds)
 
     def _shortened(self, result: str) -> str:
-        """A tool's result, cut where it would take too much of the context."""
+        """Shorten a tool's result in this turn that would take too much of the context."""
         most = max(1, self._runner.engine.n_ctx // _RESULT_SHARE)
         begin = result[: most * _CHARACTERS_PER_TOKEN]
         tokens = self._runner.tokenizer.encode(begin) if len(begin) > most else []
@@ -280,7 +295,8 @@ class Turn:
 
 
 def checkpoints(prompt: Sequence[int], tokenizer: Tokenizer) -> list[int]:
-    """Positions in a prompt to which an edited or branched conversation returns.
+    """Return the prompt positions of a turn to which an edited or branched chat is likely to
+    return.
 
     Before each of the last messages of the person; the first of all is the end of the system and
     developer messages, which conversations share.
@@ -295,7 +311,9 @@ def checkpoints(prompt: Sequence[int], tokenizer: Tokenizer) -> list[int]:
 
 
 def _is_whole(turn: list[Message]) -> bool:
-    """Whether a final message ends it and each call has its result."""
+    """Report whether a turn's messages end with a final message and have a result for each tool
+    call.
+    """
     calls = sum(m.role == Role.ASSISTANT and m.recipient is not None for m in turn)
     results = sum(m.role == Role.TOOL for m in turn)
     return turn[-1].channel == "final" and calls == results

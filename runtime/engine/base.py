@@ -1,4 +1,5 @@
-"""The seam between a conversation and whatever runs the model: tokens in, tokens out.
+"""The interface between a chat and whatever runs the model: an engine takes token ids and gives
+token ids.
 
     EngineError                   the engine could not load, decode or allocate
     ├── PromptTooLongError        the prompt leaves no room in the context
@@ -64,7 +65,9 @@ class Timings:
 
     @property
     def tokens_per_second(self) -> float:
-        """Generated tokens per second; 0 before the first."""
+        """Return the speed of a generation in generated tokens per second; 0 before the first
+        token.
+        """
         return self.generated_tokens / self.generate_seconds if self.generate_seconds else 0.0
 
     def __add__(self, other: Timings) -> Timings:
@@ -100,20 +103,24 @@ class Generation(Protocol):
     def __next__(self) -> int: ...
 
     def steps(self) -> Iterator[int | PromptProgress]:
-        """The same tokens, with the progress of reading the prompt before the first."""
+        """Iterate over an engine's generated token ids, preceded by ``PromptProgress`` while it
+        reads the prompt.
+        """
         ...
 
     @property
     def timings(self) -> Timings:
-        """What the request has cost so far."""
+        """Return the ``Timings`` (tokens and seconds) that this engine request has cost so far."""
         ...
 
     def cancel(self) -> None:
-        """End this request as soon as possible; from any thread, also before the first token."""
+        """End this engine request as soon as possible; callable from any thread, also before the
+        first token.
+        """
         ...
 
     def close(self) -> None:
-        """Cancel; the reader has left."""
+        """Cancel this engine request; called when nobody reads its tokens any more."""
         ...
 
 
@@ -122,7 +129,9 @@ class Engine(Protocol):
 
     @property
     def n_ctx(self) -> int:
-        """Tokens one conversation may have, prompt and reply together."""
+        """Return how many tokens any engine can hold for one conversation, prompt and reply
+        together.
+        """
         ...
 
     def generate(
@@ -134,7 +143,7 @@ class Engine(Protocol):
         max_tokens: int | None = None,
         checkpoints: Sequence[int] = (),
     ) -> Generation:
-        """Queue a request for the tokens that follow ``prompt``.
+        """Ask an engine, whichever it is, for the tokens that follow ``prompt``.
 
         ``checkpoints`` are positions in the prompt to which later prompts are likely to return:
         the engine can go back there without decoding again. Raises PromptTooLongError,
@@ -143,5 +152,7 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """End every request, then give memory back. May be called twice, from any thread."""
+        """End every request of an engine and free its memory. May be called twice, from
+        any thread.
+        """
         ...

@@ -1,4 +1,4 @@
-"""The engine over llama.cpp: the only module that imports it.
+"""The engine that calls llama.cpp through llama-cpp-python, the only module that imports it.
 
 It uses llama-cpp-python's C-level functions. That package's ``Llama`` class detokenizes the whole
 reply at every token, samples by walking all of the vocabulary, and rewinds a sliding-window
@@ -76,7 +76,9 @@ class _Log:
             sys.stderr.write(line)
 
     def explain(self, what: str) -> EngineError:
-        """An error that says ``what`` failed and what llama.cpp reported about it."""
+        """Return an EngineError that says ``what`` failed and adds the lines that llama.cpp logged
+        about it.
+        """
         reported = "; ".join(self.errors)
         self.errors.clear()
         return EngineError(f"{what}: {reported}" if reported else what)
@@ -148,7 +150,9 @@ class LlamaEngine:
 
     @property
     def n_ctx(self) -> int:
-        """See ``base.Engine``."""
+        """Return the llama.cpp context size of one sequence in tokens; implements
+        ``base.Engine``.
+        """
         return self._scheduler.n_ctx
 
     def generate(
@@ -160,7 +164,9 @@ class LlamaEngine:
         max_tokens: int | None = None,
         checkpoints: Sequence[int] = (),
     ) -> ScheduledGeneration:
-        """See ``base.Engine.generate``."""
+        """Queue a prompt with the scheduler of this llama.cpp engine; implements
+        ``base.Engine.generate``.
+        """
         return self._scheduler.submit(
             prompt,
             sampler,
@@ -171,7 +177,7 @@ class LlamaEngine:
         )
 
     def close(self) -> None:
-        """See ``base.Engine.close``."""
+        """Stop the scheduler and free llama.cpp's model; implements ``base.Engine.close``."""
         self._scheduler.close()
 
 
@@ -186,7 +192,9 @@ class _Loader:
         self._reported = -1.0
 
     def load(self, n_gpu_layers: int) -> Any:
-        """llama.cpp's model; raises EngineError, and what ``progress`` raises."""
+        """Load the GGUF into a ``llama_model`` of llama.cpp; raises EngineError, and what
+        ``progress`` raises.
+        """
 
         def advance(share: float, _: object) -> bool:
             self._share = _READING_SHARE + share * (0.99 - _READING_SHARE)
@@ -218,7 +226,9 @@ class _Loader:
         return loaded[0]
 
     def new_context(self, model: Any, n_ctx: int, n_sequences: int, n_threads: int) -> LlamaContext:
-        """A context for so many sequences; reports that the load is done."""
+        """Create a ``llama_context`` of llama.cpp for so many sequences, and report that the load
+        is done.
+        """
         stop = _StopFlag()
         params = lib.llama_context_default_params()
         params.n_ctx = n_ctx * n_sequences
@@ -253,7 +263,9 @@ class _Loader:
         return LlamaContext(model, made[0], stop, n_sequences)
 
     def _read_pages(self) -> None:
-        """Touch the file's pages in order: llama.cpp maps it in one call that reports nothing."""
+        """Read the GGUF's memory-mapped pages in order while llama.cpp loads it, to report progress
+        in bytes.
+        """
         try:
             pages = np.memmap(self._path, np.uint8, "r")
         except (OSError, ValueError):  # llama.cpp reports what is wrong with it
@@ -309,7 +321,7 @@ class LlamaContext:
     # Decoding
 
     def decode(self, chunks: Sequence[Chunk]) -> bool:
-        """See ``scheduler.Context.decode``."""
+        """Call ``llama_decode`` on one batch; implements ``scheduler.Context.decode``."""
         if self._stop.is_set:  # asked here too: not every backend asks the abort callback
             return False
         self._fill_batch(chunks)
@@ -338,53 +350,69 @@ class LlamaContext:
         self._batch.n_tokens = end
 
     def logits(self, index: int) -> Logits:
-        """See ``scheduler.Context.logits``."""
+        """Read logits from llama.cpp's buffer (``llama_get_logits_ith``); implements
+        ``scheduler.Context.logits``.
+        """
         row = lib.llama_get_logits_ith(self._context, self._rows[index])
         if not row:
             raise _LOG.explain("llama.cpp gave no logits")
         return np.ctypeslib.as_array(row, (self.n_vocab,))
 
     def abort(self) -> None:
-        """See ``scheduler.Context.abort``."""
+        """Set the flag that llama.cpp's abort callback reads; implements
+        ``scheduler.Context.abort``.
+        """
         self._stop.set()
 
     def clear_abort(self) -> None:
-        """See ``scheduler.Context.clear_abort``."""
+        """Clear the flag that llama.cpp's abort callback reads; implements
+        ``scheduler.Context.clear_abort``.
+        """
         self._stop.clear()
 
     def free(self) -> None:
-        """See ``scheduler.Context.free``."""
+        """Free the ``llama_context`` and ``llama_batch`` of llama.cpp; implements
+        ``scheduler.Context.free``.
+        """
         lib.llama_free(self._context)
         lib.llama_model_free(self._model)
 
     # Memory: see ``streams.Memory``
 
     def first_position(self, stream: int) -> int:
-        """See ``streams.Memory``."""
+        """Ask llama.cpp for a sequence's lowest position in its window cache; implements
+        ``streams.Memory``.
+        """
         first: int = lib.llama_memory_seq_pos_min(self._memory, stream)
         return first
 
     def n_decoded(self, stream: int) -> int:
-        """See ``streams.Memory``."""
+        """Ask llama.cpp how many tokens of a sequence are in its KV cache; implements
+        ``streams.Memory``.
+        """
         last: int = lib.llama_memory_seq_pos_max(self._memory, stream)
         return last + 1
 
     def truncate(self, stream: int, position: int) -> None:
-        """See ``streams.Memory``."""
+        """Remove positions from a sequence in llama.cpp's KV cache; implements
+        ``streams.Memory``.
+        """
         lib.llama_memory_seq_rm(self._memory, stream, position, -1)
 
     def save_window(self, stream: int) -> Any:
-        """See ``streams.Memory``."""
+        """Copy the sliding-window state of a sequence out of llama.cpp; implements
+        ``streams.Memory``.
+        """
         return self._state(stream, _WINDOW_LAYERS_ONLY)
 
     def restore_window(self, stream: int, state: Any) -> None:
-        """See ``streams.Memory``."""
+        """Write a saved sliding-window state back into llama.cpp; implements ``streams.Memory``."""
         lib.llama_state_seq_set_data_ext(
             self._context, state, len(state), stream, _WINDOW_LAYERS_ONLY
         )
 
     def copy(self, source: int, target: int) -> bool:
-        """See ``streams.Memory``."""
+        """Copy a sequence to another one within llama.cpp; implements ``streams.Memory``."""
         state = self._state(source, 0)
         if state is None:
             return False
@@ -399,14 +427,17 @@ class LlamaContext:
 
 
 def _require_count(name: str, value: object, most: int) -> None:
-    """Raises EngineError unless ``value`` is a whole number from 1 to ``most``."""
+    """Raise EngineError unless a number for llama.cpp's engine is a whole number from 1 to
+    ``most``.
+    """
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
         raise EngineError(f"{name} is {value!r}; it must be a whole number from 1 to {most}")
 
 
 def _require_first_process() -> None:
-    """llama.cpp's threads do not survive a fork: in a child of a process that has used it, a load
-    would hang."""
+    """Refuse to load a model with llama.cpp in a forked child of a process that has used llama.cpp:
+    its threads do not survive a fork, and the load would hang.
+    """
     global _first_process
     if _first_process is None:
         _first_process = os.getpid()

@@ -48,7 +48,8 @@ class Buffers:
 
 
 def measure_buffers(path: Path, settings: Sequence[Settings]) -> list[Buffers]:
-    """The buffers of a context on the GGUF ``path`` for each of ``settings``; its data is not read.
+    """Measure the buffers in bytes that llama.cpp would allocate for a context on the GGUF
+    ``path``, for each of ``settings``; the weights are not read.
 
     Raises EngineError when llama.cpp refuses the file or a context.
     """

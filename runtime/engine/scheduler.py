@@ -1,4 +1,4 @@
-"""One thread owns the context and runs every request: continuous batching.
+"""The scheduler: one thread that owns the context and batches all requests together.
 
 The loop: give waiting requests a sequence, form one batch (each generating sequence one token,
 prompts fill the rest), decode, sample each sequence from its row of logits, hand the tokens to
@@ -71,23 +71,27 @@ class Context(Memory, Protocol):
     n_vocab: int
 
     def decode(self, chunks: Sequence[Chunk]) -> bool:
-        """Decode one batch; False when it was aborted. Raises EngineError."""
+        """Decode one batch that the scheduler planned; return False when it was aborted. Raises
+        EngineError.
+        """
         ...
 
     def logits(self, index: int) -> Logits:
-        """The logits after the last token of the ``index``-th chunk; valid until ``decode``."""
+        """Return the logits after the last token of the ``index``-th chunk of the scheduler's
+        batch, float32 [vocabulary]; valid until the next ``decode``.
+        """
         ...
 
     def abort(self) -> None:
-        """Make a running ``decode`` return early; from any thread."""
+        """Make the scheduler's running ``decode`` return early; callable from any thread."""
         ...
 
     def clear_abort(self) -> None:
-        """Let ``decode`` run again."""
+        """Let the scheduler's next ``decode`` run after an abort."""
         ...
 
     def free(self) -> None:
-        """Give all memory back."""
+        """Free the context that the scheduler's thread owns."""
         ...
 
 
@@ -129,22 +133,26 @@ class _Request:
 
     @property
     def pending(self) -> int:
-        """Tokens that are not in memory yet."""
+        """Return the tokens of this request that the scheduler has still to decode."""
         return len(self.target) - (0 if self.stream is None else len(self.stream.tokens))
 
     @property
     def is_generating(self) -> bool:
-        """Whether the next step gives a token from a single one."""
+        """Report whether the scheduler has only one token of this request left to decode, so that
+        its next batch gives a new token.
+        """
         return self.n_sent > 0 and self.pending == 1
 
     def must_pause(self) -> bool:
-        """Whether the reader is too far behind; once paused, until it has taken half of it."""
+        """Report whether the scheduler must pause this request since its reader is too far behind;
+        it goes on once half of the queue is read.
+        """
         unread = self.n_sent - self.n_read
         self.paused = unread > (AHEAD // 2 if self.paused else AHEAD - 1)
         return self.paused
 
     def end(self, error: BaseException | None = None) -> None:
-        """Tell the reader that nothing more comes; once."""
+        """Tell the reader of this scheduled request, once, that no more tokens come."""
         if not self.ended:
             self.ended = True
             self.items.put(_End(error))
@@ -170,7 +178,9 @@ class ScheduledGeneration:
                 return item
 
     def steps(self) -> Iterator[int | PromptProgress]:
-        """See ``base.Generation.steps``."""
+        """Iterate over the tokens and prompt progress that the scheduler's thread queued for this
+        request; implements ``base.Generation.steps``.
+        """
         while True:
             try:
                 yield self._next()
@@ -199,7 +209,9 @@ class ScheduledGeneration:
 
     @property
     def timings(self) -> Timings:
-        """See ``base.Generation.timings``."""
+        """Return what this scheduled request has cost so far; implements
+        ``base.Generation.timings``.
+        """
         it = self._request
         return Timings(
             it.n_prompt,
@@ -211,11 +223,13 @@ class ScheduledGeneration:
         )
 
     def cancel(self) -> None:
-        """See ``base.Generation.cancel``."""
+        """Ask the scheduler to end this request; implements ``base.Generation.cancel``."""
         self._scheduler.cancel(self._request)
 
     def close(self) -> None:
-        """See ``base.Generation.close``."""
+        """Cancel this scheduled request when its reader leaves; implements
+        ``base.Generation.close``.
+        """
         self.cancel()
 
     def __del__(self) -> None:
@@ -252,7 +266,9 @@ class Scheduler:
         checkpoints: Sequence[int] = (),
         owner: object = None,
     ) -> ScheduledGeneration:
-        """See ``base.Engine.generate``."""
+        """Put a request in the scheduler's queue and wake its thread; see
+        ``base.Engine.generate``.
+        """
         self.check_process()
         self._check(prompt)
         request = _Request(prompt, sampler, stop, max_tokens, checkpoints)
@@ -268,7 +284,9 @@ class Scheduler:
         return ScheduledGeneration(request, self, owner)
 
     def check_process(self) -> None:
-        """Raises ForkedProcessError in a child of the process that loaded the model."""
+        """Raise ForkedProcessError in a child process, which does not have the
+        scheduler's thread.
+        """
         if os.getpid() != self._pid:
             raise ForkedProcessError(
                 "the model was loaded before this process was forked; load it in this process, "
@@ -276,7 +294,7 @@ class Scheduler:
             )
 
     def cancel(self, request: _Request) -> None:
-        """End one request: its reader gets nothing more."""
+        """Remove one request from the scheduler; its reader gets no more tokens."""
         if request.cancelled or request.ended or os.getpid() != self._pid:
             return
         request.cancelled = True
@@ -287,12 +305,14 @@ class Scheduler:
             self._changed.notify_all()
 
     def wake(self) -> None:
-        """A reader has taken a token of a paused request."""
+        """Wake the scheduler's thread after a reader took a token of a paused request."""
         with self._changed:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """End every request and free the context; returns when that is done."""
+        """End every request of the scheduler, free the context, and wait until its thread has
+        ended.
+        """
         if os.getpid() != self._pid:  # a forked child has neither the thread nor the memory
             return
         with self._changed:
@@ -341,7 +361,9 @@ class Scheduler:
                 self._context.free()
 
     def _wait_for_work(self) -> bool:
-        """Wait until there is something to do; False when the engine is to be closed."""
+        """Wait until the scheduler's thread has a request to work on; return False when the engine
+        is closing.
+        """
         with self._changed:
             while not (self._closing or self._has_work()):
                 self._changed.wait(_POLL_SECONDS if self._active else None)
@@ -357,11 +379,15 @@ class Scheduler:
         )
 
     def _next_waiting(self) -> _Request | None:
-        """The first that waits; not one whose reader has stopped reading."""
+        """Return the first request in the scheduler's queue, skipping those whose reader has
+        stopped reading.
+        """
         return next((it for it in self._waiting if not it.must_pause()), None)
 
     def _arrange(self) -> None:
-        """Drop what was cancelled, give what waits a stream. Copying takes time: no lock."""
+        """Drop cancelled requests and give waiting ones a stream, before the scheduler plans a
+        batch. Copying takes time, so the lock is not held.
+        """
         for request in [it for it in self._active if it.cancelled]:
             self._finish(request)
         while self._waiting:
@@ -374,7 +400,9 @@ class Scheduler:
                 self._waiting.remove(first)
 
     def _may_decode(self) -> bool:
-        """Whether nothing in the batch was cancelled before a cancel could abort it."""
+        """Report whether the scheduler may decode the planned batch: no request in it was cancelled
+        before a cancel could abort the decode.
+        """
         with self._changed:
             if self._closing or any(it.cancelled for it in self._decoding):
                 return False
@@ -382,7 +410,9 @@ class Scheduler:
             return True
 
     def _admit(self, request: _Request) -> bool:
-        """Give a request a stream, if need be that of a reader who has stopped reading."""
+        """Give a waiting request one of the scheduler's streams, if necessary that of a request
+        whose reader has stopped reading.
+        """
         busy = {it.stream for it in self._active}
         idle = [it for it in self._streams if it not in busy]
         if not idle:
@@ -406,7 +436,9 @@ class Scheduler:
         return True
 
     def _take_stream(self, request: _Request) -> Stream:
-        """Take an unread request's stream away; it waits for another one, behind the others."""
+        """Take the stream from a request that is not being read, and put the request at the end of
+        the scheduler's queue.
+        """
         stream = request.stream
         assert stream is not None  # noqa: S101 active requests have one
         stream.save_snapshot()
@@ -417,7 +449,7 @@ class Scheduler:
         return stream
 
     def _finish(self, request: _Request, error: BaseException | None = None) -> None:
-        """End a request; its stream keeps what it holds, for prompts to come."""
+        """End a request in the scheduler; its stream keeps its tokens for later prompts."""
         with self._changed:
             self._active.remove(request)
             request.end(error)
@@ -426,7 +458,9 @@ class Scheduler:
             request.stream = None
 
     def _plan(self) -> list[Chunk]:
-        """One batch: a token of each generating sequence, then prompts, each an equal share."""
+        """Plan the scheduler's next batch: one token of each generating request, then an equal
+        share of each prompt.
+        """
         running = [it for it in self._active if not it.paused]
         generating = [it for it in running if it.is_generating]
         prompts = [it for it in running if not it.is_generating]
@@ -445,7 +479,9 @@ class Scheduler:
         return chunks
 
     def _chunk(self, request: _Request, limit: int) -> Chunk:
-        """The next tokens of a request, up to the next checkpoint."""
+        """Return the tokens of one request for the scheduler's next batch, at most up to its next
+        checkpoint.
+        """
         stream = request.stream
         assert stream is not None  # noqa: S101 active requests have one
         start = len(stream.tokens)
@@ -500,7 +536,9 @@ class Scheduler:
             request.items.put(PromptProgress(done, request.n_prompt, request.reused))
 
     def _sample(self, request: _Request, index: int) -> None:
-        """Draw a request's next token and hand it on; ends the request where that is due."""
+        """Sample a scheduled request's next token and queue it for the reader; end the request
+        after its last token.
+        """
         if request.cancelled:
             return
         try:

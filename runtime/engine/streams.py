@@ -1,4 +1,5 @@
-"""What one sequence of the context remembers, and how far a new prompt can use it exactly.
+"""KV cache reuse: which tokens a sequence (stream) has in memory, and how far a new prompt can
+reuse them.
 
 A prompt mostly begins as an earlier one did. gpt-oss's even layers keep the last 128 positions
 only, so going back to position n is exact only while positions n − 127 to n − 1 are still there:
@@ -33,27 +34,31 @@ class Memory(Protocol):
     """Positions that the window layers look back at, the token's own included."""
 
     def first_position(self, stream: int) -> int:
-        """The lowest position that the window layers still hold; −1 when empty."""
+        """Return the lowest position of a sequence that the sliding-window layers' cache still
+        holds; −1 when empty.
+        """
         ...
 
     def n_decoded(self, stream: int) -> int:
-        """Tokens in memory."""
+        """Return how many tokens of a sequence are in the KV cache."""
         ...
 
     def truncate(self, stream: int, position: int) -> None:
-        """Forget ``position`` and everything after it."""
+        """Remove ``position`` and all later ones of a sequence from the KV cache."""
         ...
 
     def save_window(self, stream: int) -> Any:
-        """The window layers' state; None when it cannot be saved."""
+        """Save the sliding-window layers' cache of a sequence as bytes; None when it cannot be
+        saved.
+        """
         ...
 
     def restore_window(self, stream: int, state: Any) -> None:
-        """Put back a state that ``save_window`` gave."""
+        """Restore a sliding-window state that ``save_window`` returned."""
         ...
 
     def copy(self, source: int, target: int) -> bool:
-        """Make ``target`` hold what ``source`` holds; False when that failed."""
+        """Copy the KV cache of sequence ``source`` to ``target``; return False when that failed."""
         ...
 
 
@@ -80,7 +85,8 @@ class Stream:
         self._snapshots: list[Snapshot] = []
 
     def reach(self, prompt: Sequence[int]) -> int:
-        """The longest beginning of ``prompt`` that can be in memory exactly.
+        """Return how many tokens at the start of ``prompt`` this stream can reuse exactly from its
+        KV cache and snapshots.
 
         At least one token is left to decode, since its logits are wanted.
         """
@@ -91,7 +97,9 @@ class Stream:
         return 0 if snapshot is None else min(position, snapshot.position)
 
     def rewind(self, prompt: Sequence[int]) -> int:
-        """Bring memory to the beginning of ``prompt`` that ``reach`` gives; returns its length."""
+        """Set this stream's KV cache back to the part of ``prompt`` that ``reach`` gives; return
+        its length in tokens.
+        """
         position = self.reach(prompt)
         if position and not self._window_reaches(position):
             snapshot = self._snapshot_for(position)
@@ -105,7 +113,7 @@ class Stream:
         return position
 
     def copy_from(self, source: Stream) -> None:
-        """Take over another sequence's memory, its snapshots included."""
+        """Copy another stream's KV cache and snapshots into this one."""
         if not self._memory.copy(source.number, self.number):
             self.clear()
             return
@@ -113,20 +121,21 @@ class Stream:
         self._snapshots = list(source._snapshots)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Empty this stream's KV cache and drop its snapshots."""
         self._memory.truncate(self.number, 0)
         self._forget_from(0)
 
     def drop_undecoded(self, tokens: Sequence[int]) -> None:
-        """After a decode of ``tokens`` that was aborted: keep what is in memory, and leave at
-        least one token to decode, since nothing has its logits."""
+        """Bring the stream's list of tokens in line with its KV cache after a decode of ``tokens``
+        was aborted; at least one token is left to decode, since its logits are needed.
+        """
         whole = [*self.tokens, *tokens]
         position = min(self._memory.n_decoded(self.number), len(whole) - 1)
         self._memory.truncate(self.number, position)
         self.tokens = whole[:position]
 
     def save_snapshot(self) -> None:
-        """Remember the window layers' state at the present end."""
+        """Save a snapshot of the sliding-window layers at this stream's present end."""
         position = len(self.tokens)
         if any(it.position == position for it in self._snapshots):
             return
@@ -136,7 +145,8 @@ class Stream:
             self._snapshots = thinned(sorted(added, key=lambda it: it.position))
 
     def _window_reaches(self, position: int) -> bool:
-        """Whether the window layers hold all that a token at ``position`` looks back at.
+        """Report whether the stream's sliding-window cache still has every position that a token at
+        ``position`` attends to.
 
         llama.cpp keeps the positions from the first it still has to the last without a gap.
         """
@@ -144,7 +154,8 @@ class Stream:
         return first <= max(0, position - self._memory.window + 1)
 
     def _snapshot_for(self, position: int) -> Snapshot | None:
-        """The latest that can be gone back from to ``position``, or before it.
+        """Return the stream's latest snapshot from which it can go back to ``position``, or to a
+        place before it.
 
         A state saved at n holds n − 128 to n − 1, which is enough for n − 1 too: the same prompt
         again decodes just its last token.
@@ -158,7 +169,9 @@ class Stream:
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens both begin with; compared in slices, since prompts are long."""
+    """Count the tokens at the start of a prompt that are the same as a stream's; compared in
+    slices, since prompts are long.
+    """
     low, high = 0, min(len(a), len(b))
     while low < high:
         middle = (low + high + 1) // 2
@@ -170,7 +183,8 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def thinned(snapshots: list[Snapshot]) -> list[Snapshot]:
-    """At most MAX_SNAPSHOTS: without the one whose loss costs least to decode again.
+    """Drop the sliding-window snapshot that costs least to decode again, when there are more than
+    MAX_SNAPSHOTS.
 
     The last always stays; the others are needed when an earlier turn is gone back to.
     """
@@ -191,7 +205,8 @@ class Place:
 
 
 def choose_place(prompt: Sequence[int], idle: Sequence[Stream], every: Sequence[Stream]) -> Place:
-    """The idle stream that saves most decoding, keeping what other conversations hold.
+    """Choose the idle stream whose KV cache saves a prompt most decoding, and keep what other
+    conversations hold.
 
     A prompt that goes back further than its stream's conversation is a branch of it, and gets a
     copy where another stream is free, so that both stay in memory.
@@ -208,7 +223,8 @@ def choose_place(prompt: Sequence[int], idle: Sequence[Stream], every: Sequence[
 
 
 def _continues(stream: Stream, reach: int) -> bool:
-    """Whether a prompt that shares ``reach`` tokens goes on with the stream's conversation.
+    """Report whether a prompt that shares ``reach`` tokens with a stream continues the stream's
+    conversation, and is not a branch of it.
 
     The last tokens of a prompt name who speaks next; a conversation that goes on shares all but
     those.

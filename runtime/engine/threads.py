@@ -1,4 +1,4 @@
-"""How many threads to compute on, and long library calls that stay open to Ctrl-C.
+"""CPU threads: how many to compute on, and long library calls on a thread so that Ctrl-C works.
 
 Decoding is bound by memory bandwidth and by vector units that sibling threads share, so a second
 thread on the same core slows it down: one thread for each physical core this process may use.
@@ -24,7 +24,9 @@ _POLL_SECONDS = 0.05
 
 
 def physical_cores() -> int:
-    """Physical cores this process may run on, at least 1; logical ones where that is unknown."""
+    """Count the physical CPU cores this process may run on, at least 1; logical ones where the
+    physical number is unknown.
+    """
     allowed = _allowed_cpus()
     try:
         if sys.platform == "darwin":
@@ -42,7 +44,9 @@ def _allowed_cpus() -> set[int]:
 
 
 def _performance_cores() -> int:
-    """Apple's fast cores only: waiting for a slow one at every layer costs more than it adds."""
+    """Count the fast CPU cores of an Apple processor: waiting for a slow one at each layer costs
+    more than it adds.
+    """
     name = "hw.perflevel0.physicalcpu"
     answer = subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True)
     return int(answer.stdout)
@@ -51,7 +55,8 @@ def _performance_cores() -> int:
 def run_interruptibly(
     call: Callable[[], T], *, abort: Callable[[], None], poll: Callable[[], None] | None = None
 ) -> T:
-    """The result of ``call``, which runs on a thread of its own while this one waits.
+    """Run the library call ``call`` on a thread of its own, and wait for its result so that Ctrl-C
+    still works.
 
     ``poll`` is called here now and then. If it raises, or the wait is interrupted by Ctrl-C,
     ``abort`` must make the call return early; the exception is raised once it has returned.
@@ -87,7 +92,7 @@ class _Task(Generic[T]):
         self._begun = threading.Lock()
 
     def run(self) -> None:
-        """Make the call, and set ``done``."""
+        """Make the library call on this thread, and set ``done`` when it returns."""
         if not self._begun.acquire(blocking=False):
             return
         try:
@@ -98,5 +103,5 @@ class _Task(Generic[T]):
             self.done.set()
 
     def abandon(self) -> bool:
-        """Whether the call has not begun, and now never will."""
+        """Give up a library call whose thread has not begun it; return whether that was in time."""
         return self._begun.acquire(blocking=False)

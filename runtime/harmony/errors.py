@@ -14,14 +14,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from gptoss.errors import GptossError
+from gptoss.text import SURROGATE
 
 HARMONY_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """A name of a tool or a person that a header can hold without ambiguity."""
 
 MAX_DEPTH = 64
 """Nesting of a JSON value that is still looked at."""
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class ConversationError(GptossError):
@@ -121,7 +120,7 @@ class FieldPath:
         """``value``, a string that can be written in UTF-8."""
         if not isinstance(value, str):
             raise self.error(f"must be a string, not {json_type(value)}")
-        found = None if value.isascii() else _SURROGATE.search(value)
+        found = None if value.isascii() else SURROGATE.search(value)
         if found is not None:
             raise self.error(
                 f"a lone surrogate U+{ord(found[0]):04X} at character {found.start()}: "
@@ -171,11 +170,6 @@ class FieldPath:
                 pending += [(place.at(f"[{i}]"), item, depth + 1) for i, item in enumerate(inner)]
             elif not (inner is None or isinstance(inner, bool | int | float)):
                 raise place.error(f"must be JSON, not {json_type(inner)}")
-
-
-def replace_surrogates(text: str) -> str:
-    """``text`` with U+FFFD for each lone surrogate, so that a tool's text does not end the turn."""
-    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
 
 def is_date(text: str) -> bool:

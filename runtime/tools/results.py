@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gptoss.runtime.harmony.errors import replace_surrogates
+from gptoss.text import replace_surrogates
 
 MAX_ITEMS = 10_000
 """Of a generator or another iterator, which may have no end."""
