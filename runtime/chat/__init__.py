@@ -1,1 +1,1 @@
-"""A conversation: turns, the tool loop, settings, limits, events."""
+"""Chat with a loaded model: turns, their replies and events, the tool loop, settings and limits."""

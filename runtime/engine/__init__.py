@@ -1,1 +1,1 @@
-"""Generate token ids with llama.cpp; the only folder that imports it."""
+"""The engine: llama.cpp, its KV cache, and the scheduler that batches requests for it."""

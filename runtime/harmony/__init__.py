@@ -1,1 +1,3 @@
-"""The harmony format: conversation to token ids, token ids to events. No model, no I/O."""
+"""The harmony format: messages to token ids, token ids to events, JSON schemas. No
+model, no I/O.
+"""

@@ -1,1 +1,1 @@
-"""Before a model is loaded: check the GGUF, plan the memory."""
+"""Before a model is loaded: preflight check of the GGUF, its sizes, and a plan of the memory."""

@@ -1,4 +1,4 @@
-"""How much memory a process may still take: the machine's, and its control group's."""
+"""How much memory this process may still take: of the machine, and of its control group."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class Memory:
 
 
 def available_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> Memory:
-    """The tightest of what psutil reports and of every control group above this process.
+    """Return how many bytes of memory this process may still take: the least of what psutil and
+    every control group above it report.
 
     Control groups (v1 and v2) exist on Linux only; elsewhere psutil alone decides.
     """
@@ -36,7 +37,9 @@ def available_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/c
 
 
 def _control_groups(proc: Path, cgroups: Path, total: int) -> Iterator[Memory]:
-    """Of each group with a limit: what is left of it, its own reclaimable file pages included."""
+    """Return how many bytes each control group with a limit has left, its own reclaimable file
+    pages included.
+    """
     for folder, limit_file, usage_file, reclaimable in _folders(proc, cgroups):
         limit, usage = _number(folder / limit_file), _number(folder / usage_file)
         if limit is None or usage is None or limit >= min(total, _UNLIMITED):
@@ -46,7 +49,9 @@ def _control_groups(proc: Path, cgroups: Path, total: int) -> Iterator[Memory]:
 
 
 def _folders(proc: Path, cgroups: Path) -> Iterator[tuple[Path, str, str, str]]:
-    """This process's memory group and all above it, with the names of their files."""
+    """Return the folders of this process's memory control group and all above it, with the names of
+    their files.
+    """
     try:
         lines = (proc / "self" / "cgroup").read_text("utf-8").splitlines()
     except OSError:
@@ -69,7 +74,7 @@ def _folders(proc: Path, cgroups: Path) -> Iterator[tuple[Path, str, str, str]]:
 
 
 def _number(path: Path) -> int | None:
-    """The number in a file; None where it is missing or says ``max``."""
+    """Read the number in a control group's file; None where it is missing or holds ``max``."""
     try:
         return int(path.read_text("ascii"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Whether a model fits into memory, and with which settings; decided before a weight is read.
+"""Plans whether a model fits into memory, and with which settings, before a weight is read.
 
 What counts is what must stay resident while tokens are generated: the file's pages without the
 embedding table (it is read by row), the context's keys and values, llama.cpp's graph, and this
@@ -57,12 +57,12 @@ class MemoryPlan:
 
     @property
     def needed(self) -> int:
-        """Peak resident memory."""
+        """Return how many bytes of memory the planned model and context need at their peak."""
         return self.weights + self.kv + self.compute + self.process
 
     @property
     def short(self) -> int:
-        """How much is missing; 0 where it fits."""
+        """Return how many bytes of memory the plan lacks; 0 where the model fits."""
         return max(0, self.needed - self.available)
 
     def __str__(self) -> str:
@@ -88,7 +88,7 @@ def plan_memory(
     chats: int = 1,
     memory: Memory | None = None,
 ) -> MemoryPlan:
-    """Plan for a GGUF, or for a checkpoint folder as ``gptoss-convert`` would write it.
+    """Plan the memory of a GGUF, or of a checkpoint folder as ``gptoss-convert`` would write it.
 
     ``context`` is the number of tokens wanted for each of ``chats``; ``memory`` defaults to what is
     available now. Raises OptionError for an impossible context or number of chats, GgufError,
@@ -111,7 +111,9 @@ def plan_memory(
 
 
 def _settings(n_ctx: int, chats: int, *, fixed: bool) -> list[Settings]:
-    """What to try, best first: as wished, smaller keys and values, then less context."""
+    """List the settings that the plan tries, best first: as requested, then smaller keys and
+    values, then less context.
+    """
     contexts = [n_ctx]
     while not fixed and contexts[-1] // 2 >= LEAST_CONTEXT:
         contexts.append(contexts[-1] // 2)
@@ -125,7 +127,9 @@ def choose(
     buffers: Sequence[Buffers],
     memory: Memory,
 ) -> MemoryPlan:
-    """The first of ``wishes`` that fits; where none does, the one that needs least."""
+    """Choose the first of the requested settings that fits into memory; where none does, the one
+    that needs least.
+    """
 
     plans = [
         MemoryPlan(
@@ -152,7 +156,7 @@ def choose(
 
 
 def _changes(wished: Settings, found: Settings) -> tuple[str, ...]:
-    """What of the first wish is given up."""
+    """List how the plan's settings differ from the requested ones so that the model fits."""
     changes = []
     if found.kv_type != wished.kv_type:
         changes.append(f"{found.kv_type} keys and values")

@@ -30,7 +30,7 @@ class Model:
 
     @classmethod
     def open(cls, path: Path) -> Model:
-        """Check ``path`` and read everything before the weights.
+        """Check the GGUF ``path`` before it is loaded, and read everything before its weights.
 
         Raises ``GgufError`` for a file that is not a GGUF, is truncated or incomplete, or that
         llama.cpp cannot compute; ``UnsupportedModelError`` for another architecture or tokenizer,
@@ -52,7 +52,9 @@ class Model:
 
 
 def check_computable(file: GgufFile) -> None:
-    """Raise ``GgufError``, with the command that repairs it, for what llama.cpp cannot compute."""
+    """Check before loading that llama.cpp can compute this GGUF; raise ``GgufError``, with the
+    command that repairs it, if not.
+    """
     _refuse(file, llama_cpp_keys.find_problems(file))
     hparams = HParams.from_gguf(file.metadata, str(file.path))
     _refuse(file, llama_cpp_types.find_problems(file, hparams))

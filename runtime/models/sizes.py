@@ -1,4 +1,4 @@
-"""Bytes of a model's file and of what stays in memory, from headers alone."""
+"""Sizes of a model's file and of the parts that stay in memory, in bytes, from headers alone."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ class ModelSizes:
 
     @classmethod
     def of(cls, model: Path) -> ModelSizes:
-        """Of a GGUF, or of a checkpoint folder after a conversion with default types."""
+        """Compute the sizes in bytes of a GGUF, or of a checkpoint folder after a conversion with
+        default types.
+        """
         if not model.is_dir():
             file = GgufFile.open(model)
             hparams = HParams.from_gguf(file.metadata, str(model))
@@ -58,13 +60,16 @@ class ModelSizes:
 
 
 def nbytes_by_default(hparams: HParams) -> dict[str, int]:
-    """Bytes of each tensor of the GGUF that ``gptoss-convert`` writes by default, by its name."""
+    """Return the size in bytes of each tensor, by name, in the GGUF that ``gptoss-convert`` writes
+    by default.
+    """
     return {tensor.gguf: _nbytes(tensor) for tensor in tensors(hparams)}
 
 
 @contextmanager
 def sparse_gguf(sizes: ModelSizes) -> Iterator[Path]:
-    """A GGUF with the header of such a model and a hole for its data: megabytes on disk.
+    """Write a GGUF that has this model's header and sizes but a sparse hole for its data: megabytes
+    on disk.
 
     The vocabulary has the right size and invented texts; llama.cpp plans a context on it as on the
     real file.

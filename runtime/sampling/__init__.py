@@ -1,1 +1,1 @@
-"""Choose the next token: samplers, constrained decoding by grammar, repetition."""
+"""Choose the next token: samplers, grammars for constrained decoding, detection of loops."""

@@ -1,4 +1,4 @@
-"""Whether a grammar compiles within limits of time and memory, found out in another process.
+"""Tries grammars in a child process with limits of time and memory before they are compiled here.
 
 llguidance's own limits bound the parser and the lexer's states, but not all of the compiler: an
 ``anyOf`` of four ``multipleOf`` of three digits takes minutes and gigabytes with every limit set
@@ -46,7 +46,8 @@ _MAX_PLAIN_VARIANTS = 16
 
 
 def is_plain(grammar: Mapping[str, Any]) -> bool:
-    """Whether a grammar is a JSON schema of a size and of keywords that compile in milliseconds.
+    """Report whether a grammar needs no trial compile in the child process: a small JSON schema of
+    keywords that compile in milliseconds.
 
     Plain keywords give no product of automata, which is what costs time and memory.
     """
@@ -71,7 +72,8 @@ def _is_plain_schema(schema: object) -> bool:
 
 
 def problems_of(grammars: Sequence[str]) -> list[str | None]:
-    """What is wrong with each grammar (llguidance's JSON form); None for one that compiles.
+    """Try to compile each grammar (llguidance's JSON form) in a limited child process; return its
+    error for each, None for one that compiles.
 
     Raises EngineError when the process cannot be started. In a frozen program (PyInstaller) there
     is no interpreter to start: there llguidance's own limits are all there is.
@@ -91,7 +93,9 @@ def problems_of(grammars: Sequence[str]) -> list[str | None]:
 
 
 def _try(grammars: Sequence[str]) -> tuple[list[str | None], str | None]:
-    """Answers to the first grammars, and what ended the process before the others' if it ended."""
+    """Send grammars to the limited child process; return its answers, and why it ended if it died
+    before the last.
+    """
     request = {"grammars": list(grammars), "seconds": MAX_SECONDS, "bytes": MAX_BYTES}
     try:
         done = subprocess.run(

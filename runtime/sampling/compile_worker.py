@@ -1,4 +1,5 @@
-"""Compiles grammars where it may fail: the script of a process of its own, see ``compile_guard``.
+"""The script of the child process that ``compile_guard`` starts: compiles grammars under a memory
+limit.
 
 Reads ``{"grammars": [...], "seconds": n, "bytes": n}`` from stdin. Writes ``"ready"``, then one
 line of JSON a grammar: null, or what is wrong with it. A grammar that takes longer than ``seconds``
@@ -39,7 +40,9 @@ class _Bytes:
 
 
 def problem_of(tokenizer: LLTokenizer, grammar: str) -> str | None:
-    """llguidance's error for a grammar in its JSON form, None when there is none."""
+    """Compile a grammar in this child process and return llguidance's error, None when there is
+    none.
+    """
     limits = LLParserLimits(verbose_errors=False)
     matcher = LLMatcher(tokenizer, grammar, limits=limits, log_level=0)
     for _ in range(TRIED_TOKENS):
@@ -53,7 +56,8 @@ def problem_of(tokenizer: LLTokenizer, grammar: str) -> str | None:
 
 
 def limit_memory(most: int) -> None:
-    """From here on an allocation beyond ``most`` bytes of address space fails.
+    """Limit the address space of this child process to ``most`` bytes; an allocation beyond it
+    fails.
 
     macOS accepts the limit and does not keep to it; Windows has none. There only time is limited.
     """
@@ -68,7 +72,7 @@ def limit_memory(most: int) -> None:
 
 
 def main() -> None:
-    """Answers the request on stdin."""
+    """Read the grammars on stdin of this child process, and write the error of each to stdout."""
     request = json.load(sys.stdin)
     limit_memory(request["bytes"])
     tokenizer = LLTokenizer(TokenizerWrapper(_Bytes()))

@@ -1,4 +1,6 @@
-"""From grammars to matchers: the only module of this process that imports llguidance."""
+"""Compiles grammars to llguidance matchers: the only module of this process that imports
+llguidance.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,9 @@ class Compiler:
         self._parts = _Remembered[str, CompiledPart | ConstraintError]()
 
     def compile_structure(self, lark: str) -> LLMatcher:
-        """The matcher of a turn's structure, which this package wrote; raises ConstraintError."""
+        """Compile the grammar of a turn's structure, which this package wrote, to an llguidance
+        matcher; raises ConstraintError.
+        """
         matcher = self._structures.get(lark)
         if matcher is None:
             matcher = self._matcher({"lark_grammar": lark})
@@ -80,7 +84,8 @@ class Compiler:
         return matcher.deep_copy()
 
     def compile_parts(self, parts: Mapping[str, Part]) -> dict[str, CompiledPart]:
-        """Each part's matcher. Raises ConstraintError for a required part that does not compile.
+        """Compile the grammar of each tool's arguments and of the answer to a matcher; raises
+        ConstraintError for one that is required and does not compile.
 
         A tool's schema that does not compile is replaced by any JSON object, a tool's grammar by
         free text, so that one bad tool does not disable the others.
@@ -100,7 +105,9 @@ class Compiler:
         return compiled
 
     def _compile(self, parts: Sequence[Part]) -> list[CompiledPart | ConstraintError]:
-        """Parts that are not known yet, those that may be expensive in one other process."""
+        """Compile the grammars that are not in the compiler's cache; those that may be expensive
+        are tried in a child process first.
+        """
         readings = [None if part.schema is None else _read(part) for part in parts]
         for part in parts:
             if part.required and part.schema is not None:
@@ -125,7 +132,9 @@ class Compiler:
     def _compile_less(
         self, part: Part, reading: GrammarSchema, problem: str
     ) -> CompiledPart | ConstraintError:
-        """A schema that does not compile, without those keywords that do not even do so alone."""
+        """Compile a schema that failed again, without the keywords that llguidance does not compile
+        even alone.
+        """
         alone = self._try([json_grammar(schema) for schema in reading.hard.values()])
         tried_alone = dict(zip(reading.hard, alone, strict=True))
         bad = {keyword: why for keyword, why in tried_alone.items() if isinstance(why, str)}
@@ -148,7 +157,7 @@ class Compiler:
         return CompiledPart(matcher, ((part.field, "schema"),))
 
     def _try(self, grammars: Sequence[Mapping[str, Any]]) -> list[LLMatcher | str]:
-        """Each grammar's matcher at its beginning, or what is wrong with it."""
+        """Compile each grammar to an llguidance matcher, or return llguidance's error for it."""
         texts = [json.dumps({"grammars": [grammar]}) for grammar in grammars]
         risky = [t for t, grammar in zip(texts, grammars, strict=True) if not is_plain(grammar)]
         problems = dict(zip(risky, problems_of(risky), strict=True)) if risky else {}
@@ -163,7 +172,9 @@ class Compiler:
         return tried
 
     def _generate_some(self, matcher: LLMatcher) -> str | None:
-        """What goes wrong within the first tokens: much does not show before."""
+        """Generate a few tokens with a freshly compiled matcher and return its error: many do not
+        show before.
+        """
         mask = np.zeros_like(self._text_bits)
         for _ in range(TRIED_TOKENS):
             if matcher.is_stopped():  # also where it has failed
@@ -224,7 +235,7 @@ class _Tokens:
 
 
 def _check_keywords(schema: Mapping[str, Any], field: str) -> None:
-    """Raises ConstraintError for a keyword with a value that it cannot have."""
+    """Raise ConstraintError for a schema keyword whose value cannot be compiled."""
     try:
         SchemaChecker(schema, FieldPath(field, None))
     except ConversationError as error:
@@ -240,7 +251,9 @@ def _read(part: Part, without: Iterable[Keyword] = ()) -> GrammarSchema:
 
 
 def _on_a_deep_stack(call: Callable[[], T]) -> T:
-    """The call's result, from a thread of its own. The stack's size is the whole process's."""
+    """Call the llguidance compiler on a thread with a large stack. The stack's size is a setting of
+    the whole process.
+    """
     with ThreadPoolExecutor(max_workers=1) as executor:
         with _starting:
             before = threading.stack_size(STACK_BYTES)
@@ -255,7 +268,9 @@ _NO_TEXT = "no text at all satisfies it"
 
 
 def short_reason(said: str) -> str:
-    """What llguidance says, on one line: its first, and where it quotes a pattern the verdict."""
+    """Shorten llguidance's compile error to one line: its first, and where it quotes a pattern, the
+    verdict.
+    """
     if said.startswith("NoExtension"):
         return _NO_TEXT
     first, *more = said.splitlines() or ["llguidance gives no reason"]

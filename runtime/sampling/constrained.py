@@ -1,4 +1,4 @@
-"""A turn held to its rules while it is sampled.
+"""Constrained decoding: masks the logits at each step so that a turn keeps to its grammar.
 
 A ``TokenMasks`` is made once a model, a ``Constrained`` sampler once a generation. It sits between
 the engine and the sampler proper: tokens that may not come next lose their logits before the draw.
@@ -84,7 +84,9 @@ class TokenMasks:
         self._compiler = Compiler(tokenizer, sorted(self.others), self.text_bits)
 
     def compile(self, rules: Rules) -> CompiledRules:
-        """The rules at the turn's beginning; raises ConstraintError."""
+        """Compile the rules of a turn into matchers that can mask logits; raises
+        ConstraintError.
+        """
         grammar = turn_grammar(rules, self._text_ranges)
         parts = self._compiler.compile_parts(grammar.parts)
         return CompiledRules(
@@ -94,17 +96,21 @@ class TokenMasks:
         )
 
     def constrain(self, rules: Rules, sampler: Sampler, budget: int | None = None) -> Constrained:
-        """``sampler`` held to the rules, for one generation; raises ConstraintError."""
+        """Wrap ``sampler`` so that each token it draws in one generation is allowed by the rules;
+        raises ConstraintError.
+        """
         return Constrained(self, rules, sampler, budget=budget)
 
     def bits(self, ids: Ids | Sequence[int]) -> Words:
-        """The mask of these tokens."""
+        """Return the token mask (a bit for each id, in 32-bit words) in which these ids are set."""
         flags = np.zeros(self.n_words * 32, np.bool_)
         flags[ids] = True
         return np.packbits(flags, bitorder="little").view("<i4")
 
     def ids(self, texts: Iterable[str]) -> list[int]:
-        """Control tokens by their texts, everything else encoded."""
+        """Encode a text to ids for constrained decoding: control tokens by their names, everything
+        else as plain text.
+        """
         ids: list[int] = []
         for text in texts:
             control = self.tokenizer.control.get(text)
@@ -190,7 +196,9 @@ class Constrained:
         return int(ids[0]) if ids.size == 1 else int(ids[self._sampler(logits[ids])])
 
     def _admitted(self, logits: Logits) -> Ids | None:
-        """The ids that may come next; None when all others have lost their logits instead."""
+        """Return the ids that constrained decoding allows next, ascending; None when it has set the
+        logits of all others to −∞ instead.
+        """
         text = self._text
         if text is None:
             mask = self._computed(self._structure)
@@ -208,7 +216,9 @@ class Constrained:
         return choice.ids
 
     def _text_mask(self, text: _Text, matcher: Matcher) -> Words:
-        """What may come next in a text with a grammar: text, and where it is complete its ends."""
+        """Compute the token mask inside a message with a grammar: text tokens, and the end tokens
+        where the text is complete.
+        """
         mask = self._computed(matcher)
         may_end = int(mask[self._masks.eos >> 5]) >> (self._masks.eos & 31) & 1
         mask &= self._masks.text_bits
@@ -232,7 +242,9 @@ class Constrained:
         self._text = self._begin_text() if token == self._message else None
 
     def _begin_text(self) -> _Text:
-        """After ``<|message|>``: what the text must be, and which tokens may end it."""
+        """Begin the mask of a message's text after ``<|message|>``: which grammar it must match,
+        and which tokens may end it.
+        """
         mask = self._computed(self._structure)
         allowed = _unpacked(mask, self._masks.tokenizer.n_vocab)
         others = self._masks.other_ids
@@ -281,7 +293,9 @@ class _Choice:
 
 @lru_cache(_MASKS)
 def _choice(mask: bytes, n: int) -> _Choice:
-    """The ids of a mask of ``n`` tokens; most of a turn's masks occur many times in it."""
+    """Convert a token mask over ``n`` ids to the ascending ids; cached, as most of a turn's masks
+    occur many times in it.
+    """
     allowed = _unpacked(np.frombuffer(mask, np.int32), n)
     admitted = bool(2 * np.count_nonzero(allowed) <= n)
     ids = _where(allowed if admitted else ~allowed)
@@ -290,7 +304,7 @@ def _choice(mask: bytes, n: int) -> _Choice:
 
 
 def _where(flags: NDArray[np.bool_]) -> Ids:
-    """Indices of the flags that are set, ascending.
+    """Return the indices of the set flags of a token mask, ascending.
 
     Where at most a tenth are, numpy jumps from each to the next, which takes twice as long as
     looking at all of them once they are thousands: set flags are appended, and cut off again.
@@ -304,7 +318,7 @@ def _where(flags: NDArray[np.bool_]) -> Ids:
 
 
 def _ranges(ids: Ids) -> list[tuple[int, int]]:
-    """Ascending ids as ranges, both ends included."""
+    """Convert ascending token ids of a mask to ranges (first, last), both included."""
     breaks = np.flatnonzero(np.diff(ids) > 1)
     first = ids[np.concatenate([[0], breaks + 1])]
     last = ids[np.concatenate([breaks, [-1]])]

@@ -1,4 +1,5 @@
-"""What a turn may consist of, and that as grammars for llguidance: pure text, nothing is run.
+"""Writes the grammar of a whole turn (reasoning, tool calls, answer) in Lark, from the rules of the
+turn; compiles nothing.
 
     turn      (thought next)* (preamble next (thought next)*){0,3} (answer | calls)
     thought   <|channel|>analysis<|message|> text <|end|>
@@ -109,7 +110,8 @@ class Rules:
 
 
 def closing(rules: Rules) -> tuple[str, ...]:
-    """What ends the reasoning when it has to: control tokens and text, one after the other.
+    """Return the control tokens and text that end the reasoning, when it has to end, so that a turn
+    follows its grammar.
 
     Ending the message alone would have the model open the next one on the same channel.
     """
@@ -142,7 +144,7 @@ class TurnGrammar:
 
 
 def turn_grammar(rules: Rules, text_ids: Sequence[tuple[int, int]]) -> TurnGrammar:
-    """What ``rules`` admit; raises ConstraintError.
+    """Write the Lark grammar of a turn that keeps to ``rules``; raises ConstraintError.
 
     ``text_ids`` are the ids of text tokens as ranges, both ends included.
     """
@@ -170,7 +172,9 @@ def turn_grammar(rules: Rules, text_ids: Sequence[tuple[int, int]]) -> TurnGramm
 
 
 def _start(rules: Rules, with_calls: bool) -> str:
-    """The rule of the whole turn."""
+    """Write the Lark rule ``start`` of a turn's grammar: reasoning, preambles, calls or
+    the answer.
+    """
     before = "(thought next)* " if rules.reasoning else ""
     if before and with_calls:
         before += f"(preamble next {before}){{0,{MAX_PREAMBLES}}} "
@@ -192,7 +196,9 @@ class _Call:
     part: Part | None
 
     def rule(self, i: int) -> str:
-        """The rule of a call from its header to its arguments."""
+        """Write the Lark rule of a tool call in the turn's grammar, from its header to its
+        arguments.
+        """
         headers = []
         for channel in self.channels:
             headers.append(f'<|channel|> "{channel} to={self.recipient}" type')
@@ -201,7 +207,9 @@ class _Call:
 
 
 def _calls(rules: Rules) -> list[_Call]:
-    """Every recipient that may be called; raises ConstraintError."""
+    """List the recipients that a turn may call, with the grammar part of each; raises
+    ConstraintError.
+    """
     choice = rules.tool_choice
     if choice == ToolChoice.NONE:
         return []
@@ -244,7 +252,9 @@ def _call(function: Function, namespace: str, channels: tuple[str, ...]) -> _Cal
 
 
 def part_of(wanted: ResponseFormat, field: str, *, required: bool) -> Part:
-    """The part of a text that must be what is ``wanted``; raises ConstraintError."""
+    """Convert a response format (JSON schema, regex or Lark) to its part of the turn's grammar;
+    raises ConstraintError.
+    """
     match wanted:
         case JsonSchema(schema):
             return Part(field, schema, required=required)
@@ -255,7 +265,7 @@ def part_of(wanted: ResponseFormat, field: str, *, required: bool) -> Part:
 
 
 def _regex(pattern: str, field: str) -> str:
-    """A Lark grammar of the one expression."""
+    """Write a Lark grammar that matches one regular expression."""
     _check_text(pattern, "regex", MAX_REGEX_CHARACTERS, field)
     # In Lark an expression is written between slashes, on one line.
     escaped = re.sub(r"\\.|[/\n]", _escaped, pattern, flags=re.DOTALL)
@@ -267,7 +277,8 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def _lark(text: str, field: str) -> str:
-    """The grammar, unless it is too large, or has directives that take other languages in.
+    """Check a user's Lark grammar for a turn: not too large, and without directives that include
+    other languages.
 
     That it can leave the text it is of is prevented elsewhere, not by looking for control tokens.
     """
@@ -289,7 +300,9 @@ def _depth(text: str, opening: str, ending: str) -> int:
 
 
 def _check_text(text: object, what: str, most: int, field: str) -> None:
-    """Raises ConstraintError for what is not a text, or too long."""
+    """Raise ConstraintError unless a regular expression or Lark grammar is a string of allowed
+    length.
+    """
     try:
         length = len(FieldPath(field, None).text(text))
     except ConversationError as error:

@@ -1,4 +1,5 @@
-"""A JSON schema as llguidance is to compile it: only keywords it knows, and without endless texts.
+"""Rewrites a JSON schema for llguidance: only keywords that it knows, and a bound for endless
+texts.
 
 What a schema says falls into three parts. Keywords that say nothing (``uniqueItems: false``,
 ``propertyNames: {"type": "string"}``) are left out. Keywords that no grammar holds (``not``,
@@ -67,7 +68,7 @@ class GrammarSchema:
 
     @property
     def grammar(self) -> dict[str, Any]:
-        """In llguidance's JSON form."""
+        """Return the rewritten schema as a grammar in llguidance's JSON form."""
         return json_grammar(self.schema)
 
 
@@ -75,7 +76,7 @@ ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
 
 def json_grammar(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The grammar of JSON that a schema admits, laid out as programs write it."""
+    """Rewrite a JSON schema as llguidance's grammar, with the whitespace that programs write."""
     options = {"whitespace_pattern": WHITESPACE, "coerce_one_of": True}
     return {"json_schema": {**schema, "x-guidance": options}}
 
@@ -83,7 +84,8 @@ def json_grammar(schema: Mapping[str, Any]) -> dict[str, Any]:
 def grammar_schema(
     schema: Mapping[str, Any], field: str, without: Collection[Keyword] = ()
 ) -> GrammarSchema:
-    """The schema for llguidance; ``without`` names keywords to leave out besides.
+    """Rewrite a JSON schema to the keywords that llguidance knows; ``without`` names keywords to
+    leave out besides.
 
     Raises ConstraintError for an unsound schema, or one that is too large.
     """
@@ -119,7 +121,7 @@ class _Reader:
     hard: dict[Keyword, Mapping[str, Any]] = field(default_factory=dict)
 
     def read(self, value: object, place: FieldPath) -> dict[str, Any] | bool:
-        """One schema; False where nothing is admitted."""
+        """Rewrite one schema to llguidance's keywords; return False when it admits no value."""
         if not isinstance(value, Mapping):
             return bool(value)
         if admits_nothing(value):
@@ -164,7 +166,9 @@ class _Reader:
             self._leave_out(place, "oneOf")  # where variants overlap, the grammar admits both
 
     def _read_tuple(self, out: dict[str, Any], value: Schema, place: FieldPath) -> None:
-        """Before 2020, ``items`` could be a list, and ``additionalItems`` what follows it."""
+        """Rewrite the old tuple form for llguidance: before 2020, ``items`` could be a list, and
+        ``additionalItems`` what follows it.
+        """
         if isinstance(value.get("items"), list | tuple):
             at = place.at("items")
             out["prefixItems"] = [
@@ -230,7 +234,9 @@ class _Reader:
                 self._leave_out(place, "format")
 
     def _read_unevaluated(self, out: dict[str, Any], value: Schema, place: FieldPath) -> None:
-        """Without keywords that apply further schemas they mean the same as the older keywords."""
+        """Rewrite ``unevaluatedProperties`` and ``unevaluatedItems`` for llguidance as the older
+        keywords, when no other keyword applies further schemas.
+        """
         further = {"$ref", "allOf", "anyOf", "oneOf", "if", "not", "contains", "$dynamicRef"}
         further |= {"dependentSchemas", "dependencies", "$recursiveRef"}
         pairs = (("unevaluatedProperties", "additionalProperties"), ("unevaluatedItems", "items"))
@@ -272,13 +278,17 @@ _UNENFORCEABLE: Mapping[str, Callable[[Schema], bool]] = {
 
 
 def _digits(number: float) -> int:
-    """A number without its decimal point and its zeros: 0.25 is 25."""
+    """Return a schema's number as an integer of its digits, without decimal point and zeros: 0.25
+    is 25.
+    """
     digits = Decimal(str(number)).normalize().as_tuple().digits
     return int("".join(map(str, digits)))
 
 
 def _bounds(schema: Schema) -> dict[str, Any]:
-    """The bounds of numbers; in draft 4 ``exclusiveMinimum`` says only how ``minimum`` counts."""
+    """Rewrite a schema's number bounds for llguidance; in draft 4 ``exclusiveMinimum`` is a flag of
+    ``minimum``.
+    """
     bounds: dict[str, Any] = {}
     for key in _BOUNDS:
         value = schema.get(key)
@@ -291,7 +301,9 @@ def _bounds(schema: Schema) -> dict[str, Any]:
 
 
 def _bound_integer(out: dict[str, Any], given: Schema) -> None:
-    """Bounds for an integer where the schema gives none, or one too large to compute with."""
+    """Give an integer schema bounds for llguidance, where it has none or one too large to compute
+    with.
+    """
     lower = [out[key] for key in ("minimum", "exclusiveMinimum") if key in out]
     upper = [out[key] for key in ("maximum", "exclusiveMaximum") if key in out]
     if not lower and not any(given.get(key, 0) > MAX_INTEGER for key in _BOUNDS[:2]):
@@ -301,7 +313,9 @@ def _bound_integer(out: dict[str, Any], given: Schema) -> None:
 
 
 def _with_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema, or null: OpenAPI's ``nullable``. Its parts stay where a ``$ref`` finds them."""
+    """Rewrite OpenAPI's ``nullable`` for llguidance: the schema, or null. Its parts stay where a
+    ``$ref`` finds them.
+    """
     if "type" in schema:
         types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
         values = {"enum": [*schema["enum"], None]} if isinstance(schema.get("enum"), list) else {}

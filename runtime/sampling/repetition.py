@@ -1,4 +1,4 @@
-"""Detects that a model repeats itself without end."""
+"""Detects that a model repeats itself endlessly."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ class LoopDetector:
         self._n = 0
 
     def push(self, token: int) -> bool:
-        """Whether, with this token, the loop is seen: within 32 tokens of the window's end."""
+        """Add a generated token and report whether the model repeats itself in a loop; seen at most
+        32 tokens after the window is full of it.
+        """
         self._last[self._n % WINDOW] = token
         self._n += 1
         if self._n < WINDOW or self._n % _EVERY:
@@ -36,7 +38,7 @@ class LoopDetector:
 
 
 def _is_periodic(tokens: np.ndarray[tuple[int], np.dtype[np.int64]]) -> bool:
-    """Whether the tokens are their own continuation, at most ``LONGEST_PERIOD`` further on."""
+    """Report whether the tokens repeat with a period of at most ``LONGEST_PERIOD``."""
     # The last token must occur a period earlier too: of the periods that leaves few to compare.
     periods = np.flatnonzero(tokens[-LONGEST_PERIOD - 1 : -1][::-1] == tokens[-1]) + 1
     return any(np.array_equal(tokens[period:], tokens[:-period]) for period in periods.tolist())

@@ -1,4 +1,4 @@
-"""From logits to the next token.
+"""Samplers: temperature, top-k, top-p, min-p and greedy choice of the next token from logits.
 
 The rules, in the order they apply. Let p = softmax(logits / temperature).
 
@@ -85,14 +85,16 @@ class RandomSampler:
 
 
 def greedy(logits: Logits) -> int:
-    """The likeliest token, the lowest id among equals."""
+    """Return the token with the highest logit, the lowest id among equals (greedy sampling)."""
     token = int(np.argmax(logits))  # argmax stops at the first NaN, so it cannot hide
     _require_finite(logits[token])
     return token
 
 
 def draw(logits: Logits, sampling: Sampling, u: float) -> int:
-    """The token at which the running share first exceeds ``u``, a number in [0, 1)."""
+    """Sample the token at which the running sum of probabilities first exceeds ``u``, a number in
+    [0, 1).
+    """
     top = logits.max()
     _require_finite(top)
     weights = logits - top
@@ -115,7 +117,8 @@ def _require_finite(value: np.float32) -> None:
 
 
 def _filter(weights: Weights, sampling: Sampling) -> Ids | None:
-    """Ids that may be drawn, ascending; None when that is all of them.
+    """Return the ids that top-k, top-p and min-p sampling keep, ascending; None when that is all of
+    them.
 
     ``weights`` are unnormalised, the likeliest being 1.
     """
@@ -136,7 +139,9 @@ def _filter(weights: Weights, sampling: Sampling) -> Ids | None:
 
 
 def _candidates(weights: Weights, enough: Callable[[Ids], bool]) -> Ids:
-    """Ids above the highest threshold that leaves ``enough`` of them; all if none does."""
+    """Preselect the ids with weights above the highest threshold that leaves ``enough`` of them for
+    sampling; all if none does.
+    """
     for floor in _FLOORS:
         ids = np.flatnonzero(weights >= floor)
         if enough(ids):
@@ -145,7 +150,9 @@ def _candidates(weights: Weights, enough: Callable[[Ids], bool]) -> Ids:
 
 
 def _largest(weights: Weights, k: int) -> Ids:
-    """Indices of the k largest weights, ascending; of equals at the edge the lower indices."""
+    """Return the indices of the k largest weights (top-k), ascending; of equals at the edge the
+    lower indices.
+    """
     edge = np.partition(weights, -k)[-k]
     above = np.flatnonzero(weights > edge)
     equal = np.flatnonzero(weights == edge)[: k - above.size]
@@ -153,14 +160,18 @@ def _largest(weights: Weights, k: int) -> Ids:
 
 
 def _nucleus(weights: Weights, wanted: float) -> Ids:
-    """Indices of the smallest set of largest weights that weighs at least ``wanted``."""
+    """Return the indices of the smallest set of largest weights whose sum is at least ``wanted``
+    (top-p).
+    """
     running = np.cumsum(np.sort(weights)[::-1], dtype=np.float64)
     k = int(np.searchsorted(running, wanted)) + 1
     return _largest(weights, min(k, weights.size))
 
 
 def _draw_from_all(weights: Weights, u: float) -> int:
-    """As over one running sum of all weights, summed in blocks so that it is five times faster."""
+    """Sample from all weights, summed in blocks: the same token as with one running sum, five times
+    faster.
+    """
     whole = weights.size - weights.size % _BLOCK
     blocks = weights[:whole].reshape(-1, _BLOCK).sum(axis=1, dtype=np.float64)
     running = np.cumsum(np.append(blocks, weights[whole:].sum(dtype=np.float64)))
@@ -173,7 +184,7 @@ def _draw_from_all(weights: Weights, u: float) -> int:
 
 
 def _first_above(running: NDArray[np.float64], target: float) -> int:
-    """Index of the first running sum above ``target``.
+    """Return the index of the first running sum of sampling weights above ``target``.
 
     Rounding can leave the last sum at or below it: then the last index that adds anything.
     """

@@ -1,1 +1,1 @@
-"""OpenAI's request formats as harmony conversations."""
+"""Convert OpenAI's requests (chat messages, tools) to harmony and back."""

@@ -1,4 +1,4 @@
-"""OpenAI's Chat Completions messages to harmony's and back.
+"""Converts OpenAI Chat Completions messages to harmony's and back.
 
 How they correspond:
 
@@ -49,7 +49,7 @@ def messages_from_openai(
     system: SystemContent | None = None,
     namespaces: tuple[Namespace, ...] = (),
 ) -> list[Message]:
-    """The conversation in harmony's terms, system block first.
+    """Convert a list of OpenAI Chat Completions messages to harmony messages, system block first.
 
     ``functions`` and ``namespaces`` come from ``tools_from_openai``. Raises ConversationError.
     """
@@ -84,7 +84,7 @@ class _Reader:
     _caller: FieldPath | None = None
 
     def read(self, place: FieldPath, message: Mapping[str, Any]) -> None:
-        """One message of the API."""
+        """Convert one Chat Completions message to harmony."""
         role = message.get("role")
         if role == "tool":
             self._tool(place, message)
@@ -104,7 +104,7 @@ class _Reader:
             )
 
     def finish(self) -> None:
-        """No more messages: nothing may be open."""
+        """Check at the end of the Chat Completions messages that no tool call lacks its result."""
         self._expect_no_calls()
         self._open()
 
@@ -181,7 +181,9 @@ PICTURE_NOTE = "[picture left out: this model reads text only]"
 
 
 def _content(place: FieldPath, message: Mapping[str, Any], *, pictures: bool = False) -> str:
-    """Content as text: a string, or text parts joined; notes for ``pictures`` where they may be."""
+    """Convert the ``content`` of a Chat Completions message to text: a string, or text parts
+    joined; notes for ``pictures`` where they are allowed.
+    """
     place, content = place.at("content"), message.get("content")
     if isinstance(content, str):
         return place.text(content)
@@ -209,7 +211,9 @@ def _reasoning(place: FieldPath, message: Mapping[str, Any]) -> str | None:
 
 
 def _calls(place: FieldPath, value: object) -> list[tuple[str, str, str]]:
-    """Id, function name and arguments (JSON text, or an object that is written as such)."""
+    """Read the ``tool_calls`` of a Chat Completions message: id, function name and arguments (JSON
+    text, or an object that is written as such).
+    """
     calls: list[tuple[str, str, str]] = []
     for i, item in enumerate(place.sequence(value) if value is not None else ()):
         at = place.at(f"[{i}]")
@@ -231,7 +235,9 @@ def _calls(place: FieldPath, value: object) -> list[tuple[str, str, str]]:
 
 
 def messages_to_openai(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """The API's messages; what it has no place for is left out (see above)."""
+    """Convert harmony messages to OpenAI Chat Completions messages; what those have no field for is
+    left out (see above).
+    """
     writer = _Writer()
     for message in messages:
         writer.write(message)
@@ -250,7 +256,7 @@ class _Writer:
     _numbered: int = 0
 
     def write(self, message: Message) -> None:
-        """One harmony message."""
+        """Convert one harmony message to Chat Completions."""
         if message.role == Role.ASSISTANT:
             self._assistant(message)
         elif message.role == Role.TOOL:
@@ -286,7 +292,9 @@ class _Writer:
                 self._turn = None
 
     def _growing(self, before: tuple[str, ...]) -> dict[str, Any]:
-        """The open assistant message, a new one unless all of its fields may precede this."""
+        """Return the assistant message of Chat Completions that is still being filled, a new one
+        unless all of its fields may precede this.
+        """
         if (
             self._turn is None
             or not self._turn.keys() <= {"role", "content", *before}

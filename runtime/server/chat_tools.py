@@ -1,4 +1,4 @@
-"""OpenAI's ``tools`` lists to declared tools and back.
+"""Converts OpenAI's ``tools`` lists to harmony's tool declarations and back.
 
     {"type": "function", "function": {"name", "description", "parameters"}}    Chat Completions
     {"type": "function", "name", "description", "parameters"}                  Responses
@@ -42,7 +42,9 @@ class ToolList:
 
 
 def tools_from_openai(tools: Sequence[Mapping[str, Any]]) -> ToolList:
-    """The tools in their order; raises ConversationError only where ``tools`` is not an array."""
+    """Convert an OpenAI ``tools`` list to tool declarations, in order; raises ConversationError
+    only where ``tools`` is not an array.
+    """
     if not isinstance(tools, list | tuple):
         raise ConversationError(None, "", f"must be an array, not {json_type(tools)}", "tools")
     reader = _Reader()
@@ -56,7 +58,9 @@ def tools_from_openai(tools: Sequence[Mapping[str, Any]]) -> ToolList:
 
 
 def tools_to_openai(functions: Sequence[Function]) -> list[dict[str, Any]]:
-    """The other way round, of functions that take JSON, in the form of Chat Completions."""
+    """Convert tool declarations of functions that take JSON to an OpenAI ``tools`` list, in the
+    form of Chat Completions.
+    """
     tools = []
     for function in functions:
         declared: dict[str, Any] = {"name": function.name}
@@ -75,7 +79,7 @@ class _Reader:
     refused: list[ConversationError] = field(default_factory=list)
 
     def read(self, place: FieldPath, tool: object) -> None:
-        """One tool of the list, or a group of them."""
+        """Convert one entry of an OpenAI ``tools`` list, or a group of them, to a declaration."""
         try:
             declared = place.mapping(tool)
             if declared.get("type") == "namespace":
@@ -135,7 +139,9 @@ def _parameters(place: FieldPath, value: object) -> Mapping[str, Any] | None:
 
 
 def _custom(place: FieldPath, declared: Mapping[str, Any]) -> Function:
-    """A tool of free text, or of a text that a grammar describes."""
+    """Convert an OpenAI tool of type ``custom``: one of free text, or of a text that a grammar
+    describes.
+    """
     name = place.at("name").name(declared.get("name"))
     description = _text(place.at("description"), declared.get("description"))
     wanted: ResponseFormat | None = None

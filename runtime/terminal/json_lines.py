@@ -1,4 +1,4 @@
-"""A conversation as one JSON object a line, for programs."""
+"""Prints a chat as JSON lines, one event a line, for programs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class JsonLines:
         self._out = out
 
     def show(self, event: ChatEvent) -> None:
-        """Write one event's line, at once."""
+        """Print one event as a line of JSON, at once."""
         # Escaped to ASCII: the line is safe in a terminal and in any encoding.
         self._out.write(json.dumps(as_dict(event)) + "\n")
         self._out.flush()
 
 
 def as_dict(event: ChatEvent) -> dict[str, Any]:
-    """An event as JSON's own types; a message's token ids are left out."""
+    """Convert an event to a dictionary for a JSON line; a message's token ids are left out."""
     name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(event).__name__).lower()
     if isinstance(event, MessageEnded):
         return {"event": name, **_message(event.message)}

@@ -1,4 +1,4 @@
-"""How a conversation looks at a terminal, or as plain text.
+"""Prints a chat for a person: at a terminal, or as plain text.
 
 What a model or a tool says is untrusted: an escape character in it could move the cursor, retitle
 the window or hide text. Nothing but printable text and line ends gets through.
@@ -53,7 +53,8 @@ class Show(Protocol):
 
 
 def printable(text: str) -> str:
-    """``text`` with control characters made visible (``\\x1b``), but for line ends and tabs.
+    """Escape control characters in the model's ``text`` before it is printed at the terminal
+    (``\\x1b``), except line ends and tabs.
 
     Characters that turn the reading direction around go the same way: they can make a command
     look like another one.
@@ -82,7 +83,7 @@ class Printer:
         self._progress_shown = False
 
     def show(self, event: ChatEvent) -> None:
-        """Show one event, at once; those not named here have no look of their own."""
+        """Print one event for a person, at once; events not named here print nothing."""
         self._clear_progress()
         match event:
             case PromptProgress():
@@ -120,13 +121,15 @@ class Printer:
         self._out.flush()
 
     def stopped(self) -> None:
-        """Say that the person stopped the reply."""
+        """Print that the person stopped the reply."""
         self._clear_progress()
         self._line("[stopped]", _YELLOW)
         self._out.flush()
 
     def _show_progress(self, event: PromptProgress) -> None:
-        """A line that the next event takes away; only where lines can be taken away."""
+        """Print a progress line at the terminal, which the next event erases; only where lines can
+        be erased.
+        """
         text = self._progress.describe(event, time.monotonic())
         if self._color and text:
             self._end_line()
@@ -163,7 +166,9 @@ class _PromptClock:
         self._begun = 0.0
 
     def describe(self, event: PromptProgress, now: float) -> str:
-        """``[reading 2,100 of 6,000 tokens, 12 s left]``; empty where there is little to read."""
+        """Return the printed progress of the prompt, ``[reading 2,100 of 6,000 tokens, 12 s
+        left]``; empty where there is little to read.
+        """
         done, total = event.done - event.reused, event.total - event.reused
         if done == 0:
             self._begun = now
@@ -176,7 +181,7 @@ class _PromptClock:
 
 
 def summary(event: ReplyEnded) -> str:
-    """Token counts and speeds on one line."""
+    """Return the printed line of token counts and speeds at the end of a reply."""
     timings = event.timings
     return (
         f"[{timings.prompt_tokens} prompt tokens, {timings.reused_tokens} of them reused, "

@@ -1,1 +1,1 @@
-"""Tools the model may call: Python functions and the built-in tools."""
+"""Tools that the model may call: Python functions, their types as JSON schemas, their results."""

@@ -1,4 +1,4 @@
-"""Python functions as the model's tools.
+"""Python functions as tools: declares them to the model and runs its calls.
 
 A tool's failure is the model's to know about, not the program's end: wrong arguments, unknown
 names and exceptions become a text that begins with ``error:`` and goes back as the tool's answer.
@@ -43,7 +43,7 @@ class Tool:
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Tool:
-        """From a function's name, type hints and docstring; raises ToolError."""
+        """Make a tool from a Python function's name, type hints and docstring; raises ToolError."""
         name = _name_of(function)
         description, parameters = parameters_of(function)
         schema = parameters.schema if parameters.fields else None
@@ -62,7 +62,8 @@ class Tool:
         name: str | None = None,
         description: str = "",
     ) -> Tool:
-        """A function called with the properties of an object that ``parameters`` describes.
+        """Make a tool from a Python function and a JSON schema ``parameters``; it is called with
+        the object's properties.
 
         ``parameters`` is a JSON schema, as MCP servers and OpenAI's API have them. All of it is
         checked before the function is called, also what no grammar can hold. Raises ToolError.
@@ -99,7 +100,9 @@ class Tool:
         name: str | None = None,
         description: str = "",
     ) -> Tool:
-        """A function called with the text of the call as it is, held to ``text_format``."""
+        """Make a tool from a Python function that gets the call's text unchanged, held to
+        ``text_format``.
+        """
         name = _name_of(function) if name is None else _checked_name(name)
         declaration = Function(name, description, takes_text=True, text_format=text_format)
         return cls(declaration, function)
@@ -129,11 +132,12 @@ class Toolbox:
 
     @property
     def declarations(self) -> tuple[Function, ...]:
-        """What the developer message tells the model."""
+        """Return the declarations of these tools for the developer message."""
         return tuple(tool.declaration for tool in self._tools.values())
 
     def call(self, recipient: str, arguments: str) -> Outcome:
-        """Run the tool that ``recipient`` names (``functions.x``) on the text of a call.
+        """Run the Python function of the tool that ``recipient`` names (``functions.x``) on the
+        text of a call.
 
         Never raises for what the model or the tool did. KeyboardInterrupt passes: it is the user's.
         """
@@ -157,7 +161,9 @@ class Toolbox:
 
 
 def described(problem: BaseException) -> str:
-    """An exception's type and message; the type alone where the message cannot be made."""
+    """Describe an exception that a tool's function raised: type and message; the type alone where
+    the message cannot be made.
+    """
     name = type(problem).__name__
     try:
         return f"{name}: {problem}"
@@ -193,8 +199,9 @@ def _parsed(arguments: str) -> Any:
 
 
 def _awaited(result: Any) -> Any:
-    """An async tool's result: from ``TOOL_LOOP``, else from a loop of its own, which inside a
-    running one needs a thread of its own too."""
+    """Await an async tool function's result: on ``TOOL_LOOP``, else on a loop of its own, which
+    inside a running one needs a thread of its own too.
+    """
     if not inspect.isawaitable(result):
         return result
 

@@ -1,4 +1,4 @@
-"""A tool's result as text for the model: text as it is, everything else as JSON."""
+"""Converts what a tool returned to text for the model: text unchanged, everything else as JSON."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ class ToolResultError(TypeError):
 
 
 def result_text(result: Any) -> str:
-    """The text; raises ToolResultError for a value without an obvious form.
+    """Convert the value that a tool returned to the text that the model gets; raises
+    ToolResultError for a value without an obvious form.
 
     Halves of UTF-16 pairs, which no text has, become U+FFFD.
     """
@@ -49,7 +50,9 @@ def result_text(result: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value that JSON has no form for, as one that it has."""
+    """Convert a tool's result that JSON has no form for (a date, a set, a dataclass, ...) to one
+    that it has.
+    """
     if callable(dump := getattr(value, "model_dump", None)) and not isinstance(value, type):
         return dump(mode="json")  # pydantic
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -79,7 +82,9 @@ def _plain(value: Any) -> Any:
 
 
 def _with_text_keys(value: Any) -> Any:
-    """A mapping whose keys are texts, as far as JSON does not see to that itself."""
+    """Convert the keys of a mapping that a tool returned to text, where JSON does not
+    do so itself.
+    """
     if not isinstance(value, Mapping):
         return value
     return {

@@ -1,4 +1,4 @@
-"""A Python function's signature as a JSON schema, and JSON arguments as Python values.
+"""Reads a Python function's signature and docstring as the JSON schema of a tool's parameters.
 
 Both come from one walk over the type hints, so that what is promised to the model is what is
 accepted from it. ``type_specs`` says which types are known.
@@ -27,7 +27,8 @@ __all__ = ["Record", "ToolArgumentsError", "ToolError", "parameters_of", "split_
 
 
 def parameters_of(function: Callable[..., Any]) -> tuple[str, Record]:
-    """A function's description and its parameters; raises ToolError.
+    """Read a tool's description and parameters from a Python function's signature and docstring;
+    raises ToolError.
 
     The description is the docstring up to ``Args:``; a parameter's is its entry there.
     """
@@ -68,8 +69,9 @@ def _parameters(function: Callable[..., Any], where: str, notes: Mapping[str, st
 
 
 def _hints(function: Callable[..., Any], parameters: Iterable[inspect.Parameter]) -> dict[str, Any]:
-    """The parameters' type hints. The hint of what is returned is not looked at: it may name a type
-    that is imported for checkers only."""
+    """Return the type hints in a function's signature. The hint of what is returned is left out: it
+    may name a type that is imported for checkers only.
+    """
     while isinstance(function, functools.partial):
         function = function.func
     given = {p.name: p.annotation for p in parameters if p.annotation is not p.empty}
@@ -79,7 +81,9 @@ def _hints(function: Callable[..., Any], parameters: Iterable[inspect.Parameter]
 
 
 def split_docstring(text: str) -> tuple[str, dict[str, str]]:
-    """The text before the first section, and the entries of an ``Args:`` section (Google style)."""
+    """Split a function's docstring (Google style) into the text before the first section, and the
+    entries of ``Args:``.
+    """
     sections = re.split(r"^(Args|Arguments|Parameters|Returns|Raises|Yields|Examples?):\s*$", text,
                         flags=re.MULTILINE)  # fmt: skip
     notes: dict[str, str] = {}
@@ -90,7 +94,9 @@ def split_docstring(text: str) -> tuple[str, dict[str, str]]:
 
 
 def _entries(body: str) -> dict[str, str]:
-    """``name (type): text`` entries; deeper indented lines continue the one before."""
+    """Parse the ``name (type): text`` entries of a docstring's ``Args:`` section; deeper indented
+    lines continue the one before.
+    """
     notes: dict[str, str] = {}
     lines = inspect.cleandoc(body).splitlines()
     name = None

@@ -1,4 +1,4 @@
-"""Types of Python as JSON schemas and as readers of JSON values.
+"""Python types as JSON schemas, and as readers that convert JSON values to these types.
 
 Known: str, int, float, bool, None, Any, list, tuple[T, ...], set, Sequence and other collections of
 one type, dict and Mapping with string keys, Literal, Enum, unions, TypedDict, dataclasses, pydantic
@@ -55,7 +55,9 @@ class Record:
     build: Callable[[dict[str, Any]], Any]
 
     def spec(self) -> TypeSpec:
-        """As an object type without further properties."""
+        """Return this record type (dataclass, TypedDict, parameters) as the spec of a JSON object
+        without further properties.
+        """
         schema: Schema = {
             "type": "object",
             "properties": {name: spec.schema for name, spec in self.fields.items()},
@@ -66,11 +68,15 @@ class Record:
 
     @property
     def schema(self) -> Schema:
-        """The whole schema; definitions that its types brought are at its root."""
+        """Return this record type's whole JSON schema; definitions that its field types brought are
+        at its root.
+        """
         return _with_definitions_at_the_root(self.spec().schema)
 
     def read(self, value: Any, where: str) -> Any:
-        """The built record; the error names every missing, unknown or wrong field."""
+        """Convert a JSON object to this record type; the error names every missing, unknown or
+        wrong field.
+        """
         if not isinstance(value, dict):
             raise ToolArgumentsError(_expected("an object", value, where))
         problems = [
@@ -95,7 +101,9 @@ class Record:
 
 
 def spec_of(hint: Any, where: str) -> TypeSpec:
-    """The spec of a type hint; raises ToolError, which names ``where``."""
+    """Return the spec (JSON schema and reader) of a Python type hint; raises ToolError, which names
+    ``where``.
+    """
     origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
     if origin is typing.Annotated:
         note = next((text for text in map(_description, args[1:]) if text is not None), None)
@@ -133,7 +141,9 @@ def spec_of(hint: Any, where: str) -> TypeSpec:
 
 
 def _description(extra: object) -> str | None:
-    """The description in ``Annotated`` metadata: a string, a pydantic Field or a PEP 727 Doc."""
+    """Return the description in an ``Annotated`` type hint: a string, pydantic's Field,
+    typing_extensions' Doc.
+    """
     if isinstance(extra, str):
         return extra
     for name in ("description", "documentation"):
@@ -227,7 +237,9 @@ def _pydantic(model: Any) -> TypeSpec:
 
 
 def _with_definitions_at_the_root(schema: Schema) -> Schema:
-    """A schema whose parts bring ``$defs`` of their own, and refer to them from the root."""
+    """Move the ``$defs`` that a type's parts brought to the root of its JSON schema, and adapt the
+    references.
+    """
     definitions: Schema = {}
 
     def without(value: Any) -> Any:
@@ -248,7 +260,9 @@ def _with_definitions_at_the_root(schema: Schema) -> Schema:
 
 
 def _choice(choices: dict[Any, Any], where: str) -> TypeSpec:
-    """One of some JSON scalars; ``choices`` maps each to its Python value."""
+    """Return the spec of a Literal or Enum type: one of some JSON scalars; ``choices`` maps each to
+    its Python value.
+    """
     names = {str: "string", bool: "boolean", int: "integer", float: "number"}
     used = {type(value) for value in choices}
     if not used <= names.keys():
@@ -266,7 +280,9 @@ def _choice(choices: dict[Any, Any], where: str) -> TypeSpec:
 
 
 def _union(specs: list[TypeSpec]) -> TypeSpec:
-    """The first spec that reads the value. Plain types become a list of types."""
+    """Return the spec of a union type: the first member type that reads the value. Plain types
+    become a list of types.
+    """
     plain = all(set(spec.schema) == {"type"} for spec in specs)
     schema: Schema
     if plain:
@@ -350,7 +366,9 @@ def noted(spec: TypeSpec, **notes: Any) -> TypeSpec:
 
 
 def is_json_scalar(default: Any) -> bool:
-    """Whether a default can be written in JSON; None says only that it may be left out."""
+    """Report whether a parameter's default value can be written in a JSON schema; None says only
+    that it may be left out.
+    """
     return isinstance(default, str | int | float | bool) and not isinstance(default, Enum)
 
 
