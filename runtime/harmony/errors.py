@@ -85,12 +85,16 @@ class FieldPath:
         self._above = above
 
     def at(self, field: str) -> FieldPath:
-        """The place of a field of this value; ``[2]`` for an item."""
+        """Return the place of a field within this one, for errors; ``[2]`` for an item
+        of an array.
+        """
         return FieldPath(self.where, self.index, field, self)
 
     @property
     def field(self) -> str:
-        """Dotted, empty for the whole. Put together only when it is asked for: most never are."""
+        """Return this place in a conversation as a dotted field name, for errors; empty for the
+        whole message. It is put together only here, since most are never needed.
+        """
         place: FieldPath | None = self
         parts: list[str] = []
         while place is not None:
@@ -101,23 +105,29 @@ class FieldPath:
         return joined.removeprefix(".")
 
     def error(self, problem: str) -> ConversationError:
-        """The error of what is wrong here."""
+        """Return a ConversationError that says ``problem`` about the field at this place."""
         return ConversationError(self.index, self.field, problem, self.where)
 
     def mapping(self, value: object) -> Mapping[str, Any]:
-        """``value``, a JSON object."""
+        """Return the field's ``value`` if it is a JSON object; raise an error with its place
+        otherwise.
+        """
         if not isinstance(value, Mapping):
             raise self.error(f"must be an object, not {json_type(value)}")
         return value
 
     def sequence(self, value: object) -> list[Any]:
-        """``value``, a JSON array."""
+        """Return the field's ``value`` if it is a JSON array; raise an error with its place
+        otherwise.
+        """
         if not isinstance(value, list | tuple):
             raise self.error(f"must be an array, not {json_type(value)}")
         return list(value)
 
     def text(self, value: object) -> str:
-        """``value``, a string that can be written in UTF-8."""
+        """Return the field's ``value`` if it is a string that can be written in UTF-8; raise an
+        error with its place otherwise.
+        """
         if not isinstance(value, str):
             raise self.error(f"must be a string, not {json_type(value)}")
         found = None if value.isascii() else SURROGATE.search(value)
@@ -129,7 +139,9 @@ class FieldPath:
         return value
 
     def name(self, value: object) -> str:
-        """``value``, a name of letters, digits, ``_`` and ``-``, at most 64."""
+        """Return the field's ``value`` if it is a name of at most 64 letters, digits, ``_`` and
+        ``-``; raise an error with its place otherwise.
+        """
         name = self.text(value)
         if not HARMONY_NAME.fullmatch(name):
             raise self.error(
@@ -138,7 +150,9 @@ class FieldPath:
         return name
 
     def word(self, value: object) -> str:
-        """``value``, what a header can hold between two spaces."""
+        """Return the field's ``value`` if it is one word without spaces, as harmony's header needs;
+        raise an error with its place otherwise.
+        """
         word = self.text(value)
         if not word or any(map(str.isspace, word)):
             raise self.error(
@@ -147,14 +161,18 @@ class FieldPath:
         return word
 
     def date(self, value: object) -> str:
-        """``value``, a day of the calendar as YYYY-MM-DD."""
+        """Return the field's ``value`` if it is a date as YYYY-MM-DD; raise an error with its place
+        otherwise.
+        """
         text = self.text(value)
         if not is_date(text):
             raise self.error(f"{text[:80]!r} is not a date: write it as YYYY-MM-DD")
         return text
 
     def json(self, value: object) -> None:
-        """Every string in ``value``, keys included, is text; nesting is bounded."""
+        """Check that every string in the field's ``value``, keys included, can be written in UTF-8,
+        and that nesting is bounded; raise an error with its place otherwise.
+        """
         pending = [(self, value, 0)]
         while pending:
             place, inner, depth = pending.pop()
@@ -173,7 +191,9 @@ class FieldPath:
 
 
 def is_date(text: str) -> bool:
-    """Whether ``text`` is a day of the calendar as YYYY-MM-DD; ISO 8601 knows other forms too."""
+    """Check that a field's ``text`` is a date as YYYY-MM-DD; ISO 8601 has other forms too, which
+    are refused.
+    """
     try:
         return datetime.date.fromisoformat(text).isoformat() == text
     except ValueError:
@@ -181,7 +201,9 @@ def is_date(text: str) -> bool:
 
 
 def json_type(value: object) -> str:
-    """What JSON calls the value's type; Python's name where JSON has none."""
+    """Return what JSON calls a value's type, for an error about a field; Python's name where JSON
+    has none.
+    """
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -1,4 +1,5 @@
-"""A message's header: from the pieces between ``<|start|>`` and ``<|message|>`` to its fields.
+"""Reads a message's header, the text between ``<|start|>`` and ``<|message|>``: role, channel,
+recipient, type.
 
     {role}[ to={recipient}]<|channel|>{channel}[ to={recipient}][ {type}] <|constrain|>{type}
 
@@ -33,7 +34,7 @@ class RawHeader:
     constrain: str | None = None
 
     def append(self, text: str) -> None:
-        """Add text to the part that was begun last."""
+        """Add text to the last part (role, channel or constrain) of the header being collected."""
         if self.constrain is not None:
             self.constrain += text
         elif self.channel is not None:
@@ -42,13 +43,13 @@ class RawHeader:
             self.role += text
 
     def separate(self) -> None:
-        """A space behind the part that was begun last, where there is none."""
+        """Add a space to the last part of the header being collected, unless it ends with one."""
         last = next(filter(None, (self.constrain, self.channel, self.role)), "")
         if not last.endswith(" "):
             self.append(" ")
 
     def cut_behind(self, marker: str) -> str:
-        """Take ``marker`` and what follows it off the part begun last; the latter is returned."""
+        """Cut ``marker`` and what follows it off the header's last part; return what followed."""
         part = "role" if self.channel is None else "channel"
         part = part if self.constrain is None else "constrain"
         kept, _, rest = getattr(self, part).partition(marker)
@@ -56,14 +57,18 @@ class RawHeader:
         return str(rest)
 
     def begin_channel(self) -> bool:
-        """A channel token; false when there was one already."""
+        """Begin the header's channel part at a ``<|channel|>`` token; return False when it has one
+        already.
+        """
         if self.channel is not None:
             return False
         self.channel = ""
         return True
 
     def begin_constrain(self) -> bool:
-        """A constrain token; false when there was one already."""
+        """Begin the header's type part at a ``<|constrain|>`` token; return False when it has one
+        already.
+        """
         if self.constrain is not None:
             return False
         self.constrain = ""
@@ -71,14 +76,16 @@ class RawHeader:
 
     @property
     def has_lines(self) -> bool:
-        """Whether the part begun last has a line end between words other than the role."""
+        """Report whether the header's last part has a line end between words, so that it is
+        probably content.
+        """
         part = self.role if self.channel is None else self.channel
         part = part if self.constrain is None else self.constrain
         return "\n" in part and "\n" in part.strip().removeprefix(Role.ASSISTANT).strip()
 
     @property
     def text(self) -> str:
-        """All of it as text, for a header that turns out to be none."""
+        """Return all of the collected header as text, for one that proves to be content."""
         return self.role + (self.channel or "") + (self.constrain or "")
 
 
@@ -103,7 +110,9 @@ class _Fields:
 
 
 def parse_header(raw: RawHeader, implied_role: Role | None) -> Header:
-    """The fields of ``raw``. ``implied_role`` is the role that the prompt gave already."""
+    """Parse a message's raw header to role, name, channel, recipient and content type;
+    ``implied_role`` is the role that the prompt gave already.
+    """
     repairs: list[Diagnostic] = []
     raw = _respell(raw, repairs)
     role, name, role_fields = _role_part(raw.role, implied_role, repairs)
@@ -129,7 +138,7 @@ def parse_header(raw: RawHeader, implied_role: Role | None) -> Header:
 def salvage_header(
     raw: RawHeader, implied_role: Role | None, *, more_follows: bool = False
 ) -> tuple[Header, str]:
-    """A header that never came to its ``<|message|>``: what it says, and the text in it.
+    """Recover the fields of a header that never reached its ``<|message|>``, and the content in it.
 
     ``more_follows`` when it ends a message but not the turn: with a channel token and no channel,
     it then is a thought, not the answer.
@@ -155,7 +164,7 @@ def salvage_header(
 
 
 def _respell(raw: RawHeader, repairs: list[Diagnostic]) -> RawHeader:
-    """Control tokens that were spelled out in plain text, put in their place."""
+    """Replace control tokens that a header spells out in plain text by the parts they begin."""
     if not _SPELLED_OUT.search(raw.text):
         return raw
     repairs.append(Diagnostic("spelled-out", f"a control token in plain text in {raw.text!r}"))
@@ -182,7 +191,8 @@ def _add_piece(header: RawHeader, kind: str, text: str) -> None:
 
 
 def _sort_words(text: str, repairs: list[Diagnostic], *, author: bool = False) -> _Fields:
-    """Recipients (``to=x``, ``to= x``, or a bare ``functions.x``) and the other words.
+    """Separate a header's words into recipients (``to=x``, ``to= x``, or a bare ``functions.x``)
+    and others.
 
     With ``author`` the first word is a name even if it is a tool's.
     """
@@ -207,7 +217,9 @@ def _sort_words(text: str, repairs: list[Diagnostic], *, author: bool = False) -
 def _role_part(
     text: str, implied: Role | None, repairs: list[Diagnostic]
 ) -> tuple[Role, str | None, _Fields]:
-    """Role and name; with an implied role its name may be repeated."""
+    """Parse the role and name at the start of a header; with an implied role its name may be
+    repeated.
+    """
     fields = _sort_words(text, repairs, author=implied is None)
     if implied is not None:
         first = fields.others[0] if fields.others else ""
@@ -234,7 +246,7 @@ def _role_part(
 def _channel(
     raw: RawHeader, role_words: list[str], words: list[str], repairs: list[Diagnostic]
 ) -> str | None:
-    """The channel as the format spells it, taken out of the words of either part."""
+    """Take the channel out of a header's words and return it as harmony spells it."""
     named = _taken_channels(role_words, repairs)
     if named and raw.channel is None:
         repairs.append(Diagnostic("no-channel-token", f"channel {named[-1]!r} without token"))
@@ -250,14 +262,16 @@ def _channel(
 
 
 def _taken_channels(words: list[str], repairs: list[Diagnostic]) -> list[str]:
-    """The channels among ``words``, taken out of them."""
+    """Remove the channel names from a header's ``words`` and return them."""
     found = [word for word in words if _known_channel(word) is not None]
     words[:] = [word for word in words if word not in found]
     return [_respelled_channel(word, repairs) for word in found]
 
 
 def _respelled_channel(channel: str, repairs: list[Diagnostic]) -> str:
-    """``Final`` and ``analysis:`` as the format spells them; any other word as it is."""
+    """Correct a header's ``Final`` or ``analysis:`` to harmony's channel name; return any other
+    word unchanged.
+    """
     if channel in CHANNELS:
         return channel
     likely = _known_channel(channel)
@@ -271,7 +285,9 @@ def _respelled_channel(channel: str, repairs: list[Diagnostic]) -> str:
 
 
 def _known_channel(word: str) -> str | None:
-    """The channel that is the one thing said in ``word``: ``commentary?``, ``––Final``."""
+    """Return the channel that a header's ``word`` names with signs around it: ``commentary?``,
+    ``––Final``.
+    """
     said = set(re.findall(r"\w+", word.lower()))
     return said.pop() if len(said) == 1 and said <= set(CHANNELS) else None
 
@@ -291,7 +307,9 @@ def _recipient(candidates: list[str], repairs: list[Diagnostic]) -> str | None:
 
 
 def _bare_recipient(name: str, repairs: list[Diagnostic]) -> str:
-    """``"functions.f"`` and ``functions.f>`` without the signs around it."""
+    """Return a header's recipient without the signs around it: ``"functions.f"`` and
+    ``functions.f>``.
+    """
     bare = name.strip("\"'`<>,;:")
     if bare != name:
         repairs.append(Diagnostic("recipient-spelling", f"recipient {name!r} taken for {bare!r}"))
@@ -299,7 +317,9 @@ def _bare_recipient(name: str, repairs: list[Diagnostic]) -> str:
 
 
 def _content_type(words: list[str], repairs: list[Diagnostic]) -> str | None:
-    """``<|constrain|>json``, or the bare word ``json`` that may take its place: the first word."""
+    """Return a header's content type: ``<|constrain|>json``, or the bare word ``json`` in its
+    place, the first word.
+    """
     if len(words) > 1:
         rest = " ".join(words[1:])
         repairs.append(Diagnostic("header-words", f"not understood: {rest!r}", text=rest))

@@ -1,4 +1,4 @@
-"""JSON schemas of tools and answers: validation, and reduction to few keywords.
+"""Checks the JSON schemas of tools and answers, and simplifies them to few keywords.
 
 ``check_schema`` validates every schema from outside. ``simplified`` brings the many ways in
 which JSON Schema says one thing down to those that ``tools_typescript.py`` writes:
@@ -41,7 +41,8 @@ _NAMED = ("$defs", "definitions", "dependentSchemas", "patternProperties", "prop
 
 
 def check_schema(place: FieldPath, value: object) -> Schema:
-    """``value`` as a sound JSON schema: its references all lead somewhere within it.
+    """Check that ``value`` is a sound JSON schema whose references all lead to a place within it;
+    return it.
 
     A keyword whose value is null counts as absent. Unknown keywords are kept. Raises
     ConversationError, which names the place in the schema.
@@ -50,7 +51,9 @@ def check_schema(place: FieldPath, value: object) -> Schema:
 
 
 def check_parameters(place: FieldPath, value: object) -> Schema:
-    """``value`` as a sound schema of an object: arguments are given by name."""
+    """Check that ``value`` is a sound JSON schema of an object, since a tool's arguments are given
+    by name; return it.
+    """
     schema, told = _checked(place, value)
     if schema.get("type") == "object":
         return schema
@@ -66,17 +69,19 @@ def check_parameters(place: FieldPath, value: object) -> Schema:
 
 
 def says_nothing(schema: Schema) -> bool:
-    """Whether a schema admits any value: ``{}``, or only ``$schema`` and the like."""
+    """Report whether a JSON schema admits any value: ``{}``, or only ``$schema`` and the like."""
     return schema.keys() <= {"$schema", "$id", "$comment", *_ANNOTATIONS} - {"nullable"}
 
 
 def admits_nothing(schema: Schema) -> bool:
-    """Whether a schema refuses every value in so many words: ``not: {}``."""
+    """Report whether a JSON schema explicitly admits no value: ``not: {}``."""
     return "not" in schema and (schema["not"] is True or schema["not"] == {})
 
 
 def _checked(place: FieldPath, value: object) -> tuple[Schema, Schema]:
-    """The schema, and simplified: it must not be too large once its references are followed."""
+    """Check a JSON schema and simplify it, to be sure that it is not too large once its references
+    are followed; return both.
+    """
     schema = place.mapping(value)
     place.json(schema)
     schema = _without_nulls(schema)
@@ -86,7 +91,9 @@ def _checked(place: FieldPath, value: object) -> tuple[Schema, Schema]:
 
 
 def _without_nulls(schema: Schema) -> Schema:
-    """The schema without keywords of value null, as generators write what they do not know."""
+    """Remove the keywords with value null from a JSON schema, as generators write what they do not
+    know.
+    """
     out: dict[str, Any] = {}
     for key, value in schema.items():
         if value is None and key not in _NULL_IS_A_VALUE:
@@ -105,7 +112,9 @@ def _without_nulls(schema: Schema) -> Schema:
 
 
 def lookup(root: Schema, reference: str) -> Schema | bool | None:
-    """The schema that ``#/$defs/name`` points to in ``root``; None when there is none."""
+    """Resolve a JSON schema's reference ``#/$defs/name`` in ``root``; None when it is not a schema
+    of this document.
+    """
     document, mark, pointer = reference.partition("#")
     first, *keys = unquote(pointer).split("/")
     if document or not mark or first:
@@ -123,7 +132,8 @@ def lookup(root: Schema, reference: str) -> Schema | bool | None:
 
 
 def simplified(schema: Schema, place: FieldPath) -> Schema:
-    """The schema in ``tools_typescript.py``'s keywords, without references.
+    """Simplify a JSON schema to the keywords that ``tools_typescript.py`` writes, without
+    references.
 
     Raises ConversationError at ``place`` for a reference that leads nowhere, and for a schema that
     is too large or too deep once its references are followed.
@@ -132,7 +142,7 @@ def simplified(schema: Schema, place: FieldPath) -> Schema:
 
 
 def _schemas(place: FieldPath, schema: Schema) -> Iterator[tuple[FieldPath, Schema]]:
-    """``schema`` and every schema in it, each with its place; the forms of what holds them."""
+    """Iterate over a JSON schema and all subschemas in it, each with its place."""
     yield place, schema
     inner: list[tuple[FieldPath, object]] = [
         (place.at(key), schema[key]) for key in _ONE if key in schema
@@ -157,7 +167,7 @@ def _schemas(place: FieldPath, schema: Schema) -> Iterator[tuple[FieldPath, Sche
 
 
 def _check_keywords(place: FieldPath, schema: Schema, root: Schema) -> None:
-    """The keywords of one schema that hold no schemas."""
+    """Check the values of one JSON schema's keywords that hold no subschemas."""
     if "type" in schema:
         at, types = place.at("type"), schema["type"]
         types = types if isinstance(types, list | tuple) else [types]
@@ -185,7 +195,9 @@ class _Simplifier:
     _sizes: dict[str, int] = field(default_factory=dict)
 
     def simplify(self, value: object, following: frozenset[str], depth: int) -> dict[str, Any]:
-        """``following`` are the references that led here: one of them again would never end."""
+        """Simplify one JSON schema; ``following`` are the references that led here, to find one
+        that leads back to itself.
+        """
         if depth > MAX_DEPTH:
             raise self.place.error(f"is nested deeper than {MAX_DEPTH}, its references followed")
         if value is False or (isinstance(value, Mapping) and admits_nothing(value)):
@@ -205,7 +217,9 @@ class _Simplifier:
         return out
 
     def _followed(self, value: Schema, following: frozenset[str]) -> tuple[Schema, frozenset[str]]:
-        """``value`` with what its reference points at; its own keywords go before that's."""
+        """Merge a JSON schema with the one that its ``$ref`` points at; its own keywords take
+        precedence.
+        """
         while isinstance(reference := value.get("$ref"), str):
             own = {key: value[key] for key in value if key != "$ref"}
             target = lookup(self.root, reference)
@@ -231,7 +245,9 @@ class _Simplifier:
 
 
 def _own_keywords(value: Schema, inner: Callable[[object], dict[str, Any]]) -> dict[str, Any]:
-    """What is written unchanged, the schemas in it simplified by ``inner``."""
+    """Copy the keywords that a simplified JSON schema keeps, the subschemas in them simplified by
+    ``inner``.
+    """
     out = _only(value, ("type", *_ANNOTATIONS))
     if isinstance(required := value.get("required"), list | tuple):
         out["required"] = [name for name in required if isinstance(name, str)]
@@ -249,7 +265,9 @@ def _own_keywords(value: Schema, inner: Callable[[object], dict[str, Any]]) -> d
 
 
 def _with_choices(out: dict[str, Any], value: Schema) -> dict[str, Any]:
-    """``enum`` and ``const``, and a list of types that hold more than their names."""
+    """Simplify a JSON schema's ``enum`` and ``const``, and a list of types that have keywords of
+    their own.
+    """
     choices = [value["const"]] if "const" in value else value.get("enum")
     if isinstance(choices, list | tuple) and choices:
         out["enum"] = list(choices)
@@ -272,17 +290,19 @@ _HELD_BY = {
 
 
 def _of_type(schema: Schema, name: object) -> dict[str, Any]:
-    """The part of a schema of several types that concerns one of them."""
+    """Return the keywords of a JSON schema with several types that concern one of them."""
     return {"type": name} | _only(schema, [key for key, of in _HELD_BY.items() if of == name])
 
 
 def _possible(variants: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The variants that admit a value; one of the others where none does."""
+    """Return the variants of a JSON schema's ``oneOf`` that admit a value; one of the others where
+    none does.
+    """
     return [variant for variant in variants if "not" not in variant] or variants[:1]
 
 
 def _with_variants(out: dict[str, Any], variants: list[dict[str, Any]]) -> dict[str, Any]:
-    """A schema whose value is one of ``variants``.
+    """Simplify a JSON schema with ``anyOf`` or ``oneOf`` to one whose value is one of ``variants``.
 
     Where the schema has keywords of its own, variants only restrict it, and are not written.
     """
@@ -304,7 +324,9 @@ def _with_variants(out: dict[str, Any], variants: list[dict[str, Any]]) -> dict[
 
 
 def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """A schema for what both allow, as far as it is written; where they differ, the first's."""
+    """Merge two simplified JSON schemas (``allOf``) to one for what both allow; where they differ,
+    the first's keyword is kept.
+    """
     out = second | first
     properties = dict(first.get("properties", {}))
     for name, schema in second.get("properties", {}).items():

@@ -1,4 +1,5 @@
-"""A conversation in harmony's own terms, as immutable values.
+"""Messages of a conversation in harmony's own terms, as immutable values, and functions that build
+them.
 
 Harmony is the prompt format gpt-oss was trained on. A message has a role, perhaps a name, a
 channel (analysis, commentary, final), a recipient (who it is sent to: a tool's full name such as
@@ -115,12 +116,12 @@ class Message:
 
     @property
     def text(self) -> str:
-        """The content as text; empty for system and developer blocks."""
+        """Return this message's content as text; empty for system and developer blocks."""
         return self.content if isinstance(self.content, str) else ""
 
 
 def system(**fields: Any) -> Message:
-    """A system message from ``SystemContent``'s fields."""
+    """Build a system message from ``SystemContent``'s fields."""
     return Message(Role.SYSTEM, SystemContent(**fields))
 
 
@@ -129,28 +130,28 @@ def developer(
     functions: tuple[Function, ...] = (),
     namespaces: tuple[Namespace, ...] = (),
 ) -> Message:
-    """A developer message with instructions, function tools and further groups of tools."""
+    """Build a developer message with instructions, function tools and further groups of tools."""
     tools = ((Namespace(FUNCTIONS, functions),) if functions else ()) + namespaces
     return Message(Role.DEVELOPER, DeveloperContent(instructions, tools))
 
 
 def user(text: str) -> Message:
-    """The user's message."""
+    """Build a user message."""
     return Message(Role.USER, text)
 
 
 def analysis(text: str) -> Message:
-    """The assistant's reasoning."""
+    """Build an assistant message with reasoning (channel ``analysis``)."""
     return Message(Role.ASSISTANT, text, channel="analysis")
 
 
 def final(text: str) -> Message:
-    """The assistant's answer."""
+    """Build an assistant message with the answer (channel ``final``)."""
     return Message(Role.ASSISTANT, text, channel="final")
 
 
 def call(function: str, arguments: str) -> Message:
-    """The assistant's call of a declared function; ``arguments`` is JSON text."""
+    """Build an assistant message that calls a declared function; ``arguments`` is JSON text."""
     return Message(
         Role.ASSISTANT,
         arguments,
@@ -161,7 +162,7 @@ def call(function: str, arguments: str) -> Message:
 
 
 def tool_result(function: str, text: str) -> Message:
-    """What a declared function answered."""
+    """Build a tool message with what a declared function answered."""
     return Message(
         Role.TOOL,
         text,

@@ -1,4 +1,4 @@
-"""Token ids to typed events, one id at a time; total: any sequence of ids gives events.
+"""The parser: token ids to typed events, one id at a time. Any sequence of ids gives events.
 
 No I/O, no model. ``state.TRANSITIONS`` lists what is legal. An action that
 repairs something reports a ``Diagnostic``; text is never lost, and nothing here raises for what a
@@ -44,7 +44,7 @@ _kinds_of: WeakKeyDictionary[Tokenizer, Mapping[int, TokenKind]] = WeakKeyDictio
 def parse(
     ids: Iterable[int], tokenizer: Tokenizer, role: Role | None = Role.ASSISTANT
 ) -> list[Event]:
-    """All events of a finished turn: what a ``Parser`` gives for each id, then at the end."""
+    """Parse the token ids of a whole turn and return all events."""
     parser = Parser(tokenizer, role)
     events = [event for token in ids for event in parser.push(token)]
     return events + parser.finish()
@@ -75,11 +75,13 @@ class Parser:
 
     @property
     def ended(self) -> bool:
-        """Whether ``TurnEnded`` has been given."""
+        """Report whether the parser has given ``TurnEnded``."""
         return self._state == State.ENDED
 
     def push(self, token: int) -> list[Event]:
-        """The events that this id completes; often none in a header, one delta in content."""
+        """Parse one token id and return the events that it completes; often none in a header, one
+        delta in content.
+        """
         kind = self._kinds.get(token, TokenKind.TEXT)
         if not 0 <= token < self._tokenizer.n_vocab:
             kind = TokenKind.OTHER
@@ -87,7 +89,9 @@ class Parser:
         return self._take_events()
 
     def finish(self) -> list[Event]:
-        """No more ids will come: closes what is open. After this ``ended`` is true."""
+        """Tell the parser that no more ids come; return the events that close what is open. After
+        this ``ended`` is true.
+        """
         if self._state == State.HEADER:
             self._raw.append(self._flush_decoder())
             if self._raw.text or self._ids:
@@ -100,7 +104,9 @@ class Parser:
         return self._take_events()
 
     def _cut_header(self) -> None:
-        """Bare text is an answer; a header that was cut short has no content yet."""
+        """Give the parser's events for a header that the turn's end cut: bare text is an answer,
+        any other header has no content yet.
+        """
         text, bare = self._raw.text, bool(self._raw.text.strip()) and self._raw.channel is None
         self._diagnose(
             "cut-header", f"the turn was cut in a header: {text!r}", "" if bare else text
@@ -117,7 +123,9 @@ class Parser:
         self._repaired = False
 
     def _headless_text(self, token: int, kind: TokenKind) -> None:
-        """Perhaps a header whose start token is missing, perhaps just more of the answer."""
+        """Parse text between messages: perhaps a header without its start token, perhaps more of
+        the answer.
+        """
         self._open_header(token, kind)
         self._implied_role = Role.ASSISTANT
         self._diagnose("no-start", "text between messages")
@@ -150,7 +158,7 @@ class Parser:
             self._flush_header_as_text()
 
     def _spelled_message(self) -> None:
-        """``<|message|>`` in plain letters ends the header as the token would."""
+        """End the header being parsed at a ``<|message|>`` in plain letters, as the token would."""
         content = self._raw.cut_behind(SPELLED_MESSAGE)
         self._diagnose("spelled-out", "'<|message|>' in plain text")
         self._take_header()
@@ -203,7 +211,7 @@ class Parser:
             self._end_message(token, kind)
 
     def _flush_header_as_text(self, *, more_follows: bool = False) -> None:
-        """The header turns out to be content, but for what clearly is header in it."""
+        """Give the header being parsed as content, except for what is clearly header in it."""
         header, text = salvage_header(self._raw, self._implied_role, more_follows=more_follows)
         if text or header.recipient is not None or not self._spoken:
             self._begin(header)
@@ -294,7 +302,9 @@ class Parser:
         self._repaired = False
 
     def _replayable_ids(self, header: Header) -> tuple[int, ...] | None:
-        """The ids behind ``<|start|>assistant``; None after a repair."""
+        """Return the token ids that the parser read behind ``<|start|>assistant``, to render the
+        message from them again; None after a repair.
+        """
         if self._repaired or header.role != Role.ASSISTANT:
             return None
         ids, role = self._ids, self._role_ids
@@ -312,7 +322,9 @@ class Parser:
         return text
 
     def _flush_decoder(self) -> str:
-        """What is left of an incomplete character, as U+FFFD."""
+        """Return the incomplete UTF-8 character that the parser's decoder still holds,
+        as U+FFFD.
+        """
         if not self._half_a_character:
             return ""
         self._half_a_character = False

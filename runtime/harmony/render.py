@@ -1,4 +1,4 @@
-"""Conversations to token ids.
+"""Renders conversations: harmony messages to token ids.
 
 Text is encoded as text, control tokens are placed by id: no string in a message, whatever it
 spells, becomes a control token. The result equals openai-harmony's (0.0.8) token for token, and in
@@ -47,7 +47,8 @@ from gptoss.runtime.harmony.validate import check_conversation
 def render_for_completion(
     messages: Sequence[Message], tokenizer: Tokenizer, *, limit: int | None = None
 ) -> list[int]:
-    """The conversation, then ``<|start|>assistant``: the model continues from there.
+    """Render a conversation to token ids, then ``<|start|>assistant``, from which the model
+    continues.
 
     ``limit`` is the most ids that this may be. Raises ConversationError for messages that cannot be
     rendered, ConversationTooLongError for the message in which the limit is reached.
@@ -68,8 +69,9 @@ def render_for_completion(
 
 
 def kept_messages(messages: Sequence[Message]) -> list[int]:
-    """Indices of the messages that are rendered, by the official template's rule: reasoning goes
-    once a final message has ended its turn."""
+    """Return the indices of the messages to render, by the official template's rule: reasoning is
+    dropped once a final message has ended its turn.
+    """
     horizon = max(
         (i for i, message in enumerate(messages) if message.channel == "final"), default=0
     )
@@ -77,7 +79,7 @@ def kept_messages(messages: Sequence[Message]) -> list[int]:
 
 
 def declares_functions(message: Message) -> bool:
-    """Whether a message is a developer block with function tools."""
+    """Report whether a message to render is a developer block with function tools."""
     content = message.content
     return isinstance(content, DeveloperContent) and any(
         space.name == FUNCTIONS and space.functions for space in content.tools
@@ -85,7 +87,9 @@ def declares_functions(message: Message) -> bool:
 
 
 def _too_long(messages: Sequence[Message], index: int, limit: int) -> ConversationTooLongError:
-    """The error at a message, counted as the caller's own list counts."""
+    """Return the error for a conversation whose rendered ids exceed the limit, at the message as
+    the caller's list counts.
+    """
     message = messages[index]
     if all(it.origin is None for it in messages):
         return ConversationTooLongError(index, limit)
@@ -96,7 +100,8 @@ def _too_long(messages: Sequence[Message], index: int, limit: int) -> Conversati
 def render_message(
     message: Message, tokenizer: Tokenizer, *, conversation_has_functions: bool = False
 ) -> list[int]:
-    """One message, from ``<|start|>`` to ``<|end|>`` (``<|call|>`` for an assistant's call).
+    """Render one message to token ids, from ``<|start|>`` to ``<|end|>`` (``<|call|>`` for an
+    assistant's call).
 
     ``conversation_has_functions`` adds the system block's line on where calls go.
     """
@@ -118,7 +123,7 @@ def render_message(
 
 
 def content_text(message: Message, conversation_has_functions: bool) -> str:
-    """The text between ``<|message|>`` and the end token."""
+    """Render a message's content: the text between ``<|message|>`` and the end token."""
     content = message.content
     if isinstance(content, SystemContent):
         return _system_text(content, conversation_has_functions)
@@ -128,7 +133,9 @@ def content_text(message: Message, conversation_has_functions: bool) -> str:
 
 
 def _replay(message: Message, tokenizer: Tokenizer) -> list[int]:
-    """The model's own ids; in history a turn's end is a message's end, and a cut one is closed."""
+    """Return the model's own ids of a message instead of rendering it; in history a turn's end is a
+    message's end, and a cut one is closed.
+    """
     control = tokenizer.control
     ids = list(message.tokens or ())
     if not ids or ids[-1] not in (control["<|end|>"], control["<|call|>"], control["<|return|>"]):
@@ -139,14 +146,16 @@ def _replay(message: Message, tokenizer: Tokenizer) -> list[int]:
 
 
 def _author(message: Message) -> str:
-    """A tool's own name; else the role, and a name after a colon."""
+    """Render a message's author: a tool's own name; else the role, and a name after a colon."""
     if message.role == Role.TOOL:
         return message.name or ""
     return f"{message.role}:{message.name}" if message.name is not None else message.role.value
 
 
 def _content_type(content_type: str, tokenizer: Tokenizer) -> list[int]:
-    """`` json`` as text, or a space, the constrain token and the rest as text."""
+    """Render a message's content type to ids: `` json`` as text, or a space, the constrain token
+    and the rest as text.
+    """
     if not content_type.startswith(CONSTRAIN):
         return tokenizer.encode(f" {content_type}")
     rest = content_type.removeprefix(CONSTRAIN)

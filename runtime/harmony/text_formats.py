@@ -1,4 +1,6 @@
-"""What a text of the model must be: JSON of a schema, or of a regular expression or grammar."""
+"""The formats a model's text can be held to: a JSON schema, a regular expression or a
+Lark grammar.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,8 @@ _WRAPPER = {"description", "name", "schema", "strict", "type"}
 
 
 def _unwrapped(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema in OpenAI's ``response_format``, in its ``json_schema``, or the value itself.
+    """Take the schema of the text format ``JsonSchema`` out of OpenAI's wrapper ``json_schema``, if
+    it has one.
 
     None of a wrapper's keys is a keyword of JSON Schema but ``type`` and ``description``.
     """

@@ -1,4 +1,4 @@
-"""The model's own vocabulary as a tokenizer.
+"""The tokenizer, made from the model's own vocabulary.
 
 Built from the GGUF's (or a checkpoint's) token list as a ``tiktoken.Encoding``: byte-level BPE
 with o200k's split pattern. Text is only ever encoded as text: control tokens (``<|start|>``, …)
@@ -57,7 +57,9 @@ class Tokenizer:
 
     @classmethod
     def from_vocabulary(cls, tokens: Sequence[str], types: Sequence[int]) -> Tokenizer:
-        """From the GGUF's ``tokenizer.ggml.tokens`` and ``.token_type`` (byte-level spelling)."""
+        """Build a tokenizer from the GGUF's ``tokenizer.ggml.tokens`` and ``.token_type``
+        (byte-level spelling).
+        """
         if len(tokens) != len(types):
             raise UnsupportedModelError(f"{len(tokens)} tokens but {len(types)} token types")
         normal = int(TokenType.NORMAL)
@@ -77,7 +79,7 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(cls, gguf: GgufFile) -> Tokenizer:
-        """From an opened GGUF.
+        """Build a tokenizer from the vocabulary of an opened GGUF.
 
         Raises UnsupportedModelError for another kind of tokenizer, GgufError for a corrupt one.
         """
@@ -103,7 +105,9 @@ class Tokenizer:
         return tokenizer
 
     def _check_text_tokens(self, where: str) -> None:
-        """Every byte must be a token, and no two may be the same: tiktoken would panic later."""
+        """Check the vocabulary: every byte must be a token, and no two tokens the same, or tiktoken
+        would panic later.
+        """
         spelled = {self._bytes[i] for i in self.text_ids}
         missing = [byte for byte in range(256) if bytes([byte]) not in spelled]
         if missing:
@@ -123,7 +127,9 @@ class Tokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
-        """Text to ids, as plain text whatever it contains; lone surrogates become U+FFFD."""
+        """Encode text to token ids, as plain text whatever it contains; lone surrogates become
+        U+FFFD.
+        """
         if len(text) < MAX_SPACE:
             return self._encoding.encode_ordinary(text)
         ids: list[int] = []
@@ -133,22 +139,30 @@ class Tokenizer:
 
     @cached_property
     def longest(self) -> int:
-        """Bytes of the longest text token: no text has fewer tokens than its bytes by this."""
+        """Return the number of bytes of the longest text token, which bounds from below how many
+        tokens a text encodes to.
+        """
         return max(len(self._bytes[i]) for i in self.text_ids)
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of one id; possibly part of a character. IndexError outside the vocabulary."""
+        """Return the bytes of one token id; possibly part of a character. IndexError outside the
+        vocabulary.
+        """
         if not 0 <= token < self.n_vocab:
             raise IndexError(f"token id {token} is outside the vocabulary of {self.n_vocab}")
         return self._bytes[token]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Ids to text; control tokens as their text, incomplete characters as U+FFFD."""
+        """Decode token ids to text; control tokens as their names, incomplete
+        characters as U+FFFD.
+        """
         return b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")
 
 
 def _cut_among_blanks(text: str) -> Iterator[str]:
-    """``text`` in pieces, none of which holds more than ``MAX_SPACE`` blanks in a row."""
+    """Cut ``text`` into pieces to encode, none of which holds more than ``MAX_SPACE`` blanks in a
+    row.
+    """
     begin = 0
     for blanks in re.finditer(r"\s+", text):
         for end in range(blanks.start() + MAX_SPACE, blanks.end(), MAX_SPACE):

@@ -1,4 +1,4 @@
-"""A tool's JSON schema as the TypeScript-like text gpt-oss was trained to read.
+"""Writes tools as the TypeScript-like declarations that gpt-oss was trained to read.
 
 Of what openai-harmony knows, the text must be that library's to the letter, since the model saw no
 other. Where it has habits of its own (a ``oneOf`` at the top is laid out otherwise than one at a
@@ -28,7 +28,8 @@ from gptoss.runtime.harmony.messages import Function, Namespace
 
 
 def tools_section(namespaces: Sequence[Namespace]) -> str:
-    """The ``# Tools`` section: one block a namespace, sorted by name.
+    """Write the ``# Tools`` section of TypeScript-like declarations: one block for each namespace,
+    sorted by name.
 
     Raises ConversationError for parameters whose references lead nowhere or expand without end.
     """
@@ -60,7 +61,9 @@ def _function(function: Function, full_name: str) -> list[str]:
 
 
 def type_of(schema: Schema, indent: str = "") -> str:
-    """The type that a simplified schema is; ``indent`` is that of the line it begins on."""
+    """Write a simplified schema as a TypeScript type; ``indent`` is that of the line it
+    begins on.
+    """
     match schema:
         case {"not": _}:
             return "never"
@@ -95,7 +98,9 @@ def type_of(schema: Schema, indent: str = "") -> str:
 
 
 def _item(items: Schema, indent: str) -> str:
-    """An array's item; a union that openai-harmony does not know is put in parentheses."""
+    """Write an array's item as a TypeScript type; a union that openai-harmony does not know is put
+    in parentheses.
+    """
     text = type_of(items, indent)
     return f"({text})" if _is_ours(items) and " | " in text else text
 
@@ -126,7 +131,7 @@ def _object(schema: Schema, indent: str) -> str:
 
 
 def _property_notes(schema: Schema, indent: str) -> list[str]:
-    """Comment lines above a property: title, description, examples."""
+    """Write the ``//`` comment lines above a TypeScript property: title, description, examples."""
     lines = []
     if isinstance(title := schema.get("title"), str):
         lines += [f"{indent}// {title}", f"{indent}//"]
@@ -140,7 +145,9 @@ def _property_notes(schema: Schema, indent: str) -> list[str]:
 
 
 def _union_property(key: str, schema: Schema, indent: str) -> list[str]:
-    """A property that is a ``oneOf``: its variants are on lines of their own below the name."""
+    """Write a TypeScript property that is a ``oneOf``: its variants are on lines of their own below
+    the name.
+    """
     variants = [v if isinstance(v, dict) else {} for v in schema["oneOf"]]
     description = schema.get("description")
     description = description if isinstance(description, str) else None
@@ -162,7 +169,9 @@ def _union_property(key: str, schema: Schema, indent: str) -> list[str]:
 
 
 def _top_variant(variant: object, indent: str) -> str:
-    """One variant of a ``oneOf`` that is not a property's: here a default is always in JSON."""
+    """Write one variant of a TypeScript union that is not a property's: here a default is always in
+    JSON.
+    """
     schema = variant if isinstance(variant, dict) else {}
     notes = []
     if isinstance(description := schema.get("description"), str):
@@ -175,7 +184,9 @@ def _top_variant(variant: object, indent: str) -> str:
 
 
 def _default(schema: Schema) -> list[str]:
-    """``default: …`` where there is one; strings in quotes unless the schema is an enum."""
+    """Write a TypeScript property's comment ``default: …`` where it has one; strings in quotes
+    unless the schema is an enum.
+    """
     if "default" not in schema:
         return []
     default = schema["default"]
@@ -206,7 +217,9 @@ def _json(value: object) -> str:
 
 
 def _lines(text: str) -> list[str]:
-    """Lines ended by LF or CRLF only; a last empty one does not count."""
+    """Split a description for TypeScript comments at LF and CRLF only; a last empty line is left
+    out.
+    """
     lines = text.split("\n")
     if lines[-1] == "":
         lines.pop()

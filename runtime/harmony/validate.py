@@ -1,4 +1,4 @@
-"""Whether a conversation can be rendered for the model.
+"""Checks the order of a conversation's messages: whether it can be rendered for the model.
 
 ``render_for_completion`` calls this, so every prompt is checked. The order is the one the model was
 trained on: the system block first and nowhere else; a tool's message only after its call; a result
@@ -27,7 +27,9 @@ _NO_TOOLS = ("all", "assistant")
 
 
 def check_conversation(messages: Sequence[Message]) -> None:
-    """Raises ConversationError for the first message that is out of place."""
+    """Check that a conversation's messages are in an order that can be rendered; raise
+    ConversationError for the first that is not.
+    """
     if not messages:
         raise ConversationError(None, "", "the conversation is empty; it needs a message")
     calls = _Calls()
@@ -70,7 +72,9 @@ class _Calls:
         raise place.at("name").error(f"no call waits for a result of {name[:80]!r}")
 
     def expect_none(self) -> None:
-        """No call may be open when another role's message comes."""
+        """Check that no tool call is without its result when a message of another role follows in
+        the conversation.
+        """
         for place, recipient in self.open:
             if recipient not in _NO_TOOLS:
                 raise place.at("recipient").error(
