@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from gptoss.converter.options import ConvertOptions
 from gptoss.errors import CheckpointError, OptionError
 from gptoss.formats.checkpoint import Checkpoint, StoredTensors, Weights
 from gptoss.formats.safetensors import TensorInfo
-from gptoss.formats.tensor_map import TensorRole, tensors
+from gptoss.formats.tensor_map import NamedTensor, TensorRole, tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +103,11 @@ def _alone(opened: Opened) -> Opened:
     """Find transposed square expert tensors of an opened checkpoint without a base: MXFP4's grid
     shows them, or nothing does.
     """
-    hparams = opened.checkpoint.hparams
-    square = orientation.square(hparams, opened.stored)
-    found = orientation.inputs_first_by_grid(hparams, opened.stored)
+    square = orientation.square(opened.checkpoint.hparams, opened.stored)
+    found = orientation.inputs_first_by_grid(square, opened.stored)
     if len(found) < len(square):
-        return replace(opened, inputs_first=found, notes=tuple(_assumed_layout(opened)))
+        note = _assumed_layout(opened, square)
+        return replace(opened, inputs_first=found, notes=(note,))
     outputs_first = sum(not first for first in found.values())
     note = (
         f"{outputs_first} of {len(found)} square down_proj are outputs first, unlike the declared "
@@ -127,13 +127,10 @@ def _by_shape(opened: Opened) -> Mapping[str, bool]:
     }
 
 
-def _assumed_layout(opened: Opened) -> Iterator[str]:
+def _assumed_layout(opened: Opened, square: Sequence[NamedTensor]) -> str:
     """Note which square tensors of an opened checkpoint were taken as not transposed, on the
     config's word alone.
     """
-    square = orientation.square(opened.checkpoint.hparams, opened.stored)
-    if not square:
-        return
     for named in tensors(opened.checkpoint.hparams):
         stored = opened.stored[named.gguf]
         if named.floats and len(stored) == 1 and stored[0].shape != named.floats.shape:
@@ -142,7 +139,7 @@ def _assumed_layout(opened: Opened) -> Iterator[str]:
                 f"declared layout, and {square[0].gguf} is square; give the base with --base to "
                 "compare"
             )
-    yield (
+    return (
         f"{len(square)} down_proj are square, so their shape does not show whether they are "
         "transposed; assumed inputs first, as declared (--base FOLDER compares with the base)"
     )

@@ -8,7 +8,7 @@ widened from MXFP4 lies on MXFP4's grid along its inputs, block by block, and no
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import fields
 
@@ -37,15 +37,12 @@ def square(hparams: HParams, stored: StoredTensors) -> list[NamedTensor]:
     transposed.
     """
     return [
-        named for named in tensors(hparams) if len(stored[named.gguf]) == 1 and _is_square(named)
+        named
+        for named in tensors(hparams)
+        if named.floats
+        and named.floats.shape[1] == named.floats.shape[2]
+        and len(stored[named.gguf]) == 1
     ]
-
-
-def _is_square(named: NamedTensor) -> bool:
-    """Check whether an expert tensor in floats has as many inputs as outputs, so its shape hides a
-    transposition.
-    """
-    return named.floats is not None and named.floats.shape[1] == named.floats.shape[2]
 
 
 def check_base(checkpoint: Checkpoint, base: Checkpoint, stored: StoredTensors) -> None:
@@ -88,14 +85,16 @@ def inputs_first(
         yield (named.floats or named.sources[0]).name, to_inputs <= to_outputs
 
 
-def inputs_first_by_grid(hparams: HParams, stored_tensors: StoredTensors) -> dict[str, bool]:
+def inputs_first_by_grid(
+    squares: Sequence[NamedTensor], stored_tensors: StoredTensors
+) -> dict[str, bool]:
     """Find whether square expert tensors have their inputs first (are transposed) without a base,
     where MXFP4's grid shows it.
 
     If all that show it agree, the others were saved by the same tool and are taken likewise.
     """
     found: dict[str, bool | None] = {}
-    for named in square(hparams, stored_tensors):
+    for named in squares:
         (info,) = stored_tensors[named.gguf]
         axis = mxfp4.block_axis(_rows(info, min(SAMPLED, info.shape[1])))
         found[(named.floats or named.sources[0]).name] = None if axis is None else axis == 0

@@ -11,8 +11,8 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from io import FileIO
 from itertools import groupby
@@ -50,6 +50,9 @@ class Target:
 class Task:
     """Tensors of the same sources, in ``units`` units of which ``done`` are written.
 
+    ``sources`` are where the bytes come from. A unit ``reads`` so many bytes of each source and
+    ``writes`` so many of all targets together; ``units_per_chunk`` units make about ``CHUNK`` bytes.
+
     Only the worker changes ``done``, after a chunk's bytes are written; others only read it.
     """
 
@@ -58,26 +61,16 @@ class Task:
     units: int
     done: int = 0
     sha256: tuple[str, ...] = ()
+    sources: tuple[TensorInfo, ...] = field(init=False)
+    reads: tuple[int, ...] = field(init=False)
+    writes: int = field(init=False)
+    units_per_chunk: int = field(init=False)
 
-    @property
-    def sources(self) -> tuple[TensorInfo, ...]:
-        """Return the tensors that the task reads, shared by all of its targets."""
-        return self.targets[0].tensor.sources
-
-    @property
-    def reads(self) -> tuple[int, ...]:
-        """Return the bytes of each source in one unit of the task."""
-        return self.targets[0].tensor.transform.reads
-
-    @property
-    def writes(self) -> int:
-        """Return the bytes of all targets in one unit of the task."""
-        return sum(target.tensor.transform.writes for target in self.targets)
-
-    @property
-    def units_per_chunk(self) -> int:
-        """Compute how many units the task converts at once: about ``CHUNK`` bytes."""
-        return units_per_chunk(sum(self.reads), self.writes)
+    def __post_init__(self) -> None:
+        first = self.targets[0].tensor
+        self.sources, self.reads = first.sources, first.transform.reads
+        self.writes = sum(target.tensor.transform.writes for target in self.targets)
+        self.units_per_chunk = units_per_chunk(sum(self.reads), self.writes)
 
     def spans(self) -> Iterator[tuple[ByteSource, Span]]:
         """List what the task still has to read, in order: which file, and which bytes of it."""
@@ -210,36 +203,34 @@ def _convert(tensor: TensorPlan, first: int, chunks: Sequence[Bytes], out: Bytes
     if it is only copied.
     """
     transform = tensor.transform
-    with _errors_as_checkpoint_error(tensor, first):
+    try:
         if transform.check is not None:
             transform.check(chunks[0])
         if transform.copies:
             return chunks[0]
         transform.apply(chunks, out)
+    except (OutOfRangeError, NonFiniteError) as error:
+        raise CheckpointError(_refusal(tensor, first, error)) from error
     return out
 
 
-@contextmanager
-def _errors_as_checkpoint_error(tensor: TensorPlan, first: int) -> Iterator[None]:
-    """Raise a transform's errors in a task's chunk, from unit ``first`` on, as ``CheckpointError``
-    with the value's position.
+def _refusal(tensor: TensorPlan, first: int, error: OutOfRangeError | NonFiniteError) -> str:
+    """Describe a transform's error in a task's chunk, from unit ``first`` on, with the value's
+    position.
     """
     source = tensor.sources[0]
     where = f"{source.file}: tensor {source.name!r}"
-    try:
-        yield
-    except OutOfRangeError as error:
-        raise CheckpointError(
+    if isinstance(error, OutOfRangeError):
+        return (
             f"{where} holds {error.value:g}, beyond the range of {tensor.dtype}; choose another "
             "type"
-        ) from error
-    except NonFiniteError as error:
-        index = first * tensor.transform.reads[0] // STORED[source.dtype].itemsize + error.index
-        position = ", ".join(str(i) for i in np.unravel_index(index, source.shape))
-        advice = "repair it, or convert anyway with --allow-nonfinite"
-        if tensor.dtype == "MXFP4":
-            advice = "MXFP4 cannot hold it; repair the tensor"
-        raise CheckpointError(f"{where} holds {error.value} at [{position}]: {advice}") from error
+        )
+    index = first * tensor.transform.reads[0] // STORED[source.dtype].itemsize + error.index
+    position = ", ".join(str(i) for i in np.unravel_index(index, source.shape))
+    advice = "repair it, or convert anyway with --allow-nonfinite"
+    if tensor.dtype == "MXFP4":
+        advice = "MXFP4 cannot hold it; repair the tensor"
+    return f"{where} holds {error.value} at [{position}]: {advice}"
 
 
 def _hash_written(file: FileIO, target: Target, units: int, digest: hashlib._Hash) -> None:

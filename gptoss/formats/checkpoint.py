@@ -139,13 +139,13 @@ class Checkpoint:
         found = self.tensors.get(expected.name)
         if found is None:
             raise CheckpointError(_missing(self, expected.name))
-        where = f"{found.file}: tensor {quoted(found.name)}"
+        problem = None
         if found.dtype not in (FLOATS if expected.dtype in FLOATS else (expected.dtype,)):
-            raise CheckpointError(f"{where} is {found.dtype}; expected {expected.dtype}")
-        if found.shape not in shapes:
-            raise CheckpointError(
-                f"{where} has shape {found.shape}; config.json implies {expected.shape}"
-            )
+            problem = f"is {found.dtype}; expected {expected.dtype}"
+        elif found.shape not in shapes:
+            problem = f"has shape {found.shape}; config.json implies {expected.shape}"
+        if problem:
+            raise CheckpointError(f"{found.file}: tensor {quoted(found.name)} {problem}")
         return found
 
 

@@ -106,40 +106,55 @@ def _header_bytes(file: ByteSource, limit: int) -> bytearray:
 
 def _tensor(file: ByteSource, name: str, entry: Any, data_start: int) -> TensorInfo:
     """One entry of the header, checked by itself."""
-    where, data_size = f"{file}: tensor {quoted(name)}", file.size - data_start
+    if problem := _problem(entry, file.size - data_start):
+        raise CheckpointError(f"{file}: tensor {quoted(name)}: {problem}")
+    begin, end = entry["data_offsets"]
+    return TensorInfo(
+        name, entry["dtype"], tuple(entry["shape"]), file, data_start + begin, end - begin
+    )
+
+
+def _problem(entry: Any, data_size: int) -> str | None:
+    """What is wrong with an entry of a header whose file has ``data_size`` bytes of data."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise CheckpointError(f"{where}: expected dtype, shape and data_offsets, and nothing else")
+        return "expected dtype, shape and data_offsets, and nothing else"
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
-        raise CheckpointError(f"{where}: unknown dtype {quoted(dtype)}")
+        return f"unknown dtype {quoted(dtype)}"
     if not _counts(shape) or len(shape) > MAX_DIMENSIONS or any(n > MAX_DIMENSION for n in shape):
-        raise CheckpointError(f"{where}: invalid shape {quoted(shape)}")
+        return f"invalid shape {quoted(shape)}"
     if not _counts(offsets) or len(offsets) != 2:
-        raise CheckpointError(f"{where}: invalid data_offsets {quoted(offsets)}")
+        return f"invalid data_offsets {quoted(offsets)}"
     begin, end = offsets
     if not begin <= end <= data_size:
-        raise CheckpointError(
-            f"{where}: data_offsets {quoted(offsets)} exceed the file's {data_size} bytes of data; "
+        return (
+            f"data_offsets {quoted(offsets)} exceed the file's {data_size} bytes of data; "
             "the file is truncated"
         )
     nbytes = math.prod(shape) * DTYPE_BYTES[dtype]
     if end - begin != nbytes:
-        raise CheckpointError(
-            f"{where}: has {end - begin} bytes; {dtype} of shape {tuple(shape)} needs {nbytes}"
-        )
-    return TensorInfo(name, dtype, tuple(shape), file, data_start + begin, nbytes)
+        return f"has {end - begin} bytes; {dtype} of shape {tuple(shape)} needs {nbytes}"
+    return None
 
 
 def _check_cover(file: ByteSource, tensors: list[TensorInfo], start: int) -> None:
     """The tensors, sorted by offset, must cover the data without overlap or gap."""
-    at, before = start, "the header"
+    at = start
+    before: TensorInfo | None = None
     for tensor in tensors:
         if tensor.offset != at:
             what = "overlaps" if tensor.offset < at else "leaves a gap after"
-            raise CheckpointError(f"{file}: tensor {quoted(tensor.name)} {what} {before}")
-        at, before = tensor.offset + tensor.nbytes, quoted(tensor.name)
+            raise CheckpointError(f"{file}: tensor {quoted(tensor.name)} {what} {_shown(before)}")
+        at, before = tensor.offset + tensor.nbytes, tensor
     if at != file.size:
-        raise CheckpointError(f"{file}: {file.size - at} bytes after {before} belong to no tensor")
+        raise CheckpointError(
+            f"{file}: {file.size - at} bytes after {_shown(before)} belong to no tensor"
+        )
+
+
+def _shown(before: TensorInfo | None) -> str:
+    """What the data before a place belongs to, as messages show it."""
+    return quoted(before.name) if before else "the header"
 
 
 def _counts(value: Any) -> bool:

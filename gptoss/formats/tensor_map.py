@@ -119,21 +119,18 @@ class HfTensor:
 class NamedTensor:
     """A tensor a GGUF must hold, and the checkpoint's tensors its values come from.
 
-    ``shape`` is row-major; ``sources`` is one tensor, or for EXPERTS two: blocks, then scales.
+    ``shape`` is row-major, ``ggml_shape`` the same with the fastest dimension first, as in a GGUF.
+    ``sources`` is one tensor, or for EXPERTS two: blocks, then scales.
     ``floats`` is the source of EXPERTS in a fine-tune saved in floats: inputs before outputs.
     """
 
     gguf: str
     role: TensorRole
     shape: tuple[int, ...]
+    ggml_shape: tuple[int, ...]
     rows: Rows
     sources: tuple[HfTensor, ...]
     floats: HfTensor | None = None
-
-    @property
-    def ggml_shape(self) -> tuple[int, ...]:
-        """The shape as a GGUF spells it, the fastest dimension first."""
-        return self.shape[::-1]
 
 
 def dimensions(hparams: HParams) -> dict[str, int]:
@@ -191,9 +188,8 @@ def _named(row: Row, layer: int, sizes: dict[str, int]) -> NamedTensor:
         scales = (*outer, columns // BLOCK)
         blocks = (*scales, BLOCK // 2)
         sources = (HfTensor(hf + "_blocks", "U8", blocks), HfTensor(hf + "_scales", "U8", scales))
-    return NamedTensor(
-        row.gguf.replace("{i}", str(layer)), row.role, shape, row.rows, sources, floats
-    )
+    gguf = row.gguf.replace("{i}", str(layer))
+    return NamedTensor(gguf, row.role, shape, shape[::-1], row.rows, sources, floats)
 
 
 @dataclass(frozen=True, slots=True)
