@@ -50,8 +50,8 @@ class Target:
 class Task:
     """Tensors of the same sources, in ``units`` units of which ``done`` are written.
 
-    ``sources`` are where the bytes come from. A unit ``reads`` so many bytes of each source and
-    ``writes`` so many of all targets together; ``units_per_chunk`` units make about ``CHUNK`` bytes.
+    All targets have the same ``sources``. A unit ``reads`` so many bytes of each source and
+    ``writes`` so many of all targets together; ``units_per_chunk`` units are converted at once.
 
     Only the worker changes ``done``, after a chunk's bytes are written; others only read it.
     """

@@ -115,7 +115,7 @@ def _tensor(file: ByteSource, name: str, entry: Any, data_start: int) -> TensorI
 
 
 def _problem(entry: Any, data_size: int) -> str | None:
-    """What is wrong with an entry of a header whose file has ``data_size`` bytes of data."""
+    """Describe what is wrong with a header's entry; the file has ``data_size`` bytes of data."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         return "expected dtype, shape and data_offsets, and nothing else"
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -153,7 +153,7 @@ def _check_cover(file: ByteSource, tensors: list[TensorInfo], start: int) -> Non
 
 
 def _shown(before: TensorInfo | None) -> str:
-    """What the data before a place belongs to, as messages show it."""
+    """Name the tensor, or the header, that a gap or an overlap follows."""
     return quoted(before.name) if before else "the header"
 
 

@@ -49,7 +49,7 @@ ONCE = (
 
 
 def _is_it(value: Any) -> bool:
-    """Whether an argument is the tensor, in any form it takes on its way."""
+    """Check whether an argument is the tensor, in any form it takes on its way."""
     match value:
         case str():
             return value == TENSOR
@@ -69,7 +69,7 @@ def _is_it(value: Any) -> bool:
 
 
 class _Calls:
-    """Counts the calls that concern the tensor, by file and function, in any thread."""
+    """Count the calls that concern the tensor, by file and function, in any thread."""
 
     def __init__(self) -> None:
         self.found: Counter[tuple[str, str]] = Counter()
@@ -93,7 +93,7 @@ class _Calls:
 
 @pytest.fixture(scope="module")
 def calls(tmp_path_factory: pytest.TempPathFactory) -> Counter[tuple[str, str]]:
-    """Those of a small conversion with the default options."""
+    """Count the calls of a small conversion with the default options."""
     folder = tmp_path_factory.mktemp("path")
     checkpoint = random_checkpoint(folder / "checkpoint")
     counted, before = _Calls(), sys.getprofile()
