@@ -153,10 +153,10 @@ def _differences(diff: Diff) -> str:
         return _unchanged(diff, rounded)
     if _median([0.0] * diff.equal + [change.relative for change in diff.changes]) >= UNRELATED:
         return "unrelated: neither was made from the other"
-    said = [*_changed(diff, changes)]
+    clauses = [*_changed(diff, changes)]
     if rounded:
-        said.append(f"{plural(rounded, 'tensor')} equal but for rounding")
-    return "; ".join(said)
+        clauses.append(f"{plural(rounded, 'tensor')} equal but for rounding")
+    return "; ".join(clauses)
 
 
 def _changed(diff: Diff, changes: Sequence[TensorChange]) -> Iterator[str]:

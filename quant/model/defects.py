@@ -1,4 +1,4 @@
-"""Defects that opening a model shows: its tensor table and its rope settings, no values."""
+"""Defects found while opening a model, in its tensor table and settings, not in its values."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class DefectKind(Enum):
     TENSOR_SHAPE = auto()
     EXPERTS_TRANSPOSED = auto()
     TENSOR_UNUSABLE = auto()
-    """A type or a place in the file with which llama.cpp fails."""
+    """A type or an offset that makes llama.cpp fail."""
     KEY_UNUSABLE = auto()
-    """A key with which llama.cpp fails, or computes something other than gpt-oss."""
+    """A key that makes llama.cpp fail, or compute something other than gpt-oss."""
     VOCABULARY = auto()
     """A part of the vocabulary that llama.cpp cannot use."""
     ROPE_MISSING = auto()

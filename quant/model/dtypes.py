@@ -20,14 +20,14 @@ from gptoss.quant.model.tensors import Encoding
 from gptoss.quant.mxfp4 import Bytes, Floats
 
 AT_ONCE = 2**16
-"""Values that the gguf package decodes at once: its tables need up to 100 bytes for each."""
+"""Values that the gguf package decodes at once: its tables need up to 100 bytes per value."""
 
 
 @dataclass(frozen=True, slots=True)
 class FloatType:
-    """A binary float type: ``stored`` is numpy's name of the unsigned integers that hold it.
+    """A binary float type; ``stored`` is the numpy dtype of the unsigned integers that hold it.
 
-    ``magnitude`` masks the sign bit away, ``infinity`` is the bit pattern of infinity.
+    ``magnitude`` masks out the sign bit, ``infinity`` is the bit pattern of infinity.
     """
 
     name: str
@@ -41,14 +41,14 @@ class FloatType:
         return np.dtype(self.stored).itemsize
 
     def widen(self, bits: NDArray[Any]) -> Floats:
-        """Stored integers ``[...]`` as ``float32[...]``, exact and in memory of its own."""
+        """Stored integers ``[...]`` as ``float32[...]``, exact; always a copy."""
         if self.name == "BF16":
             return widen_bf16(bits)
         floats = np.ascontiguousarray(bits).view("<f2" if self.name == "F16" else "<f4")
         return floats.astype(np.float32)
 
     def values(self, raw: Bytes) -> Floats:
-        """Bytes ``[..., k * nbytes]`` as ``float32[..., k]``, exact and in memory of its own."""
+        """Bytes ``[..., k * nbytes]`` as ``float32[..., k]``, exact; always a copy."""
         return self.widen(raw.view(self.stored))
 
 
@@ -98,7 +98,7 @@ _NAMES = {encoding.value for encoding in Encoding}
 
 
 def decode(encoding: Encoding, raw: Bytes) -> Floats:
-    """Whole blocks as ``float32[n]``, in memory of its own; damaged scales give NaN or infinity."""
+    """Whole blocks as ``float32[n]``, always a copy; corrupt scales give NaN or infinity."""
     if encoding.value in FLOATS:
         return FLOATS[encoding.value].values(raw.reshape(-1))
     if encoding is Encoding.MXFP4_GGML:
@@ -111,7 +111,7 @@ def decode(encoding: Encoding, raw: Bytes) -> Floats:
     out = np.empty(len(blocks) * values, np.float32)
     step = AT_ONCE // values
     for start in range(0, len(blocks), step):
-        # As one row: the package works on sixteen rows at a time, and a block is too short a row.
+        # As one row: the package handles sixteen rows at a time, so one block per row is slow.
         part = blocks[start : start + step].reshape(1, -1)
         with np.errstate(invalid="ignore", over="ignore"):
             decoded = dequantize(part, _ggml(encoding)).reshape(-1)
@@ -120,7 +120,7 @@ def decode(encoding: Encoding, raw: Bytes) -> Floats:
 
 
 def _decode_q1_0(raw: Bytes) -> Floats:
-    """128 values of one magnitude: an F16 scale, then a bit each, the lowest first, 1 for plus.
+    """128 values of one magnitude: an F16 scale, then one sign bit each, lowest first, 1 is plus.
 
     (Source: ggml's ``dequantize_row_q1_0``; the gguf package does not decode it.)
     """

@@ -1,9 +1,8 @@
 """Load a checkpoint or a GGUF into one ``Model``; recoverable defects are listed in it.
 
-A file that cannot be read (a damaged header, another architecture, sizes that contradict each
-other) is an error. What an intact file may still get wrong is a ``Defect``: tensors that are
-missing, unknown or misshapen, and rope settings that are missing, for which the published models'
-values are then used.
+A file that cannot be read (a corrupt header, another architecture, contradictory sizes) is an
+error. What can be wrong in a readable file is a ``Defect``: tensors that are missing, unknown or
+misshapen, and missing RoPE settings, for which the published models' values are used.
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ def _open_checkpoint(folder: Path) -> Model:
 
 
 def missing_rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The positional settings that a config leaves out, with the published models' values."""
+    """The positional settings that a config omits, with the published models' values."""
     given = [config.get(key) for key in ("rope_parameters", "rope_scaling")]
     missing: dict[str, Any] = {}
     if all(it is None for it in given):
@@ -180,7 +179,7 @@ class _CheckpointLoader:
         yield DenseTensor(info.name, layer, role, info.shape, encoding, _extent(info))
 
     def unknown(self) -> Iterator[Defect]:
-        """Tensors that nothing took up."""
+        """Defects for the tensors that belong to no part of the model."""
         for name, info in self._tensors.items():
             if name not in self._taken:
                 yield Defect(
@@ -276,9 +275,9 @@ def _open_gguf(path: Path) -> Model:
 
 
 def _completed(file: GgufFile) -> dict[str, Any]:
-    """The metadata, with the published or only possible value for keys that it lacks or has wrong.
+    """The metadata; missing or wrong keys get the published or the only possible value.
 
-    Their absence and their values are defects of their own.
+    Each such key is reported as a defect elsewhere.
     """
     only = {
         key: rule.only

@@ -1,7 +1,7 @@
 """Read tensors in bounded chunks, the same way from either container.
 
-A chunk is small enough to stay in a core's cache while it is worked on: memory use does not depend
-on the model's size, and every byte is read once. Buffers belong to the thread that uses them.
+A chunk fits in a core's cache, memory use does not depend on the model's size, and every byte is
+read once. Each thread has its own buffers.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from gptoss.quant.model.tensors import MXFP4, Encoding, ExpertTensor, Extent, Pa
 from gptoss.quant.mxfp4 import Bytes, Floats, Words
 
 CHUNK = 2**19
-"""Bytes of codes in a chunk of expert rows, about."""
+"""Approximate number of code bytes in a chunk of expert rows."""
 
 
 class Located(Protocol):
-    """A stretch of a file: an ``Extent``, or a tensor's entry in either container."""
+    """A range of a file: an ``Extent``, or a tensor's entry in either container."""
 
     @property
     def file(self) -> ByteSource: ...
@@ -36,9 +36,9 @@ class Located(Protocol):
 
 
 class TensorReader:
-    """Reads tensors in any number of threads, into buffers of their own; a context manager.
+    """Reads tensors from any number of threads, each into its own buffers. A context manager.
 
-    At its end every file that was read is closed.
+    On exit, every file that was read is closed.
     """
 
     def __init__(self) -> None:
@@ -53,9 +53,9 @@ class TensorReader:
             file.close()
 
     def read(self, slot: str, at: Located, start: int, nbytes: int) -> Bytes:
-        """Read ``nbytes`` from ``start`` bytes after ``at``.
+        """Read ``nbytes``, starting ``start`` bytes after the beginning of ``at``.
 
-        The result is this thread's buffer named ``slot``: valid until its next use.
+        The result is this thread's buffer named ``slot``, valid until that is used again.
         """
         buffer = self.buffer(slot, nbytes)
         self._files.add(at.file)
@@ -63,7 +63,7 @@ class TensorReader:
         return buffer
 
     def buffer(self, slot: str, nbytes: int) -> Bytes:
-        """This thread's buffer of that name; its content is whatever was left in it."""
+        """This thread's buffer of that name, uninitialized."""
         buffer: Bytes | None = getattr(self._local, slot, None)
         if buffer is None or len(buffer) < nbytes:
             buffer = np.empty(nbytes, np.uint8)
@@ -79,7 +79,7 @@ def read_values(
 ) -> Floats:
     """Values of the given shape as float32, beginning with value ``start`` of an extent.
 
-    Any range may be asked for: blocks that it cuts through are decoded whole.
+    The range need not start or end at a block boundary; partly covered blocks are decoded whole.
     """
     each, nbytes = dtypes.block_values(encoding), dtypes.block_bytes(encoding)
     n = prod(shape)
@@ -94,7 +94,7 @@ def read_values(
 
 @dataclass(frozen=True, slots=True)
 class ExpertRows:
-    """Some rows of one part of an expert; ``row`` is the first of them, counted in the part.
+    """Some rows of one part of an expert; ``row`` is the index of the first within the part.
 
     ``words[rows, blocks, 2]`` are the blocks' codes in their container's order, contiguous;
     ``scales[rows, blocks]``. Both are valid until the next chunk.
@@ -142,7 +142,7 @@ def _read_blocks(
     (extent,) = tensor.extents
     raw = files.read("blocks", extent, row * blocks * mxfp4.GGML_BYTES, n * mxfp4.GGML_BYTES)
     scales, words = mxfp4.ggml_fields(raw.reshape(rows, blocks, mxfp4.GGML_BYTES))
-    return words, np.ascontiguousarray(scales)  # one in 17 bytes: gathered once, then read often
+    return words, np.ascontiguousarray(scales)  # every 17th byte: gather once, then read often
 
 
 def block_codes(encoding: Encoding, words: Words) -> Bytes:
@@ -156,10 +156,10 @@ def block_codes(encoding: Encoding, words: Words) -> Bytes:
 def iter_part_values(
     files: TensorReader, tensor: ExpertTensor, expert: int, part: Part
 ) -> Iterator[Floats]:
-    """A part of an expert from first to last row, ``float32[rows, columns]`` at a time.
+    """All rows of a part of an expert, in chunks ``float32[rows, columns]``.
 
-    Each chunk has ``chunk_rows`` rows, the last may have fewer, whatever the encoding; it is valid
-    until the next. Alternating parts are read once for each part.
+    Each chunk has ``chunk_rows`` rows, whatever the encoding; the last may have fewer. A chunk is
+    valid until the next. Alternating parts are read once for each part.
     """
     if tensor.encoding in MXFP4:
         for chunk in iter_expert_rows(files, tensor, expert):
@@ -212,7 +212,7 @@ def sample_rows(
 
 
 def read_matrix(files: TensorReader, tensor: ExpertTensor, expert: int) -> Floats:
-    """An expert's values ``float32[rows, columns]``, whichever way they are stored; not MXFP4."""
+    """An expert's values ``float32[rows, columns]``, for either orientation; not MXFP4."""
     shape = (tensor.rows, tensor.columns)
     if tensor.inputs_first:
         shape = shape[::-1]

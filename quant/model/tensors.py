@@ -14,7 +14,7 @@ from gptoss.quant.model.defects import Defect
 
 
 class Part(StrEnum):
-    """Which of an expert's three matrices."""
+    """One of an expert's three matrices."""
 
     GATE = "gate"
     UP = "up"
@@ -22,7 +22,7 @@ class Part(StrEnum):
 
 
 class Encoding(StrEnum):
-    """How a tensor's values are stored; of ggml's types, the name. See ``dtypes``."""
+    """How a tensor's values are stored; ggml types have their own names. See ``dtypes``."""
 
     MXFP4_HF = "MXFP4, Hugging Face"
     MXFP4_GGML = "MXFP4, ggml"
@@ -60,7 +60,7 @@ MXFP4 = (Encoding.MXFP4_HF, Encoding.MXFP4_GGML)
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Bytes of a file."""
+    """A range of bytes in a file."""
 
     file: ByteSource
     offset: int
@@ -71,9 +71,9 @@ class Extent:
 class ExpertTensor:
     """The gate, up or down matrices of a layer's experts, or gate and up with alternating rows.
 
-    ``rows`` and ``columns`` are those of one expert's matrix as it is multiplied: a row for each
-    output. ``inputs_first`` is true where the transpose is stored, as checkpoints store BF16
-    experts. ``extents`` are those of blocks and scales, or the one extent that holds both.
+    ``rows`` and ``columns`` are those of one expert's matrix with one row per output.
+    ``inputs_first`` is true if the transpose is stored, as checkpoints store BF16 experts.
+    ``extents`` are those of blocks and scales, or the single extent that holds both.
     """
 
     name: str
@@ -125,7 +125,7 @@ class Model:
 
     @property
     def is_gguf(self) -> bool:
-        """Whether it is a GGUF, else a checkpoint."""
+        """Whether it is a GGUF; otherwise it is a checkpoint."""
         return self.tokenizer is None
 
     @property
@@ -135,7 +135,7 @@ class Model:
         return of_experts + sum(tensor.extent.nbytes for tensor in self.dense)
 
     def check_unchanged(self) -> None:
-        """Raise ``InvalidFileError`` when a file is no longer as it was when it was opened."""
+        """Raise ``InvalidFileError`` if a file was modified since it was opened."""
         for file in self.files:
             file.check_unchanged()
 

@@ -1,20 +1,20 @@
-"""Float weights to MXFP4: which scale each block of 32 gets, and which codes.
+"""Encode float weights as MXFP4: choose the scale of each block of 32, then the nearest codes.
 
-The standard (OCP MX v1.0, section 6.3) derives the scale from a block's largest magnitude alone:
-2**(floor(log2(amax)) - 2). That need not be the best one: magnitudes between 7 and 8 scales are cut
-to 6. This encoder takes the scale of least squared error, found exactly.
+The standard (OCP MX v1.0, section 6.3) derives the scale from a block's largest magnitude only:
+2**(floor(log2(amax)) - 2). That is not always the best: magnitudes between 7 and 8 scales are
+clipped to 6. This encoder finds the scale with the least squared error, exactly.
 
-**Which scales can win.** In units of the standard's scale the largest magnitude m is in [4, 8).
-Error by error, the double's grid (0 1 2 3 4 6 8 12) is no better than the standard's (0 0.5 1 1.5 2
-3 4 6) up to 7, where the one's 6 and the other's 8 are equally far, and twice the double is no
-better than the double below 14. So the double is tried where m > 7, and nothing above it. Towards
-smaller scales everything beyond 6 of them is cut, and that loss alone only grows as the scale
-shrinks: once it has reached the best error so far, no smaller scale can win. That ends the search
-at the half, since from the quarter on m, cut to 1.5, loses at least 6.25, while the other 31 values
-have less than 1/16 each to gain.
+**Which scales can win.** In units of the standard's scale, the largest magnitude m is in [4, 8).
+Twice that scale has the grid 0 1 2 3 4 6 8 12; the standard's is 0 0.5 1 1.5 2 3 4 6. For any value
+up to 7 (midway between 6 and 8) the doubled grid's error is at least as large. Likewise four times
+the scale is no better than twice the scale below 14. So the double is tried where m > 7, and
+nothing larger. A smaller scale clips everything beyond 6 times itself, and the clipping loss only
+grows as the scale shrinks: once that loss reaches the best error so far, no smaller scale can win.
+The search therefore ends at half the scale: at a quarter, m is clipped to 1.5 and loses at least
+6.25, while each of the other 31 values can gain less than 1/16.
 
-**Speed.** A chunk of blocks is transposed to lanes, ``[32, n]``: what is done to every block is
-then a few passes over long rows, and numpy releases the GIL, so threads add up.
+**Speed.** A chunk of blocks is transposed to lanes, ``[32, n]``, so that each operation is a few
+passes over long rows. numpy releases the GIL, so threads run in parallel.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ Doubles = NDArray[np.float64]
 Places = NDArray[np.intp]
 
 CHUNK = 2048
-"""Blocks worked on at once: 256 KiB of values, so that they and their scratch stay in L2."""
+"""Blocks per chunk: 256 KiB of values, so that they and their scratch arrays fit in L2."""
 
 LARGEST_SCALE = 252
-"""The largest scale under which all values are finite in float32; no finite block needs more."""
+"""The largest scale for which all values are finite in float32; no finite block needs a larger."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Values as MXFP4, in the layout of a checkpoint, and what the rounding cost.
+    """Values as MXFP4, in a checkpoint's layout, with the rounding error.
 
     ``blocks`` is uint8 (..., k, 16) and ``scales`` uint8 (..., k) for values (..., 32k).
-    ``squared_error`` is the sum of squared differences, ``squared_norm`` that of the squared
-    values, ``exact`` the number of blocks that hold their values without a difference.
+    ``squared_error`` is the sum of squared differences, ``squared_norm`` the sum of squared
+    values, ``exact`` the number of blocks encoded without error.
     """
 
     blocks: Bytes
@@ -55,21 +55,23 @@ class Encoded:
 
     @property
     def relative_error(self) -> float:
-        """Root of the squared error over the squared norm; 0 where all values are."""
+        """The square root of squared error over squared norm; 0 if all values are zero."""
         return float(np.sqrt(self.squared_error / self.squared_norm)) if self.squared_norm else 0.0
 
 
 def encode(values: Floats, *, base: tuple[Bytes, Bytes] | None = None) -> Encoded:
-    """Encode finite float32 values (..., 32k); 32 neighbours of the last axis share a scale.
+    """Encode finite float32 values (..., 32k); each 32 along the last axis share a scale.
 
-    The scale is, of all, the one of least squared error of the block, so never worse than OCP's; of
-    equal ones OCP's, then its double, then the largest. Codes are the nearest, ties to the even
-    code, magnitudes above 6 scales cut to 6. Zeros keep their sign. A block of zeros gets scale 0.
+    Each block gets the scale with the least squared error, so never a worse one than OCP's. Ties
+    prefer OCP's scale, then its double, then the largest. Codes are the nearest, ties to the even
+    code; magnitudes above 6 scales are clipped to 6. Zeros keep their sign. A block of zeros gets
+    scale 0.
 
-    A block on the grid of any scale keeps its values exactly. Its codes and scale come back too if
-    they used a magnitude of 4 or 6 scales; else (3 at a scale is 6 at its half) ``base`` decides:
-    blocks (..., k, 16) and scales (..., k). Where a block's values equal those of the base, zeros
-    of either sign being equal, it becomes that of the base, bit for bit.
+    A block that lies on the grid of some scale keeps its values exactly. Its original codes and
+    scale are recovered too if they used a magnitude of 4 or 6 scales; otherwise they are ambiguous
+    (3 at one scale is 6 at half of it), and ``base``, blocks (..., k, 16) and scales (..., k),
+    decides: a block whose values equal the base's (0 equals -0) is copied from the base, bit for
+    bit.
 
     The result is the same on every machine. Raises ValueError for values that are not finite, and
     for another dtype or shape.
@@ -96,14 +98,15 @@ def encode(values: Floats, *, base: tuple[Bytes, Bytes] | None = None) -> Encode
 def _check(values: Floats, base: tuple[Bytes, Bytes] | None) -> None:
     if values.dtype != np.float32 or not values.ndim or values.shape[-1] % BLOCK:
         raise ValueError(
-            f"MXFP4 is encoded from float32[..., a multiple of {BLOCK}], "
-            f"not {values.dtype}{[*values.shape]}"
+            f"expected float32[..., a multiple of {BLOCK}] to encode as MXFP4, "
+            f"found {values.dtype}{[*values.shape]}"
         )
     if base is not None:
         lead = (*values.shape[:-1], values.shape[-1] // BLOCK)
         if base[0].shape != (*lead, HF_BYTES) or base[1].shape != lead:
             raise ValueError(
-                f"base blocks {base[0].shape} and scales {base[1].shape} for values {values.shape}"
+                f"base blocks {base[0].shape} and scales {base[1].shape} do not match "
+                f"values {values.shape}"
             )
 
 
@@ -112,7 +115,7 @@ def _check(values: Floats, base: tuple[Bytes, Bytes] | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What all chunks share: n blocks, and room for the result."""
+    """What all chunks share: the values of n blocks, and the result's arrays."""
 
     values: Floats  # [n, 32]
     base: tuple[Bytes, Bytes] | None  # [n, 16], [n]
@@ -121,14 +124,14 @@ class _Job:
 
 
 def _encode_chunk(job: _Job, start: int) -> tuple[float, float, int]:
-    """Encode the blocks from ``start`` on; the squared error, squared norm, and exact blocks."""
+    """Encode the chunk at ``start``; returns squared error, squared norm, count of exact blocks."""
     chunk = slice(start, start + CHUNK)
     values, blocks, scales = job.values[chunk], job.blocks[chunk], job.scales[chunk]
     lanes = np.ascontiguousarray(values.T)
     magnitudes = np.abs(lanes)
     largest = magnitudes.max(axis=0)
     if not np.isfinite(largest).all():
-        raise ValueError("MXFP4 has no NaN and no infinity, but a value is not finite")
+        raise ValueError("a value is NaN or infinite; MXFP4 can encode neither")
     squared_norm = float(_squared_error(magnitudes, 0).sum())
     fit = _Fit(magnitudes, _ocp_scales(largest))
     fit.search()
@@ -144,21 +147,21 @@ def _encode_chunk(job: _Job, start: int) -> tuple[float, float, int]:
 
 
 def _ocp_scales(largest: Floats) -> Bytes:
-    """2**(floor(log2(largest)) - 2), not below 2**-127."""
+    """2**(floor(log2(largest)) - 2), but at least 2**-127."""
     exponent = (largest.view(np.uint32) >> 23).astype(np.int16)  # float32 and E8M0 share the bias
     return np.maximum(exponent - 2, 0).astype(np.uint8)
 
 
 class _Fit:
-    """Blocks ``[32, n]`` under scales: those of the standard first, then better ones.
+    """The best scales so far for blocks ``[32, n]``, starting with the standard's.
 
-    ``rounded`` are the magnitudes in units of the ``scales``; ``error`` is each block's squared
-    error, in squared units of the standard's scale. The magnitudes given are scaled in place.
+    ``rounded`` holds the magnitudes in units of ``scales``, ``error`` each block's squared error in
+    squared units of the standard's scale. ``magnitudes`` is scaled in place.
     """
 
     def __init__(self, magnitudes: Floats, standard: Bytes) -> None:
         self._standard = standard.astype(np.int32)
-        # By a power of two: exact, but for results so small that they round to 0 anyway.
+        # Scaling by a power of two is exact, except for results so small that they round to 0.
         magnitudes *= np.ldexp(np.float32(1), E8M0_BIAS - self._standard)
         self._scaled = magnitudes
         self.scales = standard
@@ -166,7 +169,7 @@ class _Fit:
         self.error = _squared_error(magnitudes, self.rounded)
 
     def search(self) -> None:
-        """Move each block to the scale of least error; see the module's docstring for why."""
+        """Find each block's scale of least error; the module's docstring proves the bounds."""
         largest = self._scaled.max(axis=0)
         self._try(1, np.flatnonzero((largest > 7) & (self._standard < LARGEST_SCALE)))
         step, left = -1, np.flatnonzero(self._standard >= 1)
@@ -176,7 +179,7 @@ class _Fit:
             left = left[self._standard[left] >= -step]
 
     def _try(self, step: int, columns: Places) -> None:
-        """Take the standard's scale times ``2**step`` in those ``columns`` where it is better."""
+        """Try the standard's scale times ``2**step`` for ``columns``; keep it where it improves."""
         scaled = np.multiply(self._scaled[:, columns], 2.0**-step, dtype=np.float64)
         rounded = _rounded(scaled)
         error = _squared_error(scaled, rounded) * 4.0**step
@@ -187,22 +190,25 @@ class _Fit:
         self.scales[winners] = self._standard[winners] + step
 
     def absolute_error(self) -> Doubles:
-        """Each block's squared error ``[n]`` in the values' own unit."""
+        """Each block's squared error ``[n]`` in squared units of the values."""
         return np.ldexp(self.error, 2 * (self._standard - E8M0_BIAS))
 
 
 def _cut(largest: Floats, limit: float) -> Doubles:
-    """What blocks lose at least when magnitudes are cut to ``limit``, at most the largest."""
+    """A lower bound of each block's squared error when magnitudes are clipped to ``limit``.
+
+    ``limit`` must not exceed the largest magnitude.
+    """
     beyond = largest.astype(np.float64) - limit
     return beyond * beyond
 
 
 def _rounded(scaled: NDArray[Any]) -> Floats:
-    """Magnitudes to the nearest of 0 0.5 1 1.5 2 3 4 6, ties to the even code.
+    """Round magnitudes to the nearest of 0 0.5 1 1.5 2 3 4 6, ties to the even code.
 
-    With p the power of two below a magnitude, or 1 for what is smaller, neighbours are p / 2 apart.
-    That is the distance of float32's own neighbours at p * 2**22: adding that and taking it away
-    rounds, with IEEE 754's ties to even.
+    Let p be the largest power of two not above the magnitude, at least 1: grid points are p / 2
+    apart there. Adjacent float32 values at p * 2**22 are also p / 2 apart, so adding and
+    subtracting p * 2**22 rounds to the grid, with IEEE 754's ties to even.
     """
     rounded: Floats = np.minimum(scaled, 6).astype(np.float32, copy=False)
     shift = (rounded.view(np.uint32) & np.uint32(0x7F800000)).view(np.float32)
@@ -214,10 +220,10 @@ def _rounded(scaled: NDArray[Any]) -> Floats:
 
 
 def _squared_error(scaled: NDArray[Any], rounded: NDArray[Any] | int) -> Doubles:
-    """The sum ``[n]`` over the 32 lanes of the squared differences, in doubles.
+    """The sum ``[n]`` over the 32 lanes of the squared differences, in float64.
 
-    The difference of float32 values from grid points next to them is exact in float32 as well.
-    Added by halves: numpy's own sum may add in another order on another machine.
+    Differences of float32 values from their nearest grid points are exact in float32. The sum is
+    pairwise in a fixed order, because the order of numpy's own sum depends on the machine.
     """
     squares: Doubles = np.subtract(scaled, rounded).astype(np.float64, copy=False)
     squares *= squares
@@ -229,7 +235,7 @@ def _squared_error(scaled: NDArray[Any], rounded: NDArray[Any] | int) -> Doubles
 
 def _packed(rounded: Floats, negative: NDArray[np.bool_]) -> Bytes:
     """The bytes ``[16, n]`` of checkpoint blocks for magnitudes and signs ``[32, n]``."""
-    halves = (rounded + rounded).astype(np.uint8)  # 0 1 2 3 4 6 8 12, to become 0 to 7
+    halves = (rounded + rounded).astype(np.uint8)  # 0 1 2 3 4 6 8 12 are mapped to codes 0 to 7
     codes = np.minimum(halves, (halves >> np.uint8(1)) + np.uint8(2))
     np.minimum(codes, (halves >> np.uint8(2)) + np.uint8(4), out=codes)
     codes |= negative.view(np.uint8) << np.uint8(3)

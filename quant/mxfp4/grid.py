@@ -1,8 +1,8 @@
-"""Whether floats lie on MXFP4's grid: a run of 32 that some block scale makes E2M1 throughout.
+"""Whether floats lie on MXFP4's grid: 32 values that are all E2M1 values times one block scale.
 
-Values that were rounded to MXFP4 and widened again lie on it along the dimension of their blocks,
-and hardly ever along the other one. So the grid shows which way a matrix is stored, and whether
-floats hold MXFP4's values exactly.
+Values that were rounded to MXFP4 and widened again lie on the grid along the axis of their blocks,
+and hardly ever along the other axis. So the grid shows which way a matrix is stored, and whether
+MXFP4 can hold the floats exactly.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from numpy.typing import NDArray
 from gptoss.quant.mxfp4.codec import BLOCK, Floats
 
 ALIGNED = 0.1
-"""Share of runs that lie on the grid as blocks, beyond chance, from which blocks are evident."""
+"""Share of runs on the grid, in excess of chance, above which an axis counts as that of blocks."""
 LARGEST = 128
-"""Rows and columns of a matrix that are enough to look at: 512 runs each way."""
+"""Rows and columns of a matrix that are examined: 512 runs each way."""
 FEWEST = 32
-"""Runs that are evidence."""
+"""The fewest runs that count as evidence."""
 _TOP = 2
-"""The exponent of the largest code, 6 = 1.5 * 2**2; the smallest, 0.5, has -1 and no other."""
+"""The exponent of the largest code, 6 = 1.5 * 2**2. Only the code 0.5 has the exponent -1."""
 
 
 def lies_on_grid(runs: Floats) -> NDArray[np.bool_]:
-    """For runs ``[n, 32]`` whether one scale makes all values E2M1 codes; true for zeros.
+    """Whether each of the runs ``[n, 32]`` has a scale that makes all its values E2M1 codes.
 
-    Codes have at most one bit of mantissa, and exponents within four of each other; at the fourth,
-    0.5, none. False where a value is NaN or infinite.
+    Relative to the scale, codes have at most one mantissa bit and exponents from -1 to 2; at -1
+    (0.5) the mantissa bit is 0. True for a run of zeros, False if a value is NaN or infinite.
     """
     mantissas, exponents = np.frexp(np.abs(runs))  # 0, or in [1/2, 1)
     zero = mantissas == 0
@@ -52,10 +52,10 @@ def share_on_grid(matrix: Floats) -> float:
 
 
 def alignment(matrix: Floats) -> float:
-    """How many more runs along the rows lie on the grid as blocks than by chance, as a share.
+    """The share of aligned runs along the rows that lie on the grid, minus the share by chance.
 
-    Chance is the share of the runs that start in the middle of a block. Runs that are mostly zeros
-    are left out: the fewer values, the easier they lie on a grid. 0 if too few runs remain.
+    The share by chance is that of the runs that start in the middle of a block. Runs that are
+    mostly zeros are left out, since a few values lie on a grid easily. 0 if too few runs remain.
     """
     runs = _dense_runs(matrix), _dense_runs(matrix[:, BLOCK // 2 : -BLOCK // 2])
     if min(map(len, runs)) < FEWEST:
@@ -71,7 +71,7 @@ def _dense_runs(matrix: Floats) -> Floats:
 
 
 def block_axis(matrix: Floats) -> Literal[0, 1] | None:
-    """The axis of a matrix along which MXFP4 blocks run; None where neither is evident."""
+    """The axis of a matrix along which MXFP4 blocks run; None if the values show neither."""
     matrix = matrix[:LARGEST, :LARGEST]
     columns, rows = alignment(matrix.T), alignment(matrix)
     if max(columns, rows) < ALIGNED or min(columns, rows) > max(columns, rows) / 2:

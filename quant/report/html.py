@@ -30,7 +30,7 @@ _CODES_BY_VALUE = (15, 14, 13, 12, 11, 10, 9, 8, 0, 1, 2, 3, 4, 5, 6, 7)
 
 
 def page(audit: Audit, diff: Diff | None = None) -> str:
-    """The whole page on a model that was audited, and compared with a base when there is one."""
+    """The whole page about an audited model, with the comparison if there is one."""
     style = files("gptoss.quant.report").joinpath("style.css").read_text("utf-8")
     sections = [
         _header(audit),
@@ -52,7 +52,7 @@ def page(audit: Audit, diff: Diff | None = None) -> str:
 
 
 def _name(audit: Audit) -> str:
-    """The last part of the path, whichever way its folders are divided."""
+    """The last part of the path, with either kind of slash."""
     return audit.path.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1] or audit.path
 
 
@@ -98,7 +98,7 @@ def _verdict(audit: Audit) -> str:
 
 
 def _size(nbytes: int) -> str:
-    """So many bytes in a unit that leaves figures to read."""
+    """A number of bytes in GB or MB, whichever is readable."""
     if nbytes < 1e4:
         return plural(nbytes, "byte")
     return f"{nbytes / 1e9:,.2f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:.2f} MB"
@@ -175,7 +175,7 @@ def _heat_maps(
     form: Callable[[float], str],
     what: str,
 ) -> str:
-    """One map for each part, all with the same colours, which span ``least`` or more."""
+    """One heat map for each part, with a common colour range at least ``least`` wide."""
     measured = {part: measure(found) for part, found in parts.items()}
     shading = Shading.of(np.concatenate([values.ravel() for values in measured.values()]), least)
     key = svg.legend(shading, form)
@@ -185,8 +185,8 @@ def _heat_maps(
 
         def title(row: int, expert: int) -> str:
             value = float(values[row, expert])
-            said = form(value) if np.isfinite(value) else "no scale is a number"
-            return f"layer {layers[row]}, expert {expert}: {what} {said}"
+            shown = form(value) if np.isfinite(value) else "undefined: all scales are NaN"
+            return f"layer {layers[row]}, expert {expert}: {what} {shown}"
 
         drawn = svg.heat_map(values, shading, title, rows="layer", columns="expert")
         return svg.figure(part.value, drawn, key)
@@ -195,7 +195,7 @@ def _heat_maps(
 
 
 def _mean_exponents(layers: Layers) -> Numbers:
-    """Mean exponents ``[layers, experts]`` of the scales that are numbers, NaN where none is."""
+    """Mean exponents ``[layers, experts]`` of the scales that are not NaN; NaN if all are."""
     counts = np.array([it.scales[:, :E8M0_NAN] for it in layers], np.float64)
     with np.errstate(invalid="ignore"):
         means: Numbers = counts @ (np.arange(E8M0_NAN) - E8M0_BIAS) / counts.sum(axis=2)

@@ -1,4 +1,4 @@
-"""The report's section on another model: what differs from it, by layer and by expert."""
+"""The report's comparison with a base model: differences by layer and by expert."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from gptoss.quant.report import svg
 from gptoss.quant.report.svg import Numbers, Shading
 
 LEAST = 0.01
-"""Relative norms that the colours of a map span at least: Q8_0's rounding is half of that."""
+"""Least range of relative norms that a heat map's colours span; Q8_0's rounding is half of it."""
 
 
 def differences(diff: Diff, n_layers: int) -> Iterator[str]:
-    """What changed from A, the base, to B, the model of the page."""
+    """The HTML of what changed from A, the base, to B, the page's model."""
     yield (
         '<h2>Difference from the base</h2><p class="path">Compared with '
         f"{escape(diff.a)}: {escape(diff.headline)}.</p>"
@@ -25,8 +25,8 @@ def differences(diff: Diff, n_layers: int) -> Iterator[str]:
     if not diff.changes:
         return
     yield (
-        "<p>The norm of a tensor's difference over the norm of the base's, layer by layer. What"
-        " rounding to another type costs is of the order of 0.005 for Q8_0, 0.1 for MXFP4.</p>"
+        "<p>The norm of each tensor's difference, divided by the norm of the base's tensor, layer"
+        " by layer. Rounding to another type gives about 0.005 for Q8_0 and 0.1 for MXFP4.</p>"
     )
     by_role: dict[str, list[TensorChange]] = {}
     for change in diff.changes:
@@ -36,20 +36,20 @@ def differences(diff: Diff, n_layers: int) -> Iterator[str]:
     experts = {role: found for role, found in by_role.items() if found[0].is_expert}
     if experts:
         yield (
-            "<h2>Difference by layer and expert</h2><p>The same of each expert: one that was"
-            " trained stands out from those that were not.</p>"
+            "<h2>Difference by layer and expert</h2><p>The same ratio for each expert: trained"
+            " experts differ more than the others.</p>"
         )
         maps = {role: _of_experts(found, n_layers) for role, found in experts.items()}
         shading = Shading.of(np.concatenate([values.ravel() for values in maps.values()]), LEAST)
         yield svg.grid(_map(role, values, shading) for role, values in maps.items())
 
 
-def _said(relative: float) -> str:
-    return f"{relative:.3g}" if isfinite(relative) else "without bounds: the base is zero there"
+def _ratio(relative: float) -> str:
+    return f"{relative:.3g}" if isfinite(relative) else "infinite: the base is zero there"
 
 
 def _bars(role: str, found: Sequence[TensorChange], n_layers: int) -> str:
-    """A bar for each layer; for tensors outside of them just one."""
+    """A bar for each layer; a single bar for a tensor outside the layers."""
     if found[0].layer is None:
         relative = {0: found[0].relative}
         names = [""]
@@ -58,7 +58,7 @@ def _bars(role: str, found: Sequence[TensorChange], n_layers: int) -> str:
         names = [str(layer) for layer in range(n_layers)]
     shown = [min(relative.get(i, 0.0), _most(relative.values())) for i in range(len(names))]
     titles = [
-        f"{f'layer {name}: ' if name else ''}{_said(relative.get(i, 0.0))}"
+        f"{f'layer {name}: ' if name else ''}{_ratio(relative.get(i, 0.0))}"
         for i, name in enumerate(names)
     ]
     stored = " → ".join(dict.fromkeys(found[0].stored))
@@ -66,12 +66,12 @@ def _bars(role: str, found: Sequence[TensorChange], n_layers: int) -> str:
 
 
 def _most(relative: Iterable[float]) -> float:
-    """The largest finite one, which the infinite are drawn as."""
+    """The largest finite value; infinite ones are drawn with it."""
     return max(filter(isfinite, relative), default=1.0)
 
 
 def _of_experts(found: Sequence[TensorChange], n_layers: int) -> Numbers:
-    """Relative norms ``[layers, experts]``; what did not change is 0, NaN where without bounds."""
+    """Relative norms ``[layers, experts]``: 0 if unchanged, NaN if infinite."""
     values = np.zeros((n_layers, found[0].n_experts))
     for change in found:
         for expert in change.experts:
@@ -83,7 +83,7 @@ def _of_experts(found: Sequence[TensorChange], n_layers: int) -> Numbers:
 
 def _map(role: str, values: Numbers, shading: Shading) -> str:
     def title(layer: int, expert: int) -> str:
-        return f"layer {layer}, expert {expert}: {_said(float(values[layer, expert]))}"
+        return f"layer {layer}, expert {expert}: {_ratio(float(values[layer, expert]))}"
 
     drawn = svg.heat_map(values, shading, title, rows="layer", columns="expert")
     return svg.figure(role, drawn, svg.legend(shading, "{:.3g}".format))

@@ -1,7 +1,7 @@
-"""SVG charts: heat maps, bars, and trends small enough for a table's cell.
+"""SVG charts: heat maps, bars, and trend lines that fit in a table cell.
 
-Colours are classes of the page's style sheet, so that they follow light, dark and print. Every mark
-has a title, which a browser shows under the pointer. Text that comes from a file is escaped.
+Colours are CSS classes, so that the page's style sheet adapts them to light, dark and print. Every
+mark has a title, which browsers show as a tooltip. Text from files is escaped.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from numpy.typing import NDArray
 Numbers = NDArray[np.floating[Any]]
 
 SHADES = 9
-"""Colours of a heat map: the classes q0, the least, to q8."""
+"""Colours of a heat map: the classes q0 (smallest) to q8."""
 _LEFT, _TOP, _RIGHT, _BOTTOM = 38, 6, 6, 30
 _WIDTH = 320
 
 
 @dataclass(frozen=True, slots=True)
 class Shading:
-    """The values that a heat map's colours represent: from ``low`` to ``high``, in equal steps.
+    """The range of a heat map's colours: from ``low`` to ``high``, in equal steps.
 
-    Values beyond have the last colour, and from two steps beyond also an outline.
+    Values outside it get the first or last colour; those more than two steps outside also get an
+    outline.
     """
 
     low: float
@@ -34,9 +35,9 @@ class Shading:
 
     @classmethod
     def of(cls, values: Numbers, least: float) -> Shading:
-        """A range for all but the outermost hundredth of finite values, which would hide the rest.
+        """The range from the 1st to the 99th percentile, so that outliers do not hide the rest.
 
-        It is at least ``least`` wide: a smaller difference is no structure, and looks like none.
+        It is at least ``least`` wide, so that noise does not look like structure.
         """
         finite = values[np.isfinite(values)]
         if not finite.size:
@@ -50,7 +51,7 @@ class Shading:
         return cls(low, high)
 
     def name(self, value: float) -> str:
-        """The classes of a cell."""
+        """The CSS classes of a cell."""
         if not np.isfinite(value):
             return "none"
         room = (self.high - self.low) / SHADES
@@ -62,7 +63,7 @@ class Shading:
 def heat_map(
     values: Numbers, shading: Shading, title: Callable[[int, int], str], *, rows: str, columns: str
 ) -> str:
-    """A cell for each of ``values[rows, columns]``; ``title`` says what the pointer shows."""
+    """A cell for each of ``values[rows, columns]``; ``title`` gives a cell's tooltip."""
     n_rows, n_columns = values.shape
     width = (_WIDTH - _LEFT - _RIGHT) / n_columns
     height = min(max(width, 4.0), 12.0)
@@ -88,7 +89,7 @@ def heat_map(
 
 
 def legend(shading: Shading, form: Callable[[float], str]) -> str:
-    """The colours of a heat map, least to most, with the values at both ends."""
+    """The colours of a heat map in order, with the values at both ends."""
     width = 16
     parts = [
         f'<rect x="{i * width}" y="0" width="{width}" height="9" class="q{i}"/>'
@@ -105,9 +106,9 @@ def bars(
     titles: Sequence[str],
     form: Callable[[float], str] | None = None,
 ) -> str:
-    """A bar for each size, from 0 up, with the largest written at its height.
+    """A bar for each size, starting at 0; the axis is labelled with the largest size.
 
-    ``form`` writes it; without, sizes are shares of a whole.
+    ``form`` formats the label; by default sizes are shares, shown in percent.
     """
     height, n = 110, max(len(sizes), 1)
     width = (_WIDTH - _LEFT - _RIGHT) / n
@@ -133,13 +134,13 @@ def bars(
 
 
 def trend(values: Sequence[float], title: str) -> str:
-    """A line from the first to the last value, no axis: for a cell of a table."""
+    """A line chart without axes, for a table cell."""
     width, height = 140, 26
     finite = [value for value in values if np.isfinite(value)]
     if not finite:
         return ""
     low, high = min(finite), max(finite)
-    least = 0.1 * max(abs(low), abs(high))  # a smaller difference shall not look like one
+    least = 0.1 * max(abs(low), abs(high))  # so that noise does not look like a trend
     if high - low < least:
         low = (low + high - least) / 2
         high = low + least
@@ -160,13 +161,13 @@ def trend(values: Sequence[float], title: str) -> str:
 
 
 def figure(title: str, picture: str, caption: str = "") -> str:
-    """A chart with a heading; the caption below it may be a chart too."""
+    """A chart with a heading and a caption, which may be another chart."""
     below = f"<figcaption>{caption}</figcaption>" if caption else ""
     return f"<figure><h3>{escape(title)}</h3>{picture}{below}</figure>"
 
 
 def grid(figures: Iterable[str]) -> str:
-    """Figures side by side, as many as there is room for."""
+    """Figures side by side, as many per row as fit."""
     return f'<div class="charts">{"".join(figures)}</div>'
 
 
@@ -178,7 +179,7 @@ def percent(share: float) -> str:
 
 
 def _ticks(n: int) -> range:
-    """The rows or columns, of ``n``, that are numbered."""
+    """Which of ``n`` rows or columns get a number."""
     return range(0, n, max(1, 2 ** (max(n - 1, 1).bit_length() - 3)))
 
 

@@ -1,8 +1,8 @@
-"""The comparison of a group's tensors, a chunk at a time.
+"""Compare a group's tensors, a chunk at a time.
 
-A chunk of most groups is a range of units. Where the source is transposed it is a whole expert: its
-part of the GGUF is read first, then the source some inputs at a time, transposed, and compared with
-those columns of every row.
+A chunk is usually a range of units. If the source is transposed, it is a whole expert: its part of
+the GGUF is read first, then the source, some inputs at a time; these are transposed and compared
+with the same columns of every row.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from gptoss.quant.verify.comparators import Comparison
 from gptoss.quant.verify.pairing import Target, TensorGroup
 
 CHUNK = 2**21
-"""Bytes of the source compared at once, about."""
+"""Approximate number of source bytes per chunk."""
 SLOTS = ("source", "scales")
 """Names of the buffers for a group's sources."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkDifference:
-    """What differs in one chunk of a target; ``unit`` is the first, counted in the target.
+    """What differs in one chunk of a target; ``unit`` is the first differing unit of the target.
 
-    ``same_values`` is true where only the encoding differs, not the values.
+    ``same_values`` is true if only the encoding differs, not the values.
     """
 
     target: Target
@@ -45,7 +45,7 @@ class ChunkDifference:
 
     @property
     def place(self) -> Location:
-        """Where the unit is, in the terms of its tensor's role."""
+        """The unit's location in its tensor."""
         named = self.target.named
         *outer, columns = named.shape
         *outer_at, last = np.unravel_index(self.unit, (*outer, columns // self.lanes))
@@ -58,12 +58,12 @@ class ChunkDifference:
 
 
 Errors = dict[str, float]
-"""The largest rounding error known of each tensor of the GGUF."""
+"""The largest rounding error found so far, by tensor of the GGUF."""
 
 
 @dataclass(slots=True)
 class ChunkResult:
-    """The bytes read of both sides, what differs, and the rounding errors of what does not."""
+    """The bytes read from both sides, the differences, and the rounding errors of equal units."""
 
     nbytes: int = 0
     differences: list[ChunkDifference] = field(default_factory=list)
@@ -78,7 +78,7 @@ class ChunkResult:
         unit: Callable[[int], int],
         known: Mapping[str, float],
     ) -> None:
-        """Compare units; ``unit`` counts one in the target, ``known`` are errors found before."""
+        """Compare units; ``unit`` maps to the target's units, ``known`` has earlier errors."""
         name = target.named.gguf
         if not comparison.equal(sources, found):
             n = found.size // found.shape[-1]
@@ -107,7 +107,7 @@ def chunks(group: TensorGroup) -> Iterator[Chunk]:
 
 
 def compare_first_expert(group: TensorGroup, files: TensorReader) -> bool:
-    """Whether the first expert of a group is as it must be."""
+    """Whether the first expert of a group is correct."""
     if group.transposed:
         return not _compare_expert(group, 0, files, {}).differences
     one = group.units // group.sources[0].shape[0]
@@ -140,7 +140,7 @@ def _compare_range(
 def _compare_expert(
     group: TensorGroup, expert: int, files: TensorReader, known: Errors
 ) -> ChunkResult:
-    """Compare an expert whose source has a row for each input."""
+    """Compare an expert whose source has one row per input."""
     comparison, k = group.comparison, len(group.targets)
     (info,) = group.sources
     _, inputs, outputs = info.shape
@@ -184,7 +184,7 @@ def _difference(
     found: Bytes,
     unit: Callable[[int], int],
 ) -> ChunkDifference:
-    """Name the first of the differing units and count all; ``unit`` counts it in the target."""
+    """Describe the first differing unit and count all; ``unit`` maps to the target's units."""
     scales, values = comparison.differing(sources, found)
     i = int((scales | values.any(axis=1)).argmax())
     lane = None if scales[i] else int(values[i].argmax())

@@ -107,11 +107,11 @@ def _headline(verdict: Verdict) -> str:
             f"not judged: {plural(len(verdict.unproven), 'tensor')} of {verdict.gguf} ({types}) "
             f"cannot be proven; the other {verdict.equal:,} hold what {verdict.source} holds"
         )
-    said = f"{verdict.outcome}: {verdict.gguf} holds what {verdict.source} holds"
+    text = f"{verdict.outcome}: {verdict.gguf} holds what {verdict.source} holds"
     if verdict.roundings:
         count = plural(sum(it.tensors for it in verdict.roundings), "tensor")
-        said += f", {count} rounded to {' and '.join(it.type for it in verdict.roundings)}"
-    return said
+        text += f", {count} rounded to {' and '.join(it.type for it in verdict.roundings)}"
+    return text
 
 
 def _list(entries: list[str], noun: str) -> Iterator[str]:
@@ -138,4 +138,4 @@ def _reencoded(tensor: Reencoding) -> str:
     counts = plural(tensor.values, "code")
     if tensor.scales:
         counts += f" and {plural(tensor.scales, 'block scale')}"
-    return f"{tensor.tensor}: the same values, 0 and -0 being equal; {counts} written differently"
+    return f"{tensor.tensor}: the same values (0 equals -0); {counts} encoded differently"

@@ -1,9 +1,9 @@
-"""How tensors are compared: the interface, and the comparisons with types that stand alone.
+"""How tensors are compared: the interface, and the comparisons for MXFP4 and plain floats.
 
-A unit that is compared is a block of values with their scale, or a single value. Blocks of 8, 5 and
+A unit of comparison is a block of values with its scale, or a single value. Blocks of 8, 5 and
 4 bits are in ``legacy_quants``, floats that were encoded to MXFP4 in ``encoded_mxfp4``. No
 comparison runs a transform of the converter: MXFP4 is decoded on both sides, each from its own
-layout, and the others follow from the formats' definitions.
+layout, and all other comparisons implement the formats' definitions.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from gptoss.quant.mxfp4 import Bytes, Floats
 Mask = NDArray[np.bool_]
 
 CHUNK = 2048
-"""Blocks worked on at once: as float32, 256 KiB."""
+"""Blocks per chunk: 256 KiB as float32."""
 
 
 class Comparison(ABC):
-    """Compares units: ``sources`` are arrays ``[..., bytes of a unit]``, ``found`` is likewise."""
+    """Compares units. ``sources`` and ``found`` are uint8 arrays ``[..., bytes of a unit]``."""
 
     lanes: ClassVar[int]
     """Values in a unit."""
@@ -41,23 +41,23 @@ class Comparison(ABC):
 
     @abstractmethod
     def equal(self, sources: Sequence[Bytes], found: Bytes) -> bool:
-        """Whether all units are as they must be."""
+        """Whether all units are correct."""
 
     @abstractmethod
     def differing(self, sources: Sequence[Bytes], found: Bytes) -> tuple[Mask, Mask]:
-        """Which scales ``[n]`` and values ``[n, lanes]`` differ, of units ``[n, ...]``."""
+        """Masks of differing scales ``[n]`` and values ``[n, lanes]`` for units ``[n, ...]``."""
 
     @abstractmethod
     def describe(self, sources: Sequence[Bytes], found: Bytes, lane: int | None) -> tuple[str, str]:
-        """What is expected and what is found in a single unit ``[1, ...]``; lane None: scale."""
+        """Texts of what is expected and found in one unit ``[1, ...]``; lane None is the scale."""
 
     def same_values(self, sources: Sequence[Bytes], found: Bytes) -> bool:
-        """Whether units ``[n, ...]`` that differ hold the same values all the same, 0 being -0."""
+        """Whether units ``[n, ...]`` that differ still decode to the same values (0 equals -0)."""
         del sources, found
         return False
 
     def largest_error(self, sources: Sequence[Bytes], found: Bytes, above: float) -> float:
-        """The largest rounding error of a value in units that are equal; ``above`` if smaller."""
+        """The largest rounding error in equal units, or ``above`` if that is larger."""
         del sources, found
         return above
 
@@ -89,10 +89,10 @@ class BlockComparison(Comparison):
 
     @abstractmethod
     def error_bounds(self, source: Bytes, found: Bytes) -> NDArray[np.float32]:
-        """For each block ``[n]`` more than the error of any value in it can be."""
+        """An upper bound ``[n]`` of the error of any value in each block."""
 
     def largest_error(self, sources: Sequence[Bytes], found: Bytes, above: float) -> float:
-        """Decodes few blocks: those whose bound is above the largest error found so far."""
+        """Decodes only the blocks whose bound exceeds the largest error found so far."""
         for source, blocks in _chunks(sources, found):
             bounds = self.error_bounds(source, blocks)
             order = np.argsort(-bounds)
@@ -200,8 +200,8 @@ def _decoded(sources: Sequence[Bytes]) -> Floats:
 class Plain(Comparison):
     """Floats against floats: exact where the type holds them, else rounded.
 
-    To the nearest, ties to even. A finite value beyond the type's range would round to infinity.
-    That loss counts as a difference: nothing that the type can store is then right.
+    Rounded to nearest, ties to even. A finite value beyond the type's range would round to
+    infinity; it counts as a difference whatever is stored.
     """
 
     lanes = 1
@@ -219,7 +219,7 @@ class Plain(Comparison):
 
     @abstractmethod
     def rounded(self, values: Floats) -> NDArray[Any]:
-        """The bits that must be found for other floats; ``_BEYOND`` where none is right."""
+        """The expected bits for given floats; ``_BEYOND`` where the type cannot hold the value."""
 
     @abstractmethod
     def text(self, bits: NDArray[Any]) -> str:
@@ -236,20 +236,20 @@ class Plain(Comparison):
         if not self.rounds:
             return above
         exact, got = self._source.values(sources[0]), self.kind.values(found)
-        with np.errstate(invalid="ignore"):  # infinity less infinity; NaN is no error
+        with np.errstate(invalid="ignore"):  # infinity minus infinity is NaN, and not an error
             errors = np.abs(exact.astype(np.float64) - got)
         return max(above, float(np.nan_to_num(errors, nan=0.0).max()))
 
     def describe(self, sources: Sequence[Bytes], found: Bytes, lane: int | None) -> tuple[str, str]:
-        del lane  # a value that stands alone has but one
+        del lane  # a plain value has only one lane
         return self.describe_bits(self._expected(sources[0]), stored_values(found, self.stored))
 
     def describe_bits(self, expected: NDArray[Any], found: NDArray[Any]) -> tuple[str, str]:
         """What is expected and what is found, given the bits ``[1]`` of both."""
-        said = self.text(expected)
+        wanted = self.text(expected)
         if expected[0] == _BEYOND:
-            said = f"a value within {self.name}'s range (use another --dense type)"
-        return said, self.text(found)
+            wanted = f"a value within {self.name}'s range (use another --dense type)"
+        return wanted, self.text(found)
 
     def _expected(self, source: Bytes) -> NDArray[Any]:
         if self._source.name == self.name:

@@ -1,9 +1,9 @@
-"""Floats against the MXFP4 they were encoded to: within the bound of the standard's own rule.
+"""Compare floats with the MXFP4 blocks they were encoded to.
 
-Encoders may choose different scales, and a block that a fine-tune left alone keeps its own. So a
-block is right when its codes are the nearest under the scale that it has, and its squared error is
-not above that of the standard's scale, 2**(floor(log2(amax)) - 2) (OCP MX v1.0, section 6.3).
-Nothing of the encoder runs here.
+Encoders may choose different scales, and a block that a fine-tune did not change keeps its own. So
+a block is correct if its codes are the nearest for its scale, and its squared error is at most that
+of the standard's scale, 2**(floor(log2(amax)) - 2) (OCP MX v1.0, section 6.3). This module uses no
+code of the encoder.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from gptoss.quant.mxfp4 import BLOCK, E2M1, E8M0_BIAS, Bytes, Floats
 from gptoss.quant.verify.comparators import BlockComparison, Mask
 
 _SLACK = 1 + 1e-12
-"""What sums of 32 squares may differ by when they are added in another order, and more."""
+"""More than the relative difference of two sums of 32 squares added in different orders."""
 
 _MIDPOINTS = np.array([(a + b) / 2 for a, b in pairwise(E2M1[:8])])
 _ENDS = np.array([-_MIDPOINTS[0], *_MIDPOINTS, np.inf], np.float32)
 _LOWEST = np.concatenate([_ENDS[:8], -_ENDS[1:]])
 _HIGHEST = np.concatenate([_ENDS[1:], -_ENDS[:8]])
-"""The values, in units of the scale, to which each of the 16 codes is the nearest, or as near."""
+"""For each code, the range of values, in units of the scale, to which no other code is nearer."""
 
 
 class EncodedMxfp4(BlockComparison):
@@ -45,11 +45,11 @@ class EncodedMxfp4(BlockComparison):
         scale = int(scales[0])
         if lane is not None:
             got = mxfp4.decode(codes, scales)[0, lane]
-            said = f"the nearest to {values[0, lane]:.9g} under scale {scale}"
-            return said, f"{got:.9g} (code {codes[0, lane]})"
+            expected = f"the nearest to {values[0, lane]:.9g} under scale {scale}"
+            return expected, f"{got:.9g} (code {codes[0, lane]})"
         limit, error = _standard_error(values)[0], _error(values, codes, scales)[0]
         return (
-            f"a scale of squared error {limit:.4g} or less (scale {_standard_scales(values)[0]})",
+            f"squared error {limit:.4g} or less (as with scale {_standard_scales(values)[0]})",
             f"squared error {error:.4g} (scale {scale})",
         )
 
@@ -61,10 +61,10 @@ class EncodedMxfp4(BlockComparison):
             scaled = values * unit[:, None]
         wrong = ~((_LOWEST.take(codes) <= scaled) & (scaled <= _HIGHEST.take(codes)))
         worse = np.zeros(len(scales), np.bool_)
-        # Under the standard's own scale, nearest codes have its error.
+        # With the standard's scale, the nearest codes have its error by definition.
         others = np.flatnonzero(scales != _standard_scales(values))
         error = _error(values[others], codes[others], scales[others])
-        # Not "above": of a scale that is NaN the error is so too.
+        # Not ">": a NaN scale gives a NaN error, which must count as worse.
         worse[others] = ~(error <= _standard_error(values[others]) * _SLACK)
         return worse, wrong
 
@@ -72,7 +72,7 @@ class EncodedMxfp4(BlockComparison):
         return mxfp4.decode(mxfp4.codes_from_ggml(found), found[:, 0])
 
     def error_bounds(self, source: Bytes, found: Bytes) -> NDArray[np.float32]:
-        """Half the widest step, from 4 to 6, or what the largest value exceeds 6 by."""
+        """Half the widest step (4 to 6), or the largest value's excess over 6, if that is more."""
         unit = np.ldexp(np.float32(1), found[:, 0].astype(np.int32) - E8M0_BIAS)
         beyond = _largest(self._source.values(source)) - 6 * unit
         bounds: NDArray[np.float32] = np.maximum(unit, beyond) * np.float32(1.001)
@@ -93,7 +93,7 @@ def _standard_scales(values: Floats) -> NDArray[np.int64]:
 
 
 def _error(values: Floats, codes: Bytes, scales: Bytes) -> NDArray[np.float64]:
-    """Squared errors ``[n]`` of what decodes."""
+    """Squared errors ``[n]`` of the decoded values."""
     differences = mxfp4.decode(codes, scales).astype(np.float64) - values
     with np.errstate(over="ignore"):
         total: NDArray[np.float64] = np.square(differences).sum(axis=1)
@@ -101,7 +101,7 @@ def _error(values: Floats, codes: Bytes, scales: Bytes) -> NDArray[np.float64]:
 
 
 def _standard_error(values: Floats) -> NDArray[np.float64]:
-    """Squared errors ``[n]`` of the standard's rule."""
+    """Squared errors ``[n]`` with the standard's scales."""
     units = np.ldexp(1.0, _standard_scales(values) - E8M0_BIAS)
     scaled = np.abs(values.astype(np.float64)) / units[:, None]
     nearest = np.array(E2M1[:8])[np.searchsorted(_MIDPOINTS, scaled)]

@@ -1,16 +1,17 @@
-"""Floats against the blocks of llama.cpp's legacy quants: Q8_0, Q5_0, Q5_1, Q4_0, Q4_1.
+"""Compare floats with blocks of llama.cpp's legacy quants: Q8_0, Q5_0, Q5_1, Q4_0, Q4_1.
 
 A block holds 32 values as a half-precision scale d, in the ``_1`` types also a minimum m, and codes
-q of b bits. Five-bit types store the fifth bits apart, in 32 bits of their own:
+q of b bits. Five-bit types store the fifth bits separately, in one 32-bit word:
 
     ..._0   x = d (q - 2**(b-1))   d = (the value of largest magnitude, the first) / -2**(b-1)
     ..._1   x = d q + m            m = smallest value, d = (largest - m) / (2**b - 1)
 
-d is computed in float32; q is what x stands for by its float32 inverse, plus a half, cut towards
-zero, at most 2**b - 1 (source: ggml's ``quantize_row_q4_0_ref`` and its siblings). How the product
-and the sum before the cut are rounded is left to the compiler there, so a code is right when it is
-either neighbour's of a value that close to halfway. The bound is |x - decoded| <= d / 2, for ``_0``
-types d at the end that the largest value is not on, but for the rounding of d and m to halves.
+d is computed in float32. q solves the equation for x: multiply by the float32 inverse of d, add a
+half, truncate, limit to 2**b - 1 (source: ggml's ``quantize_row_q4_0_ref`` and its siblings). The
+compiler decides how ggml's product and sum are rounded before the truncation, so for a value that
+close to halfway both neighbouring codes are accepted. Apart from the rounding of d and m to half
+precision, |x - decoded| <= d / 2; for ``_0`` types it is d at the end of the range opposite to the
+largest value.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from gptoss.quant.verify.comparators import BlockComparison, Mask, stored_values
 Halves = NDArray[np.float16]
 
 _SLACK = 2.0**-18
-"""More than float32's rounding of a product below 32 and of a sum with it comes to, in codes."""
+"""More than float32's rounding error of a product below 32 plus that of a sum, in codes."""
 
 _TINY = np.float32(2**-18)
-"""127 times the largest rounding error of a half that is subnormal."""
+"""127 times the largest rounding error of a subnormal half-precision number."""
 
 
 # --- Q8_0 -------------------------------------------------------------------------------------
@@ -41,10 +42,9 @@ class Q8_0(BlockComparison):  # noqa: N801 - the format's name
     """Floats against Q8_0: exactly the bytes of the format's reference rounding.
 
     For a block of 32: scale d = amax / 127 in float32, stored as F16; code = x * (1 / d) in
-    float32, rounded half away from zero; all zero where d is. The bound this gives is
-    |x - d * code| <= d / 2, but for the rounding of d to F16. (Source: ggml's
-    ``quantize_row_q8_0_ref``.) A block whose d is not finite as F16 counts as different: its
-    values are lost.
+    float32, rounded half away from zero; all codes are zero if d is. Apart from the rounding of d
+    to F16, |x - d * code| <= d / 2. (Source: ggml's ``quantize_row_q8_0_ref``.) A block whose d is
+    not finite in F16 counts as different, because its values are lost.
     """
 
     lanes = 32
@@ -73,7 +73,7 @@ class Q8_0(BlockComparison):  # noqa: N801 - the format's name
         return decoded
 
     def error_bounds(self, source: Bytes, found: Bytes) -> NDArray[np.float32]:
-        """Half a step, and 127 times the rounding of the scale to a half."""
+        """Half a step plus 127 times the scale's rounding error in half precision."""
         del source
         scales = np.abs(stored_values(found[:, :2], "<f2").astype(np.float32))
         return scales * np.float32(0.6) + _TINY
@@ -93,18 +93,18 @@ class Q8_0(BlockComparison):  # noqa: N801 - the format's name
             inverse[~np.isfinite(inverse)] = 0
             scaled *= inverse[:, None]
             scaled += below_half.view(np.float32)
-            return scale.astype(np.float16), scaled.astype(np.int8)  # the cast cuts towards zero
+            return scale.astype(np.float16), scaled.astype(np.int8)  # the cast truncates
 
 
 _BELOW_HALF = np.float32(0.49999997).view(np.uint32)
-"""The largest float32 below one half: adding a half itself would carry 0.49999997 to 1."""
+"""The largest float32 below 0.5: adding 0.5 itself would round 0.49999997 up to 1."""
 
 
 def _largest(magnitudes: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    """The largest of each row of 32; without the sign, BF16 bits sort as the magnitudes do.
+    """The largest of each row of 32. Without the sign bit, BF16 bits sort like magnitudes.
 
-    numpy reduces short rows one at a time. Transposed, eight by four values, the same takes a
-    third of the time.
+    numpy reduces short rows one at a time. Transposed, eight by four values, this takes a third of
+    the time.
     """
     columns = np.ascontiguousarray(magnitudes.view("<u8").T).view("<u2")
     fours: NDArray[np.uint16] = columns.max(axis=0)
@@ -124,7 +124,8 @@ def _q8_0_text(scale: NDArray[np.float16], codes: NDArray[np.int8], lane: int | 
 
 @dataclass(frozen=True, slots=True)
 class _Blocks:
-    """Scales ``[n]``, minima ``[n]`` (0 where the type has none), codes between two ``[n, 32]``."""
+    """Scales ``[n]``, minima ``[n]`` (0 if the type has none), lowest and highest codes
+    ``[n, 32]``."""
 
     scale: Halves
     minimum: Halves
@@ -133,7 +134,7 @@ class _Blocks:
 
 
 class SmallBlock(BlockComparison):
-    """One of the four types: ``bits`` of a code, and whether it has a minimum."""
+    """One of the four types: ``bits`` per code, and whether it has a minimum."""
 
     lanes = BLOCK
 
@@ -165,7 +166,7 @@ class SmallBlock(BlockComparison):
         return decoded
 
     def error_bounds(self, source: Bytes, found: Bytes) -> NDArray[np.float32]:
-        """A step, and the rounding of scale and minimum to halves."""
+        """One step plus the rounding errors of scale and minimum in half precision."""
         del source
         blocks = self._found(found)
         scale, least = (np.abs(it.astype(np.float32)) for it in (blocks.scale, blocks.minimum))
@@ -186,7 +187,7 @@ class SmallBlock(BlockComparison):
                 offset = half + 0.5
             inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
             exact = (values - minimum[:, None]).astype(np.float64) * inverse[:, None] + offset
-            # So small a scale is zero as a half: the codes, and so what they are, mean nothing.
+            # Such a small scale is zero in half precision, so the codes have no effect.
             free = ~np.isfinite(inverse)
             exact[free] = 0
             lowest = np.clip(np.floor(exact - _SLACK), 0, top).astype(np.int64)

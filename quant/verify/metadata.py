@@ -1,7 +1,7 @@
 """Compare the settings of two models: hyperparameters and vocabulary, as llama.cpp reads them.
 
-Weights alone do not make a model: without its ``rope.*`` keys a gpt-oss GGUF loads and answers, and
-is wrong. Keys without effect on the result are left out; ``llama_cpp_keys`` lists which.
+Equal weights are not enough: without its ``rope.*`` keys a gpt-oss GGUF loads and answers, but the
+answers are wrong. Keys without effect on the result are not compared; see ``llama_cpp_keys``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _HARMS = (
     DefectKind.VOCABULARY,
     DefectKind.TENSOR_UNUSABLE,
 )
-"""Defects with which llama.cpp fails, or computes something else."""
+"""Defects that make llama.cpp fail or compute something else."""
 _NO_DEFECT = "as gpt-oss has it"
 _ARRAYS = (StringArray, tuple, list)
 _END = object()
@@ -39,10 +39,10 @@ _END = object()
 
 
 def compare_keys(checkpoint: Checkpoint, gguf: GgufFile) -> tuple[KeyDifference, ...]:
-    """Every key of the GGUF with which llama.cpp computes another model than the checkpoint.
+    """Every key of the GGUF that makes llama.cpp compute another model than the checkpoint.
 
-    Raises ``UnsupportedModelError`` when the GGUF is of another architecture, ``CheckpointError``
-    when the checkpoint's tokenizer is missing or is not gpt-oss's.
+    Raises ``UnsupportedModelError`` when the GGUF has another architecture, ``CheckpointError``
+    when the checkpoint's tokenizer is missing or is not a gpt-oss tokenizer.
     """
     architecture = gguf.metadata.get("general.architecture")
     if architecture != ARCHITECTURE:
@@ -63,7 +63,7 @@ def compare_keys(checkpoint: Checkpoint, gguf: GgufFile) -> tuple[KeyDifference,
 
 
 def _other_ends(metadata: Mapping[str, Any]) -> Iterator[KeyDifference]:
-    """Tokens at which llama.cpp also ends a reply, although no gpt-oss does."""
+    """Tokens at which llama.cpp would also end a reply, although gpt-oss does not."""
     tokens = metadata.get("tokenizer.ggml.tokens", ())
     for key in ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"):
         i = metadata.get(key)
@@ -72,10 +72,10 @@ def _other_ends(metadata: Mapping[str, Any]) -> Iterator[KeyDifference]:
 
 
 def compare_settings(a: Model, b: Model) -> Iterator[KeyDifference]:
-    """Every setting with which llama.cpp computes one model differently from the other.
+    """Every setting that makes llama.cpp compute the two models differently.
 
-    Between two GGUFs values are compared exactly, as read. Of a checkpoint without tokenizer, only
-    the hyperparameters are.
+    Values of two GGUFs are compared exactly, as read. For a checkpoint without a tokenizer, only
+    the hyperparameters are compared.
     """
     differences = list(_compare(_settings(a), _settings(b)))
     yield from differences
@@ -95,9 +95,9 @@ def _settings(model: Model) -> dict[str, Any]:
 def _checkpoint_settings(
     hparams: HParams, tokenizer: Path, config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The same of a checkpoint, by the keys of a GGUF; None in an array where any value will do.
+    """A checkpoint's settings under GGUF keys; None in an array allows any value.
 
-    Of the tokenizer, only what its files say; nothing when there are none.
+    Only tokenizer settings that its files state are included; none if there are no files.
     """
     stated: dict[str, Any] = {key: getattr(hparams, name) for name, key in GGUF_KEYS.items()}
     stated[f"{ARCHITECTURE}.attention.value_length"] = hparams.head_dim
@@ -136,13 +136,14 @@ def _words(
     vocab = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(vocab, dict) or not isinstance(added, list):
         raise CheckpointError(
-            f"{path}: model.vocab or added_tokens is not what a BPE tokenizer has"
+            f"{path}: expected model.vocab to be an object and added_tokens a list, as in BPE "
+            "tokenizers"
         )
     added = [token if isinstance(token, dict) else {} for token in added]
     for text, i in (*vocab.items(), *((t.get("content"), t.get("id")) for t in added)):
         if type(i) is not int or not isinstance(text, str) or not 0 <= i < size:
             raise CheckpointError(
-                f"{path}: token {text!r} has id {i!r}; the weights have room for 0 to {size - 1}"
+                f"{path}: token {text!r} has id {i!r}; the embedding has rows 0 to {size - 1}"
             )
     return vocab, added
 
@@ -150,9 +151,10 @@ def _words(
 def _tokens(
     words: Mapping[str, int], added: Sequence[Mapping[str, Any]], size: int
 ) -> tuple[list[str | None], list[int | None]]:
-    """Each id's text and type; None where any will do.
+    """Each id's text and type; None allows any.
 
-    An id that no token has may be called anything, but must not be a word: a text could become it.
+    An unused id may have any text, but its type must be UNUSED: as a normal token, text could be
+    encoded to it.
     """
     texts: list[str | None] = [None] * size
     types: list[int | None] = [int(TokenType.UNUSED)] * size
@@ -162,7 +164,7 @@ def _tokens(
         text, i = token["content"], token["id"]
         texts[i], types[i] = text, int(TokenType.CONTROL)
         if not token.get("special"):
-            # Converters differ on which of these are control tokens; words have real spaces.
+            # Converters disagree on which of these are control tokens. Others have plain spaces.
             types[i] = None
             texts[i] = text if text.startswith("<|") else text.replace("\u2581", " ")
     return texts, types
@@ -171,7 +173,7 @@ def _tokens(
 def _ends(
     folder: Path, config: Mapping[str, Any], added: Sequence[Mapping[str, Any]]
 ) -> dict[str, int]:
-    """The ids that begin and end a text: those the tokenizer's settings name, else the config."""
+    """The BOS and EOS ids, from the tokenizer's settings, else from the config."""
     settings = read_settings(folder)
     ids = {token["content"]: token["id"] for token in added}
     marks = {}
@@ -186,7 +188,7 @@ def _ends(
 
 
 def _merges(tokenizer: Mapping[str, Any], path: Path) -> list[str]:
-    """As a GGUF spells them, with a space between; tokenizer.json has that form or pairs."""
+    """Merges as in a GGUF, joined by a space; tokenizer.json has that form or pairs."""
     merges = tokenizer["model"].get("merges", [])
     if not isinstance(merges, list):
         raise CheckpointError(f"{path}: model.merges is not a list")
@@ -202,7 +204,7 @@ def _merges(tokenizer: Mapping[str, Any], path: Path) -> list[str]:
 
 
 def _compare(expected: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[KeyDifference]:
-    """Of the tokenizer's keys, those that both sides have something to say about."""
+    """Differences; keys of the tokenizer are compared only if both sides have them."""
     for key in {**expected, **found}:
         if key.startswith("tokenizer.") and not (key in expected and key in found):
             continue

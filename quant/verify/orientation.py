@@ -1,9 +1,9 @@
 """Which way square expert matrices of a checkpoint in floats are stored.
 
-Transformers stores such experts inputs first; some tools write the transpose. Where inputs and
-outputs are as many, as in the published models, the shape does not tell. The values may: experts
-that come from MXFP4 lie on its grid along their inputs. One tool saved the whole checkpoint, so
-what one layer shows holds for the same tensor of all layers.
+Transformers stores such experts inputs first; some tools write the transpose. If inputs and outputs
+are equal in number, as in the published models, the shape does not show which. The values may:
+experts that come from MXFP4 lie on its grid along their inputs. A single tool saved the whole
+checkpoint, so what one layer shows holds for the same tensor of all layers.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from gptoss.quant.verify.pairing import TensorGroup
 from gptoss.quant.verify.result import Unproven
 
 ROWS = 2 * mxfp4.BLOCK
-"""Rows of the first expert that are looked at."""
+"""Rows of the first expert that are examined."""
 ON_GRID, OFF_GRID = 0.99, 0.9
-"""Shares of runs on MXFP4's grid: all along the blocks; across them, of normal values, a third."""
+"""Shares of runs on MXFP4's grid: 1 along the blocks; across them, a third for normal values."""
 
 
 def resolve_orientations(
@@ -29,9 +29,9 @@ def resolve_orientations(
 ) -> tuple[list[TensorGroup], list[Unproven]]:
     """Groups with their orientation decided, and the tensors for which that is not possible.
 
-    ``known`` says of source tensors whether they are stored inputs first. Otherwise the values
-    decide, and without evidence the layout of transformers is taken. A GGUF that holds the
-    transpose of that is neither right nor wrong then.
+    ``known`` maps source tensors to whether they are stored inputs first. For others the values
+    decide, and without evidence the layout of transformers is assumed. A GGUF that then holds the
+    transpose is reported as not judged.
     """
     seen = _evidence(groups, files)
     resolved: list[TensorGroup] = []
@@ -61,7 +61,7 @@ def resolve_orientations(
 
 
 def _name(group: TensorGroup) -> str:
-    """The source's name by Hugging Face, whatever the tensor was merged from or is called."""
+    """The source's name in Hugging Face's layout."""
     named = next(target.named for target in group.targets if target)
     return named.floats.name if named.floats else group.sources[0].name
 
@@ -72,7 +72,7 @@ def _kind(name: str) -> str:
 
 
 def _evidence(groups: Sequence[TensorGroup], files: TensorReader) -> dict[str, bool]:
-    """Whether inputs come first, for the kinds of tensors whose values all show the same."""
+    """Whether inputs come first, by kind of tensor, for the kinds whose values all agree."""
     votes: dict[str, set[bool]] = {}
     for group in groups:
         if group.orientation_unknown:
@@ -88,6 +88,6 @@ def _evidence(groups: Sequence[TensorGroup], files: TensorReader) -> dict[str, b
 
 
 def _only_other_way(group: TensorGroup, files: TensorReader) -> bool:
-    """Whether the first expert is right only in the orientation that is not declared."""
+    """Whether the first expert is correct only in the orientation that was not declared."""
     other = replace(group, transposed=not group.transposed)
     return not compare_first_expert(group, files) and compare_first_expert(other, files)

@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint are compared with which of a GGUF, and by which comparison."""
+"""Pair the tensors of a checkpoint with those of a GGUF, and choose the comparisons."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TYPES: dict[TensorRole, tuple[GGMLQuantizationType, ...]] = {
 
 @cache
 def select_comparison(source: str, found: GGMLQuantizationType) -> Comparison:
-    """The comparison of a checkpoint's dtype, U8 being MXFP4, with one of ``TYPES``."""
+    """The comparison of a checkpoint's dtype (U8 is MXFP4) with one of ``TYPES``."""
     if source == "U8":
         return Mxfp4() if found is GGMLQuantizationType.MXFP4 else WidenedMxfp4(_FLOATS[found]())
     floats = FLOATS[source]
@@ -54,7 +54,7 @@ def select_comparison(source: str, found: GGMLQuantizationType) -> Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A tensor of the GGUF whose name, type and shape are as they must be."""
+    """A tensor of the GGUF with the expected name, type and shape."""
 
     named: NamedTensor
     tensor: GgufTensor
@@ -64,10 +64,10 @@ class Target:
 class TensorGroup:
     """Tensors of the checkpoint, and the one or two of the GGUF that hold their values.
 
-    With two targets, gate and up, the source's rows alternate between them: ``run`` units each.
-    A target is None where the GGUF lacks it. Units are those of the comparison. ``transposed``
-    says that the source, experts in floats, has a row for each input, not output;
-    ``orientation_unknown`` that its matrices are square, so that the shape does not tell.
+    With two targets, gate and up, the source's rows alternate between them, ``run`` units each.
+    A target that the GGUF lacks is None. Units are those of the comparison. ``transposed`` is true
+    if the source, experts in floats, has one row per input instead of one per output;
+    ``orientation_unknown`` if its matrices are square, so that the shape does not show which.
     """
 
     comparison: Comparison
@@ -87,7 +87,7 @@ class TensorGroup:
 
 @dataclass(slots=True)
 class Pairing:
-    """Groups to compare; tensors missing, extra, or of a wrong type or shape; unprovable ones."""
+    """Groups to compare; missing, extra, mistyped or misshapen tensors; unprovable ones."""
 
     groups: list[TensorGroup] = field(default_factory=list)
     differences: list[TensorDifference] = field(default_factory=list)
@@ -135,7 +135,7 @@ def _problem(named: NamedTensor, tensor: GgufTensor | None) -> TensorDifference 
 
 
 def _groups(checkpoint: Checkpoint, targets: Sequence[Target | None]) -> Iterator[TensorGroup]:
-    """The group of these targets; one for each type when gate and up have not the same."""
+    """The group of these targets; two groups if gate and up have different types."""
     for kind in dict.fromkeys(target.tensor.type for target in targets if target):
         of_kind = tuple(it if it and it.tensor.type is kind else None for it in targets)
         some = next(target for target in of_kind if target)

@@ -1,4 +1,4 @@
-"""The result of `verify`: an outcome, and what it rests on for every tensor and key."""
+"""The result of `verify`: the outcome, and its evidence for every tensor and key."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ class KeyDifference:
 
 
 class Outcome(StrEnum):
-    """What a comparison comes to."""
+    """The outcome of a comparison."""
 
     PROVEN = "proven"
     SAME_VALUES = "equal but for the sign of zeros"
-    """Every value is the same, some are encoded in another way: 0 as -0, or by another scale."""
+    """All values are equal, but some are encoded differently: 0 as -0, or with another scale."""
     DIFFERENT = "different"
     NOT_JUDGED = "not judged"
     """Nothing differs, but some tensors cannot be proven."""
@@ -88,7 +88,7 @@ class Rounding:
 
 @dataclass(frozen=True, slots=True)
 class Reencoding:
-    """A tensor with the source's values in another encoding: 0 as -0, or under other scales."""
+    """A tensor with the source's values encoded differently: 0 as -0, or with other scales."""
 
     tensor: str
     values: int
@@ -97,7 +97,7 @@ class Reencoding:
 
 @dataclass(frozen=True, slots=True)
 class Unproven:
-    """A tensor that cannot be compared with its source; ``reason`` says why."""
+    """A tensor that cannot be compared with its source, and the reason."""
 
     tensor: str
     type: str
@@ -109,7 +109,7 @@ class Unproven:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The outcome of a comparison, and how much was compared; true when it is proven.
+    """The outcome of a comparison, and how much was compared. True only if proven.
 
     ``tensors`` and ``values`` count what was read on both sides, ``nbytes`` the bytes of both.
     """
@@ -136,7 +136,7 @@ class Verdict:
 
     @property
     def proven(self) -> bool:
-        """Whether the GGUF holds the values that the source holds, or their correct rounding."""
+        """Whether the GGUF holds the source's values or their correct rounding."""
         return self.outcome in (Outcome.PROVEN, Outcome.SAME_VALUES)
 
     def __bool__(self) -> bool:
@@ -144,7 +144,7 @@ class Verdict:
 
     @property
     def first(self) -> TensorDifference | KeyDifference | None:
-        """The first difference: of the tensors in the order of the model, else of the keys."""
+        """The first difference: of the tensors in model order, else of the keys."""
         return self.differences[0] if self.differences else next(iter(self.keys), None)
 
     @property

@@ -54,10 +54,10 @@ def verify(
 
     ``source`` is the folder of a checkpoint in Hugging Face's or OpenAI's layout, its experts in
     MXFP4 or floats, or an already opened ``Checkpoint``; ``tokenizer`` is the folder of its
-    tokenizer.json if that is another. ``inputs_first`` says of expert tensors in floats whether
-    they are stored inputs first, where the caller knows: a square shape does not show it.
-    ``progress`` is called with the bytes compared so far and the bytes in all. ``stop`` is set when
-    the comparison is given up, for a source whose reading may be waiting.
+    tokenizer.json if that is elsewhere. ``inputs_first`` maps expert tensors in floats to whether
+    they are stored inputs first, where the caller knows; a square shape does not show it.
+    ``progress`` is called with the bytes compared so far and the total. ``stop`` is set when the
+    comparison is abandoned, so that a source that is waiting for data can stop.
 
     Raises ``CheckpointError``, ``GgufError`` or ``UnsupportedModelError`` when either side is not a
     valid gpt-oss model or is modified meanwhile, ``OptionError`` when the two were swapped.
@@ -95,16 +95,16 @@ def verify(
 
 def _check_order(source: Path, gguf: Path) -> None:
     """Raise ``OptionError`` when the two were swapped, or are of one kind."""
-    said = "to compare two GGUFs or two checkpoints: gptoss-quant diff"
+    advice = "to compare two GGUFs or two checkpoints: gptoss-quant diff"
     if source.is_file():
-        raise OptionError(f"{source}: is a file; name the checkpoint's folder first; {said}")
+        raise OptionError(f"{source}: is a file; name the checkpoint's folder first; {advice}")
     if gguf.is_dir():
-        raise OptionError(f"{gguf}: is a folder; name the GGUF second; {said}")
+        raise OptionError(f"{gguf}: is a folder; name the GGUF second; {advice}")
 
 
 @dataclass(slots=True)
 class _Found:
-    """What comparing all groups gave; ``errors`` by the GGUF's tensor."""
+    """The results of all groups; ``errors`` by the GGUF's tensor."""
 
     groups: list[TensorGroup]
     unproven: list[Unproven]
@@ -155,7 +155,7 @@ def _compare(
 def _merge(
     found: Sequence[ChunkDifference],
 ) -> tuple[list[TensorDifference], tuple[Reencoding, ...]]:
-    """One difference for each tensor that has any, and the tensors with none but in encoding."""
+    """One difference per differing tensor, and the tensors that differ only in encoding."""
     by_tensor: dict[str, list[ChunkDifference]] = {}
     for difference in found:
         by_tensor.setdefault(difference.target.named.gguf, []).append(difference)
@@ -183,7 +183,7 @@ def _merge(
 
 
 def _roundings(found: _Found) -> tuple[Rounding, ...]:
-    """The tensors that are right by rounding, by type; the larger errors first."""
+    """The correctly rounded tensors by type, the largest error first."""
     wrong = {difference.target.named.gguf for difference in found.differences}
     by_type: dict[str, dict[str, float]] = {}
     for group in found.groups:
@@ -194,6 +194,6 @@ def _roundings(found: _Found) -> tuple[Rounding, ...]:
     roundings = []
     for kind, errors in by_type.items():
         worst = max(errors, key=lambda name: errors[name])
-        if errors[worst] > 0:  # else the type happens to hold all values
+        if errors[worst] > 0:  # else the type holds all values exactly
             roundings.append(Rounding(kind, len(errors), errors[worst], worst))
     return tuple(sorted(roundings, key=lambda it: -it.largest_error))

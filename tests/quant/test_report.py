@@ -165,7 +165,7 @@ def test_differences_from_a_base(audited: Audit) -> None:
     assert "<base>" in "".join(reader.text)
     assert diff.headline in "".join(reader.text)
     assert "layer 0: 0.0625" in reader.titles
-    assert "layer 1: without bounds: the base is zero there" in reader.titles
+    assert "layer 1: infinite: the base is zero there" in reader.titles
     assert "0.125" in reader.titles
     assert [it for it in reader.titles if re.fullmatch(r"layer \d, expert \d: [\d.]+", it)] == [
         f"layer {i}, expert {e}: {0.5 if (i, e) == (1, 2) else 0:.3g}"

@@ -141,7 +141,7 @@ def test_a_scale_that_loses_more_than_the_standard_s(tuned: Tuned, tmp_path: Pat
     difference = it.only()
     assert difference.place == Location(expert=1, row=7, block=1)
     assert difference.scales == 1
-    assert difference.expected.startswith("a scale of squared error ")
+    assert difference.expected.startswith("squared error ")
 
 
 @in_pieces
