@@ -23,7 +23,7 @@ from gptoss.converter.estimate import estimate
 from gptoss.converter.gguf.split import parse_size
 from gptoss.converter.options import ConvertOptions
 from gptoss.converter.source import open_input
-from gptoss.converter.transforms.experts import ExpertType, Rounding
+from gptoss.converter.transforms.float_experts import ExpertType, Rounding
 from gptoss.errors import OptionError
 from gptoss.quant.verify.result import Outcome
 

@@ -20,7 +20,7 @@ from gptoss.converter.load import Opened, open_source
 from gptoss.converter.options import ConvertOptions
 from gptoss.converter.plan import Plan, plan_tensors
 from gptoss.converter.source import Input, open_input
-from gptoss.converter.transforms.experts import ExpertType, Rounding
+from gptoss.converter.transforms.float_experts import ExpertType, Rounding
 from gptoss.converter.write import writer
 from gptoss.converter.write.staging import Staging, folder_of, os_errors_as_output_error
 from gptoss.converter.write.tasks import fingerprint

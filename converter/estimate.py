@@ -87,8 +87,8 @@ class Estimate:
             yield from self._rows()
 
     def _rows(self) -> Iterator[str]:
-        """Format a ``--plan --verbose`` row for each planned tensor: name, type, shape, bytes,
-        transform and sources.
+        """Format the estimate's rows for ``--plan --verbose``, one for each planned tensor: name,
+        type, shape, bytes, transform and sources.
         """
         tensors = describe_tensors(self.files)
         rows = [

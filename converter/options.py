@@ -1,4 +1,4 @@
-"""What a conversion is asked to do, checked once."""
+"""The options of a conversion, checked once: types, base, adapter, tokenizer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gptoss.converter.dense_types import Dense, DenseTypes
-from gptoss.converter.transforms.experts import ExpertType
+from gptoss.converter.transforms.float_experts import ExpertType
 from gptoss.errors import OptionError
 
 

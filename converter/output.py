@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gptoss.converter.transforms.base import Transform
-from gptoss.converter.transforms.experts import RoundingStats
+from gptoss.converter.transforms.float_experts import RoundingStats
 from gptoss.formats.safetensors import TensorInfo
 
 

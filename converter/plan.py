@@ -17,9 +17,9 @@ from gptoss.converter.gguf.header import padded
 from gptoss.converter.load import Opened
 from gptoss.converter.options import ConvertOptions
 from gptoss.converter.output import TensorPlan
-from gptoss.converter.transforms import bf16, experts, floats
+from gptoss.converter.transforms import float_experts, floats, mxfp4_experts
 from gptoss.converter.transforms.base import Transform
-from gptoss.converter.transforms.experts import ExpertLayout, ExpertType, RoundingStats
+from gptoss.converter.transforms.float_experts import ExpertLayout, ExpertType, RoundingStats
 from gptoss.formats.safetensors import TensorInfo
 from gptoss.formats.tensor_map import NamedTensor, Rows, TensorRole, tensors
 
@@ -89,8 +89,10 @@ def _mxfp4(
     """
     rows, columns = named.rows, named.shape[-1]
     if options.expert_type is ExpertType.BF16:
-        return plan_tensor(named, "BF16", experts.decode(rows, columns), stored)
-    transform = bf16.REPACK if rows is Rows.ALL else bf16.every_second_row(rows, columns)
+        return plan_tensor(named, "BF16", mxfp4_experts.decode(rows, columns), stored)
+    transform = (
+        mxfp4_experts.REPACK if rows is Rows.ALL else mxfp4_experts.every_second_row(rows, columns)
+    )
     return plan_tensor(named, "MXFP4", transform, stored)
 
 
@@ -103,11 +105,11 @@ def _floats(named: NamedTensor, opened: Opened, options: ConvertOptions) -> Tens
     _, inputs, outputs = declared.shape
     layout = ExpertLayout(info.dtype, outputs, inputs, opened.inputs_first[declared.name])
     if options.expert_type is ExpertType.BF16:
-        transform = experts.to_bf16(layout, named.rows)
+        transform = float_experts.to_bf16(layout, named.rows)
         if not options.allow_nonfinite:
             transform = floats.finite(transform, info.dtype)
         return plan_tensor(named, "BF16", transform, (info,))
     stats = RoundingStats()
     base = opened.base_blocks.get(declared.name, ())
-    transform = experts.encode(layout, named.rows, stats, with_base=bool(base))
+    transform = float_experts.encode(layout, named.rows, stats, with_base=bool(base))
     return plan_tensor(named, "MXFP4", transform, (info, *base), stats)

@@ -1,4 +1,4 @@
-"""From a GGUF back to a Hugging Face checkpoint.
+"""Plan an export: which tensors of the GGUF make each tensor of the checkpoint, and how.
 
 ``hf`` is the published form: experts in MXFP4 with the GGUF's codes and scales, everything else
 BF16. If the GGUF's dense matrices are BF16, every tensor gets the bytes that it had in the

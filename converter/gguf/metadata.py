@@ -14,7 +14,7 @@ from typing import Any
 from gguf.constants import GGML_QUANT_VERSION, GGUFValueType
 
 from gptoss.converter.gguf.vocab import Vocabulary
-from gptoss.converter.transforms.experts import ExpertType
+from gptoss.converter.transforms.float_experts import ExpertType
 from gptoss.formats.hparams import ARCHITECTURE, GGUF_KEYS, HParams
 from gptoss.formats.o200k import PRE_TOKENIZER
 

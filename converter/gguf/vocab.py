@@ -294,7 +294,7 @@ def _role(
 def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     """Read the chat template from tokenizer_config.json, else from the file beside it.
 
-    In that order because llama.cpp's converter has it so; of several named ones the default.
+    The order is that of llama.cpp's converter; of several named templates the default is taken.
     """
     template = settings.get("chat_template")
     if isinstance(template, list):

@@ -175,7 +175,7 @@ class Client:
                 return
             if opened.set_running_or_notify_cancel():
                 opened.set_result(response)
-            else:  # too late: nobody waits any more
+            else:  # too late: the caller has stopped waiting
                 context.__exit__(None, None, None)
 
         threading.Thread(target=enter, name="request", daemon=True).start()

@@ -1,4 +1,4 @@
-"""Byte ranges of one file on the Hub.
+"""HTTP range requests for the bytes of one file on the Hub.
 
 The Hub sends small files itself and redirects requests for git-lfs files to another host, by an
 address that expires. Each response is compared with what is known: commit, size and hash as listed,

@@ -84,7 +84,7 @@ class ReadAhead:
         for file in self._chunks:
             file.ahead = self
         for _ in range(CONNECTIONS):
-            # Daemons: at the end, nobody waits for one that hangs in a silent connection.
+            # Daemons: the process can end while one hangs in a silent connection.
             threading.Thread(target=self._fetch, name="fetch", daemon=True).start()
         with self._lock:
             self._fill()

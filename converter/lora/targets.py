@@ -33,7 +33,7 @@ def find_deltas(
     config; returns the deltas by tensor name.
 
     Raises ``CheckpointError`` when a pair fits no tensor, or two change the same one;
-    ``UnsupportedModelError`` when what it changes cannot be told.
+    ``UnsupportedModelError`` when its target cannot be determined.
     """
     finder = _Finder(config, config_path, parameters(hparams))
     found: dict[str, AnyDelta] = {}

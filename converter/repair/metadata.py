@@ -22,7 +22,7 @@ from gptoss.converter.export import gguf_source
 from gptoss.converter.gguf import vocab
 from gptoss.converter.gguf.metadata import FILE_TYPES, Entry, model_keys, tokenizer_keys
 from gptoss.converter.gguf.vocab import Vocabulary
-from gptoss.converter.transforms.experts import ExpertType
+from gptoss.converter.transforms.float_experts import ExpertType
 from gptoss.errors import CheckpointError, GgufError, UnsupportedModelError, quoted
 from gptoss.formats import harmony_tokens, published
 from gptoss.formats.byte_source import read_json
@@ -337,8 +337,8 @@ def _changes(
             continue
         same = found is not None and _same(entry, found)
         if same and types[entry.key] is not entry.type:
-            told = f"{_text(found)} of type {types[entry.key].name}"
-            yield Change(entry.key, told, entry.type.name, "the type that llama.cpp reads")
+            shown = f"{_text(found)} of type {types[entry.key].name}"
+            yield Change(entry.key, shown, entry.type.name, "the type that llama.cpp reads")
         elif not same:
             yield Change(entry.key, _text(found), _text(entry.value), why)
     renamed = sum(_renamed(key) != key for key in file.metadata)

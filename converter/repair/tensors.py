@@ -163,8 +163,8 @@ def _choose_transform(
     if named.role is TensorRole.EXACT and (kind in WIDENED or kind is F32):
         if kind is Q8_0 and rows is not Rows.ALL:
             raise UnsupportedModelError(_not_widened(found.tensor))
-        told = "" if kind is F32 else f"{kind.name} widened to F32{WIDENED[kind]}"
-        return F32, _copying(kind, rows, row_bytes, widened=kind is not F32), told
+        shown = "" if kind is F32 else f"{kind.name} widened to F32{WIDENED[kind]}"
+        return F32, _copying(kind, rows, row_bytes, widened=kind is not F32), shown
     if kind not in computable_types(named):
         raise UnsupportedModelError(_not_widened(found.tensor))
     if found.tensor.hf_codes:

@@ -1,1 +1,1 @@
-"""Transform a tensor's bytes: published BF16 and MXFP4, fine-tunes' floats, and back."""
+"""Transform a tensor's bytes: dense tensors, experts in MXFP4 or floats, and back."""

@@ -1,7 +1,7 @@
-"""BF16 and MXFP4 of the published checkpoints: the transforms of the types they are made of.
+"""BF16 tensors to F32, F16 and Q8_0, fast: the dense tensors of the published checkpoints.
 
-Written for speed: nearly all bytes of a conversion pass here. BF16 is copied bit for bit, where
-llama.cpp's converter sets the quiet bit of NaNs; every other result equals llama.cpp's.
+Written for speed. BF16 is copied bit for bit, where llama.cpp's converter sets the quiet bit of
+NaNs; every other result equals llama.cpp's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from gptoss.converter.transforms.base import (
     Words,
 )
 from gptoss.formats.tensor_map import Rows
-from gptoss.quant import mxfp4
 
 _U16, _U32, _F16 = np.dtype("<u2"), np.dtype("<u4"), np.dtype("<f2")
 CHUNK_VALUES = 2**16
@@ -123,11 +122,6 @@ def _float(bits: np.uint16) -> float:
     return float(value[0])
 
 
-def _repack(sources: Sequence[Bytes], out: Bytes) -> None:
-    blocks, scales = sources
-    mxfp4.repack(blocks.reshape(-1, mxfp4.HF_BYTES), scales, out.reshape(-1, mxfp4.GGML_BYTES))
-
-
 TO_F32 = Transform("BF16 to F32", (2,), 4, _to_f32)
 TO_F16 = Transform("BF16 to F16", (2,), 2, _to_f16)
 TO_Q8_0 = Transform("BF16 to Q8_0", (2 * Q8_0_VALUES,), _Q8_0.itemsize, _to_q8_0)
@@ -138,38 +132,14 @@ DENSE: Mapping[Dense, Transform] = {
     Dense.Q8_0: TO_Q8_0,
 }
 """By the requested type; ``floats`` has the others."""
-REPACK = Transform("MXFP4 repack", (mxfp4.HF_BYTES, 1), mxfp4.GGML_BYTES, _repack)
 
 
 @cache
 def every_second_to_f32(rows: Rows) -> Transform:
     """Make the transform of gate's or up's published BF16 bias (even or odd values) to F32."""
-    first = _first(rows)
+    first = [Rows.EVEN, Rows.ODD].index(rows)
 
     def apply(sources: Sequence[Bytes], out: Bytes) -> None:
         _widen(sources[0].view(_U16)[first::2], out.view("<f4"))
 
     return Transform(f"BF16 to F32, {rows.value} values", (4,), 4, apply)
-
-
-@cache
-def every_second_row(rows: Rows, columns: int) -> Transform:
-    """Make the transform that repacks published MXFP4 to ggml's layout, even or odd rows of
-    ``columns`` values only: gate's or up's weights.
-    """
-    first, n = _first(rows), columns // mxfp4.BLOCK
-
-    def apply(sources: Sequence[Bytes], out: Bytes) -> None:
-        blocks, scales = sources
-        mxfp4.repack(
-            blocks.reshape(-1, 2, n, mxfp4.HF_BYTES)[:, first],
-            scales.reshape(-1, 2, n)[:, first],
-            out.reshape(-1, n, mxfp4.GGML_BYTES),
-        )
-
-    reads = (2 * n * mxfp4.HF_BYTES, 2 * n)
-    return Transform(f"MXFP4 repack, {rows.value} rows", reads, n * mxfp4.GGML_BYTES, apply)
-
-
-def _first(rows: Rows) -> int:
-    return {Rows.EVEN: 0, Rows.ODD: 1}[rows]

@@ -14,7 +14,7 @@ from gguf.constants import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from gptoss.converter.dense_types import Dense
-from gptoss.converter.transforms import bf16, floats
+from gptoss.converter.transforms import bf16, floats, mxfp4_experts
 from gptoss.converter.transforms.base import COPY, OutOfRangeError, Transform
 from gptoss.formats.tensor_map import Rows
 from gptoss.quant import mxfp4
@@ -187,7 +187,7 @@ def test_every_second_row_of_experts(rows: Rows, first: int) -> None:
     """By codes read from both layouts' definitions, not by the repack itself."""
     blocks = RNG.integers(0, 256, (10, 3, 16), np.uint8)  # 10 rows of 96 values
     scales = RNG.integers(0, 256, (10, 3), np.uint8)
-    found = run(bf16.every_second_row(rows, 96), blocks, scales).reshape(5, 3, 17)
+    found = run(mxfp4_experts.every_second_row(rows, 96), blocks, scales).reshape(5, 3, 17)
     assert np.array_equal(mxfp4.codes_from_ggml(found), mxfp4.codes_from_hf(blocks[first::2]))
     assert np.array_equal(found[..., 0], scales[first::2])
 
@@ -195,7 +195,7 @@ def test_every_second_row_of_experts(rows: Rows, first: int) -> None:
 def test_whole_experts() -> None:
     blocks = RNG.integers(0, 256, (7, 16), np.uint8)
     scales = RNG.integers(0, 256, 7, np.uint8)
-    found = run(bf16.REPACK, blocks, scales).reshape(7, 17)
+    found = run(mxfp4_experts.REPACK, blocks, scales).reshape(7, 17)
     assert np.array_equal(mxfp4.codes_from_ggml(found), mxfp4.codes_from_hf(blocks))
     assert np.array_equal(found[..., 0], scales)
 
@@ -207,9 +207,9 @@ def test_whole_experts() -> None:
         bf16.TO_F32,
         bf16.TO_F16,
         bf16.TO_Q8_0,
-        bf16.REPACK,
+        mxfp4_experts.REPACK,
         bf16.every_second_to_f32(Rows.ODD),
-        bf16.every_second_row(Rows.EVEN, 64),
+        mxfp4_experts.every_second_row(Rows.EVEN, 64),
     ],
     ids=lambda transform: transform.name,
 )

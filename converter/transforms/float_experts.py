@@ -169,30 +169,6 @@ def to_bf16(layout: ExpertLayout, rows: Rows) -> Transform:
     )
 
 
-def decode(rows: Rows, columns: int) -> Transform:
-    """Make the transform that decodes MXFP4 experts, blocks and scales, to BF16; a unit is a row,
-    or for gate and up two rows of the source.
-
-    Exact within BF16's range; values beyond it need a scale far above any published one.
-    """
-    n, every = columns // mxfp4.BLOCK, 1 if rows is Rows.ALL else 2
-    first = 1 if rows is Rows.ODD else 0
-
-    def apply(sources: Sequence[Bytes], out: Bytes) -> None:
-        blocks = sources[0].reshape(-1, every, n, mxfp4.HF_BYTES)[:, first]
-        scales = sources[1].reshape(-1, every, n)[:, first]
-        target = out.view("<u2").reshape(-1, columns)
-        step = max(1, CHUNK_VALUES // columns)
-        for start in range(0, len(target), step):
-            chunk = slice(start, start + step)
-            values = mxfp4.decode(mxfp4.codes_from_hf(blocks[chunk]), scales[chunk])
-            target[chunk] = nearest_bf16(values.reshape(-1, columns))
-
-    reads = (every * n * mxfp4.HF_BYTES, every * n)
-    suffix = "" if rows is Rows.ALL else f", {rows.value} rows"
-    return Transform(f"MXFP4 to BF16{suffix}", reads, 2 * columns, apply)
-
-
 def _float32(stored: NDArray[Any], dtype: str) -> Floats:
     return np.ascontiguousarray(widen(stored, dtype))
 
