@@ -21,8 +21,8 @@ from gptoss.errors import CheckpointError, quoted
 from gptoss.formats import harmony_tokens
 from gptoss.formats.byte_source import FileSource, read_json
 from gptoss.formats.checkpoint import CONFIG, CONFIG_LIMIT
-from gptoss.formats.llama_cpp_keys import token_problems
-from gptoss.formats.o200k import BYTE_LEVEL, find_split_problem
+from gptoss.formats.llama_cpp_keys import has_words, token_problems
+from gptoss.formats.o200k import BYTE_LEVEL, find_tokenizer_problem
 from gptoss.formats.tokenizer_json import (
     SETTINGS,
     SETTINGS_LIMIT,
@@ -33,10 +33,6 @@ from gptoss.formats.tokenizer_json import (
 )
 
 MAX_TOKENS = 2**24
-
-
-_CHANGE_TOKENS = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
-"""Settings of a BPE model that make other tokens of a text; llama.cpp knows none of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,19 +93,9 @@ def _collector_off() -> Iterator[None]:
 def _read(folder: Path, vocab_size: int | None) -> Vocabulary:
     path = folder / TOKENIZER
     tokenizer = read_tokenizer(folder)
-    model = tokenizer.get("model")
-    if not isinstance(model, dict) or model.get("type") != "BPE":
-        raise CheckpointError(f"{path}: no BPE model; gpt-oss has a byte-level BPE tokenizer")
-    if tokenizer.get("normalizer") is not None:
-        raise CheckpointError(f"{path}: has a normalizer; gpt-oss takes text as it is")
-    for key in _CHANGE_TOKENS:
-        if model.get(key):
-            raise CheckpointError(f"{path}: model.{key} is {quoted(model[key])}; gpt-oss has none")
-    if problem := find_split_problem(tokenizer.get("pre_tokenizer")):
-        raise CheckpointError(
-            f"{path}: does not split text as o200k does: {problem}; llama.cpp would give other "
-            "tokens than this tokenizer"
-        )
+    if problem := find_tokenizer_problem(tokenizer):
+        raise CheckpointError(f"{path}: {problem}")
+    model = tokenizer["model"]
     added = _added_tokens(path, tokenizer)
     tokens, types = _tokens(path, model.get("vocab"), added, vocab_size)
     settings = read_settings(folder)
@@ -119,6 +105,8 @@ def _read(folder: Path, vocab_size: int | None) -> Vocabulary:
         role: _role(role, path, settings, config, ids, len(tokens)) for role in harmony_tokens.ROLES
     }
     merges = _merges(path, model.get("merges"), model["vocab"])
+    if not merges and has_words(tokens, types):
+        raise CheckpointError(f"{path}: model.merges is empty; no text would become a whole word")
     _check_text(path, (*tokens, *merges))
     for bad in token_problems(tokens):
         raise CheckpointError(f"{path}: makes a vocabulary on which llama.cpp fails: {bad}")

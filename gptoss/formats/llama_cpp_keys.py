@@ -11,7 +11,7 @@ type must be exactly the table's there; an unsigned number is not a signed one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -286,8 +286,11 @@ def _vocabulary_problems(metadata: Mapping[str, Any]) -> Iterator[KeyProblem]:
         expected = f"{len(tokens)} types from 1 to 6"
         yield KeyProblem("tokenizer.ggml.token_type", show(types), expected)
     merges = metadata.get("tokenizer.ggml.merges")
-    if isinstance(merges, StringArray | list) and any("\0" in it for it in merges):
-        yield KeyProblem("tokenizer.ggml.merges", "a text with NUL", "texts without")
+    if isinstance(merges, StringArray | tuple | list):
+        if any("\0" in it for it in merges if isinstance(it, str)):
+            yield KeyProblem("tokenizer.ggml.merges", "a text with NUL", "texts without")
+        if not len(merges) and isinstance(types, tuple | list) and has_words(tokens, types):
+            yield KeyProblem("tokenizer.ggml.merges", show(merges), "those that make the tokens")
     scores = metadata.get("tokenizer.ggml.scores")
     if isinstance(scores, tuple) and len(scores) < len(tokens):
         yield KeyProblem("tokenizer.ggml.scores", show(scores), f"{len(tokens)} scores, or none")
@@ -296,6 +299,12 @@ def _vocabulary_problems(metadata: Mapping[str, Any]) -> Iterator[KeyProblem]:
         i = metadata.get(key)
         if isinstance(i, int) and not 0 <= i < len(tokens):
             yield KeyProblem(key, str(i), f"0 to {len(tokens) - 1}")
+
+
+def has_words(tokens: StringArray | Sequence[str | None], types: Sequence[int | None]) -> bool:
+    """Whether a token is of several bytes: without merges no text becomes it."""
+    pairs = zip(tokens, types, strict=False)
+    return any(len(text) > 1 for text, kind in pairs if text and kind == TokenType.NORMAL)
 
 
 def token_problems(tokens: StringArray | list[str]) -> Iterator[KeyProblem]:

@@ -44,7 +44,28 @@ _SPLIT: Mapping[str, object] = {
 _SPELL: Mapping[str, object] = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
 
 
-def find_split_problem(pre_tokenizer: object) -> str | None:
+_CHANGE_TOKENS = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
+"""Settings of a BPE model with which a text becomes other tokens; llama.cpp knows none of them."""
+
+
+def find_tokenizer_problem(tokenizer: Mapping[str, object]) -> str | None:
+    """Why a tokenizer.json makes other tokens of a text than gpt-oss's does; None if it does not.
+
+    Its vocabulary and merges are not looked at.
+    """
+    model = tokenizer.get("model")
+    if not isinstance(model, dict) or model.get("type") != "BPE":
+        return "no BPE model; gpt-oss has a byte-level BPE tokenizer"
+    if tokenizer.get("normalizer") is not None:
+        return "has a normalizer; gpt-oss takes text as it is"
+    for key in _CHANGE_TOKENS:
+        if model.get(key):
+            return f"model.{key} is {quoted(model[key])}; gpt-oss has none"
+    problem = _find_split_problem(tokenizer.get("pre_tokenizer"))
+    return problem and f"does not split text as o200k does: {problem}"
+
+
+def _find_split_problem(pre_tokenizer: object) -> str | None:
     """How a tokenizer.json's ``pre_tokenizer`` splits text differently from o200k; None if alike.
 
     It must have two steps: split by this pattern, keeping every piece, then encode byte-level.

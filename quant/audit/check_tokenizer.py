@@ -12,10 +12,11 @@ from gptoss.errors import CheckpointError
 from gptoss.formats.byte_source import read_json
 from gptoss.formats.gguf import StringArray
 from gptoss.formats.harmony_tokens import CALL, END_OF_TEXT, OF_TURNS, RETURN
-from gptoss.formats.o200k import find_split_problem
+from gptoss.formats.llama_cpp_keys import has_words, token_problems
 from gptoss.formats.tokenizer_json import TEMPLATE, TOKENIZER, read_settings, read_tokenizer
 from gptoss.quant.audit.findings import Finding, FindingKind, Severity
 from gptoss.quant.model.tensors import Model
+from gptoss.quant.model.vocabulary import read_vocabulary
 
 GENERATION, GENERATION_LIMIT = "generation_config.json", 2**20
 
@@ -27,7 +28,7 @@ def check_tokenizer(model: Model) -> Iterator[Finding]:
     if model.tokenizer is None:
         yield from _gguf(model.metadata)
     else:
-        yield from _checkpoint(model.path, model.tokenizer, model.metadata)
+        yield from _checkpoint(model, model.tokenizer)
 
 
 def _gguf(metadata: Mapping[str, Any]) -> Iterator[Finding]:
@@ -57,23 +58,22 @@ def _gguf(metadata: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(FindingKind.EOG_MISSING, Severity.ERROR, message, key)
 
 
-def _checkpoint(folder: Path, tokenizer: Path, config: Mapping[str, Any]) -> Iterator[Finding]:
+def _checkpoint(model: Model, tokenizer: Path) -> Iterator[Finding]:
+    folder, config = model.path, model.metadata
     path = tokenizer / TOKENIZER
     if not path.is_file():
         message = "no tokenizer beside the weights: the model cannot be converted without one"
         yield Finding(FindingKind.VOCABULARY, Severity.WARNING, message, TOKENIZER)
         return
     described = read_tokenizer(tokenizer)
-    problem = find_split_problem(described.get("pre_tokenizer"))
-    if problem is not None:
-        message = f"it does not split text as o200k does: {problem}"
-        yield Finding(FindingKind.VOCABULARY, Severity.ERROR, message, TOKENIZER)
     added = described.get("added_tokens", [])
     listed = added if isinstance(added, list) else [added]
     tokens = [token for token in listed if _is_added_token(token)]
     if len(tokens) != len(listed):
         message = "added_tokens is not a list of tokens with a text as content and a number as id"
         yield Finding(FindingKind.VOCABULARY, Severity.ERROR, message, TOKENIZER)
+    elif problem := _vocabulary_problem(model, tokenizer):
+        yield Finding(FindingKind.VOCABULARY, Severity.ERROR, problem, TOKENIZER)
     ids = {token["content"]: token["id"] for token in tokens}
     yield from _controls(ids, TOKENIZER)
     settings = read_settings(tokenizer)
@@ -87,6 +87,20 @@ def _checkpoint(folder: Path, tokenizer: Path, config: Mapping[str, Any]) -> Ite
         if token in ids and ids[token] not in ends and ends != [None]:
             message = f"eos_token_id does not include {token} ({ids[token]})"
             yield Finding(FindingKind.EOG_MISSING, severity, message, where)
+
+
+def _vocabulary_problem(model: Model, folder: Path) -> str | None:
+    """What of a checkpoint's tokenizer gives other tokens, or none; None if nothing does."""
+    try:
+        found = read_vocabulary(model.hparams.vocab_size, folder, model.metadata)
+    except CheckpointError as error:
+        return str(error).removeprefix(f"{folder / TOKENIZER}: ")
+    tokens, types = found["tokenizer.ggml.tokens"], found["tokenizer.ggml.token_type"]
+    for problem in token_problems([text for text in tokens if text is not None]):
+        return f"{problem.found} is the text of a token; expected {problem.expected}"
+    if not found["tokenizer.ggml.merges"] and has_words(tokens, types):
+        return "model.merges is empty; no text would become a whole word"
+    return None
 
 
 def _is_added_token(token: Any) -> bool:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf.constants import TokenType
 
 from gptoss.errors import CheckpointError, UnsupportedModelError, quoted
 from gptoss.formats.checkpoint import Checkpoint
@@ -20,10 +19,10 @@ from gptoss.formats.gguf import GgufFile, StringArray
 from gptoss.formats.harmony_tokens import END, ENDS_OF_REPLY
 from gptoss.formats.hparams import ARCHITECTURE, GGUF_KEYS, HParams
 from gptoss.formats.llama_cpp_keys import ABSENT, computed_with, find_problems, show
-from gptoss.formats.o200k import PRE_TOKENIZER, find_split_problem
-from gptoss.formats.tokenizer_json import TOKENIZER, read_settings, read_tokenizer
+from gptoss.formats.tokenizer_json import TOKENIZER
 from gptoss.quant.model.defects import DefectKind
 from gptoss.quant.model.tensors import Model
+from gptoss.quant.model.vocabulary import read_vocabulary
 from gptoss.quant.verify.result import KeyDifference
 
 _HARMS = (
@@ -104,103 +103,9 @@ def _checkpoint_settings(
     stated[f"{ARCHITECTURE}.rope.scaling.type"] = "yarn"
     stated["general.architecture"] = ARCHITECTURE
     if (tokenizer / TOKENIZER).exists():
-        stated |= _vocabulary(hparams.vocab_size, tokenizer, config)
+        stated |= read_vocabulary(hparams.vocab_size, tokenizer, config)
     computed = computed_with(stated)
     return {k: v for k, v in computed.items() if k in stated or not k.startswith("tokenizer.")}
-
-
-def _vocabulary(size: int, folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    path = folder / TOKENIZER
-    tokenizer = read_tokenizer(folder)
-    if problem := find_split_problem(tokenizer.get("pre_tokenizer")):
-        raise CheckpointError(f"{path}: does not split text as o200k does: {problem}")
-    words, added = _words(tokenizer, path, size)
-    texts, types = _tokens(words, added, size)
-    return {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": PRE_TOKENIZER,
-        "tokenizer.ggml.tokens": texts,
-        "tokenizer.ggml.token_type": types,
-        "tokenizer.ggml.merges": _merges(tokenizer, path),
-        "tokenizer.ggml.add_bos_token": False,
-        "tokenizer.ggml.add_eos_token": False,
-        **_ends(folder, config, added),
-    }
-
-
-def _words(
-    tokenizer: Mapping[str, Any], path: Path, size: int
-) -> tuple[dict[str, int], list[dict[str, Any]]]:
-    """The BPE vocabulary's ids by text, and the tokens added to it; all ids below ``size``."""
-    model, added = tokenizer.get("model"), tokenizer.get("added_tokens", [])
-    vocab = model.get("vocab") if isinstance(model, dict) else None
-    if not isinstance(vocab, dict) or not isinstance(added, list):
-        raise CheckpointError(
-            f"{path}: expected model.vocab to be an object and added_tokens a list, as in BPE "
-            "tokenizers"
-        )
-    added = [token if isinstance(token, dict) else {} for token in added]
-    for text, i in (*vocab.items(), *((t.get("content"), t.get("id")) for t in added)):
-        if type(i) is not int or not isinstance(text, str) or not 0 <= i < size:
-            raise CheckpointError(
-                f"{path}: token {text!r} has id {i!r}; the embedding has rows 0 to {size - 1}"
-            )
-    return vocab, added
-
-
-def _tokens(
-    words: Mapping[str, int], added: Sequence[Mapping[str, Any]], size: int
-) -> tuple[list[str | None], list[int | None]]:
-    """Each id's text and type; None allows any.
-
-    An unused id may have any text, but its type must be UNUSED: as a normal token, text could be
-    encoded to it.
-    """
-    texts: list[str | None] = [None] * size
-    types: list[int | None] = [int(TokenType.UNUSED)] * size
-    for text, i in words.items():
-        texts[i], types[i] = text, int(TokenType.NORMAL)
-    for token in added:
-        text, i = token["content"], token["id"]
-        texts[i], types[i] = text, int(TokenType.CONTROL)
-        if not token.get("special"):
-            # Converters disagree on which of these are control tokens. Others have plain spaces.
-            types[i] = None
-            texts[i] = text if text.startswith("<|") else text.replace("\u2581", " ")
-    return texts, types
-
-
-def _ends(
-    folder: Path, config: Mapping[str, Any], added: Sequence[Mapping[str, Any]]
-) -> dict[str, int]:
-    """The BOS and EOS ids, from the tokenizer's settings, else from the config."""
-    settings = read_settings(folder)
-    ids = {token["content"]: token["id"] for token in added}
-    marks = {}
-    for name in ("bos", "eos"):
-        text = settings.get(f"{name}_token")
-        text = text.get("content") if isinstance(text, dict) else text
-        known = isinstance(text, str) and text in ids
-        i = ids[text] if known else config.get(f"{name}_token_id")
-        if type(i) is int:
-            marks[f"tokenizer.ggml.{name}_token_id"] = i
-    return marks
-
-
-def _merges(tokenizer: Mapping[str, Any], path: Path) -> list[str]:
-    """Merges as in a GGUF, joined by a space; tokenizer.json has that form or pairs."""
-    merges = tokenizer["model"].get("merges", [])
-    if not isinstance(merges, list):
-        raise CheckpointError(f"{path}: model.merges is not a list")
-    joined = []
-    for merge in merges:
-        pair = (
-            isinstance(merge, list) and len(merge) == 2 and all(isinstance(p, str) for p in merge)
-        )
-        if not pair and not isinstance(merge, str):
-            raise CheckpointError(f"{path}: model.merges holds {repr(merge)[:60]}; expected a pair")
-        joined.append(merge if isinstance(merge, str) else " ".join(merge))
-    return joined
 
 
 def _compare(expected: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[KeyDifference]:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from gguf.constants import TokenType
 
 from gptoss.converter.convert import convert
 from gptoss.errors import CheckpointError, GgufError, UnsupportedModelError
 from gptoss.quant.audit.auditor import audit
+from gptoss.quant.audit.findings import FindingKind, Severity
+from support import ggufs
 from support.checkpoints import random_checkpoint
 from support.commands import Command
 from support.defects.experts import nan_scale
@@ -202,3 +207,47 @@ def test_an_added_token_that_is_not_a_text(checkpoint: Path, content: object) ->
     assert [it.message for it in found][:1] == [
         "added_tokens is not a list of tokens with a text as content and a number as id"
     ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.update(normalizer={"type": "Lowercase"}), "has a normalizer; gpt-oss takes"),
+        (lambda t: t["model"].update(byte_fallback=True), "model.byte_fallback is True; gpt-oss"),
+        (lambda t: t["model"].update(dropout=0.5), "model.dropout is 0.5; gpt-oss has none"),
+        (lambda t: t["model"].update(type="Unigram"), "no BPE model; gpt-oss has"),
+        (lambda t: t["model"]["vocab"].update(ab=1), "'\"' and 'ab' both have the id 1"),
+        (lambda t: t["model"]["vocab"].update(ab=10**9), "token 'ab' has id 1000000000; the"),
+        (lambda t: t["model"]["vocab"].update({"a\0": 300}), r"'a\x00' is the text of a token"),
+        (lambda t: t["added_tokens"][0].update(content="!"), "'!' is the text of a token; expect"),
+        (lambda t: t["model"]["vocab"].update(ab=300), "model.merges is empty; no text would"),
+        (lambda t: t["model"].update(merges=[5]), "model.merges holds 5; expected a pair"),
+    ],
+)
+def test_a_tokenizer_that_makes_other_tokens(
+    checkpoint: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    path = checkpoint / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    change(tokenizer)
+    path.write_text(json.dumps(tokenizer))
+    found = [it for it in audit(checkpoint).findings if it.kind is FindingKind.VOCABULARY]
+    assert found[0].message.startswith(message)
+    assert found[0].severity is Severity.ERROR
+
+
+def test_a_gguf_without_merges_for_its_words(gguf: Path) -> None:
+    """llama.cpp loads it, and makes single bytes of every text."""
+    text = ggufs.load(gguf).keys["tokenizer.ggml.tokens"][2]
+    unused = next(i for i, token in enumerate(text) if token.startswith("[PAD"))
+
+    def add_a_word(model: ggufs.Model) -> None:
+        model.keys["tokenizer.ggml.tokens"][2][unused] = "ab"
+        model.keys["tokenizer.ggml.token_type"][2][unused] = TokenType.NORMAL
+
+    assert errors_of(gguf) == []
+    assert errors_of(ggufs.edited(gguf, add_a_word)) == ["tokenizer.ggml.merges"]
+
+
+def errors_of(path: Path) -> list[str | None]:
+    return [it.tensor for it in audit(path).findings if it.severity is Severity.ERROR]

@@ -90,9 +90,10 @@ def test_a_control_token_that_is_none(copy: Copying) -> None:
     it, key = copy(), b"tokenizer.ggml.token_type"
     token = 256 + 5
     it.replace(key, struct.pack("<i", 1), len(key) + 4 + 4 + 8 + 4 * token)
-    (difference,) = it.verify().keys
+    difference, merges = it.verify().keys
     assert (difference.key, difference.index) == ("tokenizer.ggml.token_type", token)
     assert (difference.expected, difference.found) == ("3", "1")
+    assert merges.key == "tokenizer.ggml.merges"  # none, so no text can become the word
 
 
 @pytest.mark.parametrize(
@@ -105,9 +106,10 @@ def test_a_control_token_that_is_none(copy: Copying) -> None:
 def test_a_word_that_is_none(copy: Copying, token: int, found: int, expected: int) -> None:
     it, key = copy(), b"tokenizer.ggml.token_type"
     it.replace(key, struct.pack("<i", found), len(key) + 4 + 4 + 8 + 4 * token)
-    (difference,) = it.verify().keys
+    difference, *others = it.verify().keys
     assert (difference.key, difference.index) == ("tokenizer.ggml.token_type", token)
     assert (difference.expected, difference.found) == (str(expected), str(found))
+    assert [it.key for it in others] == ["tokenizer.ggml.merges"] * (found == 1)
 
 
 # --- tokenizers as fine-tunes have them -------------------------------------------------------
@@ -162,7 +164,11 @@ def test_what_is_converted_is_proven(
     [
         (lambda t: t["model"].update(merges=[1, 2]), "model.merges holds 1"),
         (lambda t: t["model"].update(merges=[["a"]]), r"model.merges holds \['a'\]"),
-        (lambda t: t["added_tokens"].append(5), "token None has id None"),
+        (lambda t: t["added_tokens"].append(5), "a token is None and its id None"),
+        (lambda t: t["model"]["vocab"].update({"ab": 1}), "both have the id 1"),
+        (lambda t: t.update(normalizer={"type": "NFC"}), "has a normalizer"),
+        (lambda t: t["model"].update(byte_fallback=True), "model.byte_fallback is True"),
+        (lambda t: t["model"].update(type="WordPiece"), "no BPE model"),
         (lambda t: t.update(pre_tokenizer=None), "does not split text as o200k does"),
     ],
 )
