@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
-from gptoss.runtime.harmony.errors import FieldPath
 from gptoss.runtime.harmony.events import Diagnostic
+from gptoss.runtime.harmony.fields import FieldPath
 from gptoss.runtime.harmony.messages import Message, Role
 from gptoss.runtime.harmony.schema_check import SchemaChecker
 from gptoss.runtime.sampling.grammar import JsonSchema, ResponseFormat

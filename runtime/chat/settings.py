@@ -9,7 +9,7 @@ import datetime
 from dataclasses import dataclass, field
 
 from gptoss.errors import GptossError
-from gptoss.runtime.harmony.errors import is_date
+from gptoss.runtime.harmony.fields import is_date
 from gptoss.runtime.harmony.messages import Effort
 from gptoss.runtime.sampling.grammar import ResponseFormat, ToolChoice
 from gptoss.runtime.sampling.sampler import Sampling

@@ -377,42 +377,42 @@ class LlamaContext:
         lib.llama_free(self._context)
         lib.llama_model_free(self._model)
 
-    # Memory: see ``streams.Memory``
+    # Memory: see ``kv_reuse.Memory``
 
     def first_position(self, stream: int) -> int:
         """Ask llama.cpp for a sequence's lowest position in its window cache; implements
-        ``streams.Memory``.
+        ``kv_reuse.Memory``.
         """
         first: int = lib.llama_memory_seq_pos_min(self._memory, stream)
         return first
 
     def n_decoded(self, stream: int) -> int:
         """Ask llama.cpp how many tokens of a sequence are in its KV cache; implements
-        ``streams.Memory``.
+        ``kv_reuse.Memory``.
         """
         last: int = lib.llama_memory_seq_pos_max(self._memory, stream)
         return last + 1
 
     def truncate(self, stream: int, position: int) -> None:
         """Remove positions from a sequence in llama.cpp's KV cache; implements
-        ``streams.Memory``.
+        ``kv_reuse.Memory``.
         """
         lib.llama_memory_seq_rm(self._memory, stream, position, -1)
 
     def save_window(self, stream: int) -> Any:
         """Copy the sliding-window state of a sequence out of llama.cpp; implements
-        ``streams.Memory``.
+        ``kv_reuse.Memory``.
         """
         return self._state(stream, _WINDOW_LAYERS_ONLY)
 
     def restore_window(self, stream: int, state: Any) -> None:
-        """Write a saved sliding-window state back into llama.cpp; implements ``streams.Memory``."""
+        """Restore a saved sliding-window state in llama.cpp; implements ``kv_reuse.Memory``."""
         lib.llama_state_seq_set_data_ext(
             self._context, state, len(state), stream, _WINDOW_LAYERS_ONLY
         )
 
     def copy(self, source: int, target: int) -> bool:
-        """Copy a sequence to another one within llama.cpp; implements ``streams.Memory``."""
+        """Copy a sequence to another one within llama.cpp; implements ``kv_reuse.Memory``."""
         state = self._state(source, 0)
         if state is None:
             return False

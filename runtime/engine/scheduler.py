@@ -32,7 +32,7 @@ from gptoss.runtime.engine.base import (
     Sampler,
     Timings,
 )
-from gptoss.runtime.engine.streams import Memory, Stream, choose_place
+from gptoss.runtime.engine.kv_reuse import Memory, Stream, choose_place
 
 MAX_WAITING = 256
 """Requests that may wait for a sequence."""

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
-from gptoss.runtime.harmony.errors import MAX_DEPTH, FieldPath, json_type
+from gptoss.runtime.harmony.fields import MAX_DEPTH, FieldPath, json_type
 
 Schema = Mapping[str, Any]
 

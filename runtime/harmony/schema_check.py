@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from gptoss.runtime.harmony.errors import FieldPath
+from gptoss.runtime.harmony.fields import FieldPath
 from gptoss.runtime.harmony.json_schema import Schema, check_schema
 
 MAX_KEYWORDS = 50_000

@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from gptoss.runtime.harmony.errors import FieldPath
+from gptoss.runtime.harmony.fields import FieldPath
 from gptoss.runtime.harmony.json_schema import Schema, simplified
 from gptoss.runtime.harmony.messages import Function, Namespace
 

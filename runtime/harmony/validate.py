@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from gptoss.runtime.harmony.errors import ConversationError, FieldPath, json_type
+from gptoss.runtime.harmony.errors import ConversationError
+from gptoss.runtime.harmony.fields import FieldPath, json_type
 from gptoss.runtime.harmony.json_schema import check_parameters
 from gptoss.runtime.harmony.messages import (
     DeveloperContent,

@@ -2,7 +2,7 @@
 
 What counts is what must stay resident while tokens are generated: the file's pages without the
 embedding table (it is read by row), the context's keys and values, llama.cpp's graph, and this
-process itself. Sizes of the context are llama.cpp's own (``engine.measure``).
+process itself. Sizes of the context are llama.cpp's own (``engine.buffer_sizes``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 
 from gptoss.errors import OptionError
-from gptoss.runtime.engine.measure import Buffers, Settings, measure_buffers
+from gptoss.runtime.engine.buffer_sizes import Buffers, Settings, measure_buffers
 from gptoss.runtime.models.memory import Memory, available_memory
 from gptoss.runtime.models.sizes import ModelSizes, sparse_gguf
 

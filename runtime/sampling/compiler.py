@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss.runtime.engine.base import EngineError
-from gptoss.runtime.harmony.errors import ConstraintError, ConversationError, FieldPath
+from gptoss.runtime.harmony.errors import ConstraintError, ConversationError
+from gptoss.runtime.harmony.fields import FieldPath
 from gptoss.runtime.harmony.schema_check import SchemaChecker, is_checkable
 from gptoss.runtime.harmony.tokenizer import Tokenizer
 from gptoss.runtime.sampling.compile_guard import is_plain, problems_of
 from gptoss.runtime.sampling.grammar import Part
-from gptoss.runtime.sampling.grammar_schema import (
+from gptoss.runtime.sampling.llguidance_schema import (
     ANY_OBJECT,
     GrammarSchema,
     Keyword,

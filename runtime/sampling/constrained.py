@@ -32,7 +32,7 @@ from gptoss.runtime.engine.base import EngineError, Logits, Sampler
 from gptoss.runtime.harmony.tokenizer import Tokenizer
 from gptoss.runtime.sampling.compiler import Compiler, Matcher, short_reason
 from gptoss.runtime.sampling.grammar import ANSWER, ReasoningStop, Rules, closing, turn_grammar
-from gptoss.runtime.sampling.grammar_schema import Keyword
+from gptoss.runtime.sampling.llguidance_schema import Keyword
 from gptoss.runtime.sampling.repetition import LoopDetector
 
 Words = NDArray[np.int32]

@@ -27,15 +27,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from gptoss.runtime.harmony.errors import (
-    HARMONY_NAME,
-    ConstraintError,
-    ConversationError,
-    FieldPath,
-)
+from gptoss.runtime.harmony.errors import ConstraintError, ConversationError
+from gptoss.runtime.harmony.fields import HARMONY_NAME, FieldPath
 from gptoss.runtime.harmony.messages import FUNCTIONS, Function, Namespace
 from gptoss.runtime.harmony.text_formats import JsonSchema, Lark, Regex, ResponseFormat
-from gptoss.runtime.sampling.grammar_schema import MAX_REGEX_CHARACTERS
+from gptoss.runtime.sampling.llguidance_schema import MAX_REGEX_CHARACTERS
 
 __all__ = [
     "JSON_OBJECT",

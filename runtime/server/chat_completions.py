@@ -28,7 +28,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gptoss.runtime.harmony import messages as m
-from gptoss.runtime.harmony.errors import ConversationError, FieldPath, json_type
+from gptoss.runtime.harmony.errors import ConversationError
+from gptoss.runtime.harmony.fields import FieldPath, json_type
 from gptoss.runtime.harmony.messages import (
     FUNCTIONS,
     DeveloperContent,

@@ -15,12 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gptoss.runtime.harmony.errors import (
-    ConstraintError,
-    ConversationError,
-    FieldPath,
-    json_type,
-)
+from gptoss.runtime.harmony.errors import ConstraintError, ConversationError
+from gptoss.runtime.harmony.fields import FieldPath, json_type
 from gptoss.runtime.harmony.json_schema import check_parameters, says_nothing
 from gptoss.runtime.harmony.messages import FUNCTIONS, Function, Namespace
 from gptoss.runtime.harmony.schema_check import SchemaChecker

@@ -17,7 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from gptoss.runtime.harmony.errors import HARMONY_NAME, ConversationError, FieldPath
+from gptoss.runtime.harmony.errors import ConversationError
+from gptoss.runtime.harmony.fields import HARMONY_NAME, FieldPath
 from gptoss.runtime.harmony.json_schema import check_parameters, says_nothing
 from gptoss.runtime.harmony.messages import FUNCTIONS, Function
 from gptoss.runtime.harmony.text_formats import ResponseFormat

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from gptoss.runtime.harmony.errors import ConversationError, FieldPath
+from gptoss.runtime.harmony.errors import ConversationError
+from gptoss.runtime.harmony.fields import FieldPath
 from gptoss.runtime.harmony.json_schema import MAX_FOLLOWED, check_parameters, check_schema, lookup
 from gptoss.runtime.harmony.messages import Function, Namespace
 from gptoss.runtime.harmony.tools_typescript import tools_section

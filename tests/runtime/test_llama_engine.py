@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from gptoss.converter.convert import convert
 from gptoss.runtime.engine import llama_cpp
 from gptoss.runtime.engine.base import EngineError, Logits, PromptTooLongError, Timings
+from gptoss.runtime.engine.kv_reuse import MAX_SNAPSHOTS, Snapshot, Stream, thinned
 from gptoss.runtime.engine.llama_cpp import LlamaContext, LlamaEngine
-from gptoss.runtime.engine.streams import MAX_SNAPSHOTS, Snapshot, Stream, thinned
 from gptoss.runtime.engine.threads import run_interruptibly
 from gptoss.runtime.sampling.sampler import greedy
 from support.checkpoints import random_checkpoint

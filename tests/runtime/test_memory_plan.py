@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from gptoss.converter.convert import convert
 from gptoss.errors import OptionError
 from gptoss.formats.gguf import GgufFile
-from gptoss.runtime.engine.measure import Buffers, Settings, measure_buffers
+from gptoss.runtime.engine.buffer_sizes import Buffers, Settings, measure_buffers
 from gptoss.runtime.models.command import plan_command
 from gptoss.runtime.models.memory import Memory, available_memory
 from gptoss.runtime.models.memory_plan import MemoryPlan, Verdict, choose, plan_memory

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from gptoss.runtime.harmony.errors import ConstraintError, ConversationError, FieldPath
+from gptoss.runtime.harmony.errors import ConstraintError, ConversationError
+from gptoss.runtime.harmony.fields import FieldPath
 from gptoss.runtime.harmony.json_schema import Schema, admits_nothing, check_schema
 
 MAX_SCHEMA_CHARACTERS = 500_000

@@ -1,8 +1,9 @@
 """What llama.cpp would allocate for a model and a context, measured without allocating it.
 
-``python -m gptoss.runtime.engine.measure FILE`` reads one JSON object (``Settings``) per line and
-answers each with one (``Buffers``). It runs as a separate process for two reasons: a failed ggml
-assertion aborts the process, and llama.cpp reports these sizes only in its log, which is global.
+``python -m gptoss.runtime.engine.buffer_sizes FILE`` reads one JSON object (``Settings``) per line
+and answers each with one (``Buffers``). It runs as a separate process for two reasons: a failed
+ggml assertion aborts the process, and llama.cpp reports these sizes only in its log, which is
+global.
 """
 
 from __future__ import annotations
