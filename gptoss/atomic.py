@@ -9,7 +9,8 @@ from pathlib import Path
 
 
 def replace_file(path: Path, raw: bytes) -> None:
-    """Write ``raw`` to ``path`` through a temporary file beside it, so that no reader sees a part.
+    """Write ``raw`` to ``path`` atomically through a temporary file beside it, so that no reader
+    sees a part.
 
     A file already at ``path`` is replaced. Raises ``OSError``; the temporary file is removed then.
     """
@@ -24,7 +25,7 @@ def replace_file(path: Path, raw: bytes) -> None:
 
 
 def write_flushed(path: Path, raw: bytes) -> None:
-    """Write a file and flush it to disk. Raises ``OSError``."""
+    """Write a file and flush it to disk, before it is renamed. Raises ``OSError``."""
     with path.open("wb") as file:
         file.write(raw)
         file.flush()
@@ -32,7 +33,9 @@ def write_flushed(path: Path, raw: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to disk, on systems that can flush folders."""
+    """Flush a folder's entries to disk, so that a rename is permanent, on systems that can flush
+    folders.
+    """
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -77,7 +77,9 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG00
 
 
 def run(command: click.Command) -> NoReturn:
-    """Run a click command as the whole program; no fault of its input shows a traceback."""
+    """Run a click command as the whole program and exit with its code; no input
+    shows a traceback.
+    """
     _make_streams_safe()
     with _signals_unwind(), logs.shown():
         code = _exit_code(command)
@@ -86,7 +88,9 @@ def run(command: click.Command) -> NoReturn:
 
 @contextmanager
 def _signals_unwind() -> Iterator[None]:
-    """Signals to end raise ``_Terminated`` meanwhile; afterwards they do what they did before."""
+    """Make termination signals raise ``_Terminated`` while a command runs; afterwards restore their
+    handlers.
+    """
     before = {}
     for name in _SIGNALS:
         number = getattr(signal, name, None)
@@ -101,7 +105,7 @@ def _signals_unwind() -> Iterator[None]:
 
 
 def _exit_code(command: click.Command) -> int:
-    """Run the command and say on stderr what went wrong; the program's exit code."""
+    """Run a command, print its error on stderr in one line, and return the program's exit code."""
     try:
         # Not ``Command.main``, which ends with 1 when the reader has gone: here that means no.
         with command.make_context(Path(sys.argv[0]).name, sys.argv[1:]) as context:
@@ -131,7 +135,7 @@ def _exit_code(command: click.Command) -> int:
 
 
 def _show_usage(error: click.ClickException) -> None:
-    """What click says of a wrong request, its quotations of the command line made printable."""
+    """Print click's usage error on stderr, with quotations of the command line made printable."""
     lines = [f"Error: {error.format_message()}"]
     context = error.ctx if isinstance(error, click.UsageError) else None
     if context is not None:
@@ -142,7 +146,9 @@ def _show_usage(error: click.ClickException) -> None:
 
 
 def _described(error: Exception) -> str:
-    """An unexpected exception: its type, its text, and the line that raised it."""
+    """Describe an unexpected exception of a command on one line: its type, its text, and the line
+    that raised it.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     place = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else "unknown"
     report = f"this is a bug in gptoss: rerun with {logs.VARIABLE}=debug and report it"
@@ -150,7 +156,9 @@ def _described(error: Exception) -> str:
 
 
 def _make_streams_safe() -> None:
-    """No text that comes in or goes out, and no stream that is closed, may end the program."""
+    """Prepare stdin, stdout and stderr so that no text, encoding or closed stream
+    ends the command.
+    """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:  # closed by the parent process
@@ -160,37 +168,43 @@ def _make_streams_safe() -> None:
 
 
 def one_line(text: str) -> str:
-    """``text`` made printable, on one line, and not too long."""
+    """Make ``text`` printable for the terminal, on one line, and cut it if it is too long."""
     text = printable(text)
     half = MESSAGE_LIMIT // 2
     return text if len(text) <= MESSAGE_LIMIT else f"{text[:half]} … {text[-half:]}"
 
 
 def say(sentence: str) -> None:
-    """Print a sentence for a person on stderr, on one line; not an error if that cannot be done."""
+    """Print a sentence for a person on stderr, on one line; a failure to print is ignored."""
     with suppress(OSError):  # its reader has gone, or the disk it is redirected to is full
         click.echo(one_line(sentence), err=True)
 
 
 def answer(text: str) -> None:
-    """Print a result on stdout, JSON or one or more lines; made printable, all but line ends."""
+    """Print a command's result on stdout, JSON or lines; made printable except for line ends."""
     click.echo("\n".join(map(printable, text.split("\n"))))
 
 
 def answer_lines(lines: Iterable[str]) -> None:
-    """Print a result for people on stdout: none of the lines can become two."""
+    """Print a command's result on stdout for people, line by line: line ends within a line are
+    escaped.
+    """
     click.echo("\n".join(map(one_line, lines)))
 
 
 def _discard_output() -> None:
-    """Send what is still buffered nowhere: Python would try again at its end, and complain."""
+    """Redirect buffered stdout to nowhere: otherwise Python writes it again at exit, and reports an
+    error.
+    """
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
 
 
 def _said(error: GptossError | OSError) -> str:
-    """An error's message; of the system's own, the path first, as our own have it."""
+    """Format an error's message for a command's stderr; for a system error, the
+    path comes first.
+    """
     if not isinstance(error, OSError):
         return str(error)
     if error.filename is not None:
@@ -204,7 +218,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def _output_takes_more() -> bool:
-    """Whether standard output is not what failed: the system's error does not name it."""
+    """Return whether stdout still accepts output, found by writing to it, since the system's error
+    does not name the stream.
+    """
     try:
         os.write(sys.stdout.fileno(), b"\n")
     except io.UnsupportedOperation:  # it is a stand-in without a file
@@ -216,7 +232,7 @@ def _output_takes_more() -> bool:
 
 @contextmanager
 def meter(title: str, *, shown: bool = True) -> Iterator[Progress]:
-    """A bar on stderr with rate and time left; yields the function that sets it.
+    """Show a progress bar on stderr with rate and time left; yields the function that sets it.
 
     Nothing is drawn when ``shown`` is false or stderr is no terminal.
     """
@@ -226,7 +242,9 @@ def meter(title: str, *, shown: bool = True) -> Iterator[Progress]:
 
 @contextmanager
 def meters(*titles: str, shown: bool = True) -> Iterator[list[Progress]]:
-    """A ``meter`` for each of several things done one after the other; each appears when set."""
+    """Show one progress bar after another for several steps of a command; each appears when it is
+    first set.
+    """
     # Three columns stay free: "^C", which the terminal adds, would wrap a full line.
     console = Console(stderr=True, width=max(20, Console(stderr=True).width - 3))
     figures = (_Figures(table_column=_column()),) if console.width >= WIDE else ()
@@ -279,7 +297,9 @@ def _setter(progress: RichProgress, title: str, *, visible: bool) -> Progress:
 
 @contextmanager
 def progress_bar(title: str, total_bytes: int, *, shown: bool = True) -> Iterator[Advance]:
-    """A ``meter`` whose total is known from the start; yields the function that advances it."""
+    """Show a progress bar whose total is known from the start; yields the function that advances
+    it.
+    """
     done = 0
     with meter(title, shown=shown) as show:
 

@@ -40,7 +40,7 @@ _short.maxlevel = 3  # deeper, ``repr`` itself could run out of stack
 
 
 def quoted(value: object) -> str:
-    """A value from a file as messages show it: printable, short, on one line."""
+    """Format a value from a file for an error message: printable, short, on one line."""
     return _short.repr(value)
 
 
@@ -77,7 +77,7 @@ class MissingPackageError(GptossError, ImportError):
 
 
 def require_packages(extra: str, *names: str) -> None:
-    """Raise ``MissingPackageError`` unless all modules of an extra can be imported.
+    """Raise ``MissingPackageError`` unless all packages of an optional extra are installed.
 
     They are looked for, not imported: importing llama.cpp takes a while.
     """

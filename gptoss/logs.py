@@ -26,7 +26,7 @@ class _Printable(logging.Formatter):
 
 @contextmanager
 def shown() -> Iterator[None]:
-    """Show the loggers' records on stderr meanwhile."""
+    """Show the log records of the ``gptoss`` loggers on stderr while the context is open."""
     logger, handler = logging.getLogger("gptoss"), logging.StreamHandler()
     handler.setFormatter(_Printable())
     levels = logging.getLevelNamesMapping()

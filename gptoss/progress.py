@@ -11,4 +11,4 @@ Progress = Callable[[int, int], None]
 
 
 def silent(_: str) -> None:
-    """A ``Say`` that discards the sentence."""
+    """Discard a status sentence: the default ``Say`` callback for callers who want no progress."""

@@ -1,4 +1,4 @@
-"""Wording shared by messages and reports."""
+"""Text helpers for messages and reports: counted nouns, printable text, surrogates."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def plural(n: int, noun: str) -> str:
-    """Return a count with its noun for messages: ``1 tensor``, ``2,048 tensors``, ``3 batches``."""
+    """Format a count with its noun for messages: ``1 tensor``, ``2,048 tensors``."""
     return f"{n:,} {noun}{'' if n == 1 else 'es' if noun.endswith('ch') else 's'}"
 
 
 def printable(text: str) -> str:
-    """Return text that is safe to print: what could control a terminal or hide in it is escaped.
+    """Escape text so that it is safe to print: what could steer a terminal or be invisible in it.
 
     That is every character that is not printable: controls, line ends, marks of writing direction,
     characters without width, lone surrogates. ``"a\\x1b[2J"`` becomes ``"a\\\\x1b[2J"``.

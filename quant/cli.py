@@ -28,5 +28,5 @@ command.add_command(info_command)
 
 
 def main() -> None:
-    """The command's entry point."""
+    """Run the ``gptoss-quant`` command group: the console script's entry point."""
     console.run(command)

@@ -11,7 +11,8 @@ F = TypeVar("F", bound=Future[Any])
 
 
 def as_finished(futures: Collection[F]) -> Iterator[F]:
-    """Each future once it is done, as ``concurrent.futures.as_completed``, but safe from Ctrl-C.
+    """Yield each of several threads' futures once it is done, as
+    ``concurrent.futures.as_completed`` does, but safe from Ctrl-C.
 
     That function waits in Python code that the workers share: an interrupt in the middle of it
     leaves a lock in a state that makes a worker print a traceback. This one waits in a C call.

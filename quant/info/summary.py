@@ -69,12 +69,15 @@ class ModelInfo:
     defects: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The same as plain data for ``json.dumps``."""
+        """Return what a model is (name, size, parameters, types, hyperparameters) as plain data for
+        ``json.dumps``.
+        """
         return asdict(self)
 
 
 def info(path: str | os.PathLike[str]) -> ModelInfo:
-    """Describe a checkpoint's folder or a GGUF file from its headers.
+    """Describe a checkpoint's folder or a GGUF file from its headers: size, parameters,
+    hyperparameters, types.
 
     Raises ``InvalidFileError`` when it cannot be read, ``UnsupportedModelError`` when it is not a
     gpt-oss model.

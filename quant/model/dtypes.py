@@ -41,14 +41,18 @@ class FloatType:
         return np.dtype(self.stored).itemsize
 
     def widen(self, bits: NDArray[Any]) -> Floats:
-        """Stored integers ``[...]`` as ``float32[...]``, exact; always a copy."""
+        """Convert stored integers ``[...]`` of a float dtype (BF16, F16, F32) to a new
+        ``float32[...]``, exactly.
+        """
         if self.name == "BF16":
             return widen_bf16(bits)
         floats = np.ascontiguousarray(bits).view("<f2" if self.name == "F16" else "<f4")
         return floats.astype(np.float32)
 
     def values(self, raw: Bytes) -> Floats:
-        """Bytes ``[..., k * nbytes]`` as ``float32[..., k]``, exact; always a copy."""
+        """Convert raw bytes ``[..., k * nbytes]`` of a float dtype to a new ``float32[..., k]``,
+        exactly.
+        """
         return self.widen(raw.view(self.stored))
 
 
@@ -60,19 +64,21 @@ FLOATS = {it.name: it for it in (BF16, F16, F32)}
 
 
 def widen_bf16(bits: NDArray[np.uint16]) -> Floats:
-    """BF16 bit patterns as float32, exact."""
+    """Convert BF16 bit patterns ``uint16`` to float32, exactly."""
     wide = bits.astype(np.uint32)
     wide <<= np.uint32(16)
     return wide.view(np.float32)
 
 
 def block_values(encoding: Encoding) -> int:
-    """Values in a block: those that share a scale, or 1."""
+    """Return how many values a block of this encoding has, such as 32 for Q8_0; 1
+    for plain floats.
+    """
     return _block(encoding)[0]
 
 
 def block_bytes(encoding: Encoding) -> int:
-    """Bytes of a block of ``block_values``. (MXFP4 as ggml stores it.)"""
+    """Return how many bytes a block of this encoding has, such as 34 for Q8_0; MXFP4 as in ggml."""
     return _block(encoding)[1]
 
 
@@ -88,7 +94,7 @@ def _ggml(encoding: Encoding) -> GGMLQuantizationType:
 
 
 def encoding_of(kind: GGMLQuantizationType) -> Encoding:
-    """The encoding of a ggml type; ``Encoding.OTHER`` when it cannot be decoded."""
+    """Return the encoding of a ggml type; ``Encoding.OTHER`` when it cannot be decoded."""
     if kind is GGMLQuantizationType.MXFP4:
         return Encoding.MXFP4_GGML
     return Encoding(kind.name) if kind.name in _NAMES else Encoding.OTHER
@@ -98,7 +104,9 @@ _NAMES = {encoding.value for encoding in Encoding}
 
 
 def decode(encoding: Encoding, raw: Bytes) -> Floats:
-    """Whole blocks as ``float32[n]``, always a copy; corrupt scales give NaN or infinity."""
+    """Decode whole blocks of any supported encoding to a new ``float32[n]``; damaged scales give
+    NaN or infinity.
+    """
     if encoding.value in FLOATS:
         return FLOATS[encoding.value].values(raw.reshape(-1))
     if encoding is Encoding.MXFP4_GGML:
@@ -120,7 +128,7 @@ def decode(encoding: Encoding, raw: Bytes) -> Floats:
 
 
 def _decode_q1_0(raw: Bytes) -> Floats:
-    """128 values of one magnitude: an F16 scale, then one sign bit each, lowest first, 1 is plus.
+    """Decode Q1_0 blocks: an F16 scale, then 128 sign bits, the lowest first, where 1 is plus.
 
     (Source: ggml's ``dequantize_row_q1_0``; the gguf package does not decode it.)
     """

@@ -36,7 +36,8 @@ from gptoss.quant.model.tensors import (
 
 
 def open_model(path: Path) -> Model:
-    """Open a checkpoint's folder or a GGUF file.
+    """Load a checkpoint's folder or a GGUF file into a ``Model``, which lists its recoverable
+    defects.
 
     Raises ``InvalidFileError`` when it cannot be read, ``UnsupportedModelError`` when it is not a
     gpt-oss model.
@@ -78,7 +79,9 @@ def _open_checkpoint(folder: Path) -> Model:
 
 
 def missing_rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The positional settings that a config omits, with the published models' values."""
+    """Return the RoPE settings that a checkpoint's config lacks, with the published models' values,
+    so that it can be loaded all the same.
+    """
     given = [config.get(key) for key in ("rope_parameters", "rope_scaling")]
     missing: dict[str, Any] = {}
     if all(it is None for it in given):
@@ -91,7 +94,9 @@ def missing_rope(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _float_encoding(dtype: str) -> Encoding:
-    """The encoding of a checkpoint's dtype; ``Encoding.OTHER`` when it is not a float."""
+    """Return the encoding of a dtype in the checkpoint being loaded; ``Encoding.OTHER`` when it is
+    not a float.
+    """
     return Encoding(dtype) if dtype in FLOATS else Encoding.OTHER
 
 
@@ -105,7 +110,9 @@ class _CheckpointLoader:
         self.unread: list[str] = []
 
     def experts(self, sharing: list[NamedTensor]) -> Iterator[ExpertTensor]:
-        """The tensor of MXFP4 blocks, or of floats, that holds these parts."""
+        """Load the checkpoint's expert tensor, in MXFP4 blocks or floats, that holds these parts,
+        and note defects of its entry.
+        """
         first = sharing[0]
         layer = layer_of(first.gguf) or 0
         n_experts, rows, columns = first.shape
@@ -164,7 +171,9 @@ class _CheckpointLoader:
             )
 
     def dense(self, sharing: list[NamedTensor]) -> Iterator[DenseTensor]:
-        """The tensor of floats that holds these."""
+        """Load the checkpoint's dense tensor that holds these named tensors, and note defects of
+        its entry.
+        """
         source, layer = sharing[0].sources[0], layer_of(sharing[0].gguf)
         info = self._take(source.name, layer)
         if info is None or not self._fits(info, source.shape, layer):
@@ -179,7 +188,7 @@ class _CheckpointLoader:
         yield DenseTensor(info.name, layer, role, info.shape, encoding, _extent(info))
 
     def unknown(self) -> Iterator[Defect]:
-        """Defects for the tensors that belong to no part of the model."""
+        """Yield a defect for each tensor of the checkpoint that the loader did not use."""
         for name, info in self._tensors.items():
             if name not in self._taken:
                 yield Defect(
@@ -275,7 +284,8 @@ def _open_gguf(path: Path) -> Model:
 
 
 def _completed(file: GgufFile) -> dict[str, Any]:
-    """The metadata; missing or wrong keys get the published or the only possible value.
+    """Complete a GGUF's metadata for loading: keys that are missing or wrong get the published or
+    only possible value.
 
     Each such key is reported as a defect elsewhere.
     """
@@ -292,7 +302,9 @@ def _completed(file: GgufFile) -> dict[str, Any]:
 
 
 def _key_defects(file: GgufFile) -> Iterator[Defect]:
-    """Settings that differ from the published models', and keys that llama.cpp cannot use."""
+    """Yield a defect for each metadata key of a loaded GGUF that differs from the published models'
+    or that llama.cpp cannot use.
+    """
     problems = {problem.key: problem for problem in llama_cpp_keys.find_problems(file)}
     for key, value in published.ROPE_KEYS.items():
         found = file.metadata.get(key)
@@ -312,7 +324,9 @@ def _key_defects(file: GgufFile) -> Iterator[Defect]:
 
 
 def _defects(named: NamedTensor, tensor: GgufTensor | None) -> Iterator[Defect]:
-    """Whether a tensor is missing, has another shape, or cannot be computed by llama.cpp."""
+    """Yield a defect if a tensor of a loaded GGUF is missing, has another shape, or has a type that
+    llama.cpp cannot compute.
+    """
     layer = layer_of(named.gguf)
     if tensor is None:
         yield Defect(DefectKind.TENSOR_MISSING, "not in the file", named.gguf, layer)

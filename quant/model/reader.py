@@ -53,7 +53,7 @@ class TensorReader:
             file.close()
 
     def read(self, slot: str, at: Located, start: int, nbytes: int) -> Bytes:
-        """Read ``nbytes``, starting ``start`` bytes after the beginning of ``at``.
+        """Read ``nbytes`` from ``start`` bytes after ``at`` into a buffer of the calling thread.
 
         The result is this thread's buffer named ``slot``, valid until that is used again.
         """
@@ -63,7 +63,9 @@ class TensorReader:
         return buffer
 
     def buffer(self, slot: str, nbytes: int) -> Bytes:
-        """This thread's buffer of that name, uninitialized."""
+        """Return the calling thread's reusable read buffer of that name, ``uint8[nbytes]``; its
+        content is undefined.
+        """
         buffer: Bytes | None = getattr(self._local, slot, None)
         if buffer is None or len(buffer) < nbytes:
             buffer = np.empty(nbytes, np.uint8)
@@ -77,7 +79,8 @@ class TensorReader:
 def read_values(
     files: TensorReader, encoding: Encoding, extent: Extent, start: int, shape: Sequence[int]
 ) -> Floats:
-    """Values of the given shape as float32, beginning with value ``start`` of an extent.
+    """Read values of the given shape from a tensor's extent as float32, beginning with value
+    ``start``.
 
     The range need not start or end at a block boundary; partly covered blocks are decoded whole.
     """
@@ -109,7 +112,9 @@ class ExpertRows:
 def iter_expert_rows(
     files: TensorReader, tensor: ExpertTensor, expert: int
 ) -> Iterator[ExpertRows]:
-    """All rows of an expert of an MXFP4 tensor, in order, a chunk at a time."""
+    """Read all rows of one expert of an MXFP4 tensor in order, as chunks of code
+    words and scales.
+    """
     k, blocks = len(tensor.parts), tensor.columns // mxfp4.BLOCK
     step = chunk_rows(tensor) * k
     for start in range(0, tensor.rows, step):
@@ -125,14 +130,18 @@ def iter_expert_rows(
 
 
 def chunk_rows(tensor: ExpertTensor) -> int:
-    """Rows of a part in a chunk; the last chunk of an expert may have fewer."""
+    """Return how many rows of a part the expert reader yields per chunk; the last chunk may have
+    fewer.
+    """
     return max(1, CHUNK // (tensor.columns // mxfp4.BLOCK * mxfp4.HF_BYTES))
 
 
 def _read_blocks(
     files: TensorReader, tensor: ExpertTensor, row: int, rows: int, blocks: int
 ) -> tuple[Words, Bytes]:
-    """Words ``[rows, blocks, 2]``, scales ``[rows, blocks]``; ``row`` counts across experts."""
+    """Read rows of MXFP4 blocks from either container: words ``[rows, blocks, 2]`` and scales
+    ``[rows, blocks]``; ``row`` counts across experts.
+    """
     n = rows * blocks
     if tensor.encoding is Encoding.MXFP4_HF:
         of_codes, of_scales = tensor.extents
@@ -146,7 +155,9 @@ def _read_blocks(
 
 
 def block_codes(encoding: Encoding, words: Words) -> Bytes:
-    """The codes ``[..., 32]`` of blocks given as contiguous words ``[..., 2]``."""
+    """Unpack the E2M1 codes ``[..., 32]`` of blocks read as contiguous words ``[..., 2]``, in the
+    order of their encoding.
+    """
     block = words.view(np.uint8)
     if encoding is Encoding.MXFP4_HF:
         return mxfp4.codes_from_hf(block)
@@ -156,7 +167,8 @@ def block_codes(encoding: Encoding, words: Words) -> Bytes:
 def iter_part_values(
     files: TensorReader, tensor: ExpertTensor, expert: int, part: Part
 ) -> Iterator[Floats]:
-    """All rows of a part of an expert, in chunks ``float32[rows, columns]``.
+    """Read one part of an expert in chunks of rows, ``float32[rows, columns]``, whatever its
+    encoding.
 
     Each chunk has ``chunk_rows`` rows, whatever the encoding; the last may have fewer. A chunk is
     valid until the next. Alternating parts are read once for each part.
@@ -182,7 +194,9 @@ def iter_part_values(
 
 
 def _read_stored(files: TensorReader, tensor: ExpertTensor, first: int) -> NDArray[Any]:
-    """An expert's floats as they are stored, inputs first, ``[columns, rows]``, not widened."""
+    """Read one expert's floats as stored, inputs first, ``[columns, rows]``, not widened to
+    float32.
+    """
     (extent,), kind = tensor.extents, FLOATS[tensor.encoding.value]
     n = tensor.columns * tensor.rows * kind.nbytes
     raw = files.read("values", extent, first * kind.nbytes, n)
@@ -192,7 +206,7 @@ def _read_stored(files: TensorReader, tensor: ExpertTensor, first: int) -> NDArr
 def sample_rows(
     files: TensorReader, tensor: ExpertTensor, expert: int, columns: slice, step: int
 ) -> dict[Part, Floats]:
-    """Every ``step``-th row of each part of an expert, ``float32[rows, columns]``.
+    """Read every ``step``-th row of each part of an expert, ``float32[rows, columns]``.
 
     ``columns`` starts and ends between blocks.
     """
@@ -212,7 +226,9 @@ def sample_rows(
 
 
 def read_matrix(files: TensorReader, tensor: ExpertTensor, expert: int) -> Floats:
-    """An expert's values ``float32[rows, columns]``, for either orientation; not MXFP4."""
+    """Read one float expert's whole matrix ``float32[rows, columns]``, whether inputs or outputs
+    are stored first; not for MXFP4.
+    """
     shape = (tensor.rows, tensor.columns)
     if tensor.inputs_first:
         shape = shape[::-1]

@@ -125,17 +125,19 @@ class Model:
 
     @property
     def is_gguf(self) -> bool:
-        """Whether it is a GGUF; otherwise it is a checkpoint."""
+        """Return whether the opened model is a GGUF; otherwise it is a checkpoint."""
         return self.tokenizer is None
 
     @property
     def nbytes(self) -> int:
-        """Bytes that will be read."""
+        """Return the bytes of all readable tensors of the opened model."""
         of_experts = sum(tensor.nbytes for tensor in self.experts)
         return of_experts + sum(tensor.extent.nbytes for tensor in self.dense)
 
     def check_unchanged(self) -> None:
-        """Raise ``InvalidFileError`` if a file was modified since it was opened."""
+        """Raise ``InvalidFileError`` when a file of the opened model was modified since it was
+        opened.
+        """
         for file in self.files:
             file.check_unchanged()
 
@@ -147,15 +149,17 @@ GATE_UP_BIAS = "ffn_gate_up_exps.bias"
 
 
 def layer_of(gguf: str) -> int | None:
-    """The layer in a GGUF's tensor name; None outside the layers."""
+    """Return the layer in a tensor's GGUF name, such as 3 for ``blk.3.attn_q.weight``; None outside
+    the layers.
+    """
     return int(gguf.split(".")[1]) if gguf.startswith("blk.") else None
 
 
 def role_of(gguf: str) -> str:
-    """A GGUF's tensor name without its layer."""
+    """Return a tensor's role: its GGUF name without the layer, such as ``attn_q.weight``."""
     return gguf.split(".", 2)[2] if gguf.startswith("blk.") else gguf
 
 
 def part_of(gguf: str) -> Part:
-    """The part in the GGUF name of an expert tensor."""
+    """Return which expert part (gate, up or down) an expert tensor's GGUF name stands for."""
     return Part(role_of(gguf).split("_")[1])

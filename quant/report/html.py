@@ -30,7 +30,9 @@ _CODES_BY_VALUE = (15, 14, 13, 12, 11, 10, 9, 8, 0, 1, 2, 3, 4, 5, 6, 7)
 
 
 def page(audit: Audit, diff: Diff | None = None) -> str:
-    """The whole page about an audited model, with the comparison if there is one."""
+    """Render the report's whole HTML page about an audited model, with the comparison with a base
+    if there is one.
+    """
     style = files("gptoss.quant.report").joinpath("style.css").read_text("utf-8")
     sections = [
         _header(audit),
@@ -52,7 +54,9 @@ def page(audit: Audit, diff: Diff | None = None) -> str:
 
 
 def _name(audit: Audit) -> str:
-    """The last part of the path, with either kind of slash."""
+    """Return the model's name for the report page's heading: the last part of its path, with either
+    separator.
+    """
     return audit.path.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1] or audit.path
 
 
@@ -98,7 +102,7 @@ def _verdict(audit: Audit) -> str:
 
 
 def _size(nbytes: int) -> str:
-    """A number of bytes in GB or MB, whichever is readable."""
+    """Format a number of bytes for the report page in a readable unit, such as ``12.83 GB``."""
     if nbytes < 1e4:
         return plural(nbytes, "byte")
     return f"{nbytes / 1e9:,.2f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:.2f} MB"
@@ -175,7 +179,9 @@ def _heat_maps(
     form: Callable[[float], str],
     what: str,
 ) -> str:
-    """One heat map for each part, with a common colour range at least ``least`` wide."""
+    """Render one heat map of experts by layer for each part, for the report page; all share one
+    colour scale at least ``least`` wide.
+    """
     measured = {part: measure(found) for part, found in parts.items()}
     shading = Shading.of(np.concatenate([values.ravel() for values in measured.values()]), least)
     key = svg.legend(shading, form)
@@ -195,7 +201,9 @@ def _heat_maps(
 
 
 def _mean_exponents(layers: Layers) -> Numbers:
-    """Mean exponents ``[layers, experts]`` of the scales that are not NaN; NaN if all are."""
+    """Compute the mean scale exponents ``[layers, experts]`` for the report page's heat map; NaN
+    scales are left out, NaN where no scale is left.
+    """
     counts = np.array([it.scales[:, :E8M0_NAN] for it in layers], np.float64)
     with np.errstate(invalid="ignore"):
         means: Numbers = counts @ (np.arange(E8M0_NAN) - E8M0_BIAS) / counts.sum(axis=2)

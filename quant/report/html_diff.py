@@ -17,7 +17,9 @@ LEAST = 0.01
 
 
 def differences(diff: Diff, n_layers: int) -> Iterator[str]:
-    """The HTML of what changed from A, the base, to B, the page's model."""
+    """Render the report page's section on what changed from A, the base model, to B, the audited
+    model.
+    """
     yield (
         '<h2>Difference from the base</h2><p class="path">Compared with '
         f"{escape(diff.a)}: {escape(diff.headline)}.</p>"
@@ -49,7 +51,9 @@ def _ratio(relative: float) -> str:
 
 
 def _bars(role: str, found: Sequence[TensorChange], n_layers: int) -> str:
-    """A bar for each layer; a single bar for a tensor outside the layers."""
+    """Render the base comparison's bar chart, one bar per layer, or one bar for tensors outside the
+    layers.
+    """
     if found[0].layer is None:
         relative = {0: found[0].relative}
         names = [""]
@@ -66,12 +70,16 @@ def _bars(role: str, found: Sequence[TensorChange], n_layers: int) -> str:
 
 
 def _most(relative: Iterable[float]) -> float:
-    """The largest finite value; infinite ones are drawn with it."""
+    """Return the largest finite difference from the base model; infinite ones are drawn at that
+    height.
+    """
     return max(filter(isfinite, relative), default=1.0)
 
 
 def _of_experts(found: Sequence[TensorChange], n_layers: int) -> Numbers:
-    """Relative norms ``[layers, experts]``: 0 if unchanged, NaN if infinite."""
+    """Collect the experts' relative norms of change from the base model, ``[layers, experts]``; 0
+    where unchanged, NaN where infinite.
+    """
     values = np.zeros((n_layers, found[0].n_experts))
     for change in found:
         for expert in change.experts:

@@ -19,7 +19,8 @@ def report(
     base: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Audit:
-    """Write an HTML page about a checkpoint's folder or a GGUF file to ``out``.
+    """Audit a checkpoint's folder or a GGUF file, compare it with ``base`` if given, and write the
+    HTML report to ``out``.
 
     With ``base``, another checkpoint or GGUF, the page also shows how far each tensor is from it.
     ``progress`` is called with the bytes read so far and the bytes in all, for the comparison first

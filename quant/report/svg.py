@@ -35,7 +35,8 @@ class Shading:
 
     @classmethod
     def of(cls, values: Numbers, least: float) -> Shading:
-        """The range from the 1st to the 99th percentile, so that outliers do not hide the rest.
+        """Choose a heat map's colour range: all finite values but the outermost hundredth, which
+        would hide the rest.
 
         It is at least ``least`` wide, so that noise does not look like structure.
         """
@@ -51,7 +52,7 @@ class Shading:
         return cls(low, high)
 
     def name(self, value: float) -> str:
-        """The CSS classes of a cell."""
+        """Return the CSS classes of a heat-map cell in the SVG for this value."""
         if not np.isfinite(value):
             return "none"
         room = (self.high - self.low) / SHADES
@@ -63,7 +64,9 @@ class Shading:
 def heat_map(
     values: Numbers, shading: Shading, title: Callable[[int, int], str], *, rows: str, columns: str
 ) -> str:
-    """A cell for each of ``values[rows, columns]``; ``title`` gives a cell's tooltip."""
+    """Draw an SVG heat map with a cell for each of ``values[rows, columns]``; ``title`` gives a
+    cell's tooltip.
+    """
     n_rows, n_columns = values.shape
     width = (_WIDTH - _LEFT - _RIGHT) / n_columns
     height = min(max(width, 4.0), 12.0)
@@ -89,7 +92,9 @@ def heat_map(
 
 
 def legend(shading: Shading, form: Callable[[float], str]) -> str:
-    """The colours of a heat map in order, with the values at both ends."""
+    """Draw an SVG legend of a heat map's colours, from least to most, with the
+    values at both ends.
+    """
     width = 16
     parts = [
         f'<rect x="{i * width}" y="0" width="{width}" height="9" class="q{i}"/>'
@@ -106,7 +111,7 @@ def bars(
     titles: Sequence[str],
     form: Callable[[float], str] | None = None,
 ) -> str:
-    """A bar for each size, starting at 0; the axis is labelled with the largest size.
+    """Draw an SVG bar chart from 0 up, with the largest size written beside it.
 
     ``form`` formats the label; by default sizes are shares, shown in percent.
     """
@@ -134,7 +139,7 @@ def bars(
 
 
 def trend(values: Sequence[float], title: str) -> str:
-    """A line chart without axes, for a table cell."""
+    """Draw an SVG trend line without axes, small enough for a table's cell."""
     width, height = 140, 26
     finite = [value for value in values if np.isfinite(value)]
     if not finite:
@@ -161,25 +166,27 @@ def trend(values: Sequence[float], title: str) -> str:
 
 
 def figure(title: str, picture: str, caption: str = "") -> str:
-    """A chart with a heading and a caption, which may be another chart."""
+    """Wrap an SVG chart in an HTML figure with a heading; the caption below it may
+    be a chart too.
+    """
     below = f"<figcaption>{caption}</figcaption>" if caption else ""
     return f"<figure><h3>{escape(title)}</h3>{picture}{below}</figure>"
 
 
 def grid(figures: Iterable[str]) -> str:
-    """Figures side by side, as many per row as fit."""
+    """Arrange the SVG charts' figures side by side, as many as there is room for."""
     return f'<div class="charts">{"".join(figures)}</div>'
 
 
 def percent(share: float) -> str:
-    """A share of a whole in percent; a share above 0 is never shown as 0."""
+    """Format a share for a chart's label in percent; a share above 0 is never shown as 0."""
     if share == 0:
         return "0%"
     return f"{100 * share:.3g}%" if share >= 1e-6 else "<0.0001%"
 
 
 def _ticks(n: int) -> range:
-    """Which of ``n`` rows or columns get a number."""
+    """Choose which of a heat map's ``n`` rows or columns are numbered."""
     return range(0, n, max(1, 2 ** (max(n - 1, 1).bit_length() - 3)))
 
 

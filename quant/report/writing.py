@@ -12,7 +12,7 @@ _START = b"<!doctype html>"
 
 
 def check_target(out: Path) -> None:
-    """Raise ``OutputError`` unless a page can be written to ``out``.
+    """Raise ``OutputError`` unless the report's page can be written to ``out``.
 
     An existing file is replaced only if it is an HTML page: a typing mistake must not destroy a
     model.
@@ -30,7 +30,9 @@ def check_target(out: Path) -> None:
 
 
 def _check_folder(folder: Path) -> None:
-    """Create a file to try it: permission bits are not enough to know on every system."""
+    """Raise ``OutputError`` unless the report's folder lets a file be created; tried, since
+    permission bits do not show it on every system.
+    """
     trial = folder / f".{secrets.token_hex(6)}.tmp"
     try:
         trial.touch(exist_ok=False)
@@ -40,7 +42,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def write(out: Path, text: str) -> None:
-    """Write a page completely or not at all; raises ``OutputError``."""
+    """Write the report's page to ``out`` completely or not at all; raises ``OutputError``."""
     check_target(out)
     try:
         atomic.replace_file(out, text.encode())
