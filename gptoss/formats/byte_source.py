@@ -81,7 +81,7 @@ class FileSource:
         return self.path.name
 
     def read_into(self, offset: int, out: Buffer) -> None:
-        """Fill ``out`` with the file's bytes from ``offset`` on.
+        """Fill ``out`` with the file's bytes from ``offset`` on, on any thread.
 
         Raises ``error`` when the file ends before the buffer is full: it shrank after its size
         was checked.
@@ -103,13 +103,17 @@ class FileSource:
             raise self._unreadable(reason) from reason
 
     def read(self, offset: int, size: int) -> bytearray:
-        """``size`` bytes from ``offset``; for headers, whose size was checked before."""
+        """Return ``size`` bytes of the file from ``offset``; for headers, whose size was checked
+        before.
+        """
         out = bytearray(size)
         self.read_into(offset, out)
         return out
 
     def check_unchanged(self) -> None:
-        """Raise ``error`` when the file at this path is not the one that was opened."""
+        """Raise ``error`` when the file at this path was modified or replaced since it was opened
+        as a byte source.
+        """
         try:
             status = self.path.stat()
         except OSError as reason:
@@ -117,7 +121,7 @@ class FileSource:
         self._check_stamp(status)
 
     def close(self) -> None:
-        """Close the handles of all threads."""
+        """Close the file handles of all threads that read this byte source."""
         for handle in self._handles:
             handle.close()
         self._handles.clear()
@@ -145,7 +149,7 @@ class FileSource:
             )
 
     def _handle(self) -> FileIO:
-        """This thread's handle."""
+        """Return the calling thread's own handle of the file, opened on first use."""
         handle: FileIO | None = getattr(self._local, "handle", None)
         if handle is None:
             self._check_regular()
@@ -170,13 +174,15 @@ class FileSource:
 
 
 def bytes_of(out: Buffer) -> memoryview:
-    """A buffer's bytes, to be written to."""
+    """View a caller's output buffer as writable bytes, for a byte source's ``read_into``."""
     view = out.data if isinstance(out, np.ndarray) else memoryview(out)
     return view.cast("B") if view.nbytes else memoryview(bytearray())
 
 
 def _stamp(status: os.stat_result) -> str:
-    """What changes when a file is modified or replaced, even by one of the same size and time."""
+    """Describe a file's size, times and inode, so that a byte source notices when it is modified or
+    replaced.
+    """
     return (
         f"{status.st_size} bytes, modified {status.st_mtime_ns}, changed {status.st_ctime_ns}, "
         f"file {status.st_dev}:{status.st_ino}"
@@ -184,7 +190,7 @@ def _stamp(status: os.stat_result) -> str:
 
 
 def read_json(path: Path, error: type[InvalidFileError], *, limit: int) -> dict[str, Any]:
-    """The JSON object in a file of at most ``limit`` bytes.
+    """Read the JSON object in a file of at most ``limit`` bytes.
 
     Raises ``error`` when the file is missing, larger, not UTF-8, not JSON, or not an object.
     """
@@ -195,7 +201,7 @@ def read_json(path: Path, error: type[InvalidFileError], *, limit: int) -> dict[
 
 
 def parse_json(raw: bytes | bytearray, where: str, error: type[GptossError]) -> dict[str, Any]:
-    """The JSON object in ``raw``; an object that names a key twice is refused.
+    """Parse ``raw`` bytes as a JSON object, and reject objects with duplicate keys.
 
     Two parsers may disagree on which of two equal keys counts, so no file may depend on it.
     """

@@ -60,7 +60,7 @@ class Checkpoint:
         tokenizer: Path | None = None,
         defaults: Mapping[str, Any] | None = None,
     ) -> Checkpoint:
-        """Read a folder's config and headers.
+        """Open a checkpoint's folder: read its config and the headers of its shards.
 
         ``weights`` finds the weights files when they are not in the folder. ``tokenizer`` is the
         folder of tokenizer.json when it is neither in this folder nor above ``original/``.
@@ -90,14 +90,16 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """What to call the model: its folder's name, or of ``original/`` the one above."""
+        """Return the checkpoint's name: that of its folder, or for ``original/`` that of the folder
+        above.
+        """
         folder = self.folder.resolve()
         name = folder.parent.name if folder.name == "original" else folder.name
         # A folder's name is bytes on some systems; the GGUF's text is not.
         return os.fsencode(name).decode("utf-8", "replace")
 
     def check_tensors(self) -> StoredTensors:
-        """Find every tensor that the config asks for, by the GGUF's names.
+        """Find every tensor of the checkpoint that its config asks for, keyed by GGUF name.
 
         Raises ``CheckpointError`` when one is missing, has another dtype or shape, or is unknown.
         """
@@ -118,7 +120,8 @@ class Checkpoint:
         return stored
 
     def stored(self, named: NamedTensor) -> tuple[TensorInfo, ...]:
-        """The stored tensors of one model tensor: one, or blocks and scales for MXFP4 experts.
+        """Return the checkpoint's stored tensors for one model tensor: one, or blocks and scales
+        for MXFP4 experts.
 
         Floats are BF16, F16 or F32. Experts in floats are inputs first; outputs first is accepted
         where the two sizes differ and so show it. Raises ``CheckpointError`` when a tensor is
@@ -150,7 +153,7 @@ class Checkpoint:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What a folder's config.json holds. Raises ``CheckpointError``."""
+    """Read a checkpoint folder's config.json. Raises ``CheckpointError``."""
     path = folder / CONFIG
     if not path.exists():
         raise CheckpointError(
@@ -183,7 +186,9 @@ def _weights_in(folder: Path, name: str) -> FileSource | None:
 
 
 def _unindexed(folder: Path) -> dict[str, TensorInfo]:
-    """All tensors of all shards; OpenAI's layout needs no index."""
+    """Collect the tensors of all shards of a checkpoint without an index file, as OpenAI's layout
+    has none.
+    """
     tensors: dict[str, TensorInfo] = {}
     for shard in sorted(folder.glob("*.safetensors"))[:SHARD_LIMIT]:
         for name, info in read_header(FileSource(shard, CheckpointError)).items():
@@ -196,7 +201,9 @@ def _unindexed(folder: Path) -> dict[str, TensorInfo]:
 
 
 def _tokenizer_of_original(folder: Path) -> Path:
-    """In the published repositories it is above ``original/``."""
+    """Return the folder of the tokenizer for a checkpoint in ``original/``: the published
+    repositories have it one level up.
+    """
     above = folder.resolve().parent
     return above if not (folder / TOKENIZER).exists() and (above / TOKENIZER).exists() else folder
 
@@ -231,7 +238,9 @@ def _sharded(index: Path, weights: Weights) -> dict[str, TensorInfo]:
 
 
 def _check_shard_name(index: Path, name: str, shard: Any) -> None:
-    """A shard is a plain file name: an index must not make anyone read outside its folder."""
+    """Reject a shard name in a checkpoint's index that is not a plain file name: it could lead
+    outside the folder.
+    """
     plain = isinstance(shard, str) and shard.endswith(".safetensors")
     if not plain or any(sign in shard for sign in "/\\:\0"):
         raise CheckpointError(
@@ -240,7 +249,9 @@ def _check_shard_name(index: Path, name: str, shard: Any) -> None:
 
 
 def _missing(checkpoint: Checkpoint, name: str) -> str:
-    """The message for a missing tensor; it names the partner (blocks or scales) that exists."""
+    """Format the error for a tensor missing from a checkpoint; it names the partner (blocks or
+    scales) that exists.
+    """
     message = f"{checkpoint.folder}: missing tensor {name!r}"
     for ending, other in (("_scales", "_blocks"), ("_blocks", "_scales")):
         base = name.removesuffix(ending)

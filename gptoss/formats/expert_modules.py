@@ -34,7 +34,9 @@ class ExpertModule:
 
 
 def parse_expert_module(name: str) -> ExpertModule | None:
-    """What a module's name says; None when it is not that of a single expert."""
+    """Parse a module name that holds a single expert, such as ``experts.3.gate_proj``; None for any
+    other name.
+    """
     found = _MODULE.fullmatch(name)
     if found is None:
         return None

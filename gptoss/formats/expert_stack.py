@@ -35,7 +35,7 @@ Parts = dict[Rows, TensorInfo]
 def stack_experts(
     tensors: Mapping[str, TensorInfo], hparams: HParams, folder: Path
 ) -> dict[str, TensorInfo]:
-    """The same tensors, with those of single experts replaced by stacks under transformers' names.
+    """Replace tensors of single experts by stacks of all experts, under transformers' names.
 
     Raises ``CheckpointError`` when an expert is missing or does not fit the others or the config.
     """
@@ -75,7 +75,9 @@ def _add(
 
 
 def _stack(target: HfTensor, experts: Mapping[int, Parts], folder: Path) -> TensorInfo:
-    """The stack for ``target``: [experts, inputs, outputs], or for a bias [experts, outputs]."""
+    """Build the stack of all experts for ``target``: [experts, inputs, outputs], or for a bias
+    [experts, outputs].
+    """
     n = target.shape[0]
     if beyond := [e for e in experts if e >= n]:
         info = next(iter(experts[beyond[0]].values()))
@@ -140,7 +142,7 @@ class StackedExperts:
         return "; ".join(file.stamp for file in self.files)
 
     def read_into(self, offset: int, out: Buffer) -> None:
-        """Fill ``out`` with the bytes from ``offset`` on."""
+        """Fill ``out`` with the stacked experts' bytes from ``offset`` on, computed as needed."""
         view, done = bytes_of(out), 0
         while done < len(view):
             e, at = divmod(offset + done, self._expert_bytes)
@@ -149,12 +151,12 @@ class StackedExperts:
             done += len(found)
 
     def check_unchanged(self) -> None:
-        """Raise ``CheckpointError`` when one of the files was modified."""
+        """Raise ``CheckpointError`` when one of the stacked experts' files was modified."""
         for file in self.files:
             file.check_unchanged()
 
     def close(self) -> None:
-        """Close the files, and forget what was computed."""
+        """Close the files of the stacked experts, and drop what was computed."""
         for file in self.files:
             file.close()
         self._local = threading.local()
@@ -166,7 +168,7 @@ class StackedExperts:
         return last[1]
 
     def _computed(self, e: int) -> NDArray[np.uint8]:
-        """An expert's matrix as transformers has it: [inputs, outputs]."""
+        """Compute one expert's matrix for the stack as transformers has it: [inputs, outputs]."""
         infos = self._parts[e]
         columns = self._expert_bytes // self._outputs // self._unit.itemsize
         matrix = np.empty((self._outputs, columns), self._unit)
@@ -178,7 +180,9 @@ class StackedExperts:
 
 
 def _transposed(matrix: NDArray[Any]) -> NDArray[Any]:
-    """The transpose, contiguous; some rows at a time, which at this size is five times as fast."""
+    """Transpose a single expert's matrix for the stack, contiguously; in groups of rows, five times
+    as fast at this size.
+    """
     out = np.empty(matrix.shape[::-1], matrix.dtype)
     for start in range(0, len(matrix), TILE):
         rows = slice(start, start + TILE)

@@ -16,7 +16,8 @@ from gptoss.formats.llama_cpp_types import FUSED, SEPARATE
 
 
 def split_fused_qkv(tensors: Mapping[str, GgufTensor], hparams: HParams) -> dict[str, GgufTensor]:
-    """A GGUF's tensors by name, each fused one replaced by its three parts.
+    """Split each fused attention tensor (q, k and v in one) of a GGUF into its three parts, by
+    name.
 
     A fused tensor whose number of rows does not fit the hyperparameters, or beside which one of the
     parts is stored as well, is left as it is.

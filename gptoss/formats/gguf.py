@@ -154,7 +154,7 @@ class GgufFile:
 
     @classmethod
     def open(cls, path: Path, *, ollama: bool = False) -> GgufFile:
-        """Read and check a file's header, and those of the files it is split over.
+        """Open a GGUF file: read and check its header, and those of the files it is split into.
 
         With ``ollama``, tensors may have Ollama's type number for MXFP4; such a tensor has
         ``hf_codes`` set, and the caller must respect it. Raises ``GgufError``, also when a part is
@@ -166,12 +166,12 @@ class GgufFile:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """The files that hold the tensors, the first one first."""
+        """Return the paths of all files of a GGUF, the first one first."""
         return tuple(dict.fromkeys((self.path, *(it.path for it in self.tensors.values()))))
 
 
 def part_name(stem: str, part: int, n_parts: int) -> str:
-    """The name of one of several files, counted from 0, as llama.cpp looks for them."""
+    """Return the file name of one part of a split GGUF, counted from 0, as llama.cpp expects it."""
     return f"{stem}-{part + 1:05}-of-{n_parts:05}.gguf"
 
 
@@ -181,7 +181,7 @@ def _open_alone(path: Path, ollama: bool = False) -> GgufFile:
 
 
 def _joined(first: GgufFile, n_parts: Any) -> GgufFile:
-    """The first file of several together with the tensors of the others."""
+    """Join the first file of a split GGUF with the tensors of the other files."""
     where = str(first.path)
     if type(n_parts) is not int or not 0 < n_parts <= MAX_PARTS:
         raise GgufError(f"{where}: {Keys.Split.LLM_KV_SPLIT_COUNT} is {quoted(n_parts)}")
@@ -231,7 +231,7 @@ class _Cursor:
         self.at = 0
 
     def load(self, end: int, what: str) -> None:
-        """Make the bytes before ``end`` available."""
+        """Read the GGUF header up to byte ``end`` into memory."""
         if end <= len(self.raw):
             return
         if end > self.source.size:
@@ -252,7 +252,7 @@ class _Cursor:
         return self.copy(start)
 
     def copy(self, start: int) -> bytes:
-        """The bytes from ``start`` to the position; sliced as a view, so copied only once."""
+        """Return a copy of the GGUF header's bytes from ``start`` to the current position."""
         return bytes(memoryview(self.raw)[start : self.at])
 
     def u32(self, what: str) -> int:
@@ -271,7 +271,9 @@ class _Cursor:
             raise GgufError(f"{self.where}: {what} is not UTF-8") from reason
 
     def count(self, least: int, limit: int, what: str) -> int:
-        """A number of things of at least ``least`` bytes each, all of which must fit the file."""
+        """Read a count from the GGUF header; items of at least ``least`` bytes each must fit the
+        file.
+        """
         count = self.u64(what)
         if count > limit or count * least > self.source.size - self.at:
             raise GgufError(
@@ -281,7 +283,9 @@ class _Cursor:
         return count
 
     def skip_strings(self, count: int, what: str) -> None:
-        """Step over strings; the lengths must be walked one by one, so this loop is kept bare."""
+        """Skip an array of strings in the GGUF header; the loop over their lengths is kept bare for
+        speed.
+        """
         at, done, unpack = self.at, 0, _U64.unpack_from
         while done < count:
             raw, last = self.raw, len(self.raw) - 8
@@ -330,7 +334,9 @@ def _check_version(cursor: _Cursor) -> int:
 
 
 def _check_name(cursor: _Cursor, what: str, name: str) -> None:
-    """Printable ASCII only: llama.cpp cuts a name at a NUL, and would take it for another one."""
+    """Reject a key or tensor name in a GGUF header that is not printable ASCII: llama.cpp cuts
+    names at a NUL.
+    """
     if not name or not (name.isascii() and name.isprintable()):
         raise GgufError(
             f"{cursor.where}: {what} is {quoted(name)}; a name is printable ASCII characters"
@@ -338,7 +344,7 @@ def _check_name(cursor: _Cursor, what: str, name: str) -> None:
 
 
 def _named(key: str) -> str:
-    """A key as messages show it."""
+    """Format a GGUF metadata key for error messages."""
     return key if len(key) <= 80 else quoted(key)
 
 
@@ -351,7 +357,9 @@ def _value_type(cursor: _Cursor, key: str) -> GGUFValueType:
 
 
 def _value(cursor: _Cursor, key: str, kind: GGUFValueType) -> tuple[GGUFValueType, Any]:
-    """A key's value, and its type or, of an array, its elements'."""
+    """Read a metadata value from the GGUF header, with its type or, for an array, its elements'
+    type.
+    """
     if kind is GGUFValueType.STRING:
         return kind, cursor.string(key)
     if kind is not GGUFValueType.ARRAY:
@@ -376,7 +384,9 @@ def _scalars(cursor: _Cursor, key: str, kind: GGUFValueType, count: int) -> tupl
 
 
 def _tensor_info(cursor: _Cursor, i: int, ollama: bool) -> GgufTensor:
-    """A tensor's entry; its offset is still counted from the start of the data."""
+    """Read a tensor's entry in the GGUF header; its offset is still relative to the start of the
+    data.
+    """
     name = cursor.string(f"the name of tensor {i}", MAX_NAME_BYTES)
     _check_name(cursor, f"the name of tensor {i}", name)
     what = f"tensor {quoted(name)}"
@@ -415,7 +425,9 @@ def _alignment(cursor: _Cursor, metadata: Mapping[str, Any]) -> int:
 
 
 def _placed(cursor: _Cursor, infos: list[GgufTensor], alignment: int) -> dict[str, GgufTensor]:
-    """The tensors with offsets from the file's start, once none leaves it or overlaps another."""
+    """Convert tensor offsets in a GGUF to absolute ones, after checking that none overlaps or
+    leaves the file.
+    """
     start = -(-cursor.at // alignment) * alignment
     tensors: dict[str, GgufTensor] = {}
     packed = 0

@@ -125,7 +125,8 @@ class HParams:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], where: str = "config.json") -> HParams:
-        """From a Hugging Face ``config.json``, with either spelling of the RoPE settings.
+        """Read the hyperparameters from a Hugging Face ``config.json``, with either spelling of the
+        RoPE settings.
 
         Raises ``UnsupportedModelError`` for another architecture or a setting that llama.cpp cannot
         compute, ``CheckpointError`` for a missing key or an impossible value.
@@ -141,7 +142,8 @@ class HParams:
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], where: str = "GGUF metadata") -> HParams:
-        """From a GGUF file's metadata; ``vocab_size`` is the number of tokens.
+        """Read the hyperparameters from a GGUF file's metadata; ``vocab_size`` is the number of
+        tokens.
 
         Floats have float32's precision: an epsilon of 1e-5 comes back as 9.99999974e-06.
 
@@ -174,7 +176,7 @@ class HParams:
 
     @classmethod
     def _checked(cls, found: dict[str, Any], where: str, error: type[InvalidFileError]) -> HParams:
-        """Build it, and check what holds between fields."""
+        """Build the hyperparameters, and check the conditions between fields."""
         it = cls(**found)
         for name in ("hidden_size", "intermediate_size"):
             if getattr(it, name) % BLOCK:
@@ -257,7 +259,8 @@ def _check_hard_coded(config: Mapping[str, Any], where: str) -> None:
 
 
 def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """RoPE's settings by this module's field names, from either schema.
+    """Read the hyperparameters of RoPE and YaRN from a config of either schema, by this module's
+    field names.
 
     Older files have ``rope_theta`` and ``rope_scaling``, newer ones ``rope_parameters`` with both
     inside. A tool that reads only the older schema loses YaRN.
@@ -297,7 +300,9 @@ def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def is_within(value: float, limits: tuple[float, float]) -> bool:
-    """Whether a number, rounded to the float32 that a GGUF stores, is within ``limits``."""
+    """Return whether a hyperparameter, rounded to the float32 that a GGUF stores, is within
+    ``limits``.
+    """
     low, high = limits
     if not low / 2 <= value <= high * 2:  # NaN fails this, as it must, and what float32 cannot hold
         return False
@@ -307,7 +312,7 @@ def is_within(value: float, limits: tuple[float, float]) -> bool:
 def _number(
     name: str, value: Any, where: str, error: type[InvalidFileError], key: str | None = None
 ) -> int | float:
-    """A field's value, of the right type and in its range."""
+    """Return a hyperparameter's value after checking its type and range."""
     key = key or name
     if value is None:
         raise error(f"{where}: {key} is missing{f'; {REPAIR}' if error is GgufError else ''}")

@@ -65,7 +65,9 @@ _F32, _BOOL, _STR = GGUFValueType.FLOAT32, GGUFValueType.BOOL, GGUFValueType.STR
 
 
 def _hyperparameters() -> Iterator[tuple[str, KeyRule]]:
-    """The keys of ``HParams``, with its limits."""
+    """Yield the metadata keys that llama.cpp reads as hyperparameters, with the limits of
+    ``HParams``.
+    """
     for name, key in GGUF_KEYS.items():
         if name in INTEGER_LIMITS:
             yield key, KeyRule(_U32, required=True, limits=INTEGER_LIMITS[name])
@@ -161,7 +163,8 @@ class KeyProblem:
 
 
 def find_problems(file: GgufFile) -> list[KeyProblem]:
-    """Everything in a file's metadata that is not as the table has it; empty when all is.
+    """Find every metadata key of a GGUF that breaks llama.cpp's rules for it; empty when all are
+    right.
 
     Raises ``GgufError`` when a text of the vocabulary is not UTF-8.
     """
@@ -180,7 +183,7 @@ def find_problems(file: GgufFile) -> list[KeyProblem]:
 
 
 def computed_with(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The value that llama.cpp computes with, for each key that has an effect on the result.
+    """Return the value that llama.cpp computes with for each metadata key that affects the result.
 
     A key that is absent has llama.cpp's default; None where it has none. Unknown ``gpt-oss.*``
     keys are included as they are.
@@ -205,7 +208,7 @@ def _computed(metadata: Mapping[str, Any], key: str, rule: KeyRule) -> Any:
 
 
 def show(value: object) -> str:
-    """A value as messages have it: short, printable."""
+    """Format a metadata key's value for messages: short and printable."""
     if value is None:
         return ABSENT
     if isinstance(value, SameAs):
@@ -243,7 +246,9 @@ def _fits(file: GgufFile, key: str, rule: KeyRule, value: Any) -> bool:
 
 
 def _is_value(metadata: Mapping[str, Any], rule: KeyRule, value: Any) -> bool:
-    """Whether a value is allowed, whatever its type in the file."""
+    """Return whether llama.cpp accepts a metadata value under a key's rule, whatever its type in
+    the file.
+    """
     if rule.banned or isinstance(value, _ARRAYS) is not rule.array:
         return False
     if rule.same_as is not None:
@@ -308,7 +313,8 @@ def has_words(tokens: StringArray | Sequence[str | None], types: Sequence[int | 
 
 
 def token_problems(tokens: StringArray | list[str]) -> Iterator[KeyProblem]:
-    """Texts of tokens that llama.cpp ends the process on: all must be different, none empty.
+    """Find token texts in ``tokenizer.ggml.tokens`` that make llama.cpp abort: duplicates, empty
+    texts, texts with NUL.
 
     It cuts a text at a NUL and gives an empty one a name of its own, which may be another's.
     """

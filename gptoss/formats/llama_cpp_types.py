@@ -50,14 +50,16 @@ class TensorProblem:
 
 
 def computable_types(named: NamedTensor) -> frozenset[GGMLQuantizationType]:
-    """The types that llama.cpp computes with, of a tensor of the table."""
+    """Return the ggml types with which llama.cpp can compute this tensor of the table."""
     if named.role is TensorRole.EXACT and not named.gguf.endswith(ROUTER):
         return ADDED
     return MULTIPLIED
 
 
 def find_problems(file: GgufFile, hparams: HParams) -> list[TensorProblem]:
-    """Every tensor that is missing, unknown, of another shape, or of a type without operators."""
+    """Find every tensor of a GGUF that llama.cpp cannot compute: missing, unknown, of another
+    shape, or of an unsupported type.
+    """
     return list(_problems(file, hparams))
 
 
@@ -94,7 +96,9 @@ def _check(
 
 
 def _fused_name(name: str) -> str:
-    """The name of the tensor that would hold this one's rows among others; empty when none."""
+    """Return the name of the fused tensor that llama.cpp would accept in place of this one (q, k or
+    v); empty if none.
+    """
     for part in SEPARATE:
         if f".{part}." in name:
             return name.replace(f".{part}.", f".{FUSED}.")
@@ -104,6 +108,8 @@ def _fused_name(name: str) -> str:
 def _check_fused(
     file: GgufFile, name: str, first: NamedTensor, hparams: HParams
 ) -> Iterator[TensorProblem]:
-    """``first`` is the first of the three tensors, q."""
+    """Check shape and type of a fused qkv tensor for llama.cpp; ``first`` is the first of its
+    parts, q.
+    """
     rows = (hparams.num_attention_heads + 2 * hparams.num_key_value_heads) * hparams.head_dim
     yield from _check(file.tensors[name], (*first.ggml_shape[:-1], rows), computable_types(first))

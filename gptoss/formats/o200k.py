@@ -49,7 +49,8 @@ _CHANGE_TOKENS = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", 
 
 
 def find_tokenizer_problem(tokenizer: Mapping[str, object]) -> str | None:
-    """Why a tokenizer.json makes other tokens of a text than gpt-oss's does; None if it does not.
+    """Find why a tokenizer.json would make other tokens than gpt-oss's o200k tokenizer; None if it
+    does not.
 
     Its vocabulary and merges are not looked at.
     """
@@ -66,7 +67,8 @@ def find_tokenizer_problem(tokenizer: Mapping[str, object]) -> str | None:
 
 
 def _find_split_problem(pre_tokenizer: object) -> str | None:
-    """How a tokenizer.json's ``pre_tokenizer`` splits text differently from o200k; None if alike.
+    """Find how a tokenizer.json's ``pre_tokenizer`` splits text differently from o200k's pattern;
+    None if alike.
 
     It must have two steps: split by this pattern, keeping every piece, then encode byte-level.
     Other steps or settings give other tokens than the model was trained with.

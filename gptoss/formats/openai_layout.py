@@ -46,17 +46,20 @@ RMS_NORM_EPS = 1e-5
 
 
 def is_config(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json has this layout; Hugging Face's always has a model_type."""
+    """Return whether a config.json is in OpenAI's original layout; Hugging Face's always has a
+    model_type.
+    """
     return "model_type" not in config and "num_experts" in config
 
 
 def is_layout(names: Container[str]) -> bool:
-    """Whether these are tensor names of this layout."""
+    """Return whether tensor names are those of OpenAI's original layout."""
     return "embedding.weight" in names
 
 
 def hf_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The config with Hugging Face's keys. Raises ``CheckpointError`` for a missing or bad key.
+    """Convert a config of OpenAI's original layout to Hugging Face's keys. Raises
+    ``CheckpointError`` for a missing or bad key.
 
     The context length is YaRN's extended one: initial_context_length times the factor.
     """
@@ -82,7 +85,8 @@ def hf_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 def hf_view(
     tensors: Mapping[str, TensorInfo], hparams: HParams, folder: Path
 ) -> dict[str, TensorInfo]:
-    """This layout's tensors by Hugging Face name, each with the location of its bytes.
+    """View the tensors of OpenAI's original layout by Hugging Face name, each with the location of
+    its bytes.
 
     The ``name`` of a part also gives its rows: ``block.0.attn.qkv.weight[4096:4608]``. Raises
     ``CheckpointError`` when a tensor is missing or unknown, or has another shape.

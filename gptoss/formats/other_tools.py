@@ -36,7 +36,7 @@ _WRAPPED_ROUTER = re.compile(r"(.*\.mlp\.router)\.linear(\.(?:weight|bias))")
 
 
 def standard_names(tensors: Mapping[str, TensorInfo], folder: Path) -> dict[str, TensorInfo]:
-    """The same tensors by Hugging Face's names, as far as only their names differ.
+    """Rename a checkpoint's tensors that other tools named differently to Hugging Face's names.
 
     Raises ``CheckpointError`` when an adapter was not merged, or when two tensors would have the
     same name; ``UnsupportedModelError`` for a checkpoint made for MLX.
@@ -55,7 +55,7 @@ def standard_names(tensors: Mapping[str, TensorInfo], folder: Path) -> dict[str,
 
 
 def without_prefix(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
-    """The same tensors without the wrappers' prefixes that all of their names have."""
+    """Strip the prefixes of other tools' wrappers that all tensor names of a checkpoint share."""
     found = dict(tensors)
     while found:
         prefix = next((it for it in PREFIXES if all(name.startswith(it) for name in found)), None)
@@ -66,7 +66,7 @@ def without_prefix(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
 
 
 def standard_name(name: str) -> str:
-    """Hugging Face's spelling of a name that a tool spells in another way."""
+    """Convert one tensor name as spelled by another tool to Hugging Face's spelling."""
     for pattern in (_DOUBLED, _WRAPPED_ROUTER):
         found = pattern.fullmatch(name)
         if found:

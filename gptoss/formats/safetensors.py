@@ -65,7 +65,8 @@ class TensorInfo:
 
 
 def read_header(file: ByteSource, limit: int = HEADER_LIMIT) -> dict[str, TensorInfo]:
-    """All tensors of one file, in the order of their data. Raises ``CheckpointError``.
+    """Read all tensor entries of a safetensors file, in the order of their data. Raises
+    ``CheckpointError``.
 
     ``limit`` is the longest header accepted, in bytes. The file is closed afterwards; reading a
     tensor opens it again.
@@ -82,7 +83,7 @@ def read_header(file: ByteSource, limit: int = HEADER_LIMIT) -> dict[str, Tensor
 
 
 def _header_bytes(file: ByteSource, limit: int) -> bytearray:
-    """The header's JSON, once its length is known to be possible."""
+    """Read the JSON of a safetensors header, once its length is known to be possible."""
     if file.size < 8:
         raise CheckpointError(f"{file}: not a safetensors file ({file.size} bytes)")
     begin = bytearray(8)
@@ -105,7 +106,7 @@ def _header_bytes(file: ByteSource, limit: int) -> bytearray:
 
 
 def _tensor(file: ByteSource, name: str, entry: Any, data_start: int) -> TensorInfo:
-    """One entry of the header, checked by itself."""
+    """Check one entry of a safetensors header by itself, and return its tensor."""
     if problem := _problem(entry, file.size - data_start):
         raise CheckpointError(f"{file}: tensor {quoted(name)}: {problem}")
     begin, end = entry["data_offsets"]
@@ -138,7 +139,9 @@ def _problem(entry: Any, data_size: int) -> str | None:
 
 
 def _check_cover(file: ByteSource, tensors: list[TensorInfo], start: int) -> None:
-    """The tensors, sorted by offset, must cover the data without overlap or gap."""
+    """Check that a safetensors file's tensors, sorted by offset, cover its data without overlap or
+    gap.
+    """
     at = start
     before: TensorInfo | None = None
     for tensor in tensors:
@@ -158,5 +161,7 @@ def _shown(before: TensorInfo | None) -> str:
 
 
 def _counts(value: Any) -> bool:
-    """Whether a JSON value is a list of non-negative integers."""
+    """Return whether a JSON value of a safetensors header (shape or offsets) is a list of
+    non-negative integers.
+    """
     return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)

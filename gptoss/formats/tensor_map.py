@@ -134,7 +134,9 @@ class NamedTensor:
 
 
 def dimensions(hparams: HParams) -> dict[str, int]:
-    """The sizes behind the table's letters."""
+    """Return the sizes behind the letters (V, H, I, E, N, Q, K) in the table of tensor names and
+    shapes.
+    """
     return {
         "V": hparams.vocab_size,
         "H": hparams.hidden_size,
@@ -148,14 +150,18 @@ def dimensions(hparams: HParams) -> dict[str, int]:
 
 @lru_cache(maxsize=8)
 def tensors(hparams: HParams) -> tuple[NamedTensor, ...]:
-    """Every tensor of a model, in the order in which a GGUF of ours holds them."""
+    """List every tensor of a model with its GGUF and Hugging Face names, in the order in which
+    gptoss writes a GGUF.
+    """
     sizes = dimensions(hparams)
     blocks = (_named(row, i, sizes) for i in range(hparams.num_hidden_layers) for row in BLOCKS)
     return (*(_named(row, 0, sizes) for row in OUTER), *blocks)
 
 
 def group_by_source(hparams: HParams) -> dict[str, list[NamedTensor]]:
-    """The model's tensors by the checkpoint's tensor that holds their values; gate before up."""
+    """Group the table's GGUF tensors by the Hugging Face tensor that holds their values; gate
+    before up.
+    """
     groups: dict[str, list[NamedTensor]] = {}
     for named in tensors(hparams):
         groups.setdefault(named.sources[0].name, []).append(named)
@@ -163,12 +169,12 @@ def group_by_source(hparams: HParams) -> dict[str, list[NamedTensor]]:
 
 
 def hf_tensors(hparams: HParams) -> dict[str, HfTensor]:
-    """Every tensor that a checkpoint holds, by name."""
+    """List every tensor that a Hugging Face checkpoint of this size holds, by name."""
     return {source.name: source for tensor in tensors(hparams) for source in tensor.sources}
 
 
 def parameters(hparams: HParams) -> dict[str, HfTensor]:
-    """What transformers calls a model's parameters, with experts in floats, by name."""
+    """List a model's parameters as transformers names them, with experts in floats, by name."""
     return {
         tensor.name: tensor
         for named in tensors(hparams)
@@ -201,12 +207,16 @@ class OpenAiTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The whole tensor's shape."""
+        """Return the whole shape of a tensor of OpenAI's layout, over the Hugging Face tensors it
+        consists of.
+        """
         return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
 
 
 def openai_tensors(hparams: HParams) -> list[OpenAiTensor]:
-    """Every tensor that a checkpoint in OpenAI's layout holds."""
+    """List every tensor that a checkpoint in OpenAI's layout holds, with the Hugging Face tensors
+    that make up its rows.
+    """
     known = hf_tensors(hparams)
     parts: dict[str, list[HfTensor]] = {}
     for hf, openai in OPENAI.items():

@@ -19,7 +19,7 @@ SETTINGS_LIMIT = 2**22
 
 
 def read_tokenizer(folder: Path) -> dict[str, Any]:
-    """The object in ``folder``'s tokenizer.json.
+    """Read the tokenizer.json in ``folder``, of bounded size.
 
     Raises ``CheckpointError`` when there is none, when it is too large, or is not JSON.
     """
@@ -30,6 +30,6 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The object in ``folder``'s tokenizer_config.json; empty when there is none."""
+    """Read the tokenizer_config.json in ``folder``; empty when there is none."""
     path = folder / SETTINGS
     return read_json(path, CheckpointError, limit=SETTINGS_LIMIT) if path.exists() else {}
