@@ -61,7 +61,8 @@ _GGML = np.dtype([("scale", "u1"), ("codes", "<c16")])
 
 
 def repack(blocks: Bytes, scales: Bytes, out: Bytes) -> None:
-    """Convert Hugging Face blocks ``[n, 16]`` and scales ``[n]`` to ggml's ``out[n, 17]``.
+    """Convert MXFP4 blocks from Hugging Face's layout, ``[n, 16]`` and scales ``[n]``, to ggml's
+    layout ``out[n, 17]``.
 
     All are uint8. Views are accepted if their last axis is contiguous (for example every second
     row of a gate/up tensor). Raises ValueError when shapes or dtypes do not match.
@@ -94,7 +95,9 @@ def repack(blocks: Bytes, scales: Bytes, out: Bytes) -> None:
 
 
 def unpack(ggml: Bytes, blocks_out: Bytes, scales_out: Bytes) -> None:
-    """The inverse of `repack`: ggml ``[n, 17]`` to blocks ``[n, 16]`` and scales ``[n]``."""
+    """Convert MXFP4 blocks from ggml's layout ``[n, 17]`` to Hugging Face's, blocks ``[n, 16]`` and
+    scales ``[n]``; the inverse of `repack`.
+    """
     _check_layouts(blocks_out, scales_out, ggml)
     source = ggml.view(_GGML)[..., 0]
     target = blocks_out.view("<u8")
@@ -109,7 +112,9 @@ def unpack(ggml: Bytes, blocks_out: Bytes, scales_out: Bytes) -> None:
 
 
 def codes_from_hf(blocks: Bytes) -> Bytes:
-    """The codes ``[n, 32]``, each 0..15, of Hugging Face blocks ``[n, 16]``."""
+    """Unpack the E2M1 codes ``[n, 32]``, each 0..15, of MXFP4 blocks ``[n, 16]`` in Hugging Face's
+    layout.
+    """
     codes = np.empty((*blocks.shape[:-1], BLOCK), np.uint8)
     np.bitwise_and(blocks, 0x0F, out=codes[..., 0::2])
     np.right_shift(blocks, 4, out=codes[..., 1::2])
@@ -117,12 +122,16 @@ def codes_from_hf(blocks: Bytes) -> Bytes:
 
 
 def codes_from_ggml(ggml: Bytes) -> Bytes:
-    """The codes ``[n, 32]``, each 0..15, of ggml blocks ``[n, 17]``."""
+    """Unpack the E2M1 codes ``[n, 32]``, each 0..15, of MXFP4 blocks ``[n, 17]`` in
+    ggml's layout.
+    """
     return codes_from_ggml_nibbles(ggml[..., 1:])
 
 
 def codes_from_ggml_nibbles(nibbles: Bytes) -> Bytes:
-    """The codes ``[n, 32]`` of ggml blocks without their scale byte, ``[n, 16]``."""
+    """Unpack the E2M1 codes ``[n, 32]`` of MXFP4 blocks in ggml's layout without the scale byte,
+    ``[n, 16]``.
+    """
     codes = np.empty((*nibbles.shape[:-1], BLOCK), np.uint8)
     np.bitwise_and(nibbles, 0x0F, out=codes[..., :16])
     np.right_shift(nibbles, 4, out=codes[..., 16:])
@@ -130,7 +139,8 @@ def codes_from_ggml_nibbles(nibbles: Bytes) -> Bytes:
 
 
 def equal(blocks: Bytes, scales: Bytes, ggml: Bytes) -> bool:
-    """Whether Hugging Face blocks and scales hold the same codes and scales as ggml blocks.
+    """Return whether MXFP4 blocks in Hugging Face's layout hold the same codes and scales as those
+    in ggml's.
 
     Shapes as for `repack`. It reorders ggml's nibbles into code order, 16 to a word, as Hugging
     Face stores them. That is four times as fast as comparing one code per byte; to locate a
@@ -154,20 +164,26 @@ def equal(blocks: Bytes, scales: Bytes, ggml: Bytes) -> bool:
 
 
 def _sixteen_codes(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Pack word pairs ``[..., 2]`` with a code per byte into one word with a code per nibble."""
+    """Pack word pairs ``[..., 2]`` with one MXFP4 code per byte into one word with a code per
+    nibble.
+    """
     words |= words >> _NIBBLE  # the low byte of every 16 bits now holds two codes
     codes: NDArray[np.uint64] = words.view("<u2").astype(np.uint8).view("<u8")
     return codes[..., 0]
 
 
 def ggml_fields(ggml: Bytes) -> tuple[Bytes, NDArray[np.uint64]]:
-    """The scales ``[n]`` (a view) and codes as words ``[n, 2]`` (a copy) of blocks ``[n, 17]``."""
+    """Split MXFP4 blocks ``[n, 17]`` in ggml's layout into scales ``[n]`` (a view) and codes as
+    words ``[n, 2]`` (a copy).
+    """
     blocks = ggml.view(_GGML)[..., 0]
     return blocks["scale"], _words(blocks["codes"])
 
 
 def hf_words(ggml: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Reorder words ``[..., 2]`` from ggml's code order to Hugging Face's, 16 codes to a word."""
+    """Reorder words ``[..., 2]`` of MXFP4 codes from ggml's layout to Hugging Face's, 16 codes to a
+    word.
+    """
     words = np.empty_like(ggml)
     words[..., 0] = _sixteen_codes(ggml & _LOW)
     words[..., 1] = _sixteen_codes((ggml >> _NIBBLE) & _LOW)
@@ -175,7 +191,7 @@ def hf_words(ggml: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def hf_from_codes(codes: Bytes) -> Bytes:
-    """The Hugging Face blocks ``[n, 16]`` that hold the codes ``[n, 32]``."""
+    """Pack E2M1 codes ``[n, 32]`` into MXFP4 blocks ``[n, 16]`` in Hugging Face's layout."""
     return codes[..., 0::2] | (codes[..., 1::2] << np.uint8(4))
 
 
@@ -202,7 +218,7 @@ def _chunks(lead: tuple[int, ...]) -> Iterator[slice]:
 
 
 def _words(codes: NDArray[Any]) -> NDArray[np.uint64]:
-    """ggml's codes ``[n]``, 16 bytes each, as words ``[n, 2]``; a copy."""
+    """Copy the 16 code bytes of each MXFP4 block in ggml's layout to words ``[n, 2]``."""
     words: NDArray[np.uint64] = codes.copy()[..., None].view("<u8")
     return words
 
@@ -216,7 +232,7 @@ def _bytes(words: NDArray[Any]) -> Bytes:
 
 
 def _value_table() -> Floats:
-    """The float32 value for each ``scale << 4 | code``.
+    """Build the decoding table of MXFP4: the float32 value for each ``scale << 4 | code``.
 
     Exact: the smallest, 2**-128, is a subnormal float32. Values beyond float32's range (2.0 *
     2**127 and above) become infinity, as IEEE 754 rounds them; the standard leaves this case open.
@@ -232,7 +248,8 @@ _VALUES = _value_table()
 
 
 def decode(codes: Bytes, scales: Bytes) -> Floats:
-    """The exact values ``float32[n, 32]`` of codes ``[n, 32]`` with scales ``[n]``.
+    """Decode MXFP4 codes ``[n, 32]`` with E8M0 scales ``[n]`` to their exact values ``float32[n,
+    32]``.
 
     A scale byte of 255 makes the whole block NaN. Raises ValueError for a code above 15.
     """

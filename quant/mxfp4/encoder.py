@@ -55,12 +55,15 @@ class Encoded:
 
     @property
     def relative_error(self) -> float:
-        """The square root of squared error over squared norm; 0 if all values are zero."""
+        """Return the relative error of encoding to MXFP4: root of squared error over squared norm;
+        0 if all values are 0.
+        """
         return float(np.sqrt(self.squared_error / self.squared_norm)) if self.squared_norm else 0.0
 
 
 def encode(values: Floats, *, base: tuple[Bytes, Bytes] | None = None) -> Encoded:
-    """Encode finite float32 values (..., 32k); each 32 along the last axis share a scale.
+    """Encode finite float32 values (..., 32k) as MXFP4; 32 neighbours of the last axis share a
+    scale.
 
     Each block gets the scale with the least squared error, so never a worse one than OCP's. Ties
     prefer OCP's scale, then its double, then the largest. Codes are the nearest, ties to the even
@@ -124,7 +127,9 @@ class _Job:
 
 
 def _encode_chunk(job: _Job, start: int) -> tuple[float, float, int]:
-    """Encode the chunk at ``start``; returns squared error, squared norm, count of exact blocks."""
+    """Encode the blocks from ``start`` on as MXFP4; return squared error, squared norm, number of
+    exact blocks.
+    """
     chunk = slice(start, start + CHUNK)
     values, blocks, scales = job.values[chunk], job.blocks[chunk], job.scales[chunk]
     lanes = np.ascontiguousarray(values.T)
@@ -147,7 +152,9 @@ def _encode_chunk(job: _Job, start: int) -> tuple[float, float, int]:
 
 
 def _ocp_scales(largest: Floats) -> Bytes:
-    """2**(floor(log2(largest)) - 2), but at least 2**-127."""
+    """Return the E8M0 scales of OCP's encoding rule, 2**(floor(log2(largest)) - 2), not below
+    2**-127.
+    """
     exponent = (largest.view(np.uint32) >> 23).astype(np.int16)  # float32 and E8M0 share the bias
     return np.maximum(exponent - 2, 0).astype(np.uint8)
 
@@ -169,7 +176,9 @@ class _Fit:
         self.error = _squared_error(magnitudes, self.rounded)
 
     def search(self) -> None:
-        """Find each block's scale of least error; the module's docstring proves the bounds."""
+        """Search the encoder's best scale for each block, that of least squared error; the module's
+        docstring explains why it suffices.
+        """
         largest = self._scaled.max(axis=0)
         self._try(1, np.flatnonzero((largest > 7) & (self._standard < LARGEST_SCALE)))
         step, left = -1, np.flatnonzero(self._standard >= 1)
@@ -179,7 +188,9 @@ class _Fit:
             left = left[self._standard[left] >= -step]
 
     def _try(self, step: int, columns: Places) -> None:
-        """Try the standard's scale times ``2**step`` for ``columns``; keep it where it improves."""
+        """Try encoding blocks with OCP's scale times ``2**step``, and keep it in those ``columns``
+        where the error is less.
+        """
         scaled = np.multiply(self._scaled[:, columns], 2.0**-step, dtype=np.float64)
         rounded = _rounded(scaled)
         error = _squared_error(scaled, rounded) * 4.0**step
@@ -190,12 +201,13 @@ class _Fit:
         self.scales[winners] = self._standard[winners] + step
 
     def absolute_error(self) -> Doubles:
-        """Each block's squared error ``[n]`` in squared units of the values."""
+        """Return each encoded block's squared error ``[n]`` in the values' own unit."""
         return np.ldexp(self.error, 2 * (self._standard - E8M0_BIAS))
 
 
 def _cut(largest: Floats, limit: float) -> Doubles:
-    """A lower bound of each block's squared error when magnitudes are clipped to ``limit``.
+    """Return the least error that cutting a block's magnitudes to ``limit`` costs, by which the
+    encoder ends its scale search.
 
     ``limit`` must not exceed the largest magnitude.
     """
@@ -204,7 +216,8 @@ def _cut(largest: Floats, limit: float) -> Doubles:
 
 
 def _rounded(scaled: NDArray[Any]) -> Floats:
-    """Round magnitudes to the nearest of 0 0.5 1 1.5 2 3 4 6, ties to the even code.
+    """Round scaled magnitudes to the nearest E2M1 value (0 0.5 1 1.5 2 3 4 6) for encoding, ties to
+    the even code.
 
     Let p be the largest power of two not above the magnitude, at least 1: grid points are p / 2
     apart there. Adjacent float32 values at p * 2**22 are also p / 2 apart, so adding and
@@ -220,7 +233,8 @@ def _rounded(scaled: NDArray[Any]) -> Floats:
 
 
 def _squared_error(scaled: NDArray[Any], rounded: NDArray[Any] | int) -> Doubles:
-    """The sum ``[n]`` over the 32 lanes of the squared differences, in float64.
+    """Sum the encoder's squared errors over a block's 32 lanes, ``float64[n]``, the same on every
+    machine.
 
     Differences of float32 values from their nearest grid points are exact in float32. The sum is
     pairwise in a fixed order, because the order of numpy's own sum depends on the machine.
@@ -234,7 +248,9 @@ def _squared_error(scaled: NDArray[Any], rounded: NDArray[Any] | int) -> Doubles
 
 
 def _packed(rounded: Floats, negative: NDArray[np.bool_]) -> Bytes:
-    """The bytes ``[16, n]`` of checkpoint blocks for magnitudes and signs ``[32, n]``."""
+    """Pack encoded magnitudes and signs ``[32, n]`` into bytes ``[16, n]`` of MXFP4 blocks in
+    Hugging Face's layout.
+    """
     halves = (rounded + rounded).astype(np.uint8)  # 0 1 2 3 4 6 8 12 are mapped to codes 0 to 7
     codes = np.minimum(halves, (halves >> np.uint8(1)) + np.uint8(2))
     np.minimum(codes, (halves >> np.uint8(2)) + np.uint8(4), out=codes)

@@ -25,7 +25,8 @@ _TOP = 2
 
 
 def lies_on_grid(runs: Floats) -> NDArray[np.bool_]:
-    """Whether each of the runs ``[n, 32]`` has a scale that makes all its values E2M1 codes.
+    """Return for runs of floats ``[n, 32]`` whether each lies on MXFP4's grid: one scale makes all
+    values E2M1; true for zeros.
 
     Relative to the scale, codes have at most one mantissa bit and exponents from -1 to 2; at -1
     (0.5) the mantissa bit is 0. True for a run of zeros, False if a value is NaN or infinite.
@@ -42,7 +43,7 @@ def lies_on_grid(runs: Floats) -> NDArray[np.bool_]:
 
 
 def share_on_grid(matrix: Floats) -> float:
-    """The share of a matrix's runs of 32 along the rows that lie on the grid.
+    """Return the share of a float matrix's runs of 32 along the rows that lie on MXFP4's grid.
 
     Runs of zeros prove nothing and are left out, as are values after the last whole run.
     """
@@ -52,7 +53,8 @@ def share_on_grid(matrix: Floats) -> float:
 
 
 def alignment(matrix: Floats) -> float:
-    """The share of aligned runs along the rows that lie on the grid, minus the share by chance.
+    """Return how many more runs along the rows lie on MXFP4's grid as whole blocks than by chance,
+    as a share.
 
     The share by chance is that of the runs that start in the middle of a block. Runs that are
     mostly zeros are left out, since a few values lie on a grid easily. 0 if too few runs remain.
@@ -71,7 +73,9 @@ def _dense_runs(matrix: Floats) -> Floats:
 
 
 def block_axis(matrix: Floats) -> Literal[0, 1] | None:
-    """The axis of a matrix along which MXFP4 blocks run; None if the values show neither."""
+    """Return the axis of a float matrix along which MXFP4's grid shows blocks; None where neither
+    is evident.
+    """
     matrix = matrix[:LARGEST, :LARGEST]
     columns, rows = alignment(matrix.T), alignment(matrix)
     if max(columns, rows) < ALIGNED or min(columns, rows) > max(columns, rows) / 2:

@@ -45,7 +45,9 @@ class ChunkDifference:
 
     @property
     def place(self) -> Location:
-        """The unit's location in its tensor."""
+        """Return the location of the chunk's first difference, in the terms of its
+        tensor's role.
+        """
         named = self.target.named
         *outer, columns = named.shape
         *outer_at, last = np.unravel_index(self.unit, (*outer, columns // self.lanes))
@@ -78,7 +80,9 @@ class ChunkResult:
         unit: Callable[[int], int],
         known: Mapping[str, float],
     ) -> None:
-        """Compare units; ``unit`` maps to the target's units, ``known`` has earlier errors."""
+        """Compare units of one chunk and add the result; ``unit`` numbers one in the target,
+        ``known`` are errors found before.
+        """
         name = target.named.gguf
         if not comparison.equal(sources, found):
             n = found.size // found.shape[-1]
@@ -95,7 +99,9 @@ Chunk = Callable[[TensorReader, Errors], ChunkResult]
 
 
 def chunks(group: TensorGroup) -> Iterator[Chunk]:
-    """The chunks of a group: experts, or ranges of units of about ``CHUNK`` bytes of the source."""
+    """Split a group of paired tensors into chunks to compare: experts, or ranges of about ``CHUNK``
+    bytes of the source.
+    """
     if group.transposed:
         for expert in range(group.sources[0].shape[0]):
             yield partial(_compare_expert, group, expert)
@@ -107,7 +113,7 @@ def chunks(group: TensorGroup) -> Iterator[Chunk]:
 
 
 def compare_first_expert(group: TensorGroup, files: TensorReader) -> bool:
-    """Whether the first expert of a group is correct."""
+    """Return whether the first expert of a paired group of tensors is equal, as a single chunk."""
     if group.transposed:
         return not _compare_expert(group, 0, files, {}).differences
     one = group.units // group.sources[0].shape[0]
@@ -117,7 +123,7 @@ def compare_first_expert(group: TensorGroup, files: TensorReader) -> bool:
 def _compare_range(
     group: TensorGroup, start: int, stop: int, files: TensorReader, known: Errors
 ) -> ChunkResult:
-    """Compare a range of units of each target."""
+    """Compare one chunk, a range of units of each target, with its source."""
     comparison, n, k = group.comparison, stop - start, len(group.targets)
     result = ChunkResult()
     sources: list[Bytes] = []
@@ -140,7 +146,7 @@ def _compare_range(
 def _compare_expert(
     group: TensorGroup, expert: int, files: TensorReader, known: Errors
 ) -> ChunkResult:
-    """Compare an expert whose source has one row per input."""
+    """Compare one chunk, an expert whose source is stored transposed, with a row per input."""
     comparison, k = group.comparison, len(group.targets)
     (info,) = group.sources
     _, inputs, outputs = info.shape
@@ -184,7 +190,9 @@ def _difference(
     found: Bytes,
     unit: Callable[[int], int],
 ) -> ChunkDifference:
-    """Describe the first differing unit and count all; ``unit`` maps to the target's units."""
+    """Describe a chunk's first differing unit and count all of them; ``unit`` numbers it in the
+    target.
+    """
     scales, values = comparison.differing(sources, found)
     i = int((scales | values.any(axis=1)).argmax())
     lane = None if scales[i] else int(values[i].argmax())

@@ -83,7 +83,7 @@ def verify_command(
 
 
 def verdict_lines(verdict: Verdict, seconds: float) -> Iterator[str]:
-    """The verdict for people, the outcome first."""
+    """Format the verdict of ``gptoss-quant verify`` for people, the outcome first."""
     yield _headline(verdict)
     yield (
         f"compared {plural(verdict.tensors, 'tensor')}, {plural(verdict.values, 'value')}; "

@@ -41,23 +41,31 @@ class Comparison(ABC):
 
     @abstractmethod
     def equal(self, sources: Sequence[Bytes], found: Bytes) -> bool:
-        """Whether all units are correct."""
+        """Return whether all units of the GGUF are what this comparison expects from the source."""
 
     @abstractmethod
     def differing(self, sources: Sequence[Bytes], found: Bytes) -> tuple[Mask, Mask]:
-        """Masks of differing scales ``[n]`` and values ``[n, lanes]`` for units ``[n, ...]``."""
+        """Return which scales ``[n]`` and values ``[n, lanes]`` of units ``[n, ...]`` this
+        comparison finds different.
+        """
 
     @abstractmethod
     def describe(self, sources: Sequence[Bytes], found: Bytes, lane: int | None) -> tuple[str, str]:
-        """Texts of what is expected and found in one unit ``[1, ...]``; lane None is the scale."""
+        """Describe what this comparison expects and finds in a single unit ``[1, ...]``; lane None:
+        the block's scale.
+        """
 
     def same_values(self, sources: Sequence[Bytes], found: Bytes) -> bool:
-        """Whether units ``[n, ...]`` that differ still decode to the same values (0 equals -0)."""
+        """Return whether units ``[n, ...]`` that this comparison finds different still hold equal
+        values, 0 being equal to -0.
+        """
         del sources, found
         return False
 
     def largest_error(self, sources: Sequence[Bytes], found: Bytes, above: float) -> float:
-        """The largest rounding error in equal units, or ``above`` if that is larger."""
+        """Return the largest rounding error of units that this comparison finds equal, or ``above``
+        if that is larger.
+        """
         del sources, found
         return above
 
@@ -81,18 +89,24 @@ class BlockComparison(Comparison):
 
     @abstractmethod
     def compare_chunk(self, source: Bytes, found: Bytes) -> tuple[Mask, Mask]:
-        """What ``differing`` returns, for a chunk."""
+        """Compare a chunk of source and GGUF blocks: the masks of differing scales and codes, as
+        ``differing`` returns them.
+        """
 
     @abstractmethod
     def decode(self, found: Bytes) -> Floats:
-        """The values ``float32[n, lanes]`` of blocks ``[n, bytes]``."""
+        """Decode the GGUF blocks ``[n, bytes]`` of this comparison's type to
+        ``float32[n, lanes]``.
+        """
 
     @abstractmethod
     def error_bounds(self, source: Bytes, found: Bytes) -> NDArray[np.float32]:
-        """An upper bound ``[n]`` of the error of any value in each block."""
+        """Return for each compared block ``[n]`` an upper bound of its values' rounding errors."""
 
     def largest_error(self, sources: Sequence[Bytes], found: Bytes, above: float) -> float:
-        """Decodes only the blocks whose bound exceeds the largest error found so far."""
+        """Return the largest rounding error over compared blocks, decoding only those whose bound
+        exceeds the largest so far.
+        """
         for source, blocks in _chunks(sources, found):
             bounds = self.error_bounds(source, blocks)
             order = np.argsort(-bounds)
@@ -116,7 +130,9 @@ def _chunks(sources: Sequence[Bytes], found: Bytes) -> Iterator[tuple[Bytes, Byt
 
 
 def stored_values(raw: Bytes, dtype: str) -> NDArray[Any]:
-    """Bytes ``[..., size]`` as ``[...]`` values of a numpy dtype of that size."""
+    """View raw bytes ``[..., size]`` of compared units as values ``[...]`` of a numpy dtype of that
+    size.
+    """
     values: NDArray[Any] = raw.view(dtype)[..., 0]
     return values
 
@@ -219,11 +235,13 @@ class Plain(Comparison):
 
     @abstractmethod
     def rounded(self, values: Floats) -> NDArray[Any]:
-        """The expected bits for given floats; ``_BEYOND`` where the type cannot hold the value."""
+        """Round source floats to the bits expected in the GGUF's float type; ``_BEYOND`` where no
+        value is right.
+        """
 
     @abstractmethod
     def text(self, bits: NDArray[Any]) -> str:
-        """A stored value, given its bits ``[1]``."""
+        """Format one stored float of this comparison's type, given its bits ``[1]``."""
 
     def equal(self, sources: Sequence[Bytes], found: Bytes) -> bool:
         return bool((self._expected(sources[0]) == stored_values(found, self.stored)).all())
@@ -245,7 +263,7 @@ class Plain(Comparison):
         return self.describe_bits(self._expected(sources[0]), stored_values(found, self.stored))
 
     def describe_bits(self, expected: NDArray[Any], found: NDArray[Any]) -> tuple[str, str]:
-        """What is expected and what is found, given the bits ``[1]`` of both."""
+        """Describe the expected and the found float, given the bits ``[1]`` of both."""
         wanted = self.text(expected)
         if expected[0] == _BEYOND:
             wanted = f"a value within {self.name}'s range (use another --dense type)"

@@ -72,7 +72,9 @@ class EncodedMxfp4(BlockComparison):
         return mxfp4.decode(mxfp4.codes_from_ggml(found), found[:, 0])
 
     def error_bounds(self, source: Bytes, found: Bytes) -> NDArray[np.float32]:
-        """Half the widest step (4 to 6), or the largest value's excess over 6, if that is more."""
+        """Bound the error of values encoded to MXFP4: half the widest step (4 to 6), or what the
+        largest value exceeds 6 by.
+        """
         unit = np.ldexp(np.float32(1), found[:, 0].astype(np.int32) - E8M0_BIAS)
         beyond = _largest(self._source.values(source)) - 6 * unit
         bounds: NDArray[np.float32] = np.maximum(unit, beyond) * np.float32(1.001)
@@ -80,7 +82,9 @@ class EncodedMxfp4(BlockComparison):
 
 
 def _largest(values: Floats) -> Floats:
-    """The largest magnitude of each block ``[n]``."""
+    """Return the largest magnitude of each source block ``[n]``, from which OCP's rule derives the
+    MXFP4 scale.
+    """
     lanes = np.ascontiguousarray(values.T)  # numpy reduces short rows one at a time
     largest: Floats = np.abs(lanes).max(axis=0)
     return largest
@@ -93,7 +97,9 @@ def _standard_scales(values: Floats) -> NDArray[np.int64]:
 
 
 def _error(values: Floats, codes: Bytes, scales: Bytes) -> NDArray[np.float64]:
-    """Squared errors ``[n]`` of the decoded values."""
+    """Return the squared errors ``[n]`` of the MXFP4 blocks found in the GGUF against the source
+    floats.
+    """
     differences = mxfp4.decode(codes, scales).astype(np.float64) - values
     with np.errstate(over="ignore"):
         total: NDArray[np.float64] = np.square(differences).sum(axis=1)
@@ -101,7 +107,9 @@ def _error(values: Floats, codes: Bytes, scales: Bytes) -> NDArray[np.float64]:
 
 
 def _standard_error(values: Floats) -> NDArray[np.float64]:
-    """Squared errors ``[n]`` with the standard's scales."""
+    """Return the squared errors ``[n]`` that OCP's own MXFP4 rule makes on the source floats: no
+    found block may have more.
+    """
     units = np.ldexp(1.0, _standard_scales(values) - E8M0_BIAS)
     scaled = np.abs(values.astype(np.float64)) / units[:, None]
     nearest = np.array(E2M1[:8])[np.searchsorted(_MIDPOINTS, scaled)]

@@ -73,13 +73,17 @@ class Q8_0(BlockComparison):  # noqa: N801 - the format's name
         return decoded
 
     def error_bounds(self, source: Bytes, found: Bytes) -> NDArray[np.float32]:
-        """Half a step plus 127 times the scale's rounding error in half precision."""
+        """Bound the error of Q8_0 values: half a step, and 127 times the rounding of the scale to
+        F16.
+        """
         del source
         scales = np.abs(stored_values(found[:, :2], "<f2").astype(np.float32))
         return scales * np.float32(0.6) + _TINY
 
     def _expected(self, source: Bytes) -> tuple[NDArray[np.float16], NDArray[np.int8]]:
-        """Scales ``[n]`` and codes ``[n, 32]`` for blocks ``[n, ...]``."""
+        """Quantize source blocks ``[n, ...]`` as ggml's Q8_0 does: scales ``float16[n]`` and codes
+        ``int8[n, 32]``.
+        """
         scaled = self._source.values(source)
         if self._source is BF16:
             amax = widen_bf16(_largest(source.view("<u2") & np.uint16(0x7FFF)))
@@ -101,7 +105,8 @@ _BELOW_HALF = np.float32(0.49999997).view(np.uint32)
 
 
 def _largest(magnitudes: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    """The largest of each row of 32. Without the sign bit, BF16 bits sort like magnitudes.
+    """Return the largest of each 32 BF16 magnitudes, as bits ``uint16[n]``, from which ggml's Q8_0
+    derives the scale.
 
     numpy reduces short rows one at a time. Transposed, eight by four values, this takes a third of
     the time.
@@ -166,7 +171,9 @@ class SmallBlock(BlockComparison):
         return decoded
 
     def error_bounds(self, source: Bytes, found: Bytes) -> NDArray[np.float32]:
-        """One step plus the rounding errors of scale and minimum in half precision."""
+        """Bound the error of Q4_0, Q4_1, Q5_0 and Q5_1 values: one step, and the rounding of scale
+        and minimum to F16.
+        """
         del source
         blocks = self._found(found)
         scale, least = (np.abs(it.astype(np.float32)) for it in (blocks.scale, blocks.minimum))

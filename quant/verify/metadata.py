@@ -38,7 +38,8 @@ _END = object()
 
 
 def compare_keys(checkpoint: Checkpoint, gguf: GgufFile) -> tuple[KeyDifference, ...]:
-    """Every key of the GGUF that makes llama.cpp compute another model than the checkpoint.
+    """Compare a GGUF's metadata with its checkpoint: every key with which llama.cpp would compute a
+    different model.
 
     Raises ``UnsupportedModelError`` when the GGUF has another architecture, ``CheckpointError``
     when the checkpoint's tokenizer is missing or is not a gpt-oss tokenizer.
@@ -62,7 +63,9 @@ def compare_keys(checkpoint: Checkpoint, gguf: GgufFile) -> tuple[KeyDifference,
 
 
 def _other_ends(metadata: Mapping[str, Any]) -> Iterator[KeyDifference]:
-    """Tokens at which llama.cpp would also end a reply, although gpt-oss does not."""
+    """Report metadata keys with which llama.cpp would also end a reply at a token where gpt-oss
+    does not.
+    """
     tokens = metadata.get("tokenizer.ggml.tokens", ())
     for key in ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"):
         i = metadata.get(key)
@@ -71,7 +74,8 @@ def _other_ends(metadata: Mapping[str, Any]) -> Iterator[KeyDifference]:
 
 
 def compare_settings(a: Model, b: Model) -> Iterator[KeyDifference]:
-    """Every setting that makes llama.cpp compute the two models differently.
+    """Compare the metadata of two models: every hyperparameter or vocabulary key that makes
+    llama.cpp compute differently.
 
     Values of two GGUFs are compared exactly, as read. For a checkpoint without a tokenizer, only
     the hyperparameters are compared.
@@ -94,7 +98,8 @@ def _settings(model: Model) -> dict[str, Any]:
 def _checkpoint_settings(
     hparams: HParams, tokenizer: Path, config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A checkpoint's settings under GGUF keys; None in an array allows any value.
+    """Express a checkpoint's hyperparameters and tokenizer as GGUF metadata to compare with; None
+    in an array allows any value.
 
     Only tokenizer settings that its files state are included; none if there are no files.
     """
@@ -109,7 +114,9 @@ def _checkpoint_settings(
 
 
 def _compare(expected: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[KeyDifference]:
-    """Differences; keys of the tokenizer are compared only if both sides have them."""
+    """Compare two sets of metadata keys; tokenizer keys are compared only if both
+    sides have them.
+    """
     for key in {**expected, **found}:
         if key.startswith("tokenizer.") and not (key in expected and key in found):
             continue
@@ -123,7 +130,7 @@ def _compare(expected: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[
 def _compare_arrays(
     key: str, expected: Sequence[Any], found: Sequence[Any]
 ) -> Iterator[KeyDifference]:
-    """Element by element; None matches any element."""
+    """Compare two arrays of metadata element by element; None matches any element."""
     wrong = [
         (i, e, f)
         for i, (e, f) in enumerate(zip_longest(expected, found, fillvalue=_END))
@@ -139,7 +146,9 @@ def _element(value: object) -> str:
 
 
 def _same(expected: object, found: object) -> bool:
-    """Equal, and a float equal as float32, which is what a GGUF stores."""
+    """Return whether two metadata values are equal, floats as float32, which is
+    what a GGUF stores.
+    """
     if isinstance(expected, float) and isinstance(found, int | float):
         return bool(np.float32(expected) == np.float32(found))
     return type(found) is type(expected) and found == expected

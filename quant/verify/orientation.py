@@ -27,7 +27,8 @@ ON_GRID, OFF_GRID = 0.99, 0.9
 def resolve_orientations(
     groups: Sequence[TensorGroup], files: TensorReader, known: Mapping[str, bool]
 ) -> tuple[list[TensorGroup], list[Unproven]]:
-    """Groups with their orientation decided, and the tensors for which that is not possible.
+    """Decide the orientation (inputs or outputs first) of square expert matrices; return the
+    groups, and the tensors that stay undecided.
 
     ``known`` maps source tensors to whether they are stored inputs first. For others the values
     decide, and without evidence the layout of transformers is assumed. A GGUF that then holds the
@@ -61,18 +62,20 @@ def resolve_orientations(
 
 
 def _name(group: TensorGroup) -> str:
-    """The source's name in Hugging Face's layout."""
+    """Return the Hugging Face name of the source tensor whose orientation is to be decided."""
     named = next(target.named for target in group.targets if target)
     return named.floats.name if named.floats else group.sources[0].name
 
 
 def _kind(name: str) -> str:
-    """A source tensor's name without its layer."""
+    """Strip the layer from a source tensor's name: tensors of one kind share their orientation."""
     return name.rpartition(".")[2]
 
 
 def _evidence(groups: Sequence[TensorGroup], files: TensorReader) -> dict[str, bool]:
-    """Whether inputs come first, by kind of tensor, for the kinds whose values all agree."""
+    """Decide by MXFP4's grid whether float experts are stored inputs first, by kind of tensor, for
+    kinds whose values all agree.
+    """
     votes: dict[str, set[bool]] = {}
     for group in groups:
         if group.orientation_unknown:
@@ -88,6 +91,8 @@ def _evidence(groups: Sequence[TensorGroup], files: TensorReader) -> dict[str, b
 
 
 def _only_other_way(group: TensorGroup, files: TensorReader) -> bool:
-    """Whether the first expert is correct only in the orientation that was not declared."""
+    """Return whether a group's first expert is equal only in the orientation that
+    was not declared.
+    """
     other = replace(group, transposed=not group.transposed)
     return not compare_first_expert(group, files) and compare_first_expert(other, files)

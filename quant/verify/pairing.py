@@ -39,7 +39,9 @@ TYPES: dict[TensorRole, tuple[GGMLQuantizationType, ...]] = {
 
 @cache
 def select_comparison(source: str, found: GGMLQuantizationType) -> Comparison:
-    """The comparison of a checkpoint's dtype (U8 is MXFP4) with one of ``TYPES``."""
+    """Select the comparison for a pair of tensors by the checkpoint's dtype (U8 is MXFP4) and the
+    GGUF's type, one of ``TYPES``.
+    """
     if source == "U8":
         return Mxfp4() if found is GGMLQuantizationType.MXFP4 else WidenedMxfp4(_FLOATS[found]())
     floats = FLOATS[source]
@@ -95,7 +97,9 @@ class Pairing:
 
 
 def pair_tensors(checkpoint: Checkpoint, file: GgufFile) -> Pairing:
-    """Pair every tensor of the model by name."""
+    """Pair every tensor of the checkpoint with the GGUF's by name; list missing, extra and
+    unprovable ones.
+    """
     made = Pairing()
     known = set()
     stored = split_fused_qkv(file.tensors, checkpoint.hparams)
@@ -135,7 +139,9 @@ def _problem(named: NamedTensor, tensor: GgufTensor | None) -> TensorDifference 
 
 
 def _groups(checkpoint: Checkpoint, targets: Sequence[Target | None]) -> Iterator[TensorGroup]:
-    """The group of these targets; two groups if gate and up have different types."""
+    """Group the paired targets that share a source tensor; two groups if gate and up have different
+    types.
+    """
     for kind in dict.fromkeys(target.tensor.type for target in targets if target):
         of_kind = tuple(it if it and it.tensor.type is kind else None for it in targets)
         some = next(target for target in of_kind if target)

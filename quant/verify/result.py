@@ -127,7 +127,9 @@ class Verdict:
 
     @property
     def outcome(self) -> Outcome:
-        """Differences count first, then what could not be proven."""
+        """Return the outcome of `verify`: differences count first, then what could
+        not be proven.
+        """
         if self.keys or self.differences:
             return Outcome.DIFFERENT
         if self.unproven:
@@ -136,7 +138,9 @@ class Verdict:
 
     @property
     def proven(self) -> bool:
-        """Whether the GGUF holds the source's values or their correct rounding."""
+        """Return whether `verify` proved that the GGUF holds the source's values or their correct
+        rounding.
+        """
         return self.outcome in (Outcome.PROVEN, Outcome.SAME_VALUES)
 
     def __bool__(self) -> bool:
@@ -144,17 +148,21 @@ class Verdict:
 
     @property
     def first(self) -> TensorDifference | KeyDifference | None:
-        """The first difference: of the tensors in model order, else of the keys."""
+        """Return the first difference that `verify` found: of the tensors in model order, else of
+        the keys.
+        """
         return self.differences[0] if self.differences else next(iter(self.keys), None)
 
     @property
     def equal(self) -> int:
-        """Tensors that hold the source's values or their correct rounding."""
+        """Return how many tensors `verify` found to hold the source's values or their correct
+        rounding.
+        """
         compared = sum(it.problem is Problem.VALUES for it in self.differences)
         return self.tensors - compared
 
     def to_json(self) -> dict[str, Any]:
-        """The same as plain data for ``json.dumps``."""
+        """Return the result of `verify` as plain data for ``json.dumps``."""
         plain = asdict(self)
         for difference, entry in zip(self.differences, plain["differences"], strict=True):
             entry["problem"] = difference.problem.value

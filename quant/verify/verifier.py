@@ -50,7 +50,8 @@ def verify(
     progress: Progress | None = None,
     stop: threading.Event | None = None,
 ) -> Verdict:
-    """Compare every tensor, hyperparameter and token of a GGUF with its source checkpoint.
+    """Prove that a GGUF holds what its source checkpoint holds: compare every tensor,
+    hyperparameter and token.
 
     ``source`` is the folder of a checkpoint in Hugging Face's or OpenAI's layout, its experts in
     MXFP4 or floats, or an already opened ``Checkpoint``; ``tokenizer`` is the folder of its
@@ -94,7 +95,9 @@ def verify(
 
 
 def _check_order(source: Path, gguf: Path) -> None:
-    """Raise ``OptionError`` when the two were swapped, or are of one kind."""
+    """Raise ``OptionError`` if source and GGUF given to `verify` were swapped, or
+    are of one kind.
+    """
     advice = "to compare two GGUFs or two checkpoints: gptoss-quant diff"
     if source.is_file():
         raise OptionError(f"{source}: is a file; name the checkpoint's folder first; {advice}")
@@ -120,7 +123,7 @@ def _compare(
     progress: Progress | None,
     stop: threading.Event | None,
 ) -> _Found:
-    """Compare all groups, a few chunks at a time."""
+    """Compare all groups of paired tensors chunk by chunk on a few threads."""
     sources: dict[ByteSource, None] = dict.fromkeys(it.file for it in file.tensors.values())
     sources |= dict.fromkeys(info.file for info in checkpoint.tensors.values())
     with ExitStack() as stack:
@@ -155,7 +158,9 @@ def _compare(
 def _merge(
     found: Sequence[ChunkDifference],
 ) -> tuple[list[TensorDifference], tuple[Reencoding, ...]]:
-    """One difference per differing tensor, and the tensors that differ only in encoding."""
+    """Merge the chunks' differences to one for each tensor, and list the tensors that differ only
+    in encoding.
+    """
     by_tensor: dict[str, list[ChunkDifference]] = {}
     for difference in found:
         by_tensor.setdefault(difference.target.named.gguf, []).append(difference)
@@ -183,7 +188,7 @@ def _merge(
 
 
 def _roundings(found: _Found) -> tuple[Rounding, ...]:
-    """The correctly rounded tensors by type, the largest error first."""
+    """Collect the tensors that proved to be correctly rounded by type, the largest error first."""
     wrong = {difference.target.named.gguf for difference in found.differences}
     by_type: dict[str, dict[str, float]] = {}
     for group in found.groups:
