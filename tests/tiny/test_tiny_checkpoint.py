@@ -7,10 +7,15 @@ import re
 from pathlib import Path
 
 import pytest
+from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from gptoss.converter.convert import convert
 from gptoss.formats.checkpoint import Checkpoint
+from gptoss.quant.audit.auditor import audit
+from gptoss.runtime.harmony import messages as m
 from gptoss.runtime.harmony.messages import Effort
+from gptoss.runtime.harmony.render import render_for_completion
+from support.tokens import byte_tokenizer, spelled
 from tiny.training import score
 
 FOLDER = score.CHECKPOINT
@@ -67,6 +72,43 @@ def test_vocabulary_is_o200k_s_first_ranks_and_all_control_tokens() -> None:
 
 def test_it_is_small() -> None:
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= MOST_BYTES
+
+
+@pytest.mark.parametrize("effort", [None, "low", "high"])
+def test_chat_template_renders_as_the_runtime(effort: str | None) -> None:
+    template = (FOLDER / "chat_template.jinja").read_text("utf-8")
+    given = {} if effort is None else {"reasoning_effort": effort}
+    found = Jinja2ChatFormatter(template, "<|return|>", "<|startoftext|>")(
+        messages=[
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Hello"},
+            {"role": "assistant", "content": "Hi!"},
+            {"role": "user", "content": "{{ 1 + 1 }}?"},
+        ],
+        **given,
+    ).prompt
+    date = re.findall(r"Current date: (.*)", found)
+    conversation = [
+        m.system(date=date[0], effort=Effort(effort or "medium")),
+        m.developer("Be brief."),
+        m.user("Hello"),
+        m.final("Hi!"),
+        m.user("{{ 1 + 1 }}?"),
+    ]
+    assert found == spelled(render_for_completion(conversation, byte_tokenizer()))
+
+
+def test_chat_template_declares_no_tools() -> None:
+    template = (FOLDER / "chat_template.jinja").read_text("utf-8")
+    render = Jinja2ChatFormatter(template, "<|return|>", "<|startoftext|>")
+    function = {"name": "f", "parameters": {"type": "object", "properties": {}}}
+    with pytest.raises(ValueError, match="declares no tools"):
+        render(messages=[], tools=[{"type": "function", "function": function}])
+
+
+def test_nothing_in_it_is_worth_a_finding(gguf: Path) -> None:
+    for path in (FOLDER, gguf):
+        assert audit(path).findings == ()
 
 
 @pytest.fixture(scope="module")

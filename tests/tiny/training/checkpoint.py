@@ -16,6 +16,9 @@ from tiny.training import model
 from tiny.training.model import EXPERTS, Params, Shape
 from tiny.training.vocabulary import control_tokens
 
+TEMPLATE = Path(__file__).resolve().parent.parent / "checkpoint" / "chat_template.jinja"
+"""Harmony without tools, for programs that format prompts with a template."""
+
 
 def write(folder: Path, params: Params, shape: Shape, tokenizer_json: dict[str, Any]) -> None:
     """All files of the checkpoint into ``folder``, over what was there."""
@@ -31,6 +34,7 @@ def write(folder: Path, params: Params, shape: Shape, tokenizer_json: dict[str, 
     _write_json(folder / "config.json", config(shape, control))
     _write_json(folder / "generation_config.json", generation_config(control))
     _write_json(folder / "tokenizer_config.json", tokenizer_config(control))
+    (folder / TEMPLATE.name).write_bytes(TEMPLATE.read_bytes())
     text = json.dumps(tokenizer_json, ensure_ascii=False, separators=(",", ":"))
     (folder / "tokenizer.json").write_text(text + "\n", "utf-8")
 
