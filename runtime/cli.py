@@ -20,7 +20,7 @@ from gptoss.runtime.chat.chat import Chat
 from gptoss.runtime.chat.model import load
 from gptoss.runtime.chat.settings import MAX_ROUNDS
 from gptoss.runtime.harmony.messages import Effort
-from gptoss.runtime.models.command import plan_command
+from gptoss.runtime.models.plan_command import plan_command
 from gptoss.runtime.sampling.grammar import (
     JSON_OBJECT,
     MAX_GRAMMAR_CHARACTERS,

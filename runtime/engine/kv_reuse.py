@@ -54,7 +54,9 @@ class Memory(Protocol):
         ...
 
     def restore_window(self, stream: int, state: Any) -> None:
-        """Restore a sliding-window state that ``save_window`` returned."""
+        """Restore the sliding-window layers' part of a sequence's KV cache from what
+        ``save_window`` returned.
+        """
         ...
 
     def copy(self, source: int, target: int) -> bool:

@@ -103,5 +103,7 @@ class _Task(Generic[T]):
             self.done.set()
 
     def abandon(self) -> bool:
-        """Give up a library call whose thread has not begun it; return whether that was in time."""
+        """Give up a library call that its thread has not begun; return whether it was still
+        possible.
+        """
         return self._begun.acquire(blocking=False)

@@ -1,3 +1,1 @@
-"""The harmony format: messages to token ids, token ids to events, JSON schemas. No
-model, no I/O.
-"""
+"""The harmony format: messages to token ids, token ids to events, JSON schemas. No I/O."""

@@ -52,7 +52,7 @@ class FieldPath:
         return joined.removeprefix(".")
 
     def error(self, problem: str) -> ConversationError:
-        """Return a ConversationError that says ``problem`` about the field at this place."""
+        """Build the error about the field at this place, from its path and ``problem``."""
         return ConversationError(self.index, self.field, problem, self.where)
 
     def mapping(self, value: object) -> Mapping[str, Any]:

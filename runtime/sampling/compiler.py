@@ -236,7 +236,9 @@ class _Tokens:
 
 
 def _check_keywords(schema: Mapping[str, Any], field: str) -> None:
-    """Raise ConstraintError for a schema keyword whose value cannot be compiled."""
+    """Raise ConstraintError, before the compiler is called, for a schema keyword whose value cannot
+    be compiled.
+    """
     try:
         SchemaChecker(schema, FieldPath(field, None))
     except ConversationError as error:

@@ -13,9 +13,9 @@ from gptoss.converter.convert import convert
 from gptoss.errors import OptionError
 from gptoss.formats.gguf import GgufFile
 from gptoss.runtime.engine.buffer_sizes import Buffers, Settings, measure_buffers
-from gptoss.runtime.models.command import plan_command
 from gptoss.runtime.models.memory import Memory, available_memory
 from gptoss.runtime.models.memory_plan import MemoryPlan, Verdict, choose, plan_memory
+from gptoss.runtime.models.plan_command import plan_command
 from gptoss.runtime.models.sizes import ModelSizes, nbytes_by_default, sparse_gguf
 from support.checkpoints import GPT_OSS_20B
 from support.posix import bytes_on_disk
