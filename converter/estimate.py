@@ -137,8 +137,8 @@ def estimate_files(
 
 
 def _buffers(planned: Plan) -> int:
-    """Estimate the memory in bytes of all worker threads' buffers: chunks of the largest tensors at
-    once.
+    """Estimate, for ``--plan``, the memory in bytes of all worker threads' buffers: chunks of the
+    largest tensors at once.
     """
     chunks = [
         units_per_chunk(sum(transform.reads), transform.writes)

@@ -58,8 +58,8 @@ def check_tensors(file: GgufFile, hparams: HParams) -> None:
 
 
 def as_tensor_info(tensor: GgufTensor) -> TensorInfo:
-    """Describe a source GGUF's tensor as a ``TensorInfo``; the shape, in ggml's order, becomes row-
-    major.
+    """Describe a source GGUF's tensor as a ``TensorInfo``; its shape in ggml's order is reversed to
+    the checkpoint's.
     """
     shape = tensor.shape[::-1]
     return TensorInfo(

@@ -58,7 +58,9 @@ def encode_keys(entries: Sequence[Entry]) -> EncodedKeys:
 
 
 def padded(nbytes: int) -> int:
-    """Round a size in bytes up to the GGUF's alignment, where the next tensor may begin."""
+    """Round the size in bytes of an encoded GGUF header or tensor up to the alignment, where the
+    next tensor may begin.
+    """
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 

@@ -115,12 +115,14 @@ def _read(folder: Path, vocab_size: int | None) -> Vocabulary:
 
 
 def _optional(path: Path, limit: int) -> dict[str, Any]:
-    """Read a tokenizer file's JSON object; empty when there is no such file."""
+    """Read config.json, which a vocabulary can do without, as plain data; empty when there is no
+    such file.
+    """
     return read_json(path, CheckpointError, limit=limit) if path.exists() else {}
 
 
 def _added_tokens(path: Path, tokenizer: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
-    """Read the added tokens, those beside the BPE vocabulary, of a tokenizer.json by id."""
+    """Read the vocabulary's added tokens, those beside the BPE tokens, from tokenizer.json, by id."""
     entries = tokenizer.get("added_tokens", [])
     added: dict[int, Mapping[str, Any]] = {}
     for entry in entries if isinstance(entries, list) else [None]:
@@ -169,8 +171,8 @@ def _tokens(
 
 
 def _check_spelling(path: Path, vocab: Iterable[str]) -> None:
-    """Check that BPE tokens are spelled byte-level, so without a space, and that every byte is a
-    token by itself.
+    """Check that a vocabulary's BPE tokens are spelled byte-level, so without a space, and that
+    every byte is a token by itself.
     """
     letters = set(map(chr, BYTE_LEVEL))
     missing = sorted(letters - set(vocab))
@@ -200,7 +202,7 @@ def _added_token(entry: Mapping[str, Any]) -> tuple[str, int]:
 
 
 def _merges(path: Path, merges: Any, vocab: Mapping[str, int]) -> list[str]:
-    """Spell a tokenizer's BPE merges as a GGUF has them; tokenizer.json has pairs, or in older
+    """Spell a vocabulary's BPE merges as the GGUF has them; tokenizer.json has pairs, or in older
     versions joined pairs.
 
     Each merge makes one token of two: any other would be skipped by llama.cpp without a warning.
@@ -224,8 +226,8 @@ def _merges(path: Path, merges: Any, vocab: Mapping[str, int]) -> list[str]:
 
 
 def _pair(merge: Any) -> tuple[str, str]:
-    """Return the two tokens of a BPE merge in tokenizer.json. Raises TypeError or ValueError for an
-    invalid one.
+    """Split one of the vocabulary's BPE merges into its two tokens. Raises TypeError or ValueError
+    for an invalid one.
     """
     left, right = merge.split(" ") if isinstance(merge, str) else merge
     return left, right
@@ -241,8 +243,8 @@ def _is_known(merge: Any, vocab: Mapping[str, int]) -> bool:
 
 
 def _check_text(path: Path, strings: Iterable[str]) -> None:
-    """Check that a token's text can be in a GGUF: JSON can spell half of a surrogate pair, UTF-8
-    cannot; llama.cpp cuts a text at a NUL.
+    """Check that the vocabulary's texts can be in a GGUF: JSON can spell half of a surrogate pair,
+    UTF-8 cannot; llama.cpp cuts a text at a NUL.
     """
     strings = tuple(strings)
     if any("\0" in text for text in strings):
@@ -262,8 +264,8 @@ def _role(
     ids: Mapping[str, int],
     n_tokens: int,
 ) -> int:
-    """Find the id of the bos, eos or pad token: by its text in tokenizer_config.json, else
-    config.json's, else harmony's.
+    """Find the id of the vocabulary's bos, eos or pad token: by its text in tokenizer_config.json,
+    else config.json's, else harmony's.
     """
     named = settings.get(f"{role}_token")
     text = named.get("content") if isinstance(named, dict) else named
@@ -280,7 +282,8 @@ def _role(
 
 
 def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    """Read the chat template from tokenizer_config.json, else from the file beside it.
+    """Read the chat template that goes with the vocabulary from tokenizer_config.json, else from
+    the file beside it.
 
     The order is that of llama.cpp's converter; of several named templates the default is taken.
     """

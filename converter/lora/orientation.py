@@ -33,8 +33,8 @@ _SHAPES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_local_e
 
 
 def square(hparams: HParams, stored: StoredTensors) -> list[NamedTensor]:
-    """List the float expert tensors that are square, so their shape does not show whether they are
-    transposed.
+    """List a fine-tune's float expert tensors that are square, so their shape does not show whether
+    they are transposed.
     """
     return [
         named
@@ -105,8 +105,8 @@ def inputs_first_by_grid(
 
 
 def _rows(info: TensorInfo, n: int) -> Floats:
-    """Read the first rows of the first expert as stored, to find out whether the matrix is
-    transposed.
+    """Read the first rows of a square tensor's first expert as stored, to find out whether the
+    matrix is transposed.
     """
     row = info.nbytes // info.shape[0] // info.shape[1]
     raw = np.empty(n * row, np.uint8)

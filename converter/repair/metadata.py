@@ -369,8 +369,8 @@ def _same(entry: Entry, found: Any) -> bool:
 
 
 def _ends(token: Any, wanted: Sequence[Entry]) -> bool:
-    """Check whether a token of the vocabulary ends a reply, for the repair of the GGUF's end-of-
-    turn keys.
+    """Check whether a token ends a reply, so that the repair can correct the GGUF's end-of-turn
+    keys.
     """
     [tokens] = (entry.value for entry in wanted if entry.key == Keys.Tokenizer.LIST)
     ends = [i for i, text in enumerate(tokens) if text in harmony_tokens.ENDS_OF_REPLY]

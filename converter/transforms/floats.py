@@ -49,8 +49,8 @@ CHUNK_VALUES = 2**16
 
 
 def widen(values: NDArray[np.generic], dtype: str) -> Floats:
-    """Widen F32, F16 or BF16 values, as ``STORED`` has them, of any shape and strides, to a new
-    float32 array; exact.
+    """Widen a checkpoint's F32, F16 or BF16 values, as ``STORED`` has them, of any shape and
+    strides, to a new float32 array; exact.
     """
     if dtype == "BF16":
         bits = values.astype("<u4")
@@ -60,7 +60,8 @@ def widen(values: NDArray[np.generic], dtype: str) -> Floats:
 
 
 def to_bf16(values: Floats) -> Words:
-    """Round float32 values to the nearest BF16, ties to even, as uint16 bits; a NaN stays a NaN.
+    """Convert float32 values to the nearest BF16, ties to even, as uint16 bits, for a GGUF's BF16
+    tensors; a NaN stays a NaN.
 
     Raises ``OutOfRangeError`` when a finite value would become infinite.
     """

@@ -33,8 +33,8 @@ CHUNK_VALUES = 2**16
 
 
 def floats(kind: GGMLQuantizationType, raw: Bytes) -> Floats:
-    """Decode whole GGUF blocks of type ``kind``, one of ``READABLE``, to float32[n] for a
-    checkpoint.
+    """Decode whole GGUF blocks of type ``kind``, one of ``READABLE``, to float32[n], to convert
+    them back to a checkpoint.
     """
     values: Floats
     if kind.name in STORED:
@@ -58,7 +58,7 @@ def _mxfp4_words() -> Words:
 
 def words(kind: GGMLQuantizationType, raw: Bytes) -> Words:
     """Decode whole GGUF blocks of type ``kind``, one of ``READABLE``, to the nearest BF16 as
-    uint16[n] for a checkpoint.
+    uint16[n], to convert them back to a checkpoint.
     """
     if kind is not GGMLQuantizationType.MXFP4:
         return nearest_bf16(floats(kind, raw))
