@@ -5,6 +5,7 @@ The path of a checkpoint, in the order to read it:
     cli, options     the command and what can be asked
     convert          the steps, one after the other
     source, load     where the checkpoint is; open it and check it
+    expert_orientation   which expert matrices of a fine-tune are transposed
     plan             each tensor's name, type, shape, offset and transform; reads no weight
     dense_types      the type of each dense matrix
     output           a planned file and its tensors, for GGUF and safetensors alike

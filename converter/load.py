@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gptoss.converter import expert_orientation as orientation
 from gptoss.converter.lora import adapter as adapters
-from gptoss.converter.lora import orientation
 from gptoss.converter.lora.merged import merged
 from gptoss.converter.options import ConvertOptions
-from gptoss.errors import CheckpointError, OptionError
+from gptoss.errors import OptionError
 from gptoss.formats.checkpoint import Checkpoint, StoredTensors, Weights
 from gptoss.formats.safetensors import TensorInfo
-from gptoss.formats.tensor_map import NamedTensor, TensorRole, tensors
+from gptoss.formats.tensor_map import TensorRole, tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,8 @@ def open_source(source: Path, options: ConvertOptions, *, weights: Weights | Non
     opened = _with_base(opened, options.base) if options.base else _alone(opened)
     if options.lora:
         opened = _with_adapter(opened, options.lora)
-    return replace(opened, inputs_first={**_by_shape(opened), **opened.inputs_first})
+    by_shape = orientation.inputs_first_by_shape(opened.checkpoint.hparams, opened.stored)
+    return replace(opened, inputs_first={**by_shape, **opened.inputs_first})
 
 
 def _with_base(opened: Opened, folder: Path) -> Opened:
@@ -100,13 +101,11 @@ def _with_adapter(opened: Opened, folder: Path) -> Opened:
 
 
 def _alone(opened: Opened) -> Opened:
-    """Find transposed square expert tensors of an opened checkpoint without a base: MXFP4's grid
-    shows them, or nothing does.
-    """
+    """Complete an opened checkpoint that has no base with the orientation of its square experts."""
     square = orientation.square(opened.checkpoint.hparams, opened.stored)
     found = orientation.inputs_first_by_grid(square, opened.stored)
     if len(found) < len(square):
-        note = _assumed_layout(opened, square)
+        note = orientation.assume_declared(opened.checkpoint.hparams, opened.stored, square)
         return replace(opened, inputs_first=found, notes=(note,))
     outputs_first = sum(not first for first in found.values())
     note = (
@@ -114,32 +113,3 @@ def _alone(opened: Opened) -> Opened:
         "layout: MXFP4 blocks run along their rows; they are converted as such"
     )
     return replace(opened, inputs_first=found, notes=(note,) if outputs_first else ())
-
-
-def _by_shape(opened: Opened) -> Mapping[str, bool]:
-    """Check for each float expert tensor of an opened checkpoint whether its shape is the declared
-    one, with inputs first.
-    """
-    return {
-        named.floats.name: opened.stored[named.gguf][0].shape == named.floats.shape
-        for named in tensors(opened.checkpoint.hparams)
-        if named.floats and len(opened.stored[named.gguf]) == 1
-    }
-
-
-def _assumed_layout(opened: Opened, square: Sequence[NamedTensor]) -> str:
-    """Note which square tensors of an opened checkpoint were taken as not transposed, on the
-    config's word alone.
-    """
-    for named in tensors(opened.checkpoint.hparams):
-        stored = opened.stored[named.gguf]
-        if named.floats and len(stored) == 1 and stored[0].shape != named.floats.shape:
-            raise CheckpointError(
-                f"{stored[0].file}: tensor {stored[0].name!r} is outputs first, unlike the "
-                f"declared layout, and {square[0].gguf} is square; give the base with --base to "
-                "compare"
-            )
-    return (
-        f"{len(square)} down_proj are square, so their shape does not show whether they are "
-        "transposed; assumed inputs first, as declared (--base FOLDER compares with the base)"
-    )

@@ -122,7 +122,7 @@ def _optional(path: Path, limit: int) -> dict[str, Any]:
 
 
 def _added_tokens(path: Path, tokenizer: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
-    """Read the vocabulary's added tokens, those beside the BPE tokens, from tokenizer.json, by id."""
+    """Read the vocabulary's added tokens, those beside the BPE tokens, by id."""
     entries = tokenizer.get("added_tokens", [])
     added: dict[int, Mapping[str, Any]] = {}
     for entry in entries if isinstance(entries, list) else [None]:

@@ -111,7 +111,7 @@ def _find(file: GgufFile, named: NamedTensor, shapes: Shapes) -> Found:
 def _in_block(
     file: GgufFile, block: str, tail: str, named: NamedTensor, shapes: Shapes
 ) -> Found | None:
-    """Find a block's tensor that another tool stored under a name other than llama.cpp's."""
+    """Find a block's tensor that the GGUF in repair has under a name other than llama.cpp's."""
     role, _, rest = tail.partition(".")
     other = file.tensors.get(block + OTHER_NAMES.get(tail, tail))
     if other is not None:

@@ -1,4 +1,4 @@
-"""Whether square expert matrices are transposed, found by their values.
+"""Whether a fine-tune's expert matrices are transposed: by shape, or if square by their values.
 
 A fine-tune saved in floats has its experts' weights inputs first; some tools write the transpose.
 The published models have as many inputs as outputs, so the shape of ``down_proj`` does not show it.
@@ -102,6 +102,38 @@ def inputs_first_by_grid(
     if len(known) == 1:
         return dict.fromkeys(found, known.pop())
     return {name: it for name, it in found.items() if it is not None}
+
+
+def inputs_first_by_shape(hparams: HParams, stored: StoredTensors) -> dict[str, bool]:
+    """Find whether each float expert tensor has its inputs first, by comparing its shape with the
+    declared one; the shape of a square tensor does not show that it is transposed.
+    """
+    return {
+        named.floats.name: stored[named.gguf][0].shape == named.floats.shape
+        for named in tensors(hparams)
+        if named.floats and len(stored[named.gguf]) == 1
+    }
+
+
+def assume_declared(
+    hparams: HParams, stored_tensors: StoredTensors, squares: Sequence[NamedTensor]
+) -> str:
+    """Note that square expert tensors are assumed to have their inputs first, as declared.
+
+    Raises ``CheckpointError`` when another expert tensor's shape shows that it is transposed.
+    """
+    for named in tensors(hparams):
+        stored = stored_tensors[named.gguf]
+        if named.floats and len(stored) == 1 and stored[0].shape != named.floats.shape:
+            raise CheckpointError(
+                f"{stored[0].file}: tensor {stored[0].name!r} is outputs first, unlike the "
+                f"declared layout, and {squares[0].gguf} is square; give the base with --base to "
+                "compare"
+            )
+    return (
+        f"{len(squares)} down_proj are square, so their shape does not show whether they are "
+        "transposed; assumed inputs first, as declared (--base FOLDER compares with the base)"
+    )
 
 
 def _rows(info: TensorInfo, n: int) -> Floats:
