@@ -238,8 +238,8 @@ def _settings(
     response_format: AnyResponseFormat | None,
     date: str | None,
 ) -> Settings:
-    """Check the keyword arguments of ``Model.chat`` and return them as ``Settings``; raises
-    ChatError, SamplingError.
+    """Check the arguments with which a loaded model begins a chat, and return them as ``Settings``;
+    raises ChatError, SamplingError.
     """
     settings = Settings(
         instructions=instructions,

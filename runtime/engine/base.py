@@ -65,8 +65,8 @@ class Timings:
 
     @property
     def tokens_per_second(self) -> float:
-        """Return the speed of a generation in generated tokens per second; 0 before the first
-        token.
+        """Return the generation speed of any engine's request in tokens per second; 0 before the
+        first token.
         """
         return self.generated_tokens / self.generate_seconds if self.generate_seconds else 0.0
 
@@ -103,24 +103,26 @@ class Generation(Protocol):
     def __next__(self) -> int: ...
 
     def steps(self) -> Iterator[int | PromptProgress]:
-        """Iterate over an engine's generated token ids, preceded by ``PromptProgress`` while it
-        reads the prompt.
+        """Iterate over the token ids that any engine generates, preceded by ``PromptProgress``
+        while it reads the prompt.
         """
         ...
 
     @property
     def timings(self) -> Timings:
-        """Return the ``Timings`` (tokens and seconds) that this engine request has cost so far."""
+        """Return what a request has cost so far, in tokens and seconds, whichever
+        engine runs it.
+        """
         ...
 
     def cancel(self) -> None:
-        """End this engine request as soon as possible; callable from any thread, also before the
-        first token.
+        """End a request as soon as possible, whichever engine runs it; callable from any thread,
+        also before the first token.
         """
         ...
 
     def close(self) -> None:
-        """Cancel this engine request; called when nobody reads its tokens any more."""
+        """Cancel a request, whichever engine runs it, since nobody reads its tokens any more."""
         ...
 
 
@@ -152,7 +154,7 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """End every request of an engine and free its memory. May be called twice, from
+        """End every request and free the memory, whichever engine it is. May be called twice, from
         any thread.
         """
         ...

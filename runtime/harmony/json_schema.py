@@ -245,8 +245,8 @@ class _Simplifier:
 
 
 def _own_keywords(value: Schema, inner: Callable[[object], dict[str, Any]]) -> dict[str, Any]:
-    """Copy the keywords that a simplified JSON schema keeps, the subschemas in them simplified by
-    ``inner``.
+    """In simplifying a JSON schema, copy the keywords that are kept, the subschemas in them
+    simplified by ``inner``.
     """
     out = _only(value, ("type", *_ANNOTATIONS))
     if isinstance(required := value.get("required"), list | tuple):
@@ -290,13 +290,15 @@ _HELD_BY = {
 
 
 def _of_type(schema: Schema, name: object) -> dict[str, Any]:
-    """Return the keywords of a JSON schema with several types that concern one of them."""
+    """In simplifying a JSON schema with several types, return the keywords that concern one of
+    them.
+    """
     return {"type": name} | _only(schema, [key for key, of in _HELD_BY.items() if of == name])
 
 
 def _possible(variants: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the variants of a JSON schema's ``oneOf`` that admit a value; one of the others where
-    none does.
+    """In simplifying a JSON schema's ``oneOf``, return the variants that admit a value; one of the
+    others where none does.
     """
     return [variant for variant in variants if "not" not in variant] or variants[:1]
 

@@ -279,8 +279,8 @@ _UNENFORCEABLE: Mapping[str, Callable[[Schema], bool]] = {
 
 
 def _digits(number: float) -> int:
-    """Return a schema's number as an integer of its digits, without decimal point and zeros: 0.25
-    is 25.
+    """Return a schema's number as llguidance computes with it, an integer of its digits without
+    decimal point and zeros: 0.25 is 25.
     """
     digits = Decimal(str(number)).normalize().as_tuple().digits
     return int("".join(map(str, digits)))

@@ -23,7 +23,7 @@ from gptoss.runtime.harmony.json_schema import check_parameters, says_nothing
 from gptoss.runtime.harmony.messages import FUNCTIONS, Function
 from gptoss.runtime.harmony.text_formats import ResponseFormat
 from gptoss.runtime.tools.results import result_text
-from gptoss.runtime.tools.schema import ToolArgumentsError, ToolError, parameters_of
+from gptoss.runtime.tools.signature import ToolArgumentsError, ToolError, parameters_of
 
 TOOL_LOOP: contextvars.ContextVar[asyncio.AbstractEventLoop | None] = contextvars.ContextVar(
     "TOOL_LOOP", default=None
@@ -133,7 +133,7 @@ class Toolbox:
 
     @property
     def declarations(self) -> tuple[Function, ...]:
-        """Return the declarations of these tools for the developer message."""
+        """Return the declarations of these Python functions as tools, for the developer message."""
         return tuple(tool.declaration for tool in self._tools.values())
 
     def call(self, recipient: str, arguments: str) -> Outcome:

@@ -366,8 +366,8 @@ def noted(spec: TypeSpec, **notes: Any) -> TypeSpec:
 
 
 def is_json_scalar(default: Any) -> bool:
-    """Report whether a parameter's default value can be written in a JSON schema; None says only
-    that it may be left out.
+    """Report whether a Python value has a type that JSON can hold as a default; None says only that
+    it may be left out.
     """
     return isinstance(default, str | int | float | bool) and not isinstance(default, Enum)
 
