@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from gptoss import console
+from gptoss import console, progress_bars
 from gptoss.converter import cli_gguf
 from gptoss.converter.convert import (
     Conversion,
@@ -204,7 +204,7 @@ def command(
     try:
         with (
             open_input(source, stream=stream, shown=not as_json, say=console.say) as given,
-            console.meters("converting", "verifying", shown=not as_json) as meters,
+            progress_bars.meters("converting", "verifying", shown=not as_json) as meters,
         ):
             watch = Watch(progress=meters[0], verify_progress=meters[1], say=console.say)
             done = convert_input(

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from gptoss import console
+from gptoss import console, progress_bars
 from gptoss.converter.estimate import UNNAMED, estimate_files
 from gptoss.converter.export.export import Export, export, plan_export
 from gptoss.converter.export.plan import Form
@@ -105,7 +105,7 @@ def run(
     was done.
     """
     if to == TO_GGUF:
-        with console.meter("repairing", shown=not as_json) as progress:
+        with progress_bars.meter("repairing", shown=not as_json) as progress:
             repaired = repair(
                 source, out, base=base, split_max_size=limit, progress=progress, say=console.say
             )
@@ -113,7 +113,7 @@ def run(
             json.dumps(_repair_summary(repaired)) if as_json else _repair_sentences(repaired)
         )
         return
-    with console.meter("exporting", shown=not as_json) as progress:
+    with progress_bars.meter("exporting", shown=not as_json) as progress:
         done = export(source, out, to=to, progress=progress, say=console.say)
     console.answer(json.dumps(_export_summary(done)) if as_json else _export_sentences(done))
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gptoss import console
+from gptoss import progress_bars
 from gptoss.converter.hub import cache
 from gptoss.converter.hub.client import Client
 from gptoss.converter.hub.repository import (
@@ -122,7 +122,7 @@ def _errors_naming(wanted: HubId, folder: str) -> Iterator[None]:
 
 def _cached(wanted: HubId, shown: bool, say: Say) -> Input:
     folder = cache.download(wanted, shown=shown, say=say)
-    with console.meter("checking", shown=shown) as progress:
+    with progress_bars.meter("checking", shown=shown) as progress:
         sha256 = cache.check(folder, progress)
     return Input(folder, wanted.repository, wanted.name, folder.name, sha256)
 

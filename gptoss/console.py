@@ -1,4 +1,4 @@
-"""What the commands share: exit codes, errors on one line, safe printing, progress bars."""
+"""What the commands share: exit codes, errors on one line, safe printing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from enum import IntEnum
 from pathlib import Path
@@ -17,25 +17,13 @@ from types import FrameType
 from typing import NoReturn
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
-from rich.table import Column
-from rich.text import Text
 
 from gptoss import __version__, logs
 from gptoss.errors import GptossError
-from gptoss.progress import Progress
 from gptoss.text import printable
-
-Advance = Callable[[int], None]
-"""Called with the number of bytes just finished."""
 
 MESSAGE_LIMIT = 1000
 """Characters of a message that are shown: what a file says may be quoted in it, of any length."""
-
-WIDE = 60
-"""Columns of a terminal from which on a bar has its figures beside it."""
 
 PATH = click.Path(readable=False, path_type=Path)
 """A path as commands take it. What may not be read the file's reader says, on one line; click would
@@ -228,85 +216,3 @@ def _output_takes_more() -> bool:
     except OSError:
         return False
     return True
-
-
-@contextmanager
-def meter(title: str, *, shown: bool = True) -> Iterator[Progress]:
-    """Show a progress bar on stderr with rate and time left; yields the function that sets it.
-
-    Nothing is drawn when ``shown`` is false or stderr is no terminal.
-    """
-    with meters(title, shown=shown) as [only]:
-        yield only
-
-
-@contextmanager
-def meters(*titles: str, shown: bool = True) -> Iterator[list[Progress]]:
-    """Show one progress bar after another for several steps of a command; each appears when it is
-    first set.
-    """
-    # Three columns stay free: "^C", which the terminal adds, would wrap a full line.
-    console = Console(stderr=True, width=max(20, Console(stderr=True).width - 3))
-    figures = (_Figures(table_column=_column()),) if console.width >= WIDE else ()
-    columns = (
-        TextColumn("{task.description}", table_column=_column(), markup=False),
-        BarColumn(bar_width=max(10, min(40, console.width - 55))),
-        *figures,
-        TimeRemainingColumn(table_column=_column()),
-    )
-    with RichProgress(
-        *columns, console=console, disable=not (shown and console.is_terminal)
-    ) as progress:
-        yield [_setter(progress, title, visible=i == 0) for i, title in enumerate(titles)]
-
-
-def _column() -> Column:
-    return Column(no_wrap=True, overflow="ellipsis")
-
-
-class _Figures(ProgressColumn):
-    """Bytes done and in all, and a rate once there is one: ``3.1/13.8 GB at 412.0 MB/s``."""
-
-    def render(self, task: Task) -> Text:
-        if not task.total:
-            return Text()
-        unit, size = next(it for it in _UNITS if task.total >= it[1] or it[1] == 1)
-        text = f"{task.completed / size:,.1f}/{task.total / size:,.1f} {unit}"
-        if task.speed and task.elapsed and task.elapsed >= 1 and not task.finished:
-            text += f" at {task.speed / 1e6:,.1f} MB/s"
-        return Text(text, no_wrap=True)
-
-
-_UNITS = (("GB", 10**9), ("MB", 10**6), ("kB", 10**3), ("bytes", 1))
-
-
-def _setter(progress: RichProgress, title: str, *, visible: bool) -> Progress:
-    task = progress.add_task(printable(title), total=None, visible=visible)
-    begun = False
-
-    def show(done: int, total: int) -> None:
-        nonlocal begun
-        if begun:
-            progress.update(task, completed=done, total=total)
-        else:  # what an earlier run did does not count for the rate
-            progress.reset(task, completed=done, total=total, visible=True)
-            begun = True
-
-    return show
-
-
-@contextmanager
-def progress_bar(title: str, total_bytes: int, *, shown: bool = True) -> Iterator[Advance]:
-    """Show a progress bar whose total is known from the start; yields the function that advances
-    it.
-    """
-    done = 0
-    with meter(title, shown=shown) as show:
-
-        def advance(n: int) -> None:
-            nonlocal done
-            done += n
-            show(done, total_bytes)
-
-        show(0, total_bytes)
-        yield advance

@@ -1,4 +1,4 @@
-"""Progress and status callbacks."""
+"""Types of the callbacks for progress and status: ``Progress``, ``Say``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The numbers of a model: read, prove, check, compare, show.
+"""``gptoss-quant``: verify, audit, compare and report on the weights of a model.
 
 mxfp4     tables, byte layouts, decoding and encoding of MXFP4
 model     a checkpoint or a GGUF loaded as one ``Model``

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import click
 
-from gptoss import console
+from gptoss import console, progress_bars
 from gptoss.errors import GptossError, require_packages
 from gptoss.runtime.chat.chat import Chat
 from gptoss.runtime.chat.model import load
@@ -192,7 +192,7 @@ def chat(
     functions = [import_function(spec) for spec in tools]
     wanted = _response_format(response_format, schema, regex, grammar)
     size = model.stat().st_size if model.is_file() else 0
-    with console.progress_bar(f"loading {model.name}", size, shown=not as_json) as advance:
+    with progress_bars.progress_bar(f"loading {model.name}", size, shown=not as_json) as advance:
         talk = load(
             model,
             tools=functions,
@@ -369,7 +369,7 @@ def _lines() -> Iterator[str]:
             return
 
 
-def _in_bytes(advance: console.Advance, size: int) -> Callable[[float], None]:
+def _in_bytes(advance: progress_bars.Advance, size: int) -> Callable[[float], None]:
     """Scale llama.cpp's load progress (0 to 1) to bytes for the command line's progress bar."""
     done = 0
 

@@ -14,7 +14,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-GROUND = {"__version__", "atomic", "console", "errors", "formats", "logs", "progress", "text"}
+GROUND = {
+    "__version__",
+    "atomic",
+    "console",
+    "errors",
+    "formats",
+    "logs",
+    "progress",
+    "progress_bars",
+    "text",
+}
 """What lies in gptoss/ itself."""
 MAY_IMPORT = {
     "formats": {"errors", "formats", "progress", "text"},

@@ -19,7 +19,8 @@ from gguf.constants import TokenType
 
 from gptoss.errors import CheckpointError, quoted
 from gptoss.formats import harmony_tokens
-from gptoss.formats.byte_source import FileSource, read_json
+from gptoss.formats.bounded_json import read_json
+from gptoss.formats.byte_source import FileSource
 from gptoss.formats.checkpoint import CONFIG, CONFIG_LIMIT
 from gptoss.formats.llama_cpp_keys import has_words, token_problems
 from gptoss.formats.o200k import BYTE_LEVEL, find_tokenizer_problem

@@ -23,7 +23,8 @@ from gptoss.converter.lora import base_check
 from gptoss.converter.lora.deltas import Adapter
 from gptoss.converter.lora.targets import WRAPPED, find_deltas
 from gptoss.errors import CheckpointError, UnsupportedModelError, quoted
-from gptoss.formats.byte_source import FileSource, read_json
+from gptoss.formats.bounded_json import read_json
+from gptoss.formats.byte_source import FileSource
 from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.hparams import HParams
 from gptoss.formats.other_tools import standard_name, without_prefix

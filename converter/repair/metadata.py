@@ -25,7 +25,7 @@ from gptoss.converter.gguf.vocab import Vocabulary
 from gptoss.converter.transforms.float_experts import ExpertType
 from gptoss.errors import CheckpointError, GgufError, UnsupportedModelError, quoted
 from gptoss.formats import harmony_tokens, published
-from gptoss.formats.byte_source import read_json
+from gptoss.formats.bounded_json import read_json
 from gptoss.formats.checkpoint import CONFIG, CONFIG_LIMIT
 from gptoss.formats.gguf import GgufFile, StringArray
 from gptoss.formats.hparams import ARCHITECTURE, GGUF_KEYS, YARN_BETAS, HParams

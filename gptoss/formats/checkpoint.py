@@ -17,7 +17,8 @@ from typing import Any
 
 from gptoss.errors import CheckpointError, quoted
 from gptoss.formats import openai_layout, other_tools
-from gptoss.formats.byte_source import ByteSource, FileSource, read_json
+from gptoss.formats.bounded_json import read_json
+from gptoss.formats.byte_source import ByteSource, FileSource
 from gptoss.formats.expert_stack import stack_experts
 from gptoss.formats.hparams import HParams
 from gptoss.formats.safetensors import FLOATS, TensorInfo, read_header

@@ -130,7 +130,7 @@ class GgufTensor:
 
     @property
     def path(self) -> Path:
-        """The file's path."""
+        """Return the path of the GGUF file that holds this tensor."""
         return self.file.path
 
 

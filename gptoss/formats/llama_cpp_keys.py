@@ -307,7 +307,9 @@ def _vocabulary_problems(metadata: Mapping[str, Any]) -> Iterator[KeyProblem]:
 
 
 def has_words(tokens: StringArray | Sequence[str | None], types: Sequence[int | None]) -> bool:
-    """Whether a token is of several bytes: without merges no text becomes it."""
+    """Return whether a normal token has several bytes: without merges llama.cpp would never produce
+    it.
+    """
     pairs = zip(tokens, types, strict=False)
     return any(len(text) > 1 for text, kind in pairs if text and kind == TokenType.NORMAL)
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptoss.errors import CheckpointError, quoted
-from gptoss.formats.byte_source import ByteSource, parse_json
+from gptoss.formats.bounded_json import parse_json
+from gptoss.formats.byte_source import ByteSource
 
 DTYPE_BYTES = {
     "BOOL": 1,
@@ -156,7 +157,7 @@ def _check_cover(file: ByteSource, tensors: list[TensorInfo], start: int) -> Non
 
 
 def _shown(before: TensorInfo | None) -> str:
-    """Name the tensor, or the header, that a gap or an overlap follows."""
+    """Name the tensor, or the safetensors header, that a gap or an overlap follows."""
     return quoted(before.name) if before else "the header"
 
 

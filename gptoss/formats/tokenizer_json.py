@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gptoss.errors import CheckpointError
-from gptoss.formats.byte_source import read_json
+from gptoss.formats.bounded_json import read_json
 
 TOKENIZER = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"

@@ -1,1 +1,1 @@
-"""``gptoss-quant audit``: statistics of a model's weights, and checks that need no source."""
+"""``gptoss-quant audit``: statistics of one model's weights, and checks without its source."""

@@ -241,7 +241,7 @@ def _stuck_lanes(part: ExpertStatistics, alive: NDArray[np.bool_]) -> Iterator[F
 
 
 def _dead(part: ExpertStatistics) -> Iterator[Finding]:
-    """Experts of zeros."""
+    """Report dead experts, those of an expert tensor whose weights are all zero."""
     dead = np.flatnonzero(part.zero_blocks == part.blocks)
     if len(dead):
         message = "all weights are zero"

@@ -9,7 +9,7 @@ from typing import Any
 from gguf.constants import TokenType
 
 from gptoss.errors import CheckpointError
-from gptoss.formats.byte_source import read_json
+from gptoss.formats.bounded_json import read_json
 from gptoss.formats.gguf import StringArray
 from gptoss.formats.harmony_tokens import CALL, END_OF_TEXT, OF_TURNS, RETURN
 from gptoss.formats.llama_cpp_keys import has_words, token_problems
@@ -90,7 +90,9 @@ def _checkpoint(model: Model, tokenizer: Path) -> Iterator[Finding]:
 
 
 def _vocabulary_problem(model: Model, folder: Path) -> str | None:
-    """What of a checkpoint's tokenizer gives other tokens, or none; None if nothing does."""
+    """Find what in a checkpoint's tokenizer would give other tokens or none, for the audit; None if
+    nothing does.
+    """
     try:
         found = read_vocabulary(model.hparams.vocab_size, folder, model.metadata)
     except CheckpointError as error:

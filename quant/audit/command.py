@@ -11,7 +11,7 @@ from time import perf_counter
 import click
 import numpy as np
 
-from gptoss import console
+from gptoss import console, progress_bars
 from gptoss.quant.audit.auditor import Audit, Verdict, audit
 from gptoss.quant.audit.findings import Finding, FindingKind
 from gptoss.quant.audit.histogram import ExpertStatistics
@@ -60,7 +60,7 @@ def audit_command(context: click.Context, path: Path, as_json: bool) -> None:
       130  interrupted
     """
     began = perf_counter()
-    with console.meter("auditing", shown=not as_json) as progress:
+    with progress_bars.meter("auditing", shown=not as_json) as progress:
         result = audit(path, progress=progress)
     seconds = perf_counter() - began
     if as_json:

@@ -1,1 +1,1 @@
-"""``gptoss-quant diff``: compare two models tensor by tensor."""
+"""``gptoss-quant diff``: measure how two models A and B differ, tensor by tensor."""

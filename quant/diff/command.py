@@ -9,7 +9,7 @@ from time import perf_counter
 
 import click
 
-from gptoss import console
+from gptoss import console, progress_bars
 from gptoss.quant.diff.differ import diff
 from gptoss.quant.diff.result import Diff, Verdict
 from gptoss.quant.verify.result import KeyDifference
@@ -56,7 +56,7 @@ def diff_command(context: click.Context, a: Path, b: Path, as_json: bool) -> Non
       130  interrupted
     """
     began = perf_counter()
-    with console.meter("comparing", shown=not as_json) as progress:
+    with progress_bars.meter("comparing", shown=not as_json) as progress:
         result = diff(a, b, progress=progress)
     seconds = perf_counter() - began
     if as_json:

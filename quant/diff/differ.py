@@ -18,7 +18,7 @@ from gptoss.formats.tensor_map import tensors
 from gptoss.progress import Progress
 from gptoss.quant import mxfp4
 from gptoss.quant.audit.statistics import WORKERS
-from gptoss.quant.diff.compare import Difference, Pair, Side, sum_of_squares, tasks
+from gptoss.quant.diff.compare_tensors import Difference, Pair, Side, sum_of_squares, tasks
 from gptoss.quant.diff.result import Diff, ExpertChange, TensorChange
 from gptoss.quant.model.defects import DefectKind
 from gptoss.quant.model.loader import open_model

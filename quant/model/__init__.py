@@ -1,1 +1,1 @@
-"""A checkpoint or a GGUF loaded as one ``Model``: tensors, dtypes, readers of their values."""
+"""Load a checkpoint or a GGUF as one ``Model``: tensors, dtypes, readers of tensor values."""

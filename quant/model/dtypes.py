@@ -37,7 +37,7 @@ class FloatType:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of a value."""
+        """Return the bytes of one value of a float dtype (BF16, F16, F32)."""
         return np.dtype(self.stored).itemsize
 
     def widen(self, bits: NDArray[Any]) -> Floats:

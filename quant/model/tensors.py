@@ -88,7 +88,7 @@ class ExpertTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in all files."""
+        """Return the bytes of an expert tensor in all its extents."""
         return sum(extent.nbytes for extent in self.extents)
 
 

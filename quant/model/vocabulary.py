@@ -14,7 +14,7 @@ from gptoss.formats.tokenizer_json import TOKENIZER, read_settings, read_tokeniz
 
 
 def read_vocabulary(size: int, folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """A checkpoint's vocabulary of ``size`` tokens under GGUF keys; None allows any value.
+    """Read a checkpoint's vocabulary of ``size`` tokens under GGUF keys; None allows any value.
 
     Raises ``CheckpointError`` when the tokenizer is not a gpt-oss tokenizer, or when its tokens or
     merges are invalid.
@@ -40,7 +40,9 @@ def read_vocabulary(size: int, folder: Path, config: Mapping[str, Any]) -> dict[
 def _words(
     tokenizer: Mapping[str, Any], path: Path, size: int
 ) -> tuple[dict[str, int], list[dict[str, Any]]]:
-    """The BPE vocabulary's ids by text, and the tokens added to it; all ids below ``size``."""
+    """Return the BPE vocabulary's ids by text, and the tokens added to it; all ids are below
+    ``size``.
+    """
     model, added = tokenizer.get("model"), tokenizer.get("added_tokens", [])
     vocab = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(vocab, dict) or not isinstance(added, list):
@@ -70,7 +72,7 @@ def _words(
 def _tokens(
     words: Mapping[str, int], added: Sequence[Mapping[str, Any]], size: int
 ) -> tuple[list[str | None], list[int | None]]:
-    """Each id's text and type; None allows any.
+    """Return the text and type of each id of a checkpoint's vocabulary; None allows any.
 
     An unused id may have any text, but its type must be UNUSED: as a normal token, text could be
     encoded to it.
@@ -92,7 +94,9 @@ def _tokens(
 def _ends(
     folder: Path, config: Mapping[str, Any], added: Sequence[Mapping[str, Any]]
 ) -> dict[str, int]:
-    """The BOS and EOS ids, from the tokenizer's settings, else from the config."""
+    """Return the BOS and EOS ids of a checkpoint's vocabulary, from the tokenizer's settings, else
+    from the config.
+    """
     settings = read_settings(folder)
     ids = {token["content"]: token["id"] for token in added}
     marks = {}
@@ -107,7 +111,9 @@ def _ends(
 
 
 def _merges(tokenizer: Mapping[str, Any], path: Path) -> list[str]:
-    """Merges as in a GGUF, joined by a space; tokenizer.json has that form or pairs."""
+    """Return the merges of a checkpoint's vocabulary as in a GGUF, joined by a space;
+    tokenizer.json has that form or pairs.
+    """
     merges = tokenizer["model"].get("merges", [])
     if not isinstance(merges, list):
         raise CheckpointError(f"{path}: model.merges is not a list")

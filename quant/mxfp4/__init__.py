@@ -1,4 +1,4 @@
-"""MXFP4 numerics: E2M1 codes, E8M0 block scales, byte layouts, and the encoder."""
+"""MXFP4 numerics: codes and block scales, byte layouts, decoding, encoding, its grid of floats."""
 
 from gptoss.quant.mxfp4.codec import (
     BLOCK,

@@ -207,7 +207,7 @@ def _check_layouts(blocks: Bytes, scales: Bytes, ggml: Bytes) -> None:
 
 
 def _step(lead: tuple[int, ...]) -> int:
-    """Rows per chunk."""
+    """Return how many rows of MXFP4 blocks are repacked per chunk."""
     return max(1, _CHUNK // max(1, prod(lead[1:])))
 
 

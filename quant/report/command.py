@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from gptoss import console
+from gptoss import console, progress_bars
 from gptoss.quant.audit.auditor import audit
 from gptoss.quant.audit.command import EXIT_CODES
 from gptoss.quant.diff.differ import diff
@@ -63,9 +63,9 @@ def report_command(
         check_target(out)
     compared = None
     if base is not None:
-        with console.meter("comparing", shown=not as_json) as progress:
+        with progress_bars.meter("comparing", shown=not as_json) as progress:
             compared = diff(base, model, progress=progress)
-    with console.meter("reading", shown=not as_json) as progress:
+    with progress_bars.meter("reading", shown=not as_json) as progress:
         result = audit(model, progress=progress)
     if as_json:
         also = {} if compared is None else {"diff": compared.to_json()}

@@ -9,7 +9,7 @@ from time import perf_counter
 
 import click
 
-from gptoss import console
+from gptoss import console, progress_bars
 from gptoss.console import ExitCode
 from gptoss.quant.verify.result import Outcome, Reencoding, TensorDifference, Unproven, Verdict
 from gptoss.quant.verify.verifier import verify
@@ -72,7 +72,7 @@ def verify_command(
       130  interrupted
     """
     began = perf_counter()
-    with console.meter("verifying", shown=not as_json) as progress:
+    with progress_bars.meter("verifying", shown=not as_json) as progress:
         verdict = verify(source, gguf, tokenizer=tokenizer, progress=progress)
     seconds = perf_counter() - began
     if as_json:

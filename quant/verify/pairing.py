@@ -82,7 +82,7 @@ class TensorGroup:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of both sides."""
+        """Return the bytes of both sides of a group of paired tensors."""
         found = sum(target.tensor.nbytes for target in self.targets if target)
         return found + sum(info.nbytes for info in self.sources)
 

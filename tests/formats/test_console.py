@@ -15,7 +15,7 @@ from typing import Any
 import click
 import pytest
 
-from gptoss import console
+from gptoss import console, progress_bars
 from gptoss.errors import InvalidFileError
 from support.posix import SIGHUP
 
@@ -110,7 +110,7 @@ def test_a_code_that_the_command_gives_itself(capsys: pytest.CaptureFixture[str]
 PROGRAM = r"""
 import os, signal, sys, time
 import click
-from gptoss import console
+from gptoss import console, progress_bars
 from gptoss.errors import InvalidFileError
 
 @click.command()
@@ -249,7 +249,7 @@ def bar_lines(
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("TERM", "xterm")
-    with console.meter(title) as show:
+    with progress_bars.meter(title) as show:
         for step in steps:
             show(*step)
     drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from gptoss.errors import CheckpointError, GgufError, InvalidFileError
-from gptoss.formats.byte_source import FileSource, read_json
+from gptoss.formats.bounded_json import read_json
+from gptoss.formats.byte_source import FileSource
 
 
 @pytest.fixture

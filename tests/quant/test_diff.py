@@ -15,7 +15,7 @@ from gptoss.errors import CheckpointError, UnsupportedModelError
 from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.tensor_map import tensors
 from gptoss.quant import mxfp4
-from gptoss.quant.diff import compare
+from gptoss.quant.diff import compare_tensors
 from gptoss.quant.diff.differ import diff
 from gptoss.quant.diff.result import Diff, TensorChange
 from gptoss.quant.model import reader
@@ -42,8 +42,8 @@ def tuned(base: Path, tmp_path: Path) -> Path:
 @pytest.fixture(params=[2**18, 100], ids=["large pieces", "small pieces"], autouse=True)
 def piece(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "CHUNK", request.param)
-    monkeypatch.setattr(compare, "CHUNK", request.param // 32 * 32)
-    monkeypatch.setattr(compare, "TASK", 2**22 if request.param > 100 else 3 * 96)
+    monkeypatch.setattr(compare_tensors, "CHUNK", request.param // 32 * 32)
+    monkeypatch.setattr(compare_tensors, "TASK", 2**22 if request.param > 100 else 3 * 96)
 
 
 def values(blocks: Region, scales: Region) -> mxfp4.Floats:
@@ -316,10 +316,10 @@ def test_which_blocks_hold_other_values() -> None:
     values = mxfp4.decode(codes, scales)
     expected = (values[0] != values[1]).any(axis=-1)
     assert 0 < np.count_nonzero(expected) < 4000
-    found = compare.values_differ(words[0], words[1], scales[0], scales[1])
+    found = compare_tensors.values_differ(words[0], words[1], scales[0], scales[1])
     assert (found == expected).all()
     scales[1, :100] = 255
-    found = compare.values_differ(words[0], words[1], scales[0], scales[1])
+    found = compare_tensors.values_differ(words[0], words[1], scales[0], scales[1])
     assert found[:100].all()
 
 

@@ -86,7 +86,7 @@ class Pair:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of both sides."""
+        """Return the bytes of both sides of a compared pair."""
         return self.a.nbytes + self.b.nbytes
 
 
