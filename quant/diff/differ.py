@@ -1,7 +1,7 @@
 """Compare two models tensor by tensor: a base and its fine-tune, or two conversions of one.
 
 Each side may be a checkpoint or a GGUF: tensors are matched by their GGUF names. Values are
-compared, not bytes (`compare`), so a tensor stored in another type counts as changed only where its
+compared, not bytes (`compare_tensors`): a tensor stored in another type counts as changed where its
 values differ. All of both models is read, in chunks, by a few threads.
 """
 

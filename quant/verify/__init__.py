@@ -1,1 +1,1 @@
-"""``gptoss-quant verify``: prove that a GGUF equals its source checkpoint or is rounded from it correctly."""
+"""``gptoss-quant verify``: prove that a GGUF holds what its source checkpoint holds."""
