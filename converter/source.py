@@ -59,8 +59,8 @@ class Input:
             self.stream.fetch(TOKENIZER_FILES)
 
     def origin(self) -> Origin:
-        """Return the manifest's entry on where the source came from (folder, cache or Hub), once
-        everything was read.
+        """Return the origin of this input: its local folder, or its repository and commit on the
+        Hub; complete once everything was read.
         """
         sha256 = self.stream.verified() if self.stream else self.sha256
         return Origin(self.place, self.revision, sha256)

@@ -94,7 +94,8 @@ def _check_listed(
 
 
 def _targeted(targets: Any, key: str) -> bool:
-    """Check whether an adapter's target list names this module of the base, by PEFT's rule.
+    """Check whether an adapter's config demands a change of this module of the base, by PEFT's rule
+    for lists of names.
 
     A regular expression from a file is not run.
     """
@@ -143,8 +144,8 @@ def _check_experts_alike(hparams: HParams, path: Path, deltas: Mapping[str, AnyD
 
 
 def _modules(deltas: Mapping[str, AnyDelta], *, parameters_of_peft: bool) -> Iterator[str]:
-    """List what an adapter's config targets as a module, or as a parameter: PEFT keeps two lists of
-    targets.
+    """List what an adapter changes as modules, or as parameters, to check it against this base;
+    PEFT keeps two lists.
     """
     for name, delta in deltas.items():
         as_parameter = not isinstance(delta, ExpertPairs) and delta.experts > 0
@@ -163,8 +164,8 @@ def _layers(config: Mapping[str, Any], hparams: HParams) -> list[int]:
 
 
 def _chooses(targets: Any) -> bool:
-    """Check whether an adapter's targets, a list of names or a regular expression, may choose some
-    layers or experts only.
+    """Check whether an adapter's config may choose some layers or experts, so that it need not
+    change all of this base's.
 
     The expression comes from a file and is not run: a number in it is enough.
     """

@@ -104,7 +104,7 @@ class _Finder:
     def expert_pair(
         self, module: str, expert: ExpertModule, a: TensorInfo, b: TensorInfo
     ) -> ExpertPair:
-        """Match the A, B pair of a single expert's module to that expert's rows of the checkpoint's
+        """Find the target of a single expert's A, B pair: that expert's rows of the checkpoint's
         stacked tensor.
         """
         target = self._parameters.get(expert.parameter)

@@ -199,7 +199,7 @@ def _from_shapes(file: GgufFile) -> dict[str, int]:
     """Find hyperparameters that a GGUF's metadata lacks from the shapes of its tensors."""
 
     def dimension(axis: int, *names: str) -> int:
-        """Return one dimension of a GGUF's tensor, in ggml's order, to find missing
+        """Return one dimension of a GGUF's tensor, in ggml's order, to repair missing
         hyperparameters; 0 when there is no such tensor.
         """
         tensor = next((file.tensors[name] for name in names if name in file.tensors), None)

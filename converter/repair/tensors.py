@@ -130,8 +130,8 @@ def _in_block(
 
 
 def _part(tensor: GgufTensor, name: str, names: Sequence[str], shapes: Shapes) -> GgufTensor:
-    """Find the rows of ``name`` in a GGUF's fused tensor that holds those of all ``names``, as
-    Ollama's attn_qkv.
+    """Find the rows of ``name`` in a fused tensor of the GGUF in repair that holds those of all
+    ``names``, as Ollama's attn_qkv.
     """
     rows = [shapes[it][0] for it in names]
     _shaped(tensor, (sum(rows), *shapes[name][1:]))

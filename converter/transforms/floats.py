@@ -124,7 +124,7 @@ def dense(dtype: str, to: Dense) -> Transform:
 
 
 def exact(dtype: str, rows: Rows) -> Transform:
-    """Make the exact transform of an F32, F16 or BF16 norm, bias, sink or router to F32: all
+    """Make the exact transform to F32 of a norm, bias, sink or router in F32, F16 or BF16: all
     values, or every second.
     """
     if dtype == "BF16":
