@@ -10,14 +10,14 @@ Source: https://github.com/openai/gpt-oss, ``gpt_oss/torch``.
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gptoss.errors import CheckpointError, quoted
 from gptoss.formats.hparams import HParams
 from gptoss.formats.safetensors import TensorInfo
-from gptoss.formats.tensor_map import OpenAiTensor, openai_tensors
+from gptoss.formats.tensor_map import OPENAI, HfTensor, hf_tensors
 
 _CONFIG = {
     "num_hidden_layers": "num_hidden_layers",
@@ -131,3 +131,34 @@ def _parts(found: TensorInfo, tensor: OpenAiTensor) -> Iterator[tuple[str, Tenso
             ),
         )
         first += n
+
+
+# --- the layout's tensors -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAiTensor:
+    """A tensor of OpenAI's layout, and Hugging Face's tensors that make up its rows, in order."""
+
+    name: str
+    parts: tuple[HfTensor, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the whole shape of a tensor in OpenAI's layout, over the Hugging Face tensors it
+        consists of.
+        """
+        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
+
+
+def openai_tensors(hparams: HParams) -> list[OpenAiTensor]:
+    """List every tensor that a checkpoint in OpenAI's layout holds, with the Hugging Face tensors
+    that make up its rows.
+    """
+    known = hf_tensors(hparams)
+    parts: dict[str, list[HfTensor]] = {}
+    for hf, openai in OPENAI.items():
+        for i in range(hparams.num_hidden_layers if "{i}" in hf else 1):
+            part = known[hf.replace("{i}", str(i))]
+            parts.setdefault(openai.replace("{i}", str(i)), []).append(part)
+    return [OpenAiTensor(name, tuple(found)) for name, found in parts.items()]

@@ -196,31 +196,3 @@ def _named(row: Row, layer: int, sizes: dict[str, int]) -> NamedTensor:
         sources = (HfTensor(hf + "_blocks", "U8", blocks), HfTensor(hf + "_scales", "U8", scales))
     gguf = row.gguf.replace("{i}", str(layer))
     return NamedTensor(gguf, row.role, shape, shape[::-1], row.rows, sources, floats)
-
-
-@dataclass(frozen=True, slots=True)
-class OpenAiTensor:
-    """A tensor of OpenAI's layout, and Hugging Face's tensors that make up its rows, in order."""
-
-    name: str
-    parts: tuple[HfTensor, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Return the whole shape of a tensor of OpenAI's layout, over the Hugging Face tensors it
-        consists of.
-        """
-        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
-
-
-def openai_tensors(hparams: HParams) -> list[OpenAiTensor]:
-    """List every tensor that a checkpoint in OpenAI's layout holds, with the Hugging Face tensors
-    that make up its rows.
-    """
-    known = hf_tensors(hparams)
-    parts: dict[str, list[HfTensor]] = {}
-    for hf, openai in OPENAI.items():
-        for i in range(hparams.num_hidden_layers if "{i}" in hf else 1):
-            part = known[hf.replace("{i}", str(i))]
-            parts.setdefault(openai.replace("{i}", str(i)), []).append(part)
-    return [OpenAiTensor(name, tuple(found)) for name, found in parts.items()]

@@ -30,8 +30,8 @@ from gptoss.quant.audit import (
     statistics,
 )
 from gptoss.quant.audit.findings import Finding, Severity, arrange, tally
-from gptoss.quant.audit.histogram import DenseStatistics, ExpertStatistics
-from gptoss.quant.audit.statistics import Counted
+from gptoss.quant.audit.histogram import ExpertStatistics
+from gptoss.quant.audit.statistics import Counted, DenseStatistics
 from gptoss.quant.model.loader import open_model
 from gptoss.quant.model.reader import TensorReader
 from gptoss.quant.model.tensors import Model

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from gptoss.quant.audit import check_blocks
 from gptoss.quant.audit.findings import Finding, FindingKind, Severity
-from gptoss.quant.audit.histogram import DenseStatistics
-from gptoss.quant.audit.statistics import EXPERTS
+from gptoss.quant.audit.statistics import EXPERTS, DenseStatistics
 from gptoss.quant.location import Location
 from gptoss.quant.model import dtypes
 from gptoss.quant.model.reader import TensorReader, read_values

@@ -59,8 +59,8 @@ def _of_encoding(files: TensorReader, tensor: ExpertTensor) -> Finding:
 
 
 def _holds_mxfp4(files: TensorReader, tensor: ExpertTensor) -> bool:
-    """Return whether every block of a float expert tensor could be stored as MXFP4 without
-    rounding, for the check of the model's encodings.
+    """Return whether a model's float expert tensor could be stored as MXFP4 without rounding: every
+    block checked, for the finding about its type.
     """
     return all(
         mxfp4.lies_on_grid(rows.reshape(-1, mxfp4.BLOCK)).all()

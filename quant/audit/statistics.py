@@ -13,13 +13,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import inf, sqrt
+from typing import Any
 
 import numpy as np
 
 from gptoss.progress import Progress
 from gptoss.quant.audit.histogram import (
     CodeCounter,
-    DenseStatistics,
     ExpertCounter,
     ExpertStatistics,
 )
@@ -49,6 +49,32 @@ _SAMPLED = 8
 """Of larger tensors, the first of so many parts of a chunk goes into the root mean square."""
 
 Q8_0 = np.dtype([("scale", "<u2"), ("codes", "i1", 32)])
+
+
+@dataclass(frozen=True, slots=True)
+class DenseStatistics:
+    """What is counted of a tensor that is not in MXFP4.
+
+    ``layer`` is None outside the layers. ``peak`` is the largest finite magnitude and ``rms`` the
+    root mean square of the finite values. ``first_bad`` is the first value that is not finite,
+    counted from the tensor's start.
+    """
+
+    tensor: str
+    layer: int | None
+    encoding: str
+    shape: tuple[int, ...]
+    not_finite: int
+    first_bad: int | None
+    zeros: int
+    peak: float
+    rms: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dense tensor's statistics (zeros, not finite, peak, RMS) as plain data for
+        ``json.dumps``.
+        """
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ import numpy as np
 
 from gptoss.quant.audit.auditor import Audit, Verdict
 from gptoss.quant.audit.findings import Finding, Severity, tally
-from gptoss.quant.audit.histogram import DenseStatistics, ExpertStatistics
+from gptoss.quant.audit.histogram import ExpertStatistics
+from gptoss.quant.audit.statistics import DenseStatistics
 from gptoss.quant.diff.result import Diff
 from gptoss.quant.model.tensors import Part
 from gptoss.quant.mxfp4 import E2M1, E8M0_BIAS, E8M0_NAN

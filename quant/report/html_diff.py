@@ -70,8 +70,8 @@ def _bars(role: str, found: Sequence[TensorChange], n_layers: int) -> str:
 
 
 def _most(relative: Iterable[float]) -> float:
-    """Return the largest finite difference from the base model; infinite ones are drawn at that
-    height.
+    """Return the largest finite difference from the base model, at which the report's bar chart
+    draws infinite ones.
     """
     return max(filter(isfinite, relative), default=1.0)
 

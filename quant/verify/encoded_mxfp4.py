@@ -107,8 +107,8 @@ def _error(values: Floats, codes: Bytes, scales: Bytes) -> NDArray[np.float64]:
 
 
 def _standard_error(values: Floats) -> NDArray[np.float64]:
-    """Return the squared errors ``[n]`` that OCP's own MXFP4 rule makes on the source floats: no
-    found block may have more.
+    """Return the squared errors ``[n]`` of OCP's own MXFP4 rule on the source floats, which the
+    GGUF's encoded blocks must not exceed.
     """
     units = np.ldexp(1.0, _standard_scales(values) - E8M0_BIAS)
     scaled = np.abs(values.astype(np.float64)) / units[:, None]
