@@ -96,8 +96,8 @@ def _check(
 
 
 def _fused_name(name: str) -> str:
-    """Return the name of the fused tensor that llama.cpp would accept in place of this one (q, k or
-    v); empty if none.
+    """Return the name of the fused tensor from which llama.cpp can also compute, in place of this
+    one (q, k or v); empty if none.
     """
     for part in SEPARATE:
         if f".{part}." in name:
@@ -108,8 +108,8 @@ def _fused_name(name: str) -> str:
 def _check_fused(
     file: GgufFile, name: str, first: NamedTensor, hparams: HParams
 ) -> Iterator[TensorProblem]:
-    """Check shape and type of a fused qkv tensor for llama.cpp; ``first`` is the first of its
-    parts, q.
+    """Check that llama.cpp can compute with the shape and type of a fused qkv tensor; ``first`` is
+    the first of its parts, q.
     """
     rows = (hparams.num_attention_heads + 2 * hparams.num_key_value_heads) * hparams.head_dim
     yield from _check(file.tensors[name], (*first.ggml_shape[:-1], rows), computable_types(first))

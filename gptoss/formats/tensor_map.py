@@ -1,4 +1,4 @@
-"""The tables of tensor names: Hugging Face's checkpoint and GGUF; OpenAI's own layout.
+"""The tables of tensor names, shapes and roles: Hugging Face's, GGUF's and OpenAI's.
 
 Each row gives a tensor of the GGUF, its source in the checkpoint, its role and its shape. Shapes
 are in the letters of ``dimensions``, row-major, the slowest dimension first, as in numpy and

@@ -111,7 +111,7 @@ def _ends(
 
 
 def _merges(tokenizer: Mapping[str, Any], path: Path) -> list[str]:
-    """Return the merges of a checkpoint's vocabulary as in a GGUF, joined by a space;
+    """Return the merges of a checkpoint's vocabulary as a GGUF spells them, joined by a space;
     tokenizer.json has that form or pairs.
     """
     merges = tokenizer["model"].get("merges", [])

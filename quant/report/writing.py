@@ -42,7 +42,9 @@ def _check_folder(folder: Path) -> None:
 
 
 def write(out: Path, text: str) -> None:
-    """Write the report's page to ``out`` completely or not at all; raises ``OutputError``."""
+    """Write the report's page to the file ``out`` completely or not at all; raises
+    ``OutputError``.
+    """
     check_target(out)
     try:
         atomic.replace_file(out, text.encode())
