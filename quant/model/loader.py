@@ -188,7 +188,9 @@ class _CheckpointLoader:
         yield DenseTensor(info.name, layer, role, info.shape, encoding, _extent(info))
 
     def unknown(self) -> Iterator[Defect]:
-        """Yield a defect for each tensor of the checkpoint that the loader did not use."""
+        """List, once the checkpoint is loaded, the tensors that the loader did not use, each as a
+        defect.
+        """
         for name, info in self._tensors.items():
             if name not in self._taken:
                 yield Defect(
@@ -302,8 +304,8 @@ def _completed(file: GgufFile) -> dict[str, Any]:
 
 
 def _key_defects(file: GgufFile) -> Iterator[Defect]:
-    """Yield a defect for each metadata key of a loaded GGUF that differs from the published models'
-    or that llama.cpp cannot use.
+    """Check the metadata keys of the GGUF that is being loaded, against the published models and
+    llama.cpp's rules, and yield a defect for each that is wrong.
     """
     problems = {problem.key: problem for problem in llama_cpp_keys.find_problems(file)}
     for key, value in published.ROPE_KEYS.items():
@@ -324,8 +326,8 @@ def _key_defects(file: GgufFile) -> Iterator[Defect]:
 
 
 def _defects(named: NamedTensor, tensor: GgufTensor | None) -> Iterator[Defect]:
-    """Yield a defect if a tensor of a loaded GGUF is missing, has another shape, or has a type that
-    llama.cpp cannot compute.
+    """Check one tensor of the GGUF that is being loaded, and yield a defect if it is missing, has
+    another shape, or cannot be computed by llama.cpp.
     """
     layer = layer_of(named.gguf)
     if tensor is None:
