@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -197,8 +197,10 @@ def command(
             found = estimate(planned, out, limit)
         for note in opened.notes:
             console.say(f"note: {note}")
-        lines = found.lines(verbose=verbose)
-        console.answer(json.dumps(found.to_json()) if as_json else "\n".join(lines))
+        if as_json:
+            console.answer(json.dumps(found.to_json()))
+        else:
+            console.answer_lines(found.lines(verbose=verbose))
         context.exit(0 if found.fits else 1)
     out = _required(context, out)
     try:
@@ -216,9 +218,7 @@ def command(
     if as_json:
         console.answer(json.dumps(_summary(done)))
         return
-    console.answer(_sentence(done))
-    if done.roundings:
-        console.answer(_rounding(done.roundings))
+    console.answer_lines(_sentences(done))
 
 
 def parse_type_overrides(given: tuple[str, ...]) -> dict[str, str]:
@@ -261,15 +261,18 @@ def _summary(done: Conversion) -> dict[str, object]:
     }
 
 
-def _sentence(done: Conversion) -> str:
+def _sentences(done: Conversion) -> Iterator[str]:
     rate = (done.nbytes - done.resumed) / done.seconds / 1e6
     first, n = done.files[0], len(done.files)
-    return (
+    yield (
         f"{first}{f' and {n - 1} more' if n > 1 else ''}: {done.tensors} tensors, "
         f"{done.nbytes:,} bytes, dense {done.dense}, in {done.seconds:.1f} s ({rate:.0f} MB/s)"
         f"{'; proven equal to the source' if done.verdict else ''}"
-        f"{_provenance(done) if done.revision else ''}"
     )
+    if done.revision:
+        yield _provenance(done)
+    if done.roundings:
+        yield _rounding(done.roundings)
 
 
 def _rounding(roundings: Mapping[str, Rounding]) -> str:
@@ -284,9 +287,7 @@ def _rounding(roundings: Mapping[str, Rounding]) -> str:
 
 def _provenance(done: Conversion) -> str:
     files = "1 file" if len(done.checked) == 1 else f"{len(done.checked)} files"
-    return (
-        f"\n{done.source} at commit {done.revision}; sha256 of {files} equal to the published ones"
-    )
+    return f"{done.source} at commit {done.revision}; sha256 of {files} equal to the published ones"
 
 
 def main() -> None:

@@ -92,7 +92,7 @@ def plan(
     if as_json:
         console.answer(json.dumps(found.to_json() | more))
         return found.fits
-    console.answer("\n".join([*map(console.one_line, first), *found.lines(verbose=verbose)]))
+    console.answer_lines([*first, *found.lines(verbose=verbose)])
     for note in notes:
         console.say(f"note: {note}")
     return found.fits
@@ -109,13 +109,17 @@ def run(
             repaired = repair(
                 source, out, base=base, split_max_size=limit, progress=progress, say=console.say
             )
-        console.answer(
-            json.dumps(_repair_summary(repaired)) if as_json else _repair_sentences(repaired)
-        )
+        if as_json:
+            console.answer(json.dumps(_repair_summary(repaired)))
+        else:
+            console.answer_lines(_repair_sentences(repaired))
         return
     with progress_bars.meter("exporting", shown=not as_json) as progress:
         done = export(source, out, to=to, progress=progress, say=console.say)
-    console.answer(json.dumps(_export_summary(done)) if as_json else _export_sentences(done))
+    if as_json:
+        console.answer(json.dumps(_export_summary(done)))
+    else:
+        console.answer_lines(_export_sentences(done))
 
 
 def _repair_summary(done: Repair) -> dict[str, object]:
@@ -131,18 +135,16 @@ def _repair_summary(done: Repair) -> dict[str, object]:
     }
 
 
-def _repair_sentences(done: Repair) -> str:
+def _repair_sentences(done: Repair) -> list[str]:
     changed = f"{plural(len(done.changes), 'change')}:" if done.changes else "no repair needed"
     rate, n = done.nbytes / done.seconds / 1e6, len(done.files)
-    return "\n".join(
-        [
-            f"{done.source}: {changed}",
-            *(f"  {console.one_line(change)}" for change in done.changes),
-            f"{done.files[0]}{f' and {n - 1} more' if n > 1 else ''}: {done.tensors} tensors, "
-            f"{done.nbytes:,} bytes, in {done.seconds:.1f} s ({rate:.0f} MB/s)",
-            *(f"note: {note}" for note in done.notes),
-        ]
-    )
+    return [
+        f"{done.source}: {changed}",
+        *(f"  {change}" for change in done.changes),
+        f"{done.files[0]}{f' and {n - 1} more' if n > 1 else ''}: {done.tensors} tensors, "
+        f"{done.nbytes:,} bytes, in {done.seconds:.1f} s ({rate:.0f} MB/s)",
+        *(f"note: {note}" for note in done.notes),
+    ]
 
 
 def _export_summary(done: Export) -> dict[str, object]:
@@ -159,7 +161,7 @@ def _export_summary(done: Export) -> dict[str, object]:
     }
 
 
-def _export_sentences(done: Export) -> str:
+def _export_sentences(done: Export) -> list[str]:
     rate = done.nbytes / done.seconds / 1e6
     sentences = [
         f"{done.out}: {done.tensors} tensors in {len(done.files)} files, {done.nbytes:,} bytes, "
@@ -176,4 +178,4 @@ def _export_sentences(done: Export) -> str:
         sentences.append(f"values that BF16 does not have were rounded: {named}")
     if not (done.inexact or done.rounded):
         sentences.append("every value is exactly the GGUF's")
-    return "\n".join(sentences)
+    return sentences

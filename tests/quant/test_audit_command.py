@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf.constants import TokenType
+from gguf.constants import GGUFValueType, TokenType
 
 from gptoss.converter.convert import convert
 from gptoss.errors import CheckpointError, GgufError, UnsupportedModelError
@@ -251,3 +251,15 @@ def test_a_gguf_without_merges_for_its_words(gguf: Path) -> None:
 
 def errors_of(path: Path) -> list[str | None]:
     return [it.tensor for it in audit(path).findings if it.severity is Severity.ERROR]
+
+
+@pytest.mark.parametrize("role", ["eot", "eom"])
+@pytest.mark.parametrize(("text", "harm"), [("!", True), ("<|end|>", False), ("<|call|>", False)])
+def test_a_word_at_which_replies_would_end(gguf: Path, role: str, text: str, harm: bool) -> None:
+    key = f"tokenizer.ggml.{role}_token_id"
+
+    def end_at(model: ggufs.Model) -> None:
+        tokens = model.keys["tokenizer.ggml.tokens"][2]
+        model.set(key, GGUFValueType.UINT32, tokens.index(text))
+
+    assert errors_of(ggufs.edited(gguf, end_at)) == [key] * harm
