@@ -184,11 +184,16 @@ def _noise(tensor: ExpertTensor, part: ExpertStatistics) -> Iterator[Finding]:
     """Report stretches of an expert's rows with noise: the 16 codes are equally frequent there, but
     not in the rest of the tensor.
 
-    Unevenness is relative to the tensor's median: 1 is as everywhere else, 0 is noise.
+    Unevenness is relative to the tensor's median: 1 is as everywhere else, 0 is noise. Stretches
+    that are mostly zeros do not count for the median: beside a hole all that is left looked like
+    noise.
     """
     values = part.stretches.sum(axis=2)
+    written = part.stretches[..., [0, 8]].sum(axis=2) < values / 2
+    if not written.any():
+        return
     off = np.abs(part.stretches / np.maximum(values, 1)[..., None] - 1 / 16).sum(axis=2)
-    usual = float(np.median(off))
+    usual = float(np.median(off[written]))
     noise = (values >= ENOUGH) & (off < NOISE * usual)
     if usual < 0.1 or not noise.any() or noise.mean() > 0.25:
         return
@@ -247,7 +252,8 @@ def _dead(part: ExpertStatistics) -> Iterator[Finding]:
         message = "all weights are zero"
         if len(dead) > 1:
             message += (
-                f"; {len(dead) - 1} other experts are zero too: {check_blocks.listed(dead[1:])}"
+                f"; so are all of {plural(len(dead) - 1, 'other expert')}: "
+                f"{check_blocks.listed(dead[1:])}"
             )
         yield _of_part(
             FindingKind.DEAD_EXPERT, Severity.ERROR, part, message, Location(int(dead[0]))

@@ -19,6 +19,7 @@ from support.commands import Command
 from support.editing import Region, regions
 
 HIDDEN, INTERMEDIATE, EXPERTS = 96, 64, 4
+TINY = Path(__file__).resolve().parent.parent / "tiny" / "checkpoint"
 NAME = "model.layers.1.mlp.experts."
 
 
@@ -204,3 +205,13 @@ def test_no_more_rows_than_the_tensor_has(checkpoint: Path) -> None:
     noise = [it for it in audit(checkpoint).findings if it.kind is FindingKind.CODE_NOISE]
     assert noise
     assert {it.message for it in noise} == {"down: 1 stretch of 96 rows"}
+
+
+def test_what_is_left_beside_zeros_is_not_called_noise(tmp_path: Path) -> None:
+    """Most of a tensor is zeros: the evenness of the rest is judged by the rest."""
+    path = shutil.copytree(TINY, tmp_path / "checkpoint")
+    region = regions(path)["model.layers.3.mlp.experts.down_proj_blocks"]
+    clear(region, 1, slice(18, None))
+    clear(region, 2, slice(None))
+    clear(region, 3, slice(None))
+    assert {it.kind for it in errors(path)} == {FindingKind.DEAD_EXPERT, FindingKind.ZERO_ROWS}
