@@ -22,13 +22,13 @@ The path of a checkpoint, in the order to read it:
 
 The files of ``gptoss`` that ``gate_up_proj_blocks`` passes on its way to the GGUF's bytes:
 
-    formats/safetensors        checks its entry in the header
-    formats/other_tools        gives it Hugging Face's name
-    formats/checkpoint         compares its dtype and shape with the config
-    converter/plan             selects the type and the transform of gate and of up
-    converter/gguf/header      encodes their entries in the GGUF's table
-    converter/write/tasks      reads, converts, hashes and writes it, chunk by chunk
-    formats/byte_source        reads bytes of the file
-    converter/transforms/bf16  takes every second row: gate's or up's
-    quant/mxfp4/codec          repacks Hugging Face's blocks as ggml's
+    formats/safetensors                  checks its entry in the header
+    formats/other_tools                  gives it Hugging Face's name
+    formats/checkpoint                   compares its dtype and shape with the config
+    converter/plan                       selects the type and the transform of gate and of up
+    converter/gguf/header                encodes their entries in the GGUF's table
+    converter/write/tasks                reads, converts, hashes and writes it, chunk by chunk
+    formats/byte_source                  reads bytes of the file
+    converter/transforms/mxfp4_experts   takes every second row: gate's or up's
+    quant/mxfp4/codec                    repacks Hugging Face's blocks as ggml's
 """

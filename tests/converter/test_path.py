@@ -36,7 +36,7 @@ PATH = [
     "converter/gguf/header",
     "converter/write/tasks",
     "formats/byte_source",
-    "converter/transforms/bf16",
+    "converter/transforms/mxfp4_experts",
     "quant/mxfp4/codec",
 ]
 ONCE = (
