@@ -23,21 +23,21 @@ from gptoss.errors import GptossError
 from gptoss.text import printable
 
 MESSAGE_LIMIT = 1000
-"""Characters of a message that are shown: what a file says may be quoted in it, of any length."""
+"""The longest message in characters; it may quote text of any length from a file."""
 
 PATH = click.Path(readable=False, path_type=Path)
-"""A path as commands take it. What may not be read the file's reader says, on one line; click would
-say it with the whole usage text."""
+"""A path argument. Files are checked by their readers, which report errors on one line; click would
+add the usage text."""
 
 VERSION = click.version_option(__version__, message="%(prog)s %(version)s")
 """The option ``--version`` of every command."""
 
 _log = logging.getLogger(__name__)
-_SIGNALS = ("SIGTERM", "SIGHUP")  # the second is none of Windows'
+_SIGNALS = ("SIGTERM", "SIGHUP")  # Windows does not have SIGHUP
 
 
 class ExitCode(IntEnum):
-    """What the exit code of a command means."""
+    """The exit codes of the commands."""
 
     DONE = 0
     NO = 1
@@ -47,17 +47,17 @@ class ExitCode(IntEnum):
     NOT_JUDGED = 3
     """Something could not be read or cannot be proven, so there is no answer."""
     INTERNAL = 70
-    """A mistake of this program."""
+    """An internal error of this program."""
     HUNG_UP = 129
     """The terminal was closed."""
     INTERRUPTED = 130
     BROKEN_PIPE = 141
-    """The reader of the output has gone, as with ``| head``."""
+    """The reader of the output closed it, as with ``| head``."""
     TERMINATED = 143
 
 
 class _Terminated(BaseException):
-    """A signal to end: unwinds the stack as Ctrl-C does, so that temporary files are removed."""
+    """A termination signal. Unwinds the stack like Ctrl-C, so that temporary files are removed."""
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
@@ -82,7 +82,7 @@ def _signals_unwind() -> Iterator[None]:
     before = {}
     for name in _SIGNALS:
         number = getattr(signal, name, None)
-        # Ignored already: ``nohup`` means that the loss of the terminal must not end the program.
+        # Already ignored: under ``nohup``, closing the terminal must not end the program.
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             before[number] = signal.signal(number, _terminate)
     try:
@@ -95,7 +95,7 @@ def _signals_unwind() -> Iterator[None]:
 def _exit_code(command: click.Command) -> int:
     """Run a command, print its error on stderr in one line, and return the program's exit code."""
     try:
-        # Not ``Command.main``, which ends with 1 when the reader has gone: here that means no.
+        # Not ``Command.main``: it exits with 1 on a broken pipe, which here would mean "no".
         with command.make_context(Path(sys.argv[0]).name, sys.argv[1:]) as context:
             command.invoke(context)
             sys.stdout.flush()
@@ -211,7 +211,7 @@ def _output_takes_more() -> bool:
     """
     try:
         os.write(sys.stdout.fileno(), b"\n")
-    except io.UnsupportedOperation:  # it is a stand-in without a file
+    except io.UnsupportedOperation:  # a replacement object without a file descriptor
         return True
     except OSError:
         return False

@@ -1,9 +1,9 @@
-"""Bytes of a known size, wherever they are: in a file, on the Hub, or computed on demand.
+"""Sources of a known number of bytes: a file, a file on the Hub, or values computed on demand.
 
-``FileSource`` reads files of any size. Nothing is memory-mapped: pages of a mapped file count in
-a process's peak memory, and a checkpoint has 14 GB of them. Bytes go straight from an unbuffered
-handle into a buffer that the caller owns and reuses. Each thread gets its own handle, so readers
-share a source without a lock; ``os.pread`` would do the same, but not on every system.
+``FileSource`` reads files of any size. Nothing is memory-mapped: pages of a mapped file count
+towards a process's peak memory, and a checkpoint has 14 GB of them. Bytes go straight from an
+unbuffered handle into a buffer that the caller owns and reuses. Each thread has its own handle, so
+readers share a source without a lock; ``os.pread`` would do the same, but not on every system.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Buffer = bytearray | memoryview | NDArray[Any]
 class ByteSource(Protocol):
     """Bytes of a known size, read from any offset by any number of threads.
 
-    ``str()`` of a source is its location, as messages show it; ``name`` is the file's name alone.
-    ``stamp`` is a text that differs when the bytes may differ: for a file its size, times and
-    identity, for a file on the Hub its hash, for computed bytes the stamps of everything they are
-    computed from. ``close`` releases what is held open; a later read opens it again.
+    ``str()`` of a source is its location, as messages show it; ``name`` is only the file's name.
+    ``stamp`` is a text that changes whenever the bytes may have changed: for a file its size, times
+    and identity, for a file on the Hub its hash, for computed bytes the stamps of all their inputs.
+    ``close`` releases open handles; a later read opens them again.
     """
 
     @property
@@ -51,8 +51,8 @@ class FileSource:
     parts of a checkpoint, ``GgufError`` for a GGUF file. Only regular files are opened: opening a
     pipe could block until someone writes to it, and neither a pipe nor a device has a size.
 
-    ``size`` and ``stamp`` are those at construction. A file that was replaced or modified since
-    then is refused when another handle is opened, and by ``check_unchanged``.
+    ``size`` and ``stamp`` are those at construction. If the file was replaced or modified since
+    then, opening another handle and ``check_unchanged`` raise ``error``.
     """
 
     def __init__(self, path: Path, error: type[InvalidFileError] = InvalidFileError) -> None:

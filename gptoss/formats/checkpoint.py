@@ -1,9 +1,9 @@
-"""A checkpoint folder: its config and where each tensor's bytes are, by Hugging Face's names.
+"""A checkpoint folder: its config, and the location of each tensor by Hugging Face name.
 
 Only headers are read. Weights are in one ``model.safetensors`` or in the shards listed in
 ``model.safetensors.index.json``; index and shards must agree on every tensor. Folders in OpenAI's
-own layout are recognised by their tensor names and presented as Hugging Face's; they may have no
-index, and their tokenizer is in the folder above.
+own layout are recognised by their tensor names and mapped to Hugging Face's; they may lack an
+index, and their tokenizer is in the parent folder.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ Weights = Callable[[str], ByteSource | None]
 
 
 StoredTensors = Mapping[str, tuple[TensorInfo, ...]]
-"""The tensors that hold a GGUF tensor's values, by its name: one, or MXFP4 blocks and scales."""
+"""The sources of each GGUF tensor, by its name: one tensor, or MXFP4 blocks and scales."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """An opened checkpoint; ``tensors`` maps each name to its place in a file.
+    """An opened checkpoint; ``tensors`` maps each name to its location.
 
-    ``tokenizer`` is the folder that holds tokenizer.json, if any does. Config and names are Hugging
-    Face's whatever the layout.
+    ``tokenizer`` is the folder of tokenizer.json, if there is one. Config keys and tensor names are
+    Hugging Face's, whatever the folder's layout.
     """
 
     folder: Path
@@ -96,7 +96,7 @@ class Checkpoint:
         """
         folder = self.folder.resolve()
         name = folder.parent.name if folder.name == "original" else folder.name
-        # A folder's name is bytes on some systems; the GGUF's text is not.
+        # On some systems a folder's name is arbitrary bytes; a GGUF's strings are UTF-8.
         return os.fsencode(name).decode("utf-8", "replace")
 
     def check_tensors(self) -> StoredTensors:

@@ -1,7 +1,7 @@
-"""Names of experts that are modules of their own, one for each expert.
+"""Names of experts stored as one module per expert.
 
-transformers holds all experts of a layer in one parameter, ``mlp.experts.gate_up_proj`` or
-``mlp.experts.down_proj``. Tools that need ``torch.nn.Linear`` modules take it apart:
+transformers stores all experts of a layer in one parameter, ``mlp.experts.gate_up_proj`` or
+``mlp.experts.down_proj``. Tools that need ``torch.nn.Linear`` modules split it:
 
 - Unsloth: ``mlp.experts.gate_up_projs.N`` and ``mlp.experts.down_projs.N``;
 - Tinker's PEFT export, vLLM, llm-compressor: ``mlp.experts.N.gate_proj``, ``.up_proj`` and
@@ -26,7 +26,7 @@ _ROWS = {"gate": Rows.EVEN, "up": Rows.ODD}
 
 @dataclass(frozen=True, slots=True)
 class ExpertModule:
-    """``rows`` of expert number ``expert`` in ``parameter``, transformers' name of all experts."""
+    """``rows`` of expert number ``expert``; ``parameter`` is transformers' name for all experts."""
 
     parameter: str
     expert: int

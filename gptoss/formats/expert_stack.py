@@ -1,9 +1,9 @@
-"""Experts that a checkpoint holds in a tensor each, seen as the one tensor that transformers has.
+"""Present experts stored as one tensor each as the single tensor that transformers saves.
 
-A ``torch.nn.Linear`` has its weight as [outputs, inputs]; transformers has all experts of a layer
-as [experts, inputs, outputs]. A stack is computed while it is read: an expert's tensors are read
-whole, gate and up are interleaved where they are apart, and the matrix is transposed. So the same
-bytes come out that transformers would have saved, and no reader needs to know the difference.
+A ``torch.nn.Linear`` stores its weight as [outputs, inputs]; transformers stores all experts of a
+layer as [experts, inputs, outputs]. A stack is computed while it is read: an expert's tensors are
+read whole, gate and up are interleaved if they are separate, and the matrix is transposed. The
+bytes are those that transformers would have saved, so readers need no special case.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from gptoss.formats.safetensors import DTYPE_BYTES, FLOATS, TensorInfo
 from gptoss.formats.tensor_map import HfTensor, Rows, parameters
 
 TILE = 128
-"""Rows that are transposed at once."""
+"""Rows transposed at a time."""
 _WHOLE, _HALVES = (Rows.ALL,), (Rows.EVEN, Rows.ODD)
 
 Parts = dict[Rows, TensorInfo]
-"""The tensors of one expert, by the rows they hold."""
+"""The tensors of one expert, by their rows."""
 
 
 def stack_experts(
@@ -37,7 +37,7 @@ def stack_experts(
 ) -> dict[str, TensorInfo]:
     """Replace tensors of single experts by stacks of all experts, under transformers' names.
 
-    Raises ``CheckpointError`` when an expert is missing or does not fit the others or the config.
+    Raises ``CheckpointError`` if an expert is missing or does not match the others or the config.
     """
     found: dict[str, TensorInfo] = {}
     stacks: dict[str, dict[int, Parts]] = {}
@@ -111,10 +111,10 @@ def _check_part(info: TensorInfo, shape: tuple[int, ...], dtype: str) -> None:
 
 
 class StackedExperts:
-    """The bytes of a stack: expert after expert, each computed when it is first read.
+    """The bytes of a stack: one expert after the other, each computed when it is first read.
 
-    ``parts`` are each expert's tensors, one or, of gate and up, two. Each thread remembers the
-    last expert that it read, so reading in order computes each once.
+    ``parts`` has each expert's tensors: one, or two for separate gate and up. Each thread caches
+    the last expert that it read, so reading in order computes each expert once.
     """
 
     def __init__(

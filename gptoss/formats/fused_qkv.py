@@ -1,8 +1,8 @@
-"""Fused attention projections of a GGUF, seen as the three tensors that they consist of.
+"""Split the fused attention projections of a GGUF into their three tensors.
 
-llama.cpp's converter writes one ``attn_qkv`` a layer when asked to (``--fuse-qkv``): the rows of
-q, then those of k, then those of v. Rows are stored one after the other in every type, so each of
-the three is a stretch of the fused tensor's bytes.
+With ``--fuse-qkv``, llama.cpp's converter writes one ``attn_qkv`` per layer: the rows of q, then of
+k, then of v. Rows are contiguous in every type, so each of the three is a byte range of the fused
+tensor.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def split_fused_qkv(tensors: Mapping[str, GgufTensor], hparams: HParams) -> dict
     """Split each fused attention tensor (q, k and v in one) of a GGUF into its three parts, by
     name.
 
-    A fused tensor whose number of rows does not fit the hyperparameters, or beside which one of the
-    parts is stored as well, is left as it is.
+    A fused tensor is left unchanged if its number of rows does not match the hyperparameters, or if
+    one of its parts is also stored separately.
     """
     kv_rows = hparams.num_key_value_heads * hparams.head_dim
     rows = (hparams.num_attention_heads * hparams.head_dim, kv_rows, kv_rows)

@@ -1,11 +1,10 @@
 """Bounded reader of GGUF headers, with lazily decoded arrays of strings.
 
-The gguf package's own reader takes half a minute on a vocabulary of 201,088 tokens and can be
-made to loop by a hostile file. This one walks the header once, reading ahead in growing steps.
-Arrays of strings are skipped, and decoded on first access: reading the hyperparameters does not
-cost the decoding of 446,189 merges. Every count and length is compared with the
-file's size first, and the header's total size is limited, so that time and memory are bounded
-whatever the file claims.
+The gguf package's own reader takes half a minute for a vocabulary of 201,088 tokens, and a hostile
+file can make it loop. This one walks the header once, reading ahead in growing steps. Arrays of
+strings are skipped and decoded on first access, so reading the hyperparameters does not decode
+446,189 merges. Every count and length is compared with the file's size before use, and the header's
+total size is limited, so time and memory are bounded whatever the file claims.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; names and type numbers come
 from ``gguf.constants``.
@@ -36,11 +35,11 @@ from gptoss.formats.byte_source import FileSource
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 HEADER_LIMIT = 2**25
-"""Bytes a header may have; that of a full vocabulary has 12 million."""
+"""The maximum size of a header in bytes; one with a full vocabulary has 12 million."""
 MAX_KEYS = 2**12
 MAX_TENSORS = 2**15
 MAX_ELEMENTS = 2**20
-"""Elements of an array; a full vocabulary has 446,189 merges."""
+"""The maximum number of array elements; a full vocabulary has 446,189 merges."""
 MAX_KEY_BYTES = 2**16 - 1
 MAX_NAME_BYTES = 63
 """The format's limits on a key's and a tensor name's length."""
@@ -48,7 +47,7 @@ MAX_DIMENSIONS = 4
 MAX_VALUES = 2**48
 MAX_PARTS = 4096
 OLLAMA_MXFP4 = 4
-"""Ollama's first number for MXFP4, before ggml had one; ggml's own 4 was given up long before."""
+"""Ollama's type number for MXFP4 before ggml had one; ggml's own type 4 was removed long before."""
 FIRST_READ = 2**16
 
 _PART_NAME = re.compile(r"(?P<stem>.*)-\d{5}-of-\d{5}\.gguf", re.DOTALL)
@@ -69,9 +68,9 @@ _SCALARS: dict[GGUFValueType, np.dtype[Any]] = {
 
 
 class StringArray(Sequence[str]):
-    """An array of strings, decoded as a whole the first time one is asked for.
+    """An array of strings, all decoded on first access to any of them.
 
-    The length is known at once. Raises ``GgufError`` on first access if a string is not UTF-8.
+    ``len()`` needs no decoding. Raises ``GgufError`` on first access if a string is not UTF-8.
     """
 
     def __init__(self, raw: bytes, count: int, where: str) -> None:
@@ -112,11 +111,11 @@ class StringArray(Sequence[str]):
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """Where a tensor's bytes are: ``nbytes`` of ``file``, from byte ``offset`` of it on.
+    """A tensor's location: ``nbytes`` bytes of ``file``, starting at byte ``offset``.
 
-    ``shape`` is in ggml's order, the fastest dimension first. ``hf_codes`` says that the codes of
-    MXFP4 blocks are in Hugging Face's order, not ggml's. ``gap`` counts the unused bytes, beyond
-    alignment, before the tensor: llama.cpp refuses a file that has any.
+    ``shape`` is in ggml's order, the fastest dimension first. ``hf_codes`` is true if the codes of
+    MXFP4 blocks are in Hugging Face's order instead of ggml's. ``gap`` is the number of unused
+    bytes before the tensor beyond alignment: llama.cpp rejects a file that has any.
     """
 
     name: str
@@ -136,14 +135,14 @@ class GgufTensor:
 
 @dataclass(frozen=True, slots=True)
 class GgufFile:
-    """An opened GGUF file's header; no handle stays open.
+    """The header of a GGUF; no file handle stays open.
 
-    A model may be split over several files. The first has the metadata; ``tensors`` are those of
-    all files.
+    A model may be split into several files. The metadata is that of the first, ``tensors`` has
+    those of all files.
 
-    ``metadata`` maps a key to a bool, int, float or str, for arrays to a ``StringArray`` or a
-    tuple; ``types`` to the type it is stored as, of arrays the elements' type.
-    ``tensors`` is in the file's order.
+    ``metadata`` maps each key to a bool, int, float or str, or for arrays to a ``StringArray`` or
+    tuple. ``types`` maps each key to its stored type, for arrays to the type of the elements.
+    ``tensors`` is in file order.
     """
 
     path: Path
@@ -210,7 +209,7 @@ def _joined(first: GgufFile, n_parts: Any) -> GgufFile:
             )
         twice = tensors.keys() & part.tensors.keys()
         if twice:
-            raise GgufError(f"{part.path}: tensor {min(twice)!r} is in another part too")
+            raise GgufError(f"{part.path}: tensor {min(twice)!r} is also in another part")
         tensors |= part.tensors
     total = first.metadata.get(Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT, len(tensors))
     if total != len(tensors):
@@ -222,7 +221,7 @@ def _joined(first: GgufFile, n_parts: Any) -> GgufFile:
 
 
 class _Cursor:
-    """A position in the header, and as much of the file as it needed so far."""
+    """A position in the header, and the part of the file read so far."""
 
     def __init__(self, source: FileSource) -> None:
         self.source = source
@@ -235,7 +234,7 @@ class _Cursor:
         if end <= len(self.raw):
             return
         if end > self.source.size:
-            raise GgufError(f"{self.where}: ends within {what}; the file is cut short or damaged")
+            raise GgufError(f"{self.where}: ends within {what}; the file is truncated or corrupt")
         if end > HEADER_LIMIT:
             raise GgufError(
                 f"{self.where}: {what} ends beyond {HEADER_LIMIT} bytes, the limit of a header"
@@ -278,7 +277,7 @@ class _Cursor:
         if count > limit or count * least > self.source.size - self.at:
             raise GgufError(
                 f"{self.where}: claims {count} {what}, more than it can hold; "
-                "the file is cut short or damaged"
+                "the file is truncated or corrupt"
             )
         return count
 
@@ -323,7 +322,7 @@ def _check_version(cursor: _Cursor) -> int:
             f"{cursor.where}: not a GGUF file: it starts with {magic!r}, expected {MAGIC!r}"
         )
     if size < 24:
-        found = f"it has {size} bytes; it was cut short" if size else "it is empty"
+        found = f"it has {size} bytes; it is truncated" if size else "it is empty"
         raise GgufError(f"{cursor.where}: not a GGUF file: {found}; download or convert it again")
     version = cursor.u32("the version")
     if version in VERSIONS:
@@ -339,7 +338,7 @@ def _check_name(cursor: _Cursor, what: str, name: str) -> None:
     """
     if not name or not (name.isascii() and name.isprintable()):
         raise GgufError(
-            f"{cursor.where}: {what} is {quoted(name)}; a name is printable ASCII characters"
+            f"{cursor.where}: {what} is {quoted(name)}; expected printable ASCII characters"
         )
 
 
@@ -437,7 +436,7 @@ def _placed(cursor: _Cursor, infos: list[GgufTensor], alignment: int) -> dict[st
         if end > cursor.source.size:
             raise GgufError(
                 f"{what} would end at byte {end} of {cursor.source.size}; "
-                "the file is cut short or damaged"
+                "the file is truncated or corrupt"
             )
         if info.offset % alignment:
             raise GgufError(f"{what} is not aligned to {alignment} bytes")

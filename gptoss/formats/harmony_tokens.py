@@ -1,4 +1,4 @@
-"""The texts of harmony's control tokens; their ids are in each vocabulary.
+"""The texts of harmony's control tokens; a vocabulary gives their ids.
 
 Source: https://github.com/openai/harmony, ``o200k_harmony``.
 """
@@ -11,16 +11,16 @@ START_OF_TEXT, END_OF_TEXT = "<|startoftext|>", "<|endoftext|>"
 END_OF_PROMPT = "<|endofprompt|>"
 
 OF_TURNS = (START, CHANNEL, CONSTRAIN, MESSAGE, END, RETURN, CALL)
-"""What a turn is made of."""
+"""The tokens that structure a turn."""
 
 REQUIRED = (*OF_TURNS, END_OF_TEXT)
-"""Tokens without which no conversation can be held."""
+"""Tokens that a vocabulary must have for a conversation."""
 
 CONTROL = frozenset((*REQUIRED, START_OF_TEXT, END_OF_PROMPT))
-"""All that have a meaning; the rest is ``<|reserved_N|>``."""
+"""All control tokens with a meaning; the others are ``<|reserved_N|>``."""
 
 ENDS_OF_REPLY = (RETURN, END_OF_TEXT, CALL)
 """Where generation stops; ``<|end|>`` only ends a message."""
 
 ROLES = {"bos": START_OF_TEXT, "eos": RETURN, "pad": END_OF_TEXT}
-"""What begins, ends and pads a text when neither settings nor config say so."""
+"""The BOS, EOS and padding tokens if neither settings nor config name them."""

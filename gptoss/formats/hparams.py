@@ -1,9 +1,9 @@
 """The model's hyperparameters as one frozen value, read from a config.json or a GGUF.
 
 Field names are those of Hugging Face's ``config.json``; ``GGUF_KEYS`` maps them to llama.cpp's.
-A GGUF cannot express some settings that llama.cpp has built in (SwiGLU's alpha and limit, the
-alternation of sliding and full layers). A config that states another value is refused: the
-converted model would run and answer nonsense.
+A GGUF cannot express some settings that are constants in llama.cpp (SwiGLU's alpha and limit, the
+alternation of sliding and full layers). A config with another value is rejected: the converted
+model would run, but answer nonsense.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ ARCHITECTURE = "gpt-oss"
 """``general.architecture`` of a GGUF file."""
 
 REPAIR = "repair it: gptoss-convert FILE -o NEW.gguf"
-"""What to do about a GGUF that lacks a setting, or has it wrong."""
+"""The advice for a GGUF with a missing or wrong setting."""
 
 BLOCK = 32
-"""Values that share one scale in MXFP4, and in Q8_0."""
+"""Values per scale in MXFP4 and Q8_0."""
 
 GGUF_KEYS = {
     "num_hidden_layers": "gpt-oss.block_count",
@@ -72,7 +72,7 @@ _YARN_FIELDS = {
 }
 
 _ROPE_LABELS = {field: f"the RoPE {name}" for name, field in _YARN_FIELDS.items()}
-"""Names for messages: these settings are in one of two places of a config."""
+"""Names for messages: a config has these settings in one of two places."""
 
 INTEGER_LIMITS: Mapping[str, tuple[int, int]] = {
     "num_hidden_layers": (1, 512),
@@ -88,8 +88,8 @@ INTEGER_LIMITS: Mapping[str, tuple[int, int]] = {
     "max_position_embeddings": (1, 2**31 - 1),
     "yarn_original_context": (1, 2**31 - 1),
 }
-"""Whole numbers, inclusive. llama.cpp ends the process beyond 512 layers and 1,024 experts, and on
-a graph of more nodes than it allows a layer, which it is from about 50 experts a token on."""
+"""Limits of integers, inclusive. llama.cpp aborts the process beyond 512 layers or 1,024 experts,
+and on a graph with too many nodes per layer, which about 50 experts per token exceed."""
 
 FLOAT_LIMITS: Mapping[str, tuple[float, float]] = {
     "rms_norm_eps": (1e-12, 1e-2),
@@ -98,7 +98,7 @@ FLOAT_LIMITS: Mapping[str, tuple[float, float]] = {
     "yarn_beta_fast": (1e-6, 1e6),
     "yarn_beta_slow": (1e-6, 1e6),
 }
-"""Floats, inclusive: outside, float32 has no such value or the positions make no sense."""
+"""Limits of floats, inclusive: float32 cannot hold values outside, or positions are meaningless."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,8 +262,8 @@ def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Read the hyperparameters of RoPE and YaRN from a config of either schema, by this module's
     field names.
 
-    Older files have ``rope_theta`` and ``rope_scaling``, newer ones ``rope_parameters`` with both
-    inside. A tool that reads only the older schema loses YaRN.
+    Older files have ``rope_theta`` and ``rope_scaling``; newer ones have both inside
+    ``rope_parameters``. A tool that reads only the older schema loses YaRN.
     """
     new, old = config.get("rope_parameters"), config.get("rope_scaling")
     rope = new if new is not None else old
@@ -304,7 +304,7 @@ def is_within(value: float, limits: tuple[float, float]) -> bool:
     ``limits``.
     """
     low, high = limits
-    if not low / 2 <= value <= high * 2:  # NaN fails this, as it must, and what float32 cannot hold
+    if not low / 2 <= value <= high * 2:  # excludes NaN, and values that float32 cannot hold
         return False
     return bool(np.float32(low) <= np.float32(value) <= np.float32(high))
 

@@ -1,12 +1,12 @@
-"""The metadata keys that llama.cpp reads for gpt-oss: type, range or only value of each.
+"""The metadata keys that llama.cpp reads for gpt-oss: each one's type, and its range or only value.
 
-One table, ``KEYS``, for everything that has to know: what may run, what is sound, what is equal.
-llama.cpp fails late on some of these keys and on others ends the whole process; and some change
-what the model computes although no published gpt-oss has them.
+The single table ``KEYS`` serves preflight, audit, verify, diff and repair. On some of these keys
+llama.cpp fails late, on others it aborts the process, and some change what the model computes
+although no published gpt-oss has them.
 
 Source: llama.cpp as packaged in llama-cpp-python 0.3.36, ``llama-model.cpp`` (``load_hparams``),
-``models/openai-moe.cpp``, ``llama-vocab.cpp``, ``llama-model-loader.cpp``, ``gguf.cpp``. A key's
-type must be exactly the table's there; an unsigned number is not a signed one.
+``models/openai-moe.cpp``, ``llama-vocab.cpp``, ``llama-model-loader.cpp``, ``gguf.cpp``. There a
+key must have exactly the table's type: signed and unsigned integers are different types.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from gptoss.formats.o200k import PRE_TOKENIZER
 PREFIX = f"{ARCHITECTURE}."
 _ARRAYS = (StringArray, tuple, list)
 ABSENT = "nothing"
-"""How a key that a file lacks is written in messages."""
+"""How messages show a missing key."""
 
 
 class Effect(Enum):
-    """What a key's value does in llama.cpp's gpt-oss."""
+    """The effect of a key's value in llama.cpp's gpt-oss."""
 
     MODEL = "part of what the model computes"
     NONE = "read, but without effect on the result"
@@ -109,7 +109,7 @@ KEYS: dict[str, KeyRule] = {
     PREFIX + "rope.scaling.alpha": KeyRule(_F32, only=0.0),
     PREFIX + "rope.scaling.finetuned": KeyRule(_BOOL, Effect.NONE),
     PREFIX + "rope.scale_linear": KeyRule(None, Effect.IGNORED),
-    # Built into llama.cpp's gpt-oss; the keys are not read.
+    # Constants in llama.cpp's gpt-oss; the keys are not read.
     PREFIX + "rope.scaling.yarn_beta_fast": KeyRule(_F32, only=32.0),
     PREFIX + "rope.scaling.yarn_beta_slow": KeyRule(_F32, only=1.0),
     "tokenizer.ggml.model": KeyRule(_STR, required=True, only="gpt2"),
@@ -129,7 +129,7 @@ KEYS: dict[str, KeyRule] = {
     "tokenizer.ggml.normalizer.strip_accents": KeyRule(_BOOL, Effect.NONE),
     "tokenizer.chat_template": KeyRule(_STR, Effect.NONE),
 }  # fmt: skip
-"""Every key that is read, and those that are not but would contradict what is computed."""
+"""Every key that is read, and keys that are not but could contradict what is computed."""
 
 TOKEN_ROLES = (
     "bos", "eos", "eot", "eom", "unknown", "seperator", "padding", "mask", "fim_pre", "fim_suf",
@@ -141,18 +141,18 @@ KEYS |= {f"tokenizer.ggml.{role}_token_id": KeyRule(_U32) for role in TOKEN_ROLE
 
 
 class SameAs(str):
-    """A value that repeats another key's, as ``computed_with`` has it."""
+    """In ``computed_with``'s result: this value equals that of the named key."""
 
     __slots__ = ()
 
 
 _NAMES_THAT_FAIL = ("phi-3", "phi3")
-"""In ``general.name``, llama.cpp then looks for tokens that no gpt-oss has, and fails."""
+"""If ``general.name`` contains one, llama.cpp looks for tokens gpt-oss lacks, and fails."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeyProblem:
-    """A key that llama.cpp cannot use, or with which it computes something other than gpt-oss."""
+    """A key that llama.cpp cannot use, or that makes it compute something other than gpt-oss."""
 
     key: str
     found: str
@@ -166,7 +166,7 @@ def find_problems(file: GgufFile) -> list[KeyProblem]:
     """Find every metadata key of a GGUF that breaks llama.cpp's rules for it; empty when all are
     right.
 
-    Raises ``GgufError`` when a text of the vocabulary is not UTF-8.
+    Raises ``GgufError`` if a text of the vocabulary is not UTF-8.
     """
     problems = [
         problem for key, rule in KEYS.items() if (problem := _check(file, key, rule)) is not None
@@ -185,8 +185,8 @@ def find_problems(file: GgufFile) -> list[KeyProblem]:
 def computed_with(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Return the value that llama.cpp computes with for each metadata key that affects the result.
 
-    A key that is absent has llama.cpp's default; None where it has none. Unknown ``gpt-oss.*``
-    keys are included as they are.
+    An absent key has llama.cpp's default, or None if there is none. Unknown ``gpt-oss.*`` keys are
+    included unchanged.
     """
     values: dict[str, Any] = {}
     for key, rule in KEYS.items():
@@ -293,7 +293,7 @@ def _vocabulary_problems(metadata: Mapping[str, Any]) -> Iterator[KeyProblem]:
     merges = metadata.get("tokenizer.ggml.merges")
     if isinstance(merges, StringArray | tuple | list):
         if any("\0" in it for it in merges if isinstance(it, str)):
-            yield KeyProblem("tokenizer.ggml.merges", "a text with NUL", "texts without")
+            yield KeyProblem("tokenizer.ggml.merges", "a text with NUL", "texts without NUL")
         if not len(merges) and isinstance(types, tuple | list) and has_words(tokens, types):
             yield KeyProblem("tokenizer.ggml.merges", show(merges), "those that make the tokens")
     scores = metadata.get("tokenizer.ggml.scores")
@@ -318,7 +318,8 @@ def token_problems(tokens: StringArray | list[str]) -> Iterator[KeyProblem]:
     """Find token texts in ``tokenizer.ggml.tokens`` that make llama.cpp abort: duplicates, empty
     texts, texts with NUL.
 
-    It cuts a text at a NUL and gives an empty one a name of its own, which may be another's.
+    It ends a text at a NUL, and replaces an empty text by a generated one, which another token may
+    already have.
     """
     key = "tokenizer.ggml.tokens"
     seen: dict[str, int] = {}

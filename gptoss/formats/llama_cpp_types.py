@@ -1,8 +1,8 @@
-"""The tensors that llama.cpp can compute gpt-oss with: names, shapes and, by role, types.
+"""The tensors with which llama.cpp can compute gpt-oss: names, shapes and the types of each role.
 
-A tensor of another type ends the process at the first decode (``GGML_ASSERT``, or a missing
-function called), and one more tensor than the table has is either refused or, where it is an
-optional scale, multiplied in.
+A tensor of another type aborts the process at the first decode (``GGML_ASSERT``, or a call of a
+missing function). A tensor that is not in the table makes llama.cpp reject the file or, if it is an
+optional scale, is multiplied in.
 
 Source: llama.cpp as packaged in llama-cpp-python 0.3.36: ``models/openai-moe.cpp``; ggml's CPU
 operators ``mul_mat``, ``mul_mat_id`` and ``get_rows`` (any type that has a dot product),
@@ -24,16 +24,16 @@ from gptoss.formats.tensor_map import NamedTensor, TensorRole, tensors
 _NO_DOT_PRODUCT = ("F64", "I8", "I16", "I32", "I64", "Q8_1", "Q8_K")
 
 MULTIPLIED = frozenset(it for it in GGMLQuantizationType if it.name not in _NO_DOT_PRODUCT)
-"""Types of a matrix: those that ggml's CPU backend has a dot product for."""
+"""Types of a matrix: those with a dot product in ggml's CPU backend."""
 
 ADDED = frozenset((GGMLQuantizationType.F32,))
 """Types of norms, biases and sinks."""
 
 ROUTER = "ffn_gate_inp.weight"
-"""Kept in F32 by converters, yet multiplied as any matrix."""
+"""Converters keep it in F32, but it is multiplied like any matrix."""
 
 FUSED, SEPARATE = "attn_qkv", ("attn_q", "attn_k", "attn_v")
-"""One tensor a layer in place of three, their rows one after the other; llama.cpp takes either."""
+"""One tensor per layer instead of three, with their rows in sequence; llama.cpp accepts both."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,12 @@
-"""How o200k cuts text into words before any merge; GGUF names this pattern ``gpt-4o``.
+"""How o200k splits text into pieces before merging; GGUF calls this pattern ``gpt-4o``.
 
-Words with at most one leading sign and an English contraction, numbers in threes, signs with
-trailing line ends, line ends, other space. A converter must find exactly this pattern in a
-tokenizer, and a tokenizer must use it: another one would give other tokens than the model was
-trained with. Source: the published tokenizer.json of gpt-oss.
+The pieces are words with at most one leading symbol and an English contraction, up to three digits,
+symbols with trailing line ends, line ends, and other white space. A converter must find exactly
+this pattern in a tokenizer, and a tokenizer must use it: another one gives other tokens than the
+model was trained with. Source: the published tokenizer.json of gpt-oss.
 
-Words are then spelled byte-level, as GPT-2 has it: each byte as one printable character. The 256
-bytes must be tokens themselves, for a text may hold any of them.
+Pieces are then encoded byte-level as in GPT-2: each byte is one printable character. Every one of
+the 256 bytes must be a token, because a text may contain any of them.
 """
 
 from __future__ import annotations
@@ -100,5 +100,5 @@ def _byte_level() -> dict[int, int]:
 BYTE_LEVEL = _byte_level()
 """Code point in a byte-level vocabulary → the byte it spells.
 
-GPT-2's spelling: printable Latin-1 bytes stand for themselves, the 68 others for U+0100 on.
+GPT-2's mapping: printable Latin-1 bytes map to themselves, the 68 others to U+0100 and up.
 """

@@ -1,13 +1,13 @@
-"""Names that other tools give the tensors of a checkpoint, brought back to Hugging Face's.
+"""Map the tensor names that other tools write to Hugging Face's.
 
 - A wrapper's prefix: PEFT's ``base_model.model.``, DataParallel's ``module.``, torch.compile's
-  ``_orig_mod.``. It is removed when every tensor has it.
-- transformers 5.0 to 5.4 add an ending twice when they save MXFP4 experts:
+  ``_orig_mod.``. It is removed if every tensor has it.
+- transformers 5.0 to 5.4 add a suffix twice when saving MXFP4 experts:
   ``gate_up_proj_blocks_blocks`` and ``gate_up_proj_blocks_scales``.
 - Unsloth wraps the router: ``mlp.router.linear.weight``.
 
-Two kinds of checkpoint are recognised only to say what they are: one that was saved with an adapter
-still inside, and one that was made for MLX. Experts in one tensor each: see ``expert_stack``.
+Two kinds of checkpoint are detected only to report what they are: those saved with an unmerged
+adapter, and those made for MLX. For experts stored as one tensor each, see ``expert_stack``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gptoss.errors import CheckpointError, UnsupportedModelError, quoted
 from gptoss.formats.safetensors import TensorInfo
 
 PREFIXES = ("base_model.model.", "module.", "_orig_mod.")
-"""What wrappers put before every name."""
+"""Prefixes that wrappers add to every name."""
 
 _UNMERGED = re.compile(
     r"\.(base_layer|lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|modules_to_save"
@@ -38,8 +38,8 @@ _WRAPPED_ROUTER = re.compile(r"(.*\.mlp\.router)\.linear(\.(?:weight|bias))")
 def standard_names(tensors: Mapping[str, TensorInfo], folder: Path) -> dict[str, TensorInfo]:
     """Rename a checkpoint's tensors that other tools named differently to Hugging Face's names.
 
-    Raises ``CheckpointError`` when an adapter was not merged, or when two tensors would have the
-    same name; ``UnsupportedModelError`` for a checkpoint made for MLX.
+    Raises ``CheckpointError`` if an adapter was not merged or two tensors would have the same name,
+    ``UnsupportedModelError`` for a checkpoint made for MLX.
     """
     found: dict[str, TensorInfo] = {}
     for name, info in without_prefix(tensors).items():

@@ -1,4 +1,4 @@
-"""What gpt-oss-20b and gpt-oss-120b have in common and no tensor's shape shows.
+"""Settings that gpt-oss-20b and gpt-oss-120b share, and that tensor shapes do not show.
 
 Source: their published ``config.json``.
 """
@@ -21,7 +21,7 @@ HPARAMS: Mapping[str, int | float] = {
     "yarn_factor": 32.0,
     "yarn_original_context": 4096,
 }
-"""By the fields of ``HParams``."""
+"""Values by field of ``HParams``."""
 
 ROPE_SCALING: Mapping[str, Any] = {
     "rope_type": "yarn",
@@ -39,4 +39,4 @@ ROPE_KEYS: Mapping[str, str | int | float] = {
     GGUF_KEYS["yarn_factor"]: HPARAMS["yarn_factor"],
     GGUF_KEYS["yarn_original_context"]: HPARAMS["yarn_original_context"],
 }
-"""Keys of a GGUF without which llama.cpp computes other positions."""
+"""Keys of a GGUF whose absence makes llama.cpp compute other positions."""

@@ -1,12 +1,12 @@
-"""Safetensors headers, checked whole before any data is touched.
+"""Safetensors headers, checked completely before any data is read.
 
 A file is: header length (u64, little-endian), header (JSON), data. The header gives each tensor's
 dtype, shape and ``data_offsets`` (begin, end) within the data. After ``read_header`` every tensor
 lies inside the file, has exactly the bytes that its dtype and shape require, overlaps no other, and
 every byte of the data belongs to a tensor.
 
-Source: https://github.com/huggingface/safetensors, "Format". The ``safetensors`` package checks
-the same, but gives access to tensors only through a memory map.
+Source: https://github.com/huggingface/safetensors, "Format". The ``safetensors`` package makes the
+same checks, but gives access to tensors only through a memory map.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ DTYPE_BYTES = {
     "I64": 8,
     "F64": 8,
 }
-"""Bytes a value, for the dtypes whose values are whole bytes."""
+"""Bytes per value, for the dtypes whose values are whole bytes."""
 
 FLOATS = ("BF16", "F16", "F32")
 """The dtypes of weights; the published checkpoints have BF16."""
 
 GIT_LFS = b"version "
-"""The first bytes of the pointer that git checks out when git-lfs is not installed."""
+"""The first bytes of the pointer file that git checks out if git-lfs is not installed."""
 HEADER_LIMIT = 2**21
 """The longest header accepted, in bytes. The published 120b has less than 2**17 in all its shards;
 the format's own limit, 100 MB, would let a hostile file take seconds and gigabytes to parse."""
@@ -55,7 +55,7 @@ MAX_DIMENSION = 2**48
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor's bytes are: ``nbytes`` of ``file``, from byte ``offset`` of it on."""
+    """A tensor's location: ``nbytes`` bytes of ``file``, starting at byte ``offset``."""
 
     name: str
     dtype: str

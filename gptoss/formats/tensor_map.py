@@ -8,7 +8,7 @@ Sources: transformers' ``GptOssForCausalLM`` and the published checkpoints; llam
 ``LLM_ARCH_OPENAI_MOE``; OpenAI's ``gpt_oss.torch``.
 """
 
-# The table is read in columns.
+# The table is aligned in columns.
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from gptoss.formats.hparams import BLOCK, HParams
 
 
 class TensorRole(Enum):
-    """What a tensor is, as far as its type in the GGUF is concerned."""
+    """The kind of a tensor, which decides its types in the GGUF."""
 
-    MATRIX = "dense matrix: BF16 in the checkpoint, the type of choice in the GGUF"
+    MATRIX = "dense matrix: BF16 in the checkpoint, the chosen type in the GGUF"
     EXACT = "norm, bias, sink or router: BF16 in the checkpoint, F32 in the GGUF"
     EXPERTS = "experts' weights: MXFP4 on both sides, packed differently"
 
 
 class Rows(Enum):
-    """Which rows of the source a tensor takes: gate and up are interleaved, gate first."""
+    """Which rows of the source a tensor consists of: gate and up are interleaved, gate first."""
 
     ALL = "all"
     EVEN = "even"
@@ -78,7 +78,7 @@ BLOCKS = (
     Row("blk.{i}.ffn_down_exps.bias",      _DOWN + "_bias",                                    _F, ("E", "H")),
 )
 
-# Hugging Face's name, and OpenAI's. Those that share a tensor there follow one another in it.
+# Hugging Face's name, and OpenAI's. Rows of an OpenAI tensor are in the order of this table.
 OPENAI = {
     "model.embed_tokens.weight":                         "embedding.weight",
     "model.layers.{i}.input_layernorm.weight":           "block.{i}.attn.norm.scale",
@@ -108,7 +108,7 @@ OPENAI = {
 
 @dataclass(frozen=True, slots=True)
 class HfTensor:
-    """A tensor a checkpoint must hold; instead of BF16 a fine-tune may have other floats."""
+    """A tensor that a checkpoint must have; a fine-tune may have other floats instead of BF16."""
 
     name: str
     dtype: str

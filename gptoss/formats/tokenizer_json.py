@@ -1,4 +1,4 @@
-"""The files of a checkpoint's tokenizer: their names, how large they may be, bounded reading."""
+"""The files of a checkpoint's tokenizer: names, size limits and bounded reading."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ SETTINGS = "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
 
 TOKENIZER_LIMIT = 2**26
-"""Bytes of tokenizer.json; the published one has 28 million."""
+"""The maximum size of tokenizer.json in bytes; the published one has 28 million."""
 SETTINGS_LIMIT = 2**22
-"""Bytes of the settings and of the template, which has 17,000."""
+"""The maximum size of the settings and of the template in bytes; the template has 17,000."""
 
 
 def read_tokenizer(folder: Path) -> dict[str, Any]:

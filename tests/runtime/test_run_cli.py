@@ -98,7 +98,7 @@ def test_a_file_that_may_not_be_read(
 def test_a_truncated_file(refused: Refused, tmp_path: Path, random_gguf: Path) -> None:
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(random_gguf.read_bytes()[:-1000])
-    assert "cut short or damaged" in refused("chat", cut)
+    assert "truncated or corrupt" in refused("chat", cut)
 
 
 def test_another_architecture(refused: Refused, tmp_path: Path, random_gguf: Path) -> None:
