@@ -1,6 +1,6 @@
-"""What the parser reports, in the order it happens.
+"""The events of the parser, in order.
 
-MessageStarted (TextDelta)* MessageEnded   once a message, any number of messages
+MessageStarted (TextDelta)* MessageEnded   once per message, any number of messages
 Diagnostic                                 wherever something had to be repaired
 TurnEnded                                  once, last
 """
@@ -19,11 +19,11 @@ class End(StrEnum):
     RETURN = "return"
     """``<|return|>``: the answer is complete."""
     CALL = "call"
-    """``<|call|>``: a tool is to run, then the model continues."""
+    """``<|call|>``: a tool must run, then the model continues."""
     END_OF_TEXT = "end_of_text"
     """``<|endoftext|>``: the model stopped without closing its message."""
     CUT = "cut"
-    """The ids ran out: a token limit, a full context or a cancel."""
+    """There were no more ids: a token limit, a full context or a cancellation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class MessageStarted:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """More of the current message's text; never half a UTF-8 character."""
+    """More text of the current message; never part of a UTF-8 character."""
 
     text: str
     channel: str | None
@@ -47,7 +47,7 @@ class TextDelta:
 
 @dataclass(frozen=True, slots=True)
 class MessageEnded:
-    """The message, whole, with the ids it was made of."""
+    """The complete message, with its token ids."""
 
     message: Message
 
@@ -61,9 +61,9 @@ class TurnEnded:
 
 @dataclass(frozen=True, slots=True)
 class Diagnostic:
-    """Something was malformed and has been repaired: what was found, and what it was taken for.
+    """Malformed output was repaired: what was found, and how it was interpreted.
 
-    ``text`` is text of the model that is in no other event, so that nothing is lost.
+    ``text`` is model text that is in no other event, so that nothing is lost.
     """
 
     code: str

@@ -3,9 +3,9 @@ recipient, type.
 
     {role}[ to={recipient}]<|channel|>{channel}[ to={recipient}][ {type}] <|constrain|>{type}
 
-The model is trained on this but sampled from, so every field may be missing, doubled, in the
-other part, or spelled out in plain text. Whatever comes is given the likeliest meaning, and what
-had to be guessed is reported.
+The model was trained on this form, but its output is sampled, so every field may be missing,
+repeated, in the other part, or written as plain text. Any header is given its likeliest meaning,
+and every guess is reported.
 """
 
 from __future__ import annotations
@@ -143,8 +143,8 @@ def salvage_header(
     ``more_follows`` when it ends a message but not the turn: with a channel token and no channel,
     it then is a thought, not the answer.
 
-    Only what is at the very beginning of a part and is spelled as the format spells it counts
-    as header. ``assistant`` is a role only where a role belongs, else it is somebody's word.
+    Only correctly written fields at the very beginning of a part count as header. ``assistant`` is
+    a role only where a role is expected; elsewhere it is text.
     """
     role_text, channel_text, type_text = raw.role, raw.channel or "", raw.constrain or ""
     channel = recipient = content_type = None
@@ -288,8 +288,8 @@ def _known_channel(word: str) -> str | None:
     """Return the channel that a header's ``word`` names with signs around it: ``commentary?``,
     ``––Final``.
     """
-    said = set(re.findall(r"\w+", word.lower()))
-    return said.pop() if len(said) == 1 and said <= set(CHANNELS) else None
+    words = set(re.findall(r"\w+", word.lower()))
+    return words.pop() if len(words) == 1 and words <= set(CHANNELS) else None
 
 
 def _recipient(candidates: list[str], repairs: list[Diagnostic]) -> str | None:

@@ -9,8 +9,8 @@ which JSON Schema says one thing down to those that ``tools_typescript.py`` writ
     const, enum              ``enum``; with type only where all of it are strings
     properties without type  an object
 
-What none of these keywords holds (``minimum``, ``pattern``, ``not``, …) is not in the result: it
-is not shown to the model; the grammar and the check of arguments enforce it.
+Other keywords (``minimum``, ``pattern``, ``not``, …) are not in the result: they are not shown to
+the model, but enforced by the grammar and by the check of arguments.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ Schema = Mapping[str, Any]
 
 TYPES = ("string", "number", "integer", "boolean", "null", "array", "object")
 MAX_FOLLOWED = 2**20
-"""Characters of JSON that references may bring in, each time anew: a few lines can refer to each
-other so that they would fill the memory. All else in a schema is written once."""
+"""Limit of the JSON characters that references add, counted at every use: a few lines that refer to
+each other could otherwise fill the memory. Everything else in a schema is written once."""
 
 _ANNOTATIONS = ("title", "description", "default", "examples", "nullable")
 _ONE = (
@@ -236,7 +236,7 @@ class _Simplifier:
 
     def _spend(self, reference: str, target: Schema) -> None:
         if reference not in self._sizes:
-            self._sizes[reference] = 64 + len(json.dumps(target))  # nothing is wholly free
+            self._sizes[reference] = 64 + len(json.dumps(target))  # even an empty target counts
         self._left -= self._sizes[reference]
         if self._left < 0:
             raise self.place.error(

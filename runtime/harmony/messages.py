@@ -37,7 +37,7 @@ class Role(StrEnum):
 
 
 class Effort(StrEnum):
-    """How long the model is asked to reason; the system message's ``Reasoning:`` line."""
+    """The requested length of reasoning; the system message's ``Reasoning:`` line."""
 
     LOW = "low"
     MEDIUM = "medium"
@@ -72,8 +72,8 @@ class Namespace:
 class SystemContent:
     """The system block: identity, dates, effort, built-in tools, valid channels.
 
-    ``date`` (YYYY-MM-DD) is pinned for a conversation: a new date every day would throw the
-    prompt cache away.
+    ``date`` (YYYY-MM-DD) stays fixed for a conversation: changing it would invalidate the prompt
+    cache.
     """
 
     identity: str | None = DEFAULT_IDENTITY

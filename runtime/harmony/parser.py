@@ -26,7 +26,7 @@ from gptoss.runtime.harmony.state import CONTROL_KINDS, TRANSITIONS, State, Toke
 from gptoss.runtime.harmony.tokenizer import Tokenizer
 
 MAX_HEADER_CHARACTERS = 256
-"""A header longer than this, or with a line end between words, is text whose header is missing."""
+"""A longer header, or one with a line end between words, is treated as text without a header."""
 
 SPELLED_MESSAGE = "<|message|>"
 
@@ -38,7 +38,7 @@ _ENDS = {
 }
 
 _kinds_of: WeakKeyDictionary[Tokenizer, Mapping[int, TokenKind]] = WeakKeyDictionary()
-"""Kinds of each tokenizer's control tokens by id: over a thousand of them, found once."""
+"""The kinds of each tokenizer's control tokens by id; over a thousand, so cached."""
 
 
 def parse(
@@ -352,7 +352,7 @@ class Parser:
 _ACTIONS: tuple[tuple[Callable[[Parser, int, TokenKind], None], ...], ...] = tuple(
     tuple(getattr(Parser, f"_{TRANSITIONS[state][kind]}") for kind in TokenKind) for state in State
 )
-"""``TRANSITIONS`` as what is called, by state and kind."""
+"""``TRANSITIONS`` as methods, by state and kind."""
 
 
 def _control_kinds(tokenizer: Tokenizer) -> Mapping[int, TokenKind]:

@@ -1,29 +1,29 @@
 """Renders conversations: harmony messages to token ids.
 
-Text is encoded as text, control tokens are placed by id: no string in a message, whatever it
-spells, becomes a control token. The result equals openai-harmony's (0.0.8) token for token, and in
-text the official chat template's. All differences are intended, and listed here.
+Text is encoded as text, and control tokens are inserted by id, so no string in a message can become
+a control token. The result equals openai-harmony's (0.0.8) token for token, and its text equals the
+official chat template's. All differences are intentional, and listed here.
 
 From openai-harmony:
 
-* Which reasoning is kept is the template's rule. That library keeps the reasoning behind every
-  answer but the first.
+* Reasoning is kept by the template's rule. That library keeps the reasoning of every answer but the
+  first.
 * Schemas that it writes as ``any`` or in part are written in full: see ``tools_typescript.py``.
-* The model's own messages are replayed from the ids it wrote, so that the prefix cache holds.
+* The model's own messages are replayed from their original ids, so that the prefix cache is reused.
 * A conversation that the model was not trained on (no system block, a result without a call, a
   tool's name with a space in it) is rejected: see ``validate.py``. That library renders it.
-* More than 65,536 blanks in a row are encoded in pieces; a million end that library's process.
+* More than 65,536 blanks in a row are encoded in pieces; a million crash that library's process.
 
 From the template:
 
-* A call's arguments are of type `` <|constrain|>json``, as the model itself and openai-harmony
-  write; the template has `` json``.
-* A tool's answer is handed on as it is, as by openai-harmony; the template puts it in quotes.
-* There is no blank line after instructions that no tools follow.
-* Several calls of one turn are all there; the template drops all but the first. A preamble before
-  a call is on the commentary channel; the template takes it for reasoning.
-* Defaults, and schemas beyond plain properties, are written as openai-harmony writes them.
-* Text that spells a control token stays text; the template's would be read as the token.
+* A call's arguments have the type `` <|constrain|>json``, as the model itself and openai-harmony
+  write it; the template writes `` json``.
+* A tool's result is passed on unchanged, as in openai-harmony; the template quotes it.
+* There is no blank line after instructions without tools.
+* All calls of a turn are kept; the template drops all but the first. A preamble before a call is on
+  the commentary channel; the template treats it as reasoning.
+* Defaults, and schemas beyond plain properties, are written as in openai-harmony.
+* Text that looks like a control token stays text; the template's output would become the token.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def render_for_completion(
     ids: list[int] = []
     for index in kept_messages(messages):
         message = messages[index]
-        # A message that cannot fit is not even encoded: of a gigabyte that would take minutes.
+        # A message that cannot fit is not encoded: for a gigabyte that would take minutes.
         if limit is not None and len(message.text) > limit * tokenizer.longest:
             raise _too_long(messages, index, limit)
         ids += render_message(message, tokenizer, conversation_has_functions=with_functions)

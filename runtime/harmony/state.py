@@ -1,4 +1,4 @@
-"""What is legal in a turn, as data: for each state and kind of token the parser's action.
+"""The parser's transition table: an action for each state and kind of token.
 
 The actions are methods of ``parser.Parser``.
 """
@@ -11,7 +11,7 @@ from gptoss.formats import harmony_tokens
 
 
 class TokenKind(IntEnum):
-    """What a token is to the format."""
+    """The kind of a token in the format."""
 
     TEXT = 0
     START = 1
@@ -39,7 +39,7 @@ CONTROL_KINDS = {
 
 
 class State(IntEnum):
-    """Where in a turn the parser is."""
+    """The parser's position in a turn."""
 
     BETWEEN = 0
     """After a message, before the next ``<|start|>``."""

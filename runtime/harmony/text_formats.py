@@ -14,7 +14,7 @@ class JsonSchema:
     """JSON that the schema admits.
 
     Keywords that no grammar can hold (``not``, ``if``, ``uniqueItems``, …) are checked on the
-    finished text. OpenAI's wrapper ``{"name", "strict", "schema"}`` is taken off.
+    finished text. OpenAI's wrapper ``{"name", "strict", "schema"}`` is removed.
     """
 
     schema: Mapping[str, Any]
@@ -27,7 +27,7 @@ class JsonSchema:
 class Regex:
     """A text that matches a regular expression from its beginning to its end.
 
-    In the syntax of Rust's regex: ``\\d`` is any digit of Unicode; there is no look-around.
+    The syntax is that of Rust's regex: ``\\d`` is any Unicode digit; there is no look-around.
     """
 
     pattern: str
@@ -37,7 +37,7 @@ class Regex:
 class Lark:
     """A text of a grammar in llguidance's variant of Lark, from its rule ``start``.
 
-    Special tokens, other grammars and ``%json`` cannot be used in it.
+    It cannot use special tokens, other grammars or ``%json``.
     """
 
     text: str

@@ -1,9 +1,9 @@
 """The tokenizer, made from the model's own vocabulary.
 
 Built from the GGUF's (or a checkpoint's) token list as a ``tiktoken.Encoding``: byte-level BPE
-with o200k's split pattern. Text is only ever encoded as text: control tokens (``<|start|>``, …)
-exist here as ids looked up by their text, and no string that comes from a person, a tool or a
-file can become one. llama.cpp's own tokenizer does not give that guarantee.
+with o200k's split pattern. Text is always encoded as text: control tokens (``<|start|>``, …) are
+available only as ids looked up by name, so no string from a user, a tool or a file can become one.
+llama.cpp's own tokenizer does not guarantee that.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from gptoss.formats.gguf import GgufFile
 
 MAX_SPACE = 2**16
-"""Blanks in a row that are encoded together. Of a million, tiktoken's split pattern would run out
-of stack and end the process; a text of so many blanks is cut among them, and stays the same."""
+"""The most consecutive blanks encoded together. At a million, tiktoken's split pattern overflows
+the stack and crashes the process. Splitting a longer run does not change the decoded text."""
 
 
 class Tokenizer:

@@ -1,13 +1,12 @@
 """Writes tools as the TypeScript-like declarations that gpt-oss was trained to read.
 
-Of what openai-harmony knows, the text must be that library's to the letter, since the model saw no
-other. Where it has habits of its own (a ``oneOf`` at the top is laid out otherwise than one at a
-property; only string defaults are put in quotes), they are kept, and noted where they happen.
+For schemas that openai-harmony supports, the text must equal that library's exactly, since the
+model was trained on it. Its peculiarities (a top-level ``oneOf`` has another layout than one of a
+property; only string defaults are quoted) are kept, and noted in the code.
 
-The rest it writes as ``any``, or in part. Schemas that today's libraries generate
-are full of it (an optional parameter is an ``anyOf`` with null, a nested class a ``$ref``), and a
-model without a type guesses. Such schemas are simplified first (``json_schema.py``), then
-written in the same style:
+It writes other schemas as ``any``, or in part. Today's libraries generate them often (an optional
+parameter is an ``anyOf`` with null, a nested class a ``$ref``), and without a type the model
+guesses. Such schemas are simplified first (``json_schema.py``), then written in the same style:
 
     anyOf [string, null]                        string | null
     $ref, allOf                                 what they amount to

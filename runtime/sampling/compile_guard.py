@@ -1,10 +1,10 @@
 """Tries grammars in a child process with limits of time and memory before they are compiled here.
 
 llguidance's own limits bound the parser and the lexer's states, but not all of the compiler: an
-``anyOf`` of four ``multipleOf`` of three digits takes minutes and gigabytes with every limit set
-low, and cannot be interrupted. So what is not plain (see ``is_plain``) is compiled first in a
-process that can be ended. It is started anew each time (0.3 s), does not import gptoss, and its
-verdict is remembered by the caller.
+``anyOf`` of four ``multipleOf`` of three digits takes minutes and gigabytes even with low limits,
+and cannot be interrupted. So grammars that are not plain (see ``is_plain``) are first compiled in a
+process that can be killed. A new one is started each time (0.3 s); it does not import gptoss, and
+the caller caches its answers.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Any
 from gptoss.runtime.engine.base import EngineError
 
 MAX_SECONDS = 10
-"""For each grammar; those in use take milliseconds."""
+"""Time limit per grammar; common ones take milliseconds."""
 
 MAX_BYTES = 1 << 30
-"""Address space of the process, its stack of 256 MiB included. Held to on Linux only."""
+"""Limit of the process's address space, including its stack of 256 MiB. Enforced on Linux only."""
 
 _MAX_ENDED = 3
-"""Processes ended within one call; what is left then is not tried."""
+"""The most processes killed within one call; grammars left after that are not tried."""
 
 _WORKER = Path(__file__).with_name("compile_worker.py")
 
@@ -49,7 +49,7 @@ def is_plain(grammar: Mapping[str, Any]) -> bool:
     """Report whether a grammar needs no trial compile in the child process: a small JSON schema of
     keywords that compile in milliseconds.
 
-    Plain keywords give no product of automata, which is what costs time and memory.
+    Plain keywords do not build products of automata, which are what takes time and memory.
     """
     schema = grammar.get("json_schema")
     if schema is None or len(json.dumps(schema)) > _MAX_PLAIN_CHARACTERS:
@@ -75,8 +75,8 @@ def problems_of(grammars: Sequence[str]) -> list[str | None]:
     """Try to compile each grammar (llguidance's JSON form) in a limited child process; return its
     error for each, None for one that compiles.
 
-    Raises EngineError when the process cannot be started. In a frozen program (PyInstaller) there
-    is no interpreter to start: there llguidance's own limits are all there is.
+    Raises EngineError if the process cannot be started. A frozen program (PyInstaller) has no
+    interpreter to start; there only llguidance's own limits apply.
     """
     if getattr(sys, "frozen", False) or not sys.executable:
         return [None] * len(grammars)

@@ -2,10 +2,10 @@
 limit.
 
 Reads ``{"grammars": [...], "seconds": n, "bytes": n}`` from stdin. Writes ``"ready"``, then one
-line of JSON a grammar: null, or what is wrong with it. A grammar that takes longer than ``seconds``
-ends the process with exit code 1, one that takes more memory than ``bytes`` ends it with a signal
-(Linux). The vocabulary is the 256 bytes: it has no control token that a grammar could name, and
-what makes a grammar expensive to compile does not depend on it.
+line of JSON per grammar: null, or its error. A grammar that takes longer than ``seconds`` ends the
+process with exit code 1; one that takes more memory than ``bytes`` ends it with a signal (Linux).
+The vocabulary is the 256 bytes: it has no control tokens that a grammar could name, and the cost of
+compiling does not depend on the vocabulary.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from pathlib import Path
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 STACK_BYTES = 256 << 20
-"""llguidance recurses along references, and a stack overflow ends the process."""
+"""llguidance recurses along references, and a stack overflow would end the process."""
 
 TRIED_TOKENS = 4
-"""Tokens that are generated from a grammar: much that is wrong shows only then."""
+"""Tokens generated from each grammar: many errors appear only then."""
 
 
 class _Bytes:
-    """A tokenizer of one token a byte."""
+    """A tokenizer with one token per byte."""
 
     bos_token_id = None
     eos_token_id = 256
@@ -46,7 +46,7 @@ def problem_of(tokenizer: LLTokenizer, grammar: str) -> str | None:
     limits = LLParserLimits(verbose_errors=False)
     matcher = LLMatcher(tokenizer, grammar, limits=limits, log_level=0)
     for _ in range(TRIED_TOKENS):
-        if matcher.is_stopped():  # also where it has failed
+        if matcher.is_stopped():  # at the end, or after an error
             break
         mask = matcher.compute_bitmask()
         token = next((i for i in range(256) if mask[i // 8] >> i % 8 & 1), None)
@@ -59,14 +59,14 @@ def limit_memory(most: int) -> None:
     """Limit the address space of this child process to ``most`` bytes; an allocation beyond it
     fails.
 
-    macOS accepts the limit and does not keep to it; Windows has none. There only time is limited.
+    macOS accepts the limit but does not enforce it; Windows has none. There, only time is limited.
     """
     if sys.platform != "win32":
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        with contextlib.suppress(ValueError, OSError):  # macOS may refuse it
+        with contextlib.suppress(ValueError, OSError):  # macOS may reject it
             if hard == resource.RLIM_INFINITY or most < hard:
                 resource.setrlimit(resource.RLIMIT_AS, (most, hard))
 
@@ -79,7 +79,7 @@ def main() -> None:
     print(json.dumps("ready"), flush=True)  # noqa: T201
     with Path(os.devnull).open("w") as nowhere:
         for grammar in request["grammars"]:
-            # The only time limit that holds while llguidance computes, on every platform.
+            # The only time limit that works on every platform while llguidance computes.
             faulthandler.dump_traceback_later(request["seconds"], exit=True, file=nowhere)
             problem = problem_of(tokenizer, grammar)
             print(json.dumps(problem), flush=True)  # noqa: T201

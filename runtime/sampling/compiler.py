@@ -49,15 +49,15 @@ Words = NDArray[np.int32]
 _LIMITS = LLParserLimits(verbose_errors=False)
 
 _REMEMBERED = 256
-"""Compiled schemas, expressions and grammars that are kept for the next turn."""
+"""Compiled schemas, expressions and grammars kept for later turns."""
 
 _starting = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledPart:
-    """A part's matcher at its beginning, to be copied; None for free text. ``unenforced`` are the
-    keywords of its schema that the matcher does not hold the text to."""
+    """A part's matcher in its initial state, to be copied; None for free text. ``unenforced`` are
+    the schema keywords that the matcher does not enforce."""
 
     matcher: LLMatcher | None
     unenforced: tuple[Keyword, ...] = ()
@@ -178,7 +178,7 @@ class Compiler:
         """
         mask = np.zeros_like(self._text_bits)
         for _ in range(TRIED_TOKENS):
-            if matcher.is_stopped():  # also where it has failed
+            if matcher.is_stopped():  # at the end, or after an error
                 break
             matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
             if matcher.is_error() or matcher.is_accepting():
@@ -201,7 +201,7 @@ V = TypeVar("V")
 
 
 class _Remembered(Generic[K, V]):
-    """The values last used. Safe to share between threads."""
+    """A cache of the most recently used values. Safe to share between threads."""
 
     def __init__(self) -> None:
         self._values: OrderedDict[K, V] = OrderedDict()
@@ -221,7 +221,7 @@ class _Remembered(Generic[K, V]):
 
 
 class _Tokens:
-    """What llguidance asks of a tokenizer; it wants to see that it can encode, and never does."""
+    """The tokenizer interface of llguidance, which requires an encoder but never uses it."""
 
     bos_token_id = None
 

@@ -1,19 +1,19 @@
 """Constrained decoding: masks the logits at each step so that a turn keeps to its grammar.
 
-A ``TokenMasks`` is made once a model, a ``Constrained`` sampler once a generation. It sits between
-the engine and the sampler proper: tokens that may not come next lose their logits before the draw.
+There is one ``TokenMasks`` per model and one ``Constrained`` sampler per generation. The latter is
+between the engine and the actual sampler: tokens that are not allowed next get a logit of −∞.
 
-The turn's structure has one grammar. A text that must be more than text (a call's arguments, an
-answer in JSON) has a grammar of its own, compiled apart. While that text is written, only its
-grammar is asked, only text tokens are taken from its answer, and the tokens that end the text are
-added once it is complete. So no schema, expression or grammar from outside can write a control
-token, whatever it spells: text stays text, and the turn goes on by the structure's grammar alone.
+One grammar describes the turn's structure. A text with a required format (a call's arguments, an
+answer in JSON) has a separate grammar. While such a text is generated, only its grammar is used,
+only text tokens are accepted from it, and the tokens that end the text are allowed once it is
+complete. So a schema, expression or grammar from outside can never produce a control token, and
+the rest of the turn depends only on the structure's grammar.
 
-In free text the answer to "what may come next" is the same at every token, so it is asked once,
-where the text begins, and again only after the control token that ends it.
+In free text the allowed tokens are the same at every step, so they are computed once, at the start
+of the text, and again only after the control token that ends it.
 
-Reasoning is watched: when its budget is spent, or when it repeats itself, the tokens that close it
-and open the answer are given out whatever the model would have drawn.
+Reasoning is monitored: if its budget is used up, or it repeats itself, the tokens that close it and
+open the answer are forced, whatever the model would have drawn.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ from gptoss.runtime.sampling.llguidance_schema import Keyword
 from gptoss.runtime.sampling.repetition import LoopDetector
 
 Words = NDArray[np.int32]
-"""A mask: one bit a token, 32 tokens a word, the lowest first."""
+"""A mask: one bit per token, 32 tokens per word, lowest bit first."""
 
 Ids = NDArray[np.intp]
 
 _MASKS = 32
-"""Masks whose ids are remembered; mostly 0.2 MB each, at most 0.9."""
+"""Masks whose ids are cached; mostly 0.2 MB each, at most 0.9."""
 
 _LONGEST_TOKEN = 512
-"""Bytes; gpt-oss's longest has 128. llguidance does not survive much longer ones."""
+"""The longest token in bytes; gpt-oss's longest has 128. Much longer ones crash llguidance."""
 
 _RECIPIENT = re.compile(r"to=([A-Za-z0-9_.-]+)")
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledRules:
-    """A turn's rules, ready for a generation: the structure's matcher, and each text's own by its
-    recipient (``ANSWER`` for the answer). ``unenforced`` are keywords of tools and of the answer's
-    schema that the grammar leaves out: they are to be checked on the finished text."""
+    """A turn's compiled rules: the matcher of the structure, and those of the texts by recipient
+    (``ANSWER`` for the answer). ``unenforced`` are schema keywords of tools and of the answer that
+    the grammar omits; they must be checked on the finished text."""
 
     structure: Matcher
     texts: dict[str, Matcher]
@@ -61,10 +61,10 @@ class CompiledRules:
 
 
 class TokenMasks:
-    """A model's tokens as llguidance knows them. Safe to share between threads."""
+    """A model's tokens in llguidance's form. Safe to share between threads."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Takes most of a second with the full vocabulary. Raises UnsupportedModelError."""
+        """Takes almost a second with the full vocabulary. Raises UnsupportedModelError."""
         longest = max(len(tokenizer.token_bytes(i)) for i in range(tokenizer.n_vocab))
         if longest > _LONGEST_TOKEN:
             raise UnsupportedModelError(
@@ -76,7 +76,7 @@ class TokenMasks:
         is_text = np.zeros(tokenizer.n_vocab, np.bool_)
         is_text[list(tokenizer.text_ids)] = True
         self.other_ids: Ids = np.flatnonzero(~is_text)
-        """Control tokens, and rows of the vocabulary without a meaning."""
+        """Control tokens and unused rows of the vocabulary."""
         self.others = frozenset(self.other_ids.tolist())
         self.text_bits = self.bits(np.flatnonzero(is_text))
         self.eos = tokenizer.control["<|endoftext|>"]
@@ -120,11 +120,11 @@ class TokenMasks:
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """The text of a message that is being written.
+    """The text of the message being generated.
 
-    ``ends`` are the bits of the tokens that may end it, ``forbidden`` all others that are not text.
-    ``matcher`` is what it must be, None for free text. ``is_reasoning`` when it is neither a call's
-    text nor the answer's.
+    ``ends`` masks the tokens that may end it, ``forbidden`` all other tokens that are not text.
+    ``matcher`` has the required format, None for free text. ``is_reasoning`` is true if the text is
+    neither a call's nor the answer's.
     """
 
     ends: Words
@@ -134,10 +134,10 @@ class _Text:
 
 
 class Constrained:
-    """A sampler for one generation that gives nothing but what the rules admit.
+    """A sampler for one generation that produces only what the rules allow.
 
-    ``budget`` is the most tokens before reasoning is closed, preambles and headers counted.
-    ``closed`` says that it was, and why.
+    ``budget`` is the number of tokens, including preambles and headers, after which reasoning is
+    closed. ``closed`` is the reason if that happened.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Constrained:
         """Raises ConstraintError: the rules are compiled before a token is generated."""
         self.closed: ReasoningStop | None = None
         self.closed_at = 0
-        """Tokens before reasoning was closed: the reader may be behind the sampler."""
+        """Tokens before reasoning was closed; a separate count, since the reader may lag behind."""
         self.reasoned = 0
         """Tokens up to the end of the last message of reasoning."""
         self._masks = masks
@@ -173,7 +173,7 @@ class Constrained:
         self._n = 0
 
     def __call__(self, logits: Logits) -> int:
-        """The next token; writes into ``logits``. Raises EngineError where nothing can come."""
+        """The next token; modifies ``logits``. Raises EngineError if no token is allowed."""
         if self._text is not None and self._text.is_reasoning and self.closed is None:
             self._close_if_due()
         token = self._forced.popleft() if self._forced else self._draw(logits)
@@ -285,7 +285,7 @@ def _unpacked(mask: Words, n: int) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """A mask by its ids, ascending: those ``admitted``, or where they are fewer the others."""
+    """A mask as ascending ids: the ``admitted`` ones or, if fewer, the others."""
 
     ids: Ids
     admitted: bool
@@ -299,15 +299,15 @@ def _choice(mask: bytes, n: int) -> _Choice:
     allowed = _unpacked(np.frombuffer(mask, np.int32), n)
     admitted = bool(2 * np.count_nonzero(allowed) <= n)
     ids = _where(allowed if admitted else ~allowed)
-    ids.setflags(write=False)  # it is everybody's
+    ids.setflags(write=False)  # the cached array is shared
     return _Choice(ids, admitted)
 
 
 def _where(flags: NDArray[np.bool_]) -> Ids:
     """Return the indices of the set flags of a token mask, ascending.
 
-    Where at most a tenth are, numpy jumps from each to the next, which takes twice as long as
-    looking at all of them once they are thousands: set flags are appended, and cut off again.
+    If at most a tenth are set, numpy searches from one to the next, which for thousands of them
+    takes twice as long as examining all. So set flags are appended, and their indices dropped.
     """
     n, n_set = flags.size, np.count_nonzero(flags)
     if not n // 25 < n_set <= n // 10:

@@ -9,14 +9,14 @@ turn; compiles nothing.
     call      <|channel|>commentary to=NAME <|constrain|>json<|message|> text
     next      <|start|>assistant
 
-A call's recipient may be in the role part too, and its type may come without the token or not
-at all: the model was trained on each. The prompt has written the first ``<|start|>assistant``.
+A call's recipient may also be in the role part, and its type may lack the token or be absent: the
+model was trained on all of these. The prompt ends with the first ``<|start|>assistant``.
 
-Text is written in token ids, not in characters: at its beginning the grammar allows each text token
-there is, which is how the sampler finds out that it need not ask again until a control token comes.
+Text is defined by token ids, not characters: at its beginning the grammar allows every text token,
+from which the sampler knows that nothing changes until a control token comes.
 
-A schema, or a grammar that somebody else wrote, is not in the turn's grammar. It is a ``Part``, a
-grammar of its own for one text of the turn, and sees nothing of the turn but that text.
+A schema or grammar from outside is not in the turn's grammar. It is a ``Part``, a separate grammar
+for one text of the turn, and is applied only to that text.
 """
 
 from __future__ import annotations
@@ -52,22 +52,22 @@ MAX_GRAMMAR_CHARACTERS = 20_000
 """Longer grammars take minutes to compile."""
 
 MAX_DEPTH = 64
-"""Of brackets in a grammar."""
+"""Limit of nested brackets in a grammar."""
 
 MAX_PREAMBLES = 3
-"""Messages to the person before a call in one generation."""
+"""The most messages to the user before a call in one generation."""
 
 ANSWER = ""
-"""Key of the answer's part; a call's is its recipient."""
+"""The key of the answer's part; a call's key is its recipient."""
 
 _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
 
-# A Lark text without what is quoted in it: comments, strings, regular expressions.
+# Quoted parts of a Lark text: comments, strings, regular expressions.
 _QUOTED = re.compile(r'//[^\n]*|#[^\n]*|"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/')
 
 
 class ToolChoice(StrEnum):
-    """Whether the model calls; a function's name instead means that it must call that one."""
+    """Whether the model calls tools; a function's name instead requires a call of that one."""
 
     NONE = "none"
     AUTO = "auto"
@@ -75,10 +75,10 @@ class ToolChoice(StrEnum):
 
 
 class ReasoningStop(StrEnum):
-    """Why reasoning was ended from outside."""
+    """Why reasoning was closed by the sampler."""
 
     BUDGET = "budget"
-    """It had as many tokens as it may have."""
+    """It reached its token limit."""
     LOOP = "loop"
     """It repeated itself."""
 
@@ -92,9 +92,9 @@ class Rules:
     """What the model may do in its turn.
 
     ``functions`` are the developer's. ``namespaces`` are further groups of tools; one without
-    functions is called by its own name with free text. ``parallel_calls`` is off unless asked for:
-    the model was trained to wait for each call's result. ``response_format`` None is free text.
-    Without ``reasoning`` the answer or a call comes at once, with no word before.
+    functions is called by its own name with free text. ``parallel_calls`` is off by default: the
+    model was trained to wait for each call's result. ``response_format`` None means free text.
+    Without ``reasoning`` the turn begins with the answer or a call.
     """
 
     functions: tuple[Function, ...] = ()
@@ -109,7 +109,7 @@ def closing(rules: Rules) -> tuple[str, ...]:
     """Return the control tokens and text that end the reasoning, when it has to end, so that a turn
     follows its grammar.
 
-    Ending the message alone would have the model open the next one on the same channel.
+    If only the message were ended, the model would open the next one on the same channel.
     """
     opened = ("<|end|>", "<|start|>", "assistant", "<|channel|>")
     if _must_call(rules):
@@ -119,10 +119,10 @@ def closing(rules: Rules) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one text of the turn must be: a JSON schema, or else a grammar in Lark.
+    """The required format of one text of the turn: a JSON schema or a Lark grammar.
 
-    ``field`` names it in errors. ``required`` says whether the text must be held to it
-    while it is generated; else it is checked afterwards, and a looser grammar will do.
+    ``field`` names it in errors. If ``required``, it must be enforced during generation; otherwise
+    the text is checked afterwards, and a looser grammar may be used.
     """
 
     field: str
@@ -133,7 +133,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class TurnGrammar:
-    """The turn's grammar in Lark, and its parts: by recipient, the answer's by ``ANSWER``."""
+    """The turn's Lark grammar, and its parts by recipient (``ANSWER`` for the answer)."""
 
     lark: str
     parts: Mapping[str, Part]
@@ -142,7 +142,7 @@ class TurnGrammar:
 def turn_grammar(rules: Rules, text_ids: Sequence[tuple[int, int]]) -> TurnGrammar:
     """Write the Lark grammar of a turn that keeps to ``rules``; raises ConstraintError.
 
-    ``text_ids`` are the ids of text tokens as ranges, both ends included.
+    ``text_ids`` are the ids of text tokens as inclusive ranges.
     """
     calls = _calls(rules)
     ranges = ",".join(f"{first}-{last}" for first, last in text_ids)
@@ -184,7 +184,7 @@ def _must_call(rules: Rules) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """A recipient: the channels it is called on, what its text must be or None for free text."""
+    """A recipient: the channels on which it is called, and its text's format (None: free text)."""
 
     name: str
     recipient: str
@@ -215,7 +215,7 @@ def _calls(rules: Rules) -> list[_Call]:
             raise ConstraintError(f"tools.{space.name}", _NAME_RULE)
         channels = ("analysis", "commentary")
         calls += [_call(function, space.name, channels) for function in space.functions]
-        if not space.functions:  # python takes text as it is
+        if not space.functions:  # like python, which takes plain text
             calls.append(_Call(space.name, space.name, channels, None))
     if choice not in (ToolChoice.AUTO, ToolChoice.REQUIRED):
         named = [call for call in calls if call.name == choice]
@@ -276,7 +276,7 @@ def _lark(text: str, field: str) -> str:
     """Check a user's Lark grammar for a turn: not too large, and without directives that include
     other languages.
 
-    That it can leave the text it is of is prevented elsewhere, not by looking for control tokens.
+    Control tokens in it need no check here: a part's grammar can only allow text tokens.
     """
     _check_text(text, "grammar", MAX_GRAMMAR_CHARACTERS, field)
     bare = _QUOTED.sub(" ", text)

@@ -1,10 +1,10 @@
 """Rewrites a JSON schema for llguidance: only keywords that it knows, and a bound for endless
 texts.
 
-What a schema says falls into three parts. Keywords that say nothing (``uniqueItems: false``,
-``propertyNames: {"type": "string"}``) are left out. Keywords that no grammar holds (``not``,
-``contains``, ``if``, …) are left out and listed as ``unenforced``: they are checked on the finished
-text, see ``harmony.schema_check``. The rest is the grammar.
+A schema's keywords are of three kinds. Those without effect (``uniqueItems: false``,
+``propertyNames: {"type": "string"}``) are omitted. Those that no grammar can enforce (``not``,
+``contains``, ``if``, …) are omitted and listed as ``unenforced``: ``harmony.schema_check`` checks
+them on the finished text. The others become the grammar.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from gptoss.runtime.harmony.fields import FieldPath
 from gptoss.runtime.harmony.json_schema import Schema, admits_nothing, check_schema
 
 MAX_SCHEMA_CHARACTERS = 500_000
-"""Of a schema as JSON, most of which may be an ``enum``."""
+"""Limit of a schema's size as JSON; most of it may be an ``enum``."""
 
 MAX_REGEX_CHARACTERS = 10_000
-"""Of a regular expression, in a schema too. Longer ones take minutes to compile."""
+"""Limit of a regular expression, also in a schema. Longer ones take minutes to compile."""
 
 MAX_MULTIPLE_OF = 10_000
-"""Of a divisor without its decimal point: each remainder is a state of the grammar."""
+"""Limit of a divisor, its decimal point ignored: each remainder is a state of the grammar."""
 
 MAX_INTEGER = 2**62
-"""Limit of an integer without bounds, so that a model cannot write digits without end. Also the
-largest bound that llguidance computes with. Identifiers of 64 bits are below it."""
+"""Limit of an integer without bounds, so that a model cannot write digits forever. Also the largest
+bound that llguidance supports. Identifiers of 64 bits are below it."""
 
 WHITESPACE = r" |\r?\n[ \t]{0,32}"
-"""Between JSON's tokens: one space, or a new line with its indentation. Without a limit a model can
-write white space without end."""
+"""White space between JSON tokens: one space, or a line end with indentation. Without a limit, a
+model can write white space forever."""
 
 FORMATS = frozenset(
     ("date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "unknown",
      "uri", "uuid")
 )  # fmt: skip
-"""String formats that llguidance knows. By JSON Schema a format is a comment, not a rule."""
+"""String formats that llguidance knows. In JSON Schema a format is an annotation by default."""
 
 _COPIED = (
     "$ref", "const", "enum", "maxItems", "maxLength", "maxProperties", "minItems", "minLength",
@@ -50,18 +50,18 @@ _NAMED = ("$defs", "definitions", "properties")
 _ONE = ("additionalProperties", "items")
 _SEVERAL = ("allOf", "anyOf", "oneOf", "prefixItems")
 _HARD = ("multipleOf", "pattern", "patternProperties")
-"""Keywords that llguidance may refuse by their value. ``format`` and bounds are decided here."""
+"""Keywords that llguidance may reject for some values. ``format`` and bounds are handled here."""
 
 _BOUNDS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
 
 Keyword = tuple[str, str]
-"""Where in a schema (a dotted path), and which keyword there."""
+"""A place in a schema (a dotted path), and a keyword there."""
 
 
 @dataclass(frozen=True, slots=True)
 class GrammarSchema:
-    """A schema for llguidance. ``unenforced`` are the keywords that it leaves out of the given one;
-    ``hard`` are those it holds that may fail to compile, each with a schema of it alone."""
+    """A schema for llguidance. ``unenforced`` are keywords of the original that it omits; ``hard``
+    are keywords in it that may fail to compile, each with a schema of only that keyword."""
 
     schema: Mapping[str, Any]
     unenforced: tuple[Keyword, ...]
@@ -88,7 +88,7 @@ def grammar_schema(
     """Rewrite a JSON schema to the keywords that llguidance knows; ``without`` names keywords to
     leave out besides.
 
-    Raises ConstraintError for an unsound schema, or one that is too large.
+    Raises ConstraintError for a schema that is invalid or too large.
     """
     place = FieldPath(field, None)
     try:
@@ -115,7 +115,7 @@ def _path(place: FieldPath) -> str:
 
 @dataclass(slots=True)
 class _Reader:
-    """One walk over a sound schema."""
+    """One pass over a valid schema."""
 
     without: frozenset[Keyword]
     unenforced: list[Keyword] = field(default_factory=list)
@@ -160,11 +160,11 @@ class _Reader:
             if key in value:
                 at = place.at(key)
                 out[key] = [self.read(it, at.at(f"[{i}]")) for i, it in enumerate(value[key])]
-        for key in ("anyOf", "oneOf"):  # a variant that admits nothing is not one
+        for key in ("anyOf", "oneOf"):  # variants that allow no value are dropped
             if key in out:
                 out[key] = [variant for variant in out[key] if variant is not False] or [False]
         if len(out.get("oneOf", ())) > 1:
-            self._leave_out(place, "oneOf")  # where variants overlap, the grammar admits both
+            self._leave_out(place, "oneOf")  # the grammar also allows values of several variants
 
     def _read_tuple(self, out: dict[str, Any], value: Schema, place: FieldPath) -> None:
         """Rewrite the old tuple form for llguidance: before 2020, ``items`` could be a list, and
@@ -188,7 +188,7 @@ class _Reader:
             alone_named = {"type": "object", "patternProperties": {key: {} for key in named}}
             longest = max(map(len, named))
             if not self._keep_hard(out, "patternProperties", read, alone_named, place, longest):
-                out.pop("additionalProperties", None)  # it would refuse the names left out
+                out.pop("additionalProperties", None)  # it would forbid the omitted names
 
     def _keep_hard(
         self,
@@ -275,7 +275,7 @@ _UNENFORCEABLE: Mapping[str, Callable[[Schema], bool]] = {
     ),
     "uniqueItems": _says("uniqueItems", False),
 }
-"""Keywords that no grammar of llguidance holds, and when they say something."""
+"""Keywords that llguidance's grammars cannot enforce, and when they have an effect."""
 
 
 def _digits(number: float) -> int:

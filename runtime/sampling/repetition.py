@@ -5,20 +5,20 @@ from __future__ import annotations
 import numpy as np
 
 WINDOW = 512
-"""Tokens looked at: so many must repeat."""
+"""The number of last tokens examined, all of which must repeat."""
 
 LONGEST_PERIOD = 128
-"""Tokens of the longest piece whose repetition is seen: it must occur four times."""
+"""The longest repeated piece that is detected, in tokens; it must occur four times."""
 
 _EVERY = 32
-"""Tokens between two looks; one takes 0.2 ms."""
+"""Tokens between two checks; a check takes 0.2 ms."""
 
 
 class LoopDetector:
-    """Sees when the last ``WINDOW`` tokens are one piece over and over, token for token.
+    """Detects that the last ``WINDOW`` tokens are exact repetitions of one piece.
 
-    So much exact repetition is not reasoning, while lists, tables and sums, which repeat
-    themselves with small changes, are never taken for it.
+    That much exact repetition is not reasoning. Lists, tables and sums, which repeat with small
+    changes, do not match.
     """
 
     def __init__(self) -> None:

@@ -3,16 +3,16 @@
 The rules, in the order they apply. Let p = softmax(logits / temperature).
 
     temperature 0   the likeliest token, lowest id among equals; nothing below applies
-    top_k k         only the k likeliest stay (0: all); of equals at the edge, lower ids stay
-    top_p p         of what stays, the smallest set of likeliest tokens whose share reaches p
-    min_p m         of what stays, tokens at least m times as likely as the likeliest
+    top_k k         keep only the k likeliest (0: all); among equals at the limit, the lower ids
+    top_p p         of these, keep the smallest set of likeliest tokens whose share reaches p
+    min_p m         of these, keep tokens at least m times as likely as the likeliest
 
-What stays is drawn from in proportion to p. This is the order and the meaning that transformers
-uses. A logit of −inf is a token that is never drawn, which is how a grammar can be laid over it.
+The token is drawn from those kept, in proportion to p. Order and meaning are those of transformers.
+A token with a logit of −inf is never drawn, which is how grammars forbid tokens.
 
-At 201,088 tokens a full sort takes longer than decoding a small model: filters look only at
-candidates above a threshold that falls until there are enough of them, and the draw sums in two
-levels. ``tests/runtime/test_sampling.py`` holds the slow twin of each.
+At 201,088 tokens a full sort takes longer than decoding a small model. So the filters examine only
+candidates above a threshold, which is lowered until there are enough of them, and the draw sums in
+two levels. ``tests/runtime/test_sampling.py`` compares each with a simple, slow implementation.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from gptoss.errors import GptossError
 from gptoss.runtime.engine.base import EngineError, Logits
 
 _BLOCK = 512
-"""Weights summed together before the running sum is taken over the blocks."""
+"""Weights per block; the running sum is first taken over the blocks' sums."""
 
 _FLOORS = (1e-2, 1e-4, 1e-7)
-"""Thresholds tried for candidates, as a share of the likeliest token's weight."""
+"""Thresholds tried for candidates, relative to the likeliest token's weight."""
 
 _TEMPERATURES = (1e-6, 1e30)
-"""Limits in which float32 computes; at them already all or nothing is drawn."""
+"""Limits within which float32 is used; at them, the draw is already uniform or certain."""
 
 Ids = NDArray[np.intp]
 Weights = NDArray[np.float32]
 
 
 class SamplingError(GptossError):
-    """A sampling parameter is out of its range."""
+    """A sampling parameter is out of range."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn; the defaults are what gpt-oss's makers recommend."""
+    """How tokens are drawn; the defaults are those that OpenAI recommends for gpt-oss."""
 
     temperature: float = 1.0
     top_k: int = 0
@@ -53,7 +53,7 @@ class Sampling:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        # NaN fails each of these comparisons, as it must.
+        # These comparisons also reject NaN.
         if not 0 <= self.temperature < float("inf"):
             raise SamplingError(f"temperature is {self.temperature}; it must be 0 or more")
         if self.top_k < 0:
@@ -78,7 +78,7 @@ class RandomSampler:
         self._random = np.random.Generator(np.random.PCG64(seed))
 
     def __call__(self, logits: Logits) -> int:
-        """The next token id. Raises EngineError when the logits hold no finite maximum."""
+        """The next token id. Raises EngineError if the largest logit is not finite."""
         if self.sampling.temperature == 0:
             return greedy(logits)
         return draw(logits, self.sampling, self._random.random())
@@ -86,7 +86,7 @@ class RandomSampler:
 
 def greedy(logits: Logits) -> int:
     """Return the token with the highest logit, the lowest id among equals (greedy sampling)."""
-    token = int(np.argmax(logits))  # argmax stops at the first NaN, so it cannot hide
+    token = int(np.argmax(logits))  # argmax returns the first NaN if there is one
     _require_finite(logits[token])
     return token
 
@@ -186,7 +186,7 @@ def _draw_from_all(weights: Weights, u: float) -> int:
 def _first_above(running: NDArray[np.float64], target: float) -> int:
     """Return the index of the first running sum of sampling weights above ``target``.
 
-    Rounding can leave the last sum at or below it: then the last index that adds anything.
+    If rounding leaves the last sum at or below it, the last index with a weight above 0.
     """
     index = int(np.searchsorted(running, target, side="right"))
     return index if index < running.size else int(np.searchsorted(running, running[-1]))
