@@ -1,9 +1,9 @@
 """The vocabulary a GGUF carries, from a checkpoint's tokenizer files.
 
-``tokenizer.json`` is read with plain ``json``: half a second for 201,088 tokens, where building the
-tokenizer it describes, as llama.cpp's converter does, takes most of half a minute. Everything
-that this shortcut relies on is checked: byte-level BPE, split by o200k's pattern, ids without
-gaps in meaning. Tokens keep their byte-level spelling (``Ġ`` for a space), as GGUF has them.
+``tokenizer.json`` is read with plain ``json``, which takes half a second for 201,088 tokens.
+Building the tokenizer, as llama.cpp's converter does, takes almost half a minute. All assumptions
+of this shortcut are checked: byte-level BPE, o200k's split pattern, unambiguous ids. Tokens keep
+their byte-level form (``Ġ`` for a space), as in a GGUF.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ MAX_TOKENS = 2**24
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Tokens by id, in GGUF's spelling, and what goes with them.
+    """A GGUF's tokens by id, with their types, the merges, special ids and chat template.
 
-    ``types`` are ``gguf.TokenType`` numbers. ``merges`` are pairs joined by a space, the first
-    the most urgent. ``chat_template`` is None when the checkpoint has none.
+    ``types`` are ``gguf.TokenType`` numbers. ``merges`` are pairs joined by a space, in order of
+    priority. ``chat_template`` is None if the checkpoint has none.
     """
 
     tokens: list[str]
@@ -56,10 +56,10 @@ class Vocabulary:
 def read(folder: Path, vocab_size: int | None = None) -> Vocabulary:
     """Read the vocabulary of a checkpoint folder from its tokenizer files.
 
-    With ``vocab_size``, the embedding's rows, ids without a token are filled up to it with unused
-    ones (``[PAD201087]``): the published models have 1,069 such rows. Raises ``CheckpointError``
-    when a file is missing or damaged, describes another kind of tokenizer, or has more tokens
-    than the embedding has rows.
+    With ``vocab_size``, the number of embedding rows, ids without a token get unused tokens
+    (``[PAD201087]``); the published models have 1,069 of them. Raises ``CheckpointError`` if a file
+    is missing or corrupt, describes another kind of tokenizer, or has more tokens than the
+    embedding has rows.
     """
     with _collector_off():
         return _read(folder, vocab_size)
@@ -132,7 +132,9 @@ def _added_tokens(path: Path, tokenizer: Mapping[str, Any]) -> dict[int, Mapping
             or type(entry.get("id")) is not int
             or not isinstance(entry.get("content"), str)
         ):
-            raise CheckpointError(f"{path}: added_tokens holds no list of ids and contents")
+            raise CheckpointError(
+                f"{path}: added_tokens is not a list of tokens with id and content"
+            )
         if entry["id"] in added:
             raise CheckpointError(f"{path}: two added tokens have the id {entry['id']}")
         added[entry["id"]] = entry
@@ -193,8 +195,7 @@ def _added_token(entry: Mapping[str, Any]) -> tuple[str, int]:
     """Return an added token's text and type in the vocabulary, by the rule of llama.cpp's
     converter.
 
-    What looks like a control token is one, whatever its flag says; text that users may type
-    verbatim has real spaces.
+    A token that looks like a control token is one, whatever its flag; others have plain spaces.
     """
     text: str = entry["content"]
     if entry.get("special") is True or (text.startswith("<|") and text.endswith("|>")):
@@ -300,7 +301,7 @@ def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
             try:
                 template = source.read(0, source.size).decode()
             except UnicodeDecodeError as reason:
-                raise CheckpointError(f"{path}: no UTF-8 at byte {reason.start}") from reason
+                raise CheckpointError(f"{path}: not UTF-8 at byte {reason.start}") from reason
     if template is not None and not isinstance(template, str):
         raise CheckpointError(f"{folder / SETTINGS}: chat_template is not text")
     if template is not None:

@@ -1,9 +1,9 @@
-"""Requests to the Hub: retried where that may help, bounded in size and time, otherwise refused.
+"""Requests to the Hub: retried if that may help, with limits of size and time.
 
 The session is huggingface_hub's own, so proxies, certificates, HF_ENDPOINT, HF_TOKEN and
 HF_HUB_OFFLINE work as they do there, and connections are reused. After a lost connection, a
-timeout or an error of the server a request is repeated, after longer and longer pauses or the time
-that the server asks for. Every other unexpected response is an error of one line.
+timeout or a server error the request is repeated, with increasing pauses or after the time that the
+server asks for. Any other unexpected response is reported as an error of one line.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from gptoss.progress import Say, silent
 _log = logging.getLogger(__name__)
 
 ATTEMPTS = 8
-"""The most failures in a row without a byte in between."""
+"""The most consecutive failures without receiving a byte."""
 FIRST_ATTEMPTS = 3
-"""The same before the Hub was reached at all: probably there is no network."""
+"""The same before the first response of the Hub: there is probably no network."""
 MAX_ATTEMPTS = 2000
-"""The most failures of one request, with bytes in between."""
+"""The most failures of one request in total."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
 """Seconds; each pause is up to twice the one before, less a random part."""
 LONGEST_ASKED = 900.0
 """Seconds that a server may ask to wait; more is an error."""
 WORTH_SAYING = 2.0
-"""Pauses of so many seconds are reported."""
+"""Pauses of at least this many seconds are reported."""
 TIMEOUT = 20.0
 """Seconds without a connection or a byte, after which the request is repeated."""
 HEADER_SECONDS = 90.0
@@ -46,7 +46,7 @@ GRACE_SECONDS = 60.0
 SLOWEST = 10_000.0
 """Bytes a second that a server must send on average, after so many seconds of grace."""
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Statuses that another attempt may not get."""
+"""Statuses that may be temporary."""
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 _RATE_LIMIT = re.compile(r"r=0;\s*t=(\d{1,9})")
@@ -57,7 +57,7 @@ class HubError(GptossError):
 
 
 class TransientError(Exception):
-    """A failure that may pass; ``after`` is the number of seconds that the server asks to wait."""
+    """A temporary failure; ``after`` is the number of seconds that the server asks to wait."""
 
     def __init__(self, reason: str, after: float | None = None) -> None:
         super().__init__(reason)
@@ -65,7 +65,7 @@ class TransientError(Exception):
 
 
 class Response(Protocol):
-    """What is used of httpx's response; ``iter_raw`` gives the body as it comes."""
+    """The used part of httpx's response; ``iter_raw`` yields the body as it arrives."""
 
     @property
     def status_code(self) -> int: ...
@@ -275,12 +275,12 @@ class RetryPolicy:
         if self._attempts >= MAX_ATTEMPTS or self._failures >= (
             ATTEMPTS if self._client.reached else FIRST_ATTEMPTS
         ):
-            said = (
+            message = (
                 f"{self._what}: tried {self._attempts} times: {error}; run the same command later"
             )
             if not self._client.reached:  # only a repository was requested so far
-                said += f"; and there is no local folder {self._what.partition('@')[0]}"
-            raise HubError(said) from error
+                message += f"; and there is no local folder {self._what.partition('@')[0]}"
+            raise HubError(message) from error
         if error.after is not None and error.after > LONGEST_ASKED:
             raise HubError(
                 f"{self._what}: the server asked to wait {error.after:.0f} s (Retry-After); "

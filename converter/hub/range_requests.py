@@ -1,9 +1,8 @@
 """HTTP range requests for the bytes of one file on the Hub.
 
-The Hub sends small files itself and redirects requests for git-lfs files to another host, by an
-address that expires. Each response is compared with what is known: commit, size and hash as listed,
-and exactly the bytes that were requested. A file read by many ranges must never be assembled from
-two versions.
+The Hub sends small files itself and redirects requests for git-lfs files to another host, with a
+URL that expires. Each response is checked against the listing's commit, size and hash, and against
+the requested range, so that a file read in many ranges is never assembled from two versions.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from gptoss.converter.hub.client import (
 
 MAX_REDIRECTS = 5
 EXPIRED = frozenset({400, 401, 403, 404, 410})
-"""Statuses by which the other host reports that its address has expired."""
+"""Statuses with which the other host reports that the URL has expired."""
 
 
 @dataclass(frozen=True, slots=True)

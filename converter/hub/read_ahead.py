@@ -1,8 +1,8 @@
 """Fetch the bytes that will be read from files on the Hub, a little before they are needed.
 
-What a conversion reads, and in which order, is known beforehand. It is fetched in that order, in
-large chunks on several connections, each byte once: scales are needed long before their turn in the
-file, and stay in memory until the last block of their tensor was read.
+A conversion's reads and their order are known in advance. They are fetched in that order, in large
+chunks over several connections, each byte once. Scales are needed long before their position in the
+file is reached; they stay in memory until the last block of their tensor has been read.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from gptoss.converter.hub.client import HubError
 from gptoss.converter.hub.remote_file import RemoteFile, Span
 
 CHUNK = 2**23
-"""Bytes of a request, at most."""
+"""The most bytes per request."""
 CONNECTIONS = 6
 HELD = 14
-"""Chunks in memory, those being fetched included."""
+"""Chunks in memory, including those being fetched."""
 WAIT_SECONDS = 0.1
 """How often a reader that waits for a chunk checks whether to stop."""
 
@@ -133,7 +133,7 @@ class ReadAhead:
         if chunk.data is None:
             self._make_room()
         data = chunk.data or self._start(chunk)
-        self._held[chunk] = self._held.pop(chunk)  # the last to be forgotten
+        self._held[chunk] = self._held.pop(chunk)  # now the last to be dropped
         return data
 
     def _fill(self) -> None:

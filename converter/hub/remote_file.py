@@ -1,7 +1,7 @@
 """Files of weights on the Hub, read by byte ranges as if they were here.
 
-Everything read of a file passes through SHA-256 in the file's order. Once the whole file has
-passed, its hash must be the one that the Hub publishes.
+All bytes read from a file are hashed with SHA-256 in file order. After the last byte, the hash must
+equal the one that the Hub publishes.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from gptoss.errors import CheckpointError
 from gptoss.formats.byte_source import Buffer, bytes_of
 
 WAITING = 16
-"""Chunks that may wait for earlier ones to be hashed; with more, hashing is given up."""
+"""The most chunks that may wait for earlier ones to be hashed; beyond it, hashing is abandoned."""
 
 Span = tuple[int, int]
-"""Bytes of a file, from begin to end."""
+"""A byte range of a file: begin and end."""
 
 
 class Ahead(Protocol):
@@ -91,9 +91,9 @@ class RemoteFile:
 
 
 class Digest:
-    """The SHA-256 of a file whose chunks come in nearly their order.
+    """The SHA-256 of a file whose chunks arrive almost in order.
 
-    ``verified`` is whether all have come and the Hub publishes the same.
+    ``verified`` is true once all have arrived and the hash equals the published one.
     """
 
     def __init__(self, file: HubFile) -> None:

@@ -1,4 +1,4 @@
-"""Repositories on the Hub: which one is meant, at which commit, and what files it has.
+"""Repositories on the Hub: parse their names, resolve a revision to a commit, list the files.
 
 A revision is resolved to a commit first, and everything is requested by that commit. A stream
 stores no weights, only config, index and tokenizer, once their hashes match the listed ones.
@@ -39,9 +39,9 @@ from gptoss.formats.tokenizer_json import (
 )
 
 LISTING_LIMIT = 2**23
-"""Bytes of a listing, at most."""
+"""The maximum size of a listing in bytes."""
 MAX_SIZE = 2**48
-"""Bytes of a file in a listing, at most."""
+"""The maximum size of a listed file in bytes."""
 CONFIG_FILES = {CONFIG: CONFIG_LIMIT, INDEX: INDEX_LIMIT}
 TOKENIZER_FILES = {TOKENIZER: TOKENIZER_LIMIT, SETTINGS: SETTINGS_LIMIT, TEMPLATE: SETTINGS_LIMIT}
 """Files that are stored whole, each with its greatest size in bytes."""

@@ -1,7 +1,7 @@
 """BF16 tensors to F32, F16 and Q8_0, fast: the dense tensors of the published checkpoints.
 
-Written for speed. BF16 is copied bit for bit, where llama.cpp's converter sets the quiet bit of
-NaNs; every other result equals llama.cpp's.
+Optimized for speed. BF16 is copied bit for bit, while llama.cpp's converter sets the quiet bit of
+NaNs; all other results equal llama.cpp's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gptoss.formats.tensor_map import Rows
 
 _U16, _U32, _F16 = np.dtype("<u2"), np.dtype("<u4"), np.dtype("<f2")
 CHUNK_VALUES = 2**16
-"""Values converted at once, so that scratch arrays stay in the cache."""
+"""Values converted at once; scratch arrays then fit in the cache."""
 
 Q8_0_VALUES = 32
 _Q8_0 = np.dtype([("scale", "<f2"), ("codes", "i1", Q8_0_VALUES)])
@@ -96,7 +96,7 @@ def _block_maxima(magnitudes: Words) -> Words:
     """Find the largest magnitude of each 32 BF16 values ``[n, 32]``, for Q8_0; without its sign
     BF16 sorts as its bits do.
 
-    numpy goes through short rows one at a time, four times slower than through these long ones.
+    numpy reduces short rows one at a time, which is four times slower than these long ones.
     """
     columns = np.ascontiguousarray(magnitudes.view("<u8").T).view(_U16)
     found: Words = columns.max(axis=0)

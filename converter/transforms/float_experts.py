@@ -5,9 +5,8 @@ same order, inputs first; MXFP4 and GGUF have a row for each output. So an exper
 is read whole and converted to float32 a few rows at a time. No transform takes more memory: 33 MB
 for a BF16 expert of the published models.
 
-A fine-tune leaves most blocks unchanged, or so nearly that their values still lie on MXFP4's grid.
-The encoder finds those blocks and keeps their values exactly; given the base, their codes and
-scales too.
+A fine-tune leaves most blocks unchanged, so their values still lie on MXFP4's grid. The encoder
+detects those blocks and keeps their values exactly; with the base, their codes and scales too.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from gptoss.quant import mxfp4
 from gptoss.quant.mxfp4 import encoder
 
 CHUNK_VALUES = 2**18
-"""Values converted at once, about."""
+"""Approximate number of values converted at once."""
 
 _ROWS = {Rows.ALL: slice(None), Rows.EVEN: slice(0, None, 2), Rows.ODD: slice(1, None, 2)}
 

@@ -45,7 +45,7 @@ _MAGNITUDES = {
 bits of infinity. Larger magnitudes are NaN."""
 
 CHUNK_VALUES = 2**16
-"""Values converted at once, so that scratch arrays stay in the cache."""
+"""Values converted at once; scratch arrays then fit in the cache."""
 
 
 def widen(values: NDArray[np.generic], dtype: str) -> Floats:

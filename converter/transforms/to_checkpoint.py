@@ -1,7 +1,7 @@
 """The inverse transforms: a GGUF's bytes to a Hugging Face checkpoint's.
 
-MXFP4 experts are only rearranged and BF16 is copied, so a checkpoint converted to a GGUF gets its
-own bytes back. Values of every other type are rounded to the nearest BF16.
+MXFP4 experts are only rearranged and BF16 is copied, so converting a checkpoint to a GGUF and back
+restores its bytes. Values of all other types are rounded to the nearest BF16.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ READABLE = frozenset(
 
 _U16, _U32 = np.dtype("<u2"), np.dtype("<u4")
 CHUNK_VALUES = 2**16
-"""Values converted at once, so that scratch arrays stay in the cache."""
+"""Values converted at once; scratch arrays then fit in the cache."""
 
 
 def floats(kind: GGMLQuantizationType, raw: Bytes) -> Floats:

@@ -1,16 +1,16 @@
 """The hidden folder where a result is written before it is moved to its place.
 
     .OUT.gguf.part/
-        lock           locked by the process at work: two cannot write the same result
-        journal        what is done; a line is added only when it is true
+        lock           locked by the writing process, so that no other can write the same result
+        journal        the finished work; a line is added only after its data is on disk
         OUT.gguf ...   the files, under their final names
 
-A complete file is renamed to its place, which on one file system happens at once or not at all: a
-file that exists is complete. A killed process leaves the folder behind. The next one for the same
-result continues from the journal if sources and options are the same, and otherwise starts again.
+A complete file is renamed to its final path, which is atomic within a file system, so a file that
+exists there is complete. A killed process leaves the folder behind. The next run for the same
+result resumes from the journal if sources and options are unchanged, and otherwise starts again.
 
-Only files that this module's journal lists are ever removed; a folder with any other file in it is
-refused.
+Only files listed in this module's journal are ever removed; a folder with any other file in it is
+rejected.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ else:
 
 FORMAT = 2
 NAME_LIMIT = 255
-"""Bytes of a file name, on nearly all file systems."""
+"""The limit of a file name in bytes, on nearly all file systems."""
 JOURNAL_LIMIT = 2**26
-"""Bytes of a journal; a conversion of the 120b writes less than a hundredth of it."""
+"""The maximum size of a journal in bytes; converting the 120b writes less than 1% of it."""
 FINAL = (OutputError, InvalidFileError)
-"""Errors after which nothing is kept to resume from; other errors, and interrupts, may pass."""
+"""Errors after which nothing is kept for resuming; others, and interrupts, may be temporary."""
 _SHOWN = 40
-"""Bytes of the result's name in the folder's name, at most."""
+"""The most bytes of the result's name that are used in the folder's name."""
 _LOCK, _JOURNAL, _WHOLE = "lock", "journal", "whole"
 _ATTEMPTS = 100
-"""Times to open a lock that another process removes meanwhile."""
+"""Attempts to open a lock file that another process keeps removing."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -67,7 +67,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class _Journal:
-    """What a journal says: of which result it is, the files of that run, and what is done."""
+    """A journal's contents: the result's fingerprint, the files of that run, and finished work."""
 
     fingerprint: str
     files: tuple[str, ...]

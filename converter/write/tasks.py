@@ -1,8 +1,8 @@
 """The work of a conversion as tasks: tensors that share their sources are one task.
 
 Gate and up are interleaved in one source tensor; converting them together reads it once. A task
-goes through its tensors from the first unit to the last, so each tensor's SHA-256 is computed on
-the way, and a single number says how far an interrupted run came.
+processes its tensors in order from the first unit to the last, so each tensor's SHA-256 is computed
+along the way, and a single number records the progress of an interrupted run.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ takes a quarter more time in BF16, with 4 MiB three times; with 0.5 MiB Python t
 both types."""
 
 Span = tuple[int, int]
-"""Bytes of a file, from begin to end."""
+"""A byte range of a file: begin and end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Target:
 
 @dataclass(slots=True)
 class Task:
-    """Tensors of the same sources, in ``units`` units of which ``done`` are written.
+    """Tensors with the same sources, in ``units`` units, of which ``done`` are written.
 
     All targets have the same ``sources``. A unit ``reads`` so many bytes of each source and
     ``writes`` so many of all targets together; ``units_per_chunk`` units are converted at once.

@@ -1,12 +1,12 @@
 """Write the files of a conversion: complete, or not at all.
 
-They grow in a staging folder, are flushed to disk, and only then get their names. Each worker
-thread takes a task and goes through it in chunks, with buffers of its own: memory stays at a few
-megabytes a worker whatever the model's size, and cores and disk work at the same time, since numpy,
-hashlib and file I/O release the GIL.
+They are written in a staging folder, flushed to disk, and only then renamed to their final paths.
+Each worker thread takes a task and processes it in chunks, with its own buffers. Memory stays at a
+few megabytes per worker whatever the model's size, and cores and disk work in parallel, since
+numpy, hashlib and file I/O release the GIL.
 
-One more thread flushes what was written and then records in the journal how far each task is, in
-that order: the journal is right even after a power cut.
+Another thread flushes the written data and then records each task's progress in the journal, in
+that order, so the journal is correct even after a power failure.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ from gptoss.progress import Progress, Say, silent
 MAX_WORKERS = 8
 FEED_NOTES = "feed"
 JOURNAL_SECONDS = 0.1
-"""Pause between two updates of the journal. A short one, for the disk is idle meanwhile: with a
-second it was idle for a third of a 20b model's conversion."""
+"""Pause between two updates of the journal in seconds. It is short because the disk is idle during
+it: with one second, the disk was idle for a third of a 20b model's conversion."""
 TICK_SECONDS = 0.1
 """The longest time between two calls of the progress callback."""
 

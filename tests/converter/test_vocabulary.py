@@ -209,7 +209,7 @@ def test_a_template_that_is_no_text(folder: Path) -> None:
     assert vocab.read(folder).chat_template is None
     edit(folder, "tokenizer_config.json", lambda s: s.pop("chat_template"))
     (folder / "chat_template.jinja").write_bytes(b"\xff")
-    with pytest.raises(CheckpointError, match=r"chat_template\.jinja: no UTF-8"):
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja: not UTF-8"):
         vocab.read(folder)
 
 
