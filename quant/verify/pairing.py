@@ -14,7 +14,8 @@ from gptoss.formats.fused_qkv import split_fused_qkv
 from gptoss.formats.gguf import GgufFile, GgufTensor
 from gptoss.formats.safetensors import TensorInfo
 from gptoss.formats.tensor_map import NamedTensor, TensorRole, group_by_source
-from gptoss.quant.model.dtypes import FLOATS
+from gptoss.quant.model.dtypes import FLOATS, encoding_of
+from gptoss.quant.model.tensors import Encoding
 from gptoss.quant.verify.comparators import BF16, F16, F32, Comparison, Mxfp4, Plain, WidenedMxfp4
 from gptoss.quant.verify.encoded_mxfp4 import EncodedMxfp4
 from gptoss.quant.verify.legacy_quants import Q8_0, SmallBlock
@@ -134,8 +135,17 @@ def _problem(named: NamedTensor, tensor: GgufTensor | None) -> TensorDifference 
         return None
     if named.role is TensorRole.EXACT:
         return TensorDifference(named.gguf, Problem.TYPE, types, tensor.type.name)
-    reason = f"{tensor.type.name} cannot be proven: its encoders are free to choose among roundings"
+    reason = f"{tensor.type.name} cannot be proven: {_why_unproven(tensor.type, types)}"
     return Unproven(named.gguf, tensor.type.name, reason)
+
+
+def _why_unproven(kind: GGMLQuantizationType, types: str) -> str:
+    """Give the reason why a tensor of type ``kind`` is not compared, where ``types`` are."""
+    if encoding_of(kind) is Encoding.OTHER:
+        return "it cannot be decoded"
+    if kind in TYPES[TensorRole.MATRIX]:
+        return f"experts can be in {types} only"
+    return "its encoders are free to choose among roundings"
 
 
 def _groups(checkpoint: Checkpoint, targets: Sequence[Target | None]) -> Iterator[TensorGroup]:

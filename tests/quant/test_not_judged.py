@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf.constants import GGMLQuantizationType
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from gptoss.converter.convert import convert
 from gptoss.quant.audit.auditor import Verdict, audit
@@ -17,6 +17,7 @@ from gptoss.quant.diff.result import Verdict as DiffVerdict
 from gptoss.quant.model import loader
 from gptoss.quant.model.dtypes import encoding_of
 from gptoss.quant.model.tensors import Encoding
+from gptoss.quant.verify.verifier import verify
 from support import ggufs, safetensors_files
 from support.checkpoints import random_checkpoint
 from support.commands import Command
@@ -190,3 +191,28 @@ def test_a_tensor_that_gpt_oss_does_not_have(
     done = run("diff", a, b)
     assert done.code == (3 if both else 1)
     assert "blk.0.attn_q.scale" in done.out
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "reason"),
+    [
+        (EXPERT, "I8", "it cannot be decoded"),
+        (EXPERT, "Q8_0", "experts can be in MXFP4 or F32 or F16 or BF16 only"),
+        (EXPERT, "IQ4_NL", "its encoders are free to choose among roundings"),
+        ("blk.0.attn_q.weight", "I8", "it cannot be decoded"),
+        ("blk.0.attn_q.weight", "IQ4_NL", "its encoders are free to choose among roundings"),
+    ],
+)
+def test_verify_says_why_a_type_cannot_be_proven(
+    base: Path, tmp_path: Path, name: str, kind: str, reason: str
+) -> None:
+    values, nbytes = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+
+    def edit(model: ggufs.Model) -> None:
+        _, shape, _ = model.tensors[name]
+        raw = np.zeros(int(np.prod(shape)) // values * nbytes, np.uint8)
+        model.tensors[name] = (GGMLQuantizationType[kind], shape, raw)
+
+    path = Path(shutil.copyfile(base / "model.gguf", tmp_path / "model.gguf"))
+    verdict = verify(base / "checkpoint", ggufs.edited(path, edit))
+    assert [str(it) for it in verdict.unproven] == [f"{name}: {kind} cannot be proven: {reason}"]
