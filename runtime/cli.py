@@ -247,8 +247,8 @@ def _response_format(
     """Return the response format that one of the command line's options names."""
     if sum(option is not None for option in (named, schema, regex, grammar)) > 1:
         raise click.UsageError(
-            "--response-format, --schema, --regex and --grammar exclude each other: "
-            "give one of them"
+            "--response-format, --schema, --regex and --grammar are mutually exclusive; "
+            "give only one"
         )
     if schema is not None:
         return JsonSchema(_read_json(schema))
@@ -263,7 +263,9 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(_read_text(path, 4 * MAX_SCHEMA_CHARACTERS))
     except (ValueError, RecursionError) as error:
-        raise click.BadParameter(f"{path}: no JSON: {error}", param_hint="--schema") from error
+        raise click.BadParameter(
+            f"{path}: not valid JSON: {error}", param_hint="--schema"
+        ) from error
 
 
 def _read_text(path: Path, most: int) -> str:

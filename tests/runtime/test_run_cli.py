@@ -151,7 +151,7 @@ def test_a_byte_that_has_no_token(refused: Refused, tmp_path: Path, random_gguf:
         ("--max-rounds", "-1", "max_rounds is -1"),
         ("--schema", "none.json", "none.json"),
         ("--schema", "{folder}", "{folder}"),
-        ("--schema", "{not-json}", "no JSON"),
+        ("--schema", "{not-json}", "not valid JSON"),
         ("--schema", "{no-schema}", "response_format.type: 'no' is not a type"),
         ("--grammar", "{not-json}", "response_format"),
         ("--regex", "(", "unclosed group"),
