@@ -176,7 +176,7 @@ def test_bad_options(
 
 def test_two_ways_to_say_what_the_answer_is(refused: Refused, random_gguf: Path) -> None:
     said = refused("chat", random_gguf, "--regex", "a", "--response-format", "json")
-    assert "give one of them" in said
+    assert "mutually exclusive; give only one" in said
 
 
 def test_rules_need_constraints(refused: Refused, random_gguf: Path) -> None:
