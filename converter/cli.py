@@ -55,8 +55,8 @@ from gptoss.quant.verify.result import Outcome
 @click.option(
     "--split-max-size", metavar="SIZE",
     help="Split the result into files of at most this size, such as 5G or 700M: OUT-00001-of-00003"
-    ".gguf and so on. llama.cpp is given the first. Tensors are never divided. Also splits a GGUF "
-    "given as SOURCE; without this option a split one is joined into a single file.",
+    ".gguf and so on. Pass the first file to llama.cpp. No tensor is split across files. Also "
+    "splits a GGUF given as SOURCE; without this option, a split GGUF is joined into one file.",
 )  # fmt: skip
 @click.option(
     "--plan", "only_plan", is_flag=True,
@@ -135,20 +135,20 @@ def command(
     vocabulary and the chat template are included.
 
     Or SOURCE is OWNER/NAME or OWNER/NAME@REVISION, a repository on the Hub, unless a local folder
-    has that name. It is downloaded to huggingface_hub's cache, or with --stream not stored at all.
-    HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE work as in huggingface_hub. Downloads are
+    has that name. It is downloaded to huggingface_hub's cache, or, with --stream, not stored at
+    all. HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE work as in huggingface_hub. Downloads are
     compared with the SHA-256 that the Hub publishes, and the manifest lists the files compared.
 
-    Any model takes less than half a GB of memory. The output is written to a hidden folder,
+    Memory use stays below 0.5 GB for any model size. The output is written to a hidden folder,
     .OUT.gguf.part, and moved to OUT.gguf only when complete. After an interrupt or a power failure
     the same command resumes. A manifest with the source and SHA-256 of every tensor is written to
     OUT.gguf.manifest.json, or with --to hf to gptoss.manifest.json in the folder.
 
     SOURCE may also be a GGUF (for a split model, its first file). It is repaired: missing RoPE and
-    other metadata is added, control and end-of-turn tokens are corrected, Ollama's names and layout
-    become llama.cpp's. Every change is listed, and no tensor value changes. With --to hf it becomes
-    a checkpoint again, in a new folder OUT. If the GGUF's dense tensors are BF16, every tensor of
-    the checkpoint has the same bytes as in the one that the GGUF was made from.
+    other metadata is added, control and end-of-turn tokens are corrected, and Ollama's names and
+    layout are converted to llama.cpp's. Every change is listed, and no tensor value changes. With
+    --to hf it becomes a checkpoint again, in a new folder OUT. If the GGUF's dense tensors are
+    BF16, every tensor is byte-identical to the original checkpoint's.
 
     \b
     Examples:

@@ -71,13 +71,13 @@ cli.add_command(plan_command)
     "--reasoning-budget",
     type=int,
     metavar="N",
-    help="Most tokens of reasoning in a reply; then the model must answer.",
+    help="Maximum reasoning tokens per reply; after that the model must answer.",
 )
 @click.option(
     "--instructions",
     "--system",
     metavar="TEXT",
-    help="Instructions for the model, as developer message.",
+    help="Instructions for the model, sent as the developer message.",
 )
 @click.option(
     "--tools",
@@ -99,7 +99,7 @@ cli.add_command(plan_command)
     metavar="N",
     default=MAX_ROUNDS,
     show_default=True,
-    help="Most rounds of tool calls in a reply; then the model must answer.",
+    help="Maximum rounds of tool calls per reply; after that the model must answer.",
 )
 @click.option(
     "--response-format",
@@ -112,9 +112,7 @@ cli.add_command(plan_command)
     metavar="FILE",
     help="Answer with JSON that is valid against the JSON schema in FILE.",
 )
-@click.option(
-    "--regex", metavar="PATTERN", help="Answer with text that matches PATTERN completely."
-)
+@click.option("--regex", metavar="PATTERN", help="Answer with text that fully matches PATTERN.")
 @click.option(
     "--grammar",
     type=console.PATH,
@@ -129,23 +127,64 @@ cli.add_command(plan_command)
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object per line for each event."
 )
-@click.option("--temperature", type=float, default=_DEFAULTS.temperature, show_default=True)
-@click.option("--top-k", type=int, default=_DEFAULTS.top_k, show_default=True, help="0: all.")
-@click.option("--top-p", type=float, default=_DEFAULTS.top_p, show_default=True)
-@click.option("--min-p", type=float, default=_DEFAULTS.min_p, show_default=True)
+@click.option(
+    "--temperature",
+    type=float,
+    metavar="T",
+    default=_DEFAULTS.temperature,
+    show_default=True,
+    help="Randomness of sampling; 0 always takes the most likely token.",
+)
+@click.option(
+    "--top-k",
+    type=int,
+    metavar="K",
+    default=_DEFAULTS.top_k,
+    show_default=True,
+    help="Keep only the K most likely tokens; 0 keeps all.",
+)
+@click.option(
+    "--top-p",
+    type=float,
+    metavar="P",
+    default=_DEFAULTS.top_p,
+    show_default=True,
+    help="Keep only the most likely tokens that together reach probability P.",
+)
+@click.option(
+    "--min-p",
+    type=float,
+    metavar="P",
+    default=_DEFAULTS.min_p,
+    show_default=True,
+    help="Keep only tokens at least P times as likely as the most likely one.",
+)
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Make sampling repeatable.")
 @click.option(
     "--ctx",
     "n_ctx",
     type=int,
     metavar="N",
-    help="Tokens of context.  [default: 16384, or less if the model has less]",
+    help="Context size in tokens.  [default: 16384, or less if the model has less]",
 )
 @click.option(
-    "--max-tokens", type=int, metavar="N", help="Most tokens of a reply, reasoning included."
+    "--max-tokens", type=int, metavar="N", help="Maximum tokens per reply, including reasoning."
 )
-@click.option("--threads", "n_threads", type=int, metavar="N", help="[default: the physical cores]")
-@click.option("--gpu-layers", "n_gpu_layers", type=int, default=-1, help="[default: all]")
+@click.option(
+    "--threads",
+    "n_threads",
+    type=int,
+    metavar="N",
+    help="CPU threads.  [default: number of physical cores]",
+)
+@click.option(
+    "--gpu-layers",
+    "n_gpu_layers",
+    type=int,
+    metavar="N",
+    default=-1,
+    help="Layers to offload to the GPU.  [default: all]",
+)
 @click.option("--verbose", is_flag=True, help="Show llama.cpp's log on stderr.")
 @click.pass_context
 def chat(
@@ -169,7 +208,8 @@ def chat(
     """Talk with MODEL, a gpt-oss GGUF file.
 
     Without -p, this is a conversation: with line editing at a terminal, otherwise one message
-    per line of stdin. A reply that is cut by a limit is not an error; its last event says why.
+    per line of stdin. A reply cut off by a limit is not an error; with --json, its last event
+    gives the reason.
 
     \b
     Examples:
@@ -181,9 +221,10 @@ def chat(
     \b
     Exit codes:
       0    done
-      2    the input or the request is invalid; from stdin, that of any line
-      129  hung up        130  interrupted by Ctrl-C
-      141  reader gone    143  terminated
+      2    the input or the request is invalid; with stdin, at least one line
+           failed
+      129  hangup                130  interrupted by Ctrl-C
+      141  output pipe closed    143  terminated
     """
     out = sys.stdout
     if as_json or not _at_a_terminal():  # what tools print is not the answer

@@ -27,23 +27,24 @@ EXIT_CODES = {Verdict.SOUND: 0, Verdict.UNSOUND: 1, Verdict.NOT_JUDGED: 3}
 @click.option("--json", "as_json", is_flag=True, help="Print counts and findings as JSON.")
 @click.pass_context
 def audit_command(context: click.Context, path: Path, as_json: bool) -> None:
-    """Check the numbers of a model without its source.
+    """Check a model's weights for damage, without its source.
 
     PATH is the folder of a checkpoint or a GGUF file. Every block of the experts and every other
     value is counted. It detects, among other things:
 
     \b
       corrupt    stretches of zeros or garbage, NaN scales, NaN and infinity
-      misread    nibbles swapped, gate and up split as halves, blocks not
-                 repacked, scales taken for numbers, a wrong exponent bias,
-                 transposed experts
-      lost       dead and duplicated experts, rows and blocks of zeros, tensors
+      misread    nibbles swapped, gate and up split in halves, not interleaved,
+                 blocks not repacked, scales read as linear numbers, a wrong
+                 exponent bias, transposed experts
+      lost       dead and duplicated experts, zeroed rows and blocks, missing
+                 tensors
       unlikely   tensors, experts, sinks and routers that are far too large or
                  too small, weights that look random
       metadata   missing rope keys, end-of-turn and control tokens, template
 
-    Each finding names its severity, its location, its effect on the model and a remedy. An error
-    makes the model unsound; a warning is worth a look. A single changed weight cannot be found
+    Each finding names its severity, its location, its effect on the model and a remedy. Errors mean
+    the model is unsound; warnings are worth checking. A single changed weight cannot be found
     without the source: use gptoss-quant verify for that.
 
     \b

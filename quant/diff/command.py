@@ -51,8 +51,8 @@ def diff_command(context: click.Context, a: Path, b: Path, as_json: bool) -> Non
       0    the same: every tensor was read, no value and no setting differs
       1    different
       2    A or B is missing, corrupt, not gpt-oss, or was modified meanwhile
-      3    not judged: no difference but rounding, and some tensors could not
-           be read
+      3    not judged: only rounding differences found, but some tensors could
+           not be read
       130  interrupted
     """
     began = perf_counter()

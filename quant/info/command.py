@@ -17,9 +17,9 @@ from gptoss.text import plural
 @click.argument("model", type=console.PATH, metavar="MODEL")
 @click.option("--json", "as_json", is_flag=True, help="Print the same as JSON, for programs.")
 def info_command(model: Path, as_json: bool) -> None:
-    """Show what MODEL is, a checkpoint's folder or a GGUF file.
+    """Describe MODEL, a checkpoint folder or a GGUF file.
 
-    Only headers are read. Whether the weights are right is what audit and verify check.
+    Reads only headers; to check the weights, use audit or verify.
 
     \b
     Examples:

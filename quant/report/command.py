@@ -15,7 +15,7 @@ from gptoss.quant.report.html import page
 from gptoss.quant.report.writing import check_target, write
 
 
-@click.command("report", short_help="Write the numbers of a model as a page of charts.")
+@click.command("report", short_help="Write a page of charts about a model's weights.")
 @click.argument("model", type=console.PATH, metavar="MODEL")
 @click.option(
     "-o",
@@ -37,7 +37,7 @@ from gptoss.quant.report.writing import check_target, write
 def report_command(
     context: click.Context, model: Path, out: Path, base: Path | None, as_json: bool
 ) -> None:
-    """Write the numbers of MODEL, a checkpoint's folder or a GGUF file, as a page of charts.
+    """Write a page of charts about MODEL, a checkpoint folder or a GGUF file.
 
     The page shows the findings, maps of block scales and saturated blocks by layer and expert,
     histograms of scales and codes, and the size of all other tensors by layer. With --base it also

@@ -48,8 +48,9 @@ def verify_command(
       norms, biases, sinks, router
                  F32, equal to the source bit for bit
       attention, embedding, output
-                 bf16 and f32 equal; f16, q8_0, q5 and q4 rounded as their
-                 reference rounds; the largest rounding error is reported
+                 bf16 and f32 equal; f16, q8_0, q5 and q4 rounded exactly like
+                 the reference implementation; the largest rounding error is
+                 reported
       metadata   hyperparameters, RoPE and YaRN settings, tokens, merges,
                  control tokens
 

@@ -32,7 +32,7 @@ try:
     import llama_cpp.llama_cpp as lib
 except (ImportError, OSError, RuntimeError) as error:
     raise EngineError(
-        f"llama.cpp cannot be loaded ({error}); install it: pip install 'gptoss-toolkit[run]'"
+        f'llama.cpp cannot be loaded ({error}); install it: pip install "gptoss-toolkit[run]"'
     ) from error
 
 Progress = Callable[[float], None]

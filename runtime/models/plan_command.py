@@ -25,8 +25,8 @@ def plan_command(
 ) -> None:
     """Check whether MODEL fits into the memory that is available now.
 
-    MODEL is a GGUF, or a checkpoint folder, which is planned as gptoss-convert would write it. No
-    weight is read. Memory of GPUs is not counted.
+    MODEL is a GGUF or a checkpoint folder; for a folder, the plan is for the GGUF that
+    gptoss-convert would write. Weights are not read. GPU memory is not counted.
 
     \b
     Examples:
@@ -35,7 +35,7 @@ def plan_command(
 
     \b
     Exit codes:
-      0    it fits, perhaps with other settings, which are named
+      0    it fits, possibly only with changed settings, which are listed
       1    it does not fit
       2    the input or the request is invalid
     """

@@ -35,7 +35,7 @@ try:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 except ImportError as error:
     raise EngineError(
-        f"llguidance cannot be loaded ({error}); install it: pip install 'gptoss-toolkit[run]'"
+        f'llguidance cannot be loaded ({error}); install it: pip install "gptoss-toolkit[run]"'
     ) from error
 
 from gptoss.runtime.sampling.compile_worker import STACK_BYTES, TRIED_TOKENS
