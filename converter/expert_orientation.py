@@ -59,7 +59,7 @@ def check_base(checkpoint: Checkpoint, base: Checkpoint, stored: StoredTensors) 
     for named in tensors(base.hparams):
         if named.role is TensorRole.EXPERTS and len(stored[named.gguf]) != 2:
             raise CheckpointError(
-                f"{base.folder}: holds experts in floats; a base has them in MXFP4"
+                f"{base.folder}: its experts are floats; a base must have MXFP4 experts"
             )
 
 
@@ -126,9 +126,8 @@ def assume_declared(
         stored = stored_tensors[named.gguf]
         if named.floats and len(stored) == 1 and stored[0].shape != named.floats.shape:
             raise CheckpointError(
-                f"{stored[0].file}: tensor {stored[0].name!r} is outputs first, unlike the "
-                f"declared layout, and {squares[0].gguf} is square; give the base with --base to "
-                "compare"
+                f"{stored[0].file}: tensor {stored[0].name!r} is stored outputs first, unlike "
+                f"the declared layout, and {squares[0].gguf} is square; use --base to resolve it"
             )
     return (
         f"{len(squares)} down_proj are square, so their shape does not show whether they are "

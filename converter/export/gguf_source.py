@@ -22,7 +22,7 @@ from gptoss.formats.o200k import BYTE_LEVEL, PRE_TOKENIZER
 from gptoss.formats.safetensors import TensorInfo
 from gptoss.formats.tensor_map import tensors
 
-REPAIR = "try to repair it: gptoss-convert FILE -o REPAIRED.gguf"
+REPAIR = "try to repair it: gptoss-convert FILE -o NEW.gguf"
 
 _KINDS = frozenset((TokenType.NORMAL, TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNUSED))
 _ROLES = {

@@ -73,7 +73,7 @@ def find_notes(vocabulary: Vocabulary) -> tuple[str, ...]:
     return (
         f"eos_token is {quoted(end)}, but a reply of gpt-oss ends with {usual}; programs that go "
         "by it do not stop there: correct tokenizer_config.json, or repair the result "
-        "(gptoss-convert OUT -o REPAIRED.gguf)",
+        "(gptoss-convert OUT -o NEW.gguf)",
     )
 
 
@@ -107,10 +107,12 @@ def _read(folder: Path, vocab_size: int | None) -> Vocabulary:
     }
     merges = _merges(path, model.get("merges"), model["vocab"])
     if not merges and has_words(tokens, types):
-        raise CheckpointError(f"{path}: model.merges is empty; no text would become a whole word")
+        raise CheckpointError(
+            f"{path}: model.merges is empty; text could not be merged into whole-word tokens"
+        )
     _check_text(path, (*tokens, *merges))
     for bad in token_problems(tokens):
-        raise CheckpointError(f"{path}: makes a vocabulary on which llama.cpp fails: {bad}")
+        raise CheckpointError(f"{path}: its vocabulary would make llama.cpp fail: {bad}")
     template = _chat_template(folder, settings)
     return Vocabulary(tokens, types, merges, **roles, chat_template=template)
 
@@ -187,7 +189,7 @@ def _check_spelling(path: Path, vocab: Iterable[str]) -> None:
     if set("".join(vocab)) - letters:
         odd = next(token for token in vocab if set(token) - letters)
         raise CheckpointError(
-            f"{path}: model.vocab has {odd!r:.60}, which is not spelled byte-level"
+            f"{path}: model.vocab has {odd!r:.60}, which is not in byte-level encoding"
         )
 
 

@@ -226,11 +226,11 @@ class Client:
                 f"{repository}, then set HF_TOKEN to a token of that account"
             )
         if code == "RevisionNotFound":
-            return HubError(f"{what}: {self.endpoint} has no such revision of it")
+            return HubError(f"{what}: no such revision on {self.endpoint}")
         if code == "EntryNotFound":
             return HubError(f"{what}: no such file in the repository")
         if status == 401 and said.startswith("Invalid"):
-            return HubError(f"{what}: the token of HF_TOKEN is not accepted by {self.endpoint}")
+            return HubError(f"{what}: {self.endpoint} rejected the token in HF_TOKEN")
         if code == "RepoNotFound" or status == 401:
             return HubError(
                 f"{what}: {self.endpoint} has no such repository, or it is private and HF_TOKEN "

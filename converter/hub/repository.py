@@ -110,7 +110,7 @@ def resolve_revision(client: Client, wanted: HubId) -> Listing:
     if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
         raise HubError(f"{where} has no commit")
     if _COMMIT.fullmatch(wanted.revision) and commit != wanted.revision:
-        raise HubError(f"{where} is of another commit, {commit}")
+        raise HubError(f"{where} is for a different commit, {commit}")
     if not isinstance(entries, list):
         raise HubError(f"{where} has no list of files")
     files = [_listed(where, wanted.repository, commit, entry) for entry in entries]

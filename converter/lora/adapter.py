@@ -105,7 +105,7 @@ def _sort(
             module = standard_name(part["module"] + ".weight").removesuffix(".weight")
             if halves.setdefault(module, {}).setdefault(part["matrix"], info) is not info:
                 raise CheckpointError(
-                    f"{where}: lora_{part['matrix']} of {quoted(module)} is there twice"
+                    f"{where}: duplicate lora_{part['matrix']} for {quoted(module)}"
                 )
             continue
         name = standard_name(full.replace(WRAPPED, ""))
@@ -117,7 +117,7 @@ def _sort(
                 "for another base"
             )
         if name in replaced:
-            raise CheckpointError(f"{where}: {quoted(name)} is there twice")
+            raise CheckpointError(f"{where}: duplicate tensor {quoted(name)}")
         replaced[name] = info
     return {module: _pair(module, half) for module, half in halves.items()}, replaced
 
@@ -125,7 +125,8 @@ def _sort(
 def _pair(module: str, half: Mapping[str, TensorInfo]) -> tuple[TensorInfo, TensorInfo]:
     if len(half) != 2:
         [(matrix, info)] = half.items()
+        missing = "B" if matrix == "A" else "A"
         raise CheckpointError(
-            f"{info.file}: {quoted(module)} has lora_{matrix} without its partner"
+            f"{info.file}: {quoted(module)} has lora_{matrix} but no lora_{missing}"
         )
     return half["A"], half["B"]

@@ -88,8 +88,8 @@ def _check_listed(
     for name, key in expected:
         if name not in changed:
             raise CheckpointError(
-                f"{path}: has nothing for {key!r}, which its config targets: the adapter is for "
-                "another base"
+                f"{path}: has no weights for {key!r}, although its config targets it: the "
+                "adapter is for another base"
             )
 
 
@@ -124,8 +124,8 @@ def _check_layers_alike(
             if modules != every:
                 missing = quoted(f"model.layers.{i}.{min(every - modules)}")
                 raise CheckpointError(
-                    f"{path}: has nothing for {missing}, "
-                    "which other layers have: the adapter is for another base, or incomplete"
+                    f"{path}: has no weights for {missing}, although other layers have them: the "
+                    "adapter is for another base, or incomplete"
                 )
         _check_experts_alike(hparams, path, deltas)
 
@@ -138,7 +138,7 @@ def _check_experts_alike(hparams: HParams, path: Path, deltas: Mapping[str, AnyD
         for e in range(hparams.num_local_experts):
             if set(delta.pairs.get(e, ())) != every:
                 raise CheckpointError(
-                    f"{path}: expert {e} of {name!r} has no adapter as other experts have: the "
+                    f"{path}: expert {e} of {name!r} lacks an adapter that other experts have: the "
                     "adapter is for another base, or incomplete"
                 )
 

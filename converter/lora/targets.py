@@ -44,16 +44,16 @@ def find_deltas(
         if expert is None:
             name, delta = finder.delta(module, a, b)
             if name in found:
-                raise CheckpointError(f"{a.file}: changes {name!r} twice")
+                raise CheckpointError(f"{a.file}: has two deltas for {name!r}")
             found[name] = delta
             continue
         rows = experts.setdefault(expert.parameter, {}).setdefault(expert.expert, {})
         if rows and (expert.rows in rows or Rows.ALL in (*rows, expert.rows)):
-            raise CheckpointError(f"{a.file}: changes an expert of {expert.parameter!r} twice")
+            raise CheckpointError(f"{a.file}: has two deltas for an expert of {expert.parameter!r}")
         rows[expert.rows] = finder.expert_pair(module, expert, a, b)
     for name, by_expert in experts.items():
         if name in found:
-            raise CheckpointError(f"{config_path.parent}: changes {name!r} twice")
+            raise CheckpointError(f"{config_path.parent}: has two deltas for {name!r}")
         found[name] = ExpertPairs(by_expert)
     return dict(_with_sides(found, config, config_path))
 
@@ -72,8 +72,8 @@ class _Finder:
         """Raise ``CheckpointError`` unless the shapes of an adapter pair allow B @ A."""
         if len(a.shape) == len(b.shape) == 3:
             raise UnsupportedModelError(
-                f"{a.file}: {quoted(module)} has all experts in one tensor of three dimensions, as "
-                "Tinker's own format has; export the adapter to PEFT's format first "
+                f"{a.file}: {quoted(module)} stores all experts in one 3-D tensor, as in "
+                "Tinker's own format; export the adapter to PEFT's format first "
                 "(tinker_cookbook.weights.build_lora_adapter)"
             )
         if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or not a.shape[0]:
@@ -177,7 +177,10 @@ def _matches(pattern: str, key: str, where: Path) -> bool:
     file, and matching it could take unlimited time.
     """
     if not re.fullmatch(r"[\w.]{1,200}", pattern):
-        raise UnsupportedModelError(f"{where}: the pattern {quoted(pattern)} is more than a name")
+        raise UnsupportedModelError(
+            f"{where}: the pattern {quoted(pattern)} is a regular expression; only plain module "
+            "names are supported"
+        )
     return key == pattern or key.endswith("." + pattern)
 
 

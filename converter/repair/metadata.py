@@ -131,7 +131,7 @@ def _harmful_keys(
     for problem in find_problems(replace(file, metadata=metadata, types=types)):
         if problem.key not in entries or problem.key in wanted:
             raise GgufError(f"{file.path}: {problem}; give the checkpoint as --base")
-        why = "without it llama.cpp computes gpt-oss"
+        why = "with it, llama.cpp would not compute gpt-oss correctly"
         yield Change(problem.key, problem.found, None, why)
 
 

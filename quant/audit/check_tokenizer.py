@@ -114,7 +114,7 @@ def _vocabulary_problem(model: Model, folder: Path) -> str | None:
     for problem in token_problems([text for text in tokens if text is not None]):
         return f"{problem.found} is the text of a token; expected {problem.expected}"
     if not found["tokenizer.ggml.merges"] and has_words(tokens, types):
-        return "model.merges is empty; no text would become a whole word"
+        return "model.merges is empty; text could not be merged into whole-word tokens"
     return None
 
 

@@ -31,7 +31,7 @@ class Severity(StrEnum):
 
 
 _AGAIN = "download or convert the model again"
-_VERIFY = "compare with the source by gptoss-quant verify"
+_VERIFY = "compare with the source: gptoss-quant verify"
 _TOKENIZER = "convert again from a checkpoint with the published tokenizer"
 
 
@@ -53,7 +53,7 @@ class FindingKind(Enum):
     SCALE_SUBNORMAL = (
         "scale-subnormal",
         "half of a block scale of 0 or 1 is subnormal: some kernels compute zero or another value",
-        "nothing if these weights do not matter; else quantize them again",
+        "none if these weights do not matter; otherwise quantize them again",
     )
     SCALE_OUTLIER = (
         "scale-outlier",
@@ -62,7 +62,8 @@ class FindingKind(Enum):
     )
     SCALE_CONSTANT = (
         "scale-constant",
-        "all blocks have the same scale: the scales were lost, and the weights' sizes with them",
+        "all blocks have the same scale: the scales were lost, and the magnitudes of the weights "
+        "are wrong",
         "convert again, with the scales beside the blocks",
     )
     SCALE_BIAS = (
@@ -73,12 +74,12 @@ class FindingKind(Enum):
     SCALE_LINEAR = (
         "scale-linear",
         "scales were read or written as linear numbers, but an E8M0 byte is an exponent: the "
-        "weights' sizes are wrong",
+        "magnitudes of the weights are wrong",
         "convert again, decoding a scale as 2^(byte - 127)",
     )
     # Codes.
     ZERO_BLOCKS = ("zero-blocks", "the weights in these blocks are lost", _VERIFY)
-    ZERO_ROWS = ("zero-rows", "these outputs of the expert are only its bias", _VERIFY)
+    ZERO_ROWS = ("zero-rows", "these expert outputs consist of the bias alone", _VERIFY)
     DEAD_EXPERT = (
         "dead-expert",
         "tokens that the router sends to this expert get nothing from it",
@@ -115,7 +116,7 @@ class FindingKind(Enum):
         "code-uniform",
         "all 16 codes are equally frequent, as in random bytes: the weights look random or "
         "untrained",
-        "nothing if the model is meant to be random; else compare with its source",
+        "none if the model is meant to be random; otherwise compare with its source",
     )
     STUCK_LANE = (
         "stuck-lane",
@@ -136,7 +137,8 @@ class FindingKind(Enum):
     )
     GATE_UP_HALVES = (
         "gate-up-halves",
-        "gate and up were split as halves, but their rows alternate: every expert mixes them up",
+        "gate and up were split as halves, but their rows alternate: every expert has "
+        "them mixed up",
         "convert again: even rows are gate, odd rows are up",
     )
     EXPERTS_TRANSPOSED = (

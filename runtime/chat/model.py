@@ -260,7 +260,7 @@ def _context_size(asked: int | None, checked: CheckedFile) -> int:
     if asked is None:
         return min(DEFAULT_N_CTX, most)
     if not isinstance(asked, int) or isinstance(asked, bool):
-        raise ChatError(f"a context of {asked!r}; it must be a whole number of tokens")
+        raise ChatError(f"context is {asked!r}; expected a whole number of tokens")
     if not 1 <= asked <= most:
-        raise ChatError(f"a context of {asked} tokens; {checked.path.name} allows 1 to {most}")
+        raise ChatError(f"context is {asked} tokens; {checked.path.name} allows 1 to {most}")
     return asked

@@ -65,11 +65,14 @@ def measure_buffers(path: Path, settings: Sequence[Settings]) -> list[Buffers]:
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise EngineError(f"{path}: llama.cpp took over {TIMEOUT:.0f} s to plan it") from error
+        raise EngineError(
+            f"{path}: llama.cpp took more than {TIMEOUT:.0f} s to estimate its memory"
+        ) from error
     answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode != 0 or len(answers) != len(settings):
         said = done.stderr.strip().splitlines()
-        raise EngineError(f"{path}: llama.cpp cannot plan it: {said[-1] if said else 'it ended'}")
+        why = said[-1] if said else "its process exited"
+        raise EngineError(f"{path}: llama.cpp cannot estimate its memory: {why}")
     return [Buffers(**it) for it in answers]
 
 
@@ -94,7 +97,9 @@ def _main(path: str) -> None:
         lines.clear()
         context = lib.llama_init_from_model(model, _context_params(lib, settings))
         if not context:
-            raise SystemExit("".join(lines[-2:]) or f"no context of {settings.n_ctx} tokens")
+            raise SystemExit(
+                "".join(lines[-2:]) or f"cannot create a context of {settings.n_ctx} tokens"
+            )
         lib.llama_free(context)
         found = {
             name: sum(float(size) for size in pattern.findall("".join(lines)))

@@ -252,7 +252,8 @@ class _Loader:
             if not made[0]:
                 times = f"{n_sequences} × " if n_sequences > 1 else ""
                 raise _LOG.explain(
-                    f"no context of {times}{n_ctx} tokens; a smaller one may fit in memory"
+                    f"cannot create a context of {times}{n_ctx} tokens; "
+                    "a smaller one may fit in memory"
                 )
             self._share = 1.0
             self._report()

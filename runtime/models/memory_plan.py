@@ -97,9 +97,9 @@ def plan_memory(
     sizes = ModelSizes.of(model)
     most = sizes.hparams.max_position_embeddings
     if context is not None and not 1 <= context <= most:
-        raise OptionError(f"a context of {context} tokens; the model allows 1 to {most}")
+        raise OptionError(f"context is {context} tokens; the model allows 1 to {most}")
     if not 1 <= chats <= MAX_CHATS:
-        raise OptionError(f"{chats} chats; 1 to {MAX_CHATS} are possible")
+        raise OptionError(f"chats is {chats}; expected 1 to {MAX_CHATS}")
     wished = context or min(DEFAULT_CONTEXT, most)
     wishes = _settings(wished, chats, fixed=context is not None)
     if sizes.gguf is not None:

@@ -67,5 +67,5 @@ def _refuse(file: GgufFile, problems: Sequence[object]) -> None:
     more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
     raise GgufError(
         f"{file.path}: llama.cpp cannot compute this as gpt-oss: {listed}{more}; "
-        f"try to repair it: gptoss-convert {file.path} -o REPAIRED.gguf"
+        f"try to repair it: gptoss-convert {file.path} -o NEW.gguf"
     )

@@ -281,7 +281,7 @@ def _lark(text: str, field: str) -> str:
     _check_text(text, "grammar", MAX_GRAMMAR_CHARACTERS, field)
     bare = _QUOTED.sub(" ", text)
     if "%" in bare.replace("%ignore", ""):
-        raise ConstraintError(field, "'%' in the grammar: of directives only %ignore can be used")
+        raise ConstraintError(field, "the grammar uses '%'; the only directive allowed is %ignore")
     if _depth(bare, "([{", ")]}") > MAX_DEPTH:
         raise ConstraintError(field, f"the grammar is nested deeper than {MAX_DEPTH} levels")
     return text

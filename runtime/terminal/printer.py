@@ -32,12 +32,15 @@ _SHOWN_LENGTH = 2000
 """Characters of a tool's arguments or result that are shown; the model sees all of them."""
 
 _CUT = {
-    StopReason.MAX_TOKENS: "the limit of its tokens is reached",
+    StopReason.MAX_TOKENS: "token limit reached",
     StopReason.CONTEXT: "the context is full",
-    StopReason.MAX_ROUNDS: "it called once more than it may",
+    StopReason.MAX_ROUNDS: "tool-call limit reached",
     StopReason.CANCELLED: "it was cancelled",
 }
-_CLOSED = {ReasoningStop.BUDGET: "its budget is spent", ReasoningStop.LOOP: "it went in circles"}
+_CLOSED = {
+    ReasoningStop.BUDGET: "budget used up",
+    ReasoningStop.LOOP: "the model was repeating itself",
+}
 
 _SHOWN_PROMPT = 256
 """Prompt tokens to be read from which on the progress is shown."""
@@ -116,7 +119,7 @@ class Printer:
             case ReplyEnded():
                 if event.end == End.CUT:
                     why = "" if event.cut is None else f": {_CUT[event.cut]}"
-                    self._line(f"[the reply was cut{why}]", _YELLOW)
+                    self._line(f"[reply stopped{why}]", _YELLOW)
                 self._line(summary(event), _DIM)
         self._out.flush()
 

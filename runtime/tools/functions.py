@@ -179,7 +179,8 @@ def _name_of(function: Callable[..., Any]) -> str:
     name = getattr(inner, "__name__", "")
     if not HARMONY_NAME.fullmatch(name):
         raise ToolError(
-            f"{function!r} cannot be a tool: its name {name!r} is not of letters, digits, _ -"
+            f"{function!r} cannot be a tool: its name {name!r} may contain only letters, digits, "
+            "_ and -, 64 characters at most"
         )
     return name
 

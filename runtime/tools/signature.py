@@ -57,7 +57,7 @@ def _parameters(function: Callable[..., Any], where: str, notes: Mapping[str, st
     for parameter in parameters:
         at = f"{where}, parameter {parameter.name}"
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            raise ToolError(f"{at}: only parameters that can be given by name are possible")
+            raise ToolError(f"{at}: must be a parameter that can be passed by name")
         spec = spec_of(hints.get(parameter.name, Any), at)
         if parameter.name in notes:
             spec = noted(spec, description=notes[parameter.name])

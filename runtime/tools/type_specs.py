@@ -316,14 +316,14 @@ def _list(items: TypeSpec) -> TypeSpec:
 
 def _tuple(args: tuple[Any, ...], where: str) -> TypeSpec:
     if len(args) != 2 or args[1] is not Ellipsis:
-        raise ToolError(f"{where}: of tuples only tuple[T, ...] can be declared")
+        raise ToolError(f"{where}: the only tuple type supported is tuple[T, ...]")
     items = _list(spec_of(args[0], where))
     return TypeSpec(items.schema, lambda value, at: tuple(items.read(value, at)))
 
 
 def _dict(args: tuple[Any, ...], where: str) -> TypeSpec:
     if args and args[0] is not str:
-        raise ToolError(f"{where}: a dict's keys must be str, since JSON's are")
+        raise ToolError(f"{where}: dict keys must be str, as in JSON")
     values = spec_of(args[1] if args else Any, where)
     schema: Schema = {"type": "object"}
     if values.schema:

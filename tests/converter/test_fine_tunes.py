@@ -214,7 +214,9 @@ def test_a_layout_that_contradicts_itself(square: Path, tmp_path: Path) -> None:
         convert(turned, tmp_path / "a.gguf", base=base)
         assert tensors_of(tmp_path / "a.gguf") == tensors_of(tmp_path / "b.gguf")
     leave_the_grid(turned)
-    with pytest.raises(CheckpointError, match="is outputs first, unlike the declared layout"):
+    with pytest.raises(
+        CheckpointError, match="is stored outputs first, unlike the declared layout"
+    ):
         convert(turned, tmp_path / "c.gguf")
     convert(turned, tmp_path / "c.gguf", base=square)
 
@@ -230,7 +232,9 @@ def test_bases_of_something_else(square: Path, tmp_path: Path) -> None:
         convert(fine_tune, out, base=other)
     with pytest.raises(CheckpointError, match="its num_hidden_layers is 3, not 2"):
         convert(fine_tune, out, base=deeper)
-    with pytest.raises(CheckpointError, match="holds experts in floats; a base has them in MXFP4"):
+    with pytest.raises(
+        CheckpointError, match="its experts are floats; a base must have MXFP4 experts"
+    ):
         convert(fine_tune, out, base=fine_tune)
     with pytest.raises(OptionError, match="its experts are in MXFP4 already; omit --base"):
         convert(square, out, base=square)

@@ -217,17 +217,17 @@ def three_dimensions(tensors: Contents) -> None:
     ("damage", "error", "message"),
     [
         (without("layers.1."), CheckpointError,
-         r"has nothing for 'model\.layers\.1\.mlp\.experts\.down_proj', which other layers have"),
-        (without("experts.3."), CheckpointError, "expert 3 of .* has no adapter as other experts"),
+         r"has no weights for 'model\.layers\.1\.mlp\.experts\.down_proj', although other layers"),
+        (without("experts.3."), CheckpointError, "expert 3 of .* lacks an adapter that other"),
         (without("layers.0.mlp.experts.2.up_proj"), CheckpointError, "expert 2 of .*gate_up_proj'"),
         (renamed("experts.3.", "experts.4."), CheckpointError, "fewer layers or experts than the"),
         (renamed("layers.1.", "layers.2."), CheckpointError, "fewer layers or experts than the"),
         (renamed("experts.3.up_proj.lora_A", "experts.3.up_proj.lora_C"), CheckpointError,
          "would be lost"),
         (copied("experts.0.gate_proj", "experts.gate_up_projs.0"), CheckpointError,
-         "do not fit|changes an expert of 'model.layers.0.mlp.experts.gate_up_proj' twice"),
+         "do not fit|has two deltas for an expert of 'model.layers.0.mlp.experts.gate_up_proj'"),
         (with_tensors(three_dimensions), UnsupportedModelError,
-         "as Tinker's own format has; export the adapter to PEFT's format first"),
+         "as in Tinker's own format; export the adapter to PEFT's format first"),
         (renamed("experts.0.down_proj", "experts.99999999999.down_proj"), CheckpointError,
          "would be lost"),
         (with_config(base_model_name_or_path="/models/gpt-oss-120b-BF16"), CheckpointError,
@@ -269,7 +269,7 @@ def test_an_adapter_of_a_shallower_base(tmp_path: Path, targets: Any) -> None:
     names = tuple(f"model.layers.{i}.self_attn.{x}.weight" for i in range(2) for x in ATTENTION)
     adapters.write(tmp_path / "lora", shallow, Lora(names, config={"target_modules": targets}))
     convert(shallow, tmp_path / "a.gguf", lora=tmp_path / "lora")
-    with pytest.raises(CheckpointError, match=r"has nothing for 'model\.layers\.2\.self_attn\."):
+    with pytest.raises(CheckpointError, match=r"has no weights for 'model\.layers\.2\.self_attn\."):
         convert(deep, tmp_path / "b.gguf", lora=tmp_path / "lora")
 
 
@@ -294,5 +294,5 @@ def test_layers_to_transform_that_are_not_all_there(tmp_path: Path) -> None:
     config = {"target_modules": "all-linear", "layers_to_transform": [0, 1, 3]}
     names = tuple(f"model.layers.{i}.self_attn.q_proj.weight" for i in range(2))
     adapters.write(tmp_path / "lora", deep, Lora(names, config=config))
-    with pytest.raises(CheckpointError, match=r"has nothing for 'model\.layers\.3\."):
+    with pytest.raises(CheckpointError, match=r"has no weights for 'model\.layers\.3\."):
         convert(deep, tmp_path / "a.gguf", lora=tmp_path / "lora")

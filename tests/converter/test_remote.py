@@ -156,7 +156,7 @@ def test_an_address_that_expired(
         (Fault(listed=1), "resolve", "bytes now, and was listed with"),
         (Fault(hashed="e" * 64), "resolve", "has another hash, eeee"),
         (Fault(status=404, headers={"X-Error-Code": "RevisionNotFound"}), "resolve",
-         "has no such revision of it"),
+         "no such revision on"),
         (Fault(status=404, headers={"X-Error-Code": "EntryNotFound"}), "resolve", "no such file"),
         (Fault(status=302, headers={"Location": "ftp://elsewhere/x"}), "resolve", "is not safe"),
         (Fault(status=302, headers={"Location": "?again"}), "resolve", "one redirect leads to"),

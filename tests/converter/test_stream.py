@@ -118,7 +118,7 @@ def test_faults_that_pass(
         (Fault(whole=True), "cdn", "the server sends no byte ranges; leave out --stream"),
         (Fault(commit="f" * 40), "resolve", "the revision moved, run the command again"),
         (Fault(status=404, headers={"X-Error-Code": "RevisionNotFound"}), "resolve",
-         "has no such revision of it"),
+         "no such revision on"),
         (Fault(status=404), "resolve", "responded with status 404"),
     ],
 )  # fmt: skip
@@ -368,7 +368,7 @@ def test_what_is_said(
     [
         ("some/folder", "has no such repository, or it is private and HF_TOKEN does not give "
          "access to it; and there is no local folder some/folder"),
-        (f"{REPOSITORY}@v9", "has no such revision of it"),
+        (f"{REPOSITORY}@v9", "no such revision on"),
         ("nowhere", "does not exist; expected a checkpoint folder"),
     ],
 )  # fmt: skip

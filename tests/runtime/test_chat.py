@@ -511,12 +511,12 @@ def test_messages_carry_their_ids() -> None:
         ({"reasoning_budget": -1}, "reasoning_budget is -1"),
         ({"constrained": False, "tool_choice": "none"}, "need constrained sampling"),
         ({"constrained": False, "reasoning_budget": 0}, "need constrained sampling"),
-        ({"n_ctx": 1.5}, "a context of 1.5; it must be a whole number of tokens"),
-        ({"n_ctx": "512"}, "a context of '512'; it must be a whole number of tokens"),
+        ({"n_ctx": 1.5}, "context is 1.5; expected a whole number of tokens"),
+        ({"n_ctx": "512"}, "context is '512'; expected a whole number of tokens"),
         ({"date": "x"}, "date is 'x'"),
         ({"date": "2026-02-30"}, "date is '2026-02-30'"),
         ({"n_ctx": 0}, "allows 1 to 131072"),
-        ({"n_ctx": 131_073}, "a context of 131073 tokens"),
+        ({"n_ctx": 131_073}, "context is 131073 tokens"),
     ],
 )
 def test_load_checks_what_it_is_asked(

@@ -139,7 +139,7 @@ def test_a_byte_that_has_no_token(refused: Refused, tmp_path: Path, random_gguf:
     [
         ("--top-p", "2", "top_p is 2"),
         ("--temperature", "-1", "temperature is -1"),
-        ("--ctx", "0", "a context of 0 tokens"),
+        ("--ctx", "0", "context is 0 tokens"),
         ("--max-tokens", "0", "max_tokens is 0"),
         ("--tools", "nothing", "not MODULE:FUNCTION"),
         ("--tools", "json:nothing", "json:nothing"),

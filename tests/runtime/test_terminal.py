@@ -95,15 +95,15 @@ def test_with_colour_the_answer_is_plain_and_all_else_is_not() -> None:
 
 def test_a_cut_reply_says_so_on_a_line_of_its_own() -> None:
     text = shown(started("final"), TextDelta("It", "final"), ReplyEnded(End.CUT, TIMINGS))
-    assert text.startswith("It\n[the reply was cut]\n[100 prompt")
+    assert text.startswith("It\n[reply stopped]\n[100 prompt")
     for cut in StopReason:
-        assert "[the reply was cut: " in shown(ReplyEnded(End.CUT, TIMINGS, cut))
+        assert "[reply stopped: " in shown(ReplyEnded(End.CUT, TIMINGS, cut))
 
 
 def test_reasoning_that_was_ended() -> None:
     text = shown(TextDelta("Wait", "analysis"), ReasoningClosed(ReasoningStop.BUDGET, 7))
-    assert text == "Wait\n[reasoning ended: its budget is spent]\n"
-    assert "went in circles" in shown(ReasoningClosed(ReasoningStop.LOOP, 7))
+    assert text == "Wait\n[reasoning ended: budget used up]\n"
+    assert "the model was repeating itself" in shown(ReasoningClosed(ReasoningStop.LOOP, 7))
 
 
 def test_stopped() -> None:
