@@ -389,16 +389,18 @@ def test_a_hundred_kills(checkpoint: Path, out: Path, whole: bytes) -> None:
     rng = random.Random(3)
     kills = resumed = again = whole_files = 0
     published = False  # and killed before the staging folder was removed: nothing to resume
-    began = time.monotonic()
-    assert started(checkpoint, out, 0.002, "--json").wait() == 0
-    undisturbed = time.monotonic() - began  # starting Python is most of it, on a busy machine more
-    out.unlink()
     while kills < 100:
         process = started(checkpoint, out, 0.002, "--json")
         left = (folder_of(out) / "journal").exists()
         lines = journal_lines(out)
+        if kills % 2:  # at any moment, while Python starts too; else while tensors are written
+            limit = rng.uniform(0.1, 0.9)
+        else:
+            wanted, limit = lines + rng.randrange(1, 50), 0.0
+            while process.poll() is None and journal_lines(out) < wanted:
+                time.sleep(0.002)
         try:
-            printed, errors = process.communicate(timeout=rng.uniform(0.6, 1.1) * undisturbed)
+            printed, errors = process.communicate(timeout=limit)
         except subprocess.TimeoutExpired:
             process.send_signal(SIGKILL)
             _, errors = process.communicate()
