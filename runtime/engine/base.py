@@ -29,6 +29,9 @@ Sampler = Callable[[Logits], int]
 """Draws the next token id. The array is the engine's own memory: valid during the call only.
 It is called on the engine's thread, up to 16 tokens ahead of the reader."""
 
+N_BATCH = 512
+"""Tokens decoded in one call; the window layers' memory is 128 + this."""
+
 
 class EngineError(GptossError):
     """The engine could not load, decode or allocate."""

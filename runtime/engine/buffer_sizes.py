@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from gptoss.runtime.engine.base import EngineError
+from gptoss.runtime.engine.base import N_BATCH, EngineError
 
 TIMEOUT = 120.0
 """Seconds; reading the vocabulary of 201,088 tokens takes one."""
@@ -37,7 +37,7 @@ class Settings:
     n_ctx: int
     n_sequences: int = 1
     kv_type: str = "f16"
-    n_batch: int = 512
+    n_batch: int = N_BATCH
 
 
 @dataclass(frozen=True, slots=True)

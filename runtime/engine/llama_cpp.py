@@ -24,7 +24,13 @@ from typing import Any
 
 import numpy as np
 
-from gptoss.runtime.engine.base import EngineError, ForkedProcessError, Logits, Sampler
+from gptoss.runtime.engine.base import (
+    N_BATCH,
+    EngineError,
+    ForkedProcessError,
+    Logits,
+    Sampler,
+)
 from gptoss.runtime.engine.scheduler import Chunk, ScheduledGeneration, Scheduler
 from gptoss.runtime.engine.threads import physical_cores, run_interruptibly
 
@@ -44,9 +50,6 @@ MAX_THREADS = 512
 
 MAX_SEQUENCES = 64
 """Conversations at a time; llama.cpp allows 256, each with memory for a whole context."""
-
-N_BATCH = 512
-"""Tokens decoded in one call; the window layers' memory is 128 + this."""
 
 _READ_CHUNK = 16 << 20
 _PAGE = 4096
