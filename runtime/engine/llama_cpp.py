@@ -34,6 +34,7 @@ from gptoss.runtime.engine.base import (
 from gptoss.runtime.engine.scheduler import Chunk, ScheduledGeneration, Scheduler
 from gptoss.runtime.engine.threads import physical_cores, run_interruptibly
 
+os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # else a failed assertion runs gdb on this process
 try:
     import llama_cpp.llama_cpp as lib
 except (ImportError, OSError, RuntimeError) as error:

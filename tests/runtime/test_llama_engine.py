@@ -710,3 +710,26 @@ def test_an_engine_that_is_dropped_gives_its_thread_back(random_gguf: Path) -> N
         del generation
     gc.collect()
     assert threading.active_count() <= before
+
+
+@pytest.mark.parametrize(("before", "expected"), [(None, "1"), ("0", "0")])
+def test_a_failed_assertion_starts_no_debugger(before: str | None, expected: str) -> None:
+    """ggml runs gdb on this process unless the variable is set when its library is loaded."""
+    environment = {k: v for k, v in os.environ.items() if k != "GGML_NO_BACKTRACE"}
+    if before is not None:
+        environment["GGML_NO_BACKTRACE"] = before
+    code = """
+import builtins, os
+real = builtins.__import__
+def watch(name, *rest):
+    if name.startswith("llama_cpp"):
+        print(os.environ.get("GGML_NO_BACKTRACE"), flush=True)
+        os._exit(0)
+    return real(name, *rest)
+builtins.__import__ = watch
+import gptoss.runtime.engine.llama_cpp
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert done.stdout.split() == [expected]
