@@ -31,7 +31,9 @@ from gptoss.runtime.engine.base import (
     Logits,
     Sampler,
 )
-from gptoss.runtime.engine.scheduler import Chunk, ScheduledGeneration, Scheduler
+from gptoss.runtime.engine.context import Chunk
+from gptoss.runtime.engine.request import ScheduledGeneration
+from gptoss.runtime.engine.scheduler import Scheduler
 from gptoss.runtime.engine.threads import physical_cores, run_interruptibly
 
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # else a failed assertion runs gdb on this process
@@ -287,7 +289,7 @@ class _Loader:
 
 
 class LlamaContext:
-    """llama.cpp's context and its model. See ``scheduler.Context``."""
+    """llama.cpp's context and its model. See ``context.Context``."""
 
     def __init__(self, model: Any, context: Any, stop: _StopFlag, n_sequences: int) -> None:
         """Takes both over, to free them."""
@@ -326,7 +328,7 @@ class LlamaContext:
     # Decoding
 
     def decode(self, chunks: Sequence[Chunk]) -> bool:
-        """Call ``llama_decode`` on one batch; implements ``scheduler.Context.decode``."""
+        """Call ``llama_decode`` on one batch; implements ``context.Context.decode``."""
         if self._stop.is_set:  # asked here too: not every backend asks the abort callback
             return False
         self._fill_batch(chunks)
@@ -356,7 +358,7 @@ class LlamaContext:
 
     def logits(self, index: int) -> Logits:
         """Read logits from llama.cpp's buffer (``llama_get_logits_ith``); implements
-        ``scheduler.Context.logits``.
+        ``context.Context.logits``.
         """
         row = lib.llama_get_logits_ith(self._context, self._rows[index])
         if not row:
@@ -365,19 +367,19 @@ class LlamaContext:
 
     def abort(self) -> None:
         """Set the flag that llama.cpp's abort callback reads; implements
-        ``scheduler.Context.abort``.
+        ``context.Context.abort``.
         """
         self._stop.set()
 
     def clear_abort(self) -> None:
         """Clear the flag that llama.cpp's abort callback reads; implements
-        ``scheduler.Context.clear_abort``.
+        ``context.Context.clear_abort``.
         """
         self._stop.clear()
 
     def free(self) -> None:
         """Free the ``llama_context`` and ``llama_batch`` of llama.cpp; implements
-        ``scheduler.Context.free``.
+        ``context.Context.free``.
         """
         lib.llama_free(self._context)
         lib.llama_model_free(self._model)

@@ -16,224 +16,29 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
-from queue import Empty, SimpleQueue
-from typing import Protocol, Self
 
 from gptoss.runtime.engine.base import (
     EngineError,
     ForkedProcessError,
-    Logits,
     PromptProgress,
     PromptTooLongError,
     QueueFullError,
     Sampler,
-    Timings,
 )
-from gptoss.runtime.engine.kv_reuse import Memory, Stream, choose_place
+from gptoss.runtime.engine.context import Chunk, Context
+from gptoss.runtime.engine.kv_reuse import Stream, choose_place
+from gptoss.runtime.engine.request import POLL_SECONDS, Request, ScheduledGeneration
 
 MAX_WAITING = 256
 """Requests that may wait for a sequence."""
-
-AHEAD = 16
-"""Tokens sampled before the reader has taken the first of them; then its sequence pauses."""
 
 STALL_SECONDS = 0.5
 """How long generating sequences wait, about, while a chunk of another's prompt is decoded."""
 
 MIN_CHUNK = 16
 """Prompt tokens decoded at a time, at least: fewer cost nearly as much."""
-
-_POLL_SECONDS = 0.5
-"""A wait without a limit cannot be interrupted by Ctrl-C on every system."""
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Tokens of one stream in a batch, from ``position`` on; the last one's logits if wanted."""
-
-    stream: int
-    position: int
-    tokens: Sequence[int]
-    wants_logits: bool
-
-
-class Context(Memory, Protocol):
-    """A model's context: what the scheduler needs of llama.cpp. One thread uses it, but for
-    ``abort``."""
-
-    n_streams: int
-    n_ctx: int
-    """Tokens for each stream."""
-    n_batch: int
-    n_vocab: int
-
-    def decode(self, chunks: Sequence[Chunk]) -> bool:
-        """Decode one batch that the scheduler planned; return False when it was aborted. Raises
-        EngineError.
-        """
-        ...
-
-    def logits(self, index: int) -> Logits:
-        """Return the logits after the last token of the ``index``-th chunk of the scheduler's
-        batch, float32 [vocabulary]; valid until the next ``decode``.
-        """
-        ...
-
-    def abort(self) -> None:
-        """Make the scheduler's running ``decode`` return early; callable from any thread."""
-        ...
-
-    def clear_abort(self) -> None:
-        """Let the scheduler's next ``decode`` run after an abort."""
-        ...
-
-    def free(self) -> None:
-        """Free the context that the scheduler's thread owns."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class _End:
-    """The last thing that a reader gets; ``error`` is raised there."""
-
-    error: BaseException | None = None
-
-
-class _Request:
-    """One request as the scheduler sees it. Its reader holds a ``ScheduledGeneration``."""
-
-    def __init__(
-        self,
-        prompt: Sequence[int],
-        sampler: Sampler,
-        stop: AbstractSet[int],
-        max_tokens: int | None,
-        checkpoints: Sequence[int],
-    ) -> None:
-        self.n_prompt = len(prompt)
-        self.sampler = sampler
-        self.stop = stop
-        self.max_tokens = max_tokens
-        self.checkpoints = frozenset(checkpoints)
-        self.target = list(prompt)
-        """The prompt and what was generated: what the stream is to hold."""
-        self.stream: Stream | None = None
-        self.items: SimpleQueue[int | PromptProgress | _End] = SimpleQueue()
-        self.cancelled = False
-        self.paused = False
-        self.ended = False
-        self.n_sent = 0
-        self.n_read = 0
-        self.reused = 0
-        self.queued_at = time.perf_counter()
-        self.queued_seconds = self.prompt_seconds = self.generate_seconds = 0.0
-
-    @property
-    def pending(self) -> int:
-        """Return the tokens of this request that the scheduler has still to decode."""
-        return len(self.target) - (0 if self.stream is None else len(self.stream.tokens))
-
-    @property
-    def is_generating(self) -> bool:
-        """Report whether the scheduler has only one token of this request left to decode, so that
-        its next batch gives a new token.
-        """
-        return self.n_sent > 0 and self.pending == 1
-
-    def must_pause(self) -> bool:
-        """Report whether the scheduler must pause this request since its reader is too far behind;
-        it goes on once half of the queue is read.
-        """
-        unread = self.n_sent - self.n_read
-        self.paused = unread > (AHEAD // 2 if self.paused else AHEAD - 1)
-        return self.paused
-
-    def end(self, error: BaseException | None = None) -> None:
-        """Tell the reader of this scheduled request, once, that no more tokens come."""
-        if not self.ended:
-            self.ended = True
-            self.items.put(_End(error))
-
-
-class ScheduledGeneration:
-    """See ``base.Generation``."""
-
-    def __init__(self, request: _Request, scheduler: Scheduler, owner: object) -> None:
-        """``owner`` is kept alive as long as this is read: dropping an engine closes it."""
-        self._request = request
-        self._scheduler = scheduler
-        self._owner = owner
-        self._over = False
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> int:
-        while True:
-            item = self._next()
-            if not isinstance(item, PromptProgress):
-                return item
-
-    def steps(self) -> Iterator[int | PromptProgress]:
-        """Iterate over the tokens and prompt progress that the scheduler's thread queued for this
-        request; implements ``base.Generation.steps``.
-        """
-        while True:
-            try:
-                yield self._next()
-            except StopIteration:
-                return
-
-    def _next(self) -> int | PromptProgress:
-        request = self._request
-        while not self._over:
-            try:
-                item = request.items.get(timeout=_POLL_SECONDS)
-            except Empty:
-                self._scheduler.check_process()
-                continue
-            if isinstance(item, _End):
-                self._over = True
-                if item.error is not None:
-                    raise item.error
-            elif not request.cancelled:
-                if not isinstance(item, PromptProgress):
-                    request.n_read += 1
-                    if request.paused:
-                        self._scheduler.wake()
-                return item
-        raise StopIteration
-
-    @property
-    def timings(self) -> Timings:
-        """Return what this scheduled request has cost so far; implements
-        ``base.Generation.timings``.
-        """
-        it = self._request
-        return Timings(
-            it.n_prompt,
-            it.reused,
-            it.n_read,
-            it.prompt_seconds,
-            it.generate_seconds,
-            it.queued_seconds,
-        )
-
-    def cancel(self) -> None:
-        """Ask the scheduler to end this request; implements ``base.Generation.cancel``."""
-        self._scheduler.cancel(self._request)
-
-    def close(self) -> None:
-        """Cancel this scheduled request when its reader leaves; implements
-        ``base.Generation.close``.
-        """
-        self.cancel()
-
-    def __del__(self) -> None:
-        self.cancel()
 
 
 class Scheduler:
@@ -244,9 +49,9 @@ class Scheduler:
         self.n_ctx = n_ctx
         self._context = context
         self._streams = [Stream(context, i) for i in range(context.n_streams)]
-        self._waiting: deque[_Request] = deque()
-        self._active: list[_Request] = []
-        self._decoding: list[_Request] = []  # those in the batch that runs now
+        self._waiting: deque[Request] = deque()
+        self._active: list[Request] = []
+        self._decoding: list[Request] = []  # those in the batch that runs now
         self._closing = False
         self._n_started = 0
         self._prefill_rate = MIN_CHUNK / STALL_SECONDS  # tokens per second, as measured so far
@@ -271,7 +76,7 @@ class Scheduler:
         """
         self.check_process()
         self._check(prompt)
-        request = _Request(prompt, sampler, stop, max_tokens, checkpoints)
+        request = Request(prompt, sampler, stop, max_tokens, checkpoints)
         with self._changed:
             if self._closing:
                 raise EngineError("the engine has been closed")
@@ -293,12 +98,11 @@ class Scheduler:
                 'or start processes with multiprocessing\'s "spawn" method'
             )
 
-    def cancel(self, request: _Request) -> None:
+    def cancel(self, request: Request) -> None:
         """Remove one request from the scheduler; its reader gets no more tokens."""
         if request.cancelled or request.ended or os.getpid() != self._pid:
             return
-        request.cancelled = True
-        request.items.put(_End())
+        request.cancel()
         with self._changed:
             if request in self._decoding and not request.is_generating:
                 self._context.abort()
@@ -321,7 +125,7 @@ class Scheduler:
             self._changed.notify_all()
         if threading.current_thread() is not self._thread:  # collected there: it ends by itself
             while self._thread.is_alive():
-                self._thread.join(_POLL_SECONDS)
+                self._thread.join(POLL_SECONDS)
 
     def _check(self, prompt: Sequence[int]) -> None:
         if not prompt:
@@ -366,7 +170,7 @@ class Scheduler:
         """
         with self._changed:
             while not (self._closing or self._has_work()):
-                self._changed.wait(_POLL_SECONDS if self._active else None)
+                self._changed.wait(POLL_SECONDS if self._active else None)
             return not self._closing
 
     def _has_work(self) -> bool:
@@ -378,7 +182,7 @@ class Scheduler:
             len(self._active) < len(self._streams) or any(paused)
         )
 
-    def _next_waiting(self) -> _Request | None:
+    def _next_waiting(self) -> Request | None:
         """Return the first request in the scheduler's queue, skipping those whose reader has
         stopped reading.
         """
@@ -409,7 +213,7 @@ class Scheduler:
             self._context.clear_abort()
             return True
 
-    def _admit(self, request: _Request) -> bool:
+    def _admit(self, request: Request) -> bool:
         """Give a waiting request one of the scheduler's streams, if necessary that of a request
         whose reader has stopped reading.
         """
@@ -435,7 +239,7 @@ class Scheduler:
         self._active.append(request)
         return True
 
-    def _take_stream(self, request: _Request) -> Stream:
+    def _take_stream(self, request: Request) -> Stream:
         """Take the stream from a request that is not being read, and put the request at the end of
         the scheduler's queue.
         """
@@ -448,7 +252,7 @@ class Scheduler:
             self._waiting.append(request)
         return stream
 
-    def _finish(self, request: _Request, error: BaseException | None = None) -> None:
+    def _finish(self, request: Request, error: BaseException | None = None) -> None:
         """End a request in the scheduler; its stream keeps its tokens for later prompts."""
         with self._changed:
             self._active.remove(request)
@@ -478,7 +282,7 @@ class Scheduler:
                 room -= len(chunk.tokens)
         return chunks
 
-    def _chunk(self, request: _Request, limit: int) -> Chunk:
+    def _chunk(self, request: Request, limit: int) -> Chunk:
         """Return the tokens of one request for the scheduler's next batch, at most up to its next
         checkpoint.
         """
@@ -528,14 +332,14 @@ class Scheduler:
             rate = prefilled / max(1e-6, time.perf_counter() - begun)
             self._prefill_rate += 0.5 * (rate - self._prefill_rate)
 
-    def _after_prompt_chunk(self, request: _Request, stream: Stream) -> None:
+    def _after_prompt_chunk(self, request: Request, stream: Stream) -> None:
         done = len(stream.tokens)
         if done in request.checkpoints or done == request.n_prompt:
             stream.save_snapshot()
         if request.n_sent == 0:
             request.items.put(PromptProgress(done, request.n_prompt, request.reused))
 
-    def _sample(self, request: _Request, index: int) -> None:
+    def _sample(self, request: Request, index: int) -> None:
         """Sample a scheduled request's next token and queue it for the reader; end the request
         after its last token.
         """

@@ -12,7 +12,9 @@ import pytest
 
 from gptoss.runtime.engine import scheduler as module
 from gptoss.runtime.engine.base import EngineError, Logits, PromptProgress, QueueFullError
-from gptoss.runtime.engine.scheduler import AHEAD, Chunk, ScheduledGeneration, Scheduler
+from gptoss.runtime.engine.context import Chunk
+from gptoss.runtime.engine.request import AHEAD, ScheduledGeneration
+from gptoss.runtime.engine.scheduler import Scheduler
 from gptoss.runtime.sampling.sampler import greedy
 from support.fake_context import FakeContext
 

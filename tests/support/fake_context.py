@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from gptoss.runtime.engine.base import EngineError, Logits
-from gptoss.runtime.engine.scheduler import Chunk
+from gptoss.runtime.engine.context import Chunk
 
 N_VOCAB = 1000
 
 
 class FakeContext:
-    """See ``engine.scheduler.Context``. ``before_decode`` is called with each batch."""
+    """See ``engine.context.Context``. ``before_decode`` is called with each batch."""
 
     window = 128
 

@@ -1,0 +1,181 @@
+"""A request while the scheduler works on it, and the iterator that its reader holds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Protocol, Self
+
+from gptoss.runtime.engine.base import PromptProgress, Sampler, Timings
+from gptoss.runtime.engine.kv_reuse import Stream
+
+AHEAD = 16
+"""Tokens sampled before the reader has taken the first of them; then its sequence pauses."""
+
+POLL_SECONDS = 0.5
+"""A wait without a limit cannot be interrupted by Ctrl-C on every system."""
+
+
+class Queue(Protocol):
+    """What a reader asks of the scheduler; from any thread."""
+
+    def check_process(self) -> None:
+        """Raise ForkedProcessError in a child process, where no thread serves requests."""
+        ...
+
+    def wake(self) -> None:
+        """Report that a token of a paused request was taken."""
+        ...
+
+    def cancel(self, request: Request) -> None:
+        """End one request."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """The last thing that a reader gets; ``error`` is raised there."""
+
+    error: BaseException | None = None
+
+
+class Request:
+    """One request as the scheduler sees it. Its reader holds a ``ScheduledGeneration``."""
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        sampler: Sampler,
+        stop: AbstractSet[int],
+        max_tokens: int | None,
+        checkpoints: Sequence[int],
+    ) -> None:
+        self.n_prompt = len(prompt)
+        self.sampler = sampler
+        self.stop = stop
+        self.max_tokens = max_tokens
+        self.checkpoints = frozenset(checkpoints)
+        self.target = list(prompt)
+        """The prompt and what was generated: what the stream is to hold."""
+        self.stream: Stream | None = None
+        self.items: SimpleQueue[int | PromptProgress | _End] = SimpleQueue()
+        self.cancelled = False
+        self.paused = False
+        self.ended = False
+        self.n_sent = 0
+        self.n_read = 0
+        self.reused = 0
+        self.queued_at = time.perf_counter()
+        self.queued_seconds = self.prompt_seconds = self.generate_seconds = 0.0
+
+    @property
+    def pending(self) -> int:
+        """Return the tokens of this request that the scheduler has still to decode."""
+        return len(self.target) - (0 if self.stream is None else len(self.stream.tokens))
+
+    @property
+    def is_generating(self) -> bool:
+        """Report whether the scheduler has only one token of this request left to decode, so that
+        its next batch gives a new token.
+        """
+        return self.n_sent > 0 and self.pending == 1
+
+    def must_pause(self) -> bool:
+        """Report whether the scheduler must pause this request since its reader is too far behind;
+        it goes on once half of the queue is read.
+        """
+        unread = self.n_sent - self.n_read
+        self.paused = unread > (AHEAD // 2 if self.paused else AHEAD - 1)
+        return self.paused
+
+    def cancel(self) -> None:
+        """Let the reader of this request get no more tokens."""
+        self.cancelled = True
+        self.items.put(_End())
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Tell the reader of this scheduled request, once, that no more tokens come."""
+        if not self.ended:
+            self.ended = True
+            self.items.put(_End(error))
+
+
+class ScheduledGeneration:
+    """See ``base.Generation``."""
+
+    def __init__(self, request: Request, queue: Queue, owner: object) -> None:
+        """``owner`` is kept alive as long as this is read: dropping an engine closes it."""
+        self._request = request
+        self._queue = queue
+        self._owner = owner
+        self._over = False
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> int:
+        while True:
+            item = self._next()
+            if not isinstance(item, PromptProgress):
+                return item
+
+    def steps(self) -> Iterator[int | PromptProgress]:
+        """Iterate over the tokens and prompt progress that the scheduler's thread queued for this
+        request; implements ``base.Generation.steps``.
+        """
+        while True:
+            try:
+                yield self._next()
+            except StopIteration:
+                return
+
+    def _next(self) -> int | PromptProgress:
+        request = self._request
+        while not self._over:
+            try:
+                item = request.items.get(timeout=POLL_SECONDS)
+            except Empty:
+                self._queue.check_process()
+                continue
+            if isinstance(item, _End):
+                self._over = True
+                if item.error is not None:
+                    raise item.error
+            elif not request.cancelled:
+                if not isinstance(item, PromptProgress):
+                    request.n_read += 1
+                    if request.paused:
+                        self._queue.wake()
+                return item
+        raise StopIteration
+
+    @property
+    def timings(self) -> Timings:
+        """Return what this scheduled request has cost so far; implements
+        ``base.Generation.timings``.
+        """
+        it = self._request
+        return Timings(
+            it.n_prompt,
+            it.reused,
+            it.n_read,
+            it.prompt_seconds,
+            it.generate_seconds,
+            it.queued_seconds,
+        )
+
+    def cancel(self) -> None:
+        """Ask the scheduler to end this request; implements ``base.Generation.cancel``."""
+        self._queue.cancel(self._request)
+
+    def close(self) -> None:
+        """Cancel this scheduled request when its reader leaves; implements
+        ``base.Generation.close``.
+        """
+        self.cancel()
+
+    def __del__(self) -> None:
+        self.cancel()
