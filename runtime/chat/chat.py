@@ -33,8 +33,9 @@ from gptoss.runtime.chat.async_stream import AsyncReplyStream
 from gptoss.runtime.chat.events import Reply, ReplyEnded, collect
 from gptoss.runtime.chat.reply_stream import ReplyStream
 from gptoss.runtime.chat.response_format import AnyResponseFormat, resolve_response_format
+from gptoss.runtime.chat.round import Runner
 from gptoss.runtime.chat.settings import ChatError, Settings
-from gptoss.runtime.chat.turn import Runner, Turn
+from gptoss.runtime.chat.turn import Turn
 from gptoss.runtime.engine.base import Engine
 from gptoss.runtime.harmony.messages import Effort, Message, Role, developer, system, user
 from gptoss.runtime.harmony.render import render_for_completion

@@ -7,57 +7,30 @@ that was cancelled by ``reset`` or ``close`` is never taken over, whatever its r
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
-from gptoss.formats.harmony_tokens import ENDS_OF_REPLY
 from gptoss.runtime.chat.answer_check import answer_diagnostics
 from gptoss.runtime.chat.events import (
     ChatEvent,
-    ReasoningClosed,
     ReplyEnded,
     StopReason,
     ToolFinished,
     ToolStarted,
 )
+from gptoss.runtime.chat.round import Round, Runner
 from gptoss.runtime.chat.settings import Limits
-from gptoss.runtime.engine.base import (
-    Engine,
-    EngineError,
-    Generation,
-    PromptProgress,
-    Sampler,
-    Timings,
-)
+from gptoss.runtime.engine.base import EngineError, Sampler, Timings
 from gptoss.runtime.harmony.errors import ConversationTooLongError
-from gptoss.runtime.harmony.events import Diagnostic, End, Event, MessageEnded, TurnEnded
+from gptoss.runtime.harmony.events import Diagnostic, End
 from gptoss.runtime.harmony.messages import FUNCTIONS, Message, Role, final
-from gptoss.runtime.harmony.parser import Parser
-from gptoss.runtime.harmony.render import render_for_completion
-from gptoss.runtime.harmony.tokenizer import Tokenizer
 from gptoss.runtime.sampling.grammar import Rules, ToolChoice
 from gptoss.runtime.tools.functions import Toolbox
-
-if TYPE_CHECKING:
-    from gptoss.runtime.sampling.constrained import Constrained, TokenMasks
 
 _RESULT_SHARE = 4
 """A tool's result may have one part in so many of the context."""
 
 _CHARACTERS_PER_TOKEN = 8
 """Text far longer than this many characters a token is cut before it is encoded."""
-
-MAX_CHECKPOINTS = 2
-"""Messages of the person, counted from the last, at which going back is made cheap."""
-
-
-@dataclass(frozen=True, slots=True)
-class Runner:
-    """What runs a conversation's model. Without ``masks`` nothing is constrained."""
-
-    engine: Engine
-    tokenizer: Tokenizer
-    masks: TokenMasks | None = None
 
 
 class TurnUsage:
@@ -116,16 +89,15 @@ class Turn:
         self._max_rounds = limits.max_rounds
         self._usage = TurnUsage(limits)
         self._sampler = sampler
-        self._stop = frozenset(runner.tokenizer.control[text] for text in ENDS_OF_REPLY)
-        self._generation: Generation | None = None
+        self._round: Round | None = None
         self._cancelled = False
 
     def cancel(self) -> None:
         """Cancel this turn as soon as possible, in generation or in a tool call."""
         # In this order, as ``_generate`` has it the other way round: no cancel is lost.
         self._cancelled = True
-        if self._generation is not None:
-            self._generation.cancel()
+        if self._round is not None:
+            self._round.cancel()
 
     @property
     def cancelled(self) -> ReplyEnded:
@@ -156,7 +128,7 @@ class Turn:
             if self._cancelled:
                 return self.cancelled
             try:
-                end = yield from self._round(rules)
+                end = yield from self._generate(rules)
             except EngineError:
                 if self._cancelled:  # the engine was closed too
                     return self.cancelled
@@ -192,84 +164,26 @@ class Turn:
             return StopReason.CANCELLED
         return StopReason.MAX_TOKENS if self._usage.tokens_left == 0 else StopReason.CONTEXT
 
-    def _round(self, rules: Rules) -> Generator[ChatEvent, None, End]:
+    def _generate(self, rules: Rules) -> Generator[ChatEvent, None, End]:
         """Run one generation of the turn, up to an answer or a tool call, and add its messages to
         the turn.
         """
-        sampler = self._constrained(rules)
-        generation = self._generate(sampler or self._sampler)
-        parser, end, n = Parser(self._runner.tokenizer), End.CUT, 0
-        announced = sampler is None
-        try:
-            for step in generation.steps():
-                if isinstance(step, PromptProgress):
-                    yield step
-                    continue
-                if sampler and sampler.closed and not announced and n >= sampler.closed_at:
-                    announced = True
-                    yield ReasoningClosed(sampler.closed, sampler.closed_at)
-                n += 1
-                end = yield from self._kept(parser.push(step), end)
-            end = yield from self._kept(parser.finish(), end)
-        finally:
-            generation.close()
-            for event in parser.finish():  # nothing, unless the reader has left half-way
-                if isinstance(event, MessageEnded):
-                    self._keep(event.message)
-            self._usage.add(generation.timings, 0 if sampler is None else sampler.reasoned)
-        return end
-
-    def _kept(self, events: list[Event], end: End) -> Generator[ChatEvent, None, End]:
-        """Pass a generation's events on, and add the model's messages to the turn, but not those it
-        wrote in another role's name.
-
-        Returns how the round ended, ``end`` where these events do not say.
-        """
-        for event in events:
-            if isinstance(event, TurnEnded):
-                end = event.end
-            foreign = isinstance(event, MessageEnded) and not self._keep(event.message)
-            yield event
-            if foreign:
-                yield Diagnostic("foreign-role", "a message that is not the assistant's")
-        return end
-
-    def _generate(self, sampler: Sampler) -> Generation:
-        runner = self._runner
-        room = runner.engine.n_ctx - 1  # for the prompt: one token at least is to be generated
-        messages = (*self._before, *self.messages)
-        prompt = render_for_completion(messages, runner.tokenizer, limit=room)
-        generation = runner.engine.generate(
-            prompt,
-            sampler,
-            stop=self._stop,
-            max_tokens=self._usage.tokens_left,
-            checkpoints=checkpoints(prompt, runner.tokenizer),
+        usage = self._usage
+        generation = self._round = Round(
+            self._runner,
+            rules,
+            self._sampler,
+            max_tokens=usage.tokens_left,
+            reasoning_budget=usage.reasoning_left,
         )
-        self._generation = generation
         if self._cancelled:
             generation.cancel()
-        return generation
-
-    def _constrained(self, rules: Rules) -> Constrained | None:
-        """Return the constrained sampler for one generation of the turn; None when nothing is
-        constrained.
-        """
-        if self._runner.masks is None:
-            return None
-        budget = self._usage.reasoning_left
-        if budget == 0:
-            rules = replace(rules, reasoning=False)
-        return self._runner.masks.constrain(rules, self._sampler, budget)
-
-    def _keep(self, message: Message) -> bool:
-        """Add a message to the turn if the model wrote it as the assistant, not in another role's
-        name.
-        """
-        if message.role != Role.ASSISTANT:
-            return False
-        self.messages.append(message)
-        return True
+        generation.start((*self._before, *self.messages))
+        try:
+            return (yield from generation.events())
+        finally:
+            self.messages += generation.messages
+            usage.add(generation.timings, generation.reasoned)
 
     def _run_tool(self, call: Message) -> Iterator[ChatEvent]:
         recipient, arguments = call.recipient or "", call.text
@@ -292,22 +206,6 @@ class Turn:
             return result
         shown = self._runner.tokenizer.decode(tokens[:most]) if len(tokens) > most else begin
         return f"{shown}\n[cut here: {len(result):,} characters are too long for the context]"
-
-
-def checkpoints(prompt: Sequence[int], tokenizer: Tokenizer) -> list[int]:
-    """Return the prompt positions of a turn to which an edited or branched chat is likely to
-    return.
-
-    Before each of the last messages of the person; the first of all is the end of the system and
-    developer messages, which conversations share.
-    """
-    begin = [tokenizer.control["<|start|>"], *tokenizer.encode(Role.USER.value)]
-    starts = [
-        i
-        for i, token in enumerate(prompt)
-        if token == begin[0] and list(prompt[i : i + len(begin)]) == begin
-    ]
-    return sorted({*starts[:1], *starts[-MAX_CHECKPOINTS:]})
 
 
 def _is_whole(turn: list[Message]) -> bool:

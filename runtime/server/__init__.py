@@ -1,1 +1,1 @@
-"""Convert OpenAI's requests (chat messages, tools) to harmony and back."""
+"""The server: OpenAI's and Anthropic's APIs over one loaded model, safe by default."""

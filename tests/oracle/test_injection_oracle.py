@@ -19,8 +19,8 @@ from gptoss.runtime.harmony import messages as m
 from gptoss.runtime.harmony.messages import Function, Message, Namespace, Role
 from gptoss.runtime.harmony.tokenizer import Tokenizer
 from gptoss.runtime.models.preflight import Model
-from gptoss.runtime.server.chat_completions import messages_from_openai
-from gptoss.runtime.server.chat_tools import tools_from_openai
+from gptoss.runtime.server.chat_completions.messages import messages_from_openai
+from gptoss.runtime.server.chat_completions.tools import tools_from_openai
 from support import peers
 from support.checkpoints import random_checkpoint
 from support.rendering import render_all

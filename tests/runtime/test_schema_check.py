@@ -16,7 +16,7 @@ from gptoss.runtime.sampling.constrained import TokenMasks
 from gptoss.runtime.sampling.grammar import Rules
 from gptoss.runtime.sampling.llguidance_schema import grammar_schema
 from gptoss.runtime.sampling.sampler import RandomSampler, Sampling
-from gptoss.runtime.server.chat_tools import tools_from_openai
+from gptoss.runtime.server.chat_completions.tools import tools_from_openai
 from gptoss.runtime.tools.functions import Tool, Toolbox
 from support import random_schemas
 from support.random_engine import RandomEngine

@@ -1,0 +1,187 @@
+"""One generation by the model: messages and rules in, harmony events out.
+
+A ``Turn`` of a chat runs as many as its tool calls need; a request to the server is exactly one. A
+round knows nothing of tools or histories: it renders, generates, parses, and keeps the messages
+that the model wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from gptoss.formats.harmony_tokens import ENDS_OF_REPLY
+from gptoss.runtime.chat.events import ReasoningClosed
+from gptoss.runtime.engine.base import Engine, Generation, PromptProgress, Sampler, Timings
+from gptoss.runtime.harmony.events import Diagnostic, End, Event, MessageEnded, TurnEnded
+from gptoss.runtime.harmony.messages import Message, Role
+from gptoss.runtime.harmony.parser import Parser
+from gptoss.runtime.harmony.render import render_for_completion
+from gptoss.runtime.harmony.tokenizer import Tokenizer
+from gptoss.runtime.sampling.grammar import Rules
+
+if TYPE_CHECKING:
+    from gptoss.runtime.sampling.constrained import Constrained, TokenMasks
+
+MAX_CHECKPOINTS = 2
+"""Messages of the person, counted from the last, at which going back is made cheap."""
+
+RoundEvent = Event | PromptProgress | ReasoningClosed
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """What runs a conversation's model. Without ``masks`` nothing is constrained."""
+
+    engine: Engine
+    tokenizer: Tokenizer
+    masks: TokenMasks | None = None
+
+
+class Round:
+    """One generation. One thread calls ``start`` and reads ``events``; ``cancel`` and
+    ``close_reasoning`` may be called from any.
+
+    ``messages`` are the assistant's messages so far, complete ones only until the events end.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        rules: Rules,
+        sampler: Sampler,
+        *,
+        max_tokens: int | None = None,
+        reasoning_budget: int | None = None,
+        on_token: Callable[[int], None] | None = None,
+    ) -> None:
+        """``reasoning_budget`` is the number of tokens that may come before the answer or a call
+        begins; it needs masks. ``on_token`` is called by the reading thread with each token id,
+        before the events that it completes.
+        """
+        self.messages: list[Message] = []
+        self._runner = runner
+        self._rules = rules
+        self._sampler = sampler
+        self._max_tokens = max_tokens
+        self._budget = reasoning_budget
+        self._on_token = on_token
+        self._constrained: Constrained | None = None
+        self._generation: Generation | None = None
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """End this generation as soon as possible, also before it began."""
+        # In this order, as ``start`` has it the other way round: no cancel is lost.
+        self._cancelled = True
+        if self._generation is not None:
+            self._generation.cancel()
+
+    @property
+    def timings(self) -> Timings:
+        """Return what this generation has cost so far; zeros before it began."""
+        return Timings() if self._generation is None else self._generation.timings
+
+    @property
+    def reasoned(self) -> int:
+        """Return how many of this generation's tokens were reasoning; 0 where nothing is
+        constrained.
+        """
+        return 0 if self._constrained is None else self._constrained.reasoned
+
+    def start(self, messages: Sequence[Message]) -> None:
+        """Compile the rules, render the conversation and put the request in the engine's queue.
+
+        Raises ConstraintError, ConversationError (ConversationTooLongError), EngineError.
+        """
+        runner = self._runner
+        self._constrained = self._constrain()
+        room = runner.engine.n_ctx - 1  # for the prompt: one token at least is to be generated
+        prompt = render_for_completion(messages, runner.tokenizer, limit=room)
+        generation = runner.engine.generate(
+            prompt,
+            self._constrained or self._sampler,
+            stop=frozenset(runner.tokenizer.control[text] for text in ENDS_OF_REPLY),
+            max_tokens=self._max_tokens,
+            checkpoints=checkpoints(prompt, runner.tokenizer),
+        )
+        self._generation = generation
+        if self._cancelled:
+            generation.cancel()
+
+    def events(self) -> Generator[RoundEvent, None, End]:
+        """Give the events of the started generation and return how it ended. Closing the iterator
+        cancels the generation and keeps the message that it was in. Raises EngineError.
+        """
+        generation, sampler = self._generation, self._constrained
+        if generation is None:
+            raise RuntimeError("the round has not been started")
+        parser, end, n = Parser(self._runner.tokenizer), End.CUT, 0
+        announced = sampler is None
+        try:
+            for step in generation.steps():
+                if isinstance(step, PromptProgress):
+                    yield step
+                    continue
+                if sampler and sampler.closed and not announced and n >= sampler.closed_at:
+                    announced = True
+                    yield ReasoningClosed(sampler.closed, sampler.closed_at)
+                n += 1
+                if self._on_token is not None:
+                    self._on_token(step)
+                end = yield from self._kept(parser.push(step), end)
+            end = yield from self._kept(parser.finish(), end)
+        finally:
+            generation.close()
+            for event in parser.finish():  # nothing, unless the reader has left half-way
+                if isinstance(event, MessageEnded):
+                    self._keep(event.message)
+        return end
+
+    def _constrain(self) -> Constrained | None:
+        """Return the constrained sampler of this generation; None when nothing is constrained."""
+        if self._runner.masks is None:
+            return None
+        rules, budget = self._rules, self._budget
+        if budget == 0:
+            rules = replace(rules, reasoning=False)
+        return self._runner.masks.constrain(rules, self._sampler, budget)
+
+    def _kept(self, events: list[Event], end: End) -> Generator[RoundEvent, None, End]:
+        """Pass a generation's events on, and keep the model's messages, but not those it wrote in
+        another role's name.
+
+        Returns how the round ended, ``end`` where these events do not say.
+        """
+        for event in events:
+            if isinstance(event, TurnEnded):
+                end = event.end
+            foreign = isinstance(event, MessageEnded) and not self._keep(event.message)
+            yield event
+            if foreign:
+                yield Diagnostic("foreign-role", "a message that is not the assistant's")
+        return end
+
+    def _keep(self, message: Message) -> bool:
+        """Keep a message if the model wrote it as the assistant, not in another role's name."""
+        if message.role != Role.ASSISTANT:
+            return False
+        self.messages.append(message)
+        return True
+
+
+def checkpoints(prompt: Sequence[int], tokenizer: Tokenizer) -> list[int]:
+    """Return the prompt positions of a turn to which an edited or branched chat is likely to
+    return.
+
+    Before each of the last messages of the person; the first of all is the end of the system and
+    developer messages, which conversations share.
+    """
+    begin = [tokenizer.control["<|start|>"], *tokenizer.encode(Role.USER.value)]
+    starts = [
+        i
+        for i, token in enumerate(prompt)
+        if token == begin[0] and list(prompt[i : i + len(begin)]) == begin
+    ]
+    return sorted({*starts[:1], *starts[-MAX_CHECKPOINTS:]})

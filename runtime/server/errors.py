@@ -1,0 +1,106 @@
+"""Errors as the APIs write them: one ``ApiError``, and the body of each API for it.
+
+What the toolkit raises on purpose becomes an ``ApiError`` here; everything else is an internal
+error, whose text never leaves the server.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gptoss.errors import GptossError
+from gptoss.runtime.engine.base import EngineError, PromptTooLongError, QueueFullError
+from gptoss.runtime.harmony.errors import ConversationError, ConversationTooLongError
+from gptoss.text import printable
+
+INVALID_REQUEST = "invalid_request_error"
+
+RETRY_SECONDS = 5
+"""What ``Retry-After`` says when the queue is full or the model cannot be loaded."""
+
+_MESSAGE_LIMIT = 1000
+
+_ANTHROPIC_TYPES = {
+    400: INVALID_REQUEST,
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+@dataclass(eq=False)
+class ApiError(Exception):
+    """A request that is refused or failed: HTTP status, and the fields of OpenAI's error object.
+
+    ``param`` is the request's field that is wrong, ``code`` a word that programs may compare.
+    """
+
+    status: int
+    message: str
+    code: str | None = None
+    param: str | None = None
+    kind: str = INVALID_REQUEST
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    """Build the error for a request that is refused: status 400."""
+    return ApiError(400, message, code, param)
+
+
+def not_found(message: str, code: str = "not_found", param: str | None = None) -> ApiError:
+    """Build the error for what does not exist, or not for this key: status 404."""
+    return ApiError(404, message, code, param)
+
+
+def api_error(error: BaseException) -> ApiError:
+    """Return the ``ApiError`` for an exception that ended a request."""
+    match error:
+        case ApiError():
+            return error
+        case ConversationTooLongError() | PromptTooLongError():
+            param = getattr(error, "place", None) or "messages"
+            return ApiError(400, _said(error), "context_length_exceeded", param)
+        case ConversationError():  # ConstraintError too
+            return ApiError(400, _said(error), "invalid_value", error.place or None)
+        case QueueFullError():
+            wait = {"Retry-After": str(RETRY_SECONDS)}
+            return ApiError(429, _said(error), "queue_full", None, "rate_limit_error", wait)
+        case EngineError():
+            return ApiError(500, _said(error), "engine_error", None, "server_error")
+        case GptossError():
+            return ApiError(400, _said(error), "invalid_value")
+        case _:
+            return ApiError(500, "internal error", "internal_error", None, "server_error")
+
+
+def error_object(error: ApiError, path: str) -> dict[str, Any]:
+    """Return the JSON body for an error, in the form of the API that ``path`` belongs to."""
+    message = printable(error.message)[:_MESSAGE_LIMIT]
+    if path.startswith("/v1/messages"):
+        kind = _ANTHROPIC_TYPES.get(
+            error.status, INVALID_REQUEST if error.status < 500 else "api_error"
+        )
+        return {"type": "error", "error": {"type": kind, "message": message}}
+    openai = {
+        "message": message,
+        "type": error.kind,
+        "param": error.param,
+        "code": error.code,
+    }
+    return {"error": openai}
+
+
+def to_json(value: object) -> bytes:
+    """Return a JSON text in UTF-8 on one line, as every response and event has it."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _said(error: BaseException) -> str:
+    return str(error).strip() or type(error).__name__
