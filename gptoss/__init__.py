@@ -77,8 +77,8 @@ if TYPE_CHECKING:
     from gptoss.runtime.sampling.grammar import ReasoningStop as ReasoningStop
     from gptoss.runtime.sampling.grammar import Regex as Regex
     from gptoss.runtime.sampling.grammar import ToolChoice as ToolChoice
-    from gptoss.runtime.sampling.sampler import Sampling as Sampling
-    from gptoss.runtime.sampling.sampler import SamplingError as SamplingError
+    from gptoss.runtime.sampling.parameters import Sampling as Sampling
+    from gptoss.runtime.sampling.parameters import SamplingError as SamplingError
     from gptoss.runtime.tools.functions import Tool as Tool
     from gptoss.runtime.tools.type_specs import ToolError as ToolError
 
@@ -152,7 +152,7 @@ _NAMES = {
         "Regex",
         "ToolChoice",
     ),
-    "gptoss.runtime.sampling.sampler": ("Sampling", "SamplingError"),
+    "gptoss.runtime.sampling.parameters": ("Sampling", "SamplingError"),
     "gptoss.runtime.tools.functions": ("Tool",),
     "gptoss.runtime.tools.type_specs": ("ToolError",),
 }

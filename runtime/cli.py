@@ -31,7 +31,7 @@ from gptoss.runtime.sampling.grammar import (
     ToolChoice,
 )
 from gptoss.runtime.sampling.llguidance_schema import MAX_SCHEMA_CHARACTERS
-from gptoss.runtime.sampling.sampler import Sampling
+from gptoss.runtime.sampling.parameters import Sampling
 from gptoss.runtime.terminal.json_lines import JsonLines
 from gptoss.runtime.terminal.printer import Printer, Show
 from gptoss.runtime.tools.functions import described

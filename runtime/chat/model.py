@@ -25,7 +25,8 @@ from gptoss.runtime.harmony.messages import Effort, Message
 from gptoss.runtime.harmony.tokenizer import Tokenizer
 from gptoss.runtime.models.preflight import Model as CheckedFile
 from gptoss.runtime.sampling.grammar import ToolChoice
-from gptoss.runtime.sampling.sampler import RandomSampler, Sampling
+from gptoss.runtime.sampling.parameters import Sampling
+from gptoss.runtime.sampling.sampler import RandomSampler
 from gptoss.runtime.tools.functions import Tool, Toolbox
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from gptoss.errors import GptossError
 from gptoss.runtime.harmony.fields import is_date
 from gptoss.runtime.harmony.messages import Effort
 from gptoss.runtime.sampling.grammar import ResponseFormat, ToolChoice
-from gptoss.runtime.sampling.sampler import Sampling
+from gptoss.runtime.sampling.parameters import Sampling
 
 MAX_ROUNDS = 16
 """Rounds of tool calls in one turn unless asked otherwise: a model can call without end."""

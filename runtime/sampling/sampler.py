@@ -7,8 +7,10 @@ The rules, in the order they apply. Let p = softmax(logits / temperature).
     top_p p         of these, keep the smallest set of likeliest tokens whose share reaches p
     min_p m         of these, keep tokens at least m times as likely as the likeliest
 
-The token is drawn from those kept, in proportion to p. Order and meaning are those of transformers.
-A token with a logit of −inf is never drawn, which is how grammars forbid tokens.
+The token is drawn from those kept, in proportion to p. Order and meaning are those of transformers
+and of OpenAI's API. (llama.cpp's default chain has the temperature last, which is the same only at
+temperature 1 or without top_p and min_p.) A bias and penalties come first, see ``adjustment``. A
+token with a logit of −inf is never drawn, which is how grammars forbid tokens.
 
 At 201,088 tokens a full sort takes longer than decoding a small model. So the filters examine only
 candidates above a threshold, which is lowered until there are enough of them, and the draw sums in
@@ -18,13 +20,12 @@ two levels. ``tests/runtime/test_sampling.py`` compares each with a simple, slow
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss.errors import GptossError
 from gptoss.runtime.engine.base import EngineError, Logits
+from gptoss.runtime.sampling.parameters import Sampling, SamplingError
 
 _BLOCK = 512
 """Weights per block; the running sum is first taken over the blocks' sums."""
@@ -39,31 +40,6 @@ Ids = NDArray[np.intp]
 Weights = NDArray[np.float32]
 
 
-class SamplingError(GptossError):
-    """A sampling parameter is out of range."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How tokens are drawn; the defaults are those that OpenAI recommends for gpt-oss."""
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-
-    def __post_init__(self) -> None:
-        # These comparisons also reject NaN.
-        if not 0 <= self.temperature < float("inf"):
-            raise SamplingError(f"temperature is {self.temperature}; it must be 0 or more")
-        if self.top_k < 0:
-            raise SamplingError(f"top_k is {self.top_k}; it must be 0 (all tokens) or more")
-        if not 0 < self.top_p <= 1:
-            raise SamplingError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
-        if not 0 <= self.min_p <= 1:
-            raise SamplingError(f"min_p is {self.min_p}; it must be from 0 to 1")
-
-
 class RandomSampler:
     """Draws by ``Sampling``'s rules from its own stream of random numbers (PCG64).
 
@@ -72,7 +48,7 @@ class RandomSampler:
 
     def __init__(self, sampling: Sampling, seed: int | None = None) -> None:
         """Raises SamplingError for a seed that is not a whole number of 0 or more."""
-        if seed is not None and (not isinstance(seed, int) or seed < 0):
+        if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or seed < 0):
             raise SamplingError(f"seed is {seed}; it must be a whole number, 0 or more")
         self.sampling = sampling
         self._random = np.random.Generator(np.random.PCG64(seed))

@@ -32,7 +32,8 @@ from gptoss.runtime.sampling.grammar import (
     Rules,
     ToolChoice,
 )
-from gptoss.runtime.sampling.sampler import RandomSampler, Sampling
+from gptoss.runtime.sampling.parameters import Sampling
+from gptoss.runtime.sampling.sampler import RandomSampler
 from support.hostile import CASES
 from support.random_engine import RandomEngine
 from support.tokens import byte_tokenizer, spell, spelled

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import pickle
 import time
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,14 +14,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gptoss.runtime.engine.base import EngineError, Logits
-from gptoss.runtime.sampling.sampler import (
-    RandomSampler,
-    Sampling,
-    SamplingError,
-    _first_above,
-    draw,
-    greedy,
-)
+from gptoss.runtime.sampling.parameters import Sampling, SamplingError
+from gptoss.runtime.sampling.sampler import RandomSampler, _first_above, draw, greedy
 
 V = 201_088
 
@@ -166,6 +162,9 @@ def test_a_seed_repeats_itself() -> None:
     assert len(set(drawn)) > 10
     unseeded = RandomSampler(Sampling())
     assert drawn != [unseeded(logits) for _ in range(20)]
+    for seed in (-1, 1.5, True, "1"):
+        with pytest.raises(SamplingError, match="seed is"):
+            RandomSampler(Sampling(), seed)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -180,11 +179,55 @@ def test_a_seed_repeats_itself() -> None:
         ({"top_p": math.nan}, "top_p is nan"),
         ({"min_p": -1}, "min_p is -1"),
         ({"min_p": 1.5}, "min_p is 1.5"),
+        ({"temperature": 10**400}, "temperature is 10+; it must be 0 or more"),
+        ({"temperature": "1"}, "temperature is '1'; it must be a number"),
+        ({"temperature": None}, "temperature is None; it must be a number"),
+        ({"temperature": True}, "temperature is True; it must be a number"),
+        ({"top_k": 1.5}, "top_k is 1.5; it must be a whole number"),
+        ({"top_k": False}, "top_k is False; it must be a whole number"),
+        ({"top_p": "0.5"}, "top_p is '0.5'"),
+        ({"min_p": 1j}, "min_p is 1j"),
+        ({"presence_penalty": 2.5}, "presence_penalty is 2.5; it must be from -2 to 2"),
+        ({"frequency_penalty": math.nan}, "frequency_penalty is nan; it must be from -2 to 2"),
+        ({"repetition_penalty": 0}, "repetition_penalty is 0; it must be from 0.1 to 10"),
+        ({"repetition_penalty": math.inf}, "repetition_penalty is inf"),
+        ({"top_logprobs": 21}, "top_logprobs is 21; it must be 0 to 20"),
+        ({"top_logprobs": 1.0}, "top_logprobs is 1.0; it must be a whole number"),
+        ({"logit_bias": [1, 2]}, "logit_bias is a list; it must map token ids to numbers"),
+        ({"logit_bias": {"5": 1}}, "token id in logit_bias is '5'; it must be a whole number"),
+        ({"logit_bias": {-1: 1}}, "logit_bias names token -1"),
+        ({"logit_bias": {5: 101}}, "logit_bias of token 5 is 101.0; it must be from -100 to 100"),
+        ({"logit_bias": {5: math.nan}}, "logit_bias of token 5 is nan"),
+        ({"logit_bias": {5: "x"}}, "logit_bias of token 5 is 'x'; it must be a number"),
     ],
 )
-def test_values_out_of_range(fields: dict[str, float], message: str) -> None:
+def test_values_out_of_range(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(SamplingError, match=message):
-        Sampling(**fields)  # type: ignore[arg-type]
+        Sampling(**fields)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    numpy = Sampling(np.float32(0.5), np.int64(3))  # type: ignore[arg-type]
+    assert numpy == Sampling(0.5, 3)
+
+
+def test_parameters_are_a_value() -> None:
+    """Its own copy, comparable, hashable, copied by ``replace``, sent to other processes."""
+    bias = {5: 1}
+    sampling = Sampling(logit_bias=bias)
+    bias[6] = 2
+    assert sampling.logit_bias == {5: 1.0}
+    assert sampling != Sampling()
+    assert len({sampling, Sampling(logit_bias={5: 1.0})}) == 1
+    assert replace(sampling, top_k=3).logit_bias == sampling.logit_bias
+    assert pickle.loads(pickle.dumps(sampling)) == sampling  # noqa: S301
+
+
+def test_a_bias_of_a_token_beyond_the_vocabulary() -> None:
+    sampling = Sampling(logit_bias={9: 1})
+    sampling.require_vocabulary(10)
+    with pytest.raises(SamplingError, match="token 9; the vocabulary has 0 to 8"):
+        sampling.require_vocabulary(9)
 
 
 def test_extreme_temperatures() -> None:

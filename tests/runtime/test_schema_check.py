@@ -15,7 +15,8 @@ from gptoss.runtime.harmony.schema_check import SchemaChecker
 from gptoss.runtime.sampling.constrained import TokenMasks
 from gptoss.runtime.sampling.grammar import Rules
 from gptoss.runtime.sampling.llguidance_schema import grammar_schema
-from gptoss.runtime.sampling.sampler import RandomSampler, Sampling
+from gptoss.runtime.sampling.parameters import Sampling
+from gptoss.runtime.sampling.sampler import RandomSampler
 from gptoss.runtime.server.chat_completions.tools import tools_from_openai
 from gptoss.runtime.tools.functions import Tool, Toolbox
 from support import random_schemas

@@ -28,7 +28,8 @@ from gptoss.runtime.harmony.schema_check import SchemaChecker
 from gptoss.runtime.harmony.tools_typescript import type_of
 from gptoss.runtime.sampling.constrained import TokenMasks
 from gptoss.runtime.sampling.grammar import Rules
-from gptoss.runtime.sampling.sampler import RandomSampler, Sampling
+from gptoss.runtime.sampling.parameters import Sampling
+from gptoss.runtime.sampling.sampler import RandomSampler
 from gptoss.runtime.tools.functions import Tool, Toolbox
 from gptoss.runtime.tools.results import result_text
 from gptoss.runtime.tools.signature import split_docstring

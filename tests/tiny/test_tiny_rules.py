@@ -15,7 +15,7 @@ from gptoss.runtime.chat.events import Reply
 from gptoss.runtime.harmony.events import End
 from gptoss.runtime.harmony.messages import Effort
 from gptoss.runtime.sampling.grammar import JsonSchema, ReasoningStop, Regex
-from gptoss.runtime.sampling.sampler import Sampling
+from gptoss.runtime.sampling.parameters import Sampling
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 SUMS = {"What is 17 + 25?": "17 + 25 = 42.", "What is 58 - 23?": "58 - 23 = 35."}
