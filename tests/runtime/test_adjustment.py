@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -190,39 +189,3 @@ def test_fast_at_the_full_vocabulary() -> None:
         sampler(logits)
         times.append(time.thread_time() - begun)
     assert min(times) < 0.02
-
-
-CHI_SQUARE = {
-    "plain": Sampling(),
-    "cold": Sampling(0.5),
-    "hot": Sampling(1.7),
-    "top_k": Sampling(top_k=7),
-    "top_p": Sampling(top_p=0.8),
-    "min_p": Sampling(min_p=0.05),
-    "all filters": Sampling(0.8, 30, 0.95, 0.01),
-    "bias": Sampling(logit_bias={0: 3.0, 5: -2.0}),
-    "penalties": Sampling(presence_penalty=0.5, frequency_penalty=0.25, repetition_penalty=1.2),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CHI_SQUARE)
-@pytest.mark.parametrize("n", [40, 1500])
-def test_chi_square_of_a_million_draws(name: str, n: int) -> None:
-    """The statistic's expectation is its degrees of freedom, its deviation √(2 of them): five
-    deviations are left for chance, and a seed makes it repeatable."""
-    sampling, before, draws = CHI_SQUARE[name], [1, 1, 2, 9], 1_000_000
-    logits = noise(5, n, spread=1.5)
-    shares = llama_shares(logits, sampling, before)
-    changed = adjusted(logits, sampling, before)
-    sampler = RandomSampler(replace(sampling, logit_bias={}), seed=11)
-    counts = np.bincount([sampler(changed) for _ in range(draws)], minlength=n)
-    expected = np.array([shares.get(i, 0.0) for i in range(n)]) * draws
-    assert counts[expected == 0].sum() == 0
-    often = expected >= 10
-    rest = expected[~often & (expected > 0)].sum()
-    found = [*counts[often], counts[~often].sum()] if rest >= 10 else list(counts[often])
-    wanted = [*expected[often], rest] if rest >= 10 else list(expected[often])
-    statistic = sum((a - b) ** 2 / b for a, b in zip(found, wanted, strict=True))
-    freedom = len(wanted) - 1
-    assert statistic < freedom + 5 * math.sqrt(2 * freedom)
