@@ -24,7 +24,7 @@ class ConversationError(GptossError):
         self.field = field
         self.problem = problem
         self.place = where if index is None else f"{where}[{index}]"
-        self.place += f".{field}" if field else ""
+        self.place += f".{field}" if field and not field.startswith("[") else field
         text = f"{self.place}: {problem}"
         super().__init__(text.replace("\n", "\\n"))  # a property's name may hold line ends
 
