@@ -1,0 +1,1 @@
+"""The built-in tool ``python``: cells of code, run in WebAssembly in a process of its own."""

@@ -1,0 +1,37 @@
+"""The built-in ``python`` as a group of tools."""
+
+from __future__ import annotations
+
+import threading
+
+from gptoss.runtime.harmony.messages import Namespace
+from gptoss.runtime.tools.builtin import PYTHON
+from gptoss.runtime.tools.groups import GroupResult
+from gptoss.runtime.tools.python.session import PythonLimits, PythonSession
+
+
+class PythonTool:
+    """See ``groups.ToolGroup``. One session for each conversation."""
+
+    is_builtin = True
+    needs_approval = False
+    """Cells reach no network and no files but folders that the person named."""
+
+    def __init__(self, limits: PythonLimits | None = None) -> None:
+        """Raises PythonToolError, MissingPackageError."""
+        self._session = PythonSession(limits)
+
+    @property
+    def namespace(self) -> Namespace:
+        """Return the declaration of ``python`` in the words that the model was trained with."""
+        return PYTHON
+
+    def call(self, recipient: str, text: str, cancelled: threading.Event) -> GroupResult:
+        """Run a cell; ``recipient`` is ``python``."""
+        if recipient != PYTHON.name:
+            return GroupResult(f"error: there is no tool {recipient}; send code to python", True)
+        return self._session.run(text, cancelled)
+
+    def close(self) -> None:
+        """End the session of ``python``."""
+        self._session.close()
