@@ -22,24 +22,20 @@ MAX_LINKS = 5_000
 
 MAX_TEXT_CHARACTERS = 2_000_000
 
-_BLOCKS = frozenset(
-    ("address", "article", "aside", "blockquote", "body", "center", "dd", "details", "dialog",
-     "div", "dl", "dt", "fieldset", "figcaption", "figure", "footer", "form", "h1", "h2", "h3",
-     "h4", "h5", "h6", "header", "hr", "html", "legend", "li", "main", "menu", "nav", "ol",
-     "option", "p", "pre", "section", "summary", "table", "tbody", "textarea", "tfoot", "thead", "tr", "ul")
-)  # fmt: skip
-_SEPARATE = frozenset(
-    ("article", "blockquote", "dl", "figure", "h1", "h2", "h3", "h4", "h5", "h6", "ol", "p", "pre",
-     "section", "table", "ul")
-)  # fmt: skip
-"""Blocks with an empty line before and after them."""
-
 _HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6"))
 
+_SEPARATE = _HEADINGS | set("article blockquote dl figure ol p pre section table ul".split())
+"""Blocks with an empty line before and after them."""
+
+_BLOCKS = _SEPARATE | set(
+    "address aside body center dd details dialog div dt fieldset figcaption footer form "
+    "header hr html legend li main menu nav option summary tbody textarea tfoot thead tr".split()
+)
+
 _LEFT_OUT = frozenset(
-    ("script", "style", "noscript", "template", "svg", "math", "iframe", "object", "embed",
-     "canvas", "audio", "video", "head", "select")
-)  # fmt: skip
+    "script style noscript template svg math iframe object embed canvas audio video head "
+    "select".split()
+)
 
 # The brackets of links and citations, and characters without width.
 _REPLACED = str.maketrans(
