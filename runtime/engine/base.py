@@ -4,6 +4,7 @@ token ids.
     EngineError                   the engine could not load, decode or allocate
     ├── PromptTooLongError        the prompt leaves no room in the context
     ├── QueueFullError            too many requests are waiting
+    ├── TimeLimitError            the request took longer than it may
     └── ForkedProcessError        the model was loaded before this process was forked
 
 Many requests may run at a time, from many threads. How much of a prompt is still in memory is the
@@ -45,6 +46,10 @@ class QueueFullError(EngineError):
     """Too many requests are waiting for the model; try again later."""
 
 
+class TimeLimitError(EngineError):
+    """The request took longer than its time limit; the tokens before it were generated whole."""
+
+
 class ForkedProcessError(EngineError):
     """The model was loaded before this process was forked; it cannot be used here."""
 
@@ -65,6 +70,8 @@ class Timings:
     """Decoding and sampling; the time the reader takes between tokens is not included."""
     queued_seconds: float = 0.0
     """Waiting for a free sequence before the prompt was decoded."""
+    first_token_seconds: float = 0.0
+    """From the request to its first token; 0 before it. Of several requests, the first one's."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -81,6 +88,7 @@ class Timings:
             self.prompt_seconds + other.prompt_seconds,
             self.generate_seconds + other.generate_seconds,
             self.queued_seconds + other.queued_seconds,
+            self.first_token_seconds or other.first_token_seconds,
         )
 
 
@@ -97,8 +105,8 @@ class Generation(Protocol):
     """One request's tokens, an iterator for one reader.
 
     It ends after a stop token (which is yielded too), after ``max_tokens``, when the context is
-    full, or when cancelled. Dropping or closing it cancels. ``next`` raises EngineError when the
-    engine failed, and what the sampler raised.
+    full, or when cancelled. Dropping or closing it cancels. ``next`` raises TimeLimitError when the
+    time limit has passed, EngineError when the engine failed, and what the sampler raised.
     """
 
     def __iter__(self) -> Self: ...
@@ -147,9 +155,11 @@ class Engine(Protocol):
         stop: AbstractSet[int],
         max_tokens: int | None = None,
         checkpoints: Sequence[int] = (),
+        time_limit: float | None = None,
     ) -> Generation:
         """Ask an engine, whichever it is, for the tokens that follow ``prompt``.
 
+        ``time_limit``: seconds from this call, waiting included, after which the request ends.
         ``checkpoints`` are positions in the prompt to which later prompts are likely to return:
         the engine can go back there without decoding again. Raises PromptTooLongError,
         QueueFullError, ForkedProcessError, EngineError (closed, or a token out of range).

@@ -12,12 +12,13 @@ from gptoss.runtime.engine.kv_reuse import Memory
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens of one stream in a batch, from ``position`` on; the last one's logits if wanted."""
+    """Tokens of one stream in a batch, from ``position`` on; the logits of the last ``n_logits``
+    are wanted."""
 
     stream: int
     position: int
     tokens: Sequence[int]
-    wants_logits: bool
+    n_logits: int
 
 
 class Context(Memory, Protocol):
@@ -36,9 +37,9 @@ class Context(Memory, Protocol):
         """
         ...
 
-    def logits(self, index: int) -> Logits:
-        """Return the logits after the last token of the ``index``-th chunk of the scheduler's
-        batch, float32 [vocabulary]; valid until the next ``decode``.
+    def logits(self, index: int, row: int = 0) -> Logits:
+        """Return row ``row`` of the logits that the ``index``-th chunk of the scheduler's batch
+        wants, float32 [vocabulary]; valid until the next ``decode``.
         """
         ...
 

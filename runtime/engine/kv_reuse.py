@@ -136,6 +136,19 @@ class Stream:
         self._memory.truncate(self.number, position)
         self.tokens = whole[:position]
 
+    def drop_rejected(self, position: int) -> None:
+        """Remove the tokens of a draft from ``position`` on, just decoded, from this stream.
+
+        llama.cpp overwrites only positions that had left the window before the batch, so going back
+        within it is exact; where it is not, the stream is emptied.
+        """
+        if position == len(self.tokens):
+            return
+        self._memory.truncate(self.number, position)
+        self._forget_from(position)
+        if self._memory.n_decoded(self.number) != position or not self._window_reaches(position):
+            self.clear()
+
     def save_snapshot(self) -> None:
         """Save a snapshot of the sliding-window layers at this stream's present end."""
         position = len(self.tokens)

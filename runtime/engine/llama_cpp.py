@@ -32,6 +32,7 @@ from gptoss.runtime.engine.base import (
     Sampler,
 )
 from gptoss.runtime.engine.context import Chunk
+from gptoss.runtime.engine.drafts import LONGEST, BatchCosts
 from gptoss.runtime.engine.request import ScheduledGeneration
 from gptoss.runtime.engine.scheduler import Scheduler
 from gptoss.runtime.engine.threads import physical_cores, run_interruptibly
@@ -129,6 +130,7 @@ class LlamaEngine:
         n_sequences: int = 1,
         n_threads: int | None = None,
         n_gpu_layers: int = -1,
+        draft_costs: BatchCosts | None = None,
         progress: Progress | None = None,
         verbose: bool = False,
     ) -> None:
@@ -136,7 +138,8 @@ class LlamaEngine:
 
         ``n_ctx`` tokens for each of ``n_sequences`` conversations at a time. ``n_threads``
         defaults to the physical cores; ``n_gpu_layers`` to all (−1), which means none where
-        llama.cpp was built without a GPU.
+        llama.cpp was built without a GPU. With ``draft_costs`` text that repeats is decoded by
+        drafts (``drafts``), which takes a buffer for more logits: 50 MiB.
         """
         _require_count("n_ctx", n_ctx, 2**31 - 1)
         _require_count("n_sequences", n_sequences, MAX_SEQUENCES)
@@ -147,11 +150,17 @@ class LlamaEngine:
         loader = _Loader(path, progress or (lambda _: None))
         model = loader.load(n_gpu_layers)
         try:
-            context = loader.new_context(model, n_ctx, n_sequences, n_threads or physical_cores())
+            context = loader.new_context(
+                model,
+                n_ctx,
+                n_sequences,
+                n_threads or physical_cores(),
+                n_outputs=n_sequences if draft_costs is None else n_sequences + LONGEST,
+            )
         except BaseException:
             lib.llama_model_free(model)
             raise
-        self._scheduler = Scheduler(context, n_ctx)
+        self._scheduler = Scheduler(context, n_ctx, draft_costs)
         self._close = weakref.finalize(self, self._scheduler.close)
 
     @property
@@ -169,6 +178,7 @@ class LlamaEngine:
         stop: AbstractSet[int],
         max_tokens: int | None = None,
         checkpoints: Sequence[int] = (),
+        time_limit: float | None = None,
     ) -> ScheduledGeneration:
         """Queue a prompt with the scheduler of this llama.cpp engine; implements
         ``base.Engine.generate``.
@@ -179,6 +189,7 @@ class LlamaEngine:
             stop=stop,
             max_tokens=max_tokens,
             checkpoints=checkpoints,
+            time_limit=time_limit,
             owner=self,
         )
 
@@ -231,7 +242,9 @@ class _Loader:
             raise _LOG.explain(f"{self._path}: llama.cpp cannot load it")
         return loaded[0]
 
-    def new_context(self, model: Any, n_ctx: int, n_sequences: int, n_threads: int) -> LlamaContext:
+    def new_context(
+        self, model: Any, n_ctx: int, n_sequences: int, n_threads: int, n_outputs: int
+    ) -> LlamaContext:
         """Create a ``llama_context`` of llama.cpp for so many sequences, and report that the load
         is done.
         """
@@ -242,7 +255,7 @@ class _Loader:
         params.n_seq_max = n_sequences
         params.kv_unified = False
         # Else a buffer for the logits of every token of a batch.
-        params.n_outputs_max = n_sequences
+        params.n_outputs_max = n_outputs
         params.n_threads = params.n_threads_batch = n_threads
         params.swa_full = False
         params.no_perf = True
@@ -303,6 +316,7 @@ class LlamaContext:
         self._stop = stop
         self._memory = lib.llama_get_memory(context)
         self._rows: list[int] = []
+        self._views: dict[int, Logits] = {}
         self._allocate_batch()
 
     def _allocate_batch(self) -> None:
@@ -352,18 +366,32 @@ class LlamaContext:
             for i in range(start, end):
                 self._sequences[i] = self._id_pointers[chunk.stream]
                 self._outputs[i] = 0
-            self._outputs[end - 1] = chunk.wants_logits
-            self._rows.append(end - 1)
+            first = end - chunk.n_logits
+            for i in range(first, end):
+                self._outputs[i] = 1
+            self._rows.append(first)
         self._batch.n_tokens = end
 
-    def logits(self, index: int) -> Logits:
+    def logits(self, index: int, row: int = 0) -> Logits:
         """Read logits from llama.cpp's buffer (``llama_get_logits_ith``); implements
         ``context.Context.logits``.
         """
-        row = lib.llama_get_logits_ith(self._context, self._rows[index])
-        if not row:
+        values = lib.llama_get_logits_ith(self._context, self._rows[index] + row)
+        if not values:
             raise _LOG.explain("llama.cpp gave no logits")
-        return np.ctypeslib.as_array(row, (self.n_vocab,))
+        return self._view(ctypes.addressof(values.contents))
+
+    def _view(self, address: int) -> Logits:
+        """Return llama.cpp's logits at an address as an array; making one takes as long as finding
+        the largest of its values, so they are kept.
+        """
+        view = self._views.get(address)
+        if view is None:
+            if len(self._views) > N_BATCH:  # llama.cpp has allocated another buffer
+                self._views.clear()
+            row = (ctypes.c_float * self.n_vocab).from_address(address)
+            view = self._views[address] = np.ctypeslib.as_array(row)
+        return view
 
     def abort(self) -> None:
         """Set the flag that llama.cpp's abort callback reads; implements

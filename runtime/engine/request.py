@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Protocol, Self
 
-from gptoss.runtime.engine.base import PromptProgress, Sampler, Timings
-from gptoss.runtime.engine.kv_reuse import Stream
+from gptoss.runtime.engine.base import PromptProgress, Sampler, TimeLimitError, Timings
+from gptoss.runtime.engine.drafts import BatchCosts, Drafter
+from gptoss.runtime.engine.kv_reuse import Stream, common_prefix
 
 AHEAD = 16
 """Tokens sampled before the reader has taken the first of them; then its sequence pauses."""
@@ -52,15 +53,20 @@ class Request:
         stop: AbstractSet[int],
         max_tokens: int | None,
         checkpoints: Sequence[int],
+        time_limit: float | None,
     ) -> None:
         self.n_prompt = len(prompt)
         self.sampler = sampler
         self.stop = stop
         self.max_tokens = max_tokens
         self.checkpoints = frozenset(checkpoints)
+        self.time_limit = time_limit
         self.target = list(prompt)
         """The prompt and what was generated: what the stream is to hold."""
         self.stream: Stream | None = None
+        self.drafter: Drafter | None = None
+        self.drafted: list[int] = []
+        """Decoded after the target in the batch that runs now."""
         self.items: SimpleQueue[int | PromptProgress | _End] = SimpleQueue()
         self.cancelled = False
         self.paused = False
@@ -70,6 +76,7 @@ class Request:
         self.reused = 0
         self.queued_at = time.perf_counter()
         self.queued_seconds = self.prompt_seconds = self.generate_seconds = 0.0
+        self.first_token_seconds = 0.0
 
     @property
     def pending(self) -> int:
@@ -83,6 +90,20 @@ class Request:
         """
         return self.n_sent > 0 and self.pending == 1
 
+    @property
+    def seconds_left(self) -> float:
+        """Return the seconds until this request's time limit, infinite without one."""
+        if self.time_limit is None:
+            return float("inf")
+        return self.time_limit - (time.perf_counter() - self.queued_at)
+
+    def shared_prompt(self, other: Request) -> int:
+        """Return how many tokens of this request's prompt another one could take over; at least one
+        is left to it, since its logits are wanted.
+        """
+        most = min(self.n_prompt, len(other.target) - 1)
+        return min(common_prefix(self.target, other.target), most)
+
     def must_pause(self) -> bool:
         """Report whether the scheduler must pause this request since its reader is too far behind;
         it goes on once half of the queue is read.
@@ -90,6 +111,23 @@ class Request:
         unread = self.n_sent - self.n_read
         self.paused = unread > (AHEAD // 2 if self.paused else AHEAD - 1)
         return self.paused
+
+    def look_up_draft(self, costs: BatchCosts, room: int) -> None:
+        """Set what is decoded after the target of this request, at most ``room`` tokens."""
+        if self.drafter is None:
+            self.drafter = Drafter(costs)
+        if self.max_tokens is not None:
+            room = min(room, self.max_tokens - self.n_sent - 1)
+        self.drafted = self.drafter.draft(self.target, room)
+
+    def send(self, token: int) -> bool:
+        """Queue a token for the reader of this request; return whether it must be the last."""
+        if self.n_sent == 0:
+            self.first_token_seconds = time.perf_counter() - self.queued_at
+        self.target.append(token)
+        self.n_sent += 1
+        self.items.put(token)
+        return token in self.stop or self.n_sent == self.max_tokens
 
     def cancel(self) -> None:
         """Let the reader of this request get no more tokens."""
@@ -136,21 +174,36 @@ class ScheduledGeneration:
         request = self._request
         while not self._over:
             try:
-                item = request.items.get(timeout=POLL_SECONDS)
+                item = request.items.get(timeout=max(0.0, min(POLL_SECONDS, request.seconds_left)))
             except Empty:
                 self._queue.check_process()
+                self._require_time()
                 continue
             if isinstance(item, _End):
                 self._over = True
                 if item.error is not None:
                     raise item.error
             elif not request.cancelled:
+                self._require_time()
                 if not isinstance(item, PromptProgress):
                     request.n_read += 1
                     if request.paused:
                         self._queue.wake()
                 return item
         raise StopIteration
+
+    def _require_time(self) -> None:
+        """Cancel this scheduled request and raise TimeLimitError once its time limit has passed,
+        unless all of its tokens are there.
+        """
+        request = self._request
+        if request.seconds_left <= 0 and not request.ended:
+            self._over = True
+            self.cancel()
+            raise TimeLimitError(
+                f"the request took longer than {request.time_limit:g} s; "
+                f"{request.n_sent} tokens were generated"
+            )
 
     @property
     def timings(self) -> Timings:
@@ -165,6 +218,7 @@ class ScheduledGeneration:
             it.prompt_seconds,
             it.generate_seconds,
             it.queued_seconds,
+            it.first_token_seconds,
         )
 
     def cancel(self) -> None:

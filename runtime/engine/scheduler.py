@@ -7,6 +7,8 @@ their readers. Waiting requests are served in the order they came.
 * A reader that stops reading pauses its own sequence, and gives it up when others wait.
 * A cancelled request ends at once for its reader; a prompt being decoded for it is aborted, and
   what others had in that batch is decoded again.
+* Requests with the same long prefix that come together decode it once: the later ones wait, and
+  copy it.
 * While others generate, a prompt is decoded in chunks of at most ``STALL_SECONDS``.
 """
 
@@ -28,7 +30,8 @@ from gptoss.runtime.engine.base import (
     Sampler,
 )
 from gptoss.runtime.engine.context import Chunk, Context
-from gptoss.runtime.engine.kv_reuse import Stream, choose_place
+from gptoss.runtime.engine.drafts import BatchCosts
+from gptoss.runtime.engine.kv_reuse import WORTH_COPYING, Stream, choose_place
 from gptoss.runtime.engine.request import POLL_SECONDS, Request, ScheduledGeneration
 
 MAX_WAITING = 256
@@ -44,10 +47,13 @@ MIN_CHUNK = 16
 class Scheduler:
     """Runs requests on a context that it owns. Every public method is safe from any thread."""
 
-    def __init__(self, context: Context, n_ctx: int) -> None:
-        """``n_ctx``: tokens one conversation may have, at most the context's own."""
+    def __init__(self, context: Context, n_ctx: int, draft_costs: BatchCosts | None = None) -> None:
+        """``n_ctx``: tokens one conversation may have, at most the context's own. Nothing is
+        drafted without ``draft_costs``.
+        """
         self.n_ctx = n_ctx
         self._context = context
+        self._draft_costs = draft_costs
         self._streams = [Stream(context, i) for i in range(context.n_streams)]
         self._waiting: deque[Request] = deque()
         self._active: list[Request] = []
@@ -69,6 +75,7 @@ class Scheduler:
         stop: AbstractSet[int],
         max_tokens: int | None = None,
         checkpoints: Sequence[int] = (),
+        time_limit: float | None = None,
         owner: object = None,
     ) -> ScheduledGeneration:
         """Put a request in the scheduler's queue and wake its thread; see
@@ -76,7 +83,9 @@ class Scheduler:
         """
         self.check_process()
         self._check(prompt)
-        request = Request(prompt, sampler, stop, max_tokens, checkpoints)
+        if time_limit is not None and not time_limit > 0:
+            raise EngineError(f"time limit is {time_limit}; expected more than 0 seconds")
+        request = Request(prompt, sampler, stop, max_tokens, checkpoints, time_limit)
         with self._changed:
             if self._closing:
                 raise EngineError("the engine has been closed")
@@ -104,7 +113,7 @@ class Scheduler:
             return
         request.cancel()
         with self._changed:
-            if request in self._decoding and not request.is_generating:
+            if request in self._decoding and (request.drafted or not request.is_generating):
                 self._context.abort()
             self._changed.notify_all()
 
@@ -184,9 +193,29 @@ class Scheduler:
 
     def _next_waiting(self) -> Request | None:
         """Return the first request in the scheduler's queue, skipping those whose reader has
-        stopped reading.
+        stopped reading and those whose prefix is just being decoded for another.
         """
-        return next((it for it in self._waiting if not it.must_pause()), None)
+        return next(
+            (it for it in self._waiting if not it.must_pause() and not self._awaits_prefix(it)),
+            None,
+        )
+
+    def _awaits_prefix(self, request: Request) -> bool:
+        """Report whether an active request is decoding a prefix that this waiting one can copy from
+        its stream soon; let that stream keep the place where the two prompts part.
+        """
+        for leader in self._active:
+            stream = leader.stream
+            if stream is None or leader.cancelled or leader.paused:
+                continue
+            shared = leader.shared_prompt(request)
+            if len(stream.tokens) >= shared:
+                continue
+            others = (it.reach(request.target) for it in self._streams if it is not stream)
+            if shared - max(others, default=0) >= WORTH_COPYING:
+                leader.checkpoints |= {shared}
+                return True
+        return False
 
     def _arrange(self) -> None:
         """Drop cancelled requests and give waiting ones a stream, before the scheduler plans a
@@ -269,6 +298,7 @@ class Scheduler:
         generating = [it for it in running if it.is_generating]
         prompts = [it for it in running if not it.is_generating]
         self._decoding = generating
+        self._draft(generating if len(running) == 1 else [])
         chunks = [self._chunk(it, 1) for it in generating]
         room = self._context.n_batch - len(chunks)
         if generating:
@@ -292,8 +322,23 @@ class Scheduler:
         end = min(start + limit, len(request.target))
         if start < request.n_prompt:
             end = min((it for it in request.checkpoints if start < it < end), default=end)
-        wants_logits = end == len(request.target)
-        return Chunk(stream.number, start, request.target[start:end], wants_logits)
+        if end < len(request.target):
+            return Chunk(stream.number, start, request.target[start:end], 0)
+        tokens = [*request.target[start:end], *request.drafted]
+        return Chunk(stream.number, start, tokens, 1 + len(request.drafted))
+
+    def _draft(self, alone: Sequence[Request]) -> None:
+        """Look up what is likely to follow in the reply of a request that runs ``alone``: with
+        others in the batch, a draft would slow them.
+        """
+        costs = self._draft_costs
+        if costs is None:
+            return
+        for request in self._active:
+            request.drafted = []
+        for request in alone:
+            room = min(self.n_ctx - len(request.target), self._context.n_batch - 1)
+            request.look_up_draft(costs, room)
 
     def _step(self, chunks: list[Chunk]) -> None:
         begun = time.perf_counter()
@@ -314,15 +359,15 @@ class Scheduler:
             stream = request.stream
             assert stream is not None  # noqa: S101 active requests have one
             if not whole:
-                stream.drop_undecoded(chunk.tokens)
+                stream.drop_undecoded(chunk.tokens[: len(chunk.tokens) - len(request.drafted)])
                 continue
             was_generating = request.is_generating
             stream.tokens.extend(chunk.tokens)
             if not was_generating:
                 prefilled += len(chunk.tokens)
                 self._after_prompt_chunk(request, stream)
-            if chunk.wants_logits:
-                self._sample(request, i)
+            if chunk.n_logits:
+                self._sample(request, stream, i)
             seconds = time.perf_counter() - begun
             if was_generating:
                 request.generate_seconds += seconds
@@ -339,20 +384,24 @@ class Scheduler:
         if request.n_sent == 0:
             request.items.put(PromptProgress(done, request.n_prompt, request.reused))
 
-    def _sample(self, request: Request, index: int) -> None:
-        """Sample a scheduled request's next token and queue it for the reader; end the request
-        after its last token.
+    def _sample(self, request: Request, stream: Stream, index: int) -> None:
+        """Sample a scheduled request's next tokens, as many as its draft holds true and one more;
+        end the request after its last token.
         """
-        if request.cancelled:
-            return
+        n_sent, is_last = request.n_sent, False
+        error: BaseException | None = None
         try:
-            token = request.sampler(self._context.logits(index))
-        except BaseException as error:
+            for row, drafted in enumerate((*request.drafted, None)):
+                if request.cancelled:
+                    break
+                token = request.sampler(self._context.logits(index, row))
+                is_last = request.send(token) or len(request.target) > self.n_ctx
+                if is_last or token != drafted:
+                    break
+        except BaseException as raised:
+            error = raised
+        if request.drafted and request.drafter is not None:
+            stream.drop_rejected(len(request.target) - 1)
+            request.drafter.record(len(request.drafted), max(0, request.n_sent - n_sent - 1))
+        if error is not None or is_last:
             self._finish(request, error)
-            return
-        request.target.append(token)
-        request.n_sent += 1
-        request.items.put(token)
-        is_last = token in request.stop or request.n_sent == request.max_tokens
-        if is_last or len(request.target) > self.n_ctx:
-            self._finish(request)

@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 
 from gptoss.runtime.engine import scheduler as module
-from gptoss.runtime.engine.base import EngineError, Logits, PromptProgress, QueueFullError
+from gptoss.runtime.engine.base import (
+    EngineError,
+    Logits,
+    PromptProgress,
+    QueueFullError,
+    TimeLimitError,
+)
 from gptoss.runtime.engine.context import Chunk
 from gptoss.runtime.engine.request import AHEAD, ScheduledGeneration
 from gptoss.runtime.engine.scheduler import Scheduler
@@ -68,10 +74,47 @@ def test_first_come_first_served(start: Start) -> None:
     context = FakeContext(n_streams=1, before_decode=waiting_for(gate))
     scheduler = start(context)
     asked = [submit(scheduler, [100 * i + 1], n=1) for i in range(8)]
+    time.sleep(0.02)
     gate.set()
     assert [list(it) for it in asked] == [[100 * i + 2] for i in range(8)]
     assert [batch[0].tokens[0] for batch in context.batches] == [100 * i + 1 for i in range(8)]
-    assert asked[7].timings.queued_seconds >= asked[0].timings.queued_seconds
+    assert asked[7].timings.queued_seconds >= 0.02
+    assert all(it.first_token_seconds > it.queued_seconds for it in (x.timings for x in asked))
+
+
+def n_decoded(context: FakeContext) -> int:
+    return sum(len(chunk.tokens) for batch in context.batches for chunk in batch)
+
+
+@pytest.mark.parametrize("cancel_first", [False, True])
+def test_a_prefix_that_requests_share_is_decoded_once(start: Start, cancel_first: bool) -> None:
+    """Four replies to one prompt, and another client of the same agent."""
+    gate = threading.Event()
+    context = FakeContext(n_streams=5, before_decode=waiting_for(gate))
+    scheduler = start(context)
+    prefix = [i % 800 for i in range(2000)]
+    asked = [submit(scheduler, [*prefix, 3], n=1) for _ in range(4)]
+    asked.append(submit(scheduler, [*prefix, 5, 6, 7], n=1))
+    if cancel_first:
+        until(lambda: bool(scheduler._active))
+        asked.pop(0).cancel()
+    gate.set()
+    with ThreadPoolExecutor(5) as pool:
+        expected = [[4]] * (4 - cancel_first) + [[8]]
+        assert list(pool.map(list, asked)) == expected
+    assert n_decoded(context) <= len(prefix) + 1 + 3 + 3
+    assert sorted(it.timings.reused_tokens for it in asked)[1:] == [2000] * (4 - cancel_first)
+
+
+def test_nothing_waits_for_a_short_or_another_prefix(start: Start) -> None:
+    gate = threading.Event()
+    context = FakeContext(n_streams=3, before_decode=waiting_for(gate))
+    scheduler = start(context)
+    asked = [submit(scheduler, prompt, n=1) for prompt in ([1] * 300, [2] * 300, [1] * 20 + [3])]
+    gate.set()
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(list, asked)) == [[2], [3], [4]]
+    assert 3 in map(len, context.batches)
 
 
 def test_a_long_prompt_does_not_stall_who_generates(
@@ -221,6 +264,32 @@ def test_closing_frees_once_whatever_runs() -> None:
             for reader in readers:
                 with pytest.raises(EngineError, match="closed"):
                     reader.result(10)
+
+
+@pytest.mark.parametrize("n_streams", [1, 2])
+def test_a_time_limit(start: Start, n_streams: int) -> None:
+    """It ends a request that waits, one whose prompt is decoded, and one that generates."""
+    scheduler = start(FakeContext(n_streams=n_streams, before_decode=lambda _: time.sleep(0.002)))
+    first = scheduler.submit([1], greedy, stop=set(), time_limit=0.3)
+    next(first)
+    second = scheduler.submit([5] * 4000, greedy, stop=set(), time_limit=0.05)
+    began = time.perf_counter()
+    with pytest.raises(TimeLimitError, match=r"took longer than 0\.05 s; 0 tokens were generated"):
+        next(second)
+    assert time.perf_counter() - began >= 0.04
+    got: list[int] = []
+    with pytest.raises(TimeLimitError, match=r"took longer than 0\.3 s; \d+ tokens"):
+        got.extend(first)
+    until(lambda: not scheduler._active and not scheduler._waiting)
+    assert list(second) == list(first) == []
+    in_time = scheduler.submit([1], greedy, stop=set(), max_tokens=3, time_limit=60)
+    assert list(in_time) == [2, 3, 4]
+
+
+@pytest.mark.parametrize("wrong", [0, -1, float("nan")])
+def test_a_time_limit_that_is_no_time(start: Start, wrong: float) -> None:
+    with pytest.raises(EngineError, match=r"time limit is .*; expected more than 0 seconds"):
+        start(FakeContext()).submit([1], greedy, stop=set(), time_limit=wrong)
 
 
 def test_cancels_at_random_moments(start: Start) -> None:

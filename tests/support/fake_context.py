@@ -1,4 +1,5 @@
-"""A context that computes nothing: the token after n is n + 1. It remembers every batch."""
+"""A context that computes nothing: the token after n is n + 1, or what ``next_token`` says. It
+remembers every batch."""
 
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ class FakeContext:
         n_streams: int = 2,
         n_ctx: int = 4096,
         before_decode: Callable[[Sequence[Chunk]], None] = lambda _: None,
+        next_token: Callable[[list[int]], int] = lambda held: (held[-1] + 1) % 900,
     ) -> None:
         self.n_streams, self.n_ctx, self.n_batch, self.n_vocab = n_streams, n_ctx, 64, N_VOCAB
         self.batches: list[list[Chunk]] = []
@@ -31,6 +33,7 @@ class FakeContext:
         self.freed = False
         self.aborted = threading.Event()
         self._before_decode = before_decode
+        self._next_token = next_token
 
     def decode(self, chunks: Sequence[Chunk]) -> bool:
         assert not self.freed
@@ -47,12 +50,13 @@ class FakeContext:
         self.batches.append(list(chunks))
         return True
 
-    def logits(self, index: int) -> Logits:
+    def logits(self, index: int, row: int = 0) -> Logits:
         chunk = self.batches[-1][index]
-        assert chunk.wants_logits
-        row = np.zeros(N_VOCAB, np.float32)
-        row[(chunk.tokens[-1] + 1) % 900] = 1
-        return row
+        assert row < chunk.n_logits
+        after = chunk.position + len(chunk.tokens) - chunk.n_logits + row + 1
+        logits = np.zeros(N_VOCAB, np.float32)
+        logits[self._next_token(self.held[chunk.stream][:after])] = 1
+        return logits
 
     def abort(self) -> None:
         self.aborted.set()

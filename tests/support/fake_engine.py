@@ -38,6 +38,7 @@ class ScriptedEngine:
         stop: AbstractSet[int],
         max_tokens: int | None = None,
         checkpoints: Sequence[int] = (),
+        time_limit: float | None = None,  # noqa: ARG002
     ) -> FakeGeneration:
         if self.closed:
             raise EngineError("the engine has been closed")

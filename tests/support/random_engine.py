@@ -29,6 +29,7 @@ class RandomEngine:
         stop: AbstractSet[int],
         max_tokens: int | None = None,
         checkpoints: Sequence[int] = (),  # noqa: ARG002
+        time_limit: float | None = None,  # noqa: ARG002
     ) -> FakeGeneration:
         self.prompts.append(list(prompt))
         return FakeGeneration(len(prompt), self._tokens(sampler, stop, max_tokens))
