@@ -32,6 +32,7 @@ from gptoss.runtime.sampling.grammar import (
 )
 from gptoss.runtime.sampling.llguidance_schema import MAX_SCHEMA_CHARACTERS
 from gptoss.runtime.sampling.parameters import Sampling
+from gptoss.runtime.server.serve_command import serve_command
 from gptoss.runtime.terminal.json_lines import JsonLines
 from gptoss.runtime.terminal.printer import Printer, Show
 from gptoss.runtime.tools.functions import described
@@ -55,6 +56,7 @@ def cli() -> None:
 
 
 cli.add_command(plan_command)
+cli.add_command(serve_command)
 
 
 @cli.command()

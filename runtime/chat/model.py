@@ -126,7 +126,7 @@ def open(  # noqa: A001 as gptoss.open, beside gptoss.load
     """
     require_packages("run", "llama_cpp", "llguidance", "tiktoken")
     checked = CheckedFile.open(Path(path))
-    n_ctx = _context_size(n_ctx, checked)
+    n_ctx = context_size(n_ctx, checked)
     # Here, so that the rest works without them: a scripted engine in tests, a remote one.
     from gptoss.runtime.engine.llama_cpp import LlamaEngine
     from gptoss.runtime.sampling.constrained import TokenMasks
@@ -256,7 +256,10 @@ def _settings(
     return settings if date is None else replace(settings, date=date)
 
 
-def _context_size(asked: int | None, checked: CheckedFile) -> int:
+def context_size(asked: int | None, checked: CheckedFile) -> int:
+    """Return the context in tokens that a model is opened with; raises ChatError for one that it
+    does not have.
+    """
     most = checked.hparams.max_position_embeddings
     if asked is None:
         return min(DEFAULT_N_CTX, most)

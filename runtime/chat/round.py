@@ -7,6 +7,7 @@ that the model wrote.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -19,7 +20,10 @@ from gptoss.runtime.harmony.messages import Message, Role
 from gptoss.runtime.harmony.parser import Parser
 from gptoss.runtime.harmony.render import render_for_completion
 from gptoss.runtime.harmony.tokenizer import Tokenizer
+from gptoss.runtime.sampling.generation import sampler_for_generation
 from gptoss.runtime.sampling.grammar import Rules
+from gptoss.runtime.sampling.logprobs import TokenLogprob
+from gptoss.runtime.sampling.parameters import Sampling
 
 if TYPE_CHECKING:
     from gptoss.runtime.sampling.constrained import Constrained, TokenMasks
@@ -52,18 +56,23 @@ class Round:
         rules: Rules,
         sampler: Sampler,
         *,
+        sampling: Sampling | None = None,
         max_tokens: int | None = None,
         reasoning_budget: int | None = None,
         on_token: Callable[[int], None] | None = None,
     ) -> None:
-        """``reasoning_budget`` is the number of tokens that may come before the answer or a call
-        begins; it needs masks. ``on_token`` is called by the reading thread with each token id,
-        before the events that it completes.
+        """``sampler`` draws; of ``sampling`` the bias, the penalties and the log probabilities are
+        used. ``reasoning_budget`` is the number of tokens that may come before the answer or a
+        call begins; it needs masks. ``on_token`` is called by the reading thread with each token
+        id, before the events that it completes.
         """
         self.messages: list[Message] = []
+        self.logprobs: deque[TokenLogprob] | None = None
+        """Log probabilities of tokens that are not read yet; None where none are recorded."""
         self._runner = runner
         self._rules = rules
         self._sampler = sampler
+        self._sampling = sampling or Sampling()
         self._max_tokens = max_tokens
         self._budget = reasoning_budget
         self._on_token = on_token
@@ -77,6 +86,15 @@ class Round:
         self._cancelled = True
         if self._generation is not None:
             self._generation.cancel()
+
+    def close_reasoning(self) -> bool:
+        """End the model's reasoning before its next token; the answer, or the call it must make,
+        begins. Returns False where nothing is constrained.
+        """
+        if self._constrained is None:
+            return False
+        self._constrained.close_reasoning()
+        return True
 
     @property
     def timings(self) -> Timings:
@@ -93,15 +111,20 @@ class Round:
     def start(self, messages: Sequence[Message]) -> None:
         """Compile the rules, render the conversation and put the request in the engine's queue.
 
-        Raises ConstraintError, ConversationError (ConversationTooLongError), EngineError.
+        Raises ConstraintError, ConversationError (ConversationTooLongError), SamplingError,
+        EngineError.
         """
         runner = self._runner
+        self._sampling.require_vocabulary(runner.tokenizer.n_vocab)
         self._constrained = self._constrain()
         room = runner.engine.n_ctx - 1  # for the prompt: one token at least is to be generated
         prompt = render_for_completion(messages, runner.tokenizer, limit=room)
+        sampler, self.logprobs = sampler_for_generation(
+            self._sampling, self._constrained or self._sampler, runner.tokenizer.text_id_set
+        )
         generation = runner.engine.generate(
             prompt,
-            self._constrained or self._sampler,
+            sampler,
             stop=frozenset(runner.tokenizer.control[text] for text in ENDS_OF_REPLY),
             max_tokens=self._max_tokens,
             checkpoints=checkpoints(prompt, runner.tokenizer),

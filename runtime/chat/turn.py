@@ -19,11 +19,12 @@ from gptoss.runtime.chat.events import (
 )
 from gptoss.runtime.chat.round import Round, Runner
 from gptoss.runtime.chat.settings import Limits
-from gptoss.runtime.engine.base import EngineError, Sampler, Timings
+from gptoss.runtime.engine.base import EngineError, Timings
 from gptoss.runtime.harmony.errors import ConversationTooLongError
 from gptoss.runtime.harmony.events import Diagnostic, End
 from gptoss.runtime.harmony.messages import FUNCTIONS, Message, Role, final
 from gptoss.runtime.sampling.grammar import Rules, ToolChoice
+from gptoss.runtime.sampling.sampler import RandomSampler
 from gptoss.runtime.tools.functions import Toolbox
 
 _RESULT_SHARE = 4
@@ -78,7 +79,7 @@ class Turn:
         question: Message,
         rules: Rules,
         limits: Limits,
-        sampler: Sampler,
+        sampler: RandomSampler,
     ) -> None:
         """``before`` is the conversation so far, system and developer message first."""
         self.messages: list[Message] = [question]
@@ -173,6 +174,7 @@ class Turn:
             self._runner,
             rules,
             self._sampler,
+            sampling=self._sampler.sampling,
             max_tokens=usage.tokens_left,
             reasoning_budget=usage.reasoning_left,
         )

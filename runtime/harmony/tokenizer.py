@@ -138,6 +138,11 @@ class Tokenizer:
         return ids
 
     @cached_property
+    def text_id_set(self) -> frozenset[int]:
+        """Return the ids that text may be encoded to, as a set."""
+        return frozenset(self.text_ids)
+
+    @cached_property
     def longest(self) -> int:
         """Return the number of bytes of the longest text token, which bounds from below how many
         tokens a text encodes to.

@@ -170,6 +170,7 @@ class Constrained:
         self._text: _Text | None = None
         self._loops = LoopDetector()
         self._looping = False
+        self._closing_asked = False
         self._n = 0
 
     def __call__(self, logits: Logits) -> int:
@@ -180,11 +181,19 @@ class Constrained:
         self._accept(token)
         return token
 
+    def close_reasoning(self) -> None:
+        """Close the reasoning before the next token, now or as soon as some begins. Callable from
+        any thread.
+        """
+        self._closing_asked = True
+
     def _close_if_due(self) -> None:
         if self._budget is not None and self._n >= self._budget:
             self.closed = ReasoningStop.BUDGET
         elif self._looping:
             self.closed = ReasoningStop.LOOP
+        elif self._closing_asked:
+            self.closed = ReasoningStop.ASKED
         if self.closed is not None:
             self.closed_at = self._n
             self._forced.extend(self._closing)

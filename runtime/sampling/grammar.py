@@ -81,6 +81,8 @@ class ReasoningStop(StrEnum):
     """It reached its token limit."""
     LOOP = "loop"
     """It repeated itself."""
+    ASKED = "asked"
+    """The person asked for the answer now."""
 
 
 JSON_OBJECT = JsonSchema({"type": "object"})

@@ -40,6 +40,7 @@ _CUT = {
 _CLOSED = {
     ReasoningStop.BUDGET: "budget used up",
     ReasoningStop.LOOP: "the model was repeating itself",
+    ReasoningStop.ASKED: "the answer was asked for",
 }
 
 _SHOWN_PROMPT = 256

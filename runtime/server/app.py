@@ -1,0 +1,161 @@
+"""The application: routes, and what surrounds every request.
+
+    app = create_app(ModelHost([ServedModel("tiny", load, 4096)]), Access(key))
+
+From outside in: request id and counters, then security, then the routes. An error of any kind
+becomes the body that the API has for it; a failure's traceback goes to the log only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gptoss.runtime.server import metrics
+from gptoss.runtime.server.chat_completions import endpoint as chat_completions
+from gptoss.runtime.server.errors import ApiError, api_error, not_found
+from gptoss.runtime.server.model_host import HostState, ModelHost
+from gptoss.runtime.server.models_endpoint import ROUTES as MODEL_ROUTES
+from gptoss.runtime.server.security import Access, SecurityMiddleware, send_error
+from gptoss.runtime.server.state import ServerState, state_of
+
+_log = logging.getLogger(__name__)
+
+
+async def _health(request: Request) -> Response:
+    """Report 200 when requests are answered at once or after a reload, 503 while the model loads
+    for the first time, and when it cannot be loaded.
+    """
+    models = state_of(request).models
+    good = models.state in (HostState.READY, HostState.SLEEPING)
+    body: dict[str, object] = {"status": "ok" if good else models.state.value}
+    if models.state == HostState.LOADING:
+        body["progress"] = round(models.progress, 3)
+    return JSONResponse(body, 200 if good else 503)
+
+
+async def _metrics(request: Request) -> Response:
+    state = state_of(request)
+    text = state.metrics.text(len(state.models.running), state.models.state == HostState.READY)
+    return PlainTextResponse(text, media_type=metrics.CONTENT_TYPE)
+
+
+async def _answer_now(request: Request) -> Response:
+    """End the reasoning of a reply under way; it answers with what it has."""
+    reply = state_of(request).models.running.get(request.path_params["reply_id"])
+    if reply is None:
+        raise not_found("no such reply is running")
+    return JSONResponse({"id": reply.id, "closed": reply.answer_now()})
+
+
+ROUTES = [
+    Route("/health", _health, methods=["GET"]),
+    Route("/metrics", _metrics, methods=["GET"]),
+    Route("/v1/replies/{reply_id}/answer-now", _answer_now, methods=["POST"]),
+    *MODEL_ROUTES,
+    *chat_completions.ROUTES,
+]
+
+
+_ROUTE_OF = {route.endpoint: route.path for route in ROUTES}
+
+
+def create_app(models: ModelHost, access: Access) -> ASGIApp:
+    """Build the whole ASGI application. The first model begins to load with its lifespan."""
+    state = ServerState(models)
+    # Slashes are not redirected: the URL would be built from the Host header.
+    router = Router(ROUTES, redirect_slashes=False, lifespan=partial(_lifespan, models))
+    return RequestMiddleware(SecurityMiddleware(ErrorMiddleware(router), access), state)
+
+
+@asynccontextmanager
+async def _lifespan(models: ModelHost, app: object) -> AsyncIterator[None]:  # noqa: ARG001
+    loading = asyncio.create_task(_preload(models))
+    try:
+        yield
+    finally:
+        loading.cancel()
+        await models.close()
+
+
+async def _preload(models: ModelHost) -> None:
+    with suppress(ApiError):  # logged, and reported by /health
+        (await models.acquire(None)).release()
+
+
+class RequestMiddleware:
+    """Gives each request an id, in the response's header ``x-request-id``, and counts it."""
+
+    def __init__(self, app: ASGIApp, state: ServerState) -> None:
+        self._app = app
+        self._state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run one request."""
+        scope["app"] = self._state
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        identity = scope["request_id"] = f"req_{secrets.token_hex(12)}"
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", identity.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            route = _ROUTE_OF.get(scope["endpoint"], "none") if "endpoint" in scope else "none"
+            self._state.metrics.requests[route, status] += 1
+
+
+class ErrorMiddleware:
+    """Turns every exception of a route, and the router's own, into the API's error."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run one request."""
+        started = False
+
+        async def send_noting(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noting)
+        except ClientDisconnect:
+            return
+        except Exception as error:
+            if scope["type"] != "http":
+                raise
+            found = _router_error(error) if isinstance(error, HTTPException) else api_error(error)
+            if found.status >= 500 and not isinstance(error, ApiError):
+                _log.error("request %s failed", scope.get("request_id"), exc_info=error)
+            if started:
+                raise  # the connection is closed: a part must not be taken for the whole
+            await send_error(found, scope, send)
+
+
+def _router_error(error: HTTPException) -> ApiError:
+    if error.status_code == 405:
+        message, code = "this path does not take that method", "method_not_allowed"
+    else:
+        message, code = "no such path", "not_found"
+    return ApiError(error.status_code, message, code, headers=dict(error.headers or {}))

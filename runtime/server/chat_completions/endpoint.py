@@ -1,0 +1,222 @@
+"""The endpoint ``POST /v1/chat/completions``."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gptoss import __version__
+from gptoss.runtime.server.body import read_object
+from gptoss.runtime.server.chat_completions.request import ChatRequest, read_chat_request
+from gptoss.runtime.server.chat_completions.response import (
+    ChoiceWriter,
+    Delta,
+    delta_object,
+    merged,
+    message_object,
+    timings_object,
+    usage_object,
+)
+from gptoss.runtime.server.errors import api_error, error_object, to_json
+from gptoss.runtime.server.reply import Reply, ReplyEvent, start_reply
+from gptoss.runtime.server.sse import (
+    COMMENT,
+    DONE,
+    EventStream,
+    data_event,
+    unless_disconnected,
+    with_keep_alive,
+)
+from gptoss.runtime.server.state import ServerState, state_of
+
+FINGERPRINT = f"gptoss-{__version__}"
+
+
+@dataclass(slots=True)
+class _Completion:
+    """One request's replies and what is the same in all that is sent of them."""
+
+    request: ChatRequest
+    model: str
+    replies: list[Reply]
+    writers: list[ChoiceWriter]
+    id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def head(self, kind: str) -> dict[str, Any]:
+        """Return the fields that every object of this completion begins with."""
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": FINGERPRINT,
+        }
+
+    def cancel(self) -> None:
+        """End all of it: the client has left."""
+        for reply in self.replies:
+            reply.cancel()
+
+    def close(self) -> None:
+        """Cancel what still runs, and read nothing more."""
+        for reply in self.replies:
+            reply.close()
+
+
+async def _create(request: Request) -> Response:
+    state = state_of(request)
+    asked = read_chat_request(await read_object(request), datetime.date.today().isoformat())
+    completion = await unless_disconnected(request.receive, _start(state, asked))
+    if completion is None:
+        return Response(status_code=499)
+    if asked.stream:
+        return EventStream(_stream(state, completion), completion.cancel)
+    body = await unless_disconnected(request.receive, _whole(state, completion))
+    return Response(body or b"", 200 if body else 499, media_type="application/json")
+
+
+async def _start(state: ServerState, asked: ChatRequest) -> _Completion:
+    """Put all choices of the request in the model's queue."""
+    served = state.models.find(asked.model)
+    replies: list[Reply] = []
+    try:
+        for index in range(asked.n):
+            replies.append(await start_reply(state.models, served.id, asked.of_choice(index)))
+    except BaseException:
+        for reply in replies:
+            reply.close()
+        raise
+    offered = frozenset(function.name for function in asked.functions)
+    writers = [ChoiceWriter(offered) for _ in replies]
+    return _Completion(asked, served.id, replies, writers)
+
+
+async def _whole(state: ServerState, completion: _Completion) -> bytes:
+    """Wait for all choices; return the chat completion."""
+    try:
+        events = await asyncio.gather(*(reply.collect() for reply in completion.replies))
+    finally:
+        completion.close()
+    choices = []
+    for index, (writer, happened) in enumerate(zip(completion.writers, events, strict=True)):
+        deltas = [delta for event in happened for delta in writer.write(event)]
+        choices.append(
+            {
+                "index": index,
+                "message": message_object(deltas),
+                "logprobs": None,
+                "finish_reason": writer.finish_reason,
+            }
+        )
+    answer = completion.head("chat.completion") | {"choices": choices} | _costs(state, completion)
+    return to_json(answer)
+
+
+async def _stream(state: ServerState, completion: _Completion) -> AsyncIterator[bytes]:
+    """Give the chat completion's chunks as server-sent events."""
+    head = completion.head("chat.completion.chunk")
+    if completion.request.include_usage:
+        head["usage"] = None
+    try:
+        opening = [
+            _chunk(head, index, {"role": "assistant", "content": ""})
+            for index in range(len(completion.replies))
+        ]
+        yield b"".join(opening)
+        async for batch in with_keep_alive(_together(completion.replies)):
+            if batch is None:
+                yield COMMENT
+            elif sent := b"".join(_chunks(head, completion.writers[batch[0]], *batch)):
+                yield sent
+        costs = _costs(state, completion)
+        if completion.request.include_usage:
+            yield data_event(head | {"choices": [], "usage": costs["usage"]})
+        yield DONE
+    except Exception as error:  # the status has been sent: the error is an event
+        yield data_event(error_object(api_error(error), "/v1/chat/completions"))
+    finally:
+        completion.close()
+
+
+def _chunks(
+    head: dict[str, Any], writer: ChoiceWriter, index: int, events: Sequence[ReplyEvent]
+) -> list[bytes]:
+    """Return the chunks for some events of one choice."""
+    deltas: list[Delta] = [delta for event in events for delta in writer.write(event)]
+    chunks = [_chunk(head, index, delta_object(delta)) for delta in merged(deltas)]
+    if writer.done is not None:
+        chunks.append(
+            _chunk(head, index, {}, writer.finish_reason, timings=timings_object(writer.done))
+        )
+    return chunks
+
+
+def _chunk(
+    head: dict[str, Any],
+    index: int,
+    delta: dict[str, Any],
+    finish_reason: str | None = None,
+    **more: Any,
+) -> bytes:
+    choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    return data_event(head | {"choices": [choice]} | more)
+
+
+def _costs(state: ServerState, completion: _Completion) -> dict[str, Any]:
+    """Count the replies that are done; return the fields that say what they cost."""
+    done = [writer.done for writer in completion.writers if writer.done is not None]
+    for it in done:
+        state.metrics.count_reply(it.end, it.timings)
+    return {
+        "usage": usage_object([it.usage for it in done]),
+        "timings": timings_object(done[0]),
+    }
+
+
+async def _together(replies: Sequence[Reply]) -> AsyncIterator[tuple[int, list[ReplyEvent]]]:
+    """Give the batches of several replies as they come, each with its reply's index."""
+    if len(replies) == 1:
+        async for batch in replies[0].batches():
+            yield 0, batch
+        return
+    batches: asyncio.Queue[tuple[int, list[ReplyEvent]] | BaseException | None] = asyncio.Queue(1)
+
+    async def read(index: int, reply: Reply) -> None:
+        try:
+            async for batch in reply.batches():
+                await batches.put((index, batch))
+            await batches.put(None)
+        except Exception as error:
+            await batches.put(error)
+
+    tasks = [asyncio.create_task(read(i, reply)) for i, reply in enumerate(replies)]
+    try:
+        left = len(tasks)
+        while left:
+            item = await batches.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                left -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+ROUTES = [Route("/v1/chat/completions", _create, methods=["POST"])]

@@ -1,0 +1,345 @@
+"""One reply of the model to a request of any API: ``ReplyRequest`` in, harmony events out.
+
+    reply = await start_reply(models, model_name, request)    # raises before anything is sent
+    async for event in reply:                                 # or batch in reply.batches()
+        match event: ...
+
+Every API is two pure conversions around this: its JSON to a ``ReplyRequest``, and these events to
+its JSON. In order, the events are
+
+    PromptProgress*                            while the prompt is read
+    TokenSampled                               before the events of each token, if ``with_tokens``
+    MessageStarted TextDelta* MessageEnded     any number of messages, by channel and recipient:
+                                               analysis: reasoning; commentary without recipient: a
+                                               preamble; with ``functions.NAME``: a call; final: the
+                                               answer
+    Diagnostic                                 where something malformed was repaired
+    ReasoningClosed                            reasoning was ended from outside
+    TurnEnded
+    ReplyDone                                  always last, unless an exception is raised
+
+``start_reply`` returns when the rules have compiled and the request is in the engine's queue. What
+it raises (ConversationError, ConstraintError, SamplingError, EngineError, ApiError) has a status:
+``errors.api_error``. Reading raises EngineError.
+
+**Stop strings** end the answer (the final channel): it is given up to the first of them, and the
+generation is cancelled. **Leaving.** ``cancel`` ends the generation soon; ``ReplyDone`` follows. A
+reader that leaves its ``async for`` early must call ``close``, which never waits: use
+``async with reply``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+from gptoss.runtime.chat.events import ReasoningClosed, StopReason
+from gptoss.runtime.chat.model import Model
+from gptoss.runtime.chat.round import Round, RoundEvent, Runner
+from gptoss.runtime.engine.base import PromptProgress, Timings
+from gptoss.runtime.harmony.events import (
+    Diagnostic,
+    End,
+    MessageEnded,
+    MessageStarted,
+    TextDelta,
+    TurnEnded,
+)
+from gptoss.runtime.harmony.messages import Message, final
+from gptoss.runtime.sampling.grammar import Rules
+from gptoss.runtime.sampling.logprobs import TokenLogprob
+from gptoss.runtime.sampling.parameters import Sampling
+from gptoss.runtime.sampling.sampler import RandomSampler
+from gptoss.runtime.sampling.stop_strings import StopFilter
+from gptoss.runtime.server.event_pipe import EventPipe
+from gptoss.runtime.server.model_host import Lease, ModelHost
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyRequest:
+    """All that a reply depends on but the model.
+
+    ``messages`` are harmony's, the system block first. ``stop`` are strings that end the answer.
+    ``max_tokens`` counts everything generated, ``reasoning_budget`` what may come before the answer
+    or a call begins; None is no limit but the context.
+    """
+
+    messages: tuple[Message, ...]
+    rules: Rules = field(default_factory=Rules)
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    max_tokens: int | None = None
+    reasoning_budget: int | None = None
+    with_tokens: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSampled:
+    """A token was sampled; the events that it completes follow. ``logprob`` is None unless
+    ``sampling.top_logprobs`` is set."""
+
+    token: int
+    logprob: TokenLogprob | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of a reply. ``cached`` ones of the prompt were in memory, ``reasoning`` ones of the
+    completion came before the answer or call."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+    reasoning: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyDone:
+    """The reply is over. ``end`` is RETURN (the answer is complete, or ``stop``, the stop string
+    that ended it, was found), CALL (calls are to be answered) or CUT, where ``cut`` says why;
+    END_OF_TEXT is an answer that the model left unclosed.
+
+    ``messages`` are all that the model wrote, for the store and for the next prompt.
+    """
+
+    end: End
+    usage: Usage
+    timings: Timings
+    messages: tuple[Message, ...] = ()
+    cut: StopReason | None = None
+    stop: str | None = None
+
+
+ReplyEvent = (
+    PromptProgress
+    | TokenSampled
+    | MessageStarted
+    | TextDelta
+    | MessageEnded
+    | Diagnostic
+    | ReasoningClosed
+    | TurnEnded
+    | ReplyDone
+)
+
+
+async def start_reply(models: ModelHost, name: str, request: ReplyRequest) -> Reply:
+    """Load the model called ``name`` if necessary, put the request in its queue, and return the
+    reply to be read. See this module for what it raises.
+    """
+    lease = await models.acquire(name)
+    try:
+        reply = Reply(lease.model, request)
+    except BaseException:
+        lease.release()
+        raise
+    models.running[reply.id] = reply
+    await reply.start(partial(_settle, models, reply.id, lease))
+    return reply
+
+
+def _settle(models: ModelHost, identity: str, lease: Lease) -> None:
+    models.running.pop(identity, None)
+    lease.release()
+
+
+class Reply:
+    """A reply that is under way, an async iterator over its events for one task.
+
+    ``id`` names it for as long as it runs. ``cancel``, ``answer_now`` and ``close`` may be called
+    from any thread.
+    """
+
+    def __init__(self, model: Model, request: ReplyRequest) -> None:
+        """Raises SamplingError."""
+        self.id = secrets.token_hex(12)
+        self.model = model
+        self._request = request
+        self._round = Round(
+            Runner(model.engine, model.tokenizer, model.masks),
+            request.rules,
+            RandomSampler(request.sampling, request.seed),
+            sampling=request.sampling,
+            max_tokens=request.max_tokens,
+            reasoning_budget=request.reasoning_budget,
+            on_token=self._put_token if request.with_tokens else None,
+        )
+        self._cancelled = False
+        self._loop = asyncio.get_running_loop()
+        self._pipe: EventPipe[ReplyEvent] = EventPipe(self._loop)
+        self._started: asyncio.Future[None] = self._loop.create_future()
+        self._when_over: Callable[[], None] = lambda: None
+
+    async def start(self, when_over: Callable[[], None]) -> None:
+        """Put the request in the engine's queue, from a thread of its own; see ``start_reply``.
+
+        ``when_over`` is called in the loop when the engine has nothing more to do for it.
+        """
+        self._when_over = when_over
+        threading.Thread(target=self._run, name="gptoss-reply", daemon=True).start()
+        try:
+            await self._started
+        except BaseException:
+            self.close()
+            raise
+
+    def cancel(self) -> None:
+        """End the reply as soon as possible, also while it is queued or its prompt is read; its
+        last event says CANCELLED.
+        """
+        self._cancelled = True
+        self._round.cancel()
+
+    def answer_now(self) -> bool:
+        """End the model's reasoning: it goes on with its answer. Returns False where nothing is
+        constrained, or the answer has begun.
+        """
+        return self._round.close_reasoning()
+
+    def close(self) -> None:
+        """Cancel the reply and read nothing more of it."""
+        self.cancel()
+        self._pipe.leave()
+
+    async def batches(self) -> AsyncIterator[list[ReplyEvent]]:
+        """Iterate over the events, as many at a time as have come: what is to be sent in one
+        write.
+        """
+        while batch := await self._pipe.take():
+            yield batch
+
+    async def __aiter__(self) -> AsyncIterator[ReplyEvent]:
+        async for batch in self.batches():
+            for event in batch:
+                yield event
+
+    async def collect(self) -> list[ReplyEvent]:
+        """Read the reply to its end; return all events."""
+        return [event async for event in self]
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # The reply's thread
+
+    def _run(self) -> None:
+        try:
+            self._round.start(self._request.messages)
+        except BaseException as error:
+            self._in_loop(_fail, self._started, error)
+        else:
+            self._in_loop(_succeed, self._started)
+            self._read()
+        self._in_loop(self._when_over)
+
+    def _read(self) -> None:
+        """Read the generation to its end and hand its events to the loop."""
+        try:
+            for event in self._events():
+                if not self._pipe.put(event):
+                    break
+            self._pipe.end()
+        except BaseException as error:
+            self._pipe.end(error)
+
+    def _events(self) -> Generator[ReplyEvent]:
+        text = AnswerText(self._request.stop)
+        end = End.CUT
+        events = self._round.events()
+        try:
+            for event in events:
+                yield from text.passed(event)
+                if isinstance(event, TurnEnded):
+                    end = event.end
+                if text.stopped is not None:
+                    break
+        finally:
+            events.close()
+        yield self._done(end, text)
+
+    def _done(self, end: End, text: AnswerText) -> ReplyDone:
+        calls = any(message.recipient is not None for message in self._round.messages)
+        if text.stopped is not None or (end == End.CALL and not calls):
+            end = End.RETURN
+        timings = self._round.timings
+        usage = Usage(
+            timings.prompt_tokens,
+            timings.reused_tokens,
+            timings.generated_tokens,
+            self._round.reasoned,
+        )
+        cut = self._why_cut(timings) if end == End.CUT else None
+        return ReplyDone(end, usage, timings, tuple(self._round.messages), cut, text.stopped)
+
+    def _why_cut(self, timings: Timings) -> StopReason:
+        if self._cancelled:
+            return StopReason.CANCELLED
+        if timings.generated_tokens == self._request.max_tokens:
+            return StopReason.MAX_TOKENS
+        return StopReason.CONTEXT
+
+    def _put_token(self, token: int) -> None:
+        recorded = self._round.logprobs
+        self._pipe.put(TokenSampled(token, recorded.popleft() if recorded else None))
+
+    def _in_loop(self, call: Callable[..., None], *arguments: object) -> None:
+        with suppress(RuntimeError):  # the loop has been closed
+            self._loop.call_soon_threadsafe(call, *arguments)
+
+
+class AnswerText:
+    """Ends the answer before its first stop string. ``stopped`` is the string that did."""
+
+    def __init__(self, stop: tuple[str, ...]) -> None:
+        self.stopped: str | None = None
+        self._filter = StopFilter(stop) if stop else None
+        self._given = ""
+
+    def passed(self, event: RoundEvent) -> Iterator[RoundEvent]:
+        """Give what of an event is before any stop string."""
+        if self._filter is None:
+            yield event
+            return
+        match event:
+            case TextDelta(text, "final"):
+                yield from self._delta(self._filter.push(text))
+                self.stopped = self._filter.found
+                if self.stopped is not None:
+                    yield MessageEnded(final(self._given))
+                    yield TurnEnded(End.RETURN)
+            case MessageEnded(Message(channel="final")):
+                yield from self._delta(self._filter.finish())
+                yield event
+            case _:
+                yield event
+
+    def _delta(self, text: str) -> Iterator[RoundEvent]:
+        if text:
+            self._given += text
+            yield TextDelta(text, "final")
+
+
+def _fail(started: asyncio.Future[None], error: BaseException) -> None:
+    if not started.done():
+        started.set_exception(error)
+
+
+def _succeed(started: asyncio.Future[None]) -> None:
+    if not started.done():
+        started.set_result(None)

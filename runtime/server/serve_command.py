@@ -1,0 +1,122 @@
+"""The command ``gptoss-run serve``: options, the listening socket, and what is printed."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import socket
+import sys
+from pathlib import Path
+
+import click
+
+from gptoss import console
+from gptoss.errors import OptionError, require_packages
+from gptoss.runtime.chat.model import DEFAULT_PARALLEL
+
+BACKLOG = 128
+
+
+@click.command("serve")
+@click.argument("model", type=console.PATH, nargs=-1, required=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    help="Port to listen on; 0 takes a free one.",
+)
+@click.option("--no-auth", is_flag=True, help="Demand no key; on a loopback address only.")
+@click.option("--key-file", type=console.PATH, metavar="FILE", help="File with the key.")
+@click.option("--context", "n_ctx", type=int, metavar="N", help="Context per chat in tokens.")
+@click.option(
+    "--chats",
+    type=click.IntRange(1, 64),
+    default=DEFAULT_PARALLEL,
+    show_default=True,
+    metavar="N",
+    help="Replies generated at a time; further ones wait.",
+)
+@click.option("--alias", "aliases", multiple=True, metavar="NAME", help="Another name of MODEL.")
+@click.option("--threads", "n_threads", type=int, metavar="N", help="CPU threads.")
+@click.option(
+    "--gpu-layers", "n_gpu_layers", type=int, metavar="N", default=-1, help="Layers on the GPU."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON when listening.")
+def serve_command(
+    model: tuple[Path, ...],
+    host: str,
+    port: int,
+    no_auth: bool,
+    key_file: Path | None,
+    n_ctx: int | None,
+    chats: int,
+    aliases: tuple[str, ...],
+    n_threads: int | None,
+    n_gpu_layers: int,
+    as_json: bool,
+) -> None:
+    """Serve MODEL with OpenAI's and Anthropic's APIs.
+
+    MODEL is a gpt-oss GGUF file. The first one is loaded at once, a further one when a request
+    names it.
+    """
+    require_packages("run", "llama_cpp", "llguidance", "tiktoken")
+    require_packages("serve", "starlette", "uvicorn")
+    from gptoss.runtime.server.api_key import default_key_path, key_in
+    from gptoss.runtime.server.app import create_app
+    from gptoss.runtime.server.gguf_models import served_model
+    from gptoss.runtime.server.model_host import ModelHost
+    from gptoss.runtime.server.security import Access
+    from gptoss.runtime.server.uvicorn_server import run
+
+    loopback = is_loopback(host)
+    if no_auth and not loopback:
+        raise OptionError(f"--no-auth is for loopback addresses only, not {host}")
+    served = [
+        served_model(
+            path,
+            aliases if i == 0 else (),
+            n_ctx=n_ctx,
+            parallel=chats,
+            n_threads=n_threads,
+            n_gpu_layers=n_gpu_layers,
+        )
+        for i, path in enumerate(model)
+    ]
+    with listen(host, port) as listener:
+        key_path = key_file or default_key_path()
+        key = None if no_auth else key_in(key_path)
+        url = f"http://{_in_url(host)}:{listener.getsockname()[1]}"
+        click.echo(f"listening on {url}", err=True)
+        if key is not None:
+            click.echo(f"key in {key_path}", err=True)
+        if as_json:
+            sys.stdout.write(json.dumps({"event": "listening", "url": url}) + "\n")
+            sys.stdout.flush()
+        run(lambda: create_app(ModelHost(served), Access(key, loopback)), listener)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open the listening socket; raises OptionError for an address that cannot be used."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OptionError(f"cannot listen on {host}, port {port}: {reason}") from error
+
+
+def is_loopback(host: str) -> bool:
+    """Report whether only this machine can reach an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,76 @@
+"""``/v1/chat/completions`` in this process, over scripted turns of the model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+
+from support.fake_engine import ScriptedEngine
+from support.server import client_of, scripted
+
+THOUGHT = "<|channel|>analysis<|message|>2 + 2<|end|><|start|>assistant"
+ANSWER = "<|channel|>final<|message|>It is 4.<|return|>"
+CALL = '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"a": 1}<|call|>'
+PARAMETERS = {"type": "object", "properties": {"a": {"type": "integer"}}}
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": PARAMETERS}}]
+ASK = {"model": "tiny", "messages": [{"role": "user", "content": "2 + 2?"}]}
+
+
+def chunks_of(response: httpx.Response) -> list[dict[str, Any]]:
+    """The chunks of a stream, which must end in ``[DONE]``."""
+    events = response.text.split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    return [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
+
+
+async def test_a_whole_answer() -> None:
+    async with client_of(lambda: scripted(ScriptedEngine(THOUGHT + ANSWER))) as client:
+        response = await client.post("/v1/chat/completions", json=ASK)
+    assert response.status_code == 200, response.text
+    body = response.json()
+    [choice] = body["choices"]
+    assert choice["finish_reason"] == "stop"
+    assert choice["message"]["content"] == "It is 4."
+    assert choice["message"]["reasoning"] == choice["message"]["reasoning_content"] == "2 + 2"
+    assert body["usage"]["completion_tokens"] > 10
+
+
+async def test_a_streamed_call() -> None:
+    async with client_of(lambda: scripted(ScriptedEngine(THOUGHT + CALL))) as client:
+        asked = ASK | {"stream": True, "tools": TOOLS, "stream_options": {"include_usage": True}}
+        response = await client.post("/v1/chat/completions", json=asked)
+    assert response.status_code == 200
+    chunks = chunks_of(response)
+    deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
+    assert deltas[0] == {"role": "assistant", "content": ""}
+    assert "".join(delta.get("reasoning", "") for delta in deltas) == "2 + 2"
+    calls = [call for delta in deltas for call in delta.get("tool_calls", [])]
+    assert calls[0]["function"]["name"] == "f"
+    assert "".join(call["function"]["arguments"] for call in calls) == '{"a": 1}'
+    assert chunks[-2]["choices"][0]["finish_reason"] == "tool_calls"
+    assert chunks[-1]["choices"] == []
+    assert chunks[-1]["usage"]["total_tokens"] > 0
+
+
+async def test_stop_strings_end_the_answer() -> None:
+    async with client_of(lambda: scripted(ScriptedEngine(THOUGHT + ANSWER))) as client:
+        response = await client.post("/v1/chat/completions", json=ASK | {"stop": ["is 4"]})
+    [choice] = response.json()["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("It ", "stop")
+
+
+async def test_health_and_models() -> None:
+    async with client_of(lambda: scripted(ScriptedEngine())) as client:
+        async with asyncio.timeout(30):
+            while (health := await client.get("/health")).status_code == 503:
+                await asyncio.sleep(0.001)
+        assert health.json() == {"status": "ok"}
+        models = (await client.get("/v1/models")).json()
+        assert [it["id"] for it in models["data"]] == ["tiny"]
+        assert (await client.get("/v1/models/gpt-oss-20b")).json()["id"] == "tiny"
+        missing = await client.get("/v1/models/nothing")
+        assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
+        assert (await client.get("/metrics")).text.startswith("# HELP gptoss_http_requests_total")

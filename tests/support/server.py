@@ -1,0 +1,64 @@
+"""A server in this process: the application over a scripted engine, and a client of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+from starlette.types import ASGIApp
+
+from gptoss.runtime.chat.model import Model
+from gptoss.runtime.engine.base import Engine
+from gptoss.runtime.server.app import create_app
+from gptoss.runtime.server.model_host import ModelHost, ServedModel
+from gptoss.runtime.server.security import Access
+from support.tokens import byte_tokenizer
+
+KEY = "gptoss-test-key-0123456789"
+URL = "http://127.0.0.1:8080"
+
+
+def scripted(engine: Engine, masks: Any = None) -> Model:
+    """A model over a scripted engine and the byte tokenizer."""
+    return Model(engine, byte_tokenizer(), masks)
+
+
+def host_of(make: Callable[[], Model], n_ctx: int = 100_000) -> ModelHost:
+    """One served model called ``tiny``."""
+    return ModelHost([ServedModel("tiny", lambda progress: make(), n_ctx, ("gpt-oss-20b",))])  # noqa: ARG005
+
+
+@asynccontextmanager
+async def lifespan(app: ASGIApp) -> AsyncIterator[None]:
+    """Run the application's lifespan around a block, as a server does."""
+    import asyncio
+
+    inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    outbox: asyncio.Queue[Any] = asyncio.Queue()
+    task = asyncio.ensure_future(app({"type": "lifespan", "state": {}}, inbox.get, outbox.put))
+    await inbox.put({"type": "lifespan.startup"})
+    assert (await outbox.get())["type"] == "lifespan.startup.complete"
+    yield
+    await inbox.put({"type": "lifespan.shutdown"})
+    assert (await outbox.get())["type"] == "lifespan.shutdown.complete"
+    await task
+
+
+@asynccontextmanager
+async def client_of(
+    make: Callable[[], Model], access: Access | None = None, **headers: str
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A client with the right key, of a running application."""
+    app = create_app(host_of(make), access or Access(KEY))
+    given = {"Authorization": f"Bearer {KEY}"} | headers
+    async with (
+        lifespan(app),
+        httpx.AsyncClient(
+            transport=httpx.ASGITransport(app, raise_app_exceptions=False),
+            base_url=URL,
+            headers=given,
+        ) as client,
+    ):
+        yield client
