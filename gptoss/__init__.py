@@ -66,8 +66,8 @@ if TYPE_CHECKING:
     from gptoss.runtime.harmony.events import End as End
     from gptoss.runtime.harmony.events import MessageEnded as MessageEnded
     from gptoss.runtime.harmony.events import MessageStarted as MessageStarted
+    from gptoss.runtime.harmony.events import RoundEnded as RoundEnded
     from gptoss.runtime.harmony.events import TextDelta as TextDelta
-    from gptoss.runtime.harmony.events import TurnEnded as TurnEnded
     from gptoss.runtime.harmony.messages import Effort as Effort
     from gptoss.runtime.harmony.messages import Message as Message
     from gptoss.runtime.harmony.messages import Role as Role
@@ -140,8 +140,8 @@ _NAMES = {
         "End",
         "MessageEnded",
         "MessageStarted",
+        "RoundEnded",
         "TextDelta",
-        "TurnEnded",
     ),
     "gptoss.runtime.harmony.messages": ("Effort", "Message", "Role"),
     "gptoss.runtime.sampling.grammar": (
@@ -207,6 +207,7 @@ __all__ = [
     "ReplyEnded",
     "ReplyStream",
     "Role",
+    "RoundEnded",
     "Sampling",
     "SamplingError",
     "Settings",
@@ -219,7 +220,6 @@ __all__ = [
     "ToolError",
     "ToolFinished",
     "ToolStarted",
-    "TurnEnded",
     "UnsupportedModelError",
     "Verdict",
     "VerificationError",

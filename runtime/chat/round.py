@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from gptoss.formats.harmony_tokens import ENDS_OF_REPLY
 from gptoss.runtime.chat.events import ReasoningClosed
 from gptoss.runtime.engine.base import Engine, Generation, PromptProgress, Sampler, Timings
-from gptoss.runtime.harmony.events import Diagnostic, End, Event, MessageEnded, TurnEnded
+from gptoss.runtime.harmony.events import Diagnostic, End, Event, MessageEnded, RoundEnded
 from gptoss.runtime.harmony.messages import Message, Role
 from gptoss.runtime.harmony.parser import Parser
 from gptoss.runtime.harmony.render import render_for_completion
@@ -178,7 +178,7 @@ class Round:
         Returns how the round ended, ``end`` where these events do not say.
         """
         for event in events:
-            if isinstance(event, TurnEnded):
+            if isinstance(event, RoundEnded):
                 end = event.end
             foreign = isinstance(event, MessageEnded) and not self._keep(event.message)
             yield event

@@ -2,7 +2,7 @@
 
 MessageStarted (TextDelta)* MessageEnded   once per message, any number of messages
 Diagnostic                                 wherever something had to be repaired
-TurnEnded                                  once, last
+RoundEnded                                  once, last
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from gptoss.runtime.harmony.messages import Message, Role
 
 
 class End(StrEnum):
-    """How a turn ended."""
+    """How a round ended."""
 
     RETURN = "return"
     """``<|return|>``: the answer is complete."""
@@ -53,7 +53,7 @@ class MessageEnded:
 
 
 @dataclass(frozen=True, slots=True)
-class TurnEnded:
+class RoundEnded:
     """The model has finished, or was stopped."""
 
     end: End
@@ -71,4 +71,4 @@ class Diagnostic:
     text: str = ""
 
 
-Event = MessageStarted | TextDelta | MessageEnded | TurnEnded | Diagnostic
+Event = MessageStarted | TextDelta | MessageEnded | RoundEnded | Diagnostic

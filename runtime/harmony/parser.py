@@ -17,8 +17,8 @@ from gptoss.runtime.harmony.events import (
     Event,
     MessageEnded,
     MessageStarted,
+    RoundEnded,
     TextDelta,
-    TurnEnded,
 )
 from gptoss.runtime.harmony.header import Header, RawHeader, parse_header, salvage_header
 from gptoss.runtime.harmony.messages import Message, Role
@@ -44,14 +44,14 @@ _kinds_of: WeakKeyDictionary[Tokenizer, Mapping[int, TokenKind]] = WeakKeyDictio
 def parse(
     ids: Iterable[int], tokenizer: Tokenizer, role: Role | None = Role.ASSISTANT
 ) -> list[Event]:
-    """Parse the token ids of a whole turn and return all events."""
+    """Parse the token ids of a whole round and return all events."""
     parser = Parser(tokenizer, role)
     events = [event for token in ids for event in parser.push(token)]
     return events + parser.finish()
 
 
 class Parser:
-    """Parses one turn of the assistant, beginning right after ``<|start|>assistant``.
+    """Parses one round of the assistant, beginning right after ``<|start|>assistant``.
 
     ``role`` is the role the prompt ended in; None when the ids begin with ``<|start|>``.
     Not safe to share between threads.
@@ -75,7 +75,7 @@ class Parser:
 
     @property
     def ended(self) -> bool:
-        """Report whether the parser has given ``TurnEnded``."""
+        """Report whether the parser has given ``RoundEnded``."""
         return self._state == State.ENDED
 
     def push(self, token: int) -> list[Event]:
@@ -99,17 +99,17 @@ class Parser:
         if self._state == State.CONTENT:
             self._close_message()
         if self._state != State.ENDED:
-            self._emit(TurnEnded(End.CUT))
+            self._emit(RoundEnded(End.CUT))
             self._state = State.ENDED
         return self._take_events()
 
     def _cut_header(self) -> None:
-        """Give the parser's events for a header that the turn's end cut: bare text is an answer,
+        """Give the events for a header that the end of the round cut: bare text is an answer,
         any other header has no content yet.
         """
         text, bare = self._raw.text, bool(self._raw.text.strip()) and self._raw.channel is None
         self._diagnose(
-            "cut-header", f"the turn was cut in a header: {text!r}", "" if bare else text
+            "cut-header", f"the round was cut in a header: {text!r}", "" if bare else text
         )
         if bare:
             self._flush_header_as_text()
@@ -206,7 +206,7 @@ class Parser:
         self._diagnose("no-message", f"a header without content: {self._raw.text!r}")
         self._flush_header_as_text(more_follows=kind == TokenKind.END)
         if kind != TokenKind.END:
-            self._end_turn(token, kind)
+            self._end_round(token, kind)
         elif self._state == State.CONTENT:
             self._end_message(token, kind)
 
@@ -229,7 +229,7 @@ class Parser:
         self._ids.append(token)
         self._close_message()
 
-    def _end_turn(self, token: int, kind: TokenKind) -> None:
+    def _end_round(self, token: int, kind: TokenKind) -> None:
         self._ids.append(token)
         recipient = self._header.recipient if self._header else None
         end = _ENDS[kind]
@@ -241,7 +241,7 @@ class Parser:
                 self._diagnose("call-of-nothing", "<|call|> at a message without recipient")
                 end = End.RETURN
             self._close_message()
-        self._emit(TurnEnded(end))
+        self._emit(RoundEnded(end))
         self._state = State.ENDED
 
     def _unclosed_start(self, token: int, kind: TokenKind) -> None:
@@ -265,7 +265,7 @@ class Parser:
     def _after_end(self, token: int, kind: TokenKind) -> None:
         text = self._decode(token) if kind == TokenKind.TEXT else ""
         what = repr(text) if kind == TokenKind.TEXT else f"{kind.name.lower()} token {token}"
-        self._diagnose("after-end", f"after the end of the turn: {what}", text)
+        self._diagnose("after-end", f"after the end of the round: {what}", text)
 
     # Helpers
 

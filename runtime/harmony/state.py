@@ -39,7 +39,7 @@ CONTROL_KINDS = {
 
 
 class State(IntEnum):
-    """The parser's position in a turn."""
+    """The parser's position in a round."""
 
     BETWEEN = 0
     """After a message, before the next ``<|start|>``."""
@@ -56,9 +56,9 @@ TRANSITIONS: dict[State, dict[TokenKind, str]] = {
         TokenKind.CONSTRAIN: "stray",
         TokenKind.MESSAGE: "headless_message",
         TokenKind.END: "stray",
-        TokenKind.RETURN: "end_turn",
-        TokenKind.CALL: "end_turn",
-        TokenKind.END_OF_TEXT: "end_turn",
+        TokenKind.RETURN: "end_round",
+        TokenKind.CALL: "end_round",
+        TokenKind.END_OF_TEXT: "end_round",
         TokenKind.OTHER: "stray",
     },
     State.HEADER: {
@@ -80,9 +80,9 @@ TRANSITIONS: dict[State, dict[TokenKind, str]] = {
         TokenKind.CONSTRAIN: "stray",
         TokenKind.MESSAGE: "stray",
         TokenKind.END: "end_message",
-        TokenKind.RETURN: "end_turn",
-        TokenKind.CALL: "end_turn",
-        TokenKind.END_OF_TEXT: "end_turn",
+        TokenKind.RETURN: "end_round",
+        TokenKind.CALL: "end_round",
+        TokenKind.END_OF_TEXT: "end_round",
         TokenKind.OTHER: "stray",
     },
     State.ENDED: dict.fromkeys(TokenKind, "after_end"),

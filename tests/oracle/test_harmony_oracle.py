@@ -17,8 +17,8 @@ from gptoss.runtime.harmony.events import (
     End,
     MessageEnded,
     MessageStarted,
+    RoundEnded,
     TextDelta,
-    TurnEnded,
 )
 from gptoss.runtime.harmony.messages import (
     DeveloperContent,
@@ -260,7 +260,7 @@ def test_a_whole_turn_comes_back(tokenizer: Tokenizer) -> None:
     parser = Parser(tokenizer)
     events = [event for i in ids for event in parser.push(i)]
     assert [e.message.text for e in events if isinstance(e, MessageEnded)] == [text, text]
-    assert events[-1] == TurnEnded(End.RETURN)
+    assert events[-1] == RoundEnded(End.RETURN)
 
 
 def test_what_things_cost() -> None:

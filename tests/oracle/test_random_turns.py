@@ -20,7 +20,7 @@ import pytest
 
 from gptoss.converter.convert import convert
 from gptoss.runtime.engine.llama_cpp import LlamaEngine
-from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, TurnEnded
+from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, RoundEnded
 from gptoss.runtime.harmony.messages import Function, system, user
 from gptoss.runtime.harmony.parser import parse
 from gptoss.runtime.harmony.render import render_for_completion
@@ -171,7 +171,7 @@ def take_turns(path: Path, n: int, n_ctx: int = 4096) -> Counter[str]:
 def judge(scene: Scene, events: list[Any], n: int, found: Counter[str]) -> None:
     """Count one turn, which fails here if it is not what it must be."""
     ended = events[-1]
-    assert isinstance(ended, TurnEnded)
+    assert isinstance(ended, RoundEnded)
     repairs = [event for event in events if isinstance(event, Diagnostic)]
     if ended.end is End.CUT:
         assert n == MAX_TOKENS, "cut before the limit"

@@ -15,7 +15,6 @@ from support.llama_samplers import llama_shares
 SETTINGS = {
     "plain": Sampling(),
     "cold": Sampling(0.5),
-    "hot": Sampling(1.7),
     "top_k": Sampling(top_k=7),
     "top_p": Sampling(top_p=0.8),
     "min_p": Sampling(min_p=0.05),

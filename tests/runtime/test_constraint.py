@@ -17,7 +17,7 @@ import pytest
 from gptoss.errors import UnsupportedModelError
 from gptoss.runtime.engine.base import EngineError, Logits
 from gptoss.runtime.harmony.errors import ConstraintError
-from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, TurnEnded
+from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, RoundEnded
 from gptoss.runtime.harmony.messages import Function, Message, Namespace
 from gptoss.runtime.harmony.parser import parse
 from gptoss.runtime.harmony.tokenizer import Tokenizer
@@ -100,7 +100,7 @@ def turns(rules: Rules, n: int = 40, budget: int | None = 30) -> Iterator[list[M
         events = parse(ids, TOKENIZER)
         assert not [e for e in events if isinstance(e, Diagnostic)], spelled(ids)
         ended = events[-1]
-        assert isinstance(ended, TurnEnded)
+        assert isinstance(ended, RoundEnded)
         assert ended.end in (End.RETURN, End.CALL), spelled(ids)
         yield [e.message for e in events if isinstance(e, MessageEnded)]
 

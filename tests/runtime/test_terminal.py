@@ -23,8 +23,8 @@ from gptoss.runtime.harmony.events import (
     End,
     MessageEnded,
     MessageStarted,
+    RoundEnded,
     TextDelta,
-    TurnEnded,
 )
 from gptoss.runtime.harmony.messages import Message, Role
 from gptoss.runtime.sampling.grammar import ReasoningStop
@@ -52,7 +52,7 @@ TURN: list[ChatEvent] = [
     TextDelta('{"city":', "commentary"),
     TextDelta(' "Oslo"}', "commentary"),
     ended('{"city": "Oslo"}', "commentary"),
-    TurnEnded(End.CALL),
+    RoundEnded(End.CALL),
     ToolStarted("weather", '{"city": "Oslo"}'),
     ToolFinished("weather", '{"city": "Oslo"}', "3 degrees", False, 0.0123),
     Diagnostic("stray", "a stray token"),
@@ -60,7 +60,7 @@ TURN: list[ChatEvent] = [
     TextDelta("It is ", "final"),
     TextDelta("cold.", "final"),
     ended("It is cold.", "final"),
-    TurnEnded(End.RETURN),
+    RoundEnded(End.RETURN),
     ENDED,
 ]
 
@@ -206,7 +206,7 @@ def test_json_lines() -> None:
 
 
 def test_events_by_their_names() -> None:
-    assert as_dict(TurnEnded(End.CALL)) == {"event": "turn_ended", "end": "call"}
+    assert as_dict(RoundEnded(End.CALL)) == {"event": "round_ended", "end": "call"}
 
 
 def test_reading_a_long_prompt_shows_how_far_it_is() -> None:

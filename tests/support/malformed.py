@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from gptoss.runtime.harmony.events import Diagnostic, End, Event, MessageEnded, TurnEnded
+from gptoss.runtime.harmony.events import Diagnostic, End, Event, MessageEnded, RoundEnded
 from gptoss.runtime.harmony.messages import Message, Role
 from gptoss.runtime.harmony.tokenizer import Tokenizer
 from support.tokens import byte_token, byte_tokenizer, spell
@@ -52,7 +52,7 @@ class Case:
 
 def outcome(turn: str, events: list[Event]) -> Case:
     """What ``turn`` was taken for, to be compared with the table's row."""
-    [end] = [event.end for event in events if isinstance(event, TurnEnded)]
+    [end] = [event.end for event in events if isinstance(event, RoundEnded)]
     return Case(
         turn,
         end,

@@ -12,8 +12,8 @@ from gptoss.runtime.harmony.events import (
     Event,
     MessageEnded,
     MessageStarted,
+    RoundEnded,
     TextDelta,
-    TurnEnded,
 )
 from gptoss.runtime.harmony.messages import Message, Role, system, user
 from gptoss.runtime.harmony.parser import parse
@@ -102,7 +102,7 @@ def check_events(tokenizer: Tokenizer, ids: list[int], events: list[Event]) -> N
             assert event.message.text == text
             open_message = False
     assert not open_message
-    assert sum(isinstance(event, TurnEnded) for event in events) == 1
+    assert sum(isinstance(event, RoundEnded) for event in events) == 1
     shown, given = "".join(map(_shown, events)), written(tokenizer, ids)
     if shown != given:
         counts, expected = Counter(shown), Counter(given)

@@ -23,7 +23,7 @@ from random import Random
 from gptoss.converter.convert import convert
 from gptoss.runtime.engine.base import Engine
 from gptoss.runtime.engine.llama_cpp import LlamaEngine
-from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, TurnEnded
+from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, RoundEnded
 from gptoss.runtime.harmony.messages import Effort, Message, Role
 from gptoss.runtime.harmony.parser import Parser
 from gptoss.runtime.harmony.render import render_for_completion
@@ -97,7 +97,7 @@ def generate(engine: Engine, tokenizer: Tokenizer, messages: Sequence[Message]) 
     return Turn(
         tuple(event.message for event in events if isinstance(event, MessageEnded)),
         tuple(event for event in events if isinstance(event, Diagnostic)),
-        next((event.end for event in events if isinstance(event, TurnEnded)), End.CUT),
+        next((event.end for event in events if isinstance(event, RoundEnded)), End.CUT),
     )
 
 

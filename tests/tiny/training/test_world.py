@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, TurnEnded
+from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, RoundEnded
 from gptoss.runtime.harmony.messages import Effort, Message, Role
 from gptoss.runtime.harmony.parser import Parser
 from gptoss.runtime.harmony.render import (
@@ -138,5 +138,5 @@ def _check_turn(words: Tokenizer, said: list[Message], turn: list[Message]) -> N
     events = [event for token in ids for event in parser.push(token)] + parser.finish()
     assert [e.message.text for e in events if isinstance(e, MessageEnded)] == [m.text for m in turn]
     assert not [e for e in events if isinstance(e, Diagnostic)]
-    ends = [e.end for e in events if isinstance(e, TurnEnded)]
+    ends = [e.end for e in events if isinstance(e, RoundEnded)]
     assert ends == [End.CALL if turn[-1].recipient else End.RETURN]
