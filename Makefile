@@ -1,6 +1,6 @@
 # Everything runs in its own environment, .venv, which is created on first use.
 # Needs Python 3.11 or later, a C++ compiler and make; `make oracle` and `make bench` also need npm.
-# On Windows without make, see README.
+# Without make: python3 install.py. Options of llama.cpp's build in CMAKE_ARGS are kept.
 PYTHON ?= python3
 MODEL  ?=
 VENV   := .venv
@@ -53,13 +53,8 @@ bench: $(VENV)/.oracle  ## measure a 20b-sized model: 55 GB of disk, half an hou
 clean:  ## remove the environment and all caches
 	rm -rf $(VENV) build dist tiny.gguf tiny.gguf.manifest.json *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-$(BIN)/pip:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12")'
-	$(PYTHON) -m venv $(VENV)
-
-$(VENV)/.run: pyproject.toml | $(BIN)/pip
-	@echo "Installing. The first time, llama.cpp is compiled, which takes about ten minutes."
-	$(PIP) install --editable ".[run]"
+$(VENV)/.run: pyproject.toml install.py
+	@$(PYTHON) install.py --venv $(VENV)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run

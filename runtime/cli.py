@@ -20,6 +20,7 @@ from gptoss.runtime.chat.chat import Chat
 from gptoss.runtime.chat.model import load
 from gptoss.runtime.chat.settings import MAX_ROUNDS
 from gptoss.runtime.harmony.messages import Effort
+from gptoss.runtime.models.finder import model_finder
 from gptoss.runtime.models.plan_command import plan_command
 from gptoss.runtime.sampling.grammar import (
     JSON_OBJECT,
@@ -60,7 +61,8 @@ cli.add_command(serve_command)
 
 
 @cli.command()
-@click.argument("model", type=console.PATH)
+@click.argument("model")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask before a model is downloaded.")
 @click.option("-p", "--prompt", metavar="TEXT", help="Answer TEXT and exit; - reads it from stdin.")
 @click.option(
     "--reasoning",
@@ -192,7 +194,8 @@ cli.add_command(serve_command)
 def chat(
     context: click.Context,
     /,
-    model: Path,
+    model: str,
+    yes: bool,
     prompt: str | None,
     as_json: bool,
     tools: tuple[str, ...],
@@ -207,7 +210,10 @@ def chat(
     unconstrained: bool,
     **options: Any,
 ) -> None:
-    """Talk with MODEL, a gpt-oss GGUF file.
+    """Talk with MODEL; it is downloaded first if needed.
+
+    MODEL is 20b, 120b, OWNER/NAME on the Hub or its page, a GGUF, or a checkpoint folder. One that
+    is not on this machine is downloaded, converted and verified first, after asking.
 
     Without -p, this is a conversation: with line editing at a terminal, otherwise one message
     per line of stdin. A reply cut off by a limit is not an error; with --json, its last event
@@ -215,7 +221,7 @@ def chat(
 
     \b
     Examples:
-      gptoss-run chat model.gguf
+      gptoss-run chat 20b
       gptoss-run chat model.gguf -p "Rome in one line" --reasoning low
       gptoss-run chat model.gguf --tools weather:get_weather --ctx 8192
       gptoss-run chat model.gguf -p "A user" --schema user.json --json | jq .
@@ -234,10 +240,11 @@ def chat(
     sampling = Sampling(temperature, top_k, top_p, min_p)
     functions = [import_function(spec) for spec in tools]
     wanted = _response_format(response_format, schema, regex, grammar)
-    size = model.stat().st_size if model.is_file() else 0
-    with progress_bars.progress_bar(f"loading {model.name}", size, shown=not as_json) as advance:
+    gguf = model_finder(context).find(model, yes=yes)
+    size = gguf.stat().st_size if gguf.is_file() else 0
+    with progress_bars.progress_bar(f"loading {gguf.name}", size, shown=not as_json) as advance:
         talk = load(
-            model,
+            gguf,
             tools=functions,
             sampling=sampling,
             response_format=wanted,

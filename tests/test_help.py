@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from gptoss.converter import cli as convert
+from gptoss.library import cli as run
 from gptoss.quant import cli as quant
-from gptoss.runtime import cli as run
 
 
 def pages(command: click.Command, *path: str) -> Iterator[tuple[click.Command, tuple[str, ...]]]:

@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "quant": GROUND | {"quant"},
     "converter": GROUND | {"quant", "converter"},
     "runtime": GROUND | {"runtime"},
+    "library": GROUND | {"quant", "converter", "runtime", "library"},
 }
 INSIDE: dict[str, dict[str, set[str]]] = {
     "quant": {
@@ -68,6 +69,7 @@ INSIDE: dict[str, dict[str, set[str]]] = {
 """What the folders of each room may import of their neighbours."""
 FOLDERS = {
     "formats": ROOT / "gptoss" / "formats",
+    "library": ROOT / "gptoss" / "library",
     "quant": ROOT / "quant",
     "converter": ROOT / "converter",
     "runtime": ROOT / "runtime",

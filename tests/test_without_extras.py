@@ -19,7 +19,7 @@ def without_extras(code: str, *arguments: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-RUN = "from gptoss.runtime.cli import main; main()"
+RUN = "from gptoss.library.cli import main; main()"
 INSTALL = 'pip install "gptoss-toolkit[run]"'
 
 

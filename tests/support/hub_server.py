@@ -18,13 +18,20 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+
+from gptoss.converter.hub import client
 
 PIECE = 2**14
 """Bytes of a body sent at once; cuts and pauses fall between two."""
@@ -110,17 +117,16 @@ class Repository:
 
 
 def in_lfs(path: Path) -> bool:
-    return path.suffix == ".safetensors" or path.name == "tokenizer.json"
+    return path.suffix in (".safetensors", ".gguf") or path.name == "tokenizer.json"
 
 
 class HubServer:
     """The server; ``sent`` counts bytes of file bodies, ``requests`` holds all requests."""
 
     def __init__(self, folders: Mapping[str, Path], *, token: str | None = None) -> None:
-        self.repositories = {
-            name: Repository(folder, hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest())
-            for name, folder in folders.items()
-        }
+        self.repositories: dict[str, Repository] = {}
+        for name, folder in folders.items():
+            self.add(name, folder)
         self.token = token
         """Who shows another is refused, and everyone is from a gated repository without one."""
         self.misbehave: Misbehave = well
@@ -139,6 +145,11 @@ class HubServer:
         """The same server by another name: another host to whoever asks."""
         return f"http://localhost:{self._server.server_port}"
 
+    def add(self, name: str, folder: Path) -> None:
+        """Serve one more folder."""
+        commit = hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest()
+        self.repositories[name] = Repository(folder, commit)
+
     def commit(self, name: str) -> str:
         return self.repositories[name].commit
 
@@ -156,6 +167,29 @@ class HubServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+@contextmanager
+def hub_in_use(
+    folders: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[HubServer]:
+    """The server as the Hub of this process: the cache is empty, no token is set, pauses are
+    short."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1,localhost")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(client, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(client, "LONGEST_PAUSE", 0.01)
+    huggingface_hub.close_session()
+    with HubServer(folders) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield server
+    huggingface_hub.close_session()
 
 
 class _Server(ThreadingHTTPServer):

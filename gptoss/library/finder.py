@@ -1,0 +1,222 @@
+"""Finds the model that a command names, and gets it where it is not there yet."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import click
+
+from gptoss import console, progress_bars
+from gptoss.errors import MissingPackageError, OptionError, OutputError, require_packages
+from gptoss.library.names import HubModel, did_you_mean, hub_model
+from gptoss.library.sources import (
+    Cost,
+    LocalCheckpoint,
+    Source,
+    Steps,
+    hub_source,
+    is_complete_checkpoint,
+)
+from gptoss.library.store import ModelFolder, Stored
+
+if TYPE_CHECKING:  # without psutil it cannot be imported, and nothing is planned
+    from gptoss.runtime.models.memory_plan import MemoryPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A model that is to be got: its name in the folder, and its source."""
+
+    name: str
+    source: Source
+
+
+class LibraryFinder:
+    """Finds models by name in the user's folder, on the Hub and on the disk."""
+
+    def __init__(self, folder: ModelFolder) -> None:
+        self._folder = folder
+
+    def find(self, name: str, *, yes: bool) -> Path:
+        """Return the GGUF of the model that a command names; ask, and get it, where it is not
+        there.
+
+        Raises GptossError, and click.Abort where the person declines.
+        """
+        found = self._on_disk(name)
+        if isinstance(found, Path):
+            return found
+        stored = found if isinstance(found, Stored) else self.pull(found, yes=yes)
+        stored.touch()
+        return stored.gguf
+
+    def headers(self, name: str) -> AbstractContextManager[Path]:
+        """Return a GGUF or the folder of a checkpoint to plan the memory of the named model with.
+
+        Raises GptossError.
+        """
+        found = self._on_disk(name, headers_only=True)
+        if isinstance(found, Path):
+            return nullcontext(found)
+        return nullcontext(found.gguf) if isinstance(found, Stored) else found.source.headers()
+
+    def pull(self, wanted: Wanted, *, yes: bool, must_run: bool = True) -> Stored:
+        """Get a model: show what that takes, ask, get it. Raises GptossError, click.Abort.
+
+        ``must_run`` refuses a model that does not fit into this machine's memory.
+        """
+        if must_run:
+            require_packages("run", "llama_cpp", "llguidance", "psutil", "tiktoken")
+        folder = self._folder.folder(wanted.name)
+        free = _free(folder)
+        cost = wanted.source.cost(folder, free)
+        with wanted.source.headers() as headers:
+            memory = _memory(headers)
+        for line in plan_lines(wanted.name, cost, memory, self._folder.root, free):
+            console.say(line)
+        if must_run and memory is not None and memory.short:
+            raise OptionError(
+                f"{wanted.name} does not fit into this machine's memory; nothing was downloaded"
+            )
+        if cost.disk > free:
+            raise OutputError(
+                f"{self._folder.root}: {_gb(cost.disk)} are needed and {_gb(free)} are free; free "
+                "some space, or name another folder in GPTOSS_MODELS"
+            )
+        _confirm(wanted.name, yes=yes)
+        with steps() as shown:
+            record = wanted.source.get(self._folder.prepare(wanted.name), cost, shown)
+        return Stored(wanted.name, folder, record)
+
+    def wanted(self, name: str) -> Wanted:
+        """Return where the named model can be got from, whether or not it is here already. Raises
+        GptossError.
+        """
+        model = hub_model(name)
+        if model is None:
+            raise OptionError(f"{name}: is not on the Hub{did_you_mean(name)}")
+        return Wanted(key(model), hub_source(model, console.say))
+
+    def stored(self, name: str) -> Stored | None:
+        """Return the complete model of this name in the folder; None where there is none."""
+        model = hub_model(name)
+        try:
+            return self._folder.get(key(model) if model else name)
+        except OptionError:
+            return None
+
+    def _on_disk(self, name: str, *, headers_only: bool = False) -> Path | Stored | Wanted:
+        """Return the file or model that a name means; where it must be got first, from where."""
+        path = Path(name)
+        if path.is_dir():
+            return path if headers_only else self._in_folder(path)
+        if path.exists():
+            return path
+        if stored := self.stored(name):
+            return stored
+        if hub_model(name) is None:
+            known = list(self._folder.all())
+            named = [it for it in known if it.name.rpartition("/")[2] == name]
+            if len(named) == 1:
+                return named[0]
+            problem = did_you_mean(name, [it.name for it in known])
+            raise OptionError(f"{name}: no such file, folder or model{problem}")
+        return self.wanted(name)
+
+    def _in_folder(self, path: Path) -> Path | Stored | Wanted:
+        """Return the GGUF in a folder, or the checkpoint there to be converted."""
+        if not is_complete_checkpoint(path):
+            ggufs = [it for it in sorted(path.glob("*.gguf")) if _is_first_part(it)]
+            if len(ggufs) == 1:
+                return ggufs[0]
+            if ggufs:
+                names = ", ".join(it.name for it in ggufs[:8])
+                raise OptionError(f"{path}: holds several models; name one file: {names}")
+            return path  # whose preflight says what is wrong
+        source = LocalCheckpoint(path)
+        digest = sha256(str(path.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+        name = f"local/{quote(path.resolve().name.lstrip('.-') or 'model', safe='')}-{digest}"
+        stored = self._folder.get(name)
+        if stored is not None and stored.record.stamp == source.stamp:
+            return stored
+        return Wanted(name, source)
+
+
+def key(model: HubModel) -> str:
+    """Return the name under which a model of the Hub is kept: ``owner/name``, with revision and
+    file where they were named.
+    """
+    revision = "" if model.revision == "main" else f"@{quote(model.revision, safe='')}"
+    file = f"+{quote(model.file, safe='')}" if model.file else ""
+    return f"{model.repository}{revision}{file}"
+
+
+def plan_lines(
+    name: str, cost: Cost, memory: MemoryPlan | None, root: Path, free: int
+) -> Iterator[str]:
+    """Return the lines that tell a person what getting a model takes."""
+    yield name
+    if cost.download:
+        twice = " (the weights twice: the disk has no room to keep them)" if cost.twice else ""
+        yield f"  download   {_gb(cost.download)} of {cost.origin}{twice}"
+    else:
+        yield f"  source     {cost.origin}"
+    most = f", {_gb(cost.disk)} meanwhile" if cost.temporary else ""
+    yield f"  disk       {_gb(cost.written)}{most}; {_gb(free)} are free in {root}"
+    if memory is not None:
+        yield f"  memory     {memory}"
+    yield f"  check      {cost.check}"
+
+
+@contextmanager
+def steps(*, shown: bool = True) -> Iterator[Steps]:
+    """Draw the progress bars of downloading, converting and verifying."""
+    titles = ("downloading", "converting", "verifying")
+    with progress_bars.meters(*titles, shown=shown) as meters:
+        yield Steps(meters[0], meters[1], meters[2], console.say)
+
+
+def _confirm(name: str, *, yes: bool) -> None:
+    """Ask whether to go on; raises click.Abort for no, OptionError where nobody can be asked."""
+    if yes:
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise OptionError(f"{name} is not on this machine; add --yes to get it without being asked")
+    click.confirm("Continue?", default=True, abort=True, err=True)
+
+
+def _memory(headers: Path) -> MemoryPlan | None:
+    """Plan the memory of a model; None where the packages that run it are not installed."""
+    try:
+        require_packages("run", "llama_cpp", "psutil")
+    except MissingPackageError:
+        return None
+    from gptoss.runtime.models.memory_plan import plan_memory
+
+    return plan_memory(headers)
+
+
+def _free(folder: Path) -> int:
+    """Return the free bytes on the disk of a folder, which need not exist yet."""
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError as reason:
+        raise OutputError(f"{folder}: {reason.strerror}") from reason
+
+
+def _is_first_part(path: Path) -> bool:
+    return "-of-" not in path.name or "-00001-of-" in path.name
+
+
+def _gb(n: int) -> str:
+    return f"{n / 1e9:.1f} GB" if n >= 10**8 else f"{n / 1e6:.1f} MB"
