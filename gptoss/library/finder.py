@@ -31,6 +31,9 @@ if TYPE_CHECKING:  # without psutil it cannot be imported, and nothing is planne
     from gptoss.runtime.models.memory_plan import MemoryPlan
 
 
+NEEDED_TO_RUN = ("llama_cpp", "llguidance", "psutil", "tiktoken")
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """A model that is to be got: its name in the folder, and its source."""
@@ -51,6 +54,7 @@ class LibraryFinder:
 
         Raises GptossError, and click.Abort where the person declines.
         """
+        require_packages("run", *NEEDED_TO_RUN)  # before anything is downloaded
         found = self._on_disk(name)
         if isinstance(found, Path):
             return found
@@ -73,8 +77,6 @@ class LibraryFinder:
 
         ``must_run`` refuses a model that does not fit into this machine's memory.
         """
-        if must_run:
-            require_packages("run", "llama_cpp", "llguidance", "psutil", "tiktoken")
         folder = self._folder.folder(wanted.name)
         free = _free(folder)
         cost = wanted.source.cost(folder, free)
