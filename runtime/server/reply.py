@@ -15,7 +15,7 @@ its JSON. In order, the events are
                                                answer
     Diagnostic                                 where something malformed was repaired
     ReasoningClosed                            reasoning was ended from outside
-    TurnEnded
+    RoundEnded
     ReplyDone                                  always last, unless an exception is raised
 
 ``start_reply`` returns when the rules have compiled and the request is in the engine's queue. What
@@ -49,8 +49,8 @@ from gptoss.runtime.harmony.events import (
     End,
     MessageEnded,
     MessageStarted,
+    RoundEnded,
     TextDelta,
-    TurnEnded,
 )
 from gptoss.runtime.harmony.messages import Message, final
 from gptoss.runtime.sampling.grammar import Rules
@@ -126,7 +126,7 @@ ReplyEvent = (
     | MessageEnded
     | Diagnostic
     | ReasoningClosed
-    | TurnEnded
+    | RoundEnded
     | ReplyDone
 )
 
@@ -265,7 +265,7 @@ class Reply:
         try:
             for event in events:
                 yield from text.passed(event)
-                if isinstance(event, TurnEnded):
+                if isinstance(event, RoundEnded):
                     end = event.end
                 if text.stopped is not None:
                     break
@@ -322,7 +322,7 @@ class AnswerText:
                 self.stopped = self._filter.found
                 if self.stopped is not None:
                     yield MessageEnded(final(self._given))
-                    yield TurnEnded(End.RETURN)
+                    yield RoundEnded(End.RETURN)
             case MessageEnded(Message(channel="final")):
                 yield from self._delta(self._filter.finish())
                 yield event

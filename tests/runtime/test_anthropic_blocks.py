@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gptoss.runtime.engine.base import Timings
-from gptoss.runtime.harmony.events import MessageEnded, TurnEnded
+from gptoss.runtime.harmony.events import MessageEnded, RoundEnded
 from gptoss.runtime.harmony.parser import parse
 from gptoss.runtime.server.anthropic.blocks import (
     INVALID_ARGUMENTS,
@@ -160,7 +160,7 @@ def test_malformed_turns_give_a_valid_stream(case: Any) -> None:
     message = collect_message(events)
     assert all(isinstance(b["input"], dict) for b in message["content"] if b["type"] == "tool_use")
     cut = any(
-        isinstance(event, TurnEnded) and event.end == "cut"
+        isinstance(event, RoundEnded) and event.end == "cut"
         for event in parse(case.ids, byte_tokenizer())
     )
     shown = json.dumps(message["content"], ensure_ascii=False)

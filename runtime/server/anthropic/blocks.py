@@ -26,8 +26,8 @@ from gptoss.runtime.harmony.events import (
     Event,
     MessageEnded,
     MessageStarted,
+    RoundEnded,
     TextDelta,
-    TurnEnded,
 )
 from gptoss.runtime.harmony.messages import FUNCTIONS, Role
 from gptoss.runtime.server.anthropic.thinking import Visible
@@ -117,7 +117,7 @@ class BlockWriter:
             case MessageEnded() if self._block:
                 block, self._block = self._block, None
                 yield from self._end(block)
-            case TurnEnded(end=end):
+            case RoundEnded(end=end):
                 yield from self._settle_doubtful(cut=end == End.CUT)
             case _:
                 pass
