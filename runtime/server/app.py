@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gptoss.runtime.server import metrics
 from gptoss.runtime.server.chat_completions import endpoint as chat_completions
+from gptoss.runtime.server.completions import endpoint as completions
 from gptoss.runtime.server.errors import ApiError, api_error, not_found
 from gptoss.runtime.server.model_host import HostState, ModelHost
 from gptoss.runtime.server.models_endpoint import ROUTES as MODEL_ROUTES
@@ -64,6 +65,7 @@ ROUTES = [
     Route("/v1/replies/{reply_id}/answer-now", _answer_now, methods=["POST"]),
     *MODEL_ROUTES,
     *chat_completions.ROUTES,
+    *completions.ROUTES,
 ]
 
 

@@ -30,15 +30,8 @@ reader that leaves its ``async for`` early must call ``close``, which never wait
 
 from __future__ import annotations
 
-import asyncio
-import secrets
-import threading
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from contextlib import suppress
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
-from functools import partial
-from types import TracebackType
-from typing import Self
 
 from gptoss.runtime.chat.events import ReasoningClosed, StopReason
 from gptoss.runtime.chat.model import Model
@@ -58,8 +51,8 @@ from gptoss.runtime.sampling.logprobs import TokenLogprob
 from gptoss.runtime.sampling.parameters import Sampling
 from gptoss.runtime.sampling.sampler import RandomSampler
 from gptoss.runtime.sampling.stop_strings import StopFilter
-from gptoss.runtime.server.event_pipe import EventPipe
-from gptoss.runtime.server.model_host import Lease, ModelHost
+from gptoss.runtime.server.model_host import ModelHost
+from gptoss.runtime.server.reply_thread import ReplyThread, start_thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,37 +124,19 @@ ReplyEvent = (
 )
 
 
-async def start_reply(models: ModelHost, name: str, request: ReplyRequest) -> Reply:
+async def start_reply(models: ModelHost, name: str | None, request: ReplyRequest) -> Reply:
     """Load the model called ``name`` if necessary, put the request in its queue, and return the
     reply to be read. See this module for what it raises.
     """
-    lease = await models.acquire(name)
-    try:
-        reply = Reply(lease.model, request)
-    except BaseException:
-        lease.release()
-        raise
-    models.running[reply.id] = reply
-    await reply.start(partial(_settle, models, reply.id, lease))
-    return reply
+    return await start_thread(models, name, lambda model: Reply(model, request))
 
 
-def _settle(models: ModelHost, identity: str, lease: Lease) -> None:
-    models.running.pop(identity, None)
-    lease.release()
-
-
-class Reply:
-    """A reply that is under way, an async iterator over its events for one task.
-
-    ``id`` names it for as long as it runs. ``cancel``, ``answer_now`` and ``close`` may be called
-    from any thread.
-    """
+class Reply(ReplyThread[ReplyEvent]):
+    """A reply that is under way, an async iterator over its events for one task."""
 
     def __init__(self, model: Model, request: ReplyRequest) -> None:
         """Raises SamplingError."""
-        self.id = secrets.token_hex(12)
-        self.model = model
+        super().__init__(model)
         self._request = request
         self._round = Round(
             Runner(model.engine, model.tokenizer, model.masks),
@@ -172,93 +147,26 @@ class Reply:
             reasoning_budget=request.reasoning_budget,
             on_token=self._put_token if request.with_tokens else None,
         )
-        self._cancelled = False
-        self._loop = asyncio.get_running_loop()
-        self._pipe: EventPipe[ReplyEvent] = EventPipe(self._loop)
-        self._started: asyncio.Future[None] = self._loop.create_future()
-        self._when_over: Callable[[], None] = lambda: None
-
-    async def start(self, when_over: Callable[[], None]) -> None:
-        """Put the request in the engine's queue, from a thread of its own; see ``start_reply``.
-
-        ``when_over`` is called in the loop when the engine has nothing more to do for it.
-        """
-        self._when_over = when_over
-        threading.Thread(target=self._run, name="gptoss-reply", daemon=True).start()
-        try:
-            await self._started
-        except BaseException:
-            self.close()
-            raise
 
     def cancel(self) -> None:
         """End the reply as soon as possible, also while it is queued or its prompt is read; its
         last event says CANCELLED.
         """
-        self._cancelled = True
+        super().cancel()
         self._round.cancel()
 
     def answer_now(self) -> bool:
         """End the model's reasoning: it goes on with its answer. Returns False where nothing is
-        constrained, or the answer has begun.
+        constrained.
         """
         return self._round.close_reasoning()
 
-    def close(self) -> None:
-        """Cancel the reply and read nothing more of it."""
-        self.cancel()
-        self._pipe.leave()
+    def submit(self) -> None:
+        """Put the request in the engine's queue."""
+        self._round.start(self._request.messages)
 
-    async def batches(self) -> AsyncIterator[list[ReplyEvent]]:
-        """Iterate over the events, as many at a time as have come: what is to be sent in one
-        write.
-        """
-        while batch := await self._pipe.take():
-            yield batch
-
-    async def __aiter__(self) -> AsyncIterator[ReplyEvent]:
-        async for batch in self.batches():
-            for event in batch:
-                yield event
-
-    async def collect(self) -> list[ReplyEvent]:
-        """Read the reply to its end; return all events."""
-        return [event async for event in self]
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    # The reply's thread
-
-    def _run(self) -> None:
-        try:
-            self._round.start(self._request.messages)
-        except BaseException as error:
-            self._in_loop(_fail, self._started, error)
-        else:
-            self._in_loop(_succeed, self._started)
-            self._read()
-        self._in_loop(self._when_over)
-
-    def _read(self) -> None:
-        """Read the generation to its end and hand its events to the loop."""
-        try:
-            for event in self._events():
-                if not self._pipe.put(event):
-                    break
-            self._pipe.end()
-        except BaseException as error:
-            self._pipe.end(error)
-
-    def _events(self) -> Generator[ReplyEvent]:
+    def events(self) -> Generator[ReplyEvent]:
+        """Read the generation to its end."""
         text = AnswerText(self._request.stop)
         end = End.CUT
         events = self._round.events()
@@ -278,29 +186,18 @@ class Reply:
         if text.stopped is not None or (end == End.CALL and not calls):
             end = End.RETURN
         timings = self._round.timings
-        usage = Usage(
-            timings.prompt_tokens,
-            timings.reused_tokens,
-            timings.generated_tokens,
-            self._round.reasoned,
-        )
-        cut = self._why_cut(timings) if end == End.CUT else None
+        cut = self.why_cut(timings, self._request.max_tokens) if end == End.CUT else None
+        usage = usage_of(timings, self._round.reasoned)
         return ReplyDone(end, usage, timings, tuple(self._round.messages), cut, text.stopped)
-
-    def _why_cut(self, timings: Timings) -> StopReason:
-        if self._cancelled:
-            return StopReason.CANCELLED
-        if timings.generated_tokens == self._request.max_tokens:
-            return StopReason.MAX_TOKENS
-        return StopReason.CONTEXT
 
     def _put_token(self, token: int) -> None:
         recorded = self._round.logprobs
-        self._pipe.put(TokenSampled(token, recorded.popleft() if recorded else None))
+        self.pipe.put(TokenSampled(token, recorded.popleft() if recorded else None))
 
-    def _in_loop(self, call: Callable[..., None], *arguments: object) -> None:
-        with suppress(RuntimeError):  # the loop has been closed
-            self._loop.call_soon_threadsafe(call, *arguments)
+
+def usage_of(timings: Timings, reasoning: int = 0) -> Usage:
+    """Return what a generation has cost as tokens."""
+    return Usage(timings.prompt_tokens, timings.reused_tokens, timings.generated_tokens, reasoning)
 
 
 class AnswerText:
@@ -333,13 +230,3 @@ class AnswerText:
         if text:
             self._given += text
             yield TextDelta(text, "final")
-
-
-def _fail(started: asyncio.Future[None], error: BaseException) -> None:
-    if not started.done():
-        started.set_exception(error)
-
-
-def _succeed(started: asyncio.Future[None]) -> None:
-    if not started.done():
-        started.set_result(None)

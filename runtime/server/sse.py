@@ -99,6 +99,11 @@ async def unless_disconnected(receive: Receive, work: Awaitable[T]) -> T | None:
     return None if working.cancelled() else working.result()
 
 
+def client_left() -> Response:
+    """Return the response that nobody reads, with the status that nginx gave to this."""
+    return Response(status_code=499)
+
+
 async def with_keep_alive(
     batches: AsyncIterator[T], seconds: float = KEEP_ALIVE_SECONDS
 ) -> AsyncIterator[T | None]:

@@ -7,39 +7,40 @@ import datetime
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gptoss import __version__
 from gptoss.runtime.server.body import read_object
 from gptoss.runtime.server.chat_completions.request import ChatRequest, read_chat_request
 from gptoss.runtime.server.chat_completions.response import (
+    FINGERPRINT,
     ChoiceWriter,
     Delta,
     delta_object,
+    logprobs_object,
     merged,
     message_object,
     timings_object,
     usage_object,
 )
 from gptoss.runtime.server.errors import api_error, error_object, to_json
-from gptoss.runtime.server.reply import Reply, ReplyEvent, start_reply
+from gptoss.runtime.server.reply import Reply, ReplyEvent
+from gptoss.runtime.server.reply_thread import start_threads, together
 from gptoss.runtime.server.sse import (
     COMMENT,
     DONE,
     EventStream,
+    client_left,
     data_event,
     unless_disconnected,
     with_keep_alive,
 )
 from gptoss.runtime.server.state import ServerState, state_of
-
-FINGERPRINT = f"gptoss-{__version__}"
 
 
 @dataclass(slots=True)
@@ -63,6 +64,12 @@ class _Completion:
             "system_fingerprint": FINGERPRINT,
         }
 
+    def logprobs(self, deltas: Sequence[Delta]) -> dict[str, Any] | None:
+        """Return the log probabilities of some deltas, if the request wants them."""
+        if not self.request.logprobs:
+            return None
+        return logprobs_object(deltas, self.replies[0].model.tokenizer)
+
     def cancel(self) -> None:
         """End all of it: the client has left."""
         for reply in self.replies:
@@ -79,24 +86,20 @@ async def _create(request: Request) -> Response:
     asked = read_chat_request(await read_object(request), datetime.date.today().isoformat())
     completion = await unless_disconnected(request.receive, _start(state, asked))
     if completion is None:
-        return Response(status_code=499)
+        return client_left()
     if asked.stream:
         return EventStream(_stream(state, completion), completion.cancel)
     body = await unless_disconnected(request.receive, _whole(state, completion))
-    return Response(body or b"", 200 if body else 499, media_type="application/json")
+    return client_left() if body is None else Response(body, media_type="application/json")
 
 
 async def _start(state: ServerState, asked: ChatRequest) -> _Completion:
     """Put all choices of the request in the model's queue."""
     served = state.models.find(asked.model)
-    replies: list[Reply] = []
-    try:
-        for index in range(asked.n):
-            replies.append(await start_reply(state.models, served.id, asked.of_choice(index)))
-    except BaseException:
-        for reply in replies:
-            reply.close()
-        raise
+    requests = [asked.of_choice(index) for index in range(asked.n)]
+    replies = await start_threads(
+        state.models, served.id, [partial(Reply, request=it) for it in requests]
+    )
     offered = frozenset(function.name for function in asked.functions)
     writers = [ChoiceWriter(offered) for _ in replies]
     return _Completion(asked, served.id, replies, writers)
@@ -115,7 +118,7 @@ async def _whole(state: ServerState, completion: _Completion) -> bytes:
             {
                 "index": index,
                 "message": message_object(deltas),
-                "logprobs": None,
+                "logprobs": completion.logprobs(deltas),
                 "finish_reason": writer.finish_reason,
             }
         )
@@ -134,10 +137,10 @@ async def _stream(state: ServerState, completion: _Completion) -> AsyncIterator[
             for index in range(len(completion.replies))
         ]
         yield b"".join(opening)
-        async for batch in with_keep_alive(_together(completion.replies)):
+        async for batch in with_keep_alive(together(completion.replies)):
             if batch is None:
                 yield COMMENT
-            elif sent := b"".join(_chunks(head, completion.writers[batch[0]], *batch)):
+            elif sent := b"".join(_chunks(completion, head, *batch)):
                 yield sent
         costs = _costs(state, completion)
         if completion.request.include_usage:
@@ -150,11 +153,15 @@ async def _stream(state: ServerState, completion: _Completion) -> AsyncIterator[
 
 
 def _chunks(
-    head: dict[str, Any], writer: ChoiceWriter, index: int, events: Sequence[ReplyEvent]
+    completion: _Completion, head: dict[str, Any], index: int, events: Sequence[ReplyEvent]
 ) -> list[bytes]:
     """Return the chunks for some events of one choice."""
+    writer = completion.writers[index]
     deltas: list[Delta] = [delta for event in events for delta in writer.write(event)]
-    chunks = [_chunk(head, index, delta_object(delta)) for delta in merged(deltas)]
+    chunks = [
+        _chunk(head, index, delta_object(delta), logprobs=completion.logprobs([delta]))
+        for delta in merged(deltas)
+    ]
     if writer.done is not None:
         chunks.append(
             _chunk(head, index, {}, writer.finish_reason, timings=timings_object(writer.done))
@@ -167,9 +174,10 @@ def _chunk(
     index: int,
     delta: dict[str, Any],
     finish_reason: str | None = None,
+    logprobs: dict[str, Any] | None = None,
     **more: Any,
 ) -> bytes:
-    choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
     return data_event(head | {"choices": [choice]} | more)
 
 
@@ -182,41 +190,6 @@ def _costs(state: ServerState, completion: _Completion) -> dict[str, Any]:
         "usage": usage_object([it.usage for it in done]),
         "timings": timings_object(done[0]),
     }
-
-
-async def _together(replies: Sequence[Reply]) -> AsyncIterator[tuple[int, list[ReplyEvent]]]:
-    """Give the batches of several replies as they come, each with its reply's index."""
-    if len(replies) == 1:
-        async for batch in replies[0].batches():
-            yield 0, batch
-        return
-    batches: asyncio.Queue[tuple[int, list[ReplyEvent]] | BaseException | None] = asyncio.Queue(1)
-
-    async def read(index: int, reply: Reply) -> None:
-        try:
-            async for batch in reply.batches():
-                await batches.put((index, batch))
-            await batches.put(None)
-        except Exception as error:
-            await batches.put(error)
-
-    tasks = [asyncio.create_task(read(i, reply)) for i, reply in enumerate(replies)]
-    try:
-        left = len(tasks)
-        while left:
-            item = await batches.get()
-            if isinstance(item, BaseException):
-                raise item
-            if item is None:
-                left -= 1
-            else:
-                yield item
-    finally:
-        for task in tasks:
-            task.cancel()
-        for task in tasks:
-            with suppress(asyncio.CancelledError):
-                await task
 
 
 ROUTES = [Route("/v1/chat/completions", _create, methods=["POST"])]

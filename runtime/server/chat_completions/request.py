@@ -16,7 +16,7 @@ from gptoss.runtime.chat.response_format import resolve_response_format
 from gptoss.runtime.chat.settings import ChatError
 from gptoss.runtime.harmony.messages import Effort, Function, SystemContent
 from gptoss.runtime.sampling.grammar import ResponseFormat, Rules, ToolChoice
-from gptoss.runtime.sampling.parameters import Sampling, SamplingError
+from gptoss.runtime.sampling.parameters import MAX_TOP_LOGPROBS, Sampling, SamplingError
 from gptoss.runtime.sampling.stop_strings import checked_stop
 from gptoss.runtime.server.chat_completions.messages import messages_from_openai
 from gptoss.runtime.server.chat_completions.tools import tools_from_openai
@@ -152,7 +152,7 @@ def read_functions(fields: Fields) -> tuple[Function, ...]:
     return tools.functions
 
 
-def read_sampling(fields: Fields) -> Sampling:
+def read_sampling(fields: Fields, *, with_logprobs: bool = True) -> Sampling:
     """Read how tokens are drawn; OpenAI's ranges."""
     given: dict[str, Any] = {
         "temperature": fields.number("temperature", 0, 2),
@@ -163,6 +163,7 @@ def read_sampling(fields: Fields) -> Sampling:
         "frequency_penalty": fields.number("frequency_penalty", -2, 2),
         "repetition_penalty": fields.number("repetition_penalty", 0.1, 10),
         "logit_bias": _logit_bias(fields),
+        "top_logprobs": _top_logprobs(fields) if with_logprobs else None,
     }
     given = {name: value for name, value in given.items() if value is not None}
     if given.get("top_k") == -1:  # vLLM's word for all
@@ -176,6 +177,15 @@ def read_seed(fields: Fields) -> int | None:
     """Read ``seed``; a negative one is allowed in the API, and is a seed like any other."""
     seed = fields.integer("seed", -(2**63), 2**63 - 1)
     return None if seed is None else seed % 2**64
+
+
+def _top_logprobs(fields: Fields) -> int | None:
+    number = fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS)
+    if fields.boolean("logprobs"):
+        return number or 0
+    if number is not None:
+        raise fields.error("top_logprobs", "is only allowed when logprobs is true")
+    return None
 
 
 def _logit_bias(fields: Fields) -> dict[int, float] | None:

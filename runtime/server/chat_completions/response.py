@@ -17,10 +17,19 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gptoss import __version__
 from gptoss.runtime.chat.events import StopReason
 from gptoss.runtime.harmony.events import End, MessageStarted, TextDelta
 from gptoss.runtime.harmony.messages import FUNCTIONS, Role
-from gptoss.runtime.server.reply import ReplyDone, ReplyEvent, Usage
+from gptoss.runtime.harmony.tokenizer import Tokenizer
+from gptoss.runtime.sampling.logprobs import TokenLogprob
+from gptoss.runtime.server.reply import ReplyDone, ReplyEvent, TokenSampled, Usage
+
+FINGERPRINT = f"gptoss-{__version__}"
+"""``system_fingerprint``: which software answered."""
+
+LEAST_LOGPROB = -9999.0
+"""What OpenAI writes for a token that is all but impossible; JSON has no infinity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +43,8 @@ class Delta:
     """Given with the call's first piece, as is ``name``."""
     name: str | None = None
     arguments: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """Those of the content's tokens."""
 
 
 @dataclass(slots=True)
@@ -48,6 +59,7 @@ class ChoiceWriter:
     _kind: str = ""
     _spoken: bool = False
     _pending: str = ""
+    _sampled: list[TokenLogprob] = field(default_factory=list)
 
     def write(self, event: ReplyEvent) -> Iterator[Delta]:
         """Give the deltas of one event."""
@@ -56,12 +68,16 @@ class ChoiceWriter:
                 yield from self._begin(event)
             case TextDelta(text):
                 yield from self._text(text)
+                self._sampled.clear()
+            case TokenSampled(_, TokenLogprob() as logprob):
+                self._sampled.append(logprob)
             case ReplyDone():
                 self.done = event
                 self.finish_reason = self._reason(event)
 
     def _begin(self, started: MessageStarted) -> Iterator[Delta]:
         name = called_function(started, self.offered)
+        self._sampled.clear()
         if started.role != Role.ASSISTANT:
             self._kind = "foreign"
         elif name is not None:
@@ -83,7 +99,7 @@ class ChoiceWriter:
         elif self._kind == "content":
             text, self._pending = self._pending + text, ""
             self._spoken = True
-            yield Delta(content=text)
+            yield Delta(content=text, logprobs=tuple(self._sampled))
 
     def _reason(self, done: ReplyDone) -> str:
         if done.end == End.CUT:
@@ -113,6 +129,7 @@ def merged(deltas: Sequence[Delta]) -> Iterator[Delta]:
                 last.call_id,
                 last.name,
                 last.arguments + delta.arguments,
+                last.logprobs + delta.logprobs,
             )
         else:
             yield last
@@ -121,8 +138,8 @@ def merged(deltas: Sequence[Delta]) -> Iterator[Delta]:
         yield last
 
 
-def _kind(delta: Delta) -> object:
-    return delta.call if delta.call is not None else bool(delta.reasoning)
+def _kind(delta: Delta) -> tuple[bool, int | None]:
+    return bool(delta.reasoning), delta.call
 
 
 def delta_object(delta: Delta) -> dict[str, Any]:
@@ -160,6 +177,31 @@ def message_object(deltas: Sequence[Delta]) -> dict[str, Any]:
     if calls:
         message["tool_calls"] = calls
     return message
+
+
+def logprobs_object(deltas: Sequence[Delta], tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return the log probabilities of the content's tokens."""
+    return {
+        "content": [
+            token_object(it.token, it.logprob, tokenizer)
+            | {"top_logprobs": [token_object(top.token, top.logprob, tokenizer) for top in it.top]}
+            for delta in deltas
+            for it in delta.logprobs
+        ],
+        "refusal": None,
+    }
+
+
+def token_object(token: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return one token: its text, which half a character has none of, its bytes, and its log
+    probability.
+    """
+    data = tokenizer.token_bytes(token)
+    return {
+        "token": data.decode("utf-8", "replace"),
+        "logprob": max(logprob, LEAST_LOGPROB),
+        "bytes": list(data),
+    }
 
 
 def usage_object(usages: Sequence[Usage]) -> dict[str, Any]:

@@ -1,0 +1,203 @@
+"""The endpoint ``POST /v1/completions``."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gptoss.runtime.chat.events import StopReason
+from gptoss.runtime.harmony.tokenizer import Tokenizer
+from gptoss.runtime.server.body import read_object
+from gptoss.runtime.server.chat_completions.response import FINGERPRINT, LEAST_LOGPROB, usage_object
+from gptoss.runtime.server.completions.raw_reply import RawDone, RawEvent, RawReply, RawText
+from gptoss.runtime.server.completions.request import CompletionRequest, read_completion_request
+from gptoss.runtime.server.errors import api_error, error_object, to_json
+from gptoss.runtime.server.reply import usage_of
+from gptoss.runtime.server.reply_thread import start_threads, together
+from gptoss.runtime.server.sse import (
+    COMMENT,
+    DONE,
+    EventStream,
+    client_left,
+    data_event,
+    unless_disconnected,
+    with_keep_alive,
+)
+from gptoss.runtime.server.state import ServerState, state_of
+
+
+@dataclass(slots=True)
+class _Choice:
+    """What one generation has given so far and has not been sent."""
+
+    prompt_ids: list[int]
+    texts: list[str] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[Any] = field(default_factory=list)
+    done: RawDone | None = None
+
+    def add(self, event: RawEvent) -> None:
+        """Take one event."""
+        match event:
+            case RawText(text, token, logprob):
+                self.texts.append(text)
+                if token is not None:
+                    self.tokens.append(token)
+                if logprob is not None:
+                    self.logprobs.append(logprob)
+            case RawDone():
+                self.done = event
+
+    def take(self, asked: CompletionRequest, index: int, tokenizer: Tokenizer) -> dict[str, Any]:
+        """Return what has come as a choice of the response, and forget it."""
+        choice: dict[str, Any] = {
+            "index": index,
+            "text": "".join(self.texts),
+            "logprobs": _logprobs(self.logprobs, tokenizer) if asked.logprobs else None,
+            "finish_reason": None if self.done is None else _reason(self.done),
+        }
+        if asked.token_ids:
+            choice["token_ids"] = self.tokens
+        self.texts, self.tokens, self.logprobs = [], [], []
+        return choice
+
+
+def _reason(done: RawDone) -> str:
+    return "length" if done.cut in (StopReason.MAX_TOKENS, StopReason.CONTEXT) else "stop"
+
+
+def _logprobs(entries: Sequence[Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return log probabilities as this older API has them: parallel arrays."""
+
+    def text(token: int) -> str:
+        return tokenizer.token_bytes(token).decode("utf-8", "replace")
+
+    return {
+        "tokens": [text(it.token) for it in entries],
+        "token_logprobs": [max(it.logprob, LEAST_LOGPROB) for it in entries],
+        "top_logprobs": [
+            {text(top.token): max(top.logprob, LEAST_LOGPROB) for top in it.top} for it in entries
+        ],
+        "text_offset": [],
+    }
+
+
+@dataclass(slots=True)
+class _Completion:
+    """One request's generations and what is the same in all that is sent of them."""
+
+    asked: CompletionRequest
+    model: str
+    replies: list[RawReply]
+    choices: list[_Choice]
+    head: dict[str, Any]
+
+    def choice(self, index: int) -> dict[str, Any]:
+        """Return what has come of one choice."""
+        return self.choices[index].take(self.asked, index, self.replies[0].model.tokenizer)
+
+    def opening(self, index: int) -> dict[str, Any]:
+        """Return what precedes a choice's text: the prompt, where it is asked for."""
+        choice, reply = self.choices[index], self.replies[index]
+        if self.asked.echo:
+            given = self.asked.generations[index].prompt
+            text = given if isinstance(given, str) else reply.model.tokenizer.decode(reply.prompt)
+            choice.texts.insert(0, text)
+        return {"prompt_token_ids": choice.prompt_ids} if self.asked.token_ids else {}
+
+    def cancel(self) -> None:
+        """End all of it: the client has left."""
+        for reply in self.replies:
+            reply.cancel()
+
+    def close(self) -> None:
+        """Cancel what still runs, and read nothing more."""
+        for reply in self.replies:
+            reply.close()
+
+
+async def _create(request: Request) -> Response:
+    state = state_of(request)
+    asked = read_completion_request(await read_object(request))
+    completion = await unless_disconnected(request.receive, _start(state, asked))
+    if completion is None:
+        return client_left()
+    if asked.stream:
+        return EventStream(_stream(state, completion), completion.cancel)
+    body = await unless_disconnected(request.receive, _whole(state, completion))
+    return client_left() if body is None else Response(body, media_type="application/json")
+
+
+async def _start(state: ServerState, asked: CompletionRequest) -> _Completion:
+    served = state.models.find(asked.model)
+    replies = await start_threads(
+        state.models,
+        served.id,
+        [partial(RawReply, request=it) for it in asked.generations],
+    )
+    head = {
+        "id": f"cmpl-{secrets.token_hex(12)}",
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": served.id,
+        "system_fingerprint": FINGERPRINT,
+    }
+    choices = [_Choice(reply.prompt) for reply in replies]
+    return _Completion(asked, served.id, replies, choices, head)
+
+
+async def _whole(state: ServerState, completion: _Completion) -> bytes:
+    try:
+        events = await asyncio.gather(*(reply.collect() for reply in completion.replies))
+    finally:
+        completion.close()
+    choices = []
+    for index, happened in enumerate(events):
+        opening = completion.opening(index)
+        for event in happened:
+            completion.choices[index].add(event)
+        choices.append(completion.choice(index) | opening)
+    return to_json(completion.head | {"choices": choices, "usage": _usage(state, completion)})
+
+
+async def _stream(state: ServerState, completion: _Completion) -> AsyncIterator[bytes]:
+    openings = {i: completion.opening(i) for i in range(len(completion.replies))}
+    try:
+        async for batch in with_keep_alive(together(completion.replies)):
+            if batch is None:
+                yield COMMENT
+                continue
+            index, events = batch
+            choice = completion.choices[index]
+            for event in events:
+                choice.add(event)
+            if choice.texts or choice.done is not None:
+                sent = completion.choice(index) | openings.pop(index, {})
+                yield data_event(completion.head | {"choices": [sent]})
+        usage = _usage(state, completion)
+        if completion.asked.include_usage:
+            yield data_event(completion.head | {"choices": [], "usage": usage})
+        yield DONE
+    except Exception as error:  # the status has been sent: the error is an event
+        yield data_event(error_object(api_error(error), "/v1/completions"))
+    finally:
+        completion.close()
+
+
+def _usage(state: ServerState, completion: _Completion) -> dict[str, Any]:
+    done = [it.done for it in completion.choices if it.done is not None]
+    for it in done:
+        state.metrics.count_reply("stop" if it.cut is None else it.cut.value, it.timings)
+    return usage_object([usage_of(it.timings) for it in done])
+
+
+ROUTES = [Route("/v1/completions", _create, methods=["POST"])]

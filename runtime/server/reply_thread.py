@@ -1,0 +1,215 @@
+"""A generation under way: a thread of its own reads the engine, the event loop gets its events.
+
+``reply.Reply`` reads harmony, ``completions.RawReply`` plain tokens; what is common to them, being
+started, read in batches, cancelled and left, is here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from gptoss.runtime.chat.events import StopReason
+from gptoss.runtime.chat.model import Model
+from gptoss.runtime.engine.base import Timings
+from gptoss.runtime.server.event_pipe import EventPipe
+from gptoss.runtime.server.model_host import Lease, ModelHost
+
+E = TypeVar("E")
+T = TypeVar("T", bound="ReplyThread[Any]")
+
+
+async def start_thread(models: ModelHost, name: str | None, make: Callable[[Model], T]) -> T:
+    """Load the model called ``name`` if necessary, ``make`` the reply, put it in the queue,
+    and return it to be read. Raises what ``ReplyThread.submit`` raises.
+    """
+    lease = await models.acquire(name)
+    try:
+        reply = make(lease.model)
+    except BaseException:
+        lease.release()
+        raise
+    models.running[reply.id] = reply
+    await reply.start(lambda: _settle(models, reply.id, lease))
+    return reply
+
+
+async def start_threads(
+    models: ModelHost, name: str | None, makers: Sequence[Callable[[Model], T]]
+) -> list[T]:
+    """Start several replies of one request; where one cannot be started, the others are ended."""
+    replies: list[T] = []
+    try:
+        for make in makers:
+            replies.append(await start_thread(models, name, make))
+    except BaseException:
+        for reply in replies:
+            reply.close()
+        raise
+    return replies
+
+
+async def together(replies: Sequence[ReplyThread[E]]) -> AsyncIterator[tuple[int, list[E]]]:
+    """Give the batches of several replies as they come, each with its reply's index."""
+    if len(replies) == 1:
+        async for batch in replies[0].batches():
+            yield 0, batch
+        return
+    batches: asyncio.Queue[tuple[int, list[E]] | Exception | None] = asyncio.Queue(1)
+
+    async def read(index: int, reply: ReplyThread[E]) -> None:
+        try:
+            async for batch in reply.batches():
+                await batches.put((index, batch))
+            await batches.put(None)
+        except Exception as error:
+            await batches.put(error)
+
+    tasks = [asyncio.create_task(read(i, reply)) for i, reply in enumerate(replies)]
+    try:
+        left = len(tasks)
+        while left:
+            item = await batches.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                left -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _settle(models: ModelHost, identity: str, lease: Lease) -> None:
+    models.running.pop(identity, None)
+    lease.release()
+
+
+class ReplyThread(ABC, Generic[E]):
+    """An async iterator over a reply's events, for one task.
+
+    ``id`` names it for as long as it runs. ``cancel`` and ``close`` may be called from any thread.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.id = secrets.token_hex(12)
+        self.model = model
+        self._cancelled = False
+        self._loop = asyncio.get_running_loop()
+        self.pipe: EventPipe[E] = EventPipe(self._loop)
+        self._started: asyncio.Future[None] = self._loop.create_future()
+
+    @abstractmethod
+    def submit(self) -> None:
+        """Put the request in the engine's queue; called in the thread."""
+
+    @abstractmethod
+    def events(self) -> Generator[E]:
+        """Read the generation to its end; called in the thread."""
+
+    def answer_now(self) -> bool:
+        """End the model's reasoning, where there is any."""
+        return False
+
+    def cancel(self) -> None:
+        """End the reply as soon as possible."""
+        self._cancelled = True
+
+    def why_cut(self, timings: Timings, max_tokens: int | None) -> StopReason:
+        """Return why a generation ended without an end of its own."""
+        if self._cancelled:
+            return StopReason.CANCELLED
+        if timings.generated_tokens == max_tokens:
+            return StopReason.MAX_TOKENS
+        return StopReason.CONTEXT
+
+    async def start(self, when_over: Callable[[], None]) -> None:
+        """Start the thread; return when the engine has accepted the request.
+
+        ``when_over`` is called in the loop when the engine has nothing more to do for it.
+        """
+        threading.Thread(
+            target=self._run, args=(when_over,), name="gptoss-reply", daemon=True
+        ).start()
+        try:
+            await self._started
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Cancel the reply and read nothing more of it."""
+        self.cancel()
+        self.pipe.leave()
+
+    async def batches(self) -> AsyncIterator[list[E]]:
+        """Iterate over the events, as many at a time as have come: what is to be sent in one
+        write.
+        """
+        while batch := await self.pipe.take():
+            yield batch
+
+    async def __aiter__(self) -> AsyncIterator[E]:
+        async for batch in self.batches():
+            for event in batch:
+                yield event
+
+    async def collect(self) -> list[E]:
+        """Read the reply to its end; return all events."""
+        return [event async for event in self]
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # The reply's thread
+
+    def _run(self, when_over: Callable[[], None]) -> None:
+        try:
+            self.submit()
+        except BaseException as error:
+            self._in_loop(_fail, self._started, error)
+        else:
+            self._in_loop(_succeed, self._started)
+            self._read()
+        self._in_loop(when_over)
+
+    def _read(self) -> None:
+        """Read the generation to its end and hand its events to the loop."""
+        events = self.events()
+        try:
+            for event in events:
+                if not self.pipe.put(event):
+                    break
+            events.close()
+            self.pipe.end()
+        except BaseException as error:
+            self.pipe.end(error)
+
+    def _in_loop(self, call: Callable[..., None], *arguments: object) -> None:
+        with suppress(RuntimeError):  # the loop has been closed
+            self._loop.call_soon_threadsafe(call, *arguments)
+
+
+def _fail(started: asyncio.Future[None], error: BaseException) -> None:
+    if not started.done():
+        started.set_exception(error)
+
+
+def _succeed(started: asyncio.Future[None]) -> None:
+    if not started.done():
+        started.set_result(None)
