@@ -44,11 +44,13 @@ if TYPE_CHECKING:
     from gptoss.runtime.chat.events import Reply as Reply
     from gptoss.runtime.chat.events import ReplyEnded as ReplyEnded
     from gptoss.runtime.chat.events import StopReason as StopReason
+    from gptoss.runtime.chat.events import TextLogprobs as TextLogprobs
     from gptoss.runtime.chat.events import ToolFinished as ToolFinished
     from gptoss.runtime.chat.events import ToolStarted as ToolStarted
     from gptoss.runtime.chat.model import Model as Model
     from gptoss.runtime.chat.model import load as load
     from gptoss.runtime.chat.model import open as open  # noqa: A004
+    from gptoss.runtime.chat.options import ChatOptions as ChatOptions
     from gptoss.runtime.chat.reply_stream import ReplyStream as ReplyStream
     from gptoss.runtime.chat.settings import ChatError as ChatError
     from gptoss.runtime.chat.settings import Limits as Limits
@@ -77,6 +79,8 @@ if TYPE_CHECKING:
     from gptoss.runtime.sampling.grammar import ReasoningStop as ReasoningStop
     from gptoss.runtime.sampling.grammar import Regex as Regex
     from gptoss.runtime.sampling.grammar import ToolChoice as ToolChoice
+    from gptoss.runtime.sampling.logprobs import Alternative as Alternative
+    from gptoss.runtime.sampling.logprobs import TokenLogprob as TokenLogprob
     from gptoss.runtime.sampling.parameters import Sampling as Sampling
     from gptoss.runtime.sampling.parameters import SamplingError as SamplingError
     from gptoss.runtime.tools.functions import Tool as Tool
@@ -116,10 +120,12 @@ _NAMES = {
         "Reply",
         "ReplyEnded",
         "StopReason",
+        "TextLogprobs",
         "ToolFinished",
         "ToolStarted",
     ),
     "gptoss.runtime.chat.model": ("Model", "load", "open"),
+    "gptoss.runtime.chat.options": ("ChatOptions",),
     "gptoss.runtime.chat.reply_stream": ("ReplyStream",),
     "gptoss.runtime.chat.settings": ("ChatError", "Limits", "Settings"),
     "gptoss.runtime.engine.base": (
@@ -152,6 +158,7 @@ _NAMES = {
         "Regex",
         "ToolChoice",
     ),
+    "gptoss.runtime.sampling.logprobs": ("Alternative", "TokenLogprob"),
     "gptoss.runtime.sampling.parameters": ("Sampling", "SamplingError"),
     "gptoss.runtime.tools.functions": ("Tool",),
     "gptoss.runtime.tools.type_specs": ("ToolError",),
@@ -162,11 +169,13 @@ _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "JSON_OBJECT",
+    "Alternative",
     "AsyncReplyStream",
     "Audit",
     "Chat",
     "ChatError",
     "ChatEvent",
+    "ChatOptions",
     "CheckpointError",
     "ConstraintError",
     "ConversationError",
@@ -214,7 +223,9 @@ __all__ = [
     "Severity",
     "StopReason",
     "TextDelta",
+    "TextLogprobs",
     "Timings",
+    "TokenLogprob",
     "Tool",
     "ToolChoice",
     "ToolError",

@@ -42,6 +42,7 @@ from gptoss.runtime.harmony.render import render_for_completion
 from gptoss.runtime.harmony.tokenizer import Tokenizer
 from gptoss.runtime.sampling.grammar import Rules, ToolChoice
 from gptoss.runtime.sampling.sampler import RandomSampler
+from gptoss.runtime.sampling.stop_strings import checked_stop
 from gptoss.runtime.tools.functions import Toolbox
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Chat:
         self._closed = False
         # Reentrant: a garbage collection in this thread may settle another reply of this chat.
         self._lock = threading.RLock()
+        self._settings.sampling.require_vocabulary(tokenizer.n_vocab)
         rules = self._rules(self._settings, None, None)
         if masks is not None:
             masks.compile(rules)
@@ -105,6 +107,7 @@ class Chat:
     def settings(self, settings: Settings) -> None:
         if not isinstance(settings, Settings):
             raise ChatError(f"settings is a {type(settings).__name__}; it must be a Settings")
+        settings.sampling.require_vocabulary(self._runner.tokenizer.n_vocab)
         rules = self._rules(settings, None, None)
         if self._runner.masks is not None:
             self._runner.masks.compile(rules)
@@ -225,6 +228,7 @@ class Chat:
                 rules,
                 settings.limits,
                 self._sampler,
+                checked_stop(settings.stop),
             )
         return ReplyStream(turn, self._settle)
 

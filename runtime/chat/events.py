@@ -15,6 +15,7 @@ from gptoss.runtime.engine.base import Timings
 from gptoss.runtime.harmony.events import Diagnostic, End, Event, MessageEnded
 from gptoss.runtime.harmony.messages import Message, Role
 from gptoss.runtime.sampling.grammar import ReasoningStop
+from gptoss.runtime.sampling.logprobs import TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,15 @@ class ToolFinished:
     result: str
     error: bool
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class TextLogprobs:
+    """The tokens whose text the next ``TextDelta`` completes, with their log probabilities; only
+    where ``Sampling.top_logprobs`` is set. Tokens of headers have none."""
+
+    logprobs: tuple[TokenLogprob, ...]
+    channel: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +71,24 @@ class StopReason(StrEnum):
 class ReplyEnded:
     """The reply is over, always the last event; ``timings`` are summed over its rounds.
 
-    ``cut`` says why, where ``end`` is ``End.CUT``.
+    ``cut`` says why, where ``end`` is ``End.CUT``. ``stop`` is the stop string that ended it.
     """
 
     end: End
     timings: Timings
     cut: StopReason | None = None
+    stop: str | None = None
 
 
-ChatEvent = Event | PromptProgress | ToolStarted | ToolFinished | ReasoningClosed | ReplyEnded
+ChatEvent = (
+    Event
+    | PromptProgress
+    | ToolStarted
+    | ToolFinished
+    | TextLogprobs
+    | ReasoningClosed
+    | ReplyEnded
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +97,8 @@ class Reply:
 
     ``preambles`` are what the model told the person before its calls. Where ``cut`` is not None
     the answer is incomplete: what was to be JSON may not parse. ``closed`` says why the reasoning
-    was ended from outside, if it was.
+    was ended from outside, if it was. ``stop`` is the stop string that ended the answer;
+    ``logprobs`` are those of the answer's tokens, where they were asked for.
     """
 
     text: str
@@ -90,12 +110,15 @@ class Reply:
     cut: StopReason | None = None
     closed: ReasoningStop | None = None
     preambles: tuple[str, ...] = ()
+    stop: str | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 def collect(events: Iterable[ChatEvent]) -> Reply:
     """Collect the events of a reply into one ``Reply`` value."""
     answer, reasoning, preambles = [], [], []
     calls, diagnostics = [], []
+    logprobs: list[TokenLogprob] = []
     ended, closed = ReplyEnded(End.CUT, Timings()), None
     for event in events:
         match event:
@@ -107,6 +130,8 @@ def collect(events: Iterable[ChatEvent]) -> Reply:
                 preambles.append(message.text)
             case ToolFinished():
                 calls.append(event)
+            case TextLogprobs(channel="final"):
+                logprobs += event.logprobs
             case Diagnostic():
                 diagnostics.append(event)
             case ReasoningClosed():
@@ -123,4 +148,6 @@ def collect(events: Iterable[ChatEvent]) -> Reply:
         ended.cut,
         closed,
         tuple(preambles),
+        ended.stop,
+        tuple(logprobs),
     )

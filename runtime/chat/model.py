@@ -10,24 +10,19 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self, Unpack
 
 from gptoss.errors import require_packages
 from gptoss.runtime.chat.chat import Chat
-from gptoss.runtime.chat.response_format import AnyResponseFormat, resolve_response_format
-from gptoss.runtime.chat.settings import MAX_ROUNDS, ChatError, Limits, Settings, effort_named
+from gptoss.runtime.chat.options import ChatOptions, settings_of, with_chat_options
+from gptoss.runtime.chat.settings import ChatError
 from gptoss.runtime.engine.base import Engine
-from gptoss.runtime.harmony.messages import Effort, Message
 from gptoss.runtime.harmony.tokenizer import Tokenizer
 from gptoss.runtime.models.preflight import Model as CheckedFile
-from gptoss.runtime.sampling.grammar import ToolChoice
-from gptoss.runtime.sampling.parameters import Sampling
-from gptoss.runtime.sampling.sampler import RandomSampler
-from gptoss.runtime.tools.functions import Tool, Toolbox
+from gptoss.runtime.tools.functions import Toolbox
 
 if TYPE_CHECKING:
     from gptoss.runtime.sampling.constrained import TokenMasks
@@ -39,47 +34,26 @@ DEFAULT_PARALLEL = 4
 """Replies that ``open`` lets be generated at a time; each has a context of its own."""
 
 
+@with_chat_options
 def load(
     path: str | os.PathLike[str],
     *,
-    tools: Iterable[Callable[..., Any] | Tool] = (),
-    instructions: str | None = None,
-    reasoning: str = Effort.MEDIUM,
-    sampling: Sampling | None = None,
-    seed: int | None = None,
-    max_tokens: int | None = None,
-    reasoning_budget: int | None = None,
-    max_rounds: int = MAX_ROUNDS,
-    tool_choice: str = ToolChoice.AUTO,
-    parallel_calls: bool = False,
-    response_format: AnyResponseFormat | None = None,
-    constrained: bool = True,
-    date: str | None = None,
-    messages: Iterable[Message] = (),
     n_ctx: int | None = None,
+    constrained: bool = True,
     n_threads: int | None = None,
     n_gpu_layers: int = -1,
     progress: Callable[[float], None] | None = None,
     verbose: bool = False,
+    **options: Unpack[ChatOptions],
 ) -> Chat:
     """Load a gpt-oss GGUF and begin one chat with it; closing the chat also frees the model.
 
-    The parameters are those of ``open`` and of ``Model.chat``. Raises GgufError,
-    UnsupportedModelError, EngineError, ToolError, SamplingError, ConstraintError, ChatError, and
-    what ``progress`` raises.
+    The parameters are those of ``open``, and the options of a chat (see ``ChatOptions``). Raises
+    GgufError, UnsupportedModelError, EngineError, ToolError, SamplingError, ConstraintError,
+    ChatError, and what ``progress`` raises.
     """
-    settings = _settings(
-        instructions=instructions,
-        reasoning=reasoning,
-        sampling=sampling,
-        seed=seed,
-        limits=Limits(max_tokens, reasoning_budget, max_rounds),
-        tool_choice=tool_choice,
-        parallel_calls=parallel_calls,
-        response_format=response_format,
-        date=date,
-    )
-    toolbox = Toolbox(tools)
+    settings = settings_of(options)
+    toolbox = Toolbox(options.get("tools", ()))
     model = open(
         path,
         n_ctx=n_ctx,
@@ -97,7 +71,7 @@ def load(
             model.masks,
             toolbox=toolbox,
             settings=settings,
-            messages=messages,
+            messages=options.get("messages", ()),
         )
     except BaseException:
         model.close()
@@ -170,51 +144,20 @@ class Model:
     ) -> None:
         self.close()
 
-    def chat(
-        self,
-        *,
-        tools: Iterable[Callable[..., Any] | Tool] = (),
-        instructions: str | None = None,
-        reasoning: str = Effort.MEDIUM,
-        sampling: Sampling | None = None,
-        seed: int | None = None,
-        max_tokens: int | None = None,
-        reasoning_budget: int | None = None,
-        max_rounds: int = MAX_ROUNDS,
-        tool_choice: str = ToolChoice.AUTO,
-        parallel_calls: bool = False,
-        response_format: AnyResponseFormat | None = None,
-        date: str | None = None,
-        messages: Iterable[Message] = (),
-    ) -> Chat:
+    @with_chat_options
+    def chat(self, **options: Unpack[ChatOptions]) -> Chat:
         """Begin a chat with this loaded model, or continue the one in ``messages``.
 
-        ``tools`` are functions the model may call, declared by their signatures and docstrings;
-        ``reasoning`` is low, medium or high; ``date`` (YYYY-MM-DD, today unless given) is the date
-        the model sees. ``max_tokens``, ``reasoning_budget`` and ``max_rounds`` limit a turn (see
-        ``Limits``). ``tool_choice`` is none, auto, required, or the name of the tool to call
-        first; ``response_format`` is what the answer must be (see ``chat.response_format``). The
-        same ``seed`` gives the same text only with the same prefix in memory. Raises ToolError,
-        SamplingError, ConstraintError, ChatError.
+        ``ChatOptions`` documents the options. Raises ToolError, SamplingError, ConstraintError,
+        ChatError.
         """
-        settings = _settings(
-            instructions=instructions,
-            reasoning=reasoning,
-            sampling=sampling,
-            seed=seed,
-            limits=Limits(max_tokens, reasoning_budget, max_rounds),
-            tool_choice=tool_choice,
-            parallel_calls=parallel_calls,
-            response_format=response_format,
-            date=date,
-        )
         chat = Chat(
             self.engine,
             self.tokenizer,
             self.masks,
-            toolbox=Toolbox(tools),
-            settings=settings,
-            messages=messages,
+            toolbox=Toolbox(options.get("tools", ())),
+            settings=settings_of(options),
+            messages=options.get("messages", ()),
             owns_engine=False,
         )
         self._chats.add(chat)
@@ -225,35 +168,6 @@ class Model:
         for chat in list(self._chats):
             chat.close()
         self.engine.close()
-
-
-def _settings(
-    *,
-    instructions: str | None,
-    reasoning: str,
-    sampling: Sampling | None,
-    seed: int | None,
-    limits: Limits,
-    tool_choice: str,
-    parallel_calls: bool,
-    response_format: AnyResponseFormat | None,
-    date: str | None,
-) -> Settings:
-    """Check the arguments with which a loaded model begins a chat, and return them as ``Settings``;
-    raises ChatError, SamplingError.
-    """
-    settings = Settings(
-        instructions=instructions,
-        effort=effort_named(reasoning),
-        sampling=Sampling() if sampling is None else sampling,
-        seed=seed,
-        limits=limits,
-        tool_choice=tool_choice,
-        parallel_calls=parallel_calls,
-        response_format=resolve_response_format(response_format),
-    )
-    RandomSampler(settings.sampling, seed)  # a wrong seed is refused before a model is loaded
-    return settings if date is None else replace(settings, date=date)
 
 
 def context_size(asked: int | None, checked: CheckedFile) -> int:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gptoss.formats.harmony_tokens import ENDS_OF_REPLY
-from gptoss.runtime.chat.events import ReasoningClosed
+from gptoss.runtime.chat.events import ReasoningClosed, TextLogprobs
+from gptoss.runtime.chat.final_text import FinalText
 from gptoss.runtime.engine.base import Engine, Generation, PromptProgress, Sampler, Timings
 from gptoss.runtime.harmony.events import Diagnostic, End, Event, MessageEnded, RoundEnded
 from gptoss.runtime.harmony.messages import Message, Role
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 MAX_CHECKPOINTS = 2
 """Messages of the person, counted from the last, at which going back is made cheap."""
 
-RoundEvent = Event | PromptProgress | ReasoningClosed
+RoundEvent = Event | PromptProgress | ReasoningClosed | TextLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +58,18 @@ class Round:
         sampler: Sampler,
         *,
         sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        text_logprobs: bool = False,
         max_tokens: int | None = None,
         reasoning_budget: int | None = None,
         on_token: Callable[[int], None] | None = None,
     ) -> None:
         """``sampler`` draws; of ``sampling`` the bias, the penalties and the log probabilities are
-        used. ``reasoning_budget`` is the number of tokens that may come before the answer or a
-        call begins; it needs masks. ``on_token`` is called by the reading thread with each token
-        id, before the events that it completes.
+        used. ``stop`` are strings that end the answer before the first of them. With
+        ``text_logprobs`` the log probabilities are events, ``TextLogprobs``; else the caller takes
+        them from ``logprobs``. ``reasoning_budget`` is the number of tokens that may come before
+        the answer or a call begins; it needs masks. ``on_token`` is called by the reading thread
+        with each token id, before the events that it completes.
         """
         self.messages: list[Message] = []
         self.logprobs: deque[TokenLogprob] | None = None
@@ -73,6 +78,9 @@ class Round:
         self._rules = rules
         self._sampler = sampler
         self._sampling = sampling or Sampling()
+        self._stop = stop
+        self._text_logprobs = text_logprobs
+        self._final_text: FinalText | None = None
         self._max_tokens = max_tokens
         self._budget = reasoning_budget
         self._on_token = on_token
@@ -108,6 +116,11 @@ class Round:
         """
         return 0 if self._constrained is None else self._constrained.reasoned
 
+    @property
+    def stop(self) -> str | None:
+        """Return the stop string that ended this generation, None where none did."""
+        return None if self._final_text is None else self._final_text.found
+
     def start(self, messages: Sequence[Message]) -> None:
         """Compile the rules, render the conversation and put the request in the engine's queue.
 
@@ -122,6 +135,9 @@ class Round:
         sampler, self.logprobs = sampler_for_generation(
             self._sampling, self._constrained or self._sampler, runner.tokenizer.text_id_set
         )
+        if self._stop or self._text_logprobs:
+            logprobs = self.logprobs if self._text_logprobs else None
+            self._final_text = FinalText(self._stop, logprobs, runner.tokenizer.text_id_set)
         generation = runner.engine.generate(
             prompt,
             sampler,
@@ -153,12 +169,16 @@ class Round:
                 n += 1
                 if self._on_token is not None:
                     self._on_token(step)
+                if self._final_text is not None:
+                    self._final_text.token(step)
                 end = yield from self._kept(parser.push(step), end)
+                if self.stop is not None:
+                    return end
             end = yield from self._kept(parser.finish(), end)
         finally:
             generation.close()
             for event in parser.finish():  # nothing, unless the reader has left half-way
-                if isinstance(event, MessageEnded):
+                if isinstance(event, MessageEnded) and self.stop is None:
                     self._keep(event.message)
         return end
 
@@ -171,13 +191,14 @@ class Round:
             rules = replace(rules, reasoning=False)
         return self._runner.masks.constrain(rules, self._sampler, budget)
 
-    def _kept(self, events: list[Event], end: End) -> Generator[RoundEvent, None, End]:
+    def _kept(self, parsed: list[Event], end: End) -> Generator[RoundEvent, None, End]:
         """Pass a generation's events on, and keep the model's messages, but not those it wrote in
         another role's name.
 
         Returns how the round ended, ``end`` where these events do not say.
         """
-        for event in events:
+        final_text = self._final_text
+        for event in parsed if final_text is None else final_text.filtered(parsed):
             if isinstance(event, RoundEnded):
                 end = event.end
             foreign = isinstance(event, MessageEnded) and not self._keep(event.message)

@@ -6,6 +6,7 @@ ChatError    the conversation cannot do what was asked of it
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gptoss.errors import GptossError
@@ -13,6 +14,7 @@ from gptoss.runtime.harmony.fields import is_date
 from gptoss.runtime.harmony.messages import Effort
 from gptoss.runtime.sampling.grammar import ResponseFormat, ToolChoice
 from gptoss.runtime.sampling.parameters import Sampling
+from gptoss.runtime.sampling.stop_strings import checked_stop
 
 MAX_ROUNDS = 16
 """Rounds of tool calls in one turn unless asked otherwise: a model can call without end."""
@@ -46,9 +48,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All of a conversation but its tools and its model; ``chat.load`` documents each.
+    """All of a conversation but its tools and its model; ``ChatOptions`` documents each.
 
-    ``effort`` may be given by its name.
+    ``effort`` may be given by its name, ``stop`` as one string.
     """
 
     instructions: str | None = None
@@ -60,10 +62,12 @@ class Settings:
     tool_choice: str = ToolChoice.AUTO
     parallel_calls: bool = False
     response_format: ResponseFormat | None = None
+    stop: str | Sequence[str] | None = ()
 
     def __post_init__(self) -> None:
-        """Raises ChatError."""
+        """Raises ChatError, SamplingError."""
         object.__setattr__(self, "effort", effort_named(self.effort))
+        object.__setattr__(self, "stop", checked_stop(self.stop))
         _require_type("sampling", self.sampling, Sampling)
         _require_type("limits", self.limits, Limits)
         if self.instructions is not None:

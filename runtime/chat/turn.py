@@ -61,11 +61,11 @@ class TurnUsage:
         budget = self._limits.reasoning_budget
         return None if budget is None else max(0, budget - self._reasoned)
 
-    def ended(self, end: End, cut: StopReason) -> ReplyEnded:
+    def ended(self, end: End, cut: StopReason, stop: str | None = None) -> ReplyEnded:
         """Build ``ReplyEnded`` from the turn's usage; ``cut`` is used only if the turn was cut
-        short.
+        short, ``stop`` is the stop string that ended it.
         """
-        return ReplyEnded(end, self._timings, cut if end == End.CUT else None)
+        return ReplyEnded(end, self._timings, cut if end == End.CUT else None, stop)
 
 
 class Turn:
@@ -80,8 +80,11 @@ class Turn:
         rules: Rules,
         limits: Limits,
         sampler: RandomSampler,
+        stop: Sequence[str] = (),
     ) -> None:
-        """``before`` is the conversation so far, system and developer message first."""
+        """``before`` is the conversation so far, system and developer message first; ``stop`` are
+        strings that end the answer.
+        """
         self.messages: list[Message] = [question]
         self._runner = runner
         self._toolbox = toolbox
@@ -90,6 +93,7 @@ class Turn:
         self._max_rounds = limits.max_rounds
         self._usage = TurnUsage(limits)
         self._sampler = sampler
+        self._stop = stop
         self._round: Round | None = None
         self._cancelled = False
 
@@ -143,7 +147,9 @@ class Turn:
             if end != End.CALL or not calls:
                 if end == End.RETURN:
                     yield from answer_diagnostics(rules.response_format, self.messages[start:])
-                return self._usage.ended(End.RETURN if end == End.CALL else end, self._why_cut())
+                whole = End.RETURN if end == End.CALL else end
+                stop = None if self._round is None else self._round.stop
+                return self._usage.ended(whole, self._why_cut(), stop)
             if calls_left == 0:
                 break
             for call in calls:
@@ -175,6 +181,8 @@ class Turn:
             rules,
             self._sampler,
             sampling=self._sampler.sampling,
+            stop=self._stop,
+            text_logprobs=self._sampler.sampling.top_logprobs is not None,
             max_tokens=usage.tokens_left,
             reasoning_budget=usage.reasoning_left,
         )
