@@ -28,7 +28,8 @@ from gptoss.runtime.harmony.parser import Parser
 from gptoss.runtime.harmony.tokenizer import Tokenizer
 from gptoss.runtime.sampling.constrained import Constrained, TokenMasks
 from gptoss.runtime.sampling.grammar import JSON_OBJECT, JsonSchema, Lark, Regex, Rules
-from gptoss.runtime.sampling.sampler import RandomSampler, Sampling
+from gptoss.runtime.sampling.parameters import Sampling
+from gptoss.runtime.sampling.sampler import RandomSampler
 from support import conversations, peers
 from support.rendering import render_all
 

@@ -21,7 +21,7 @@ from gptoss.runtime.chat.chat import Chat
 from gptoss.runtime.chat.events import collect
 from gptoss.runtime.harmony.events import End
 from gptoss.runtime.harmony.messages import Effort
-from gptoss.runtime.sampling.sampler import Sampling
+from gptoss.runtime.sampling.parameters import Sampling
 from gptoss.runtime.terminal.printer import Printer
 
 CHECKPOINT = Path(__file__).resolve().parent / "tiny" / "checkpoint"

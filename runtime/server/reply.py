@@ -33,7 +33,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
-from gptoss.runtime.chat.events import ReasoningClosed, StopReason
+from gptoss.runtime.chat.events import ReasoningClosed, StopReason, TextLogprobs
 from gptoss.runtime.chat.model import Model
 from gptoss.runtime.chat.round import Round, RoundEvent, Runner
 from gptoss.runtime.engine.base import PromptProgress, Timings
@@ -119,6 +119,7 @@ ReplyEvent = (
     | MessageEnded
     | Diagnostic
     | ReasoningClosed
+    | TextLogprobs
     | RoundEnded
     | ReplyDone
 )

@@ -35,7 +35,8 @@ from gptoss.runtime.sampling.grammar import (
     Rules,
     ToolChoice,
 )
-from gptoss.runtime.sampling.sampler import RandomSampler, Sampling
+from gptoss.runtime.sampling.parameters import Sampling
+from gptoss.runtime.sampling.sampler import RandomSampler
 from support import peers
 from support.checkpoints import random_checkpoint
 

@@ -31,7 +31,8 @@ from gptoss.runtime.engine.llama_cpp import LlamaEngine
 from gptoss.runtime.engine.scheduler import Scheduler
 from gptoss.runtime.models.preflight import Model as CheckedFile
 from gptoss.runtime.sampling.constrained import TokenMasks
-from gptoss.runtime.sampling.sampler import Sampling, greedy
+from gptoss.runtime.sampling.parameters import Sampling
+from gptoss.runtime.sampling.sampler import greedy
 from support.fake_context import FakeContext
 
 CPU = BatchCosts((1, 2, 4, 8, 16, 32, 65), (1, 1.7, 2.9, 5.0, 9.3, 18.0, 36.0))

@@ -16,7 +16,8 @@ from gptoss.runtime.engine.base import EngineError
 from gptoss.runtime.harmony.errors import ConversationError
 from gptoss.runtime.sampling.constrained import TokenMasks
 from gptoss.runtime.sampling.grammar import JsonSchema, Lark, Regex, ResponseFormat, Rules
-from gptoss.runtime.sampling.sampler import RandomSampler, Sampling
+from gptoss.runtime.sampling.parameters import Sampling
+from gptoss.runtime.sampling.sampler import RandomSampler
 from support.random_engine import RandomEngine
 from support.tokens import byte_tokenizer
 

@@ -16,7 +16,7 @@ from gptoss.runtime.harmony.messages import Message
 from gptoss.runtime.harmony.schema_check import SchemaChecker
 from gptoss.runtime.harmony.text_formats import JsonSchema, ResponseFormat
 from gptoss.runtime.sampling.grammar import Rules
-from gptoss.runtime.sampling.sampler import Sampling
+from gptoss.runtime.sampling.parameters import Sampling
 from gptoss.runtime.server.anthropic.messages import read_conversation
 from gptoss.runtime.server.anthropic.thinking import Thinking, read_thinking
 from gptoss.runtime.server.anthropic.tools import read_tool_choice, read_tools

@@ -29,7 +29,8 @@ from gptoss.runtime.harmony.parser import Parser
 from gptoss.runtime.harmony.render import render_for_completion
 from gptoss.runtime.harmony.tokenizer import Tokenizer
 from gptoss.runtime.models.preflight import Model
-from gptoss.runtime.sampling.sampler import RandomSampler, Sampling
+from gptoss.runtime.sampling.parameters import Sampling
+from gptoss.runtime.sampling.sampler import RandomSampler
 from tiny.training.scene import Session, Split
 from tiny.training.world import draw_scene, draw_session
 
