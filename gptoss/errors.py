@@ -20,7 +20,8 @@
     │   ├── ConversationTooLongError
     │   └── ConstraintError         ... a schema, grammar or regular expression that cannot be used
     ├── ToolError                   a function that cannot be offered to the model
-    └── SamplingError               sampling settings out of range
+    ├── SamplingError               sampling settings out of range
+    └── StoreError                  the store of conversations cannot be opened, read or written
 
 A message is one line: what was found, where, and what to do. The commands print it and exit with
 code 2.

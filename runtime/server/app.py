@@ -27,8 +27,12 @@ from gptoss.runtime.server.completions import endpoint as completions
 from gptoss.runtime.server.errors import ApiError, api_error, not_found
 from gptoss.runtime.server.model_host import HostState, ModelHost
 from gptoss.runtime.server.models_endpoint import ROUTES as MODEL_ROUTES
+from gptoss.runtime.server.responses import conversations_endpoint as conversations
+from gptoss.runtime.server.responses import endpoint as responses
+from gptoss.runtime.server.responses.state import ResponsesState
 from gptoss.runtime.server.security import Access, SecurityMiddleware, send_error
 from gptoss.runtime.server.state import ServerState, state_of
+from gptoss.runtime.store.store import Store
 
 _log = logging.getLogger(__name__)
 
@@ -66,15 +70,21 @@ ROUTES = [
     *MODEL_ROUTES,
     *chat_completions.ROUTES,
     *completions.ROUTES,
+    *responses.ROUTES,
+    *conversations.ROUTES,
 ]
 
 
 _ROUTE_OF = {route.endpoint: route.path for route in ROUTES}
 
 
-def create_app(models: ModelHost, access: Access) -> ASGIApp:
-    """Build the whole ASGI application. The first model begins to load with its lifespan."""
-    state = ServerState(models)
+def create_app(models: ModelHost, access: Access, store: Store | None = None) -> ASGIApp:
+    """Build the whole ASGI application. The first model begins to load with its lifespan.
+
+    Conversations and responses are kept in ``store``, which the caller closes; without one, in
+    memory.
+    """
+    state = ServerState(models, ResponsesState(store or Store(None)))
     # Slashes are not redirected: the URL would be built from the Host header.
     router = Router(ROUTES, redirect_slashes=False, lifespan=partial(_lifespan, models))
     return RequestMiddleware(SecurityMiddleware(ErrorMiddleware(router), access), state)

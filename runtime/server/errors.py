@@ -14,12 +14,20 @@ from typing import Any
 from gptoss.errors import GptossError
 from gptoss.runtime.engine.base import EngineError, PromptTooLongError, QueueFullError
 from gptoss.runtime.harmony.errors import ConversationError, ConversationTooLongError
+from gptoss.runtime.store.errors import (
+    ConflictError,
+    NotFoundError,
+    StoreError,
+    StoreFullError,
+)
 from gptoss.text import printable
 
 INVALID_REQUEST = "invalid_request_error"
 
 RETRY_SECONDS = 5
 """What ``Retry-After`` says when the queue is full or the model cannot be loaded."""
+
+_STORE = "the store of conversations cannot be read or written; the server's log has the reason"
 
 _MESSAGE_LIMIT = 1000
 
@@ -74,6 +82,13 @@ def api_error(error: BaseException) -> ApiError:
             return ApiError(429, _said(error), "queue_full", None, "rate_limit_error", wait)
         case EngineError():
             return ApiError(500, _said(error), "engine_error", None, "server_error")
+        case NotFoundError():
+            return not_found(_said(error))
+        case ConflictError():
+            return ApiError(409, _said(error), "conflict")
+        case StoreError():
+            full = isinstance(error, StoreFullError)
+            return ApiError(507 if full else 500, _STORE, "store_failed", None, "server_error")
         case GptossError():
             return ApiError(400, _said(error), "invalid_value")
         case _:

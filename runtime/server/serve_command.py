@@ -7,12 +7,17 @@ import json
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from gptoss import console
 from gptoss.errors import OptionError, require_packages
 from gptoss.runtime.chat.model import DEFAULT_PARALLEL
+from gptoss.text import printable
+
+if TYPE_CHECKING:
+    from gptoss.runtime.store.store import Store
 
 BACKLOG = 128
 
@@ -43,6 +48,9 @@ BACKLOG = 128
 @click.option(
     "--gpu-layers", "n_gpu_layers", type=int, metavar="N", default=-1, help="Layers on the GPU."
 )
+@click.option("--store", type=console.PATH, metavar="FILE", help="File for conversations.")
+@click.option("--no-store", is_flag=True, help="Keep conversations in memory only.")
+@click.option("--reset-store", is_flag=True, help="Move a damaged store aside; begin a new one.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON when listening.")
 def serve_command(
     model: tuple[Path, ...],
@@ -55,6 +63,9 @@ def serve_command(
     aliases: tuple[str, ...],
     n_threads: int | None,
     n_gpu_layers: int,
+    store: Path | None,
+    no_store: bool,
+    reset_store: bool,
     as_json: bool,
 ) -> None:
     """Serve MODEL with OpenAI's and Anthropic's APIs.
@@ -70,7 +81,10 @@ def serve_command(
     from gptoss.runtime.server.model_host import ModelHost
     from gptoss.runtime.server.security import Access
     from gptoss.runtime.server.uvicorn_server import run
+    from gptoss.runtime.store.store import default_path
 
+    if no_store and (store is not None or reset_store):
+        raise OptionError("--no-store and --store or --reset-store are mutually exclusive")
     loopback = is_loopback(host)
     if no_auth and not loopback:
         raise OptionError(f"--no-auth is for loopback addresses only, not {host}")
@@ -95,7 +109,26 @@ def serve_command(
         if as_json:
             sys.stdout.write(json.dumps({"event": "listening", "url": url}) + "\n")
             sys.stdout.flush()
-        run(lambda: create_app(ModelHost(served), Access(key, loopback)), listener)
+        with open_store(None if no_store else store or default_path(), reset=reset_store) as kept:
+            run(lambda: create_app(ModelHost(served), Access(key, loopback), kept), listener)
+
+
+def open_store(path: Path | None, *, reset: bool) -> Store:
+    """Open the store; None keeps it in memory. ``reset`` moves a damaged one aside, which is
+    reported. Raises StoreError.
+    """
+    from gptoss.runtime.store.database import move_aside
+    from gptoss.runtime.store.errors import CorruptStoreError
+    from gptoss.runtime.store.store import Store
+
+    try:
+        return Store(path)
+    except CorruptStoreError:
+        if not reset or path is None:
+            raise
+    moved = move_aside(path)
+    click.echo(f"the damaged store was moved to {printable(str(moved))}", err=True)
+    return Store(path)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -7,7 +7,7 @@ prompt, the next token, or room in the connection.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import TypeVar
 
@@ -106,7 +106,7 @@ def client_left() -> Response:
 
 async def with_keep_alive(
     batches: AsyncIterator[T], seconds: float = KEEP_ALIVE_SECONDS
-) -> AsyncIterator[T | None]:
+) -> AsyncGenerator[T | None]:
     """Iterate over ``batches``; give None whenever none came for so many seconds."""
     iterator = aiter(batches)
     waiting: asyncio.Future[T] | None = None

@@ -10,6 +10,8 @@ from starlette.requests import Request
 
 from gptoss.runtime.server.metrics import Metrics
 from gptoss.runtime.server.model_host import ModelHost
+from gptoss.runtime.server.responses.state import ResponsesState
+from gptoss.runtime.store.owners import LOCAL_OWNER
 
 
 @dataclass(slots=True)
@@ -17,6 +19,7 @@ class ServerState:
     """Made once by ``create_app``; handlers get it by ``state_of(request)``."""
 
     models: ModelHost
+    responses: ResponsesState = field(default_factory=ResponsesState)
     metrics: Metrics = field(default_factory=Metrics)
     started: float = field(default_factory=time.time)
 
@@ -24,3 +27,8 @@ class ServerState:
 def state_of(request: Request) -> ServerState:
     """Return the server's state in a request's handler."""
     return cast(ServerState, request.scope["app"])
+
+
+def owner_of(request: Request) -> str:
+    """Return whose conversations a request may see. There is one key, the user's own."""
+    return str(request.scope.get("owner", LOCAL_OWNER))

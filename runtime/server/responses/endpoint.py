@@ -1,0 +1,318 @@
+"""The endpoints ``/v1/responses``."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from functools import partial
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from gptoss.formats.harmony_tokens import ENDS_OF_REPLY
+from gptoss.runtime.chat.model import Model
+from gptoss.runtime.harmony.messages import Message
+from gptoss.runtime.harmony.render import render_for_completion
+from gptoss.runtime.server.body import read_object
+from gptoss.runtime.server.errors import api_error, invalid, not_found
+from gptoss.runtime.server.fields import Fields
+from gptoss.runtime.server.reply import Reply, ReplyDone, start_reply
+from gptoss.runtime.server.responses.background import ALIVE_SECONDS
+from gptoss.runtime.server.responses.listing import page_of
+from gptoss.runtime.server.responses.prepare import Prepared, prepare
+from gptoss.runtime.server.responses.request import KNOWN, ResponsesRequest, read_request
+from gptoss.runtime.server.responses.run import ResponseRun
+from gptoss.runtime.server.responses.writer import Event, ResponseWriter
+from gptoss.runtime.server.sse import EventStream, named_event, unless_disconnected
+from gptoss.runtime.server.state import ServerState, owner_of, state_of
+from gptoss.runtime.store.conversations import Entry
+from gptoss.runtime.store.errors import NotFoundError
+from gptoss.runtime.store.responses import StoredResponse, is_lost
+
+_LEFT = 499
+"""Status for a client that has left; nobody sees it."""
+
+_LOST = {"code": "server_error", "message": "the server stopped before the response was complete"}
+
+
+async def _create(request: Request) -> Response:
+    """Make a response."""
+    state, owner = state_of(request), owner_of(request)
+    asked = read_request(await read_object(request))
+    served = state.models.find(asked.model)
+    made = await unless_disconnected(request.receive, _prepare(state, owner, asked, served.id))
+    if made is None:
+        return Response(status_code=_LEFT)
+    run, prepared = made
+    start = partial(start_reply, state.models, served.id, prepared.reply)
+    if asked.background:
+        return await _in_background(state, owner, run, prepared, start)
+    reply = await unless_disconnected(request.receive, _started(start, asked))
+    if reply is None:
+        return Response(status_code=_LEFT)
+    events = run.events(reply)
+    if asked.stream:
+        return EventStream(_encoded(events), run.cancel)
+    if await unless_disconnected(request.receive, _drained(events)) is None:
+        return Response(status_code=_LEFT)
+    if run.status == "failed" and run.error is not None:
+        raise run.error
+    return JSONResponse(run.body())
+
+
+async def _prepare(
+    state: ServerState, owner: str, asked: ResponsesRequest, model_id: str
+) -> tuple[ResponseRun, Prepared]:
+    """Convert the request, and begin its response."""
+    async with state.models.lease(model_id) as model:
+        prepared = await asyncio.to_thread(prepare, state.responses, owner, asked, model)
+        seal = state.responses.seal if asked.encrypted else None
+        control = model.tokenizer.control
+        writer = ResponseWriter(
+            asked.tools,
+            None if seal is None else lambda it: seal.seal(owner, it, model.tokenizer),
+            frozenset(control[it] for it in (*ENDS_OF_REPLY, "<|end|>")),
+        )
+        settle = partial(_settle, state, owner, prepared, model)
+        return ResponseRun(asked, model_id, writer, settle), prepared
+
+
+async def _started(
+    start: Callable[[], Awaitable[Reply]], asked: ResponsesRequest
+) -> Callable[[], Awaitable[Reply]]:
+    """Put the response in the model's queue before anything is sent, so that errors have their
+    status. In a stream a conversation that is too long is an event: that is what clients know.
+    """
+    try:
+        reply = await start()
+    except Exception as error:
+        if not asked.stream or api_error(error).code != "context_length_exceeded":
+            raise
+        return partial(_raise, error)
+    return partial(_return, reply)
+
+
+async def _return(reply: Reply) -> Reply:
+    return reply
+
+
+async def _raise(error: Exception) -> Reply:
+    raise error
+
+
+async def _in_background(
+    state: ServerState,
+    owner: str,
+    run: ResponseRun,
+    prepared: Prepared,
+    start: Callable[[], Awaitable[Reply]],
+) -> Response:
+    state.responses.background.refuse_if_full()
+    run.status = "queued"
+    stored = state.responses.store.responses
+    await asyncio.to_thread(stored.put, owner, _stored(run, prepared, alive=True))
+    background = state.responses.background.begin(
+        owner,
+        run,
+        run.events(start),
+        lambda until: asyncio.to_thread(stored.keep_alive, run.id, until),
+    )
+    if run.request.stream:
+        return EventStream(_encoded(background.follow(-1)))
+    return JSONResponse(run.body())
+
+
+async def _settle(
+    state: ServerState,
+    owner: str,
+    prepared: Prepared,
+    model: Model,
+    run: ResponseRun,
+    done: ReplyDone | None,
+) -> None:
+    """Store what is to be kept of a response that is over."""
+    if done is not None:
+        state.metrics.count_reply(done.end, done.timings)
+    await asyncio.to_thread(_keep, state, owner, prepared, model, run, done)
+
+
+def _keep(
+    state: ServerState,
+    owner: str,
+    prepared: Prepared,
+    model: Model,
+    run: ResponseRun,
+    done: ReplyDone | None,
+) -> None:
+    asked = run.request
+    kept = state.responses.store_for(stored=asked.store).for_tokenizer(model.tokenizer)
+    if done is not None and done.messages:
+        kept.rounds.remember(owner, prepared.reply.messages, done.messages, run.writer.call_ids)
+    said = run.status in ("completed", "incomplete")
+    store = state.responses.store.for_tokenizer(model.tokenizer)
+    conversation = asked.conversation if said else None
+    entries = (*prepared.entries, *_written_entries(run.writer))
+    if asked.store:
+        store.finish_response(
+            owner,
+            _stored(run, prepared),
+            conversation=conversation,
+            entries=entries,
+            expected=prepared.length,
+        )
+    elif conversation is not None:
+        store.conversations.append(owner, conversation, entries, expected=prepared.length)
+
+
+def _written_entries(writer: ResponseWriter) -> list[Entry]:
+    """Return the items that the model wrote as entries of a conversation."""
+    return [
+        Entry(
+            item.message,
+            id=item.data["id"],
+            call_id=item.data.get("call_id"),
+            item={name: value for name, value in item.data.items() if name != "encrypted_content"},
+        )
+        for item in writer.items
+        if item.message is not None
+    ]
+
+
+def _stored(run: ResponseRun, prepared: Prepared, *, alive: bool = False) -> StoredResponse:
+    return StoredResponse(
+        run.id,
+        float(run.created),
+        run.request.previous,
+        run.body(),
+        prepared.input,
+        time.time() + ALIVE_SECONDS if alive else None,
+        tuple(run.log) if run.request.background and not alive else None,
+    )
+
+
+async def _encoded(events: AsyncGenerator[list[Event]]) -> AsyncGenerator[bytes]:
+    """Give events as server-sent events, each batch in one write."""
+    async with aclosing(events) as batches:
+        async for batch in batches:
+            yield b"".join(named_event(event["type"], event) for event in batch)
+
+
+async def _drained(events: AsyncGenerator[list[Event]]) -> bool:
+    async with aclosing(events) as batches:
+        async for _ in batches:
+            pass
+    return True
+
+
+async def _retrieve(request: Request) -> Response:
+    """Report a response, or resume the stream of one that was made in the background."""
+    state, owner = state_of(request), owner_of(request)
+    identity = request.path_params["response_id"]
+    query = Fields(dict(request.query_params))
+    stream = query.choice("stream", ("true", "false")) == "true"
+    after = _starting_after(query)
+    background = state.responses.background.find(owner, identity)
+    if background is not None:
+        if stream:
+            return EventStream(_encoded(background.follow(after)))
+        return JSONResponse(background.run.body())
+    found = await asyncio.to_thread(_find, state, owner, identity)
+    if not stream:
+        return JSONResponse(found.body)
+    events = await asyncio.to_thread(state.responses.store.responses.events, owner, identity)
+    if events is None:
+        raise invalid("Only responses made in the background can be streamed again.", "stream")
+    return EventStream(_encoded(_stored_events(events[after + 1 :])))
+
+
+async def _stored_events(events: Sequence[Event]) -> AsyncGenerator[list[Event]]:
+    yield list(events)
+
+
+def _starting_after(query: Fields) -> int:
+    """Return the sequence number after which to stream; -1 for all of it."""
+    text = query.text("starting_after", 12)
+    if text is None:
+        return -1
+    if not text.isascii() or not text.isdecimal():
+        raise query.error("starting_after", "must be a whole number", "invalid_type")
+    return int(text)
+
+
+def _find(state: ServerState, owner: str, identity: str) -> StoredResponse:
+    """Load a response; one whose maker is gone is failed. Raises ApiError 404."""
+    responses = state.responses.store.responses
+    try:
+        found = responses.get(owner, identity)
+    except NotFoundError:
+        raise not_found(f"Response with id '{identity[:80]}' not found.") from None
+    if is_lost(found):
+        body = {**found.body, "status": "failed", "error": _LOST}
+        found = StoredResponse(found.id, found.created, found.previous, body, found.input)
+        responses.put(owner, found)
+    return found
+
+
+async def _cancel(request: Request) -> Response:
+    """Cancel a response that is made in the background; report it."""
+    state, owner = state_of(request), owner_of(request)
+    identity = request.path_params["response_id"]
+    background = state.responses.background.find(owner, identity)
+    if background is not None:
+        background.run.cancel()
+        await background.wait()
+        return JSONResponse(background.run.body())
+    found = await asyncio.to_thread(_find, state, owner, identity)
+    if not found.body.get("background"):
+        raise invalid("Only responses made in the background can be cancelled.", "response_id")
+    return JSONResponse(found.body)
+
+
+async def _delete(request: Request) -> Response:
+    state, owner = state_of(request), owner_of(request)
+    identity = request.path_params["response_id"]
+    background = state.responses.background.find(owner, identity)
+    if background is not None:
+        background.run.cancel()
+        await background.wait()
+    await asyncio.to_thread(_find, state, owner, identity)
+    await asyncio.to_thread(state.responses.store.responses.delete, owner, identity)
+    return JSONResponse({"id": identity, "object": "response", "deleted": True})
+
+
+async def _input_items(request: Request) -> Response:
+    """List what was sent with a response's request."""
+    state, owner = state_of(request), owner_of(request)
+    found = await asyncio.to_thread(_find, state, owner, request.path_params["response_id"])
+    return JSONResponse(page_of(found.input, request.query_params))
+
+
+async def _input_tokens(request: Request) -> Response:
+    """Count the tokens of a request's prompt, without asking the model."""
+    state, owner = state_of(request), owner_of(request)
+    data = await read_object(request)
+    known = {name: value for name, value in data.items() if name in KNOWN or name == "personality"}
+    Fields(data).refuse_unknown(known.keys())
+    known.pop("personality", None)
+    asked = read_request({**known, "store": False, "stream": False, "background": False})
+    async with state.models.lease(state.models.find(asked.model).id) as model:
+        prepared = await asyncio.to_thread(prepare, state.responses, owner, asked, model)
+        tokens = await asyncio.to_thread(_count, prepared.reply.messages, model)
+    return JSONResponse({"object": "response.input_tokens", "input_tokens": tokens})
+
+
+def _count(messages: Sequence[Message], model: Model) -> int:
+    return len(render_for_completion(messages, model.tokenizer))
+
+
+ROUTES = [
+    Route("/v1/responses", _create, methods=["POST"]),
+    Route("/v1/responses/input_tokens", _input_tokens, methods=["POST"]),
+    Route("/v1/responses/{response_id}", _retrieve, methods=["GET"]),
+    Route("/v1/responses/{response_id}", _delete, methods=["DELETE"]),
+    Route("/v1/responses/{response_id}/cancel", _cancel, methods=["POST"]),
+    Route("/v1/responses/{response_id}/input_items", _input_items, methods=["GET"]),
+]

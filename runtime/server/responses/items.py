@@ -1,0 +1,299 @@
+"""Items of the Responses API as harmony messages; pure.
+
+    message            user: as it is; system and developer: instructions. Those before the first
+                       other message become one developer block with the tools, later ones a block
+                       in their place; assistant: final, or commentary where a call follows
+    reasoning          analysis: ``encrypted_content`` if it is this server's, else the
+                       ``reasoning_text``
+    function_call, custom_tool_call                  a call: ``functions.NAME``, ``NAMESPACE.NAME``
+    function_call_output, custom_tool_call_output    the tool's message
+
+A result is put right after its call where the client has other messages between them, since the
+model knows no other order. A call without a result, or a result without its call, is refused, as
+OpenAI's API does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from gptoss.runtime.harmony import messages as m
+from gptoss.runtime.harmony.fields import HARMONY_NAME
+from gptoss.runtime.harmony.messages import FUNCTIONS, Message, Role
+from gptoss.runtime.server.chat_completions.messages import PICTURE_NOTE
+from gptoss.runtime.server.errors import ApiError, invalid
+from gptoss.runtime.server.fields import Fields
+from gptoss.runtime.server.responses.tools import Tools
+
+CALLS = ("function_call", "custom_tool_call")
+OUTPUTS = ("function_call_output", "custom_tool_call_output")
+
+_TEXT_PARTS = {
+    "input_text": "text",
+    "output_text": "text",
+    "text": "text",
+    "summary_text": "text",
+    "reasoning_text": "text",
+    "refusal": "refusal",
+}
+_PICTURES = ("input_image", "image_url", "computer_screenshot")
+_ROLES = ("user", "assistant", "system", "developer")
+
+
+@dataclass(frozen=True, slots=True)
+class ContextItem:
+    """An item with its place in the request (None: from the store), and the message that the store
+    has for it.
+    """
+
+    item: Mapping[str, Any]
+    index: int | None = None
+    message: Message | None = None
+
+    @property
+    def fields(self) -> Fields:
+        """Return the item's fields, with its place for errors."""
+        path = "input" if self.index is None else f"input[{self.index}]"
+        return Fields(self.item, path)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Harmony messages without the system block, and the ids of calls by the call's index."""
+
+    messages: tuple[Message, ...]
+    call_ids: Mapping[int, str]
+
+
+OpenSealed = Callable[[str], Message | None]
+"""Opens ``encrypted_content``; None if it cannot be opened."""
+
+
+def messages_from_items(
+    items: Sequence[ContextItem],
+    tools: Tools,
+    instructions: str | None = None,
+    open_sealed: OpenSealed = lambda _: None,
+    *,
+    calls_may_be_open: bool = False,
+) -> Conversation:
+    """Convert a whole conversation's items; raises ApiError for the first that is invalid.
+
+    ``calls_may_be_open`` allows calls at the end whose results are still to come.
+    """
+    reader = _Reader(tools, open_sealed, items)
+    if instructions is not None:
+        reader.instructions.append(instructions)
+    for position in range(len(items)):
+        reader.read(position)
+    reader.finish(calls_may_be_open)
+    return Conversation(tuple(reader.messages), reader.call_ids)
+
+
+def item_type(item: Mapping[str, Any]) -> str | None:
+    """Return an item's type; one with a role alone is a message."""
+    kind = item.get("type")
+    return "message" if kind is None and "role" in item else kind
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Reads item by item; what it holds is what the next one may refer to."""
+
+    tools: Tools
+    open_sealed: OpenSealed
+    items: Sequence[ContextItem]
+    messages: list[Message] = field(default_factory=list)
+    call_ids: dict[int, str] = field(default_factory=dict)
+    instructions: list[str] = field(default_factory=list)
+    _opened: bool = False
+    """Whether the developer block at the beginning is written."""
+    _open_calls: dict[str, tuple[str, Fields]] = field(default_factory=dict)
+    """Calls still without result: recipient and place by call id."""
+    _answered: set[str] = field(default_factory=set)
+    _early: set[int] = field(default_factory=set)
+    """Positions of results that were put before others."""
+
+    def read(self, position: int) -> None:
+        """Convert the item at a position."""
+        context = self.items[position]
+        fields, kind = context.fields, item_type(context.item)
+        if position in self._early:
+            return
+        if kind == "message":
+            self._message(context, fields, position)
+        elif kind == "reasoning":
+            self._reasoning(context, fields)
+        elif kind in CALLS:
+            self._call(context, fields, custom=kind == "custom_tool_call")
+        elif kind in OUTPUTS:
+            self._output(context, fields)
+        elif kind is None:
+            raise fields.error("type", "is missing", "missing_required_parameter")
+        else:
+            raise fields.error("type", f"items of type {str(kind)[:80]!r} are not supported")
+
+    def finish(self, calls_may_be_open: bool) -> None:
+        """Write the developer block if nothing else did, and check that every call has a result."""
+        if not calls_may_be_open:
+            self._settle(len(self.items))
+        self._open()
+
+    def _open(self) -> None:
+        if self._opened:
+            return
+        self._opened = True
+        text = "\n\n".join(self.instructions) if self.instructions else None
+        if text is not None or self.tools.functions or self.tools.namespaces:
+            block = m.developer(text, self.tools.functions, self.tools.namespaces)
+            self.messages.append(block)
+
+    def _add(self, context: ContextItem, message: Message) -> None:
+        self._open()
+        self.messages.append(replace(message, origin=context.index))
+
+    def _message(self, context: ContextItem, fields: Fields, position: int) -> None:
+        role = fields.choice("role", _ROLES)
+        if role is None:
+            raise fields.error("role", "is missing", "missing_required_parameter")
+        text = text_of(fields, "content")
+        if role == "assistant":
+            self._assistant(context, fields, text, position)
+            return
+        self._settle(position)
+        if role == "user":
+            self._add(context, context.message or m.user(text))
+        elif self._opened:
+            self._add(context, m.developer(text))
+        else:
+            self.instructions.append(text)
+
+    def _assistant(self, context: ContextItem, fields: Fields, text: str, position: int) -> None:
+        phase = fields.choice("phase", ("commentary", "final_answer"))
+        if context.message is not None:
+            self._add(context, context.message)
+        elif phase == "commentary" or (phase is None and self._calls_follow(position)):
+            self._add(context, Message(Role.ASSISTANT, text, channel="commentary"))
+        else:
+            self._add(context, m.final(text))
+
+    def _calls_follow(self, position: int) -> bool:
+        """Report whether the assistant goes on to call a tool before anyone else says anything."""
+        for context in self.items[position + 1 :]:
+            kind = item_type(context.item)
+            if kind in CALLS:
+                return True
+            if kind != "reasoning" and context.item.get("role") != "assistant":
+                return False
+        return False
+
+    def _reasoning(self, context: ContextItem, fields: Fields) -> None:
+        sealed = fields.text("encrypted_content", 50_000_000)
+        shown = text_of(fields, "content") or ""
+        opened = None if sealed is None else self.open_sealed(sealed)
+        if context.message is not None:
+            self._add(context, context.message)
+        elif opened is not None and shown in ("", opened.text):
+            self._add(context, opened)
+        elif shown or (shown := text_of(fields, "summary")):
+            self._add(context, m.analysis(shown))
+        elif sealed is not None:
+            raise fields.error(
+                "encrypted_content",
+                "cannot be opened: it is from another server or key, or was changed",
+                "invalid_encrypted_content",
+            )
+
+    def _call(self, context: ContextItem, fields: Fields, *, custom: bool) -> None:
+        identity = _call_id(fields)
+        if identity in self._open_calls or identity in self._answered:
+            raise fields.error("call_id", f"two calls have the id {identity[:80]!r}")
+        recipient = self._recipient(fields)
+        text = fields.text("input" if custom else "arguments", 50_000_000) or ""
+        call = m.call("", text)
+        call = replace(
+            call, recipient=recipient, content_type=None if custom else call.content_type
+        )
+        self._add(context, context.message or call)
+        self.call_ids[len(self.messages) - 1] = identity
+        self._open_calls[identity] = (context.message or call).recipient or "", fields
+
+    def _recipient(self, fields: Fields) -> str:
+        name, space = fields.text("name", 200), fields.text("namespace", 200)
+        for key, value in (("name", name), ("namespace", space)):
+            if value is not None and not HARMONY_NAME.fullmatch(value):
+                raise fields.error(key, "use 1 to 64 letters, digits, _ or -")
+        if name is None:
+            raise fields.error("name", "is missing", "missing_required_parameter")
+        if space is not None:
+            return f"{space}.{name}"
+        found = self.tools.find(name)
+        return f"{FUNCTIONS}.{name}" if found is None else found.recipient
+
+    def _output(self, context: ContextItem, fields: Fields) -> None:
+        identity = _call_id(fields)
+        if identity in self._answered:
+            raise fields.error("call_id", f"call {identity[:80]!r} has an output already")
+        if identity not in self._open_calls:
+            raise _no_pair(f"No tool call found for function call output with call_id {identity}.")
+        recipient, _ = self._open_calls.pop(identity)
+        self._answered.add(identity)
+        result = Message(
+            Role.TOOL,
+            text_of(fields, "output", pictures=True),
+            name=recipient,
+            channel="commentary",
+            recipient=Role.ASSISTANT.value,
+        )
+        self._add(context, context.message or result)
+
+    def _settle(self, position: int) -> None:
+        """Put results that come later right after their calls, before anyone else speaks; raise
+        ApiError for a call that has none.
+        """
+        while self._open_calls:
+            identity, (_, _) = next(iter(self._open_calls.items()))
+            for later in range(position, len(self.items)):
+                item = self.items[later].item
+                if item_type(item) in OUTPUTS and item.get("call_id") == identity:
+                    self._output(self.items[later], self.items[later].fields)
+                    self._early.add(later)
+                    break
+            else:
+                raise _no_pair(f"No tool output found for function call {identity}.")
+
+
+def _no_pair(message: str) -> ApiError:
+    return invalid(message, "input", "invalid_value")
+
+
+def _call_id(fields: Fields) -> str:
+    identity = fields.text("call_id", 1000) or fields.text("id", 1000)
+    if not identity:
+        raise fields.error("call_id", "is missing", "missing_required_parameter")
+    return identity
+
+
+def text_of(fields: Fields, name: str, *, pictures: bool = False) -> str:
+    """Return the text of an item's field: a string, or text parts joined; notes for ``pictures``
+    where they are allowed.
+    """
+    value = fields.data.get(name)
+    if value is None and name in ("content", "summary"):
+        return ""
+    if isinstance(value, str):
+        return value
+    texts = []
+    for i, part in enumerate(fields.sequence(name) or []):
+        at = Fields({"part": part}, f"{fields.path}.{name}[{i}]")
+        inner = Fields(at.mapping("part") or {}, at.path)
+        kind = inner.text("type", 128)
+        if pictures and kind in _PICTURES:
+            texts.append(PICTURE_NOTE)
+        elif kind in _TEXT_PARTS:
+            texts.append(inner.text(_TEXT_PARTS[kind], 50_000_000) or "")
+        else:
+            raise inner.error("type", f"{str(kind)[:80]!r}: this model reads text only")
+    return "".join(texts)

@@ -1,0 +1,191 @@
+"""From a request and the store to what the model is asked: blocking, run in a thread."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gptoss.runtime.chat.model import Model
+from gptoss.runtime.harmony.messages import (
+    Message,
+    Role,
+    SystemContent,
+    developer,
+)
+from gptoss.runtime.server.errors import invalid, not_found
+from gptoss.runtime.server.reply import ReplyRequest
+from gptoss.runtime.server.responses.context import beginning_of, gives_date, truncated
+from gptoss.runtime.server.responses.items import (
+    ContextItem,
+    item_type,
+    messages_from_items,
+    text_of,
+)
+from gptoss.runtime.server.responses.listing import item_of_entry, listed_items
+from gptoss.runtime.server.responses.request import ResponsesRequest
+from gptoss.runtime.server.responses.state import ResponsesState
+from gptoss.runtime.store.conversations import Entry
+from gptoss.runtime.store.errors import NotFoundError
+from gptoss.runtime.store.fingerprint import fingerprint, restore_rounds
+from gptoss.runtime.store.store import Store
+
+MAX_CHAIN = 1000
+"""Responses before this one that are read at most."""
+
+_REPLY_SHARE = 8
+"""With ``truncation: auto`` one part in so many of the context is kept for the reply."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a response needs: the reply to ask for, and what is to be stored of the request.
+
+    ``messages`` are the conversation up to the reply. ``entries`` are the request's items as they
+    are added to its conversation, which had ``length`` entries.
+    """
+
+    reply: ReplyRequest
+    input: tuple[Mapping[str, Any], ...]
+    entries: tuple[Entry, ...] = ()
+    length: int | None = None
+
+
+def prepare(state: ResponsesState, owner: str, request: ResponsesRequest, model: Model) -> Prepared:
+    """Read what the request continues, and convert it. Raises ApiError, StoreError,
+    ConversationError.
+    """
+    store = state.store.for_tokenizer(model.tokenizer)
+    before, date, length = _before(store, owner, request)
+    own = [
+        _resolved(store, owner, ContextItem(item, i), before)
+        for i, item in enumerate(request.items)
+    ]
+    conversation = messages_from_items(
+        [*before, *own],
+        request.tools,
+        request.instructions,
+        lambda sealed: state.seal.open(owner, sealed, model.tokenizer),
+    )
+    said = conversation.messages
+    system = _system(state, owner, request, said, date)
+    kept = [it.for_tokenizer(model.tokenizer).rounds for it in (state.unstored, state.store)]
+
+    def find(start: int, end: int) -> Sequence[Message] | None:
+        found = (it.find(owner, said, conversation.call_ids, start, end) for it in kept)
+        return next((it for it in found if it is not None), None)
+
+    restored = restore_rounds(said, find)
+    messages = [system, *restored]
+    if request.truncate:
+        messages = truncated(messages, model.tokenizer, _room(request, model.engine.n_ctx))
+    taken = {str(context.item.get("id")) for context in before}
+    listed = tuple(listed_items([context.item for context in own], taken))
+    reply = ReplyRequest(
+        tuple(messages),
+        request.rules,
+        request.sampling,
+        request.seed,
+        max_tokens=request.max_tokens,
+        reasoning_budget=request.reasoning_budget,
+    )
+    return Prepared(reply, listed, entries_of(own, listed, said), length)
+
+
+def entries_of(
+    own: Sequence[ContextItem], listed: Sequence[Mapping[str, Any]], said: Sequence[Message]
+) -> tuple[Entry, ...]:
+    """Return a request's items as entries of a conversation."""
+    by_index = {message.origin: message for message in said if message.origin is not None}
+    return tuple(
+        Entry(
+            replace(by_index[it.index], origin=None)
+            if it.index in by_index
+            else developer(text_of(it.fields, "content")),
+            id=item["id"],
+            call_id=item.get("call_id"),
+            item=item,
+        )
+        for it, item in zip(own, listed, strict=True)
+    )
+
+
+def context_of_entries(entries: Sequence[Entry]) -> list[ContextItem]:
+    """Return a stored conversation as items, with the messages that the store has for them."""
+    context = []
+    for entry in entries:
+        item = item_of_entry(entry)
+        if item is not None:
+            of_model = entry.message.role in (Role.ASSISTANT, Role.TOOL)
+            context.append(ContextItem(item, None, entry.message if of_model else None))
+    return context
+
+
+def _before(
+    store: Store, owner: str, request: ResponsesRequest
+) -> tuple[list[ContextItem], str | None, int | None]:
+    """Return what precedes the request's own items, the date on which that began, and the number
+    of entries of its conversation.
+    """
+    if request.conversation is not None:
+        try:
+            found = store.conversations.load(owner, request.conversation)
+        except NotFoundError:
+            raise not_found("no such conversation", param="conversation") from None
+        date = found.summary.settings.get("date") or _day(found.summary.created)
+        return context_of_entries(found.entries), str(date), len(found.entries)
+    if request.previous is None:
+        return [], None, None
+    try:
+        chain = store.responses.chain(owner, request.previous, MAX_CHAIN)
+    except NotFoundError:
+        raise invalid(
+            "Previous response not found.", "previous_response_id", "previous_response_not_found"
+        ) from None
+    if chain[-1].alive_until is not None:
+        raise invalid("The previous response is not complete yet.", "previous_response_id")
+    items = [item for it in chain for item in (*it.input, *it.body.get("output", ()))]
+    return [ContextItem(item) for item in items], _day(chain[0].created), None
+
+
+def _resolved(
+    store: Store, owner: str, context: ContextItem, before: Sequence[ContextItem]
+) -> ContextItem:
+    """Return the item that an ``item_reference`` means; any other item as it is."""
+    if item_type(context.item) != "item_reference":
+        return context
+    identity = context.fields.text("id", 200) or ""
+    for other in before:
+        if other.item.get("id") == identity:
+            return replace(other, index=context.index)
+    try:
+        return replace(context, item=store.responses.item(owner, identity))
+    except NotFoundError:
+        raise not_found("no such item", param=f"input[{context.index}].id") from None
+
+
+def _system(
+    state: ResponsesState,
+    owner: str,
+    request: ResponsesRequest,
+    said: Sequence[Message],
+    date: str | None,
+) -> Message:
+    """Return the system block, with the date that the conversation keeps (see ``context``)."""
+    if gives_date(said):
+        date = None
+    elif date is None:
+        date = datetime.date.today().isoformat()
+        kept = state.store_for(stored=request.store)
+        date = kept.pinned_date(owner, fingerprint(beginning_of(said)), date)
+    return Message(Role.SYSTEM, SystemContent(date=date, effort=request.effort))
+
+
+def _room(request: ResponsesRequest, n_ctx: int) -> int:
+    reply = request.max_tokens or n_ctx // _REPLY_SHARE
+    return max(1, n_ctx - 1 - min(reply, n_ctx // 2))
+
+
+def _day(created: float) -> str:
+    return datetime.date.fromtimestamp(created).isoformat()

@@ -1,0 +1,171 @@
+"""The tools of a request: what the model may call, and what of them the response reports.
+
+Functions, custom tools (text, or text of a grammar) and namespaces of these are offered to the
+model. Tools that only OpenAI's servers run (``web_search``, ``file_search``, …), and types that are
+not known, are left out, and reported: the response's ``tools`` lists what was offered,
+``unsupported_tools`` what was not and why. A tool that could be offered but is malformed refuses
+the request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gptoss.runtime.harmony.messages import FUNCTIONS, Function, Namespace
+from gptoss.runtime.sampling.grammar import ToolChoice
+from gptoss.runtime.server.chat_completions.tools import tools_from_openai
+from gptoss.runtime.server.fields import Fields
+
+MAX_TOOLS = 1024
+
+_OFFERED = ("function", "custom", "namespace")
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """A tool as a call's item names it."""
+
+    name: str
+    namespace: str | None = None
+    custom: bool = False
+
+    @property
+    def recipient(self) -> str:
+        """Return the harmony recipient of a call of this tool."""
+        return f"{self.namespace or FUNCTIONS}.{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """The tools of a request. ``given`` is what the response reports as ``tools``."""
+
+    functions: tuple[Function, ...] = ()
+    namespaces: tuple[Namespace, ...] = ()
+    given: tuple[Mapping[str, Any], ...] = ()
+    unsupported: tuple[Mapping[str, str], ...] = ()
+
+    def all(self) -> dict[str, Called]:
+        """Return every tool that the model may call, by its recipient."""
+        spaces = (Namespace(FUNCTIONS, self.functions), *self.namespaces)
+        called = [
+            Called(it.name, None if space.name == FUNCTIONS else space.name, it.takes_text)
+            for space in spaces
+            for it in space.functions
+        ]
+        return {it.recipient: it for it in called}
+
+    def find(self, recipient: str) -> Called | None:
+        """Return the tool that the model has called; its name alone will do where one tool has
+        it.
+        """
+        known = self.all()
+        if recipient in known:
+            return known[recipient]
+        bare = recipient.removeprefix(f"{FUNCTIONS}.")
+        named = [it for it in known.values() if bare in (it.name, it.recipient)]
+        return named[0] if len(named) == 1 else None
+
+    def only(self, wanted: Sequence[Called]) -> Tools:
+        """Return these tools without those that are not ``wanted``."""
+        keep = {it.recipient for it in wanted}
+        functions = tuple(it for it in self.functions if f"{FUNCTIONS}.{it.name}" in keep)
+        spaces = [
+            Namespace(space.name, tuple(it for it in space.functions
+                                        if f"{space.name}.{it.name}" in keep), space.description)
+            for space in self.namespaces
+        ]  # fmt: skip
+        namespaces = tuple(space for space in spaces if space.functions)
+        return Tools(functions, namespaces, self.given, self.unsupported)
+
+
+def read_tools(fields: Fields) -> Tools:
+    """Read ``tools``; raises ApiError and ConversationError for a malformed one."""
+    given = fields.sequence("tools", MAX_TOOLS) or []
+    offered, unsupported = [], []
+    for i, tool in enumerate(given):
+        kind = Fields({"tool": tool}, f"tools[{i}]").mapping("tool") or {}
+        name = Fields(kind, f"tools[{i}]").text("type", 128)
+        if name is None:
+            raise Fields(kind, f"tools[{i}]").error(
+                "type", "is missing", "missing_required_parameter"
+            )
+        if name in _OFFERED:
+            offered.append((i, kind))
+        else:
+            unsupported.append(
+                {"type": name, "reason": "this server cannot run it; it was not offered"}
+            )
+    read = tools_from_openai([tool for _, tool in offered])
+    if read.refused:
+        error = read.refused[0]
+        if error.index is not None:  # counts the offered ones
+            error.index = offered[error.index][0]
+            path = f"tools[{error.index}]" + (f".{error.field}" if error.field else "")
+            raise Fields({}, path.rpartition(".")[0]).error(
+                path.rpartition(".")[2], error.problem
+            ) from error
+        raise error
+    return Tools(
+        read.functions,
+        read.namespaces,
+        tuple(_reported(tool) for _, tool in offered),
+        tuple(unsupported),
+    )
+
+
+def _reported(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tool as the response reports it: Chat Completions' form flattened, and the fields
+    there that clients expect.
+    """
+    kind = tool["type"]
+    if isinstance(tool.get(kind), Mapping) and "name" not in tool:
+        tool = {"type": kind, **tool[kind]}
+    if kind == "function":
+        return {"parameters": None, "strict": None} | dict(tool)
+    if kind == "namespace":
+        return dict(tool) | {"description": tool.get("description") or ""}
+    return dict(tool)
+
+
+def read_tool_choice(fields: Fields, tools: Tools) -> tuple[ToolChoice, Tools, Any]:
+    """Read ``tool_choice``: whether to call, the tools that may be called, and what the response
+    reports.
+    """
+    given = fields.data.get("tool_choice")
+    if given is None:
+        return ToolChoice.AUTO, tools, "auto"
+    if isinstance(given, str):
+        choice = ToolChoice(fields.choice("tool_choice", [it.value for it in ToolChoice]) or "auto")
+        if choice == ToolChoice.REQUIRED and not tools.all():
+            raise fields.error("tool_choice", "is required, but no tool was offered")
+        return choice, tools, choice.value
+    inner = Fields(fields.mapping("tool_choice") or {}, "tool_choice")
+    kind = inner.text("type", 128)
+    if kind == "allowed_tools":
+        mode = ToolChoice(inner.choice("mode", ("auto", "required")) or "auto")
+        named = [_named(inner, tools, it) for it in inner.sequence("tools", MAX_TOOLS) or []]
+        if not named:
+            raise inner.error("tools", "allows no tools; use none")
+        reported = {"type": kind, "mode": mode.value, "tools": inner.data.get("tools")}
+        return mode, tools.only(named), reported
+    if kind not in ("function", "custom"):
+        raise inner.error("type", f"{str(kind)[:80]!r}: this server cannot run that tool")
+    found = _named(inner, tools, inner.data)
+    return ToolChoice.REQUIRED, tools.only([found]), {"type": kind, "name": found.name}
+
+
+def _named(fields: Fields, tools: Tools, entry: object) -> Called:
+    """Return the tool that an entry of ``tool_choice`` names."""
+    if not isinstance(entry, Mapping):
+        raise fields.error("tools", "each must be an object", "invalid_type")
+    inner = entry.get(str(entry.get("type")))
+    name = inner.get("name") if isinstance(inner, Mapping) else entry.get("name")
+    if not isinstance(name, str):
+        raise fields.error("name", "is missing", "missing_required_parameter")
+    space = entry.get("namespace")
+    found = tools.find(f"{space}.{name}" if isinstance(space, str) else name)
+    if found is None:
+        raise fields.error("name", f"{name[:80]!r} is not among the tools that were offered")
+    return found
