@@ -1,13 +1,13 @@
-"""Prints a chat for a person: at a terminal, or as plain text.
+"""Prints a chat as plain text: for pipes and scripts, for screen readers, and for terminals that
+cannot redraw.
 
-What a model or a tool says is untrusted: an escape character in it could move the cursor, retitle
-the window or hide text. Nothing but printable text and line ends gets through.
+The answer goes to one stream and everything else to another, so that a script gets the answer
+alone.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import time
 from typing import Protocol, TextIO
 
@@ -16,35 +16,12 @@ from gptoss.runtime.chat.events import (
     PromptProgress,
     ReasoningClosed,
     ReplyEnded,
-    StopReason,
     ToolFinished,
     ToolStarted,
 )
-from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, MessageStarted, TextDelta
-from gptoss.runtime.sampling.grammar import ReasoningStop
-
-_UNPRINTABLE = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but tab and line end, DEL, C1
-    r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # writing direction
-    r"\ud800-\udfff]"  # halves of surrogate pairs, which no terminal's encoding has
-)
-_SHOWN_LENGTH = 2000
-"""Characters of a tool's arguments or result that are shown; the model sees all of them."""
-
-_CUT = {
-    StopReason.MAX_TOKENS: "token limit reached",
-    StopReason.CONTEXT: "the context is full",
-    StopReason.MAX_ROUNDS: "tool-call limit reached",
-    StopReason.CANCELLED: "it was cancelled",
-}
-_CLOSED = {
-    ReasoningStop.BUDGET: "budget used up",
-    ReasoningStop.LOOP: "the model was repeating itself",
-    ReasoningStop.ASKED: "the answer was asked for",
-}
-
-_SHOWN_PROMPT = 256
-"""Prompt tokens to be read from which on the progress is shown."""
+from gptoss.runtime.harmony.events import Diagnostic, MessageEnded, MessageStarted, TextDelta
+from gptoss.runtime.terminal.safe_text import SHOWN_LENGTH, printable, shortened
+from gptoss.runtime.terminal.wording import CLOSED, PromptClock, ending, summary
 
 _CLEAR_LINE = "\r\x1b[K"
 _DIM, _CYAN, _YELLOW, _RED = "2", "36", "33", "31"
@@ -56,21 +33,6 @@ class Show(Protocol):
     def show(self, event: ChatEvent) -> None: ...
 
 
-def printable(text: str) -> str:
-    """Escape control characters in the model's ``text`` before it is printed at the terminal
-    (``\\x1b``), except line ends and tabs.
-
-    Characters that turn the reading direction around go the same way: they can make a command
-    look like another one.
-    """
-    return _UNPRINTABLE.sub(_code, text.replace("\r\n", "\n"))
-
-
-def _code(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
-
-
 class Printer:
     """Shows events as text: reasoning dim, tools on lines of their own, the answer plain.
 
@@ -78,12 +40,24 @@ class Printer:
     it, what is not the answer is marked with its channel.
     """
 
-    def __init__(self, out: TextIO, *, color: bool | None = None) -> None:
+    def __init__(
+        self,
+        out: TextIO,
+        aside: TextIO | None = None,
+        *,
+        color: bool | None = None,
+        hide_reasoning: bool = False,
+    ) -> None:
+        """The answer is printed on ``out``, the rest on ``aside``, which may be the same."""
         self._out = out
-        self._color = _wants_color(out) if color is None else color
-        self._at_line_start = True
-        self._in_call = False
-        self._progress = _PromptClock()
+        self._aside = out if aside is None else aside
+        self._color = wants_color(self._aside) if color is None else color
+        self._hide_reasoning = hide_reasoning
+        self._at_line_start = {out: True, self._aside: True}
+        self._last = out
+        self._channel: str | None = "final"
+        self._call = _CallText()
+        self._progress = PromptClock()
         self._progress_shown = False
 
     def show(self, event: ChatEvent) -> None:
@@ -93,42 +67,65 @@ class Printer:
             case PromptProgress():
                 self._show_progress(event)
             case MessageStarted():
-                self._end_line()
-                self._in_call = event.recipient is not None  # a call is shown once it is whole
-                if not self._color and not self._in_call and event.channel != "final":
-                    self._write(f"[{event.channel}] ")
-            case TextDelta() if not self._in_call:
-                self._write(event.text, None if event.channel == "final" else _DIM)
+                self._start_message(event)
+            case TextDelta():
+                self._channel = event.channel
+                self._show_text(event.text)
             case MessageEnded():
-                self._end_line()
-                self._in_call = False
+                self._end_message()
             case ToolStarted():
-                self._end_line()
-                self._write(event.name, _CYAN)
-                self._write(f"({_shortened(event.arguments)})")
-                self._end_line()
+                if not self._call.shown(event):  # the model's text of the call was not seen
+                    self._line(f"{event.name}({shortened(event.arguments)})", _CYAN)
             case ToolFinished():
-                self._end_line()
+                self._end_line(self._aside)
                 self._write("  = ", _RED if event.error else _CYAN)
-                self._write(_shortened(event.result))
+                self._write(shortened(event.result))
                 self._write(f"  [{event.seconds * 1000:.0f} ms]", _DIM)
-                self._end_line()
+                self._end_line(self._aside)
             case Diagnostic():
                 self._line(f"[repaired: {event.detail}]", _YELLOW)
             case ReasoningClosed():
-                self._line(f"[reasoning ended: {_CLOSED[event.reason]}]", _YELLOW)
+                self._line(f"[reasoning ended: {CLOSED[event.reason]}]", _YELLOW)
             case ReplyEnded():
-                if event.end == End.CUT:
-                    why = "" if event.cut is None else f": {_CUT[event.cut]}"
-                    self._line(f"[reply stopped{why}]", _YELLOW)
-                self._line(summary(event), _DIM)
+                self._end_line(self._out)
+                if why := ending(event):
+                    self._line(f"[{why}]", _YELLOW)
+                self._line(f"[{summary(event)}]", _DIM)
         self._out.flush()
+        self._aside.flush()
 
     def stopped(self) -> None:
         """Print that the person stopped the reply."""
         self._clear_progress()
+        self._end_line(self._out)
         self._line("[stopped]", _YELLOW)
-        self._out.flush()
+        self._aside.flush()
+
+    def _start_message(self, event: MessageStarted) -> None:
+        self._end_line(self._last)
+        self._channel = event.channel
+        self._call.begin(event)
+        if event.recipient is not None:
+            self._write(f"{self._call.name}(", _CYAN)
+        elif event.channel != "final" and not self._color and not self._hidden:
+            self._write(f"[{event.channel}] ")
+
+    def _show_text(self, text: str) -> None:
+        if self._call.open:
+            self._write(self._call.add(text))
+        elif self._channel == "final":
+            self._write(text, out=self._out)
+        elif not self._hidden:
+            self._write(text, _DIM)
+
+    def _end_message(self) -> None:
+        if self._call.open:
+            self._write(self._call.end())
+        self._end_line(self._last)
+
+    @property
+    def _hidden(self) -> bool:
+        return self._hide_reasoning and self._channel == "analysis"
 
     def _show_progress(self, event: PromptProgress) -> None:
         """Print a progress line at the terminal, which the next event erases; only where lines can
@@ -136,69 +133,73 @@ class Printer:
         """
         text = self._progress.describe(event, time.monotonic())
         if self._color and text:
-            self._end_line()
-            self._out.write(f"\x1b[{_DIM}m{text}\x1b[0m")
+            self._end_line(self._last)
+            self._aside.write(f"\x1b[{_DIM}m[{text}]\x1b[0m")
             self._progress_shown = True
 
     def _clear_progress(self) -> None:
         if self._progress_shown:
-            self._out.write(_CLEAR_LINE)
+            self._aside.write(_CLEAR_LINE)
             self._progress_shown = False
 
     def _line(self, text: str, style: str) -> None:
-        self._end_line()
+        self._end_line(self._last)
         self._write(text, style)
-        self._end_line()
+        self._end_line(self._aside)
 
-    def _end_line(self) -> None:
-        if not self._at_line_start:
-            self._out.write("\n")
-            self._at_line_start = True
+    def _end_line(self, out: TextIO) -> None:
+        if not self._at_line_start[out]:
+            out.write("\n")
+            self._at_line_start[out] = True
 
-    def _write(self, text: str, style: str | None = None) -> None:
+    def _write(self, text: str, style: str | None = None, out: TextIO | None = None) -> None:
+        out = self._aside if out is None else out
         text = printable(text)
         if not text:
             return
-        self._out.write(f"\x1b[{style}m{text}\x1b[0m" if style and self._color else text)
-        self._at_line_start = text.endswith("\n")
+        color = style and self._color and out is self._aside
+        out.write(f"\x1b[{style}m{text}\x1b[0m" if color else text)
+        self._at_line_start[out] = text.endswith("\n")
+        self._last = out
 
 
-class _PromptClock:
-    """How far a prompt has been read, and how long the rest will take."""
+class _CallText:
+    """The text of a tool call as it comes: on one line, cut where it is long."""
 
     def __init__(self) -> None:
-        self._begun = 0.0
+        self.open = False
+        self.name = ""
+        self._length = 0
+        self._printed: list[str] = []
 
-    def describe(self, event: PromptProgress, now: float) -> str:
-        """Return the printed progress of the prompt, ``[reading 2,100 of 6,000 tokens, 12 s
-        left]``; empty where there is little to read.
-        """
-        done, total = event.done - event.reused, event.total - event.reused
-        if done == 0:
-            self._begun = now
-        if total < _SHOWN_PROMPT or done == total:
-            return ""
-        left = ""
-        if done:
-            left = f", {(now - self._begun) * (total - done) / done:.0f} s left"
-        return f"[reading {done:,} of {total:,} tokens{left}]"
+    def begin(self, event: MessageStarted) -> None:
+        self.open = event.recipient is not None
+        self._length = 0
+        if event.recipient is not None:
+            self.name = event.recipient.removeprefix("functions.")
+
+    def add(self, text: str) -> str:
+        """Return what is printed of the next piece of the call's text."""
+        text = text.replace("\n", " ").replace("\r", " ")
+        room = SHOWN_LENGTH - self._length
+        self._length += len(text)
+        return text if len(text) <= room else text[: max(0, room)]
+
+    def end(self) -> str:
+        """Return what is printed at the end of the call's text."""
+        self.open = False
+        self._printed.append(self.name)
+        return "…)" if self._length > SHOWN_LENGTH else ")"
+
+    def shown(self, event: ToolStarted) -> bool:
+        """Report whether the text of the call that runs now has been printed."""
+        if event.name in self._printed:
+            self._printed.remove(event.name)
+            return True
+        return False
 
 
-def summary(event: ReplyEnded) -> str:
-    """Return the printed line of token counts and speeds at the end of a reply."""
-    timings = event.timings
-    return (
-        f"[{timings.prompt_tokens} prompt tokens, {timings.reused_tokens} of them reused, "
-        f"{timings.prompt_seconds:.2f} s; {timings.generated_tokens} generated, "
-        f"{timings.tokens_per_second:.1f} tokens/s]"
-    )
-
-
-def _shortened(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= _SHOWN_LENGTH else text[: _SHOWN_LENGTH - 1] + "…"
-
-
-def _wants_color(out: TextIO) -> bool:
+def wants_color(out: TextIO) -> bool:
+    """Report whether colours are wanted on a stream: a terminal, and no ``NO_COLOR``."""
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return out.isatty() and not plain

@@ -29,7 +29,9 @@ from gptoss.runtime.harmony.events import (
 from gptoss.runtime.harmony.messages import Message, Role
 from gptoss.runtime.sampling.grammar import ReasoningStop
 from gptoss.runtime.terminal.json_lines import JsonLines, as_dict
-from gptoss.runtime.terminal.printer import Printer, _PromptClock, printable
+from gptoss.runtime.terminal.printer import Printer
+from gptoss.runtime.terminal.safe_text import printable
+from gptoss.runtime.terminal.wording import PromptClock
 
 TIMINGS = Timings(100, 60, 20, 0.5, 2.0)
 ENDED = ReplyEnded(End.RETURN, TIMINGS)
@@ -89,7 +91,7 @@ def test_a_turn_as_plain_text() -> None:
 def test_with_colour_the_answer_is_plain_and_all_else_is_not() -> None:
     lines = shown(*TURN, color=True).splitlines()
     assert lines[0] == "\x1b[2mNeed the \x1b[0m\x1b[2mweather.\x1b[0m"
-    assert lines[1] == '\x1b[36mweather\x1b[0m({"city": "Oslo"})'
+    assert lines[1] == '\x1b[36mweather(\x1b[0m{"city": "Oslo"})'
     assert lines[4] == "It is cold."
 
 
@@ -221,6 +223,46 @@ def test_reading_a_long_prompt_shows_how_far_it_is() -> None:
 
 
 def test_the_time_left() -> None:
-    clock = _PromptClock()
+    clock = PromptClock()
     clock.describe(PromptProgress(0, 4000, 0), 100.0)
-    assert clock.describe(PromptProgress(1000, 4000, 0), 110.0).endswith(", 30 s left]")
+    assert clock.describe(PromptProgress(1000, 4000, 0), 110.0).endswith(", 30 s left")
+
+
+def test_the_answer_alone_on_one_stream_the_rest_on_another() -> None:
+    out, aside = io.StringIO(), io.StringIO()
+    printer = Printer(out, aside)
+    for event in TURN:
+        printer.show(event)
+    assert out.getvalue() == "It is cold.\n"
+    assert aside.getvalue() == PLAIN.replace("It is cold.\n", "")
+
+
+def test_reasoning_that_is_hidden() -> None:
+    out = io.StringIO()
+    printer = Printer(out, hide_reasoning=True)
+    for event in TURN:
+        printer.show(event)
+    assert out.getvalue() == PLAIN.removeprefix("[analysis] Need the weather.\n")
+
+
+def test_a_call_is_shown_as_it_comes() -> None:
+    out = io.StringIO()
+    printer = Printer(out)
+    for event in TURN[4:7]:
+        printer.show(event)
+    assert out.getvalue() == 'weather({"city": "Oslo"}'
+
+
+def test_a_long_call_is_cut_and_stays_on_a_line() -> None:
+    call: list[ChatEvent] = [
+        started("commentary", "functions.f"),
+        *[TextDelta("a\nb" * 10, "commentary")] * 500,
+    ]
+    text = shown(*call, ended("", "commentary"), ToolStarted("f", "x"))
+    assert text.count("\n") == 1
+    assert text.endswith("…)\n")
+    assert len(text) < 2100
+
+
+def test_a_call_that_was_not_seen_is_shown_when_it_runs() -> None:
+    assert shown(ToolStarted("f", '{"a":\n1}')) == 'f({"a": 1})\n'

@@ -1,0 +1,189 @@
+"""Runs ``gptoss-run chat``: find and load the model, then talk, answer once, or answer lines."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+from gptoss import console, progress_bars
+from gptoss.errors import OptionError, require_packages
+from gptoss.runtime.chat.model import Model
+from gptoss.runtime.chat.model import open as open_model
+from gptoss.runtime.chat.settings import Settings
+from gptoss.runtime.models.finder import ModelFinder
+from gptoss.runtime.sampling.sampler import RandomSampler
+from gptoss.runtime.store.store import Store, default_path
+from gptoss.runtime.terminal.approval import Approval
+from gptoss.runtime.terminal.commands import resumed
+from gptoss.runtime.terminal.json_lines import JsonLines
+from gptoss.runtime.terminal.loop import Terminal, answer, answer_lines, converse
+from gptoss.runtime.terminal.printer import Printer, Show
+from gptoss.runtime.terminal.session import Session
+from gptoss.runtime.terminal.tool_import import import_function
+from gptoss.runtime.tools.functions import Tool
+
+STDIN_LIMIT = 2**26
+"""Characters of standard input that are appended to a prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """How the model is loaded."""
+
+    n_ctx: int | None = None
+    n_threads: int | None = None
+    n_gpu_layers: int = -1
+    constrained: bool = True
+    verbose: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """What the command line asks for."""
+
+    model: str
+    finder: ModelFinder
+    settings: Settings
+    engine: EngineRequest = field(default_factory=EngineRequest)
+    tools: tuple[str, ...] = ()
+    approve_all: bool = False
+    yes: bool = False
+    prompt: str | None = None
+    as_json: bool = False
+    plain: bool = False
+    hide_reasoning: bool = False
+    save: bool = True
+    resume: str | None = None
+    continue_last: bool = False
+
+
+def run_chat(asked: ChatRequest) -> int:
+    """Run the command and return its exit code. Raises GptossError, OSError."""
+    out = sys.stdout
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    talk = interactive and asked.prompt is None and not asked.as_json
+    with contextlib.ExitStack() as stack:
+        if not talk:  # what tools print is not the answer
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        RandomSampler(asked.settings.sampling, asked.settings.seed)  # checked before a load
+        functions = [Tool.of(import_function(spec)) for spec in asked.tools]
+        terminal = _terminal(asked, out) if talk else None
+        if terminal is not None and not asked.approve_all:
+            approval = Approval(terminal.ask_key)
+            functions = [approval.guard(tool) for tool in functions]
+        prompt = _prompt(asked.prompt)
+        store = stack.enter_context(Store(default_path())) if _keeps(asked) else None
+        load = _loader(asked)
+        model, name = load(asked.model)
+        stack.callback(model.close)
+        session = Session(
+            model, name, asked.settings, tools=functions, store=store, load=load, say=console.say
+        )
+        stack.callback(session.close)
+        if asked.resume is not None or asked.continue_last:
+            found = session.resume(asked.resume)
+            console.say(resumed(found.summary.title, len(found.entries)))
+        if terminal is not None:
+            terminal.begin(session)
+            converse(session, terminal)
+            return console.ExitCode.DONE
+        return _without_a_person(session, prompt, _show(asked, out))
+
+
+def _without_a_person(session: Session, prompt: str | None, show: Show) -> int:
+    """Answer one prompt, or each line of standard input; return the exit code."""
+    if prompt is None:
+        answered, whole = answer_lines(session, sys.stdin, show)
+        if not answered:
+            return console.ExitCode.INVALID
+    else:
+        try:
+            whole = answer(session, prompt, show)
+        finally:
+            session.save_turn()
+    return console.ExitCode.DONE if whole else console.ExitCode.NO
+
+
+def _terminal(asked: ChatRequest, out: TextIO) -> Terminal:
+    """Choose the terminal: the plain one where it was asked for, or nothing else works."""
+    if asked.plain or os.environ.get("TERM") == "dumb":
+        from gptoss.runtime.terminal.plain_terminal import PlainTerminal
+
+        return PlainTerminal(out, hide_reasoning=asked.hide_reasoning)
+    require_packages("run", "prompt_toolkit")
+    from gptoss.runtime.terminal.rich_terminal import RichTerminal
+
+    return RichTerminal(out, keep_history=asked.save)
+
+
+def _show(asked: ChatRequest, out: TextIO) -> Show:
+    if asked.as_json:
+        return JsonLines(out)
+    color = False if asked.plain else None
+    return Printer(out, sys.stderr, color=color, hide_reasoning=asked.hide_reasoning)
+
+
+def _keeps(asked: ChatRequest) -> bool:
+    """Report whether conversations are kept; raises OptionError where one is to be continued that
+    is not.
+    """
+    if not asked.save and (asked.resume is not None or asked.continue_last):
+        raise OptionError("--no-save keeps no conversation that could be continued; omit one")
+    return asked.save
+
+
+def _prompt(asked: str | None) -> str | None:
+    """Return the prompt of ``-p`` with what is piped to standard input; ``-`` means that alone."""
+    if asked is None or (asked != "-" and sys.stdin.isatty()):
+        return asked
+    piped = sys.stdin.read(STDIN_LIMIT + 1)
+    if len(piped) > STDIN_LIMIT:
+        raise OptionError(f"standard input has more than {STDIN_LIMIT:,} characters")
+    if asked == "-":
+        return piped
+    return f"{asked}\n\n{piped}" if piped.strip() else asked
+
+
+def _loader(asked: ChatRequest) -> Callable[[str], tuple[Model, str]]:
+    """Return the function that finds and loads a model by name."""
+
+    def load(name: str) -> tuple[Model, str]:
+        gguf = asked.finder.find(name, yes=asked.yes)
+        size = gguf.stat().st_size if gguf.is_file() else 0
+        title = f"loading {gguf.name}"
+        with progress_bars.progress_bar(title, size, shown=not asked.as_json) as advance:
+            model = open_model(
+                gguf,
+                n_ctx=asked.engine.n_ctx,
+                parallel=1,
+                constrained=asked.engine.constrained,
+                n_threads=asked.engine.n_threads,
+                n_gpu_layers=asked.engine.n_gpu_layers,
+                progress=_in_bytes(advance, size),
+                verbose=asked.engine.verbose,
+            )
+        return model, _shown_name(name, gguf)
+
+    return load
+
+
+def _shown_name(name: str, gguf: Path) -> str:
+    return name if name.isprintable() and not Path(name).exists() else gguf.stem
+
+
+def _in_bytes(advance: progress_bars.Advance, size: int) -> Callable[[float], None]:
+    """Scale llama.cpp's load progress (0 to 1) to bytes for the command line's progress bar."""
+    done = 0
+
+    def progress(share: float) -> None:
+        nonlocal done
+        now = int(share * size)
+        advance(now - done)
+        done = now
+
+    return progress

@@ -1,0 +1,125 @@
+"""Reads keys while a reply is shown: the keyboard is not asked for a line then.
+
+Ctrl-C stays a signal. What is typed ahead is kept for the next prompt.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import select
+    import termios
+
+POLL_SECONDS = 0.1
+_ESCAPE = "\x1b"
+
+
+class KeyListener:
+    """Keys pressed during a reply. ``on_key`` maps a character to what it does, on a thread of the
+    listener.
+    """
+
+    def __init__(self, on_key: dict[str, Callable[[], None]]) -> None:
+        self._on_key = on_key
+        self._typed: list[str] = []
+        self._asked: queue.SimpleQueue[str] | None = None
+
+    @property
+    def typed_ahead(self) -> str:
+        """Return what was typed for the next prompt, on one line."""
+        text = "".join(self._typed)
+        return "".join(it for it in text.partition("\n")[0] if it.isprintable())
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Listen until the block is left; only where standard input is a terminal."""
+        if not sys.stdin.isatty():
+            yield
+            return
+        ended = threading.Event()
+        with _unbuffered():
+            thread = threading.Thread(target=self._listen, args=(ended,), name="keys", daemon=True)
+            thread.start()
+            try:
+                yield
+            finally:
+                ended.set()
+                thread.join()
+
+    def ask(self, allowed: str) -> str:
+        """Wait for one of the ``allowed`` keys, and return it; Ctrl-C interrupts."""
+        self._asked = queue.SimpleQueue()
+        try:
+            while True:
+                try:
+                    key = self._asked.get(timeout=POLL_SECONDS)
+                except queue.Empty:
+                    continue
+                if key.casefold() in allowed:
+                    return key.casefold()
+        finally:
+            self._asked = None
+
+    def _listen(self, ended: threading.Event) -> None:
+        while not ended.is_set():
+            for key in _read_keys():
+                if self._asked is not None:
+                    self._asked.put(key)
+                elif key in self._on_key:
+                    self._on_key[key]()
+                elif key == "\x7f":
+                    del self._typed[-1:]
+                else:
+                    self._typed.append("\n" if key == "\r" else key)
+
+
+if sys.platform == "win32":
+
+    @contextmanager
+    def _unbuffered() -> Iterator[None]:
+        yield
+
+    def _read_keys() -> str:
+        threading.Event().wait(POLL_SECONDS)
+        keys = ""
+        while msvcrt.kbhit():
+            keys += msvcrt.getwch()
+        return keys
+
+else:
+
+    @contextmanager
+    def _unbuffered() -> Iterator[None]:
+        """Give each key at once and print none; signals stay."""
+        descriptor = sys.stdin.fileno()
+        before = termios.tcgetattr(descriptor)
+        changed = termios.tcgetattr(descriptor)
+        changed[3] &= ~(termios.ICANON | termios.ECHO | termios.IEXTEN)
+        changed[0] &= ~termios.ICRNL
+        termios.tcsetattr(descriptor, termios.TCSANOW, changed)
+        try:
+            yield
+        finally:
+            termios.tcsetattr(descriptor, termios.TCSANOW, before)
+
+    def _read_keys() -> str:
+        """Return the keys pressed, after a short wait; those that are not a character are left
+        out.
+        """
+        descriptor = sys.stdin.fileno()
+        ready, _, _ = select.select([descriptor], [], [], POLL_SECONDS)
+        if not ready:
+            return ""
+        raw = os.read(descriptor, 4096)
+        if not raw:  # the terminal has gone
+            threading.Event().wait(POLL_SECONDS)
+        text = raw.decode("utf-8", "ignore")
+        return "" if text.startswith(_ESCAPE) and len(text) > 1 else text

@@ -1,0 +1,110 @@
+"""A terminal with everything: the input line with its keys, and replies as they stream."""
+
+from __future__ import annotations
+
+import os
+from typing import TextIO
+
+from gptoss.runtime.harmony.messages import Effort
+from gptoss.runtime.terminal.keys import KeyListener
+from gptoss.runtime.terminal.live_view import LiveView
+from gptoss.runtime.terminal.loop import answer
+from gptoss.runtime.terminal.prompt import Prompt, open_history
+from gptoss.runtime.terminal.safe_text import printable
+from gptoss.runtime.terminal.session import Session, history_path
+
+CTRL_O, CTRL_T = "\x0f", "\x14"
+
+
+class RichTerminal:
+    """Reads with prompt_toolkit and shows with rich. Made for one session."""
+
+    def __init__(self, out: TextIO, *, keep_history: bool = True) -> None:
+        self._out = out
+        self._view = LiveView(out)
+        self._keep_history = keep_history
+        self._session: Session | None = None
+        self._prompt: Prompt | None = None
+        self._listener: KeyListener | None = None
+        self._typed = ""
+        self._used = 0
+
+    def begin(self, session: Session) -> None:
+        """Take the session whose effort and context the bar shows."""
+        self._session = session
+        self._prompt = Prompt(
+            open_history(history_path() if self._keep_history else None),
+            tools=[tool.declaration.name for tool in session.tools.all],
+            bar=self._bar,
+            next_effort=self._next_effort,
+            show_reasoning=self._show_reasoning,
+        )
+        self.say(f"{session.name}; /help lists the commands")
+
+    def read(self, draft: str) -> str | None:
+        """Ask for a message; what was typed during the reply is in the line."""
+        assert self._prompt is not None  # noqa: S101 (``begin`` comes first)
+        typed, self._typed = self._typed, ""
+        self._used = 0 if self._session is None else self._session.chat.count_tokens()
+        try:
+            return self._prompt.ask(draft or typed)
+        except EOFError:
+            return None
+
+    def answer(self, session: Session, text: str) -> None:
+        """Send a message and show the reply; keys work meanwhile."""
+        keys = {CTRL_O: self._view.unfold, CTRL_T: self._next_effort}
+        self._listener = KeyListener(keys)
+        self._view.begin()
+        try:
+            with self._listener.listening():
+                answer(session, text, self._view)
+        except BaseException:
+            self._view.pause()
+            raise
+        finally:
+            self._typed, self._listener = self._listener.typed_ahead, None
+
+    def stopped(self) -> None:
+        """Show that the reply was stopped."""
+        self._view.stopped()
+
+    def say(self, text: str) -> None:
+        """Print lines that are not the model's."""
+        self._out.write(printable(text) + "\n")
+        self._out.flush()
+
+    def ask_key(self, question: str) -> str:
+        """Ask for one of the keys y, n and a during a reply."""
+        self._view.pause()
+        self._out.write(f"{printable(question)} ")
+        self._out.flush()
+        key = "n" if self._listener is None else self._listener.ask("yna")
+        self._out.write(f"{key}\n")
+        return key
+
+    def _next_effort(self) -> None:
+        if self._session is not None:
+            efforts = list(Effort)
+            now = efforts.index(self._session.chat.effort)
+            self._session.chat.effort = efforts[(now + 1) % len(efforts)]
+
+    def _show_reasoning(self) -> None:
+        self.say(self._view.reasoning.strip() or "no reasoning yet")
+
+    def _bar(self) -> str:
+        session = self._session
+        if session is None:
+            return ""
+        chat = session.chat
+        share = 100 * self._used // chat.n_ctx
+        parts = [
+            session.name,
+            f"effort {chat.effort} (Ctrl-T)",
+            f"context {self._used:,} of {chat.n_ctx:,} ({share} %)",
+            "/help",
+        ]
+        columns = os.get_terminal_size(self._out.fileno()).columns
+        while len(parts) > 1 and len(" · ".join(parts)) >= columns:
+            parts.pop()
+        return " · ".join(parts)[: max(1, columns - 1)]

@@ -1,0 +1,258 @@
+"""A conversation at the terminal: the chat, the model under it, and its record in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from gptoss.errors import GptossError
+from gptoss.runtime.chat.chat import Chat
+from gptoss.runtime.chat.model import Model
+from gptoss.runtime.chat.reply_stream import ReplyStream
+from gptoss.runtime.chat.settings import ChatError, Settings
+from gptoss.runtime.harmony.messages import Effort, Message, Role
+from gptoss.runtime.store.conversations import Conversation, Entry, Summary
+from gptoss.runtime.store.owners import LOCAL_OWNER
+from gptoss.runtime.store.store import Store
+from gptoss.runtime.tools.functions import Tool, Toolbox
+
+LoadModel = Callable[[str], tuple[Model, str]]
+"""Loads a model by its name; returns it with the name that is shown."""
+Say = Callable[[str], None]
+
+LISTED = 20
+"""Conversations that are listed at once."""
+
+
+@dataclass
+class Stats:
+    """What the conversation has cost since the program was started."""
+
+    replies: int = 0
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    generated_tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Tools:
+    """The functions that may be called; those in ``off`` are not declared to the model."""
+
+    all: tuple[Tool, ...] = ()
+    off: set[str] = field(default_factory=set)
+
+    @property
+    def on(self) -> list[Tool]:
+        """Return the tools that are declared to the model now."""
+        return [tool for tool in self.all if tool.declaration.name not in self.off]
+
+
+class Session:
+    """One conversation, and what the person changes about it. Used by one thread.
+
+    Without a ``store`` nothing is kept. A store that fails is reported once by ``say`` and then
+    not used any more: the conversation goes on.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        name: str,
+        settings: Settings,
+        *,
+        tools: Iterable[Tool] = (),
+        store: Store | None = None,
+        load: LoadModel | None = None,
+        say: Say = lambda _: None,
+    ) -> None:
+        self.model = model
+        self.name = name
+        self.tools = Tools(tuple(tools))
+        self.stats = Stats()
+        self._load = load
+        self._say = say
+        self._store = None if store is None else store.for_tokenizer(model.tokenizer)
+        self._stored: list[Message] = []
+        self.conversation: str | None = None
+        """The conversation's id in the store, once it has a turn."""
+        self.chat = self._chat(settings, ())
+
+    def close(self) -> None:
+        """End the conversation and free the model."""
+        self.model.close()
+
+    # --- talking ------------------------------------------------------------------------------
+
+    def send(self, text: str) -> ReplyStream:
+        """Send a message; raises as ``Chat.send``."""
+        return self.chat.send(text)
+
+    def save_turn(self) -> None:
+        """Bring the conversation in the store to what it is now."""
+        self._stored_by(self._save)
+
+    def _save(self, store: Store) -> None:
+        history = list(self.chat.history)
+        same = _common(history, self._stored)
+        if self.conversation is None:
+            if not history:
+                return
+            made = store.conversations.create(LOCAL_OWNER, settings=self._settings_json())
+            self.conversation = made.id
+        if same < len(self._stored):
+            store.conversations.truncate(LOCAL_OWNER, self.conversation, same)
+        if same < len(history):
+            entries = [Entry(message) for message in history[same:]]
+            store.conversations.append(LOCAL_OWNER, self.conversation, entries)
+        store.conversations.update(LOCAL_OWNER, self.conversation, settings=self._settings_json())
+        self._stored = history
+
+    # --- changing the conversation ------------------------------------------------------------
+
+    def change(self, **settings: Any) -> None:
+        """Change the chat's settings (``effort``, ``instructions`` …); raises ChatError."""
+        self.chat.settings = replace(self.chat.settings, **settings)
+
+    def clear(self) -> None:
+        """Begin a new conversation; the one before stays in the store."""
+        self.chat.reset()
+        self.conversation, self._stored = None, []
+
+    def branch(self) -> None:
+        """Go on in a copy of the conversation; the one before stays as it is."""
+        self._stored_by(self._branch)
+
+    def _branch(self, store: Store) -> None:
+        if self.conversation is None:
+            raise ChatError("there is no turn yet to branch from")
+        length = len(self._stored)
+        self.conversation = store.conversations.branch(LOCAL_OWNER, self.conversation, length).id
+
+    def last_question(self) -> str | None:
+        """Return the last message of the person; None where there is none."""
+        asked = [it.text for it in self.chat.history if it.role == Role.USER]
+        return asked[-1] if asked else None
+
+    def set_tools(self, names: Sequence[str], *, on: bool) -> None:
+        """Declare tools to the model, or no longer; raises ChatError for an unknown name."""
+        known = [tool.declaration.name for tool in self.tools.all]
+        for name in names:
+            if name not in known:
+                raise ChatError(f"tool is {name!r}; known: {', '.join(known) or 'none'}")
+        changed = set(names or known)
+        self.tools.off = self.tools.off - changed if on else self.tools.off | changed
+        self.chat = self._chat(self.chat.settings, self.chat.history)
+
+    def use_model(self, name: str) -> None:
+        """Load another model and go on with it. Raises GptossError, and then keeps the old one."""
+        if self._load is None:
+            raise ChatError("no other model can be loaded here")
+        settings, history = self.chat.settings, self.chat.history
+        self.model.close()  # two may not fit into memory
+        self.model, self.name = self._load(name)
+        if self._store is not None:
+            self._store = self._store.for_tokenizer(self.model.tokenizer)
+        self.chat = self._chat(settings, [replace(it, tokens=None) for it in history])
+
+    def replace_history(self, messages: Sequence[Message]) -> None:
+        """Take over a conversation from a file, as a new one; raises ConversationError."""
+        self.chat.history = tuple(messages)
+        self.conversation, self._stored = None, []
+
+    # --- earlier conversations ----------------------------------------------------------------
+
+    def recent(self, text: str = "") -> list[Summary]:
+        """List the conversations in the store, the last used first; those that have ``text``."""
+        if self._store is None:
+            return []
+        if text:
+            return self._store.conversations.search(LOCAL_OWNER, text, limit=LISTED)
+        return self._store.conversations.recent(LOCAL_OWNER, limit=LISTED)
+
+    def resume(self, wanted: str | None) -> Conversation:
+        """Go on with an earlier conversation: the last one, or that of an id, its beginning, or its
+        number in the list. Raises ChatError.
+        """
+        if self._store is None:
+            raise ChatError("conversations are not kept here")
+        found = self._find(self._store, wanted)
+        about = found.summary.settings
+        known = {it.name: about[it.name] for it in _KEPT if it.fits(about.get(it.name))}
+        self.change(**known)
+        self.chat.history = found.messages
+        self.conversation, self._stored = found.id, list(found.messages)
+        return found
+
+    def _find(self, store: Store, wanted: str | None) -> Conversation:
+        recent = store.conversations.recent(LOCAL_OWNER, limit=1000)
+        if not recent:
+            raise ChatError("there is no earlier conversation")
+        if wanted is None:
+            return store.conversations.load(LOCAL_OWNER, recent[0].id)
+        if wanted.isdecimal() and 1 <= int(wanted) <= min(len(recent), LISTED):
+            return store.conversations.load(LOCAL_OWNER, recent[int(wanted) - 1].id)
+        named = [it for it in recent if it.id.startswith(wanted)]
+        if len(named) != 1:
+            problem = "no conversation has this id" if not named else "several ids begin so"
+            raise ChatError(f"conversation is {wanted!r}: {problem}; /conversations lists them")
+        return store.conversations.load(LOCAL_OWNER, named[0].id)
+
+    # ------------------------------------------------------------------------------------------
+
+    def _chat(self, settings: Settings, history: Iterable[Message]) -> Chat:
+        return Chat(
+            self.model.engine,
+            self.model.tokenizer,
+            self.model.masks,
+            toolbox=Toolbox(self.tools.on),
+            settings=settings,
+            messages=history,
+            owns_engine=False,
+        )
+
+    def _settings_json(self) -> dict[str, Any]:
+        settings = self.chat.settings
+        return {it.name: getattr(settings, it.name) for it in _KEPT} | {"model": self.name}
+
+    def _stored_by(self, work: Callable[[Store], None]) -> None:
+        if self._store is None:
+            return
+        try:
+            work(self._store)
+        except ChatError:
+            raise
+        except GptossError as error:
+            self._say(f"warning: the conversation is not kept any more: {error}")
+            self._store = None
+
+
+@dataclass(frozen=True)
+class _KeptSetting:
+    """A setting that comes back with its conversation."""
+
+    name: str
+    fits: Callable[[Any], bool]
+
+
+_KEPT = (
+    _KeptSetting("effort", lambda value: value in list(Effort)),
+    _KeptSetting("instructions", lambda value: value is None or isinstance(value, str)),
+    _KeptSetting("date", lambda value: isinstance(value, str)),
+)
+"""The date too: another one would not find the prompt in memory."""
+
+
+def _common(one: Sequence[Message], other: Sequence[Message]) -> int:
+    """Return how many of the first messages are the same."""
+    pairs = zip(one, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def history_path() -> Path:
+    """Return where the lines that the person typed are kept, on every system."""
+    import platformdirs
+
+    return platformdirs.user_state_path("gptoss", appauthor=False) / "history"

@@ -1,0 +1,76 @@
+"""A program in a terminal of tmux: keys go in, screens come out."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+PATIENCE = 60.0
+"""Seconds until what is waited for counts as missing; on a loaded machine all takes longer."""
+
+
+class Screen:
+    """A program running in a terminal of ``columns`` × ``rows``."""
+
+    def __init__(
+        self,
+        command: list[str | Path],
+        folder: Path,
+        *,
+        columns: int = 80,
+        rows: int = 24,
+        environment: Mapping[str, str] = {},
+    ) -> None:
+        """``folder`` is the program's current one, and where tmux has its socket."""
+        self._socket = folder / "tmux"
+        variables = [f"{name}={value}" for name, value in environment.items()]
+        line = shlex.join(["env", *variables, *map(str, command)])
+        size = ["-x", str(columns), "-y", str(rows)]
+        shell = f"cd {shlex.quote(str(folder))}; {line}; echo exited $?; exec sleep 1000"
+        self._tmux("-f", os.devnull, "new-session", "-d", *size, shell)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._tmux("kill-server")
+
+    def keys(self, *keys: str) -> None:
+        """Press keys, by tmux's names (``Enter``, ``C-c``) or as text."""
+        self._tmux("send-keys", *keys)
+
+    def resize(self, columns: int, rows: int) -> None:
+        self._tmux("resize-window", "-x", str(columns), "-y", str(rows))
+
+    def text(self, *, history: bool = False, styled: bool = False) -> str:
+        """What is on the screen, with ``history`` also what has scrolled out of it."""
+        options = (["-S", "-"] if history else []) + (["-e"] if styled else [])
+        return self._tmux("capture-pane", "-p", *options)
+
+    def title(self) -> str:
+        return self._tmux("display-message", "-p", "#{pane_title}")
+
+    def wait_for(self, *texts: str, history: bool = False) -> str:
+        """The screen, once all of these texts are on it."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            shown = self.text(history=history)
+            if all(text in shown for text in texts):
+                return shown
+            assert time.monotonic() < end, f"{texts} did not come:\n{shown}"
+            time.sleep(0.05)
+
+    def _tmux(self, *arguments: str) -> str:
+        command = ["tmux", "-S", str(self._socket), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
