@@ -76,7 +76,9 @@ class BlockSplitter:
     def feed(self, text: str) -> list[Piece]:
         """Add text and return the pieces that are complete now."""
         *lines, self._rest = (self._rest + text).split("\n")
-        return [piece for line in lines for piece in self._line(line)]
+        pieces = [piece for line in lines for piece in self._line(line)]
+        begun = self._rest.strip() and not self._lines and self._fence is None
+        return [*pieces, *self._opened()] if begun else pieces
 
     def finish(self) -> list[Piece]:
         """End the text: what is pending is complete now, also a code block without its end."""
