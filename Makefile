@@ -17,8 +17,8 @@ help:  ## list these targets
 demo: $(VENV)/.run  ## convert the small model, verify it, talk with it
 	@$(BIN)/python tests/demo.py
 
-chat: $(VENV)/.run  ## talk with a model: make chat MODEL=gpt-oss-20b.gguf
-	@test -n "$(MODEL)" || { echo "name a model: make chat MODEL=gpt-oss-20b.gguf" >&2; exit 2; }
+chat: $(VENV)/.run  ## talk with a model: make chat MODEL=20b
+	@test -n "$(MODEL)" || { echo "name a model: make chat MODEL=20b" >&2; exit 2; }
 	@$(BIN)/gptoss-run chat "$(MODEL)"
 
 test: $(VENV)/.dev  ## run the quick tests
@@ -51,7 +51,7 @@ bench: $(VENV)/.oracle  ## measure a 20b-sized model: 55 GB of disk, half an hou
 	$(BIN)/python tests/bench_harmony.py
 
 clean:  ## remove the environment and all caches
-	rm -rf $(VENV) build dist tiny.gguf tiny.gguf.manifest.json *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/.run: pyproject.toml install.py
 	@$(PYTHON) install.py --venv $(VENV)

@@ -1,8 +1,8 @@
-"""What `make demo` runs: convert the bundled small checkpoint, verify it, talk with it.
+"""What `make demo` runs: the way of `gptoss-run chat 20b`, with the small model in this repository.
 
-The GGUF stays in the current folder, and the last lines say what to type next. Exit code 1 means
-that a step failed: the conversion is not proven equal, a turn does not end well, or a tool is not
-called.
+The plan is shown, the checkpoint is converted and verified, and then there is a conversation. The
+last lines say what to type next. Exit code 1 means that a step failed: the conversion is not proven
+equal, a turn does not end well, or a tool is not called.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gptoss
+from gptoss.library.finder import LibraryFinder
+from gptoss.library.store import ModelFolder
 from gptoss.runtime.chat.chat import Chat
 from gptoss.runtime.chat.events import collect
 from gptoss.runtime.harmony.events import End
@@ -25,12 +27,14 @@ from gptoss.runtime.sampling.parameters import Sampling
 from gptoss.runtime.terminal.printer import Printer
 
 CHECKPOINT = Path(__file__).resolve().parent / "tiny" / "checkpoint"
-GGUF = Path("tiny.gguf")
+MODELS = Path("build") / "models"
 COMMANDS = Path(os.path.relpath(Path(sys.executable).parent))
 NEXT = f"""
 ── what to type next
-   talk with this small model:  {COMMANDS / "gptoss-run"} chat {GGUF}
-   convert a real one (14 GB):  {COMMANDS / "gptoss-convert"} openai/gpt-oss-20b -o 20b.gguf"""
+   talk with gpt-oss-20b, which is downloaded first (14 GB):
+      {COMMANDS / "gptoss-run"} chat 20b
+   talk with this small model:
+      {COMMANDS / "gptoss-run"} chat {os.path.relpath(CHECKPOINT)}"""
 
 
 def get_weather(city: str) -> dict[str, object]:
@@ -93,16 +97,16 @@ def main() -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # into a file on Windows, not every sign exists
     failures = []
-    with step("convert the bundled checkpoint to GGUF"):
-        done = gptoss.convert(CHECKPOINT, GGUF)
-        print(f"{done.tensors} tensors, {done.nbytes:,} bytes, dense tensors {done.dense}")
-    with step("verify every block, scale, sink and dense tensor against the checkpoint"):
-        verdict = gptoss.verify(CHECKPOINT, GGUF)
+    with step("get the small model: convert it, and compare every tensor with the checkpoint"):
+        gguf = LibraryFinder(ModelFolder(MODELS)).find(str(CHECKPOINT), yes=True)
+        print(f"{gguf}: {gguf.stat().st_size:,} bytes", flush=True)
+    with step("verify once more, as gptoss-quant verify does"):
+        verdict = gptoss.verify(CHECKPOINT, gguf)
         print(f"{verdict.values:,} values: {verdict.first or 'proven equal'}")
         if not verdict.proven:
             failures.append("the GGUF is not proven equal to its source")
     with step("load it into llama.cpp"):
-        chat = gptoss.load(GGUF, tools=[get_weather], sampling=Sampling(temperature=0))
+        chat = gptoss.load(gguf, tools=[get_weather], sampling=Sampling(temperature=0))
     with chat:
         for turn in CONVERSATION:
             with step(f"reasoning {turn.reasoning}> {turn.text}"):

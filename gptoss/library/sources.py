@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from gptoss.converter.convert import Watch, convert_input
+from gptoss.converter.estimate import KEYS_BYTES, TOKEN_BYTES
 from gptoss.converter.hub import cache
 from gptoss.converter.hub.client import Client
 from gptoss.converter.hub.repository import Stream
@@ -190,7 +191,8 @@ class LocalCheckpoint:
         return nullcontext(self.path)
 
     def cost(self, folder: Path, free: int) -> Cost:  # noqa: ARG002
-        written = ModelSizes.of(self.path).file + 2**24
+        sizes = ModelSizes.of(self.path)
+        written = sizes.file + KEYS_BYTES + TOKEN_BYTES * sizes.hparams.vocab_size
         check = "every tensor is compared with the checkpoint before the model is used"
         return Cost(str(self.path), 0, written, 0, check)
 
