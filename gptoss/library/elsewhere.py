@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -25,6 +25,7 @@ MAX_FOUND = 1000
 MANIFEST_LIMIT = 2**20
 ARCHITECTURES = ("gpt-oss", "gptoss")
 """As llama.cpp and as Ollama write it."""
+MODEL_LAYER = "application/vnd.ollama.image.model"
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 
 
@@ -114,14 +115,18 @@ def _ollama(models: Path) -> Iterator[Found]:
     for manifest in _some(models / "manifests", "*/*/*/*"):
         with suppress(GptossError, OSError):
             found = read_json(manifest, InvalidFileError, limit=MANIFEST_LIMIT)
-            for layer in found.get("layers") or ():
-                if layer.get("mediaType") != "application/vnd.ollama.image.model":
-                    continue
-                digest = _DIGEST.fullmatch(str(layer.get("digest")))
-                if digest is not None:
-                    name = f"{manifest.parent.name}:{manifest.name}"
-                    blob = models / "blobs" / f"sha256-{digest[1]}"
-                    yield from _gguf("Ollama", name, blob)
+            for digest in _model_digests(found.get("layers")):
+                name = f"{manifest.parent.name}:{manifest.name}"
+                yield from _gguf("Ollama", name, models / "blobs" / f"sha256-{digest}")
+
+
+def _model_digests(layers: object) -> Iterator[str]:
+    """Return the SHA-256 of each GGUF in a manifest of Ollama, in hexadecimal: part of a path."""
+    for layer in layers if isinstance(layers, list) else ():
+        if isinstance(layer, dict) and layer.get("mediaType") == MODEL_LAYER:
+            digest = _DIGEST.fullmatch(str(layer.get("digest")))
+            if digest is not None:
+                yield digest[1]
 
 
 def _some(folder: Path, pattern: str) -> list[Path]:
@@ -132,10 +137,10 @@ def _some(folder: Path, pattern: str) -> list[Path]:
         return []
 
 
-def _last_read(files: object) -> datetime.datetime | None:
+def _last_read(files: Iterable[Path]) -> datetime.datetime | None:
     """Return when one of the files was last read, as far as the file system notes it, in UTC."""
     times = []
-    for path in files:  # type: ignore[attr-defined]
+    for path in files:
         with suppress(OSError):
             times.append(path.stat().st_atime)
     return datetime.datetime.fromtimestamp(max(times), datetime.UTC) if times else None

@@ -156,7 +156,10 @@ def _loader(asked: ChatRequest) -> Callable[[str], tuple[Model, str]]:
         gguf = asked.finder.find(name, yes=asked.yes)
         size = gguf.stat().st_size if gguf.is_file() else 0
         title = f"loading {gguf.name}"
-        with progress_bars.progress_bar(title, size, shown=not asked.as_json) as advance:
+        if asked.plain:
+            console.say(title)
+        shown = not (asked.as_json or asked.plain)
+        with progress_bars.progress_bar(title, size, shown=shown) as advance:
             model = open_model(
                 gguf,
                 n_ctx=asked.engine.n_ctx,

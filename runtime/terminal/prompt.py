@@ -90,6 +90,17 @@ class Prompt:
         def _(event: KeyPressEvent) -> None:
             event.current_buffer.insert_text("\n")
 
+        @keys.add("tab")
+        def _(event: KeyPressEvent) -> None:
+            buffer = event.current_buffer
+            state = buffer.complete_state
+            if state is not None and len(state.completions) > 1:
+                buffer.complete_next()
+            elif state is not None and state.completions:
+                buffer.apply_completion(state.completions[0])
+            else:
+                buffer.start_completion(insert_common_part=True)
+
         @keys.add("c-t")
         def _(event: KeyPressEvent) -> None:
             next_effort()

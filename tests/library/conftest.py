@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,7 +61,8 @@ def run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Command:
-    """``gptoss-run`` in this process."""
+    """``gptoss-run`` in this process; nothing is piped to it."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
     return command("gptoss-run", cli.main, monkeypatch, capsys)
 
 

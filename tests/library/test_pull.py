@@ -23,7 +23,7 @@ from support.hub_server import Fault, HubServer, Request, every
 
 from .conftest import CHECKPOINT, GGUF
 
-ONE = ("-p", "hi", "--max-tokens", "4", "--json")
+ONE = ("-p", "hi", "--regex", "[a-z]{4}", "--reasoning-budget", "0", "--json")
 
 
 def files_in(folder: Path) -> list[str]:

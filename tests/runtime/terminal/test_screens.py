@@ -66,6 +66,8 @@ def user(folder: Path) -> dict[str, str]:
 
 
 READY = "/help lists the commands"
+PROMPT = "(Ctrl-T)"
+"""In the bar, which is there while a message can be typed."""
 
 
 def test_a_reply_at_80_by_24(start: Start) -> None:
@@ -83,7 +85,7 @@ def test_a_reply_at_80_by_24(start: Start) -> None:
 
 def test_reasoning_unfolds_by_a_key(start: Start) -> None:
     screen = start(THINK.format("One.\nTwo.\nThree.\n" * 20) + FINAL.format("x"), seconds=0.02)
-    screen.wait_for(READY)
+    screen.wait_for(READY, PROMPT)
     screen.keys("a", "Enter")
     screen.wait_for("▸ reasoning")
     screen.keys("C-o")
@@ -96,31 +98,33 @@ def test_effort_changes_by_a_key(start: Start) -> None:
     screen.wait_for("effort medium")
     screen.keys("C-t")
     screen.wait_for("effort high")
-    screen.keys("/effort lo", "Tab", "Enter")
+    screen.keys("/effort lo", "Tab")
+    screen.wait_for("> /effort low")
+    screen.keys("Enter")
     screen.wait_for("effort: low", "effort low")
 
 
 def test_ctrl_c_stops_the_reply_and_what_is_typed_ahead_stays(start: Start) -> None:
     screen = start(FINAL.format("word " * 1000), FINAL.format("Second."), seconds=0.02)
-    screen.wait_for(READY)
+    screen.wait_for(READY, PROMPT)
     screen.keys("a", "Enter")
     screen.wait_for("word word")
     screen.keys("next")
     screen.keys("C-c")
-    screen.wait_for("stopped", "> next")
+    screen.wait_for("stopped", "> next", PROMPT)
     screen.keys("Enter")
-    screen.wait_for("Second.")
+    screen.wait_for("Second.", PROMPT)
     screen.keys("C-d")
     screen.wait_for("exited 0")
 
 
 def test_several_lines_and_history(start: Start, tmp_path: Path) -> None:
     screen = start(FINAL.format("1"), FINAL.format("2"))
-    screen.wait_for(READY)
+    screen.wait_for(READY, PROMPT)
     screen.keys('"""first', "Enter", 'second"""', "Enter")
-    screen.wait_for("tokens/s")
+    screen.wait_for("tokens/s", PROMPT)
     screen.keys("one", "M-Enter", "two", "Enter")
-    screen.wait_for("… two")
+    screen.wait_for("… two", "2\n", PROMPT)
     screen.keys("C-d")
     screen.wait_for("exited 0")
     history = tmp_path / "user" / "gptoss" / "history"
@@ -133,7 +137,7 @@ def test_history_of_an_earlier_session(start: Start, tmp_path: Path) -> None:
     state.mkdir(parents=True)
     (state / "history").write_text("\n# 2026-01-01\n+an old line\n")
     screen = start()
-    screen.wait_for(READY)
+    screen.wait_for(READY, PROMPT)
     screen.keys("Up")
     screen.wait_for("> an old line")
 
@@ -145,7 +149,7 @@ def test_hostile_text_moves_nothing(start: Start) -> None:
         THINK.format(evil) + call, FINAL.format(f"{evil}\n\n```{evil}\n{evil}\n```"),
         options=("--tools", "mytools.py:act", "--approve-all"),
     )  # fmt: skip
-    screen.wait_for(READY)
+    screen.wait_for(READY, PROMPT)
     before = screen.title()
     screen.keys("a", "Enter")
     shown = screen.wait_for("tokens/s")
@@ -156,11 +160,11 @@ def test_hostile_text_moves_nothing(start: Start) -> None:
 
 def test_a_tool_is_asked_for(start: Start) -> None:
     screen = start(CALL, CALL, FINAL.format("Done."), options=("--tools", "mytools.py:act"))
-    screen.wait_for(READY)
+    screen.wait_for(READY, PROMPT)
     screen.keys("a", "Enter")
     screen.wait_for("Run act? y yes, n no, a always")
     screen.keys("n")
-    screen.wait_for("did not allow this call")
+    screen.wait_for("did not allow this call", "always\n")
     screen.keys("y")
     shown = screen.wait_for("did x", "Done.")
     assert shown.count('● act({"what": "x"})') == 2
@@ -170,7 +174,7 @@ def test_ten_thousand_lines(start: Start, tmp_path: Path) -> None:
     lines = "".join(f"line {i}\n" for i in range(10_000))
     (tmp_path / "out").mkdir()
     screen = start(FINAL.format(f"```\n{lines}```\n{lines}"))
-    screen.wait_for(READY)
+    screen.wait_for(READY, PROMPT)
     screen.keys("a", "Enter")
     shown = screen.wait_for("tokens/s")
     assert "line 9999" in shown
@@ -182,16 +186,16 @@ def test_ten_thousand_lines(start: Start, tmp_path: Path) -> None:
 
 def test_wide_text_and_text_from_right_to_left(start: Start) -> None:
     screen = start(FINAL.format("世界你好 " * 20 + "\n\nשלום עולם مرحبا\n\n👩‍👩‍👧 é"), columns=40)
-    screen.wait_for(READY)
+    screen.wait_for(READY, PROMPT)
     screen.keys("a", "Enter")
     shown = screen.wait_for("tokens/s", "עולם")
-    assert shown.count("世界你好") == 20
+    assert shown.count("世") == shown.count("好") == 20
 
 
 def test_resizing_in_the_middle(start: Start) -> None:
     text = " ".join(f"word{i}" for i in range(300))
     screen = start(FINAL.format(text), seconds=0.002)
-    screen.wait_for(READY)
+    screen.wait_for(READY, PROMPT)
     screen.keys("a", "Enter")
     screen.wait_for("word30")
     screen.resize(50, 30)
@@ -212,7 +216,7 @@ def test_a_narrow_terminal(start: Start, columns: int) -> None:
 
 def test_without_colour(start: Start) -> None:
     screen = start(THINK.format("x") + FINAL.format("# T\n`code`"), NO_COLOR="1")
-    screen.wait_for(READY)
+    screen.wait_for(READY, PROMPT)
     screen.keys("a", "Enter")
     screen.wait_for("tokens/s")
     assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", screen.text(styled=True))
@@ -226,7 +230,7 @@ def test_for_a_screen_reader(start: Start, how: dict[str, object]) -> None:
         THINK.format("Thinking.") + CALL, FINAL.format("Done."), FINAL.format("w " * 5000),
         options=options, seconds=0.002, **how,
     )  # fmt: skip
-    screen.wait_for(READY)
+    screen.wait_for(READY, "> ")
     screen.keys("a", "Enter")
     screen.wait_for("Run act? y yes, n no, a always:")
     screen.keys("y", "Enter")
@@ -243,15 +247,15 @@ def test_leaving_and_resuming_with_a_real_model(tmp_path: Path) -> None:
     convert(ROOT / "tests" / "tiny" / "checkpoint", tmp_path / "tiny.gguf")
     command: list[str | Path] = [Path(sys.executable).with_name("gptoss-run"), "chat", "tiny.gguf"]
     with Screen(command, tmp_path, environment=user(tmp_path)) as screen:
-        screen.wait_for(READY)
+        screen.wait_for(READY, PROMPT)
         screen.keys("What is 17 + 25?", "Enter")
-        screen.wait_for("42", "tokens/s")
+        screen.wait_for("42", "tokens/s", PROMPT)
         screen.keys("/bye", "Enter")
         screen.wait_for("exited 0")
     with Screen([*command, "--continue"], tmp_path, environment=user(tmp_path)) as screen:
         screen.wait_for("continuing: What is 17 + 25? (3 messages)", READY)
         screen.keys("Thanks, bye!", "Enter")
-        screen.wait_for("tokens/s")
+        screen.wait_for("tokens/s", PROMPT)
         screen.keys("/conversations", "Enter")
         screen.wait_for("  1  What is 17 + 25?  (")
     piped = subprocess.run(
