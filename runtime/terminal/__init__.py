@@ -1,1 +1,1 @@
-"""What ``gptoss-run chat`` prints: for a person, or as JSON lines."""
+"""``gptoss-run chat``: what a person or a script types, and what they see."""

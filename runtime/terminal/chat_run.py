@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from gptoss import console, progress_bars
-from gptoss.errors import OptionError, require_packages
+from gptoss.errors import GptossError, OptionError, require_packages
 from gptoss.runtime.chat.model import Model
 from gptoss.runtime.chat.model import open as open_model
 from gptoss.runtime.chat.settings import Settings
@@ -77,7 +77,9 @@ def run_chat(asked: ChatRequest) -> int:
             approval = Approval(terminal.ask_key)
             functions = [approval.guard(tool) for tool in functions]
         prompt = _prompt(asked.prompt)
-        store = stack.enter_context(Store(default_path())) if _keeps(asked) else None
+        store = _store(asked)
+        if store is not None:
+            stack.enter_context(store)
         load = _loader(asked)
         model, name = load(asked.model)
         stack.callback(model.close)
@@ -128,13 +130,23 @@ def _show(asked: ChatRequest, out: TextIO) -> Show:
     return Printer(out, sys.stderr, color=color, hide_reasoning=asked.hide_reasoning)
 
 
-def _keeps(asked: ChatRequest) -> bool:
-    """Report whether conversations are kept; raises OptionError where one is to be continued that
-    is not.
+def _store(asked: ChatRequest) -> Store | None:
+    """Open the store of conversations; None where nothing is to be kept, or it cannot be used.
+
+    Raises GptossError where a conversation is to be continued that cannot be.
     """
-    if not asked.save and (asked.resume is not None or asked.continue_last):
-        raise OptionError("--no-save keeps no conversation that could be continued; omit one")
-    return asked.save
+    continues = asked.resume is not None or asked.continue_last
+    if not asked.save:
+        if continues:
+            raise OptionError("--no-save keeps no conversation that could be continued; omit one")
+        return None
+    try:
+        return Store(default_path())
+    except GptossError as error:
+        if continues:
+            raise
+        console.say(f"warning: this conversation is not kept: {error}")
+        return None
 
 
 def _prompt(asked: str | None) -> str | None:

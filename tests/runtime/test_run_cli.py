@@ -270,6 +270,19 @@ def test_a_line_that_cannot_be_answered_is_not_success(run: Run, random_gguf: Pa
     assert done.err.startswith("error: the conversation does not fit into the 1023 tokens")
 
 
+def test_a_store_that_is_damaged_does_not_keep_one_from_talking(
+    run: Run, random_gguf: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "user" / "gptoss" / "store.sqlite3"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"not a database" * 1000)
+    options = ("--regex", "a", "--reasoning-budget", "0")
+    done = run("chat", random_gguf, "-p", "hi", *options)
+    assert (done.code, done.out) == (0, "a\n")
+    assert "warning: this conversation is not kept: " in done.err
+    assert run("chat", random_gguf, "-c", "-p", "hi", *options).code == 2
+
+
 @pytest.mark.parametrize("arguments", [("-h",), ("chat", "-h"), ("chat", "--help")])
 def test_help(run: Run, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")

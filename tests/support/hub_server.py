@@ -206,9 +206,13 @@ def digests(path: Path) -> tuple[str, str]:
 
 @cache
 def _digests(path: Path, changed: int) -> tuple[str, str]:  # noqa: ARG001
-    data = path.read_bytes()
-    git = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False)
-    return hashlib.sha256(data).hexdigest(), git.hexdigest()
+    git = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    sha256 = hashlib.sha256()
+    with path.open("rb") as file:
+        while data := file.read(2**20):
+            git.update(data)
+            sha256.update(data)
+    return sha256.hexdigest(), git.hexdigest()
 
 
 def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:

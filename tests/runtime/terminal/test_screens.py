@@ -98,7 +98,9 @@ def test_effort_changes_by_a_key(start: Start) -> None:
     screen.wait_for("effort medium")
     screen.keys("C-t")
     screen.wait_for("effort high")
-    screen.keys("/effort lo", "Tab")
+    screen.keys("/effort lo")
+    screen.wait_for(" low\n")  # in the menu
+    screen.keys("Tab")
     screen.wait_for("> /effort low")
     screen.keys("Enter")
     screen.wait_for("effort: low", "effort low")
@@ -230,7 +232,7 @@ def test_for_a_screen_reader(start: Start, how: dict[str, object]) -> None:
         THINK.format("Thinking.") + CALL, FINAL.format("Done."), FINAL.format("w " * 5000),
         options=options, seconds=0.002, **how,
     )  # fmt: skip
-    screen.wait_for(READY, "> ")
+    screen.wait_for(READY, "\n>")
     screen.keys("a", "Enter")
     screen.wait_for("Run act? y yes, n no, a always:")
     screen.keys("y", "Enter")
