@@ -16,7 +16,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -89,35 +90,36 @@ def streamed_chat(gguf: Path, temperature: float) -> Measure:
     return measure
 
 
-KINDS: dict[str, Callable[[Path], Measure]] = {
-    "bare": bare_loop,
-    "temperature 1": lambda gguf: streamed_chat(gguf, 1),
-    "greedy": lambda gguf: streamed_chat(gguf, 0),
-}
-
-
-def serve(kind: str, gguf: Path, parent: Connection) -> None:
+def serve(make: Callable[[Path], Measure], gguf: Path, parent: Connection) -> None:
     """Measure once for each message from the parent; None ends it."""
-    measure = KINDS[kind](gguf)
+    measure = make(gguf)
     measure()
     parent.send(0.0)
     while parent.recv() is not None:
         parent.send(measure())
 
 
-def per_token(gguf: Path, runs: int) -> dict[str, list[float]]:
-    """Seconds a token of each kind, measured in turns."""
+def measured_in_turns(
+    kinds: Mapping[str, Callable[[Path], Measure]],
+    gguf: Path,
+    runs: int,
+    others: Mapping[str, Measure] | None = None,
+) -> dict[str, list[float]]:
+    """Several measurements of each kind, in turns: ``kinds`` in processes of their own (module
+    level functions), ``others`` in this one."""
     spawn = multiprocessing.get_context("spawn")
     pipes = {}
-    for kind in KINDS:
+    for kind, make in kinds.items():
         pipes[kind], theirs = spawn.Pipe()
-        spawn.Process(target=serve, args=(kind, gguf, theirs), daemon=True).start()
+        spawn.Process(target=serve, args=(make, gguf, theirs), daemon=True).start()
         pipes[kind].recv()
-    found: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    found: dict[str, list[float]] = {kind: [] for kind in (*kinds, *(others or ()))}
     for _ in range(runs):
         for kind, pipe in pipes.items():
             pipe.send(kind)
             found[kind].append(pipe.recv())
+        for kind, measure in (others or {}).items():
+            found[kind].append(measure())
     for pipe in pipes.values():
         pipe.send(None)
     return found
@@ -125,7 +127,12 @@ def per_token(gguf: Path, runs: int) -> dict[str, list[float]]:
 
 def figures(gguf: Path, runs: int) -> Iterator[Figure]:
     """Medians of what each kind of chat takes beyond the bare loop beside it."""
-    found = per_token(gguf, runs)
+    kinds = {
+        "bare": bare_loop,
+        "temperature 1": partial(streamed_chat, temperature=1),
+        "greedy": partial(streamed_chat, temperature=0),
+    }
+    found = measured_in_turns(kinds, gguf, runs)
     bare = found["bare"]
     yield Figure("a bare loop, a token", statistics.median(bare) * 1e3, "ms", 100)
     for kind, bound in ("temperature 1", 0.5), ("greedy", 0.15):

@@ -357,6 +357,13 @@ class LlamaContext:
         raise _LOG.explain(f"llama.cpp failed to decode {n} tokens at {first} ({status})")
 
     def _fill_batch(self, chunks: Sequence[Chunk]) -> None:
+        if len(chunks) == 1 and len(chunks[0].tokens) == 1:
+            [chunk] = chunks  # what most batches are
+            self._tokens[0], self._positions[0] = chunk.tokens[0], chunk.position
+            self._sequences[0] = self._id_pointers[chunk.stream]
+            self._outputs[0], self._rows[:] = chunk.n_logits, (0,)
+            self._batch.n_tokens = 1
+            return
         self._rows.clear()
         end = 0
         for chunk in chunks:

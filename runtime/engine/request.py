@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from gptoss.runtime.engine.kv_reuse import Stream, common_prefix
 
 AHEAD = 16
 """Tokens sampled before the reader has taken the first of them; then its sequence pauses."""
+
+HANDOVER_SECONDS = 0.02
+"""Tokens that come faster are handed over together: to wake a reader takes as long as to sample."""
 
 POLL_SECONDS = 0.5
 """A wait without a limit cannot be interrupted by Ctrl-C on every system."""
@@ -67,7 +71,10 @@ class Request:
         self.drafter: Drafter | None = None
         self.drafted: list[int] = []
         """Decoded after the target in the batch that runs now."""
-        self.items: SimpleQueue[int | PromptProgress | _End] = SimpleQueue()
+        self.items: SimpleQueue[list[int] | PromptProgress | _End] = SimpleQueue()
+        self.kept: list[int] = []
+        """Tokens sampled and not handed over yet."""
+        self.handed_over_at = 0.0
         self.cancelled = False
         self.paused = False
         self.ended = False
@@ -110,24 +117,41 @@ class Request:
         """
         unread = self.n_sent - self.n_read
         self.paused = unread > (AHEAD // 2 if self.paused else AHEAD - 1)
+        if self.paused:
+            self.hand_over()
         return self.paused
 
-    def look_up_draft(self, costs: BatchCosts, room: int) -> None:
-        """Set what is decoded after the target of this request, at most ``room`` tokens."""
+    def look_up_draft(self, costs: BatchCosts, room: int) -> bool:
+        """Set what is decoded after the target of this request, at most ``room`` tokens; return
+        whether there is any.
+        """
         if self.drafter is None:
             self.drafter = Drafter(costs)
         if self.max_tokens is not None:
             room = min(room, self.max_tokens - self.n_sent - 1)
         self.drafted = self.drafter.draft(self.target, room)
+        return bool(self.drafted)
 
     def send(self, token: int) -> bool:
-        """Queue a token for the reader of this request; return whether it must be the last."""
+        """Keep a token for the reader of this request, and hand over what is kept if it is time;
+        return whether the token must be the last.
+        """
+        now = time.perf_counter()
         if self.n_sent == 0:
-            self.first_token_seconds = time.perf_counter() - self.queued_at
+            self.first_token_seconds = now - self.queued_at
         self.target.append(token)
         self.n_sent += 1
-        self.items.put(token)
+        self.kept.append(token)
+        if now - self.handed_over_at >= HANDOVER_SECONDS or len(self.kept) >= AHEAD // 2:
+            self.handed_over_at = now
+            self.hand_over()
         return token in self.stop or self.n_sent == self.max_tokens
+
+    def hand_over(self) -> None:
+        """Give the reader of this request the tokens that were kept for it."""
+        if self.kept:
+            self.items.put(self.kept)
+            self.kept = []
 
     def cancel(self) -> None:
         """Let the reader of this request get no more tokens."""
@@ -138,6 +162,7 @@ class Request:
         """Tell the reader of this scheduled request, once, that no more tokens come."""
         if not self.ended:
             self.ended = True
+            self.hand_over()
             self.items.put(_End(error))
 
 
@@ -150,6 +175,8 @@ class ScheduledGeneration:
         self._queue = queue
         self._owner = owner
         self._over = False
+        self._ready: deque[int] = deque()
+        """Tokens that were handed over together and are still to be read."""
 
     def __iter__(self) -> Self:
         return self
@@ -173,24 +200,35 @@ class ScheduledGeneration:
     def _next(self) -> int | PromptProgress:
         request = self._request
         while not self._over:
-            try:
-                item = request.items.get(timeout=max(0.0, min(POLL_SECONDS, request.seconds_left)))
-            except Empty:
-                self._queue.check_process()
+            if self._ready and not request.cancelled:
                 self._require_time()
-                continue
+                token = self._ready.popleft()
+                request.n_read += 1
+                if request.paused and request.n_sent - request.n_read <= AHEAD // 2:
+                    self._queue.wake()
+                return token
+            item = self._wait_for_item()
             if isinstance(item, _End):
                 self._over = True
                 if item.error is not None:
                     raise item.error
-            elif not request.cancelled:
-                self._require_time()
-                if not isinstance(item, PromptProgress):
-                    request.n_read += 1
-                    if request.paused:
-                        self._queue.wake()
+            elif isinstance(item, list):
+                self._ready.extend(item)
+            elif item is not None and not request.cancelled:
                 return item
         raise StopIteration
+
+    def _wait_for_item(self) -> list[int] | PromptProgress | _End | None:
+        """Return what the scheduler's thread puts into the queue next; None now and then, when it
+        has put nothing.
+        """
+        request = self._request
+        try:
+            return request.items.get(timeout=max(0.0, min(POLL_SECONDS, request.seconds_left)))
+        except Empty:
+            self._queue.check_process()
+            self._require_time()
+            return None
 
     def _require_time(self) -> None:
         """Cancel this scheduled request and raise TimeLimitError once its time limit has passed,

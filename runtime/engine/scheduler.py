@@ -157,6 +157,9 @@ class Scheduler:
         try:
             while self._wait_for_work():
                 self._arrange()
+                if len(self._active) == 1 and not self._waiting and self._active[0].is_generating:
+                    self._generate_alone(self._active[0])
+                    continue
                 chunks = self._plan()
                 if chunks and self._may_decode():
                     self._step(chunks)
@@ -298,7 +301,9 @@ class Scheduler:
         generating = [it for it in running if it.is_generating]
         prompts = [it for it in running if not it.is_generating]
         self._decoding = generating
-        self._draft(generating if len(running) == 1 else [])
+        if prompts:
+            for request in generating:  # whose next token may take a while
+                request.hand_over()
         chunks = [self._chunk(it, 1) for it in generating]
         room = self._context.n_batch - len(chunks)
         if generating:
@@ -327,18 +332,43 @@ class Scheduler:
         tokens = [*request.target[start:end], *request.drafted]
         return Chunk(stream.number, start, tokens, 1 + len(request.drafted))
 
-    def _draft(self, alone: Sequence[Request]) -> None:
-        """Look up what is likely to follow in the reply of a request that runs ``alone``: with
-        others in the batch, a draft would slow them.
+    def _generate_alone(self, request: Request) -> None:
+        """Generate for the scheduler's only request until there is something else to do.
+
+        A decode leaves the processor's caches cold, so that the code between two of them takes ten
+        times as long as it seems: here is as little as can be.
         """
-        costs = self._draft_costs
-        if costs is None:
-            return
-        for request in self._active:
-            request.drafted = []
-        for request in alone:
-            room = min(self.n_ctx - len(request.target), self._context.n_batch - 1)
-            request.look_up_draft(costs, room)
+        while not (
+            self._waiting or self._closing or request.cancelled or request.must_pause()
+        ) and (stream := request.stream):
+            if self._draft_costs is not None and self._look_up_draft(request, self._draft_costs):
+                self._decoding = [request]
+                if self._may_decode():
+                    self._step([self._chunk(request, 1)])
+                self._decoding, request.drafted = [], []
+                continue
+            begun = time.perf_counter()
+            tokens = request.target[-1:]
+            try:
+                whole = self._context.decode([Chunk(stream.number, len(stream.tokens), tokens, 1)])
+            except EngineError as error:
+                stream.clear()
+                self._finish(request, error)
+                return
+            if not whole:
+                stream.drop_undecoded(tokens)
+                self._may_decode()  # an abort that was meant for an earlier batch is over
+                return
+            stream.tokens += tokens
+            self._sample(request, stream, 0)
+            request.generate_seconds += time.perf_counter() - begun
+
+    def _look_up_draft(self, request: Request, costs: BatchCosts) -> bool:
+        """Look up what is likely to follow in the reply of a request that runs alone: with others
+        in the batch, a draft would slow them.
+        """
+        room = min(self.n_ctx - len(request.target), self._context.n_batch - 1)
+        return request.look_up_draft(costs, room)
 
     def _step(self, chunks: list[Chunk]) -> None:
         begun = time.perf_counter()
