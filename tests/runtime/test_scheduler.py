@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from gptoss.runtime.engine import request as request_module
 from gptoss.runtime.engine import scheduler as module
 from gptoss.runtime.engine.base import (
     EngineError,
@@ -19,7 +20,7 @@ from gptoss.runtime.engine.base import (
     TimeLimitError,
 )
 from gptoss.runtime.engine.context import Chunk
-from gptoss.runtime.engine.request import AHEAD, ScheduledGeneration
+from gptoss.runtime.engine.request import AHEAD, Request, ScheduledGeneration
 from gptoss.runtime.engine.scheduler import Scheduler
 from gptoss.runtime.sampling.sampler import greedy
 from support.fake_context import FakeContext
@@ -149,6 +150,43 @@ def test_a_reader_that_stops_reading_pauses_only_itself(start: Start) -> None:
     [request] = scheduler._active
     assert request.n_sent in (AHEAD, AHEAD + 1)  # one was read, perhaps before it paused
     assert [next(slow) for _ in range(499)] == [(2 + k) % 900 for k in range(1, 500)]
+
+
+def test_tokens_that_come_fast_are_handed_over_together(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And slow ones each at once: the reader has a token before the next is decoded."""
+    handed: list[int] = []
+    hand_over = Request.hand_over
+
+    def counted(request: Request) -> None:
+        handed.append(len(request.kept))
+        hand_over(request)
+
+    monkeypatch.setattr(Request, "hand_over", counted)
+    assert list(submit(start(FakeContext()), [1], n=100)) == list(range(2, 102))
+    assert handed[0] == 1, "the first token at once"
+    assert sum(handed) == 100
+    assert len(handed) < 70
+
+    gate = threading.Semaphore(1)
+    context = FakeContext(before_decode=lambda _: gate.acquire())
+    monkeypatch.setattr(request_module, "HANDOVER_SECONDS", 0)
+    slow = submit(start(context), [1], n=20)
+    for i in range(20):
+        assert next(slow) == 2 + i
+        assert len(context.batches) == 1 + i
+        gate.release()
+
+
+def test_an_abort_that_came_too_late_is_forgotten(start: Start) -> None:
+    """The flag is set after the prompt of a cancelled request was decoded."""
+    context = FakeContext(before_decode=lambda _: time.sleep(1e-4))
+    reading = submit(start(context), [1], n=2000)
+    for i in range(2000):
+        if i % 100 == 50:
+            context.abort()
+        assert next(reading) == (2 + i) % 900
 
 
 def test_readers_that_do_not_read_give_way_to_those_that_wait(start: Start) -> None:
