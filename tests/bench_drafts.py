@@ -21,7 +21,8 @@ from bench_harmony import Figure
 from gptoss.runtime.engine.base import Logits
 from gptoss.runtime.engine.drafts import BatchCosts, measure_batch_costs
 from gptoss.runtime.engine.llama_cpp import LlamaEngine
-from gptoss.runtime.sampling.sampler import RandomSampler, Sampling
+from gptoss.runtime.sampling.parameters import Sampling
+from gptoss.runtime.sampling.sampler import RandomSampler
 
 UNMEASURED = BatchCosts((1, 2), (1, 2))
 

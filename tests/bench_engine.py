@@ -127,7 +127,7 @@ def measured_in_turns(
 
 def figures(gguf: Path, runs: int) -> Iterator[Figure]:
     """Medians of what each kind of chat takes beyond the bare loop beside it."""
-    kinds = {
+    kinds: dict[str, Callable[[Path], Measure]] = {
         "bare": bare_loop,
         "temperature 1": partial(streamed_chat, temperature=1),
         "greedy": partial(streamed_chat, temperature=0),

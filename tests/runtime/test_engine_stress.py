@@ -51,8 +51,8 @@ class Conversation:
     def __init__(self, seed: int, prefix: Sequence[int]) -> None:
         rng = np.random.default_rng(seed)
         own = rng.integers(0, 250, int(rng.integers(1, 300))).tolist()
-        self.prompt = [*prefix[: int(rng.integers(0, len(prefix)))], *own]
-        self.reply = rng.integers(0, 250, int(rng.integers(1, 60))).tolist()
+        self.prompt: list[int] = [*prefix[: int(rng.integers(0, len(prefix)))], *own]
+        self.reply: list[int] = rng.integers(0, 250, int(rng.integers(1, 60))).tolist()
         self.rows: list[Row] = []
 
     def learn(self, engine: LlamaEngine) -> None:

@@ -170,7 +170,11 @@ def test_tokens_that_come_fast_are_handed_over_together(
     assert len(handed) < 70
 
     gate = threading.Semaphore(1)
-    context = FakeContext(before_decode=lambda _: gate.acquire())
+
+    def wait(_: Sequence[Chunk]) -> None:
+        gate.acquire()
+
+    context = FakeContext(before_decode=wait)
     monkeypatch.setattr(request_module, "HANDOVER_SECONDS", 0)
     slow = submit(start(context), [1], n=20)
     for i in range(20):
