@@ -29,6 +29,7 @@ from gptoss.runtime.engine.base import (
     QueueFullError,
     Sampler,
 )
+from gptoss.runtime.engine.batch import MIN_CHUNK, next_chunk, plan_batch
 from gptoss.runtime.engine.context import Chunk, Context
 from gptoss.runtime.engine.drafts import BatchCosts
 from gptoss.runtime.engine.kv_reuse import WORTH_COPYING, Stream, choose_place
@@ -39,9 +40,6 @@ MAX_WAITING = 256
 
 STALL_SECONDS = 0.5
 """How long generating sequences wait, about, while a chunk of another's prompt is decoded."""
-
-MIN_CHUNK = 16
-"""Prompt tokens decoded at a time, at least: fewer cost nearly as much."""
 
 
 class Scheduler:
@@ -294,43 +292,14 @@ class Scheduler:
             request.stream = None
 
     def _plan(self) -> list[Chunk]:
-        """Plan the scheduler's next batch: one token of each generating request, then an equal
-        share of each prompt.
-        """
-        running = [it for it in self._active if not it.paused]
-        generating = [it for it in running if it.is_generating]
-        prompts = [it for it in running if not it.is_generating]
-        self._decoding = generating
-        if prompts:
-            for request in generating:  # whose next token may take a while
+        """Plan the scheduler's next batch from its active requests."""
+        most_beside = int(self._prefill_rate * STALL_SECONDS)
+        planned = plan_batch(self._active, self._context.n_batch, most_beside)
+        self._decoding = [request for request, _ in planned]
+        if planned and not planned[-1][0].is_generating:
+            for request in self._decoding:  # the next token of those that generate may take a while
                 request.hand_over()
-        chunks = [self._chunk(it, 1) for it in generating]
-        room = self._context.n_batch - len(chunks)
-        if generating:
-            room = min(room, max(MIN_CHUNK, int(self._prefill_rate * STALL_SECONDS)))
-        for i, request in enumerate(prompts):
-            share = room // (len(prompts) - i)
-            if share > 0:
-                chunk = self._chunk(request, share)
-                chunks.append(chunk)
-                self._decoding.append(request)
-                room -= len(chunk.tokens)
-        return chunks
-
-    def _chunk(self, request: Request, limit: int) -> Chunk:
-        """Return the tokens of one request for the scheduler's next batch, at most up to its next
-        checkpoint.
-        """
-        stream = request.stream
-        assert stream is not None  # noqa: S101 active requests have one
-        start = len(stream.tokens)
-        end = min(start + limit, len(request.target))
-        if start < request.n_prompt:
-            end = min((it for it in request.checkpoints if start < it < end), default=end)
-        if end < len(request.target):
-            return Chunk(stream.number, start, request.target[start:end], 0)
-        tokens = [*request.target[start:end], *request.drafted]
-        return Chunk(stream.number, start, tokens, 1 + len(request.drafted))
+        return [chunk for _, chunk in planned]
 
     def _generate_alone(self, request: Request) -> None:
         """Generate for the scheduler's only request until there is something else to do.
@@ -344,7 +313,7 @@ class Scheduler:
             if self._draft_costs is not None and self._look_up_draft(request, self._draft_costs):
                 self._decoding = [request]
                 if self._may_decode():
-                    self._step([self._chunk(request, 1)])
+                    self._step([next_chunk(request, 1)])
                 self._decoding, request.drafted = [], []
                 continue
             begun = time.perf_counter()

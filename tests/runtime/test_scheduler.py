@@ -160,14 +160,15 @@ def test_tokens_that_come_fast_are_handed_over_together(
     hand_over = Request.hand_over
 
     def counted(request: Request) -> None:
-        handed.append(len(request.kept))
+        if request.kept:
+            handed.append(len(request.kept))
         hand_over(request)
 
     monkeypatch.setattr(Request, "hand_over", counted)
     assert list(submit(start(FakeContext()), [1], n=100)) == list(range(2, 102))
     assert handed[0] == 1, "the first token at once"
     assert sum(handed) == 100
-    assert len(handed) < 70
+    assert len(handed) < 40
 
     gate = threading.Semaphore(1)
 
