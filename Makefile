@@ -39,9 +39,9 @@ lint: $(VENV)/.dev  ## run the linter
 	$(BIN)/ruff check .
 
 types: $(VENV)/.dev  ## check the types for Linux, macOS and Windows
-	$(BIN)/mypy --platform linux gptoss tests
-	$(BIN)/mypy --platform darwin gptoss tests
-	$(BIN)/mypy --platform win32 gptoss tests
+	$(BIN)/mypy --platform linux gptoss tests install.py
+	$(BIN)/mypy --platform darwin gptoss tests install.py
+	$(BIN)/mypy --platform win32 gptoss tests install.py
 
 dist: $(VENV)/.dev  ## build wheel and source archive, check and install them
 	$(BIN)/python tests/dist.py

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
@@ -82,8 +83,7 @@ class LibraryFinder:
         cost = wanted.source.cost(folder, free)
         with wanted.source.headers() as headers:
             memory = _memory(headers)
-        for line in plan_lines(wanted.name, cost, memory, self._folder.root, free):
-            console.say(line)
+        _print_plan([*plan_lines(wanted.name, cost, memory, self._folder.root, free)])
         if must_run and memory is not None and memory.short:
             raise OptionError(
                 f"{wanted.name} does not fit into this machine's memory; nothing was downloaded"
@@ -172,10 +172,19 @@ def plan_lines(
     else:
         yield f"  source     {cost.origin}"
     most = f", {_gb(cost.disk)} meanwhile" if cost.temporary else ""
-    yield f"  disk       {_gb(cost.written)}{most}; {_gb(free)} are free in {root}"
+    yield f"  disk       {_gb(cost.written)}{most}; {_gb(free)} are free"
+    yield f"  folder     {root}"
     if memory is not None:
         yield f"  memory     {memory}"
     yield f"  check      {cost.check}"
+
+
+def _print_plan(lines: Sequence[str]) -> None:
+    """Print the plan on stderr, wrapped at words where it is a terminal."""
+    width = shutil.get_terminal_size().columns - 1 if sys.stderr.isatty() else 10**6
+    for line in map(console.one_line, lines):
+        for part in textwrap.wrap(line, width, subsequent_indent=" " * 13) or [line]:
+            console.say(part)
 
 
 @contextmanager
