@@ -117,9 +117,9 @@ def sha256_of(path: Path, advance: Callable[[int], None] | None = None) -> str:
     return digest.hexdigest()
 
 
-def check_sha256(path: Path, published: str) -> None:
-    """Raise HashMismatchError unless a file has the published SHA-256."""
-    found = sha256_of(path)
+def check_sha256(path: Path, published: str, advance: Callable[[int], None] | None = None) -> None:
+    """Raise HashMismatchError, and remove the file, unless it has the published SHA-256."""
+    found = sha256_of(path, advance)
     if found != published:
         with suppress(OSError):
             path.unlink()

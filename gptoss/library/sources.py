@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from gptoss.converter.convert import Watch, convert_input
 from gptoss.converter.estimate import KEYS_BYTES, TOKEN_BYTES
 from gptoss.converter.hub import cache
 from gptoss.converter.hub.client import Client
+from gptoss.converter.hub.range_requests import HubFile
 from gptoss.converter.hub.repository import Stream
 from gptoss.converter.options import ConvertOptions
 from gptoss.converter.source import Input, open_input
@@ -158,15 +159,20 @@ class HubGguf:
     def cost(self, folder: Path, free: int) -> Cost:  # noqa: ARG002
         first = folder / hub.basename(self.offer.weights[0])
         left = self.offer.nbytes - _downloaded(folder_of(first))
+        download = 0 if cached_files(self.offer) else left
+        origin = str(self.offer.listing) if download else "huggingface_hub's cache"
         check = "the file's SHA-256 is compared with the published one"
-        return Cost(str(self.offer.listing), left, left, 0, check)
+        return Cost(origin, download, left, 0, check)
 
     def get(self, folder: Path, cost: Cost, steps: Steps) -> Record:  # noqa: ARG002
         weights = self.offer.weights
         sizes = {hub.basename(file): file.size for file in weights}
         out = folder / next(iter(sizes))
         with Staging(out, sizes, (RECORD,), download.fingerprint(weights)) as staging:
-            download.download(weights, self.client, staging, steps.download)
+            if cached := cached_files(self.offer):
+                _take(cached, weights, staging, steps.download)
+            else:
+                download.download(weights, self.client, staging, steps.download)
             check_computable(GgufFile.open(staging.path(out.name)))
             record = Record(
                 self.offer.listing.repository,
@@ -242,6 +248,46 @@ def cached_checkpoint(wanted: HubModel) -> Path | None:
         return None
     snapshot = folder / "snapshots" / commit
     return snapshot if is_complete_checkpoint(snapshot) else None
+
+
+def cached_files(offer: hub.Offer) -> list[Path]:
+    """Return the offered files in huggingface_hub's cache, where it names them by their SHA-256;
+    none unless all are there.
+    """
+    from huggingface_hub import constants
+
+    entry = f"models--{offer.listing.repository.replace('/', '--')}"
+    blobs = Path(constants.HF_HUB_CACHE) / entry / "blobs"
+    paths = [blobs / (file.sha256 or "none") for file in offer.weights]
+    try:
+        sizes = [path.stat().st_size for path in paths]
+    except OSError:
+        return []
+    return paths if sizes == [file.size for file in offer.weights] else []
+
+
+def _take(
+    cached: Sequence[Path], files: Sequence[HubFile], staging: Staging, progress: Progress
+) -> None:
+    """Take files from huggingface_hub's cache into a staging folder, and check their hashes.
+
+    On the same disk they are linked, which takes no room. Raises HashMismatchError.
+    """
+    done, total = 0, sum(file.size for file in files)
+
+    def advance(n: int) -> None:
+        nonlocal done
+        done += n
+        progress(done, total)
+
+    for path, file in zip(cached, files, strict=True):
+        target = staging.path(hub.basename(file))
+        target.unlink()
+        try:
+            target.hardlink_to(path)
+        except OSError:
+            shutil.copyfile(path, target)
+        download.check_sha256(target, file.sha256 or "", advance)
 
 
 def is_complete_checkpoint(folder: Path) -> bool:

@@ -14,6 +14,7 @@ from gptoss.runtime.chat.reply_stream import ReplyStream
 from gptoss.runtime.chat.settings import ChatError, Settings
 from gptoss.runtime.harmony.messages import Effort, Message, Role
 from gptoss.runtime.store.conversations import Conversation, Entry, Summary
+from gptoss.runtime.store.errors import NotFoundError
 from gptoss.runtime.store.owners import LOCAL_OWNER
 from gptoss.runtime.store.store import Store
 from gptoss.runtime.tools.functions import Tool, Toolbox
@@ -96,19 +97,31 @@ class Session:
 
     def _save(self, store: Store) -> None:
         history = list(self.chat.history)
-        same = _common(history, self._stored)
+        if self.conversation is not None and not self._is_as_known(store, self.conversation):
+            self._say("the conversation was changed elsewhere; this one is kept as a new one")
+            self.conversation, self._stored = None, []
         if self.conversation is None:
             if not history:
                 return
             made = store.conversations.create(LOCAL_OWNER, settings=self._settings_json())
             self.conversation = made.id
+        same = _common(history, self._stored)
         if same < len(self._stored):
             store.conversations.truncate(LOCAL_OWNER, self.conversation, same)
         if same < len(history):
             entries = [Entry(message) for message in history[same:]]
-            store.conversations.append(LOCAL_OWNER, self.conversation, entries)
-        store.conversations.update(LOCAL_OWNER, self.conversation, settings=self._settings_json())
+            store.conversations.append(LOCAL_OWNER, self.conversation, entries, expected=same)
         self._stored = history
+
+    def _is_as_known(self, store: Store, conversation: str) -> bool:
+        """Write the settings, and report whether the conversation has the messages known here."""
+        try:
+            about = store.conversations.update(
+                LOCAL_OWNER, conversation, settings=self._settings_json()
+            )
+        except NotFoundError:  # deleted, on the page perhaps
+            return False
+        return about.length == len(self._stored)
 
     # --- changing the conversation ------------------------------------------------------------
 

@@ -186,6 +186,26 @@ def test_a_checkpoint_in_the_cache_is_not_downloaded(
     assert f"source     {cache}" in done.err
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_gguf_in_the_cache_is_not_downloaded(
+    run: Command, hub: HubServer, models: Path, published_gguf: Path, tmp_path: Path, damaged: bool
+) -> None:
+    """Nor believed: its hash is compared, and the cache stays as it is."""
+    raw = bytearray((published_gguf / "gpt-oss-20b-mxfp4.gguf").read_bytes())
+    blobs = tmp_path / "cache" / "models--ggml-org--gpt-oss-20b-GGUF" / "blobs"
+    blobs.mkdir(parents=True)
+    blob = blobs / sha256_of(published_gguf / "gpt-oss-20b-mxfp4.gguf")
+    if damaged:
+        raw[-100] ^= 1
+    blob.write_bytes(raw)
+    done = run("pull", GGUF, "--yes")
+    assert done.code == (2 if damaged else 0), done.err
+    assert ("is published; nothing is kept" in done.err) == damaged
+    assert len(list(models.glob("*/*/*.gguf"))) == (not damaged)
+    assert blob.read_bytes() == raw
+    assert sum(it.place == "cdn" for it in hub.requests) == 1, "the header alone"
+
+
 # --- killed on the way ------------------------------------------------------------------------
 
 KILLED = """

@@ -271,6 +271,27 @@ def test_a_branch_leaves_the_conversation_before_as_it_is(talk: Talk, store: Sto
     assert "no turn yet" in talk(session(store=store), "/branch")
 
 
+def test_a_conversation_that_was_changed_elsewhere(talk: Talk, store: Store) -> None:
+    """Neither overwrites what the other said."""
+    said: list[str] = []
+    first = session(final("1"), final("2"), store=store, say=said.append)
+    talk(first, "a")
+    other = session(final("3"), store=store)
+    other.resume(None)
+    talk(other, "b")
+    talk(first, "c")
+    assert sorted(kept(store)) == [["a", "1", "b", "3"], ["a", "1", "c", "2"]]
+    assert said == ["the conversation was changed elsewhere; this one is kept as a new one"]
+
+
+def test_a_conversation_that_was_deleted_elsewhere(talk: Talk, store: Store) -> None:
+    given = session(final("1"), final("2"), store=store)
+    talk(given, "a")
+    store.conversations.delete(LOCAL_OWNER, given.conversation or "")
+    talk(given, "b")
+    assert kept(store) == [["a", "1", "b", "2"]]
+
+
 def test_a_store_that_fails_is_said_once(talk: Talk, tmp_path: Path) -> None:
     store, said = Store(tmp_path / "store"), list[str]()
     given = session(FINAL, FINAL, store=store, say=said.append)
