@@ -283,6 +283,14 @@ class Chat:
         if turn is not None:
             turn.cancel()
 
+    def answer_now(self) -> bool:
+        """End the reasoning of this chat's reply under way: the model goes on with its answer.
+
+        Returns False where no reply is under way, or nothing is constrained.
+        """
+        turn = self._turn
+        return turn is not None and turn.answer_now()
+
     def reset(self) -> None:
         """Clear this chat's history; random numbers begin again from the seed.
 

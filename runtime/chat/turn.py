@@ -104,6 +104,12 @@ class Turn:
         if self._round is not None:
             self._round.cancel()
 
+    def answer_now(self) -> bool:
+        """End the reasoning of this turn's round before its next token. Returns False where none
+        is under way, or nothing is constrained.
+        """
+        return self._round is not None and self._round.close_reasoning()
+
     @property
     def cancelled(self) -> ReplyEnded:
         """Return the ``ReplyEnded`` of this turn if it is cancelled now."""

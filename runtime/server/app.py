@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 
@@ -27,12 +27,16 @@ from gptoss.runtime.server.completions import endpoint as completions
 from gptoss.runtime.server.errors import ApiError, api_error, not_found
 from gptoss.runtime.server.model_host import HostState, ModelHost
 from gptoss.runtime.server.models_endpoint import ROUTES as MODEL_ROUTES
+from gptoss.runtime.server.page import endpoint as page
+from gptoss.runtime.server.page.login import LoginLinks
+from gptoss.runtime.server.page.state import PageState
 from gptoss.runtime.server.responses import conversations_endpoint as conversations
 from gptoss.runtime.server.responses import endpoint as responses
 from gptoss.runtime.server.responses.state import ResponsesState
 from gptoss.runtime.server.security import Access, SecurityMiddleware, send_error
 from gptoss.runtime.server.state import ServerState, state_of
 from gptoss.runtime.store.store import Store
+from gptoss.runtime.tools.functions import Tool
 
 _log = logging.getLogger(__name__)
 
@@ -72,19 +76,28 @@ ROUTES = [
     *completions.ROUTES,
     *responses.ROUTES,
     *conversations.ROUTES,
+    *page.ROUTES,
 ]
 
 
 _ROUTE_OF = {route.endpoint: route.path for route in ROUTES}
 
 
-def create_app(models: ModelHost, access: Access, store: Store | None = None) -> ASGIApp:
+def create_app(
+    models: ModelHost,
+    access: Access,
+    store: Store | None = None,
+    links: LoginLinks | None = None,
+    tools: Sequence[Tool] = (),
+) -> ASGIApp:
     """Build the whole ASGI application. The first model begins to load with its lifespan.
 
     Conversations and responses are kept in ``store``, which the caller closes; without one, in
-    memory.
+    memory. ``links`` gives the page its key; its conversations may use ``tools``.
     """
-    state = ServerState(models, ResponsesState(store or Store(None)))
+    store = store or Store(None)
+    page_state = PageState(store, access.key, links or LoginLinks(), tuple(tools))
+    state = ServerState(models, ResponsesState(store), page_state)
     # Slashes are not redirected: the URL would be built from the Host header.
     router = Router(ROUTES, redirect_slashes=False, lifespan=partial(_lifespan, models))
     return RequestMiddleware(SecurityMiddleware(ErrorMiddleware(router), access), state)

@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gptoss.runtime.server.errors import ApiError, error_object, to_json
+from gptoss.runtime.server.page import files as page
 
-OPEN_PATHS = frozenset({"/health"})
+OPEN_PATHS = frozenset({"/health"}) | page.OPEN_PATHS
 """Paths that need no key."""
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})

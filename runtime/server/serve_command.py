@@ -79,6 +79,7 @@ def serve_command(
     from gptoss.runtime.server.app import create_app
     from gptoss.runtime.server.gguf_models import served_model
     from gptoss.runtime.server.model_host import ModelHost
+    from gptoss.runtime.server.page.login import LoginLinks
     from gptoss.runtime.server.security import Access
     from gptoss.runtime.server.uvicorn_server import run
     from gptoss.runtime.store.store import default_path
@@ -106,11 +107,15 @@ def serve_command(
         click.echo(f"listening on {url}", err=True)
         if key is not None:
             click.echo(f"key in {key_path}", err=True)
+        links = LoginLinks()
+        login = "" if key is None else f"#login={links.create()}"
+        click.echo(f"page, with a link that works once: {url}/{login}", err=True)
         if as_json:
             sys.stdout.write(json.dumps({"event": "listening", "url": url}) + "\n")
             sys.stdout.flush()
         with open_store(None if no_store else store or default_path(), reset=reset_store) as kept:
-            run(lambda: create_app(ModelHost(served), Access(key, loopback), kept), listener)
+            access = Access(key, loopback)
+            run(lambda: create_app(ModelHost(served), access, kept, links), listener)
 
 
 def open_store(path: Path | None, *, reset: bool) -> Store:

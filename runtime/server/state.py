@@ -10,6 +10,7 @@ from starlette.requests import Request
 
 from gptoss.runtime.server.metrics import Metrics
 from gptoss.runtime.server.model_host import ModelHost
+from gptoss.runtime.server.page.state import PageState
 from gptoss.runtime.server.responses.state import ResponsesState
 from gptoss.runtime.store.owners import LOCAL_OWNER
 
@@ -20,6 +21,7 @@ class ServerState:
 
     models: ModelHost
     responses: ResponsesState = field(default_factory=ResponsesState)
+    page: PageState = field(default_factory=PageState)
     metrics: Metrics = field(default_factory=Metrics)
     started: float = field(default_factory=time.time)
 

@@ -1,0 +1,1 @@
+"""The page at ``/``: a chat in the browser, over the same model and store as the APIs."""

@@ -1,0 +1,258 @@
+"""A reply that the page has asked for: it runs on, whether or not a page is reading it.
+
+Its events are numbered and kept until a while after its end, so that a page that was reloaded, or
+lost its connection, reads on from the number it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import suppress
+from dataclasses import replace
+from queue import Empty, SimpleQueue
+
+from gptoss.errors import GptossError
+from gptoss.runtime.chat.chat import Chat
+from gptoss.runtime.chat.events import ChatEvent, ReplyEnded, StopReason
+from gptoss.runtime.engine.base import Timings
+from gptoss.runtime.harmony.events import End, TextDelta
+from gptoss.runtime.harmony.messages import Message
+from gptoss.runtime.server.page.parts import Event, PartWriter, done_event
+from gptoss.runtime.tools.functions import Tool
+
+_log = logging.getLogger(__name__)
+
+KEPT_SECONDS = 300.0
+"""A reply's events are kept this long after its end."""
+
+HELD_SECONDS = 0.1
+"""Text that is held back is sent when nothing has come for so long."""
+
+APPROVAL_SECONDS = 1_800.0
+"""A call that nobody allows is refused after this time."""
+
+
+class PageReply:
+    """One reply under way. ``cancel``, ``answer_now`` and ``decide`` may be called from any thread;
+    the rest belongs to the event loop.
+    """
+
+    def __init__(self, conversation: str, question: str) -> None:
+        self.id = secrets.token_hex(12)
+        self.conversation = conversation
+        self.question = question
+        self.ended_at: float | None = None
+        self._loop = asyncio.get_running_loop()
+        self._events: list[Event] = []
+        self._changed = asyncio.Event()
+        self._chat: Chat | None = None
+        self._cancelled = False
+        self._writer = PartWriter()
+        self._queue: SimpleQueue[ChatEvent | _Approval | None] = SimpleQueue()
+        self._approvals: dict[int, _Approval] = {}
+        self._when_over: Callable[[], None] = lambda: None
+
+    def start(
+        self,
+        make_chat: Callable[[Iterable[Tool]], Chat],
+        tools: Iterable[Tool],
+        keep: Callable[[list[Message]], None],
+        when_over: Callable[[], None],
+    ) -> None:
+        """Run the reply in a thread of its own. ``keep`` is called there with the messages that it
+        adds to the conversation, the question first, before its last event; ``when_over`` is called
+        in the event loop after that.
+        """
+        guarded = [self._guarded(tool) for tool in tools]
+        self._when_over = when_over
+        thread = threading.Thread(
+            target=self._run, args=(make_chat, guarded, keep), name="gptoss-page", daemon=True
+        )
+        thread.start()
+
+    def cancel(self) -> None:
+        """End the page's reply as soon as possible; calls that wait for approval are refused."""
+        self._cancelled = True
+        if self._chat is not None:
+            self._chat.cancel()
+        for approval in list(self._approvals.values()):
+            approval.decide(False)
+
+    def answer_now(self) -> bool:
+        """End the reasoning of the page's reply: it goes on with its answer."""
+        return self._chat is not None and self._chat.answer_now()
+
+    def decide(self, part: int, allowed: bool) -> bool:
+        """Allow or refuse a call of the page's reply; return False where none waits."""
+        approval = self._approvals.get(part)
+        return approval is not None and approval.decide(allowed)
+
+    async def events(self, after: int) -> AsyncIterator[list[tuple[int, Event]]]:
+        """Iterate over the page's numbered events from number ``after`` on, as many at a time as
+        there are, until the last.
+        """
+        while True:
+            self._changed.clear()
+            batch = list(enumerate(self._events[after:], after))
+            if batch:
+                after += len(batch)
+                yield batch
+            elif self.ended_at is not None:
+                return
+            else:
+                await self._changed.wait()
+
+    # Two threads: one reads the chat and runs its tools, one writes events.
+
+    def _run(
+        self,
+        make_chat: Callable[[Iterable[Tool]], Chat],
+        tools: Iterable[Tool],
+        keep: Callable[[list[Message]], None],
+    ) -> None:
+        writing = threading.Thread(target=self._write, name="gptoss-page-writer", daemon=True)
+        writing.start()
+        last: Event = {"type": "error", "message": "internal error"}
+        try:
+            last = self._read(make_chat(tools), keep)
+        except GptossError as error:
+            last = {"type": "error", "message": str(error)}
+        except Exception:
+            _log.exception("a reply of the page failed")
+        finally:
+            self._queue.put(None)
+            writing.join()
+            self._put(last)
+            self._in_loop(self._end)
+
+    def _read(self, chat: Chat, keep: Callable[[list[Message]], None]) -> Event:
+        """Run the page's question through the chat; return the last event."""
+        self._chat = chat
+        n_before = len(chat.history)
+        ended = ReplyEnded(End.CUT, Timings(), StopReason.CANCELLED)
+        with chat.send(self.question) as events:
+            if self._cancelled:
+                chat.cancel()
+            for event in events:
+                if isinstance(event, ReplyEnded):
+                    ended = event
+                self._queue.put(event)
+        keep(list(chat.history[n_before:]))
+        return done_event(ended, chat.count_tokens(), chat.n_ctx)
+
+    def _write(self) -> None:
+        """Turn the chat's events into the page's, and send what was held back after a while."""
+        held = False
+        while True:
+            try:
+                item = self._queue.get(timeout=HELD_SECONDS if held else None)
+            except Empty:
+                self._put(*self._writer.flush())
+                held = False
+                continue
+            if item is None:
+                return
+            if isinstance(item, _Approval):
+                self._announce(item)
+            else:
+                self._put(*self._writer.write(item))
+                held = isinstance(item, TextDelta)
+
+    def _guarded(self, tool: Tool) -> Tool:
+        """Return a tool that asks the page before it runs."""
+
+        def run(arguments: str) -> object:
+            approval = _Approval(tool.declaration.name, arguments)
+            self._queue.put(approval)
+            if not approval.wait():
+                raise PermissionError("the person did not allow this call")
+            return tool.run(arguments)
+
+        return replace(tool, run=run)
+
+    def _announce(self, approval: _Approval) -> None:
+        """Ask the page's person about a call."""
+        part = self._writer.part_of_call(approval.name, approval.arguments)
+        if part is None or self._cancelled:
+            approval.decide(False)
+            return
+        self._approvals[part] = approval
+        self._put({"type": "approval", "part": part, "name": approval.name})
+        if self._cancelled:  # in this order, as ``cancel`` has it the other way round
+            approval.decide(False)
+
+    def _put(self, *events: Event) -> None:
+        if events:
+            self._in_loop(self._add, list(events))
+
+    def _in_loop(self, call: Callable[..., None], *arguments: object) -> None:
+        with suppress(RuntimeError):  # the loop has been closed
+            self._loop.call_soon_threadsafe(call, *arguments)
+
+    def _add(self, events: list[Event]) -> None:
+        self._events += events
+        self._changed.set()
+
+    def _end(self) -> None:
+        self.ended_at = time.monotonic()
+        self._changed.set()
+        self._when_over()
+
+
+class _Approval:
+    """A person's decision about a call of a tool."""
+
+    def __init__(self, name: str, arguments: str) -> None:
+        self.name = name
+        self.arguments = arguments
+        self._decided = threading.Event()
+        self._allowed = False
+
+    def decide(self, allowed: bool) -> bool:
+        """Allow or refuse the call, once; return False where that was decided before."""
+        if self._decided.is_set():
+            return False
+        self._allowed = allowed
+        self._decided.set()
+        return True
+
+    def wait(self) -> bool:
+        """Wait for the decision about the call."""
+        return self._decided.wait(APPROVAL_SECONDS) and self._allowed
+
+
+class PageReplies:
+    """The page's replies, by id. Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self._replies: dict[str, PageReply] = {}
+
+    def add(self, reply: PageReply) -> None:
+        """Keep a reply of the page until a while after its end."""
+        now = time.monotonic()
+        self._replies = {
+            identity: it
+            for identity, it in self._replies.items()
+            if it.ended_at is None or now - it.ended_at < KEPT_SECONDS
+        }
+        self._replies[reply.id] = reply
+
+    def get(self, identity: str) -> PageReply | None:
+        """Return a reply of the page by its id."""
+        return self._replies.get(identity)
+
+    def running_in(self, conversation: str) -> PageReply | None:
+        """Return the reply that is under way in one of the page's conversations."""
+        return next(
+            (
+                it
+                for it in self._replies.values()
+                if it.conversation == conversation and it.ended_at is None
+            ),
+            None,
+        )

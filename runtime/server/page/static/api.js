@@ -1,0 +1,89 @@
+// Talks with the server: the key, JSON requests, and event streams that survive a lost connection.
+
+const KEY = "gptoss-key";
+
+export class ApiError extends Error {
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+// Exchanges the token of a one-time link for the key, and takes it out of the address.
+export async function login() {
+  const token = new URLSearchParams(location.hash.slice(1)).get("login");
+  if (!token) return;
+  history.replaceState(null, "", location.pathname);
+  const { key } = await request("POST", "/page/login", { token });
+  if (key) localStorage.setItem(KEY, key);
+}
+
+export async function request(method, path, body) {
+  const response = await send(method, path, body);
+  return response.json();
+}
+
+async function send(method, path, body, signal) {
+  const headers = {};
+  const key = localStorage.getItem(KEY);
+  if (key) headers.Authorization = `Bearer ${key}`;
+  if (body !== undefined) headers["Content-Type"] = "application/json";
+  const response = await fetch(path, {
+    method,
+    headers,
+    signal,
+    body: body === undefined ? undefined : JSON.stringify(body),
+  });
+  if (!response.ok) throw new ApiError(response.status, await problem(response));
+  return response;
+}
+
+async function problem(response) {
+  if (response.status === 401) {
+    return "This browser has no valid key. Open the link that gptoss-run serve prints.";
+  }
+  try {
+    return (await response.json()).error.message;
+  } catch {
+    return `The server answered with status ${response.status}.`;
+  }
+}
+
+// Yields arrays of the events of a reply. Reads on after a lost connection; ends after the last.
+export async function* replyEvents(id, signal) {
+  let after = 0;
+  for (let failures = 0; ; failures++) {
+    try {
+      const response = await send("GET", `/page/replies/${id}/events?after=${after}`, undefined, signal);
+      for await (const batch of readEvents(response.body)) {
+        failures = 0;
+        after = batch.at(-1).number + 1;
+        yield batch.map((it) => it.event);
+        if (batch.some((it) => ["done", "error"].includes(it.event.type))) return;
+      }
+      if (failures > 3) return;
+    } catch (error) {
+      if (signal.aborted || (error instanceof ApiError && error.status < 500) || failures > 20) throw error;
+    }
+    await new Promise((resolve) => setTimeout(resolve, Math.min(5000, 250 * 2 ** failures)));
+  }
+}
+
+async function* readEvents(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    text += value;
+    const whole = text.split("\n\n");
+    text = whole.pop();
+    const batch = whole.map(parse).filter((it) => it !== null);
+    if (batch.length) yield batch;
+  }
+}
+
+function parse(block) {
+  const match = /^id: (\d+)\ndata: (.*)$/s.exec(block);
+  return match && { number: Number(match[1]), event: JSON.parse(match[2]) };
+}

@@ -1,0 +1,244 @@
+// One conversation: what was said, the reply under way, and sending.
+
+import { replyEvents, request } from "./api.js";
+import { ReplyView, element } from "./reply.js";
+
+const $ = (id) => document.getElementById(id);
+
+export class ConversationView {
+  // `changed(summary)` is called when a conversation was made, renamed or continued.
+  constructor(changed) {
+    this.changed = changed;
+    this.messages = $("messages");
+    this.clear();
+  }
+
+  clear() {
+    this.leave?.abort();
+    this.leave = new AbortController();
+    this.id = null;
+    this.reply = null;
+    this.length = 0;
+    this.messages.replaceChildren();
+    this.showTitle("New conversation");
+    this.showContext(null);
+    this.showRunning(false);
+    $("menu").hidden = true;
+  }
+
+  async open(id) {
+    this.clear();
+    const leave = this.leave;
+    const found = await request("GET", `/page/conversations/${id}`);
+    if (leave.signal.aborted) return;
+    this.id = id;
+    this.length = found.length;
+    this.showTitle(found.title);
+    $("effort").value = found.effort;
+    $("menu").hidden = false;
+    this.showParts(found.parts);
+    this.scrollToEnd();
+    if (found.reply) await this.follow(found.reply);
+  }
+
+  showParts(parts) {
+    let view = null;
+    for (const part of parts) {
+      if (part.kind === "user") {
+        this.showQuestion(part.text, part.entry);
+        view = null;
+      } else {
+        view ??= this.newReply(part.entry);
+        view.showStored(part);
+      }
+    }
+    for (const reply of this.messages.querySelectorAll(".reply")) this.addReplyActions(reply);
+  }
+
+  showQuestion(text, entry) {
+    const shown = element("div", { class: "text", dir: "auto" }, text);
+    const edit = element("button", { type: "button", class: "quiet", onclick: () => this.edit(article, text, entry) }, "Edit");
+    const article = element("article", { class: "question", "aria-label": "Your message" }, shown, element("div", { class: "actions" }, edit));
+    this.messages.append(article);
+  }
+
+  newReply(entry) {
+    const view = new ReplyView((part, allowed) =>
+      request("POST", `/page/replies/${this.reply}/approvals/${part}`, { allowed }).catch((error) => this.report(error)),
+    );
+    view.element.view = view;
+    view.element.dataset.entry = entry;
+    this.messages.append(view.element);
+    return view;
+  }
+
+  addReplyActions(reply) {
+    if (reply.querySelector(":scope > .actions")) return;
+    const entry = Number(reply.dataset.entry);
+    const next = () => {
+      const after = reply.nextElementSibling;
+      return after ? Number(after.dataset.entry ?? this.length) : this.length;
+    };
+    const button = (name, action) => element("button", { type: "button", class: "quiet", onclick: action }, name);
+    reply.append(
+      element(
+        "div",
+        { class: "actions" },
+        button("Copy", () => navigator.clipboard.writeText(reply.view.answer)),
+        button("Regenerate", () => this.regenerate(entry)),
+        button("Branch", () => this.branch(next())),
+      ),
+    );
+  }
+
+  async send(text, keep) {
+    const body = { text, effort: $("effort").value, conversation: this.id ?? undefined, keep };
+    const made = await request("POST", "/page/replies", body);
+    const isNew = this.id === null;
+    this.id = made.conversation.id;
+    if (keep !== undefined) this.cutTo(keep);
+    this.showQuestion(text, this.length);
+    this.messages.lastElementChild.dataset.entry = this.length;
+    this.length += 1;
+    if (isNew) this.showTitle(made.conversation.title);
+    $("menu").hidden = false;
+    this.changed(made.conversation);
+    this.scrollToEnd();
+    await this.follow(made.reply);
+  }
+
+  cutTo(keep) {
+    for (const shown of [...this.messages.children]) {
+      if (Number(shown.dataset.entry) >= keep) shown.remove();
+    }
+    this.length = keep;
+  }
+
+  // Reads a reply to its end.
+  async follow(id) {
+    const leave = this.leave;
+    this.reply = id;
+    this.showRunning(true);
+    const view = this.newReply(this.length);
+    view.element.ariaBusy = "true";
+    try {
+      for await (const events of replyEvents(id, leave.signal)) {
+        const atEnd = this.isAtEnd();
+        for (const event of events) {
+          view.apply(event);
+          this.note(event);
+        }
+        $("answer-now").hidden = !view.reasoning;
+        if (atEnd) this.scrollToEnd();
+      }
+    } catch (error) {
+      if (!leave.signal.aborted) this.report(error);
+    }
+    if (leave.signal.aborted) return;
+    view.element.ariaBusy = "false";
+    this.reply = null;
+    this.showRunning(false);
+    await this.refresh();
+  }
+
+  // The stored conversation says what was kept of the reply.
+  async refresh() {
+    const leave = this.leave;
+    const found = await request("GET", `/page/conversations/${this.id}`);
+    if (leave.signal.aborted || this.reply) return;
+    this.length = found.length;
+    for (const reply of this.messages.querySelectorAll(".reply")) this.addReplyActions(reply);
+    this.changed(found);
+  }
+
+  note(event) {
+    if (event.type === "prompt") {
+      const share = Math.floor((100 * event.done) / event.total);
+      $("status").textContent = share < 100 ? `Reading the prompt: ${share}%` : "";
+    } else if (event.type === "part") {
+      $("status").textContent = event.kind === "reasoning" ? "Reasoning" : "";
+    } else if (event.type === "done") {
+      const usage = event.usage;
+      $("status").textContent = usage?.generated
+        ? `Done: ${usage.generated} tokens, ${usage.tokens_per_second} a second`
+        : "Done";
+      this.showContext(event.context);
+    }
+  }
+
+  regenerate(entry) {
+    const question = [...this.messages.querySelectorAll(".question")]
+      .filter((it) => Number(it.dataset.entry) < entry)
+      .at(-1);
+    if (question && !this.reply) {
+      this.send(question.querySelector(".text").textContent, Number(question.dataset.entry)).catch((error) => this.report(error));
+    }
+  }
+
+  async branch(keep) {
+    const made = await request("POST", `/page/conversations/${this.id}/branch`, { keep });
+    this.changed(made);
+    await this.open(made.id);
+    $("status").textContent = "This is a copy; the conversation before it is unchanged.";
+  }
+
+  edit(article, text, entry) {
+    if (this.reply) return;
+    const field = element("textarea", { value: text, rows: Math.min(12, text.split("\n").length + 1), dir: "auto", ariaLabel: "Edit your message" });
+    const buttons = element(
+      "div",
+      { class: "row" },
+      element("button", { type: "button", onclick: () => field.value.trim() && this.send(field.value, entry).catch((error) => this.report(error)) }, "Send"),
+      element("button", { type: "button", class: "quiet", onclick: () => article.replaceChildren(...before) }, "Cancel"),
+    );
+    const before = [...article.children];
+    article.replaceChildren(field, buttons);
+    field.focus();
+  }
+
+  async stop() {
+    if (this.reply) await request("POST", `/page/replies/${this.reply}/stop`);
+  }
+
+  async answerNow() {
+    $("answer-now").hidden = true;
+    if (this.reply) await request("POST", `/page/replies/${this.reply}/answer-now`);
+  }
+
+  asText() {
+    return [...this.messages.children]
+      .map((it) => (it.view ? it.view.answer : `> ${it.querySelector(".text")?.textContent.replaceAll("\n", "\n> ")}`))
+      .join("\n\n");
+  }
+
+  showTitle(title) {
+    $("title").textContent = title;
+    document.title = `${title} – gpt-oss`;
+  }
+
+  showContext(context) {
+    $("context").hidden = !context;
+    if (!context) return;
+    $("used").value = context.used / context.n_ctx;
+    $("used-text").textContent = `${context.used.toLocaleString()} of ${context.n_ctx.toLocaleString()} tokens`;
+  }
+
+  showRunning(running) {
+    $("stop").hidden = !running;
+    $("send").hidden = running;
+    if (!running) $("answer-now").hidden = true;
+  }
+
+  report(error) {
+    $("status").textContent = error.message;
+  }
+
+  isAtEnd() {
+    const { scrollTop, scrollHeight, clientHeight } = this.messages;
+    return scrollHeight - scrollTop - clientHeight < 80;
+  }
+
+  scrollToEnd() {
+    this.messages.scrollTop = this.messages.scrollHeight;
+  }
+}

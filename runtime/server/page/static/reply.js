@@ -1,0 +1,125 @@
+// Shows the parts of a reply: reasoning, preamble, answer, tool call.
+// Only HTML that the server has rendered is set as HTML; everything else is text.
+
+export function element(tag, properties = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name === "class") made.className = value;
+    else if (name in made) made[name] = value;
+    else made.setAttribute(name, value);
+  }
+  made.append(...children);
+  return made;
+}
+
+export class ReplyView {
+  // `decide(part, allowed)` is called when a person allows or refuses a call.
+  constructor(decide) {
+    this.element = element("article", { class: "reply", "aria-label": "Reply" });
+    this.decide = decide;
+    this.parts = new Map();
+    this.reasoning = false;
+  }
+
+  // A part of a stored conversation.
+  showStored(part) {
+    const view = this.begin(part.kind, part.name);
+    if (part.html !== undefined) view.text.innerHTML = part.html;
+    else view.text.textContent = part.text;
+    if (part.kind === "reasoning") view.summary.textContent = "Reasoning";
+    if (part.kind === "call" && part.result !== null) this.showResult(view, part.result, false);
+    if (part.source !== undefined) view.element.dataset.source = part.source;
+  }
+
+  apply(event) {
+    const view = this.parts.get(event.part);
+    switch (event.type) {
+      case "part":
+        this.parts.set(event.part, this.begin(event.kind, event.name));
+        this.reasoning = event.kind === "reasoning";
+        break;
+      case "text":
+        view.text.append(event.text);
+        if (!view.element.open && view.summary) this.showLatest(view);
+        break;
+      case "blocks":
+        this.replaceBlocks(view.text, event.from, event.html);
+        break;
+      case "end":
+        this.reasoning = false;
+        if (view.kind === "reasoning") view.summary.textContent = `Reasoned for ${event.seconds} s`;
+        break;
+      case "approval":
+        this.askApproval(view, event);
+        break;
+      case "result":
+        this.showResult(view, event.text, event.error);
+        break;
+      case "note":
+        this.element.append(element("p", { class: "note" }, event.text));
+        break;
+      case "error":
+        this.element.append(element("p", { class: "note error", role: "alert" }, event.message));
+        break;
+    }
+  }
+
+  begin(kind, name) {
+    const view = { kind };
+    if (kind === "answer" || kind === "preamble") {
+      view.element = view.text = element("div", { class: `${kind} markdown`, dir: "auto" });
+    } else {
+      const title = kind === "call" ? `Tool: ${name}` : "Reasoning…";
+      view.summary = element("summary", {}, title);
+      view.text = element("pre", { class: "plain", dir: "auto", tabIndex: 0 });
+      view.element = element("details", { class: kind, open: kind === "call" }, view.summary, view.text);
+    }
+    this.element.append(view.element);
+    return view;
+  }
+
+  // The last words of reasoning beside its title while it is folded.
+  showLatest(view) {
+    if (view.kind !== "reasoning") return;
+    const last = view.text.textContent.slice(-120).split("\n").filter(Boolean).at(-1) ?? "";
+    view.summary.replaceChildren("Reasoning… ", element("span", { class: "latest", ariaHidden: "true" }, last));
+  }
+
+  replaceBlocks(parent, from, html) {
+    while (parent.children.length > from) parent.lastElementChild.remove();
+    for (const block of html) {
+      const made = element("div", { class: "block" });
+      made.innerHTML = block;
+      parent.append(made);
+    }
+  }
+
+  askApproval(view, event) {
+    const buttons = element("div", { class: "row approval", role: "group", ariaLabel: "Allow this call?" });
+    const answer = (allowed) => {
+      buttons.replaceChildren(allowed ? "Allowed" : "Refused");
+      this.decide(event.part, allowed);
+    };
+    const allow = element("button", { type: "button", onclick: () => answer(true) }, "Allow");
+    const refuse = element("button", { type: "button", onclick: () => answer(false) }, "Refuse");
+    buttons.append(`Allow ${event.name}?`, allow, refuse);
+    view.element.append(buttons);
+    allow.focus();
+  }
+
+  showResult(view, text, error) {
+    view.element.querySelector(".approval")?.remove();
+    const title = error ? "Error" : "Result";
+    view.element.append(
+      element("p", { class: "caption" }, title),
+      element("pre", { class: error ? "plain error" : "plain", dir: "auto", tabIndex: 0 }, text),
+    );
+  }
+
+  // The answer's text, to be copied.
+  get answer() {
+    return [...this.element.querySelectorAll(".answer")]
+      .map((it) => it.dataset.source ?? it.innerText)
+      .join("\n\n");
+  }
+}

@@ -1,0 +1,409 @@
+"""The page in a real browser: what a person does with it, and what hostile text cannot do."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import uvicorn
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from gptoss.runtime.harmony.messages import final, user
+from gptoss.runtime.server.app import create_app
+from gptoss.runtime.server.page.login import LoginLinks
+from gptoss.runtime.server.security import Access
+from gptoss.runtime.store.conversations import Entry
+from gptoss.runtime.store.owners import LOCAL_OWNER
+from gptoss.runtime.store.store import Store
+from gptoss.runtime.tools.functions import Tool
+from support.fake_engine import ScriptedEngine
+from support.peers import FOLDER
+from support.server import KEY, host_of, scripted
+
+pytestmark = pytest.mark.oracle
+
+THOUGHT = "<|channel|>analysis<|message|>Let me think.<|end|><|start|>assistant"
+ANSWER = "<|channel|>final<|message|>It is **4**.<|return|>"
+
+
+def answer(text: str) -> str:
+    return f"{THOUGHT}<|channel|>final<|message|>{text}<|return|>"
+
+
+def waiting_for(gate: threading.Semaphore) -> Callable[[], None]:
+    """The engine gives a token for each release of ``gate``."""
+
+    def wait() -> None:
+        gate.acquire(timeout=20)
+
+    return wait
+
+
+def get_weather(city: str) -> str:
+    """Get the weather."""
+    return f"sunny in {city}"
+
+
+CALL = (
+    f"{THOUGHT}<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>"
+    '{"city": "Oslo"}<|call|>'
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(
+            executable_path="/usr/bin/chromium", args=["--no-sandbox"]
+        )
+        yield launched
+        launched.close()
+
+
+@dataclass
+class Site:
+    """A running server, and what a page's browser has seen of it."""
+
+    url: str
+    link: str
+    store: Store
+    hosts: set[str] = field(default_factory=set)
+    problems: list[str] = field(default_factory=list)
+
+
+Serve = Callable[..., Site]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    servers: list[tuple[uvicorn.Server, threading.Thread, Store]] = []
+
+    def start(engine: ScriptedEngine, tools: Sequence[Tool] = ()) -> Site:
+        listener = socket.create_server(("127.0.0.1", 0))
+        store, links = Store(None), LoginLinks()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        token = links.create()
+        made: list[uvicorn.Server] = []
+
+        async def run() -> None:
+            app = create_app(host_of(lambda: scripted(engine)), Access(KEY), store, links, tools)
+            made.append(uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none")))
+            await made[0].serve(sockets=[listener])
+
+        thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
+        thread.start()
+        while not made or not made[0].started:
+            time.sleep(0.01)
+        servers.append((made[0], thread, store))
+        return Site(url, f"{url}/#login={token}", store)
+
+    yield start
+    for server, thread, store in servers:
+        server.force_exit = server.should_exit = True
+        thread.join(20)
+        store.close()
+
+
+def open_page(browser: Browser, site: Site, path: str | None = None, **options: Any) -> Page:
+    """A page that is logged in; whatever it complains about is noted in ``site``."""
+    context = browser.new_context(viewport={"width": 1100, "height": 750}, **options)
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    page.on("request", lambda request: site.hosts.add(urlsplit(request.url).netloc))
+    page.on("console", lambda it: site.problems.append(it.text) if it.type == "error" else None)
+    page.on("pageerror", lambda error: site.problems.append(str(error)))
+    page.on("dialog", lambda dialog: site.problems.append(f"dialog: {dialog.message}"))
+    page.goto(path or site.link)
+    expect(page.locator("#model")).to_have_text("tiny")
+    return page
+
+
+def ask(page: Page, text: str) -> None:
+    page.fill("#question", text)
+    page.press("#question", "Enter")
+
+
+def check_quiet(site: Site) -> None:
+    """No complaint of the browser (a refused script is one), and no other host was asked."""
+    assert site.problems == []
+    assert {it for it in site.hosts if it} <= {urlsplit(site.url).netloc}
+
+
+def check_axe(page: Page) -> None:
+    source = (FOLDER / "clients/node_modules/axe-core/axe.min.js").read_text("utf-8")
+    page.evaluate(source)
+    found = page.evaluate("axe.run()")
+    problems = [
+        (it["id"], [node["html"][:200] for node in it["nodes"]]) for it in found["violations"]
+    ]
+    assert problems == []
+
+
+def test_asking(browser: Browser, serve: Serve) -> None:
+    site = serve(ScriptedEngine(answer("It is **4**."), answer("Code:\n\n```python\nx = 1\n```")))
+    page = open_page(browser, site)
+    assert "login" not in page.url
+    ask(page, "2 + 2?")
+    expect(page.locator(".answer strong")).to_have_text("4")
+    expect(page.locator(".reasoning summary")).to_contain_text("Reasoned for")
+    expect(page.locator("#send")).to_be_visible()
+    expect(page.locator("#status")).to_contain_text("Done")
+    expect(page.locator("#used-text")).to_contain_text("of 100,000 tokens")
+    expect(page.locator("#conversations li")).to_have_count(1)
+    page.click(".reasoning summary")
+    expect(page.locator(".reasoning .plain")).to_have_text("Let me think.")
+    ask(page, "Show code")
+    expect(page.locator(".answer .code .language")).to_have_text("python")
+    expect(page.get_by_role("button", name="Copy")).to_have_count(2)
+    page.locator(".reply").first.get_by_role("button", name="Copy").click()
+    assert page.evaluate("navigator.clipboard.readText()") == "It is 4."
+    check_quiet(site)
+
+
+def test_a_second_tab_needs_no_link_and_a_stranger_gets_nothing(
+    browser: Browser, serve: Serve
+) -> None:
+    site = serve(ScriptedEngine(ANSWER))
+    page = open_page(browser, site)
+    again = page.context.new_page()
+    again.goto(site.url)
+    expect(again.locator("#model")).to_have_text("tiny")
+    check_quiet(site)
+    stranger = browser.new_context().new_page()
+    stranger.goto(site.link)  # used already
+    expect(stranger.locator("#status")).to_contain_text("no longer valid")
+    stranger.goto(site.url)
+    stranger.reload()
+    expect(stranger.locator("#status")).to_contain_text("no valid key")
+
+
+def test_reloading_in_the_middle_of_a_reply(browser: Browser, serve: Serve) -> None:
+    gate = threading.Semaphore(200)
+    site = serve(ScriptedEngine(answer("word " * 100), before_token=waiting_for(gate)))
+    page = open_page(browser, site)
+    ask(page, "Go on")
+    expect(page.locator(".answer")).to_contain_text("word")
+    page.reload()
+    expect(page.locator(".question .text")).to_have_text("Go on")
+    expect(page.locator(".answer")).to_contain_text("word")
+    expect(page.locator("#stop")).to_be_visible()
+    gate.release(10_000)
+    expect(page.locator(".answer")).to_have_text(("word " * 100).strip())
+    expect(page.locator("#send")).to_be_visible()
+    check_quiet(site)
+
+
+def test_a_lost_connection(browser: Browser, serve: Serve) -> None:
+    gate = threading.Semaphore(150)
+    site = serve(ScriptedEngine(answer("word " * 100), before_token=waiting_for(gate)))
+    page = open_page(browser, site)
+    ask(page, "Go on")
+    expect(page.locator(".answer")).to_contain_text("word")
+    page.context.set_offline(True)
+    gate.release(10_000)
+    page.wait_for_timeout(500)
+    page.context.set_offline(False)
+    expect(page.locator(".answer")).to_have_text(("word " * 100).strip(), timeout=20_000)
+
+
+def test_stop_and_regenerate(browser: Browser, serve: Serve) -> None:
+    gate = threading.Semaphore(150)
+    site = serve(
+        ScriptedEngine(answer("word " * 100), answer("another"),
+                       before_token=waiting_for(gate))
+    )  # fmt: skip
+    page = open_page(browser, site)
+    ask(page, "Go on")
+    expect(page.locator(".answer")).to_contain_text("word")
+    page.press("#question", "Escape")
+    gate.release(10_000)
+    expect(page.locator(".note")).to_have_text("Stopped.")
+    expect(page.locator("#send")).to_be_visible()
+    page.get_by_role("button", name="Regenerate").click()
+    expect(page.locator(".answer")).to_have_text("another")
+    expect(page.locator(".question")).to_have_count(1)
+    check_quiet(site)
+
+
+def test_edit_and_branch(browser: Browser, serve: Serve) -> None:
+    site = serve(ScriptedEngine(answer("one"), answer("two"), answer("three"), answer("four")))
+    page = open_page(browser, site)
+    for text, reply in (("first", "one"), ("second", "two")):
+        ask(page, text)
+        expect(page.locator(".answer").last).to_have_text(reply)
+        expect(page.locator("#send")).to_be_visible()
+    page.locator(".reply").first.get_by_role("button", name="Branch").click()
+    expect(page.locator("#conversations li")).to_have_count(2)
+    expect(page.locator(".answer")).to_have_text(["one"])
+    ask(page, "third")
+    expect(page.locator(".answer").last).to_have_text("three")
+    expect(page.locator("#send")).to_be_visible()
+    page.locator(".question").last.get_by_role("button", name="Edit").click()
+    page.get_by_label("Edit your message").fill("changed")
+    page.locator(".question").last.get_by_role("button", name="Send").click()
+    expect(page.locator(".answer")).to_have_text(["one", "four"])
+    expect(page.locator(".question .text")).to_have_text(["first", "changed"])
+    page.locator("#conversations button").last.click()
+    expect(page.locator(".answer")).to_have_text(["one", "two"])
+    check_quiet(site)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_tool_with_approval(browser: Browser, serve: Serve, allowed: bool) -> None:
+    site = serve(ScriptedEngine(CALL, answer("It is sunny.")), [Tool.of(get_weather)])
+    page = open_page(browser, site)
+    ask(page, "Weather?")
+    expect(page.locator(".call summary")).to_have_text("Tool: get_weather")
+    expect(page.locator(".call .plain")).to_contain_text('{"city": "Oslo"}')
+    expect(page.get_by_role("group", name="Allow this call?")).to_be_visible()
+    expect(page.locator(".answer")).to_have_count(0)
+    page.get_by_role("button", name="Allow" if allowed else "Refuse", exact=True).click()
+    expect(page.locator(".answer")).to_have_text("It is sunny.")
+    result = page.locator(".call .plain").last
+    expect(result).to_contain_text("sunny in Oslo" if allowed else "did not allow")
+    expect(page.locator("#send")).to_be_visible()
+    page.reload()
+    expect(page.locator(".call .plain").last).to_contain_text("Oslo" if allowed else "not allow")
+    check_quiet(site)
+
+
+HOSTILE = (
+    '<script>window.broken=1</script>\n\n<img src=x onerror="window.broken=1">\n\n'
+    "[click](javascript:window.broken=1)\n\n![x](http://203.0.113.1/pixel.png)\n\n"
+    "$\\text{<img src=x onerror=window.broken=1>}$ <svg onload=window.broken=1>\n\n"
+    "```html\n<script>window.broken=1</script>\n```\n\n<iframe src='http://203.0.113.1/'></iframe>"
+)
+
+
+def test_hostile_text_is_harmless(browser: Browser, serve: Serve) -> None:
+    call = CALL.replace("Oslo", "<img src=x onerror=window.broken=1>")
+    site = serve(
+        ScriptedEngine(f"<|channel|>analysis<|message|>{HOSTILE}<|end|><|start|>assistant"
+                       f"<|channel|>final<|message|>{HOSTILE}<|return|>", call, answer("done")),
+        [Tool.of(get_weather)],
+    )  # fmt: skip
+    page = open_page(browser, site)
+    ask(page, HOSTILE)
+    expect(page.locator("#send")).to_be_visible()
+    expect(page.locator(".answer .code")).to_have_count(1)
+    ask(page, "call")
+    page.get_by_role("button", name="Allow", exact=True).click()
+    expect(page.locator(".answer").last).to_have_text("done")
+    page.reload()
+    expect(page.locator(".answer").last).to_have_text("done")
+    page.locator(".reasoning summary").first.click()
+    assert page.evaluate("window.broken") is None
+    assert (
+        page.locator("#messages img, #messages script, #messages iframe, #messages svg").count()
+        == 0
+    )
+    for link in page.locator("#messages a").all():
+        assert link.get_attribute("href").startswith("http://203.0.113.1/")  # type: ignore[union-attr]
+    check_quiet(site)
+
+
+def test_titles_are_text(browser: Browser, serve: Serve) -> None:
+    site = serve(ScriptedEngine(ANSWER))
+    page = open_page(browser, site)
+    ask(page, "<img src=x onerror=window.broken=1>")
+    expect(page.locator("#send")).to_be_visible()
+    expect(page.locator("#conversations button")).to_have_text(
+        "<img src=x onerror=window.broken=1>"
+    )
+    assert page.evaluate("window.broken") is None
+    check_quiet(site)
+
+
+EVERYTHING = """# Title
+
+Text with `code`, [a link](http://a.example/) and $x^2$.
+
+| a | b |
+|---|---|
+| 1 | 2 |
+
+```python
+x = 'a'  # comment
+```
+
+> quoted"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1100, 390])
+def test_accessibility(browser: Browser, serve: Serve, scheme: Any, width: int) -> None:
+    site = serve(ScriptedEngine(answer(EVERYTHING), CALL, answer("sunny")), [Tool.of(get_weather)])
+    page = open_page(browser, site, color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 800})
+    check_axe(page)
+    ask(page, "Show everything")
+    expect(page.locator("#send")).to_be_visible()
+    expect(page.locator(".reply .actions")).to_be_visible()
+    check_axe(page)
+    ask(page, "Weather?")
+    expect(page.get_by_role("group", name="Allow this call?")).to_be_visible()
+    check_axe(page)
+    page.get_by_role("button", name="Allow", exact=True).click()
+    expect(page.locator(".answer").last).to_have_text("sunny")
+    if width < 700:
+        page.get_by_role("button", name="Show conversations").click()
+        expect(page.locator("#conversations button")).to_be_visible()
+        check_axe(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_everything_by_keyboard(browser: Browser, serve: Serve) -> None:
+    site = serve(ScriptedEngine(answer("one"), answer("two")))
+    page = open_page(browser, site)
+    page.keyboard.press("Tab")
+    expect(page.locator(".skip")).to_be_focused()
+    page.keyboard.press("Enter")
+    page.keyboard.type("first")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("second line")
+    page.keyboard.press("Enter")
+    expect(page.locator(".question .text")).to_have_text("first\nsecond line")
+    expect(page.locator("#send")).to_be_visible()
+    page.keyboard.press("Control+Shift+O")
+    expect(page.locator(".question")).to_have_count(0)
+    expect(page.locator("#question")).to_be_focused()
+    check_quiet(site)
+
+
+def test_a_long_conversation_stays_smooth(browser: Browser, serve: Serve) -> None:
+    """50,000 tokens, about 200,000 characters, and a reply that streams at their end."""
+    paragraph = "Some **words** and `code` in a [sentence](http://a.example/) of the answer. " * 8
+    entries = []
+    for i in range(170):
+        entries += [Entry(user(f"Question {i}")), Entry(final(f"{paragraph}\n\n{paragraph}"))]
+    site = serve(ScriptedEngine(answer("word " * 800), n_ctx=1_000_000))
+    site.store.conversations.create(LOCAL_OWNER, entries)
+    page = open_page(browser, site)
+    page.evaluate(
+        """() => { window.tasks = []; new PerformanceObserver((list) =>
+        window.tasks.push(...list.getEntries().map((it) => it.duration)))
+        .observe({ type: "longtask" }); }"""
+    )
+    page.locator("#conversations button").first.click()
+    expect(page.locator(".reply")).to_have_count(170)
+    opened = page.evaluate("Math.max(0, ...window.tasks)")
+    page.evaluate("window.tasks = []")
+    ask(page, "More")
+    expect(page.locator(".answer").last).to_have_text(("word " * 800).strip(), timeout=60_000)
+    streaming = page.evaluate("Math.max(0, ...window.tasks)")
+    page.evaluate("window.tasks = []")
+    for _ in range(20):
+        page.mouse.move(600, 300)
+        page.mouse.wheel(0, -3_000)
+        page.wait_for_timeout(50)
+    scrolling = page.evaluate("Math.max(0, ...window.tasks)")
+    print(f"longest tasks in ms: open {opened:.0f}, reply {streaming:.0f}, scroll {scrolling:.0f}")
+    assert (opened < 2_000, streaming < 400, scrolling < 400) == (True, True, True)
+    check_quiet(site)
