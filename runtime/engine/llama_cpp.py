@@ -60,6 +60,11 @@ _PAGE = 4096
 _READING_SHARE = 0.9
 """Of the progress: reading the file's pages, before llama.cpp maps them."""
 
+_logits_address = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)(
+    ctypes.cast(lib.llama_get_logits_ith, ctypes.c_void_p).value or 0
+)
+"""``llama_get_logits_ith`` with an integer as its result: a pointer object takes twice as long."""
+
 _WINDOW_LAYERS_ONLY = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
 _ABORTED = 2
 _NO_ROOM = 1
@@ -383,10 +388,10 @@ class LlamaContext:
         """Read logits from llama.cpp's buffer (``llama_get_logits_ith``); implements
         ``context.Context.logits``.
         """
-        values = lib.llama_get_logits_ith(self._context, self._rows[index] + row)
-        if not values:
+        address = _logits_address(self._context, self._rows[index] + row)
+        if not address:
             raise _LOG.explain("llama.cpp gave no logits")
-        return self._view(ctypes.addressof(values.contents))
+        return self._view(address)
 
     def _view(self, address: int) -> Logits:
         """Return llama.cpp's logits at an address as an array; making one takes as long as finding

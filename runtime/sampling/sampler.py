@@ -19,6 +19,7 @@ two levels. ``tests/runtime/test_sampling.py`` compares each with a simple, slow
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -78,8 +79,8 @@ def draw(logits: Logits, sampling: Sampling, u: float) -> int:
     top = logits.max()
     _require_finite(top)
     if sampling.temperature == 1 and abs(top) < _SAFE_TO_EXP and not _has_filter(sampling):
-        return _draw_from_all(np.exp(logits), u)
-    weights = logits - top
+        return _draw_from_all(np.exp(logits, out=_scratch(logits.size)), u)
+    weights = np.subtract(logits, top, out=_scratch(logits.size))
     if sampling.temperature != 1:
         weights /= np.float32(np.clip(sampling.temperature, *_TEMPERATURES))
     np.exp(weights, out=weights)
@@ -88,6 +89,22 @@ def draw(logits: Logits, sampling: Sampling, u: float) -> int:
         return _draw_from_all(weights, u)
     running = np.cumsum(weights[ids], dtype=np.float64)
     return int(ids[_first_above(running, u * running[-1])])
+
+
+class _Scratch(threading.local):
+    """Memory for a thread's weights: new memory for each token would cost as much as the sums."""
+
+    weights: Weights = np.empty(0, np.float32)
+
+
+_SCRATCH = _Scratch()
+
+
+def _scratch(n: int) -> Weights:
+    """Return an array for ``n`` weights, valid until this thread's next draw."""
+    if _SCRATCH.weights.size < n:
+        _SCRATCH.weights = np.empty(n, np.float32)
+    return _SCRATCH.weights[:n]
 
 
 def _require_finite(value: np.float32) -> None:
