@@ -174,7 +174,10 @@ def install(python: Path, extras: str, log: Path, more: list[str]) -> int:
     """Run pip in the environment and show how far it is; return its exit code."""
     wanted = f"{ROOT}[{extras}]" if extras else str(ROOT)
     command = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--verbose"]
-    command += ["--progress-bar", "off", *more, "--editable", wanted]
+    command += ["--progress-bar", "off"]
+    if os.environ.get("CMAKE_ARGS"):  # a wheel that was built with other options is not wanted
+        command += ["--no-cache-dir"]
+    command += [*more, "--editable", wanted]
     with tempfile.TemporaryDirectory(prefix="gptoss-") as folder, log.open("w", -1, "utf-8") as out:
         less = Path(folder) / "without_programs.cmake"
         less.write_text(WITHOUT_PROGRAMS, "utf-8")
