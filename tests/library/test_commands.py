@@ -18,11 +18,21 @@ from support.hub_server import HubServer
 from .conftest import CHECKPOINT, GGUF
 
 
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where both models of the Hub are kept, once they have been pulled."""
+    return tmp_path_factory.mktemp("stock") / "models"
+
+
 @pytest.fixture
-def pulled(run: Command, hub: HubServer) -> None:  # noqa: ARG001
+def pulled(run: Command, hub: HubServer, models: Path, stock: Path) -> None:  # noqa: ARG001
     """Both models of the Hub are here."""
-    for name in (CHECKPOINT, GGUF):
-        assert run("pull", name, "--yes").code == 0
+    if not stock.exists():
+        for name in (CHECKPOINT, GGUF):
+            assert run("pull", name, "--yes").code == 0
+        shutil.copytree(models, stock)
+    else:
+        shutil.copytree(stock, models)
 
 
 @pytest.mark.usefixtures("hub")
