@@ -14,6 +14,7 @@ import click
 from gptoss import console
 from gptoss.errors import OptionError, require_packages
 from gptoss.runtime.chat.model import DEFAULT_PARALLEL
+from gptoss.runtime.models.finder import model_finder
 from gptoss.text import printable
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ BACKLOG = 128
 
 
 @click.command("serve")
-@click.argument("model", type=console.PATH, nargs=-1, required=True)
+@click.argument("model", nargs=-1, required=True)
+@click.option("--yes", "-y", is_flag=True, help="Do not ask before a model is downloaded.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port",
@@ -53,7 +55,8 @@ BACKLOG = 128
 @click.option("--reset-store", is_flag=True, help="Move a damaged store aside; begin a new one.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON when listening.")
 def serve_command(
-    model: tuple[Path, ...],
+    model: tuple[str, ...],
+    yes: bool,
     host: str,
     port: int,
     no_auth: bool,
@@ -70,8 +73,8 @@ def serve_command(
 ) -> None:
     """Serve MODEL with OpenAI's and Anthropic's APIs.
 
-    MODEL is a gpt-oss GGUF file. The first one is loaded at once, a further one when a request
-    names it.
+    MODEL is a GGUF, or a name as for `chat`, such as 20b. The first one is loaded at once, a
+    further one when a request names it.
     """
     require_packages("run", "llama_cpp", "llguidance", "tiktoken")
     require_packages("serve", "starlette", "uvicorn")
@@ -89,6 +92,7 @@ def serve_command(
     loopback = is_loopback(host)
     if no_auth and not loopback:
         raise OptionError(f"--no-auth is for loopback addresses only, not {host}")
+    finder = model_finder(click.get_current_context())
     served = [
         served_model(
             path,
@@ -98,7 +102,7 @@ def serve_command(
             n_threads=n_threads,
             n_gpu_layers=n_gpu_layers,
         )
-        for i, path in enumerate(model)
+        for i, path in enumerate(finder.find(name, yes=yes) for name in model)
     ]
     with listen(host, port) as listener:
         key_path = key_file or default_key_path()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gptoss.errors import GptossError
 from gptoss.library.store import read_record
 from support import ollama
 from support.commands import Command
@@ -114,6 +115,20 @@ def test_a_file_that_is_gone_is_fetched_again(run: Command, models: Path) -> Non
     (models / CHECKPOINT / "gpt-oss-20b.gguf").unlink()
     assert run("pull", CHECKPOINT, "--yes").code == 0
     assert run("verify", CHECKPOINT).code == 0
+
+
+@pytest.mark.usefixtures("pulled")
+def test_serving_by_name(run: Command, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[Path] = []
+
+    def stop(path: Path, *_: object, **__: object) -> None:
+        served.append(path)
+        raise GptossError("far enough")
+
+    monkeypatch.setattr("gptoss.runtime.server.gguf_models.served_model", stop)
+    assert run("serve", "20b", "--port", "0").err == "error: far enough\n"
+    assert served == [models / CHECKPOINT / "gpt-oss-20b.gguf"]
+    assert "did you mean openai/gpt-oss-20b?" in run("serve", "gpt-oss-20", "--port", "0").err
 
 
 # --- models of other programs -------------------------------------------------------------------
