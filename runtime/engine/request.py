@@ -68,6 +68,7 @@ class Request:
         self.target = list(prompt)
         """The prompt and what was generated: what the stream is to hold."""
         self.stream: Stream | None = None
+        self.awaited: Awaited | None = None
         self.drafter: Drafter | None = None
         self.drafted: list[int] = []
         """Decoded after the target in the batch that runs now."""
@@ -164,6 +165,22 @@ class Request:
             self.ended = True
             self.hand_over()
             self.items.put(_End(error))
+
+
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """The first ``n_tokens`` of another request's prompt, which a waiting one will copy."""
+
+    leader: Request
+    n_tokens: int
+
+    def is_coming(self, active: Sequence[Request]) -> bool:
+        """Report whether the leader is still decoding them."""
+        leader = self.leader
+        stream = leader.stream
+        if stream is None or leader.cancelled or leader not in active:
+            return False
+        return len(stream.tokens) < self.n_tokens
 
 
 class ScheduledGeneration:

@@ -33,7 +33,7 @@ from gptoss.runtime.engine.batch import MIN_CHUNK, next_chunk, plan_batch
 from gptoss.runtime.engine.context import Chunk, Context
 from gptoss.runtime.engine.drafts import BatchCosts
 from gptoss.runtime.engine.kv_reuse import WORTH_COPYING, Stream, choose_place
-from gptoss.runtime.engine.request import POLL_SECONDS, Request, ScheduledGeneration
+from gptoss.runtime.engine.request import POLL_SECONDS, Awaited, Request, ScheduledGeneration
 
 MAX_WAITING = 256
 """Requests that may wait for a sequence."""
@@ -205,16 +205,20 @@ class Scheduler:
         """Report whether an active request is decoding a prefix that this waiting one can copy from
         its stream soon; let that stream keep the place where the two prompts part.
         """
+        if request.awaited is not None and request.awaited.is_coming(self._active):
+            return True
+        request.awaited = None
         for leader in self._active:
             stream = leader.stream
-            if stream is None or leader.cancelled or leader.paused:
+            if stream is None or leader.paused or len(stream.tokens) >= leader.n_prompt:
                 continue
-            shared = leader.shared_prompt(request)
-            if len(stream.tokens) >= shared:
+            awaited = Awaited(leader, leader.shared_prompt(request))
+            if not awaited.is_coming(self._active):
                 continue
             others = (it.reach(request.target) for it in self._streams if it is not stream)
-            if shared - max(others, default=0) >= WORTH_COPYING:
-                leader.checkpoints |= {shared}
+            if awaited.n_tokens - max(others, default=0) >= WORTH_COPYING:
+                leader.checkpoints |= {awaited.n_tokens}
+                request.awaited = awaited
                 return True
         return False
 
@@ -227,11 +231,15 @@ class Scheduler:
         while self._waiting:
             with self._changed:
                 self._waiting = deque(it for it in self._waiting if not it.cancelled)
-                first = self._next_waiting()
+                first = self._next_waiting() if self._has_room() else None
             if first is None or not self._admit(first):
                 return
             with self._changed:
                 self._waiting.remove(first)
+
+    def _has_room(self) -> bool:
+        """Report whether the scheduler has a stream for one more request."""
+        return len(self._active) < len(self._streams) or any(it.must_pause() for it in self._active)
 
     def _may_decode(self) -> bool:
         """Report whether the scheduler may decode the planned batch: no request in it was cancelled
