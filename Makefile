@@ -49,6 +49,8 @@ dist: $(VENV)/.dev  ## build wheel and source archive, check and install them
 bench: $(VENV)/.oracle  ## measure a 20b-sized model: 55 GB of disk, half an hour, Linux
 	$(BIN)/python tests/bench.py
 	$(BIN)/python tests/bench_harmony.py
+	$(BIN)/python tests/bench_engine.py
+	$(BIN)/python tests/bench_parallel.py
 
 clean:  ## remove the environment and all caches
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+import bench_drafts
 import numpy as np
 from bench_converter import converter_bench, memory_bench, vocabulary_bench
 from gguf import GGMLQuantizationType, quants
@@ -51,6 +52,12 @@ def generation_bench(gguf: Path) -> Iterator[str]:
         f"of which: {timings['prompt_tokens']} prompt tokens in {timings['prompt_seconds']:.1f} s, "
         f"then {timings['generated_tokens']} generated in {timings['generate_seconds']:.1f} s"
     )
+
+
+def drafts_bench(gguf: Path) -> Iterator[str]:
+    """Drafts on the 20b-sized file: costs of batches, text that repeats and text that does not."""
+    for figure in bench_drafts.figures(gguf, 192):
+        yield f"drafts: {figure.what} {figure.value:.3g} {figure.unit}"
 
 
 def proof_bench(checkpoint: Path, gguf: Path, runs: int) -> list[Series]:
@@ -171,7 +178,10 @@ def main() -> None:
         *table(small, small[0], 0),
         "",
         *(f"- {line}" for line in memory_bench(options.runs)),
-        *(f"- {line}" for line in (*encoder_bench(options.runs), *generation_bench(q8))),
+        *(
+            f"- {line}"
+            for line in (*encoder_bench(options.runs), *generation_bench(q8), *drafts_bench(q8))
+        ),
     ]
     print("\n".join(lines))
     if not options.no_documents:
