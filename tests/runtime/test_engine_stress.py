@@ -93,7 +93,7 @@ class Conversation:
 @pytest.fixture(scope="module")
 def engine(random_gguf: Path) -> Iterator[LlamaEngine]:
     costs = BatchCosts((1, 65), (1, 2))  # drafts too
-    engine = LlamaEngine(random_gguf, n_ctx=1024, n_sequences=4, draft_costs=costs)
+    engine = LlamaEngine(random_gguf, n_ctx=1024, n_sequences=4, n_threads=1, draft_costs=costs)
     yield engine
     engine.close()
 
