@@ -172,18 +172,14 @@ def test_a_tool_is_asked_for(start: Start) -> None:
     assert shown.count('● act({"what": "x"})') == 2
 
 
-def test_ten_thousand_lines(start: Start, tmp_path: Path) -> None:
+def test_ten_thousand_lines(start: Start) -> None:
     lines = "".join(f"line {i}\n" for i in range(10_000))
-    (tmp_path / "out").mkdir()
-    screen = start(FINAL.format(f"```\n{lines}```\n{lines}"))
+    screen = start(FINAL.format(f"```\n{lines}```\n\n{lines}"))
     screen.wait_for(READY, PROMPT)
     screen.keys("a", "Enter")
-    shown = screen.wait_for("tokens/s")
-    assert "line 9999" in shown
+    assert "line 9999" in screen.wait_for("tokens/s")
     found = [int(it) for it in re.findall(r"line (\d+)", screen.text(history=True))]
-    assert found == sorted(found[: found.index(9999) + 1]) + list(range(10_000))[-len(found) :] or (
-        found[-2000:] == list(range(8000, 10_000))
-    ), "as many as tmux keeps, none lost"
+    assert found[-1900:] == list(range(8_100, 10_000)), "as many as tmux keeps, none lost"
 
 
 def test_wide_text_and_text_from_right_to_left(start: Start) -> None:
