@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Seconds until what is waited for counts as missing; on a loaded machine all takes longer."""
 
 

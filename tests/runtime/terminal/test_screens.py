@@ -174,7 +174,7 @@ def test_a_tool_is_asked_for(start: Start) -> None:
 
 def test_ten_thousand_lines(start: Start) -> None:
     lines = "".join(f"line {i}\n" for i in range(10_000))
-    screen = start(FINAL.format(f"```\n{lines}```\n\n{lines}"))
+    screen = start(FINAL.format(f"```\n{lines}```"))
     screen.wait_for(READY, PROMPT)
     screen.keys("a", "Enter")
     assert "line 9999" in screen.wait_for("tokens/s")
