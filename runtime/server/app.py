@@ -21,7 +21,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gptoss.runtime.server import metrics
+from gptoss.runtime.server import metrics, ollama_probes
+from gptoss.runtime.server.anthropic import endpoint as anthropic
 from gptoss.runtime.server.chat_completions import endpoint as chat_completions
 from gptoss.runtime.server.completions import endpoint as completions
 from gptoss.runtime.server.errors import ApiError, api_error, not_found
@@ -76,6 +77,8 @@ ROUTES = [
     *completions.ROUTES,
     *responses.ROUTES,
     *conversations.ROUTES,
+    *anthropic.ROUTES,
+    *ollama_probes.ROUTES,
     *page.ROUTES,
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 from starlette.requests import Request
@@ -14,12 +15,22 @@ from gptoss.runtime.server.state import state_of
 
 async def _list(request: Request) -> Response:
     served = state_of(request).models.served
+    if _is_anthropic(request):
+        ids = {"first_id": served[0].id, "last_id": served[-1].id}
+        data = [anthropic_model_object(it) for it in served]
+        return JSONResponse({"data": data, "has_more": False, **ids})
     return JSONResponse({"object": "list", "data": [model_object(it) for it in served]})
 
 
 async def _get(request: Request) -> Response:
     model = state_of(request).models.find(request.path_params["name"])
-    return JSONResponse(model_object(model))
+    form = anthropic_model_object if _is_anthropic(request) else model_object
+    return JSONResponse(form(model))
+
+
+def _is_anthropic(request: Request) -> bool:
+    """Report whether the client speaks Anthropic's API, which has the same path."""
+    return "anthropic-version" in request.headers
 
 
 def model_object(model: ServedModel) -> dict[str, Any]:
@@ -31,6 +42,20 @@ def model_object(model: ServedModel) -> dict[str, Any]:
         "owned_by": "local",
         "max_model_len": model.n_ctx,
         "context_window": model.n_ctx,
+    }
+
+
+def anthropic_model_object(model: ServedModel) -> dict[str, Any]:
+    """Return a model as Anthropic's API lists it."""
+    created = datetime.datetime.fromtimestamp(model.created, datetime.UTC)
+    return {
+        "type": "model",
+        "id": model.id,
+        "display_name": model.id,
+        "created_at": created.isoformat(timespec="seconds"),
+        "lifecycle": "active",
+        "max_input_tokens": model.n_ctx,
+        "max_tokens": model.n_ctx,
     }
 
 

@@ -20,7 +20,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from gptoss.runtime.engine.base import Timings
 from gptoss.runtime.harmony.events import (
     End,
     Event,
@@ -31,6 +30,7 @@ from gptoss.runtime.harmony.events import (
 )
 from gptoss.runtime.harmony.messages import FUNCTIONS, Role
 from gptoss.runtime.server.anthropic.thinking import Visible
+from gptoss.runtime.server.reply import Usage
 
 Written = dict[str, Any]
 """One event as it is sent; ``type`` names it."""
@@ -41,23 +41,15 @@ INVALID_ARGUMENTS = "invalid_arguments"
 """The only key of a call's input where the model's text was not a JSON object."""
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens of one request; ``reasoned`` of the generated ones were reasoning."""
-
-    timings: Timings
-    reasoned: int = 0
-
-    def written(self) -> dict[str, Any]:
-        """Return Anthropic's ``usage``; its input tokens are without those from the cache."""
-        timings = self.timings
-        return {
-            "input_tokens": timings.prompt_tokens - timings.reused_tokens,
-            "cache_creation_input_tokens": 0,
-            "cache_read_input_tokens": timings.reused_tokens,
-            "output_tokens": timings.generated_tokens,
-            "output_tokens_details": {"thinking_tokens": self.reasoned},
-        }
+def usage_object(usage: Usage) -> dict[str, Any]:
+    """Return Anthropic's ``usage``; its input tokens are without those from the cache."""
+    return {
+        "input_tokens": usage.prompt - usage.cached,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": usage.cached,
+        "output_tokens": usage.completion,
+        "output_tokens_details": {"thinking_tokens": usage.reasoning},
+    }
 
 
 @dataclass(slots=True)
@@ -83,8 +75,8 @@ class BlockWriter:
     visible: Visible
     constrained: bool
     identity: str = field(default_factory=lambda: f"msg_{secrets.token_hex(12)}")
-    called: bool = False
-    """Whether a complete call has been written."""
+    call_ids: list[str] = field(default_factory=list)
+    """The ids of the calls that have been written."""
     _index: int = 0
     _block: _Block | None = None
     _doubtful: _Block | None = None
@@ -100,7 +92,7 @@ class BlockWriter:
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,
-            "usage": usage.written(),
+            "usage": usage_object(usage),
         }
         return {"type": "message_start", "message": message}
 
@@ -126,7 +118,7 @@ class BlockWriter:
     def finish(stop_reason: str, stop_sequence: str | None, usage: Usage) -> Iterator[Written]:
         """Write the last events of the stream."""
         delta = {"stop_reason": stop_reason, "stop_sequence": stop_sequence}
-        yield {"type": "message_delta", "delta": delta, "usage": usage.written()}
+        yield {"type": "message_delta", "delta": delta, "usage": usage_object(usage)}
         yield {"type": "message_stop"}
 
     def _new_block(self, started: MessageStarted) -> _Block | None:
@@ -164,7 +156,6 @@ class BlockWriter:
             else:
                 self._doubtful = block
         elif block.opened:
-            self.called |= block.kind == "tool_use"
             yield from self._close(block)
 
     def _settle_doubtful(self, *, cut: bool) -> Iterator[Written]:
@@ -174,13 +165,14 @@ class BlockWriter:
             yield from self._whole_call(block, json.dumps({INVALID_ARGUMENTS: text}))
 
     def _whole_call(self, block: _Block, arguments: str) -> Iterator[Written]:
-        self.called = True
         yield self._open(block)
         yield self._delta({"type": "input_json_delta", "partial_json": arguments})
         yield from self._close(block)
 
     def _open(self, block: _Block) -> Written:
         block.opened = True
+        if block.kind == "tool_use":
+            self.call_ids.append(block.head["id"])
         return {"type": "content_block_start", "index": self._index, "content_block": block.head}
 
     def _delta(self, delta: Written) -> Written:

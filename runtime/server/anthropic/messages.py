@@ -41,11 +41,21 @@ _TEXT_ONLY = "this model reads text only"
 Block = tuple[FieldPath, Mapping[str, Any]]
 
 
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Harmony messages without the system block; ``call_ids`` are the client's ids of calls by the
+    call's index in them.
+    """
+
+    messages: tuple[Message, ...]
+    call_ids: Mapping[int, str]
+
+
 def read_conversation(
     system: object, messages: object, functions: tuple[Function, ...] = ()
-) -> tuple[Message, ...]:
-    """Convert ``system`` (a string, text blocks or None) and ``messages`` to harmony messages,
-    without the system block, with ``functions`` in the developer block. Raises ConversationError.
+) -> Conversation:
+    """Convert ``system`` (a string, text blocks or None) and ``messages`` to a conversation with
+    ``functions`` in its developer block. Raises ConversationError.
     """
     everything = FieldPath("messages", None)
     given = everything.sequence(messages)
@@ -59,7 +69,7 @@ def read_conversation(
         place = FieldPath("messages", index)
         reader.read(place, place.mapping(message))
     reader.finish(FieldPath("messages", len(given) - 1))
-    return tuple(reader.messages)
+    return Conversation(tuple(reader.messages), reader.call_ids)
 
 
 def _instructions(system: object) -> str | None:
@@ -75,12 +85,14 @@ class _Reader:
     """Gathers a turn of one side, and converts it when the other side's begins."""
 
     messages: list[Message] = field(default_factory=list)
+    call_ids: dict[int, str] = field(default_factory=dict)
     _assistant: list[Block] = field(default_factory=list)
     _results: list[Block] = field(default_factory=list)
     _others: list[Message] = field(default_factory=list)
     _calls: dict[str, tuple[FieldPath, str]] = field(default_factory=dict)
     """Calls of the last assistant turn that have no result yet: place and name by id."""
     _known: set[str] = field(default_factory=set)
+    """The ids of all calls so far."""
 
     def read(self, place: FieldPath, message: Mapping[str, Any]) -> None:
         """Take in one Anthropic message."""
@@ -172,12 +184,13 @@ class _Reader:
         identity = place.at("id").text(block.get("id"))
         if identity in self._known:
             raise place.at("id").error(f"two calls have the id {identity[:80]!r}")
-        self._known.add(identity)
         name = place.at("name").name(block.get("name"))
         given = place.at("input").mapping(block.get("input"))
         place.at("input").json(given)
         self._calls[identity] = (place, name)
         arguments = json.dumps(given, ensure_ascii=False)
+        self._known.add(identity)
+        self.call_ids[len(self.messages)] = identity
         self.messages.append(replace(m.call(name, arguments), origin=place.index))
 
 

@@ -1,4 +1,4 @@
-"""Reads the body of a request to ``/v1/messages`` or ``/v1/messages/count_tokens``.
+"""Reads the body of a request to ``/v1/messages`` or ``/v1/messages/count_tokens``; pure.
 
 Fields that have no meaning here (``metadata``, ``context_management``, ``service_tier``, …) are
 accepted. Unknown ones are refused, as by the API, unless the client asks for beta features.
@@ -20,10 +20,8 @@ from gptoss.runtime.sampling.parameters import Sampling
 from gptoss.runtime.server.anthropic.messages import read_conversation
 from gptoss.runtime.server.anthropic.thinking import Thinking, read_thinking
 from gptoss.runtime.server.anthropic.tools import read_tool_choice, read_tools
-from gptoss.runtime.server.anthropic.values import read_boolean, read_integer, read_number
-
-MAX_TOKENS = 1_000_000
-"""Largest ``max_tokens``: clients send the limit of Anthropic's models, whatever the context is."""
+from gptoss.runtime.server.fields import MAX_TOKENS, Fields
+from gptoss.runtime.server.reply import ReplyRequest
 
 MAX_STOP_SEQUENCES = 64
 MAX_STOP_CHARACTERS = 1000
@@ -39,10 +37,13 @@ _FIELDS = frozenset({
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the model reads. ``messages`` are harmony's, without the system block."""
+    """What the model reads, and what it may write. ``messages`` are without the system block;
+    ``call_ids`` are the ids of calls by the call's index in them.
+    """
 
     model: str
     messages: tuple[Message, ...]
+    call_ids: Mapping[int, str]
     rules: Rules
     thinking: Thinking
 
@@ -57,98 +58,100 @@ class MessagesRequest:
     stop: tuple[str, ...]
     stream: bool
 
+    def reply(self, messages: tuple[Message, ...]) -> ReplyRequest:
+        """Return what to ask of the model, given all messages that it reads."""
+        return ReplyRequest(
+            messages=messages,
+            rules=self.prompt.rules,
+            sampling=self.sampling,
+            stop=self.stop,
+            max_tokens=self.max_tokens,
+            reasoning_budget=self.prompt.thinking.budget,
+        )
 
-def read_request(body: object, *, beta: bool = False) -> MessagesRequest:
+
+def read_request(body: Mapping[str, Any], *, beta: bool = False) -> MessagesRequest:
     """Read the decoded body of ``POST /v1/messages``; ``beta`` accepts unknown fields.
 
-    Raises ConversationError, which names the field.
+    Raises ApiError and ConversationError, which name the field.
     """
-    given = _fields(body, beta)
-    max_tokens = read_integer(_field("max_tokens"), given.get("max_tokens"), 1, MAX_TOKENS)
-    stream = given.get("stream")
+    fields = _fields(body, beta)
+    fields.required("max_tokens")
+    max_tokens = fields.integer("max_tokens", 1, MAX_TOKENS) or 1
     return MessagesRequest(
-        prompt=_prompt(given, max_tokens),
+        prompt=_prompt(fields, max_tokens),
         max_tokens=max_tokens,
-        sampling=_sampling(given),
-        stop=_stop(given),
-        stream=False if stream is None else read_boolean(_field("stream"), stream),
+        sampling=_sampling(fields),
+        stop=_stop(fields),
+        stream=fields.boolean("stream"),
     )
 
 
-def read_prompt(body: object, *, beta: bool = False) -> Prompt:
+def read_prompt(body: Mapping[str, Any], *, beta: bool = False) -> Prompt:
     """Read the decoded body of ``POST /v1/messages/count_tokens``; as ``read_request``."""
     return _prompt(_fields(body, beta), None)
 
 
-def _field(name: str) -> FieldPath:
-    return FieldPath(name, None)
+def _fields(body: Mapping[str, Any], beta: bool) -> Fields:
+    fields = Fields(body)
+    if not beta:
+        fields.refuse_unknown(_FIELDS)
+    return fields
 
 
-def _fields(body: object, beta: bool) -> Mapping[str, Any]:
-    given = _field("body").mapping(body)
-    unknown = sorted(given.keys() - _FIELDS)
-    if unknown and not beta:
-        raise _field(unknown[0][:80]).error("is not a field of this request")
-    return given
-
-
-def _prompt(given: Mapping[str, Any], max_tokens: int | None) -> Prompt:
-    model = _field("model").text(given.get("model"))
-    thinking = read_thinking(given, max_tokens)
-    functions = read_tools(given.get("tools"))
-    tool_choice, parallel_calls = read_tool_choice(given.get("tool_choice"), functions)
+def _prompt(fields: Fields, max_tokens: int | None) -> Prompt:
+    fields.required("model")
+    model = fields.text("model", 256) or ""
+    thinking = read_thinking(fields, max_tokens)
+    functions = read_tools(fields)
+    choice = read_tool_choice(fields, functions)
     rules = Rules(
-        functions=functions,
-        tool_choice=tool_choice,
-        parallel_calls=parallel_calls,
-        response_format=_response_format(given),
+        functions=choice.allowed,
+        tool_choice=choice.mode,
+        parallel_calls=choice.parallel,
+        response_format=_response_format(fields),
         reasoning=thinking.reasoning,
     )
-    messages = read_conversation(given.get("system"), given.get("messages"), functions)
-    return Prompt(model, messages, rules, thinking)
+    fields.required("messages")
+    given = read_conversation(fields.data.get("system"), fields.data["messages"], functions)
+    return Prompt(model, given.messages, given.call_ids, rules, thinking)
 
 
-def _response_format(given: Mapping[str, Any]) -> ResponseFormat | None:
+def _response_format(fields: Fields) -> ResponseFormat | None:
     """Read ``output_config.format``, or ``output_format`` of older clients."""
-    place, value = _field("output_format"), given.get("output_format")
-    config = given.get("output_config")
-    if value is None and config is not None:
-        above = _field("output_config")
-        place, value = above.at("format"), above.mapping(config).get("format")
-    if value is None:
+    config = fields.fields("output_config")
+    given = None if config is None else config.fields("format")
+    given = given or fields.fields("output_format")
+    if given is None:
         return None
-    kind = place.mapping(value).get("type")
-    if kind != "json_schema":
-        raise place.at("type").error(f"{str(kind)[:80]!r}: only 'json_schema' is known")
-    at = place.at("schema")
-    schema = check_schema(at, at.mapping(value.get("schema")))
-    SchemaChecker(schema, at)
+    given.required("type")
+    given.choice("type", ("json_schema",))
+    given.required("schema")
+    place = FieldPath(given.path, None).at("schema")
+    schema = check_schema(place, given.mapping("schema"))
+    SchemaChecker(schema, place)
     return JsonSchema(schema)
 
 
-def _sampling(given: Mapping[str, Any]) -> Sampling:
-    values: dict[str, Any] = {}
-    for name in ("temperature", "top_p"):
-        if (value := given.get(name)) is not None:
-            values[name] = read_number(_field(name), value, 0, 1)
-    if values.get("top_p") == 0:  # only the likeliest token
-        values |= {"top_p": 1.0, "temperature": 0.0}
-    if (value := given.get("top_k")) is not None:
-        values["top_k"] = read_integer(_field("top_k"), value, 0, 2**31 - 1)
-    return Sampling(**values)
+def _sampling(fields: Fields) -> Sampling:
+    given: dict[str, Any] = {
+        "temperature": fields.number("temperature", 0, 1),
+        "top_p": fields.number("top_p", 0, 1),
+        "top_k": fields.integer("top_k", 0, MAX_TOKENS),
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if given.get("top_p") == 0:  # the likeliest token alone
+        given |= {"top_p": 1.0, "temperature": 0.0}
+    return Sampling(**given)
 
 
-def _stop(given: Mapping[str, Any]) -> tuple[str, ...]:
-    value = given.get("stop_sequences")
-    if value is None:
-        return ()
-    place = _field("stop_sequences")
-    texts = [place.at(f"[{i}]").text(text) for i, text in enumerate(place.sequence(value))]
-    if len(texts) > MAX_STOP_SEQUENCES:
-        raise place.error(f"has {len(texts)} texts; the limit is {MAX_STOP_SEQUENCES}")
-    for i, text in enumerate(texts):
-        if not text.strip() or len(text) > MAX_STOP_CHARACTERS:
-            raise place.at(f"[{i}]").error(
-                f"must have 1 to {MAX_STOP_CHARACTERS:,} characters, and not only white space"
+def _stop(fields: Fields) -> tuple[str, ...]:
+    texts = fields.sequence("stop_sequences", MAX_STOP_SEQUENCES) or []
+    for text in texts:
+        if not isinstance(text, str) or not text.strip() or len(text) > MAX_STOP_CHARACTERS:
+            raise fields.error(
+                "stop_sequences",
+                f"each must be a string of 1 to {MAX_STOP_CHARACTERS:,} characters, and not only "
+                "white space",
             )
     return tuple(dict.fromkeys(texts))

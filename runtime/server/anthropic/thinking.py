@@ -10,14 +10,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
-from gptoss.runtime.harmony.fields import FieldPath
 from gptoss.runtime.harmony.messages import Effort
-from gptoss.runtime.server.anthropic.values import read_integer
+from gptoss.runtime.server.fields import MAX_TOKENS, Fields
 
 MIN_BUDGET = 1024
 
@@ -28,6 +25,7 @@ _EFFORTS = {
     "xhigh": Effort.HIGH,
     "max": Effort.HIGH,
 }
+_TYPES = ("adaptive", "enabled", "between_tools", "disabled")
 _EFFORT_UP_TO = ((4096, Effort.LOW), (16_384, Effort.MEDIUM))
 """The effort for a budget of at most so many tokens; high above."""
 
@@ -51,63 +49,39 @@ class Thinking:
     visible: Visible
 
 
-def read_thinking(body: Mapping[str, Any], max_tokens: int | None) -> Thinking:
-    """Read the settings of a request's body; raises ConversationError.
+def read_thinking(body: Fields, max_tokens: int | None) -> Thinking:
+    """Read the settings of a request's body; raises ApiError.
 
     ``max_tokens`` is None where only the prompt is to be counted.
     """
-    effort = _effort(body)
-    place = FieldPath("thinking", None)
-    value = body.get("thinking")
-    if value is None:
+    config = body.fields("output_config")
+    named = None if config is None else config.choice("effort", _EFFORTS)
+    effort = None if named is None else _EFFORTS[named]
+    given = body.fields("thinking")
+    if given is None:
         half = None if max_tokens is None else max_tokens // 2
         return Thinking(effort or Effort.MEDIUM, half, True, Visible.NOTHING)
-    given = place.mapping(value)
-    match given.get("type"):
-        case "disabled":
-            return Thinking(effort or Effort.LOW, None, False, Visible.NOTHING)
-        case "adaptive" | "between_tools":
-            return Thinking(effort or Effort.MEDIUM, None, True, _visible(place, given))
-        case "enabled":
-            budget = _budget(place, given, max_tokens)
-            return Thinking(effort or _effort_for(budget), budget, True, _visible(place, given))
-        case kind:
-            raise place.at("type").error(
-                f"{str(kind)[:80]!r}: known are adaptive, enabled, between_tools and disabled"
-            )
+    given.required("type")
+    kind = given.choice("type", _TYPES)
+    if kind == "disabled":
+        return Thinking(effort or Effort.LOW, None, False, Visible.NOTHING)
+    omitted = given.choice("display", ("summarized", "omitted")) == "omitted"
+    visible = Visible.SIGNATURE if omitted else Visible.TEXT
+    if kind != "enabled":
+        return Thinking(effort or Effort.MEDIUM, None, True, visible)
+    budget = _budget(given, max_tokens)
+    return Thinking(effort or _effort_for(budget), budget, True, visible)
 
 
-def _effort(body: Mapping[str, Any]) -> Effort | None:
-    place = FieldPath("output_config", None)
-    value = body.get("output_config")
-    given = None if value is None else place.mapping(value).get("effort")
-    if given is None:
-        return None
-    name = place.at("effort").text(given)
-    if name not in _EFFORTS:
-        raise place.at("effort").error(f"{name[:80]!r}: known are {', '.join(_EFFORTS)}")
-    return _EFFORTS[name]
-
-
-def _budget(place: FieldPath, given: Mapping[str, Any], max_tokens: int | None) -> int:
-    at = place.at("budget_tokens")
-    budget = read_integer(at, given.get("budget_tokens"), MIN_BUDGET, 2**31 - 1)
+def _budget(given: Fields, max_tokens: int | None) -> int:
+    given.required("budget_tokens")
+    budget = given.integer("budget_tokens", MIN_BUDGET, MAX_TOKENS) or MIN_BUDGET
     if max_tokens is not None and budget >= max_tokens:
-        raise at.error(f"is {budget}; it must be less than max_tokens, {max_tokens}")
+        raise given.error(
+            "budget_tokens", f"is {budget}; it must be less than max_tokens, {max_tokens}"
+        )
     return budget
 
 
 def _effort_for(budget: int) -> Effort:
     return next((effort for most, effort in _EFFORT_UP_TO if budget <= most), Effort.HIGH)
-
-
-def _visible(place: FieldPath, given: Mapping[str, Any]) -> Visible:
-    match given.get("display"):
-        case None | "summarized":
-            return Visible.TEXT
-        case "omitted":
-            return Visible.SIGNATURE
-        case other:
-            raise place.at("display").error(
-                f"{str(other)[:80]!r}: known are summarized and omitted"
-            )

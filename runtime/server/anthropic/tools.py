@@ -8,6 +8,7 @@ it later would change the beginning of the prompt, and all of the prompt would b
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from gptoss.runtime.harmony.fields import FieldPath
@@ -15,12 +16,26 @@ from gptoss.runtime.harmony.json_schema import check_parameters, says_nothing
 from gptoss.runtime.harmony.messages import Function
 from gptoss.runtime.harmony.schema_check import SchemaChecker
 from gptoss.runtime.sampling.grammar import ToolChoice
+from gptoss.runtime.server.fields import Fields
+
+MAX_TOOLS = 1024
+
+_CHOICES = {"auto": ToolChoice.AUTO, "any": ToolChoice.REQUIRED, "none": ToolChoice.NONE}
 
 
-def read_tools(tools: object) -> tuple[Function, ...]:
-    """Convert ``tools`` (None: no tools) to declarations; raises ConversationError."""
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Whether the model calls, and the functions that it may call, perhaps ``parallel``."""
+
+    mode: ToolChoice
+    allowed: tuple[Function, ...]
+    parallel: bool = False
+
+
+def read_tools(body: Fields) -> tuple[Function, ...]:
+    """Convert ``tools`` to declarations; raises ApiError, ConversationError."""
     functions: dict[str, Function] = {}
-    for index, tool in enumerate(FieldPath("tools", None).sequence(tools or ())):
+    for index, tool in enumerate(body.sequence("tools", MAX_TOOLS) or ()):
         place = FieldPath("tools", index)
         function = _function(place, place.mapping(tool))
         if function.name in functions:
@@ -30,7 +45,7 @@ def read_tools(tools: object) -> tuple[Function, ...]:
 
 
 def _function(place: FieldPath, tool: Mapping[str, Any]) -> Function:
-    kind = tool.get("type", "custom")
+    kind = tool.get("type")
     if kind not in ("custom", None):
         raise place.at("type").error(
             f"{str(kind)[:80]!r}: only tools with a name and an input_schema can be used here"
@@ -47,34 +62,25 @@ def _function(place: FieldPath, tool: Mapping[str, Any]) -> Function:
     return Function(name, description, checked)
 
 
-def read_tool_choice(choice: object, functions: tuple[Function, ...]) -> tuple[str, bool]:
-    """Convert ``tool_choice`` (None: auto) to the rules' tool choice and whether several calls at a
-    time are allowed.
+def read_tool_choice(body: Fields, functions: tuple[Function, ...]) -> Choice:
+    """Convert ``tool_choice``; raises ApiError.
 
-    They are only where ``disable_parallel_tool_use`` is explicitly false: the model was trained to
-    wait for each result. Raises ConversationError.
+    Several calls at a time are allowed only where ``disable_parallel_tool_use`` is false and not
+    absent: the model was trained to wait for each result.
     """
-    if choice is None:
-        return ToolChoice.AUTO, False
-    place = FieldPath("tool_choice", None)
-    given = place.mapping(choice)
-    parallel = given.get("disable_parallel_tool_use") is False
-    names = [function.name for function in functions]
-    match given.get("type"):
-        case "auto":
-            return ToolChoice.AUTO, parallel
-        case "none":
-            return ToolChoice.NONE, parallel
-        case "any":
-            if not names:
-                raise place.error("a call is required, but there is no tool")
-            return ToolChoice.REQUIRED, parallel
-        case "tool":
-            name = place.at("name").text(given.get("name"))
-            if name not in names:
-                raise place.at("name").error(f"no tool is called {name[:80]!r}")
-            if name in list(ToolChoice):
-                raise place.at("name").error(f"a tool called {name!r} cannot be demanded")
-            return name, parallel
-        case kind:
-            raise place.at("type").error(f"{str(kind)[:80]!r}: known are auto, any, tool and none")
+    given = body.fields("tool_choice")
+    if given is None:
+        return Choice(ToolChoice.AUTO, functions)
+    parallel = not given.boolean("disable_parallel_tool_use", default=True)
+    given.required("type")
+    kind = given.choice("type", (*_CHOICES, "tool")) or ""
+    if kind != "tool":
+        if kind == "any" and not functions:
+            raise given.error("type", "a call is required, but there are no tools")
+        return Choice(_CHOICES[kind], functions, parallel)
+    given.required("name")
+    name = given.text("name")
+    allowed = tuple(function for function in functions if function.name == name)
+    if not allowed:
+        raise given.error("name", "no tool has this name")
+    return Choice(ToolChoice.REQUIRED, allowed, parallel)

@@ -8,22 +8,20 @@ from typing import Any
 
 import pytest
 
-from gptoss.runtime.engine.base import Timings
 from gptoss.runtime.harmony.events import MessageEnded, RoundEnded
 from gptoss.runtime.harmony.parser import parse
 from gptoss.runtime.server.anthropic.blocks import (
     INVALID_ARGUMENTS,
     BlockWriter,
-    Usage,
     Written,
     collect_message,
 )
-from gptoss.runtime.server.anthropic.errors import error_body
 from gptoss.runtime.server.anthropic.thinking import Visible
+from gptoss.runtime.server.reply import Usage
 from support.malformed import GOOD, MALFORMED
 from support.tokens import byte_tokenizer, spell
 
-USAGE = Usage(Timings(prompt_tokens=100, reused_tokens=90, generated_tokens=7), reasoned=3)
+USAGE = Usage(prompt=100, cached=90, completion=7, reasoning=3)
 REASONED = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
 CALL = '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"a": 1}<|call|>'
 
@@ -36,7 +34,7 @@ def stream(
     written = [writer.start(USAGE)]
     for event in parse(spell(turn) if isinstance(turn, str) else turn, byte_tokenizer()):
         written += writer.write(event)
-    reason = "tool_use" if writer.called else "end_turn"
+    reason = "tool_use" if writer.call_ids else "end_turn"
     return [*written, *writer.finish(reason, None, USAGE)]
 
 
@@ -173,21 +171,3 @@ def _is_json(text: str) -> bool:
         return isinstance(json.loads(text), dict)
     except ValueError:
         return False
-
-
-def test_error_bodies() -> None:
-    assert error_body(404, "no such model") == {
-        "type": "error",
-        "error": {"type": "not_found_error", "message": "no such model"},
-        "request_id": None,
-    }
-    kinds = {status: error_body(status, "")["error"]["type"] for status in (400, 401, 413, 429)}
-    assert kinds == {
-        400: "invalid_request_error",
-        401: "authentication_error",
-        413: "request_too_large",
-        429: "rate_limit_error",
-    }
-    assert error_body(418, "")["error"]["type"] == "invalid_request_error"
-    assert error_body(529, "")["error"]["type"] == "overloaded_error"
-    assert error_body(502, "")["error"]["type"] == "api_error"

@@ -9,13 +9,14 @@ import pytest
 
 from gptoss.runtime.harmony import messages as m
 from gptoss.runtime.harmony.errors import ConversationError
-from gptoss.runtime.harmony.messages import DeveloperContent, Effort, Message, Role
+from gptoss.runtime.harmony.messages import DeveloperContent, Effort, Message
 from gptoss.runtime.harmony.render import render_for_completion
 from gptoss.runtime.harmony.text_formats import JsonSchema
 from gptoss.runtime.sampling.grammar import ToolChoice
 from gptoss.runtime.server.anthropic.messages import FAILED, PICTURE_NOTE
 from gptoss.runtime.server.anthropic.request import MessagesRequest, read_prompt, read_request
 from gptoss.runtime.server.anthropic.thinking import Visible
+from gptoss.runtime.server.errors import ApiError, api_error
 from support.tokens import byte_tokenizer
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -123,6 +124,17 @@ def test_a_turn_with_reasoning_preamble_and_calls() -> None:
     ]
 
 
+def test_calls_are_known_by_id_and_place() -> None:
+    messages = [
+        *HELLO,
+        {"role": "assistant", "content": [CALL]},
+        {"role": "user", "content": [RESULT]},
+    ]
+    prompt = read(messages=messages, tools=[WEATHER]).prompt
+    [(index, identity)] = prompt.call_ids.items()
+    assert (prompt.messages[index].recipient, identity) == ("functions.get_weather", "toolu_1")
+
+
 def test_assistant_messages_in_a_row_are_one_turn() -> None:
     messages = [
         *HELLO,
@@ -211,7 +223,7 @@ TURN = {"role": "assistant", "content": [CALL]}
 )
 def test_messages_that_cannot_be_read(messages: Any, place: str) -> None:
     with pytest.raises(ConversationError) as caught:
-        read_request({"model": "m", "max_tokens": 1, "messages": messages})
+        read(messages=messages)
     assert caught.value.place == place
 
 
@@ -221,7 +233,7 @@ def test_messages_that_cannot_be_read(messages: Any, place: str) -> None:
         ({"max_tokens": None}, "max_tokens"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": -1}, "max_tokens"),
-        ({"max_tokens": 10**400}, "max_tokens"),
+        ({"max_tokens": 10**30}, "max_tokens"),
         ({"max_tokens": 1.5}, "max_tokens"),
         ({"max_tokens": "100"}, "max_tokens"),
         ({"max_tokens": True}, "max_tokens"),
@@ -232,7 +244,7 @@ def test_messages_that_cannot_be_read(messages: Any, place: str) -> None:
         ({"top_k": -1}, "top_k"),
         ({"stream": "yes"}, "stream"),
         ({"stop_sequences": "END"}, "stop_sequences"),
-        ({"stop_sequences": [" "]}, "stop_sequences[0]"),
+        ({"stop_sequences": [" "]}, "stop_sequences"),
         ({"stop_sequences": ["x"] * 65}, "stop_sequences"),
         ({"system": 1}, "system"),
         ({"system": [PICTURE]}, "system[0].type"),
@@ -252,7 +264,7 @@ def test_messages_that_cannot_be_read(messages: Any, place: str) -> None:
         ({"tools": [{"name": "a b", "input_schema": {}}]}, "tools[0].name"),
         ({"tools": [{"name": "a"}]}, "tools[0].input_schema"),
         ({"tools": [WEATHER | {"input_schema": {"type": "array"}}]}, "tools[0].input_schema.type"),
-        ({"tool_choice": {"type": "any"}}, "tool_choice"),
+        ({"tool_choice": {"type": "any"}}, "tool_choice.type"),
         ({"tool_choice": {"type": "tool", "name": "x"}, "tools": [WEATHER]}, "tool_choice.name"),
         ({"tool_choice": {"type": "required"}}, "tool_choice.type"),
         ({"max_token": 1}, "max_token"),
@@ -260,10 +272,11 @@ def test_messages_that_cannot_be_read(messages: Any, place: str) -> None:
 )
 def test_fields_that_cannot_be_read(fields: dict[str, Any], place: str) -> None:
     body = {"model": "m", "max_tokens": 1000, "messages": HELLO} | fields
-    with pytest.raises(ConversationError) as caught:
+    with pytest.raises((ApiError, ConversationError)) as caught:
         read_request(body)
-    assert caught.value.place == place
-    assert len(str(caught.value)) < 300
+    error = api_error(caught.value)
+    assert (error.status, error.param) == (400, place)
+    assert len(error.message) < 300
 
 
 def test_fields_without_a_meaning_here_are_accepted() -> None:
@@ -280,7 +293,7 @@ def test_fields_without_a_meaning_here_are_accepted() -> None:
         ({"type": "auto"}, "auto", False),
         ({"type": "auto", "disable_parallel_tool_use": False}, "auto", True),
         ({"type": "any", "disable_parallel_tool_use": True}, "required", False),
-        ({"type": "tool", "name": "get_weather"}, "get_weather", False),
+        ({"type": "tool", "name": "get_weather"}, "required", False),
         ({"type": "none"}, "none", False),
     ],
 )
@@ -288,6 +301,16 @@ def test_tool_choice(choice: Any, tool_choice: str, parallel: bool) -> None:
     rules = read(tools=[WEATHER], tool_choice=choice).prompt.rules
     assert (rules.tool_choice, rules.parallel_calls) == (tool_choice, parallel)
     assert [function.name for function in rules.functions] == ["get_weather"]
+
+
+def test_a_demanded_tool_is_the_only_one_that_may_be_called() -> None:
+    tools = [WEATHER, WEATHER | {"name": "none"}]
+    prompt = read(tools=tools, tool_choice={"type": "tool", "name": "none"}).prompt
+    assert prompt.rules.tool_choice == ToolChoice.REQUIRED
+    assert [function.name for function in prompt.rules.functions] == ["none"]
+    declared = prompt.messages[0].content
+    assert isinstance(declared, DeveloperContent)
+    assert len(declared.tools[0].functions) == 2  # the prompt is the same whatever is demanded
 
 
 @pytest.mark.parametrize(
@@ -350,8 +373,8 @@ def test_structured_output(field: str) -> None:
 
 
 def test_counting_needs_no_limit() -> None:
-    prompt = read_prompt({"model": "m", "messages": HELLO, "tools": [WEATHER], "system": "s"})
-    assert [message.role for message in prompt.messages] == [Role.DEVELOPER, Role.USER]
+    prompt = read_prompt({"model": "m", "messages": HELLO, "tools": [WEATHER]})
+    assert [message.role for message in prompt.messages] == ["developer", "user"]
 
 
 def test_control_tokens_in_every_field_stay_text() -> None:
@@ -379,8 +402,7 @@ def test_control_tokens_in_every_field_stay_text() -> None:
                 {"role": "system", "content": text},
             ],
         )
-        messages = [m.system(), *request.prompt.messages]
-        ids = render_for_completion(messages, byte_tokenizer())
+        ids = render_for_completion([m.system(), *request.prompt.messages], byte_tokenizer())
         return [token for token in ids if token > 255]
 
     assert control_tokens(evil) == control_tokens("harmless")
