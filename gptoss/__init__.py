@@ -55,6 +55,11 @@ if TYPE_CHECKING:
     from gptoss.runtime.chat.settings import ChatError as ChatError
     from gptoss.runtime.chat.settings import Limits as Limits
     from gptoss.runtime.chat.settings import Settings as Settings
+    from gptoss.runtime.embed.chat_stream import ChatDelta as ChatDelta
+    from gptoss.runtime.embed.chat_stream import ChatStream as ChatStream
+    from gptoss.runtime.embed.spawned import SpawnedServer as SpawnedServer
+    from gptoss.runtime.embed.spawned import spawn as spawn
+    from gptoss.runtime.embed.supervisor import ProcessState as ProcessState
     from gptoss.runtime.engine.base import EngineError as EngineError
     from gptoss.runtime.engine.base import ForkedProcessError as ForkedProcessError
     from gptoss.runtime.engine.base import PromptProgress as PromptProgress
@@ -116,6 +121,7 @@ _NAMES = {
     "gptoss.runtime.chat.chat": ("Chat",),
     "gptoss.runtime.chat.events": (
         "ChatEvent",
+        "ChatStream",
         "ReasoningClosed",
         "Reply",
         "ReplyEnded",
@@ -128,6 +134,9 @@ _NAMES = {
     "gptoss.runtime.chat.options": ("ChatOptions",),
     "gptoss.runtime.chat.reply_stream": ("ReplyStream",),
     "gptoss.runtime.chat.settings": ("ChatError", "Limits", "Settings"),
+    "gptoss.runtime.embed.chat_stream": ("ChatDelta", "ChatStream"),
+    "gptoss.runtime.embed.spawned": ("SpawnedServer", "spawn"),
+    "gptoss.runtime.embed.supervisor": ("ProcessState",),
     "gptoss.runtime.engine.base": (
         "EngineError",
         "ForkedProcessError",
@@ -173,6 +182,7 @@ __all__ = [
     "AsyncReplyStream",
     "Audit",
     "Chat",
+    "ChatDelta",
     "ChatError",
     "ChatEvent",
     "ChatOptions",
@@ -206,6 +216,7 @@ __all__ = [
     "OptionError",
     "OutputError",
     "Plan",
+    "ProcessState",
     "PromptProgress",
     "PromptTooLongError",
     "QueueFullError",
@@ -221,6 +232,7 @@ __all__ = [
     "SamplingError",
     "Settings",
     "Severity",
+    "SpawnedServer",
     "StopReason",
     "TextDelta",
     "TextLogprobs",
@@ -243,6 +255,7 @@ __all__ = [
     "open",
     "plan",
     "report",
+    "spawn",
     "verify",
 ]
 

@@ -62,7 +62,8 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "chat": {"engine", "harmony", "models", "sampling", "tools"},
         "remote": {"chat", "engine", "harmony", "sampling"},
         "server": {"chat", "engine", "harmony", "models", "sampling", "store", "tools"},
-        "embed": {"chat", "engine", "harmony", "models"},
+        "embed": {"chat", "engine", "harmony", "models", "server"},
+        "launch": {"embed", "server"},
         "terminal": {"chat", "harmony", "models", "sampling", "store", "tools"},
     },
 }
@@ -186,6 +187,7 @@ def test_wheel_holds_every_module(tmp_path: Path) -> None:
         for path in folder.rglob("*.py"):
             assert f"gptoss/{room}/{path.relative_to(folder).as_posix()}" in names
     assert {"gptoss/__init__.py", "gptoss/console.py", "gptoss/py.typed"} <= names
+    assert "gptoss/runtime/embed/pyinstaller/rthooks.dat" in names
     assert not any(
         name.startswith(("converter/", "quant/", "runtime/", "tests/")) for name in names
     )

@@ -1,0 +1,1 @@
+"""Scripts that a frozen program runs before its own."""
