@@ -10,6 +10,7 @@ import click
 from gptoss import console
 from gptoss.runtime.chat.settings import MAX_ROUNDS, Limits, Settings, effort_named
 from gptoss.runtime.harmony.messages import Effort
+from gptoss.runtime.launch.command import launch_command
 from gptoss.runtime.models.finder import model_finder
 from gptoss.runtime.models.plan_command import plan_command
 from gptoss.runtime.sampling.grammar import ToolChoice
@@ -32,6 +33,7 @@ def cli() -> None:
 
 cli.add_command(plan_command)
 cli.add_command(serve_command)
+cli.add_command(launch_command)
 
 
 @cli.command()

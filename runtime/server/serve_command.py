@@ -15,6 +15,7 @@ from gptoss import console
 from gptoss.errors import OptionError, require_packages
 from gptoss.runtime.chat.model import DEFAULT_PARALLEL
 from gptoss.runtime.models.finder import model_finder
+from gptoss.runtime.server.client_configs import CONFIGS, ServerSettings, print_config
 from gptoss.text import printable
 
 if TYPE_CHECKING:
@@ -54,6 +55,12 @@ BACKLOG = 128
 @click.option("--no-store", is_flag=True, help="Keep conversations in memory only.")
 @click.option("--reset-store", is_flag=True, help="Move a damaged store aside; begin a new one.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON when listening.")
+@click.option(
+    "--print-config",
+    "client",
+    type=click.Choice(sorted(CONFIGS)),
+    help="Print the configuration of a client for this server, and exit.",
+)
 def serve_command(
     model: tuple[str, ...],
     yes: bool,
@@ -70,6 +77,7 @@ def serve_command(
     no_store: bool,
     reset_store: bool,
     as_json: bool,
+    client: str | None,
 ) -> None:
     """Serve MODEL with OpenAI's and Anthropic's APIs.
 
@@ -104,6 +112,12 @@ def serve_command(
         )
         for i, path in enumerate(finder.find(name, yes=yes) for name in model)
     ]
+    if client is not None:
+        settings = ServerSettings(f"http://{_in_url(host)}:{port}", served[0].id, served[0].n_ctx)
+        click.echo(
+            print_config(client, settings, None if no_auth else key_file or default_key_path())
+        )
+        return
     with listen(host, port) as listener:
         key_path = key_file or default_key_path()
         key = None if no_auth else key_in(key_path)
