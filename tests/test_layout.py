@@ -63,7 +63,7 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "remote": {"chat", "engine", "harmony", "sampling"},
         "server": {"chat", "engine", "harmony", "models", "sampling", "store", "tools"},
         "embed": {"chat", "engine", "harmony", "models", "server"},
-        "launch": {"embed", "server"},
+        "launch": {"embed", "models", "server"},
         "terminal": {"chat", "harmony", "models", "sampling", "store", "tools"},
     },
 }

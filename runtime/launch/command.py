@@ -20,6 +20,7 @@ from gptoss.errors import OptionError
 from gptoss.runtime.embed.spawned import spawn
 from gptoss.runtime.launch.programs import PROGRAMS, Launch, Program, Target
 from gptoss.runtime.launch.running_server import ask_server
+from gptoss.runtime.models.finder import model_finder
 from gptoss.runtime.server.api_key import default_key_path, key_in
 from gptoss.runtime.server.client_configs import ServerSettings
 
@@ -30,10 +31,7 @@ DEFAULT_URL = "http://127.0.0.1:8080"
 @click.argument("client", type=click.Choice(sorted(PROGRAMS)))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.option(
-    "--model",
-    metavar="GGUF",
-    type=console.PATH,
-    help="Start a server for this file, and end it with the client.",
+    "--model", metavar="MODEL", help="Start a server for this model; end it with the client."
 )
 @click.option(
     "--url", default=DEFAULT_URL, show_default=True, help="The running server to use otherwise."
@@ -46,20 +44,20 @@ def launch_command(
     /,
     client: str,
     arguments: tuple[str, ...],
-    model: Path | None,
+    model: str | None,
     url: str,
     key_file: Path | None,
     n_ctx: int | None,
 ) -> None:
-    """Start CLIENT, a coding agent, with the local model; ARGUMENTS are passed on to it.
+    """Start CLIENT, a coding agent, with the local model.
 
-    Its own configuration files are neither read into this nor changed. It is told the model's true
-    context size.
+    ARGUMENTS are passed on to it. It is told the model's true context size; its own configuration
+    files are not changed. MODEL is named as for chat.
 
     \b
     Examples:
       gptoss-run launch codex
-      gptoss-run launch claude --model 20b.gguf --context 65536
+      gptoss-run launch claude --model 20b --context 65536
       gptoss-run launch codex -- exec "fix the failing test"
 
     The exit code is the client's; 2 if it cannot be started.
@@ -67,8 +65,9 @@ def launch_command(
     program = PROGRAMS[client]
     if shutil.which(program.executable) is None:
         raise OptionError(f"{program.executable} is not installed; run: {program.install}")
+    gguf = None if model is None else model_finder(context).find(model, yes=False)
     with (
-        _server(model, url, key_file, n_ctx) as (settings, key),
+        _server(gguf, url, key_file, n_ctx) as (settings, key),
         tempfile.TemporaryDirectory(prefix="gptoss-launch-") as folder,
     ):
         _warn_of_small_context(program, settings)
@@ -79,17 +78,17 @@ def launch_command(
 
 @contextmanager
 def _server(
-    model: Path | None, url: str, key_file: Path | None, n_ctx: int | None
+    gguf: Path | None, url: str, key_file: Path | None, n_ctx: int | None
 ) -> Iterator[tuple[ServerSettings, str]]:
     """Find the running server and its key, or start one for the time of the block."""
-    if model is None:
+    if gguf is None:
         if n_ctx is not None:
             raise OptionError("--context needs --model; a running server has its context already")
         yield ask_server(
             url.rstrip("/").removesuffix("/v1"), key_in(key_file or default_key_path())
         )
         return
-    with spawn(model, n_ctx=n_ctx) as server:
+    with spawn(gguf, n_ctx=n_ctx) as server:
         yield ServerSettings(server.url, server.model, server.n_ctx), server.api_key
 
 
