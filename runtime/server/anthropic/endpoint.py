@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from gptoss.runtime.chat.events import ReasoningClosed, StopReason
+from gptoss.runtime.chat.events import ReasoningClosed, StopReason, TextLogprobs
 from gptoss.runtime.chat.model import Model
 from gptoss.runtime.engine.base import PromptProgress, PromptTooLongError
 from gptoss.runtime.harmony.errors import ConversationTooLongError
@@ -78,7 +78,7 @@ class _Answer:
                     yield from self.start(event.usage)
                     reason, stop = stop_reason(event, called=bool(self.writer.call_ids))
                     yield from self.writer.finish(reason, stop, event.usage)
-                case TokenSampled() | ReasoningClosed():
+                case TokenSampled() | TextLogprobs() | ReasoningClosed():
                     pass
                 case _:
                     yield from self.start(Usage())
