@@ -121,7 +121,6 @@ _NAMES = {
     "gptoss.runtime.chat.chat": ("Chat",),
     "gptoss.runtime.chat.events": (
         "ChatEvent",
-        "ChatStream",
         "ReasoningClosed",
         "Reply",
         "ReplyEnded",
@@ -186,6 +185,7 @@ __all__ = [
     "ChatError",
     "ChatEvent",
     "ChatOptions",
+    "ChatStream",
     "CheckpointError",
     "ConstraintError",
     "ConversationError",

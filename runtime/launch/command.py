@@ -84,9 +84,8 @@ def _server(
     if gguf is None:
         if n_ctx is not None:
             raise OptionError("--context needs --model; a running server has its context already")
-        yield ask_server(
-            url.rstrip("/").removesuffix("/v1"), key_in(key_file or default_key_path())
-        )
+        key = key_in(key_file or default_key_path())
+        yield ask_server(url.rstrip("/").removesuffix("/v1"), key), key
         return
     with spawn(gguf, n_ctx=n_ctx) as server:
         yield ServerSettings(server.url, server.model, server.n_ctx), server.api_key
