@@ -117,6 +117,7 @@ class HubCheckpoint:
             with open_input(place, stream=True, say=steps.say) as given:
                 return _convert(given, folder, steps)
         kept = self._folder(folder)
+        _remove_other_commits(folder, kept)
         if not kept.is_dir():
             self._download(kept, steps)
         place = self.offer.listing.repository
@@ -314,6 +315,13 @@ def _convert(given: Input, folder: Path, steps: Steps, stamp: str | None = None)
     )
     write_record(folder, record)
     return record
+
+
+def _remove_other_commits(folder: Path, kept: Path) -> None:
+    """Remove what was downloaded of a checkpoint's other commits, which nobody will continue."""
+    for path in (*folder.glob("checkpoint-*"), *folder.glob(".checkpoint-*.part")):
+        if path not in (kept, folder_of(kept)):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _downloaded(folder: Path) -> int:

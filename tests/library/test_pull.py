@@ -91,6 +91,18 @@ def test_a_gguf_of_the_hub(run: Command, models: Path, published_gguf: Path) -> 
     assert [it["verdict"] for it in listed["models"]] == ["SHA-256 as published"]
 
 
+def test_what_was_downloaded_of_another_commit_is_removed(
+    run: Command,
+    hub: HubServer,  # noqa: ARG001
+    models: Path,
+) -> None:
+    for name in (".checkpoint-0123456789ab.part", "checkpoint-ba9876543210"):
+        (models / CHECKPOINT / name).mkdir(parents=True)
+        (models / CHECKPOINT / name / "model.safetensors").write_bytes(bytes(1000))
+    assert run("pull", CHECKPOINT, "--yes").code == 0
+    assert [path.name for path in (models / CHECKPOINT).iterdir() if path.is_dir()] == []
+
+
 def test_nobody_can_be_asked(run: Command, hub: HubServer, models: Path) -> None:
     done = run("chat", "20b", *ONE)
     assert done.code == 2
