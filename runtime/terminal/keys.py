@@ -31,6 +31,7 @@ class KeyListener:
         self._on_key = on_key
         self._typed: list[str] = []
         self._asked: queue.SimpleQueue[str] | None = None
+        self._gone = False
 
     @property
     def typed_ahead(self) -> str:
@@ -55,13 +56,18 @@ class KeyListener:
                 thread.join()
 
     def ask(self, allowed: str) -> str:
-        """Wait for one of the ``allowed`` keys, and return it; Ctrl-C interrupts."""
+        """Wait for one of the ``allowed`` keys, and return it; Ctrl-C interrupts.
+
+        Raises EOFError where the keyboard has gone.
+        """
         self._asked = queue.SimpleQueue()
         try:
             while True:
                 try:
                     key = self._asked.get(timeout=POLL_SECONDS)
                 except queue.Empty:
+                    if self._gone:
+                        raise EOFError from None
                     continue
                 if key.casefold() in allowed:
                     return key.casefold()
@@ -70,7 +76,12 @@ class KeyListener:
 
     def _listen(self, ended: threading.Event) -> None:
         while not ended.is_set():
-            for key in _read_keys():
+            try:
+                keys = _read_keys()
+            except (OSError, ValueError):  # the terminal was closed
+                self._gone = True
+                return
+            for key in keys:
                 if self._asked is not None:
                     self._asked.put(key)
                 elif key in self._on_key:
@@ -119,7 +130,7 @@ else:
         if not ready:
             return ""
         raw = os.read(descriptor, 4096)
-        if not raw:  # the terminal has gone
-            threading.Event().wait(POLL_SECONDS)
+        if not raw:
+            raise OSError("the terminal was closed")
         text = raw.decode("utf-8", "ignore")
         return "" if text.startswith(_ESCAPE) and len(text) > 1 else text

@@ -79,7 +79,10 @@ class RichTerminal:
         self._view.pause()
         self._out.write(f"{printable(question)} ")
         self._out.flush()
-        key = "n" if self._listener is None else self._listener.ask("yna")
+        try:
+            key = "n" if self._listener is None else self._listener.ask("yna")
+        except EOFError:
+            key = "n"
         self._out.write(f"{key}\n")
         return key
 

@@ -1,0 +1,76 @@
+"""Keys that are pressed while a reply is shown, on a pseudo-terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from gptoss.runtime.terminal.keys import KeyListener
+
+if sys.platform == "win32":
+    pytest.skip("pseudo-terminals", allow_module_level=True)
+
+import pty
+import termios
+
+
+@pytest.fixture
+def keyboard(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Where keys are pressed; standard input is the other end."""
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "r") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        yield ours
+    with suppress(OSError):
+        os.close(ours)
+
+
+def press(keyboard: int, keys: str, until: list[str], count: int) -> None:
+    os.write(keyboard, keys.encode())
+    end = time.monotonic() + 30
+    while len(until) < count and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+def test_keys_do_what_they_are_for_and_the_rest_is_typed_ahead(keyboard: int) -> None:
+    pressed: list[str] = []
+    listener = KeyListener({"\x0f": lambda: pressed.append("o")})
+    before = termios.tcgetattr(sys.stdin)
+    with listener.listening():
+        assert not termios.tcgetattr(sys.stdin)[3] & termios.ECHO
+        press(keyboard, "hä\x7fi\x0f", pressed, 1)
+    assert pressed == ["o"]
+    assert listener.typed_ahead == "hi"
+    assert termios.tcgetattr(sys.stdin) == before
+
+
+def test_what_follows_a_line_end_is_not_typed_ahead(keyboard: int) -> None:
+    pressed: list[str] = []
+    listener = KeyListener({"\x0f": lambda: pressed.append("o")})
+    with listener.listening():
+        press(keyboard, "one\rrm -rf\r\x0f", pressed, 1)
+    assert listener.typed_ahead == "one", "and nothing is sent that was not looked at"
+
+
+def test_asking(keyboard: int) -> None:
+    listener = KeyListener({})
+    with listener.listening():
+        os.write(keyboard, b"xY")
+        time.sleep(0.3)  # typed before it was asked for: no answer
+
+        threading.Timer(0.3, os.write, (keyboard, b"qN")).start()
+        assert listener.ask("yna") == "n"
+
+
+def test_a_terminal_that_goes_away(keyboard: int) -> None:
+    listener = KeyListener({})
+    with suppress(termios.error), listener.listening():
+        os.close(keyboard)
+        with pytest.raises(EOFError):
+            listener.ask("y")
