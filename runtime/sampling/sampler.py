@@ -34,9 +34,9 @@ _BLOCK = 512
 _FLOORS = (1e-2, 1e-4, 1e-7)
 """Thresholds tried for candidates, relative to the likeliest token's weight."""
 
-_SAFE_TO_EXP = 40.0
-"""Largest logits up to this, in size, need not be subtracted: no weight overflows, and none that
-matters is lost."""
+_LEAST = 1e-17
+"""Sum of weights e**logit from which none that matters is too small for float32; else, and where
+it overflows, the largest logit is subtracted first."""
 
 _TEMPERATURES = (1e-6, 1e30)
 """Limits within which float32 is used; at them, the draw is already uniform or certain."""
@@ -76,17 +76,21 @@ def draw(logits: Logits, sampling: Sampling, u: float) -> int:
     """Sample the token at which the running sum of probabilities first exceeds ``u``, a number in
     [0, 1).
     """
+    if sampling.temperature == 1 and not _has_filter(sampling):
+        with np.errstate(over="ignore", invalid="ignore"):
+            weights = np.exp(logits, out=_scratch(logits.size))
+            running = _running_blocks(weights)
+        if _LEAST < running[-1] < np.inf:
+            return _draw_from_all(weights, running, u)
     top = logits.max()
     _require_finite(top)
-    if sampling.temperature == 1 and abs(top) < _SAFE_TO_EXP and not _has_filter(sampling):
-        return _draw_from_all(np.exp(logits, out=_scratch(logits.size)), u)
     weights = np.subtract(logits, top, out=_scratch(logits.size))
     if sampling.temperature != 1:
         weights /= np.float32(np.clip(sampling.temperature, *_TEMPERATURES))
     np.exp(weights, out=weights)
     ids = _filter(weights, sampling)
     if ids is None:
-        return _draw_from_all(weights, u)
+        return _draw_from_all(weights, _running_blocks(weights), u)
     running = np.cumsum(weights[ids], dtype=np.float64)
     return int(ids[_first_above(running, u * running[-1])])
 
@@ -171,13 +175,17 @@ def _nucleus(weights: Weights, wanted: float) -> Ids:
     return _largest(weights, min(k, weights.size))
 
 
-def _draw_from_all(weights: Weights, u: float) -> int:
-    """Sample from all weights, summed in blocks: the same token as with one running sum, up to
-    rounding, seven times faster.
-    """
+def _running_blocks(weights: Weights) -> NDArray[np.float64]:
+    """Return the running sum of the sampling weights after each block."""
     whole = weights.size - weights.size % _BLOCK
     blocks = weights[:whole].reshape(-1, _BLOCK).sum(axis=1)
-    running = np.cumsum(np.append(blocks, weights[whole:].sum()), dtype=np.float64)
+    return np.cumsum(np.append(blocks, weights[whole:].sum()), dtype=np.float64)
+
+
+def _draw_from_all(weights: Weights, running: NDArray[np.float64], u: float) -> int:
+    """Sample from all weights by their blocks' running sum: the same token as with one running sum,
+    up to rounding, seven times faster.
+    """
     target = u * running[-1]
     block = _first_above(running, target)
     before = running[block - 1] if block else 0.0

@@ -238,6 +238,18 @@ def test_extreme_temperatures() -> None:
         assert {draw(logits, Sampling(hot), u) for u in (0, 0.5, 0.99)} == {0, 1, 2}
 
 
+@pytest.mark.parametrize("shift", [-1e30, -200, -60, -39, 39, 60, 88, 200, 1e30])
+def test_only_differences_of_logits_matter(shift: float) -> None:
+    """However large all of them are; at temperature 1 the largest is not looked for first."""
+    logits = np.linspace(-8, 8, 2048, dtype=np.float32).round(2)
+    moved = (logits + np.float32(shift)).astype(np.float32)
+    kept = abs(shift) < 1e3  # else all are the same number
+    for u in (0, 0.1, 0.5, 0.9, 0.999):
+        token = draw(moved, Sampling(), u)
+        expected = draw(logits, Sampling(), u) if kept else int(u * moved.size)
+        assert abs(token - expected) <= (2 if kept else 0)
+
+
 def test_fast_at_the_full_vocabulary() -> None:
     """A wide margin over what was measured (0.3 ms), for machines that are busy."""
     logits = (np.random.default_rng(0).standard_normal(V) * 3).astype(np.float32)
