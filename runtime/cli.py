@@ -9,6 +9,7 @@ import click
 
 from gptoss import console
 from gptoss.runtime.chat.settings import MAX_ROUNDS, Limits, Settings, effort_named
+from gptoss.runtime.engine.cache_command import cache_command
 from gptoss.runtime.harmony.messages import Effort
 from gptoss.runtime.launch.command import launch_command
 from gptoss.runtime.models.finder import model_finder
@@ -31,6 +32,7 @@ def cli() -> None:
     """Run gpt-oss models from GGUF files."""
 
 
+cli.add_command(cache_command)
 cli.add_command(plan_command)
 cli.add_command(serve_command)
 cli.add_command(launch_command)
@@ -165,6 +167,9 @@ cli.add_command(launch_command)
     default=-1,
     help="Layers to offload to the GPU.  [default: all]",
 )
+@click.option(
+    "--no-disk-cache", is_flag=True, help="Keep no states of prompts on disk, and use none."
+)
 @click.option("--verbose", is_flag=True, help="Show llama.cpp's log on stderr.")
 @click.option(
     "-c", "--continue", "continue_last", is_flag=True, help="Continue the last conversation."
@@ -251,6 +256,7 @@ def chat(
                     n_ctx=options["n_ctx"],
                     n_threads=options["n_threads"],
                     n_gpu_layers=options["n_gpu_layers"],
+                    disk_cache=not options["no_disk_cache"],
                     constrained=not unconstrained,
                     verbose=options["verbose"],
                 ),

@@ -43,4 +43,5 @@ def no_files_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     with pytest.MonkeyPatch.context() as patch:
         for name in ("XDG_DATA_HOME", "XDG_STATE_HOME"):
             patch.setenv(name, str(tmp_path_factory.mktemp("user")))
+        patch.setenv("GPTOSS_CACHE", str(tmp_path_factory.mktemp("user") / "cache"))
         yield

@@ -42,6 +42,7 @@ def load(
     constrained: bool = True,
     n_threads: int | None = None,
     n_gpu_layers: int = -1,
+    disk_cache: bool = True,
     progress: Callable[[float], None] | None = None,
     verbose: bool = False,
     **options: Unpack[ChatOptions],
@@ -61,6 +62,7 @@ def load(
         constrained=constrained,
         n_threads=n_threads,
         n_gpu_layers=n_gpu_layers,
+        disk_cache=disk_cache,
         progress=progress,
         verbose=verbose,
     )
@@ -86,6 +88,7 @@ def open(  # noqa: A001 as gptoss.open, beside gptoss.load
     constrained: bool = True,
     n_threads: int | None = None,
     n_gpu_layers: int = -1,
+    disk_cache: bool = True,
     progress: Callable[[float], None] | None = None,
     verbose: bool = False,
 ) -> Model:
@@ -94,7 +97,8 @@ def open(  # noqa: A001 as gptoss.open, beside gptoss.load
     ``parallel`` of them can be answered at a time, each with ``n_ctx`` tokens of its own; further
     ones wait their turn. ``constrained=False`` leaves the model free: no tool choice, response
     format or reasoning budget can be kept then. ``n_threads`` defaults to the physical cores,
-    ``n_gpu_layers`` to all. ``progress`` is called on this thread with the share that is done, 0
+    ``n_gpu_layers`` to all. ``disk_cache=False`` leaves no state of any prompt on disk, and uses
+    none (see docs/run.md). ``progress`` is called on this thread with the share that is done, 0
     to 1; an exception that it raises ends the load. Raises GgufError, UnsupportedModelError,
     EngineError, ChatError.
     """
@@ -103,6 +107,7 @@ def open(  # noqa: A001 as gptoss.open, beside gptoss.load
     n_ctx = context_size(n_ctx, checked)
     # Here, so that the rest works without them: a scripted engine in tests, a remote one.
     from gptoss.runtime.engine.llama_cpp import LlamaEngine
+    from gptoss.runtime.models.cache_settings import cache_settings
     from gptoss.runtime.sampling.constrained import TokenMasks
 
     masks = TokenMasks(checked.tokenizer) if constrained else None
@@ -112,6 +117,7 @@ def open(  # noqa: A001 as gptoss.open, beside gptoss.load
         n_sequences=parallel,
         n_threads=n_threads,
         n_gpu_layers=n_gpu_layers,
+        cache=cache_settings(checked.path, disk=disk_cache),
         progress=progress,
         verbose=verbose,
     )

@@ -18,7 +18,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Protocol
+
+from gptoss.runtime.engine.prefix_tree import as_tokens
+from gptoss.runtime.engine.saved_state import SavedState, Snapshot, State, first_and_last
 
 MAX_SNAPSHOTS = 8
 """Saved window states for each sequence; each has 2,048 bytes × window layers × 128 positions."""
@@ -47,13 +50,13 @@ class Memory(Protocol):
         """Remove ``position`` and all later ones of a sequence from the KV cache."""
         ...
 
-    def save_window(self, stream: int) -> Any:
+    def save_window(self, stream: int) -> State | None:
         """Save the sliding-window layers' cache of a sequence as bytes; None when it cannot be
         saved.
         """
         ...
 
-    def restore_window(self, stream: int, state: Any) -> None:
+    def restore_window(self, stream: int, state: State) -> None:
         """Restore the sliding-window layers' part of a sequence's KV cache from what
         ``save_window`` returned.
         """
@@ -63,13 +66,17 @@ class Memory(Protocol):
         """Copy the KV cache of sequence ``source`` to ``target``; return False when that failed."""
         ...
 
+    def save_attention(self, stream: int) -> State | None:
+        """Save the full-attention layers' KV of a sequence as bytes; None when it cannot be
+        saved.
+        """
+        ...
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The window layers' state when the sequence held exactly ``position`` tokens."""
-
-    position: int
-    state: Any
+    def restore(self, stream: int, attention: State, window: State) -> bool:
+        """Replace a sequence's whole KV cache by saved states of both kinds of layers; return False
+        when that failed.
+        """
+        ...
 
 
 class Stream:
@@ -121,6 +128,39 @@ class Stream:
             return
         self.tokens = list(source.tokens)
         self._snapshots = list(source._snapshots)
+
+    def state(self, most: int = MAX_SNAPSHOTS) -> SavedState | None:
+        """Copy this stream's state out of the context, with at most ``most`` of its snapshots; None
+        when it has none or cannot be copied.
+        """
+        attention = self._memory.save_attention(self.number) if self._snapshots else None
+        if attention is None:
+            return None
+        snapshots = first_and_last(tuple(self._snapshots), most)
+        return SavedState(as_tokens(self.tokens), attention, snapshots)
+
+    def restore(self, state: SavedState, snapshot: int) -> bool:
+        """Put a saved state into this stream, as it was at the snapshot that was saved at
+        ``snapshot``; return False, and the stream is empty, when that failed.
+        """
+        usable = tuple(it for it in state.snapshots if it.position <= snapshot)
+        self.clear()
+        if not usable or not self._memory.restore(self.number, state.attention, usable[-1].state):
+            self.clear()
+            return False
+        position = usable[-1].position
+        self._memory.truncate(self.number, position)
+        if self._memory.n_decoded(self.number) != position or not self._window_reaches(position):
+            self.clear()
+            return False
+        self.tokens = state.tokens[:position].tolist()
+        self._snapshots = list(usable)
+        return True
+
+    @property
+    def positions(self) -> list[int]:
+        """Return the positions of this stream's snapshots, rising."""
+        return [it.position for it in self._snapshots]
 
     def clear(self) -> None:
         """Empty this stream's KV cache and drop its snapshots."""
@@ -216,25 +256,34 @@ class Place:
     """Where a prompt is decoded: in ``target``, after a copy of ``source`` unless that is None."""
 
     target: Stream
-    source: Stream | None
+    source: Stream | None = None
+    continues: bool = False
+    """The target holds this very conversation; otherwise it loses another's tokens."""
+    restores: bool = False
+    """A saved state is put into the target first."""
 
 
-def choose_place(prompt: Sequence[int], idle: Sequence[Stream], every: Sequence[Stream]) -> Place:
+def choose_place(
+    prompt: Sequence[int], idle: Sequence[Stream], every: Sequence[Stream], saved: int = 0
+) -> Place:
     """Choose the idle stream whose KV cache saves a prompt most decoding, and keep what other
     conversations hold.
 
     A prompt that goes back further than its stream's conversation is a branch of it, and gets a
-    copy where another stream is free, so that both stay in memory.
+    copy where another stream is free, so that both stay in memory. ``saved`` tokens of the prompt
+    are in a state outside the context.
     """
     best = max(idle, key=lambda it: (it.reach(prompt), -it.last_used))
     reach = best.reach(prompt)
-    if reach and _continues(best, reach):
-        return Place(best, None)
+    if reach and _continues(best, reach) and saved - reach < WORTH_COPYING:
+        return Place(best, continues=True)
     oldest = min(idle, key=lambda it: (len(it.tokens) > 0, it.last_used))
     source = max(every, key=lambda it: it.reach(prompt))
+    if saved - max(source.reach(prompt), oldest.reach(prompt)) >= WORTH_COPYING:
+        return Place(oldest, restores=True)
     if source.reach(prompt) - oldest.reach(prompt) >= WORTH_COPYING:
         return Place(oldest, source)
-    return Place(oldest, None)
+    return Place(oldest)
 
 
 def _continues(stream: Stream, reach: int) -> bool:

@@ -33,12 +33,15 @@ from gptoss.runtime.engine.base import (
 )
 from gptoss.runtime.engine.context import Chunk
 from gptoss.runtime.engine.drafts import LONGEST, BatchCosts
+from gptoss.runtime.engine.prefix_cache import CacheSettings, open_cache
 from gptoss.runtime.engine.request import ScheduledGeneration
+from gptoss.runtime.engine.saved_state import State
 from gptoss.runtime.engine.scheduler import Scheduler
 from gptoss.runtime.engine.threads import physical_cores, run_interruptibly
 
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # else a failed assertion runs gdb on this process
 try:
+    import llama_cpp
     import llama_cpp.llama_cpp as lib
 except (ImportError, OSError, RuntimeError) as error:
     raise EngineError(
@@ -65,6 +68,8 @@ _logits_address = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_in
 )
 """``llama_get_logits_ith`` with an integer as its result: a pointer object takes twice as long."""
 
+_STATE_HEAD = 8
+"""Bytes of a state before its layers: llama.cpp's magic and the sequence's number."""
 _WINDOW_LAYERS_ONLY = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
 _ABORTED = 2
 _NO_ROOM = 1
@@ -136,6 +141,7 @@ class LlamaEngine:
         n_threads: int | None = None,
         n_gpu_layers: int = -1,
         draft_costs: BatchCosts | None = None,
+        cache: CacheSettings | None = None,
         progress: Progress | None = None,
         verbose: bool = False,
     ) -> None:
@@ -144,7 +150,8 @@ class LlamaEngine:
         ``n_ctx`` tokens for each of ``n_sequences`` conversations at a time. ``n_threads``
         defaults to the physical cores; ``n_gpu_layers`` to all (−1), which means none where
         llama.cpp was built without a GPU. With ``draft_costs`` text that repeats is decoded by
-        drafts (``drafts``), which takes a buffer for more logits: 50 MiB.
+        drafts (``drafts``), which takes a buffer for more logits: 50 MiB. ``cache`` is what is
+        remembered outside the context.
         """
         _require_count("n_ctx", n_ctx, 2**31 - 1)
         _require_count("n_sequences", n_sequences, MAX_SEQUENCES)
@@ -165,7 +172,8 @@ class LlamaEngine:
         except BaseException:
             lib.llama_model_free(model)
             raise
-        self._scheduler = Scheduler(context, n_ctx, draft_costs)
+        prefixes = open_cache(cache or CacheSettings(), path, context.state_format)
+        self._scheduler = Scheduler(context, n_ctx, draft_costs, prefixes)
         self._close = weakref.finalize(self, self._scheduler.close)
 
     @property
@@ -285,7 +293,7 @@ class _Loader:
             for context in filter(None, made):
                 lib.llama_free(context)
             raise
-        return LlamaContext(model, made[0], stop, n_sequences)
+        return LlamaContext(model, made[0], stop, n_sequences, _state_format(params))
 
     def _read_pages(self) -> None:
         """Read the GGUF's memory-mapped pages in order while llama.cpp loads it, to report progress
@@ -309,9 +317,13 @@ class _Loader:
 class LlamaContext:
     """llama.cpp's context and its model. See ``context.Context``."""
 
-    def __init__(self, model: Any, context: Any, stop: _StopFlag, n_sequences: int) -> None:
+    def __init__(
+        self, model: Any, context: Any, stop: _StopFlag, n_sequences: int, state_format: str
+    ) -> None:
         """Takes both over, to free them."""
         self.n_streams = n_sequences
+        self.state_format = state_format
+        """What the bytes of a state depend on besides the model."""
         self.n_ctx: int = lib.llama_n_ctx_seq(context)
         self.n_batch = min(N_BATCH, lib.llama_n_batch(context))  # less where n_ctx is less
         self.n_vocab: int = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
@@ -446,31 +458,68 @@ class LlamaContext:
         """
         lib.llama_memory_seq_rm(self._memory, stream, position, -1)
 
-    def save_window(self, stream: int) -> Any:
+    def save_window(self, stream: int) -> State | None:
         """Copy the sliding-window state of a sequence out of llama.cpp; implements
         ``kv_reuse.Memory``.
         """
         return self._state(stream, _WINDOW_LAYERS_ONLY)
 
-    def restore_window(self, stream: int, state: Any) -> None:
+    def restore_window(self, stream: int, state: State) -> None:
         """Restore a saved sliding-window state in llama.cpp; implements ``kv_reuse.Memory``."""
-        lib.llama_state_seq_set_data_ext(
-            self._context, state, len(state), stream, _WINDOW_LAYERS_ONLY
-        )
+        self._set_state(stream, state, _WINDOW_LAYERS_ONLY)
 
     def copy(self, source: int, target: int) -> bool:
         """Copy a sequence to another one within llama.cpp; implements ``kv_reuse.Memory``."""
         state = self._state(source, 0)
-        if state is None:
-            return False
-        read = lib.llama_state_seq_set_data_ext(self._context, state, len(state), target, 0)
-        return bool(read == len(state))
+        return state is not None and self._set_state(target, state, 0)
 
-    def _state(self, stream: int, flags: int) -> Any:
+    def save_attention(self, stream: int) -> State | None:
+        """Copy the full-attention layers' part of a sequence's state out of llama.cpp; implements
+        ``kv_reuse.Memory``.
+
+        A whole state is a head, that part, and then the window layers' part, which llama.cpp also
+        gives alone after the same head.
+        """
+        whole, window = self._state(stream, 0), self.save_window(stream)
+        if whole is None or window is None:
+            return None
+        end = len(whole) - (len(window) - _STATE_HEAD)
+        if end < _STATE_HEAD or not np.array_equal(whole[end:], window[_STATE_HEAD:]):
+            return None
+        return whole[_STATE_HEAD:end]
+
+    def restore(self, stream: int, attention: State, window: State) -> bool:
+        """Put a whole saved state into a sequence of llama.cpp; implements ``kv_reuse.Memory``."""
+        whole = np.concatenate([window[:_STATE_HEAD], attention, window[_STATE_HEAD:]])
+        return self._set_state(stream, whole, 0)
+
+    def _state(self, stream: int, flags: int) -> State | None:
         size = lib.llama_state_seq_get_size_ext(self._context, stream, flags)
-        state = (ctypes.c_uint8 * size)()
-        written = lib.llama_state_seq_get_data_ext(self._context, state, size, stream, flags)
+        state = np.empty(size, np.uint8)
+        written = lib.llama_state_seq_get_data_ext(
+            self._context, _address(state), size, stream, flags
+        )
         return state if written == size else None
+
+    def _set_state(self, stream: int, state: State, flags: int) -> bool:
+        read: int = lib.llama_state_seq_set_data_ext(
+            self._context, _address(state), len(state), stream, flags
+        )
+        return read == len(state)
+
+
+def _state_format(params: Any) -> str:
+    """Describe the settings of llama.cpp that the bytes of a sequence's state depend on."""
+    return (
+        f"llama-cpp-python {llama_cpp.__version__}, {params.n_seq_max} sequences, "
+        f"K {params.type_k}, V {params.type_v}, flash attention {params.flash_attn_type}, "
+        f"full-size windows {params.swa_full}"
+    )
+
+
+def _address(state: State) -> Any:
+    """Return the pointer that llama.cpp's state functions take."""
+    return state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 
 def _require_count(name: str, value: object, most: int) -> None:

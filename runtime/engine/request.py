@@ -13,6 +13,7 @@ from typing import Protocol, Self
 from gptoss.runtime.engine.base import PromptProgress, Sampler, TimeLimitError, Timings
 from gptoss.runtime.engine.drafts import BatchCosts, Drafter
 from gptoss.runtime.engine.kv_reuse import Stream, common_prefix
+from gptoss.runtime.engine.prefix_cache import Fetch
 
 AHEAD = 16
 """Tokens sampled before the reader has taken the first of them; then its sequence pauses."""
@@ -64,6 +65,8 @@ class Request:
         self.stop = stop
         self.max_tokens = max_tokens
         self.checkpoints = frozenset(checkpoints)
+        self.shared_end = min(checkpoints, default=0)
+        """End of what the prompt has in common with other conversations."""
         self.time_limit = time_limit
         self.target = list(prompt)
         """The prompt and what was generated: what the stream is to hold."""
@@ -72,6 +75,9 @@ class Request:
         self.drafter: Drafter | None = None
         self.drafted: list[int] = []
         """Decoded after the target in the batch that runs now."""
+        self.looked_up = False
+        """A saved state for this prompt was looked for."""
+        self.fetch: Fetch | None = None
         self.items: SimpleQueue[list[int] | PromptProgress | _End] = SimpleQueue()
         self.kept: list[int] = []
         """Tokens sampled and not handed over yet."""
@@ -111,6 +117,11 @@ class Request:
         """
         most = min(self.n_prompt, len(other.target) - 1)
         return min(common_prefix(self.target, other.target), most)
+
+    @property
+    def is_fetching(self) -> bool:
+        """Report whether a saved state is being read for this request."""
+        return self.fetch is not None and not self.fetch.done
 
     def must_pause(self) -> bool:
         """Report whether the scheduler must pause this request since its reader is too far behind;

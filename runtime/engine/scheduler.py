@@ -32,8 +32,10 @@ from gptoss.runtime.engine.base import (
 from gptoss.runtime.engine.batch import MIN_CHUNK, next_chunk, plan_batch
 from gptoss.runtime.engine.context import Chunk, Context
 from gptoss.runtime.engine.drafts import BatchCosts
-from gptoss.runtime.engine.kv_reuse import WORTH_COPYING, Stream, choose_place
+from gptoss.runtime.engine.kv_reuse import WORTH_COPYING, Stream
+from gptoss.runtime.engine.prefix_cache import PrefixCache
 from gptoss.runtime.engine.request import POLL_SECONDS, Awaited, Request, ScheduledGeneration
+from gptoss.runtime.engine.stream_pool import StreamPool
 
 MAX_WAITING = 256
 """Requests that may wait for a sequence."""
@@ -45,19 +47,25 @@ STALL_SECONDS = 0.5
 class Scheduler:
     """Runs requests on a context that it owns. Every public method is safe from any thread."""
 
-    def __init__(self, context: Context, n_ctx: int, draft_costs: BatchCosts | None = None) -> None:
+    def __init__(
+        self,
+        context: Context,
+        n_ctx: int,
+        draft_costs: BatchCosts | None = None,
+        cache: PrefixCache | None = None,
+    ) -> None:
         """``n_ctx``: tokens one conversation may have, at most the context's own. Nothing is
-        drafted without ``draft_costs``.
+        drafted without ``draft_costs``. ``cache`` is what was in the context before.
         """
         self.n_ctx = n_ctx
         self._context = context
         self._draft_costs = draft_costs
-        self._streams = [Stream(context, i) for i in range(context.n_streams)]
+        self._pool = StreamPool(context, context.n_streams, cache)
+        self._streams = self._pool.streams
         self._waiting: deque[Request] = deque()
         self._active: list[Request] = []
         self._decoding: list[Request] = []  # those in the batch that runs now
         self._closing = False
-        self._n_started = 0
         self._prefill_rate = MIN_CHUNK / STALL_SECONDS  # tokens per second, as measured so far
         self._pid = os.getpid()
         # Reentrant: a garbage collection in this thread may drop, so cancel, another request.
@@ -154,6 +162,9 @@ class Scheduler:
         error: BaseException | None = None
         try:
             while self._wait_for_work():
+                if self._is_idle:
+                    self._pool.write_idle()
+                    continue
                 self._arrange()
                 if len(self._active) == 1 and not self._waiting and self._active[0].is_generating:
                     self._generate_alone(self._active[0])
@@ -172,25 +183,36 @@ class Scheduler:
                     request.end(closed)
                 self._active, self._decoding = [], []
                 self._waiting.clear()
+            try:
+                if error is None:
+                    self._pool.close()
+            finally:
                 self._context.free()
 
     def _wait_for_work(self) -> bool:
-        """Wait until the scheduler's thread has a request to work on; return False when the engine
-        is closing.
+        """Wait until the scheduler's thread has a request to work on, or has been idle for long
+        enough to write to disk; return False when the engine is closing.
         """
         with self._changed:
             while not (self._closing or self._has_work()):
-                self._changed.wait(POLL_SECONDS if self._active else None)
+                seconds = self._pool.idle_seconds if self._is_idle else POLL_SECONDS
+                if not self._changed.wait(seconds) and self._is_idle:
+                    break
             return not self._closing
+
+    @property
+    def _is_idle(self) -> bool:
+        return not (self._active or self._waiting)
 
     def _has_work(self) -> bool:
         # Each one is asked: asking also says whether it pauses in the next batch.
         paused = [it.must_pause() and not it.cancelled for it in self._active]
         if not all(paused):
             return True
-        return self._next_waiting() is not None and (
-            len(self._active) < len(self._streams) or any(paused)
-        )
+        first = self._next_waiting()
+        if first is None or first.is_fetching:
+            return False
+        return len(self._active) < len(self._streams) or any(paused)
 
     def _next_waiting(self) -> Request | None:
         """Return the first request in the scheduler's queue, skipping those whose reader has
@@ -257,25 +279,28 @@ class Scheduler:
         """
         busy = {it.stream for it in self._active}
         idle = [it for it in self._streams if it not in busy]
-        if not idle:
-            paused = next((it for it in self._active if it.must_pause()), None)
-            if paused is None:
-                return False
+        paused = next((it for it in self._active if it.must_pause()), None)
+        if not (idle or paused) or not self._has_fetched(request):
+            return False
+        if paused is not None and not idle:
             idle = [self._take_stream(paused)]
-        place = choose_place(request.target, idle, self._streams)
-        if place.source is not None:
-            place.target.copy_from(place.source)
-        self._n_started += 1
-        place.target.last_used = self._n_started
-        reused = place.target.rewind(request.target)
-        place.target.conversation = len(request.target)
-        request.stream = place.target
+        request.stream, reused = self._pool.occupy(request.target, idle, request.fetch)
+        request.fetch, request.looked_up = None, False
         if request.n_sent == 0:
             request.reused = reused
             request.queued_seconds = time.perf_counter() - request.queued_at
             request.items.put(PromptProgress(reused, request.n_prompt, reused))
         self._active.append(request)
         return True
+
+    def _has_fetched(self, request: Request) -> bool:
+        """Look for a saved state that helps a waiting request; return False while it is being read,
+        after which this thread is woken.
+        """
+        while not request.looked_up or (request.fetch is not None and request.fetch.failed):
+            request.looked_up = True
+            request.fetch = self._pool.fetch(request.target, request.fetch, self.wake)
+        return not request.is_fetching
 
     def _take_stream(self, request: Request) -> Stream:
         """Take the stream from a request that is not being read, and put the request at the end of
@@ -387,7 +412,7 @@ class Scheduler:
     def _after_prompt_chunk(self, request: Request, stream: Stream) -> None:
         done = len(stream.tokens)
         if done in request.checkpoints or done == request.n_prompt:
-            stream.save_snapshot()
+            self._pool.save_snapshot(stream, shared=done == request.shared_end)
         if request.n_sent == 0:
             request.items.put(PromptProgress(done, request.n_prompt, request.reused))
 

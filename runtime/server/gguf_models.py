@@ -21,6 +21,7 @@ def served_model(
     parallel: int,
     n_threads: int | None = None,
     n_gpu_layers: int = -1,
+    disk_cache: bool = True,
 ) -> ServedModel:
     """Check a GGUF file and describe it as a model that can be loaded; see ``chat.model.open``.
 
@@ -40,6 +41,7 @@ def served_model(
             parallel=parallel,
             n_threads=n_threads,
             n_gpu_layers=n_gpu_layers,
+            disk_cache=disk_cache,
             progress=progress,
         )
 

@@ -51,6 +51,7 @@ BACKLOG = 128
 @click.option(
     "--gpu-layers", "n_gpu_layers", type=int, metavar="N", default=-1, help="Layers on the GPU."
 )
+@click.option("--no-disk-cache", is_flag=True, help="Keep no states of prompts on disk.")
 @click.option("--store", type=console.PATH, metavar="FILE", help="File for conversations.")
 @click.option("--no-store", is_flag=True, help="Keep conversations in memory only.")
 @click.option("--reset-store", is_flag=True, help="Move a damaged store aside; begin a new one.")
@@ -73,6 +74,7 @@ def serve_command(
     aliases: tuple[str, ...],
     n_threads: int | None,
     n_gpu_layers: int,
+    no_disk_cache: bool,
     store: Path | None,
     no_store: bool,
     reset_store: bool,
@@ -109,6 +111,7 @@ def serve_command(
             parallel=chats,
             n_threads=n_threads,
             n_gpu_layers=n_gpu_layers,
+            disk_cache=not no_disk_cache,
         )
         for i, path in enumerate(finder.find(name, yes=yes) for name in model)
     ]

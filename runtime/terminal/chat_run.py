@@ -38,6 +38,7 @@ class EngineRequest:
     n_ctx: int | None = None
     n_threads: int | None = None
     n_gpu_layers: int = -1
+    disk_cache: bool = True
     constrained: bool = True
     verbose: bool = False
 
@@ -179,6 +180,7 @@ def _loader(asked: ChatRequest) -> Callable[[str], tuple[Model, str]]:
                 constrained=asked.engine.constrained,
                 n_threads=asked.engine.n_threads,
                 n_gpu_layers=asked.engine.n_gpu_layers,
+                disk_cache=asked.engine.disk_cache,
                 progress=_in_bytes(advance, size),
                 verbose=asked.engine.verbose,
             )

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from gptoss.runtime.engine.base import EngineError, Logits
 from gptoss.runtime.engine.context import Chunk
+from gptoss.runtime.engine.saved_state import State
 
 N_VOCAB = 1000
 
@@ -77,12 +77,27 @@ class FakeContext:
     def truncate(self, stream: int, position: int) -> None:
         del self.held[stream][position:]
 
-    def save_window(self, stream: int) -> Any:
-        return len(self.held[stream])
+    def save_window(self, stream: int) -> State:
+        return as_bytes(self.held[stream])
 
-    def restore_window(self, stream: int, state: Any) -> None:
-        del self.held[stream][state:]
+    def restore_window(self, stream: int, state: State) -> None:
+        del self.held[stream][len(tokens_of(state)) :]
 
     def copy(self, source: int, target: int) -> bool:
         self.held[target] = list(self.held[source])
         return True
+
+    def save_attention(self, stream: int) -> State:
+        return as_bytes(self.held[stream])
+
+    def restore(self, stream: int, attention: State, window: State) -> bool:
+        self.held[stream] = tokens_of(attention)[: len(tokens_of(window))]
+        return self.held[stream] == tokens_of(window)
+
+
+def as_bytes(tokens: list[int]) -> State:
+    return np.array(tokens, np.int32).view(np.uint8)
+
+
+def tokens_of(state: State) -> list[int]:
+    return [int(it) for it in state.view(np.int32)]

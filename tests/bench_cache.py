@@ -1,0 +1,87 @@
+"""How long a state of 8,000 tokens takes to come back from disk, in a process of its own.
+
+    PYTHONPATH=.:tests python tests/bench_cache.py FOLDER write    # minutes: decodes the prefixes
+    PYTHONPATH=.:tests python tests/bench_cache.py FOLDER read     # seconds, on a quiet machine
+
+Two models: the small trained one of the tests, and one with the layers, heads and so the states of
+gpt-oss-20b, but hardly any experts. The figures are in docs/measured.md.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from gptoss.converter.convert import convert
+from gptoss.runtime.engine.base import Logits
+from gptoss.runtime.engine.llama_cpp import LlamaEngine
+from gptoss.runtime.engine.prefix_cache import CacheSettings
+from support.checkpoints import random_checkpoint
+
+PREFIX, NEW, TIMES = 8000, 20, 5
+TINY = Path(__file__).resolve().parent / "tiny" / "checkpoint"
+
+
+def _wide(folder: Path) -> Path:
+    """gpt-oss-20b's attention over a narrow model."""
+    return random_checkpoint(
+        folder / "checkpoint", hidden=64, layers=24, heads=64, kv_heads=8, experts=2
+    )
+
+
+MODELS: dict[str, Callable[[Path], Path]] = {"tiny": lambda _: TINY, "20b-shaped": _wide}
+
+
+def open_engine(folder: Path) -> LlamaEngine:
+    cache = CacheSettings(folder=folder / "cache")
+    return LlamaEngine(folder / "model.gguf", n_ctx=16_384, cache=cache)
+
+
+def ask(engine: LlamaEngine, prompt: list[int]) -> tuple[float, float, int]:
+    """Seconds to the first token, of these decoding the prompt, and how many tokens were reused."""
+
+    def first(logits: Logits) -> int:
+        return int(logits.argmax())
+
+    begun = time.perf_counter()
+    generation = engine.generate(prompt, first, stop=set(), max_tokens=1, checkpoints=[PREFIX])
+    list(generation)
+    timings = generation.timings
+    return time.perf_counter() - begun, timings.prompt_seconds, timings.reused_tokens
+
+
+def main() -> None:
+    folder, what = Path(sys.argv[1]), sys.argv[2]
+    for name, checkpoint in MODELS.items():
+        here = folder / name
+        prefix = [int(it) for it in np.random.default_rng(0).integers(0, 200, PREFIX)]
+        if what == "write":
+            here.mkdir(parents=True, exist_ok=True)
+            convert(checkpoint(here), here / "model.gguf")
+            engine = open_engine(here)
+            seconds, _, _ = ask(engine, [*prefix, 1])
+            print(f"{name}: {PREFIX:,} tokens decoded in {seconds:.1f} s", flush=True)
+            engine.close()
+            continue
+        size = sum(it.stat().st_size for it in (here / "cache").iterdir())
+        rows = []
+        for i in range(TIMES):
+            engine = open_engine(here)
+            rows.append(ask(engine, [*prefix, *range(i, i + NEW)]))
+            engine.close()
+        assert all(reused == PREFIX for _, _, reused in rows), rows
+        whole = statistics.median(row[0] for row in rows)
+        decoding = statistics.median(row[1] for row in rows)
+        print(
+            f"{name}: {size / 1e6:.1f} MB; first token after {whole:.3f} s, "
+            f"of which {decoding:.3f} s decode {NEW} new tokens; medians of {TIMES}"
+        )
+
+
+if __name__ == "__main__":
+    main()
