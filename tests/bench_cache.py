@@ -28,9 +28,9 @@ TINY = Path(__file__).resolve().parent / "tiny" / "checkpoint"
 
 
 def _wide(folder: Path) -> Path:
-    """gpt-oss-20b's attention over a narrow model."""
+    """gpt-oss-20b's KV over a narrow model with few query heads."""
     return random_checkpoint(
-        folder / "checkpoint", hidden=64, layers=24, heads=64, kv_heads=8, experts=2
+        folder / "checkpoint", hidden=64, layers=24, heads=8, kv_heads=8, experts=2
     )
 
 
