@@ -7,12 +7,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: help demo chat test slow oracle check lint format types dist bench clean
+.PHONY: help demo chat test slow oracle check lint format types dist gpu-check bench clean
 
 .DEFAULT_GOAL := help
 
 help:  ## list these targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo: $(VENV)/.run  ## convert the small model, verify it, talk with it
 	@$(BIN)/python tests/demo.py
@@ -45,6 +45,9 @@ types: $(VENV)/.dev  ## check the types for Linux, macOS and Windows
 
 dist: $(VENV)/.dev  ## build wheel and source archive, check and install them
 	$(BIN)/python tests/dist.py
+
+gpu-check: $(VENV)/.dev  ## check layers, memory and speed on an NVIDIA card, if there is one
+	@$(BIN)/python tests/gpu_check.py || test $$? = 3
 
 bench: $(VENV)/.oracle  ## measure a 20b-sized model: 55 GB of disk, half an hour, Linux
 	$(BIN)/python tests/bench.py

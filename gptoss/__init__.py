@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gptoss.errors import OptionError as OptionError
     from gptoss.errors import OutputError as OutputError
     from gptoss.errors import UnsupportedModelError as UnsupportedModelError
+    from gptoss.library.memory import memory_plan as memory_plan
     from gptoss.quant.audit.auditor import Audit as Audit
     from gptoss.quant.audit.auditor import audit as audit
     from gptoss.quant.audit.findings import Finding as Finding
@@ -62,10 +63,14 @@ if TYPE_CHECKING:
     from gptoss.runtime.embed.supervisor import ProcessState as ProcessState
     from gptoss.runtime.engine.base import EngineError as EngineError
     from gptoss.runtime.engine.base import ForkedProcessError as ForkedProcessError
+    from gptoss.runtime.engine.base import ModelFileChangedError as ModelFileChangedError
+    from gptoss.runtime.engine.base import OutOfMemoryError as OutOfMemoryError
     from gptoss.runtime.engine.base import PromptProgress as PromptProgress
     from gptoss.runtime.engine.base import PromptTooLongError as PromptTooLongError
     from gptoss.runtime.engine.base import QueueFullError as QueueFullError
     from gptoss.runtime.engine.base import Timings as Timings
+    from gptoss.runtime.engine.settings import EngineSettings as EngineSettings
+    from gptoss.runtime.engine.settings import Lora as Lora
     from gptoss.runtime.harmony.errors import ConstraintError as ConstraintError
     from gptoss.runtime.harmony.errors import ConversationError as ConversationError
     from gptoss.runtime.harmony.errors import ConversationTooLongError as ConversationTooLongError
@@ -78,6 +83,9 @@ if TYPE_CHECKING:
     from gptoss.runtime.harmony.messages import Effort as Effort
     from gptoss.runtime.harmony.messages import Message as Message
     from gptoss.runtime.harmony.messages import Role as Role
+    from gptoss.runtime.models.memory_plan import MemoryPlan as MemoryPlan
+    from gptoss.runtime.models.memory_plan import PlanVerdict as PlanVerdict
+    from gptoss.runtime.models.placement import DeviceMemory as DeviceMemory
     from gptoss.runtime.sampling.grammar import JSON_OBJECT as JSON_OBJECT
     from gptoss.runtime.sampling.grammar import JsonSchema as JsonSchema
     from gptoss.runtime.sampling.grammar import Lark as Lark
@@ -109,6 +117,7 @@ _NAMES = {
         "OutputError",
         "UnsupportedModelError",
     ),
+    "gptoss.library.memory": ("memory_plan",),
     "gptoss.quant.audit.auditor": ("Audit", "audit"),
     "gptoss.quant.audit.findings": ("Finding", "Severity"),
     "gptoss.quant.diff.differ": ("diff",),
@@ -139,11 +148,14 @@ _NAMES = {
     "gptoss.runtime.engine.base": (
         "EngineError",
         "ForkedProcessError",
+        "ModelFileChangedError",
+        "OutOfMemoryError",
         "PromptProgress",
         "PromptTooLongError",
         "QueueFullError",
         "Timings",
     ),
+    "gptoss.runtime.engine.settings": ("EngineSettings", "Lora"),
     "gptoss.runtime.harmony.errors": (
         "ConstraintError",
         "ConversationError",
@@ -158,6 +170,8 @@ _NAMES = {
         "TextDelta",
     ),
     "gptoss.runtime.harmony.messages": ("Effort", "Message", "Role"),
+    "gptoss.runtime.models.memory_plan": ("MemoryPlan", "PlanVerdict"),
+    "gptoss.runtime.models.placement": ("DeviceMemory",),
     "gptoss.runtime.sampling.grammar": (
         "JSON_OBJECT",
         "JsonSchema",
@@ -192,11 +206,13 @@ __all__ = [
     "ConversationTooLongError",
     "Conversion",
     "ConvertOptions",
+    "DeviceMemory",
     "Diagnostic",
     "Diff",
     "Effort",
     "End",
     "EngineError",
+    "EngineSettings",
     "Finding",
     "ForkedProcessError",
     "GgufError",
@@ -207,15 +223,20 @@ __all__ = [
     "JsonSchema",
     "Lark",
     "Limits",
+    "Lora",
+    "MemoryPlan",
     "Message",
     "MessageEnded",
     "MessageStarted",
     "MissingPackageError",
     "Model",
+    "ModelFileChangedError",
     "ModelInfo",
     "OptionError",
+    "OutOfMemoryError",
     "OutputError",
     "Plan",
+    "PlanVerdict",
     "ProcessState",
     "PromptProgress",
     "PromptTooLongError",
@@ -252,6 +273,7 @@ __all__ = [
     "diff",
     "info",
     "load",
+    "memory_plan",
     "open",
     "plan",
     "report",

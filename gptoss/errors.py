@@ -12,6 +12,8 @@
     ├── MissingPackageError         a Python package of an optional extra is not installed
     ├── HubError                    the Hub cannot be reached, or refuses
     ├── EngineError                 llama.cpp cannot load or run the model
+    │   ├── OutOfMemoryError        ... the model or its context does not fit into memory
+    │   ├── ModelFileChangedError   ... its file was written to while it is in use
     │   ├── PromptTooLongError      ... the prompt does not fit into the context
     │   ├── QueueFullError          ... too many requests are waiting
     │   └── ForkedProcessError      ... it was loaded before this process was forked

@@ -12,8 +12,11 @@ from gptoss.runtime.chat.settings import MAX_ROUNDS, Limits, Settings, effort_na
 from gptoss.runtime.engine.cache_command import cache_command
 from gptoss.runtime.harmony.messages import Effort
 from gptoss.runtime.launch.command import launch_command
+from gptoss.runtime.models.doctor_command import doctor_command
+from gptoss.runtime.models.engine_options import engine_options, pop_engine_options
 from gptoss.runtime.models.finder import model_finder
 from gptoss.runtime.models.plan_command import plan_command
+from gptoss.runtime.models.tune_command import tune_command
 from gptoss.runtime.sampling.grammar import ToolChoice
 from gptoss.runtime.sampling.parameters import Sampling
 from gptoss.runtime.server.serve_command import serve_command
@@ -34,6 +37,8 @@ def cli() -> None:
 
 cli.add_command(cache_command)
 cli.add_command(plan_command)
+cli.add_command(tune_command)
+cli.add_command(doctor_command)
 cli.add_command(serve_command)
 cli.add_command(launch_command)
 
@@ -143,33 +148,13 @@ cli.add_command(launch_command)
 )
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Make sampling repeatable.")
 @click.option(
-    "--ctx",
-    "n_ctx",
-    type=int,
-    metavar="N",
-    help="Context size in tokens.  [default: 16384, or less if the model has less]",
-)
-@click.option(
     "--max-tokens", type=int, metavar="N", help="Maximum tokens per reply, including reasoning."
-)
-@click.option(
-    "--threads",
-    "n_threads",
-    type=int,
-    metavar="N",
-    help="CPU threads.  [default: number of physical cores]",
-)
-@click.option(
-    "--gpu-layers",
-    "n_gpu_layers",
-    type=int,
-    metavar="N",
-    default=-1,
-    help="Layers to offload to the GPU.  [default: all]",
 )
 @click.option(
     "--no-disk-cache", is_flag=True, help="Keep no states of prompts on disk, and use none."
 )
+@engine_options
+@click.option("--force", is_flag=True, help="Load the model even if it does not fit into memory.")
 @click.option("--verbose", is_flag=True, help="Show llama.cpp's log on stderr.")
 @click.option(
     "-c", "--continue", "continue_last", is_flag=True, help="Continue the last conversation."
@@ -253,9 +238,8 @@ def chat(
                     response_format=response_format_of(response_format, schema, regex, grammar),
                 ),
                 EngineRequest(
-                    n_ctx=options["n_ctx"],
-                    n_threads=options["n_threads"],
-                    n_gpu_layers=options["n_gpu_layers"],
+                    options=pop_engine_options(options),
+                    force=options["force"],
                     disk_cache=not options["no_disk_cache"],
                     constrained=not unconstrained,
                     verbose=options["verbose"],

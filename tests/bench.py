@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import bench_drafts
+import bench_memory
 import numpy as np
 from bench_converter import converter_bench, memory_bench, vocabulary_bench
 from gguf import GGMLQuantizationType, quants
@@ -176,6 +177,10 @@ def main() -> None:
         *table(audit, audit[0], 0),
         "",
         *table(small, small[0], 0),
+        "",
+        *bench_memory.memory_rows(q8),
+        "",
+        *bench_memory.group_rows(q8),
         "",
         *(f"- {line}" for line in memory_bench(options.runs)),
         *(

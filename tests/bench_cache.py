@@ -21,6 +21,7 @@ from gptoss.converter.convert import convert
 from gptoss.runtime.engine.base import Logits
 from gptoss.runtime.engine.llama_cpp import LlamaEngine
 from gptoss.runtime.engine.prefix_cache import CacheSettings
+from gptoss.runtime.engine.settings import EngineSettings
 from support.checkpoints import random_checkpoint
 
 PREFIX, NEW, TIMES = 8000, 20, 5
@@ -39,7 +40,7 @@ MODELS: dict[str, Callable[[Path], Path]] = {"tiny": lambda _: TINY, "20b-shaped
 
 def open_engine(folder: Path) -> LlamaEngine:
     cache = CacheSettings(folder=folder / "cache")
-    return LlamaEngine(folder / "model.gguf", n_ctx=16_384, cache=cache)
+    return LlamaEngine(folder / "model.gguf", EngineSettings(n_ctx=16_384), cache=cache)
 
 
 def ask(engine: LlamaEngine, prompt: list[int]) -> tuple[float, float, int]:

@@ -21,6 +21,7 @@ from bench_harmony import Figure
 from gptoss.runtime.engine.base import Logits
 from gptoss.runtime.engine.drafts import BatchCosts, measure_batch_costs
 from gptoss.runtime.engine.llama_cpp import LlamaEngine
+from gptoss.runtime.engine.settings import EngineSettings
 from gptoss.runtime.sampling.parameters import Sampling
 from gptoss.runtime.sampling.sampler import RandomSampler
 
@@ -45,7 +46,7 @@ def rate(engine: LlamaEngine, prompt: Sequence[int], reply: Sequence[int]) -> fl
 
 def figures(gguf: Path, n: int) -> Iterator[Figure]:
     """Costs of batches, then the two texts."""
-    engine = LlamaEngine(gguf, n_ctx=4 * n + 1024, draft_costs=UNMEASURED)
+    engine = LlamaEngine(gguf, EngineSettings(n_ctx=4 * n + 1024, draft_costs=UNMEASURED))
     scheduler = engine._scheduler
     costs = measure_batch_costs(scheduler._context)
     for size, cost in zip(costs.sizes, costs.costs, strict=True):

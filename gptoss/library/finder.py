@@ -210,9 +210,9 @@ def _memory(headers: Path) -> MemoryPlan | None:
         require_packages("run", "llama_cpp", "psutil")
     except MissingPackageError:
         return None
-    from gptoss.runtime.models.memory_plan import plan_memory
+    from gptoss.runtime.models.plan import memory_plan
 
-    return plan_memory(headers)
+    return memory_plan(headers)
 
 
 def _free(folder: Path) -> int:

@@ -26,7 +26,7 @@ from gptoss.formats.checkpoint import CONFIG, read_config
 from gptoss.formats.gguf import HEADER_LIMIT, GgufFile
 from gptoss.formats.hparams import HParams
 from gptoss.library.names import HubModel, did_you_mean
-from gptoss.runtime.models.sizes import ModelSizes, sparse_gguf
+from gptoss.runtime.models.sizes import sparse_gguf
 
 FIRST_READ = 2**24
 """Bytes of a GGUF that are fetched for its header first; the published ones have 13 MB."""
@@ -146,7 +146,7 @@ def headers(offer: Offer, client: Client) -> Iterator[Path]:
         if offer.kind is Kind.CHECKPOINT:
             Stream(client, offer.listing, folder).fetch(CONFIG_FILES)
             hparams = HParams.from_config(read_config(folder))
-            with sparse_gguf(ModelSizes(hparams, 0, 0)) as made:  # its sizes follow from the shape
+            with sparse_gguf(hparams) as made:  # its sizes follow from the shape
                 yield made.rename(made.with_name(name))
             return
         first = folder / basename(offer.weights[0])

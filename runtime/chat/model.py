@@ -13,39 +13,48 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import TYPE_CHECKING, Self, Unpack, cast
 
 from gptoss.errors import require_packages
 from gptoss.runtime.chat.chat import Chat
 from gptoss.runtime.chat.options import ChatOptions, settings_of, with_chat_options
-from gptoss.runtime.chat.settings import ChatError
 from gptoss.runtime.engine.base import Engine
+from gptoss.runtime.engine.settings import EngineOptions
 from gptoss.runtime.harmony.tokenizer import Tokenizer
+from gptoss.runtime.models.lora import check_lora
+from gptoss.runtime.models.memory_plan import MemoryPlan
+from gptoss.runtime.models.plan import plan_load
 from gptoss.runtime.models.preflight import Model as CheckedFile
 from gptoss.runtime.tools.functions import Toolbox
 
 if TYPE_CHECKING:
     from gptoss.runtime.sampling.constrained import TokenMasks
 
-DEFAULT_N_CTX = 16_384
-"""Tokens of context unless asked otherwise: 400 MiB of memory for the 20b model."""
-
 DEFAULT_PARALLEL = 4
 """Replies that ``open`` lets be generated at a time; each has a context of its own."""
+
+
+_LOADED = 0.95
+"""Share of the progress when llama.cpp has the model; then the vocabulary's masks are made."""
+
+
+class LoadOptions(ChatOptions, EngineOptions, total=False):
+    """Everything that ``load`` takes: the options of a chat, and of the engine."""
+
+
+_ENGINE = tuple(EngineOptions.__annotations__)
 
 
 @with_chat_options
 def load(
     path: str | os.PathLike[str],
     *,
-    n_ctx: int | None = None,
     constrained: bool = True,
-    n_threads: int | None = None,
-    n_gpu_layers: int = -1,
     disk_cache: bool = True,
+    force: bool = False,
     progress: Callable[[float], None] | None = None,
     verbose: bool = False,
-    **options: Unpack[ChatOptions],
+    **options: Unpack[LoadOptions],
 ) -> Chat:
     """Load a gpt-oss GGUF and begin one chat with it; closing the chat also frees the model.
 
@@ -53,18 +62,19 @@ def load(
     GgufError, UnsupportedModelError, EngineError, ToolError, SamplingError, ConstraintError,
     ChatError, and what ``progress`` raises.
     """
-    settings = settings_of(options)
+    engine = {name: options[name] for name in _ENGINE if name in options}  # type: ignore[literal-required]
+    chat = cast(ChatOptions, {name: it for name, it in options.items() if name not in engine})
+    settings = settings_of(chat)
     toolbox = Toolbox(options.get("tools", ()))
     model = open(
         path,
-        n_ctx=n_ctx,
         parallel=1,
         constrained=constrained,
-        n_threads=n_threads,
-        n_gpu_layers=n_gpu_layers,
         disk_cache=disk_cache,
+        force=force,
         progress=progress,
         verbose=verbose,
+        **cast(EngineOptions, engine),
     )
     try:
         return Chat(
@@ -83,45 +93,54 @@ def load(
 def open(  # noqa: A001 as gptoss.open, beside gptoss.load
     path: str | os.PathLike[str],
     *,
-    n_ctx: int | None = None,
     parallel: int = DEFAULT_PARALLEL,
     constrained: bool = True,
-    n_threads: int | None = None,
-    n_gpu_layers: int = -1,
     disk_cache: bool = True,
+    force: bool = False,
     progress: Callable[[float], None] | None = None,
     verbose: bool = False,
+    **options: Unpack[EngineOptions],
 ) -> Model:
     """Load a gpt-oss GGUF as a ``Model`` for any number of chats.
 
     ``parallel`` of them can be answered at a time, each with ``n_ctx`` tokens of its own; further
     ones wait their turn. ``constrained=False`` leaves the model free: no tool choice, response
-    format or reasoning budget can be kept then. ``n_threads`` defaults to the physical cores,
-    ``n_gpu_layers`` to all. ``disk_cache=False`` leaves no state of any prompt on disk, and uses
-    none (see docs/run.md). ``progress`` is called on this thread with the share that is done, 0
-    to 1; an exception that it raises ends the load. Raises GgufError, UnsupportedModelError,
-    EngineError, ChatError.
+    format or reasoning budget can be kept then. ``options`` are the engine's (``EngineSettings``):
+    ``n_ctx``, ``kv_type``, ``n_batch``, ``n_threads``, ``repack``, ``n_gpu_layers``, ``gpus``,
+    ``n_cpu_experts``, ``flash_attention``, ``loras``; what is left out is chosen by the memory
+    plan (``gptoss.memory_plan``), and kept as ``Model.plan``. A model that does not fit into the
+    memory available now is refused unless ``force``. ``disk_cache=False`` leaves no state of
+    any prompt on disk, and uses none (see docs/run.md). ``progress`` is called on this thread with
+    the share that is done, 0 to 1; an exception that it raises ends the load. Raises GgufError,
+    UnsupportedModelError, OptionError, OutOfMemoryError, EngineError.
     """
-    require_packages("run", "llama_cpp", "llguidance", "tiktoken")
+    require_packages("run", "llama_cpp", "llguidance", "psutil", "tiktoken")
     checked = CheckedFile.open(Path(path))
-    n_ctx = context_size(n_ctx, checked)
+    for lora in options.get("loras") or ():
+        check_lora(lora, checked.tensors)
+    plan = plan_load(checked.path, checked.sizes, chats=parallel, options=options)
+    if not force:
+        plan.require()
     # Here, so that the rest works without them: a scripted engine in tests, a remote one.
     from gptoss.runtime.engine.llama_cpp import LlamaEngine
     from gptoss.runtime.models.cache_settings import cache_settings
     from gptoss.runtime.sampling.constrained import TokenMasks
 
-    masks = TokenMasks(checked.tokenizer) if constrained else None
+    report = progress or (lambda _: None)
     engine = LlamaEngine(
         checked.path,
-        n_ctx=n_ctx,
-        n_sequences=parallel,
-        n_threads=n_threads,
-        n_gpu_layers=n_gpu_layers,
-        cache=cache_settings(checked.path, disk=disk_cache),
-        progress=progress,
+        plan.settings,
+        cache=cache_settings(checked.path, disk=disk_cache and not plan.settings.loras),
+        progress=lambda share: report(_LOADED * share),
         verbose=verbose,
     )
-    return Model(engine, checked.tokenizer, masks)
+    try:
+        masks = TokenMasks(checked.tokenizer) if constrained else None
+        report(1.0)
+    except BaseException:
+        engine.close()
+        raise
+    return Model(engine, checked.tokenizer, masks, plan)
 
 
 class Model:
@@ -131,9 +150,16 @@ class Model:
     """
 
     def __init__(
-        self, engine: Engine, tokenizer: Tokenizer, masks: TokenMasks | None = None
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        masks: TokenMasks | None = None,
+        plan: MemoryPlan | None = None,
     ) -> None:
-        """The model owns the engine and closes it. Without ``masks`` nothing is constrained."""
+        """The model owns the engine and closes it. Without ``masks`` nothing is constrained.
+        ``plan`` is what the engine was loaded by.
+        """
+        self.plan = plan
         self.engine = engine
         self.tokenizer = tokenizer
         self.masks = masks
@@ -174,17 +200,3 @@ class Model:
         for chat in list(self._chats):
             chat.close()
         self.engine.close()
-
-
-def context_size(asked: int | None, checked: CheckedFile) -> int:
-    """Return the context in tokens that a model is opened with; raises ChatError for one that it
-    does not have.
-    """
-    most = checked.hparams.max_position_embeddings
-    if asked is None:
-        return min(DEFAULT_N_CTX, most)
-    if not isinstance(asked, int) or isinstance(asked, bool):
-        raise ChatError(f"context is {asked!r}; expected a whole number of tokens")
-    if not 1 <= asked <= most:
-        raise ChatError(f"context is {asked} tokens; {checked.path.name} allows 1 to {most}")
-    return asked

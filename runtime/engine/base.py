@@ -3,6 +3,8 @@ token ids.
 
     EngineError                   the engine could not load, decode or allocate
     ├── PromptTooLongError        the prompt leaves no room in the context
+    ├── OutOfMemoryError          the model, its context or a batch does not fit into memory
+    ├── ModelFileChangedError     the model's file was written to while it is in use
     ├── QueueFullError            too many requests are waiting
     ├── TimeLimitError            the request took longer than it may
     └── ForkedProcessError        the model was loaded before this process was forked
@@ -40,6 +42,14 @@ class EngineError(GptossError):
 
 class PromptTooLongError(EngineError):
     """The prompt leaves no room in the context for even one more token."""
+
+
+class OutOfMemoryError(EngineError):
+    """The model, its context or a batch does not fit into the memory of the machine or a device."""
+
+
+class ModelFileChangedError(EngineError):
+    """The model's file was written to while it is in use; what it computes would be wrong."""
 
 
 class QueueFullError(EngineError):

@@ -1,9 +1,9 @@
 """What llama.cpp would allocate for a model and a context, measured without allocating it.
 
-``python -m gptoss.runtime.engine.buffer_sizes FILE`` reads one JSON object (``Settings``) per line
-and answers each with one (``Buffers``). It runs as a separate process for two reasons: a failed
-ggml assertion aborts the process, and llama.cpp reports these sizes only in its log, which is
-global.
+``python -m gptoss.runtime.engine.buffer_sizes FILE`` reads one JSON object (``EngineSettings``) per
+line and answers each with one (``Buffers``). It runs as a separate process for two reasons: a
+failed ggml assertion aborts the process, and llama.cpp reports these sizes only in its log, which
+is global.
 """
 
 from __future__ import annotations
@@ -13,48 +13,57 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from gptoss.runtime.engine.base import N_BATCH, EngineError
+from gptoss.runtime.engine.base import EngineError
+from gptoss.runtime.engine.devices import check_offload, select_gpus
+from gptoss.runtime.engine.drafts import BatchCosts
+from gptoss.runtime.engine.settings import EngineSettings
 
 TIMEOUT = 120.0
 """Seconds; reading the vocabulary of 201,088 tokens takes one."""
 
+CPU = "CPU"
+"""The device of all memory that is not a GPU's own."""
+
 _MIB = 2**20
-_SIZES = {
-    "kv": re.compile(r"llama_kv_cache: size = +([\d.]+) MiB"),
-    "compute": re.compile(r"compute buffer size = +([\d.]+) MiB"),
-    "output": re.compile(r"output buffer size = +([\d.]+) MiB"),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """A context's settings. ``kv_type`` is a name of ``KV_TYPES``."""
-
-    n_ctx: int
-    n_sequences: int = 1
-    kv_type: str = "f16"
-    n_batch: int = N_BATCH
+_KV = re.compile(r"llama_kv_cache: size = +([\d.]+) MiB")
+_BUFFER = re.compile(r"(\S+) +(?:compute|output) buffer size = +([\d.]+) MiB")
+_LAYER = re.compile(r"layer +\d+ assigned to device (\S+?),")
+_REPACKED = re.compile(r"CPU_REPACK model buffer size")
 
 
 @dataclass(frozen=True, slots=True)
 class Buffers:
-    """Bytes of a context: keys and values (windows included), and graph with logits."""
+    """Bytes that llama.cpp allocates for a context, and where it puts the layers.
 
-    kv: int
-    compute: int
+    ``kv_full``, ``kv_window``: keys and values of all layers with full attention, and of those with
+    a window. ``compute``: graph and logits, by device. ``layers``: the device of each layer, then
+    of the output. ``repacked``: llama.cpp can repack the experts on this processor, and was asked.
+    """
+
+    kv_full: int
+    kv_window: int
+    compute: Mapping[str, int]
+    layers: tuple[str, ...]
+    repacked: bool = False
+
+    @property
+    def kv(self) -> int:
+        """Return the bytes of keys and values on all devices together."""
+        return self.kv_full + self.kv_window
 
 
-def measure_buffers(path: Path, settings: Sequence[Settings]) -> list[Buffers]:
+def measure_buffers(path: Path, settings: Sequence[EngineSettings]) -> list[Buffers]:
     """Measure the buffers in bytes that llama.cpp would allocate for a context on the GGUF
     ``path``, for each of ``settings``; the weights are not read.
 
     Raises EngineError when llama.cpp refuses the file or a context.
     """
-    asked = "".join(json.dumps(asdict(it)) + "\n" for it in settings)
+    asked = "".join(json.dumps(_measured(it)) + "\n" for it in settings)
     try:
         done = subprocess.run(
             [sys.executable, "-m", __name__, os.fspath(path)],
@@ -73,55 +82,109 @@ def measure_buffers(path: Path, settings: Sequence[Settings]) -> list[Buffers]:
         said = done.stderr.strip().splitlines()
         why = said[-1] if said else "its process exited"
         raise EngineError(f"{path}: llama.cpp cannot estimate its memory: {why}")
-    return [Buffers(**it) for it in answers]
+    return [Buffers(**it | {"layers": tuple(it["layers"])}) for it in answers]
+
+
+def _measured(settings: EngineSettings) -> dict[str, Any]:
+    """Return the settings as JSON; adapters are not measured, they take the size of their file."""
+    return asdict(replace(settings, loras=()))
+
+
+def _read_settings(line: str) -> EngineSettings:
+    it = json.loads(line)
+    gpus = None if it["gpus"] is None else tuple(it["gpus"])
+    costs = it["draft_costs"] and BatchCosts(*map(tuple, it["draft_costs"].values()))
+    return EngineSettings(**it | {"gpus": gpus, "loras": (), "draft_costs": costs})
+
+
+def read_log(lines: Iterable[str]) -> tuple[list[int], dict[str, int]]:
+    """Return the bytes of the two caches, and those of graph and logits by buffer, from llama.cpp's
+    log of a new context.
+    """
+    text = "".join(lines)
+    kv = [int(float(size) * _MIB) for size in _KV.findall(text)]
+    compute: dict[str, int] = {}
+    for name, size in _BUFFER.findall(text):
+        compute[name] = compute.get(name, 0) + int(float(size) * _MIB)
+    return kv, compute
+
+
+def by_device(buffers: Mapping[str, int], gpus: Iterable[str]) -> dict[str, int]:
+    """Sum buffers by the device whose memory they take: ``CUDA0`` is the GPU of that name,
+    ``CUDA_Host`` and ``CPU_REPACK`` are the machine's memory.
+    """
+    names = list(gpus)
+    sums: dict[str, int] = {}
+    for buffer, size in buffers.items():
+        device = next((name for name in names if buffer.startswith(name)), CPU)
+        sums[device] = sums.get(device, 0) + size
+    return sums
+
+
+class _Measuring:
+    """One file in llama.cpp without its weights, loaded anew when the placement changes."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._placement: object = None
+        self._model: Any = None
+        self._layers: list[str] = []
+        self._repacked = False
+
+    def measure(self, settings: EngineSettings) -> Buffers:
+        """Create a context with these settings that allocates nothing, and return its sizes."""
+        from gptoss.runtime.engine.ggml import list_devices
+        from gptoss.runtime.engine.library import LOG, lib
+        from gptoss.runtime.engine.loader import context_params
+
+        gpus = select_gpus(settings.gpus, list_devices())
+        check_offload(settings, gpus)
+        self._load(settings)
+        with LOG.collected() as lines:
+            context = lib.llama_init_from_model(self._model, context_params(settings))
+        if not context:
+            raise LOG.explain(f"cannot create a context of {settings.n_ctx} tokens")
+        lib.llama_free(context)
+        kv, compute = read_log(lines)
+        full, window = (*kv, 0, 0)[:2]
+        names = [gpu.name for gpu in gpus]
+        layers = tuple(it if it in names else CPU for it in self._layers)
+        return Buffers(full, window, by_device(compute, names), layers, self._repacked)
+
+    def _load(self, settings: EngineSettings) -> None:
+        from gptoss.runtime.engine.ggml import list_devices
+        from gptoss.runtime.engine.library import LOG, lib
+        from gptoss.runtime.engine.loader import model_params
+
+        placement = settings.n_gpu_layers, settings.gpus, settings.n_cpu_experts, settings.repack
+        if placement == self._placement:
+            return
+        if self._model:
+            lib.llama_model_free(self._model)
+        params, kept = model_params(settings, select_gpus(settings.gpus, list_devices()))
+        params.no_alloc = True
+        params.load_mode = lib.LLAMA_LOAD_MODE_NONE  # with mmap an assertion fails
+        with LOG.collected() as lines:
+            self._model = lib.llama_model_load_from_file(os.fsencode(self._path), params)
+        del kept
+        if not self._model:
+            raise LOG.explain("not loaded")
+        self._placement = placement
+        text = "".join(lines)
+        self._layers = _LAYER.findall(text)
+        self._repacked = bool(_REPACKED.search(text))
 
 
 def _main(path: str) -> None:
-    from gptoss.runtime.engine.llama_cpp import lib  # type: ignore[attr-defined]
-
-    lines: list[str] = []
-    callback = lib.llama_log_callback(
-        lambda _, text, __: lines.append(text.decode("utf-8", "replace"))
-    )
-    lib.llama_log_set(callback, None)
-    model_params = lib.llama_model_default_params()
-    model_params.no_alloc = True
-    model_params.load_mode = lib.LLAMA_LOAD_MODE_NONE  # with mmap an assertion fails
-    model_params.use_extra_bufts = False
-    lib.llama_backend_init()
-    model = lib.llama_model_load_from_file(os.fsencode(path), model_params)
-    if not model:
-        raise SystemExit("".join(lines[-2:]) or "not loaded")
+    measuring = _Measuring(path)
     for line in sys.stdin:
-        settings = Settings(**json.loads(line))
-        lines.clear()
-        context = lib.llama_init_from_model(model, _context_params(lib, settings))
-        if not context:
-            raise SystemExit(
-                "".join(lines[-2:]) or f"cannot create a context of {settings.n_ctx} tokens"
-            )
-        lib.llama_free(context)
-        found = {
-            name: sum(float(size) for size in pattern.findall("".join(lines)))
-            for name, pattern in _SIZES.items()
-        }
-        buffers = Buffers(int(found["kv"] * _MIB), int((found["compute"] + found["output"]) * _MIB))
+        settings = _read_settings(line)
+        try:
+            buffers = measuring.measure(settings)
+        except EngineError as error:
+            raise SystemExit(str(error)) from None
         print(json.dumps(asdict(buffers)), flush=True)  # noqa: T201
 
-
-def _context_params(lib: object, settings: Settings) -> object:
-    params = lib.llama_context_default_params()  # type: ignore[attr-defined]
-    params.n_ctx = settings.n_ctx * settings.n_sequences
-    params.n_batch = params.n_ubatch = settings.n_batch
-    params.n_seq_max = params.n_outputs_max = settings.n_sequences
-    params.kv_unified = False
-    params.swa_full = False
-    params.type_k = params.type_v = KV_TYPES[settings.kv_type]
-    return params
-
-
-KV_TYPES = {"f16": 1, "q8_0": 8}
-"""ggml's numbers of the types that keys and values may have."""
 
 if __name__ == "__main__":
     _main(sys.argv[1])

@@ -1,4 +1,4 @@
-"""The engine that calls llama.cpp through llama-cpp-python, the only module that imports it.
+"""The engine that calls llama.cpp through llama-cpp-python.
 
 It uses llama-cpp-python's C-level functions. That package's ``Llama`` class detokenizes the whole
 reply at every token, samples by walking all of the vocabulary, and rewinds a sliding-window
@@ -14,54 +14,25 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
 import weakref
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gptoss.runtime.engine.base import (
-    N_BATCH,
-    EngineError,
-    ForkedProcessError,
-    Logits,
-    Sampler,
-)
+from gptoss.runtime.engine.base import EngineError, ForkedProcessError, Logits, Sampler
 from gptoss.runtime.engine.context import Chunk
-from gptoss.runtime.engine.drafts import LONGEST, BatchCosts
+from gptoss.runtime.engine.file_stamp import FileStamp
+from gptoss.runtime.engine.library import LIBRARY_VERSION, LOG, StopFlag, lib
+from gptoss.runtime.engine.loader import Loaded, Progress, explain_failure, load
 from gptoss.runtime.engine.prefix_cache import CacheSettings, open_cache
+from gptoss.runtime.engine.repacking import Repacking
 from gptoss.runtime.engine.request import ScheduledGeneration
 from gptoss.runtime.engine.saved_state import State
 from gptoss.runtime.engine.scheduler import Scheduler
-from gptoss.runtime.engine.threads import physical_cores, run_interruptibly
-
-os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # else a failed assertion runs gdb on this process
-try:
-    import llama_cpp
-    import llama_cpp.llama_cpp as lib
-except (ImportError, OSError, RuntimeError) as error:
-    raise EngineError(
-        f'llama.cpp cannot be loaded ({error}); install it: pip install "gptoss-toolkit[run]"'
-    ) from error
-
-Progress = Callable[[float], None]
-"""Called with the share of the load that is done, 0 to 1, on the thread that loads. An exception
-that it raises ends the load and is raised there: this is how a load is cancelled."""
-
-MAX_THREADS = 512
-"""ggml's own limit; far beyond it, it crashes."""
-
-MAX_SEQUENCES = 64
-"""Conversations at a time; llama.cpp allows 256, each with memory for a whole context."""
-
-_READ_CHUNK = 16 << 20
-_PAGE = 4096
-_READING_SHARE = 0.9
-"""Of the progress: reading the file's pages, before llama.cpp maps them."""
+from gptoss.runtime.engine.settings import EngineSettings
 
 _logits_address = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)(
     ctypes.cast(lib.llama_get_logits_ith, ctypes.c_void_p).value or 0
@@ -75,58 +46,7 @@ _ABORTED = 2
 _NO_ROOM = 1
 
 
-class _Log:
-    """llama.cpp's log, of which a process has one: errors are kept for messages, the rest goes
-    to stderr when ``verbose``."""
-
-    def __init__(self) -> None:
-        self.verbose = False
-        self.errors: deque[str] = deque(maxlen=4)
-        self._callback = lib.llama_log_callback(self._receive)  # the library keeps no reference
-        lib.llama_log_set(self._callback, None)
-
-    def _receive(self, level: int, text: bytes, _: object) -> None:
-        line = text.decode("utf-8", "replace")
-        if level == 4:  # GGML_LOG_LEVEL_ERROR
-            self.errors.append(line.strip())
-        if self.verbose:
-            sys.stderr.write(line)
-
-    def explain(self, what: str) -> EngineError:
-        """Return an EngineError that says ``what`` failed and adds the lines that llama.cpp logged
-        about it.
-        """
-        reported = "; ".join(self.errors)
-        self.errors.clear()
-        return EngineError(f"{what}: {reported}" if reported else what)
-
-
-_LOG = _Log()
 _first_process: int | None = None
-
-
-class _StopFlag:
-    """A flag that llama.cpp reads between graph nodes without entering Python.
-
-    A callback in Python would wait for the interpreter's lock a thousand times a token. The C
-    library's ``strlen`` has the same signature and answers 0 for an empty string, 1 for "\\1".
-    """
-
-    def __init__(self) -> None:
-        library = ctypes.CDLL("msvcrt" if sys.platform == "win32" else None)
-        self._text = ctypes.create_string_buffer(2)
-        self.callback = ctypes.cast(library.strlen, lib.ggml_abort_callback)
-        self.address = ctypes.cast(self._text, ctypes.c_void_p)
-
-    def set(self) -> None:
-        self._text[0] = b"\1"
-
-    def clear(self) -> None:
-        self._text[0] = b"\0"
-
-    @property
-    def is_set(self) -> bool:
-        return self._text[0] != b"\0"
 
 
 class LlamaEngine:
@@ -135,46 +55,36 @@ class LlamaEngine:
     def __init__(
         self,
         path: Path,
+        settings: EngineSettings,
         *,
-        n_ctx: int,
-        n_sequences: int = 1,
-        n_threads: int | None = None,
-        n_gpu_layers: int = -1,
-        draft_costs: BatchCosts | None = None,
         cache: CacheSettings | None = None,
         progress: Progress | None = None,
         verbose: bool = False,
     ) -> None:
-        """Load the model; raises EngineError, and what ``progress`` raises.
-
-        ``n_ctx`` tokens for each of ``n_sequences`` conversations at a time. ``n_threads``
-        defaults to the physical cores; ``n_gpu_layers`` to all (−1), which means none where
-        llama.cpp was built without a GPU. With ``draft_costs`` text that repeats is decoded by
-        drafts (``drafts``), which takes a buffer for more logits: 50 MiB. ``cache`` is what is
-        remembered outside the context.
+        """Load the model; ``cache`` is what is remembered outside the context. Raises EngineError,
+        OptionError, and what ``progress`` raises.
         """
-        _require_count("n_ctx", n_ctx, 2**31 - 1)
-        _require_count("n_sequences", n_sequences, MAX_SEQUENCES)
-        if n_threads is not None:
-            _require_count("n_threads", n_threads, MAX_THREADS)
         _require_first_process()
-        _LOG.verbose = verbose
-        loader = _Loader(path, progress or (lambda _: None))
-        model = loader.load(n_gpu_layers)
+        LOG.verbose = verbose
+        self.settings = settings
+        stamp = FileStamp(path)
         try:
-            context = loader.new_context(
-                model,
-                n_ctx,
-                n_sequences,
-                n_threads or physical_cores(),
-                n_outputs=n_sequences if draft_costs is None else n_sequences + LONGEST,
-            )
+            loaded = load(path, settings, progress or (lambda _: None))
         except BaseException:
-            lib.llama_model_free(model)
+            stamp.close()
             raise
-        prefixes = open_cache(cache or CacheSettings(), path, context.state_format)
-        self._scheduler = Scheduler(context, n_ctx, draft_costs, prefixes)
+        self._context = LlamaContext(loaded)
+        self._stamp = stamp
+        if settings.repack == "later":
+            self._context.change_over_to(Repacking(path, settings, loaded.stop))
+        prefixes = open_cache(cache or CacheSettings(), path, self._context.state_format)
+        self._scheduler = Scheduler(self._context, settings.n_ctx, settings.draft_costs, prefixes)
         self._close = weakref.finalize(self, self._scheduler.close)
+
+    @property
+    def is_repacked(self) -> bool:
+        """Report whether llama.cpp computes with repacked experts by now."""
+        return self._context.is_repacked
 
     @property
     def n_ctx(self) -> int:
@@ -196,6 +106,7 @@ class LlamaEngine:
         """Queue a prompt with the scheduler of this llama.cpp engine; implements
         ``base.Engine.generate``.
         """
+        self._stamp.check()
         return self._scheduler.submit(
             prompt,
             sampler,
@@ -209,145 +120,43 @@ class LlamaEngine:
     def close(self) -> None:
         """Stop the scheduler and free llama.cpp's model; implements ``base.Engine.close``."""
         self._scheduler.close()
-
-
-class _Loader:
-    """Loads one file: its pages first, so that there is progress to report, then the model."""
-
-    def __init__(self, path: Path, progress: Progress) -> None:
-        self._path = path
-        self._progress = progress
-        self._stop = _StopFlag()
-        self._share = 0.0
-        self._reported = -1.0
-
-    def load(self, n_gpu_layers: int) -> Any:
-        """Load the GGUF into a ``llama_model`` of llama.cpp; raises EngineError, and what
-        ``progress`` raises.
-        """
-
-        def advance(share: float, _: object) -> bool:
-            self._share = _READING_SHARE + share * (0.99 - _READING_SHARE)
-            return not self._stop.is_set
-
-        self._read_pages()
-        params = lib.llama_model_default_params()
-        params.n_gpu_layers = n_gpu_layers
-        # Repacked experts would take 9.7 GB of memory beside the file's pages, for no speed; and
-        # Q8_0 repacked for AMX ends the process at the first decode (llama-cpp-python 0.3.36).
-        params.use_extra_bufts = False
-        params.progress_callback = lib.llama_progress_callback(advance)
-        lib.llama_backend_init()
-        loaded: list[Any] = []
-        try:
-            run_interruptibly(
-                lambda: loaded.append(
-                    lib.llama_model_load_from_file(os.fsencode(self._path), params)
-                ),
-                abort=self._stop.set,
-                poll=self._report,
-            )
-        except BaseException:
-            for model in filter(None, loaded):  # it was ready before the abort was seen
-                lib.llama_model_free(model)
-            raise
-        if not loaded[0]:
-            raise _LOG.explain(f"{self._path}: llama.cpp cannot load it")
-        return loaded[0]
-
-    def new_context(
-        self, model: Any, n_ctx: int, n_sequences: int, n_threads: int, n_outputs: int
-    ) -> LlamaContext:
-        """Create a ``llama_context`` of llama.cpp for so many sequences, and report that the load
-        is done.
-        """
-        stop = _StopFlag()
-        params = lib.llama_context_default_params()
-        params.n_ctx = n_ctx * n_sequences
-        params.n_batch = params.n_ubatch = N_BATCH
-        params.n_seq_max = n_sequences
-        params.kv_unified = False
-        # Else a buffer for the logits of every token of a batch.
-        params.n_outputs_max = n_outputs
-        params.n_threads = params.n_threads_batch = n_threads
-        params.swa_full = False
-        params.no_perf = True
-        params.abort_callback = stop.callback
-        params.abort_callback_data = stop.address
-        made: list[Any] = []
-        try:
-            run_interruptibly(
-                lambda: made.append(lib.llama_init_from_model(model, params)),
-                abort=stop.set,
-                poll=self._report,
-            )
-            if not made[0]:
-                times = f"{n_sequences} × " if n_sequences > 1 else ""
-                raise _LOG.explain(
-                    f"cannot create a context of {times}{n_ctx} tokens; "
-                    "a smaller one may fit in memory"
-                )
-            self._share = 1.0
-            self._report()
-        except BaseException:
-            for context in filter(None, made):
-                lib.llama_free(context)
-            raise
-        return LlamaContext(model, made[0], stop, n_sequences, _state_format(params))
-
-    def _read_pages(self) -> None:
-        """Read the GGUF's memory-mapped pages in order while llama.cpp loads it, to report progress
-        in bytes.
-        """
-        try:
-            pages = np.memmap(self._path, np.uint8, "r")
-        except (OSError, ValueError):  # llama.cpp reports what is wrong with it
-            return
-        for start in range(0, pages.size, _READ_CHUNK):
-            self._share = _READING_SHARE * start / pages.size
-            self._report()
-            pages[start : start + _READ_CHUNK : _PAGE].max()
-
-    def _report(self) -> None:
-        if self._share > self._reported:
-            self._reported = self._share
-            self._progress(self._share)
+        self._stamp.close()
 
 
 class LlamaContext:
     """llama.cpp's context and its model. See ``context.Context``."""
 
-    def __init__(
-        self, model: Any, context: Any, stop: _StopFlag, n_sequences: int, state_format: str
-    ) -> None:
-        """Takes both over, to free them."""
-        self.n_streams = n_sequences
-        self.state_format = state_format
+    def __init__(self, loaded: Loaded) -> None:
+        """Takes over what was loaded, to free it."""
+        context = loaded.context
+        self.n_streams = loaded.settings.n_sequences
+        self.state_format = _state_format(loaded.settings)
         """What the bytes of a state depend on besides the model."""
         self.n_ctx: int = lib.llama_n_ctx_seq(context)
-        self.n_batch = min(N_BATCH, lib.llama_n_batch(context))  # less where n_ctx is less
-        self.n_vocab: int = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
-        self.window: int = lib.llama_model_n_swa(model)
-        self._model = model
+        self.n_batch: int = lib.llama_n_batch(context)  # less than asked for where n_ctx is less
+        self.n_vocab: int = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(loaded.model))
+        self.window: int = lib.llama_model_n_swa(loaded.model)
+        self._loaded = loaded
         self._context = context
-        self._stop = stop
+        self._stop: StopFlag = loaded.stop
+        self._repacking: Repacking | None = None
         self._memory = lib.llama_get_memory(context)
         self._rows: list[int] = []
         self._views: dict[int, Logits] = {}
         self._allocate_batch()
 
     def _allocate_batch(self) -> None:
-        self._tokens = (lib.llama_token * N_BATCH)()
-        self._positions = (lib.llama_pos * N_BATCH)()
-        self._n_sequence_ids = (ctypes.c_int32 * N_BATCH)(*[1] * N_BATCH)
-        self._outputs = (ctypes.c_int8 * N_BATCH)()
+        self._tokens = (lib.llama_token * self.n_batch)()
+        self._positions = (lib.llama_pos * self.n_batch)()
+        self._n_sequence_ids = (ctypes.c_int32 * self.n_batch)(*[1] * self.n_batch)
+        self._outputs = (ctypes.c_int8 * self.n_batch)()
         id_type = lib.llama_seq_id
         self._ids = (id_type * self.n_streams)(*range(self.n_streams))
         size = ctypes.sizeof(id_type)
         first = ctypes.addressof(self._ids)
         pointer = ctypes.POINTER(id_type)
         self._id_pointers = [ctypes.cast(first + i * size, pointer) for i in range(self.n_streams)]
-        self._sequences = (pointer * N_BATCH)()
+        self._sequences = (pointer * self.n_batch)()
         self._batch = lib.llama_batch(
             token=self._tokens,
             pos=self._positions,
@@ -356,10 +165,42 @@ class LlamaContext:
             logits=self._outputs,
         )
 
+    # Repacking
+
+    @property
+    def is_repacked(self) -> bool:
+        """Report whether llama.cpp computes with repacked experts by now."""
+        return self._loaded.settings.repack == "now"
+
+    def change_over_to(self, repacking: Repacking) -> None:
+        """Continue with the repacked model of llama.cpp as soon as it is ready."""
+        self._repacking = repacking
+
+    def _change_over(self, repacked: Loaded) -> None:
+        """Move every sequence into the other context of llama.cpp, and free the one so far; keep it
+        where a sequence cannot be moved.
+        """
+        for stream in range(self.n_streams):
+            if not self.n_decoded(stream):
+                continue
+            state = self._state(stream, 0)
+            taken = state is not None and lib.llama_state_seq_set_data_ext(
+                repacked.context, _address(state), len(state), stream, 0
+            )
+            if state is None or taken != len(state):
+                repacked.free()
+                return
+        self._loaded.free()
+        self._views.clear()
+        self._loaded, self._context = repacked, repacked.context
+        self._memory = lib.llama_get_memory(repacked.context)
+
     # Decoding
 
     def decode(self, chunks: Sequence[Chunk]) -> bool:
         """Call ``llama_decode`` on one batch; implements ``context.Context.decode``."""
+        if self._repacking is not None and (repacked := self._repacking.take()) is not None:
+            self._change_over(repacked)
         if self._stop.is_set:  # asked here too: not every backend asks the abort callback
             return False
         self._fill_batch(chunks)
@@ -371,7 +212,7 @@ class LlamaContext:
         n, first = self._batch.n_tokens, chunks[0].position
         if status == _NO_ROOM:
             raise EngineError(f"the context has no room for {n} more tokens at {first}")
-        raise _LOG.explain(f"llama.cpp failed to decode {n} tokens at {first} ({status})")
+        raise explain_failure(f"llama.cpp failed to decode {n} tokens at {first} ({status})")
 
     def _fill_batch(self, chunks: Sequence[Chunk]) -> None:
         if len(chunks) == 1 and len(chunks[0].tokens) == 1:
@@ -402,7 +243,7 @@ class LlamaContext:
         """
         address = _logits_address(self._context, self._rows[index] + row)
         if not address:
-            raise _LOG.explain("llama.cpp gave no logits")
+            raise LOG.explain("llama.cpp gave no logits")
         return self._view(address)
 
     def _view(self, address: int) -> Logits:
@@ -411,7 +252,7 @@ class LlamaContext:
         """
         view = self._views.get(address)
         if view is None:
-            if len(self._views) > N_BATCH:  # llama.cpp has allocated another buffer
+            if len(self._views) > self.n_batch:  # llama.cpp has allocated another buffer
                 self._views.clear()
             row = (ctypes.c_float * self.n_vocab).from_address(address)
             view = self._views[address] = np.ctypeslib.as_array(row)
@@ -433,8 +274,9 @@ class LlamaContext:
         """Free the ``llama_context`` and ``llama_batch`` of llama.cpp; implements
         ``context.Context.free``.
         """
-        lib.llama_free(self._context)
-        lib.llama_model_free(self._model)
+        if self._repacking is not None:
+            self._repacking.close()
+        self._loaded.free()
 
     # Memory: see ``kv_reuse.Memory``
 
@@ -508,26 +350,17 @@ class LlamaContext:
         return read == len(state)
 
 
-def _state_format(params: Any) -> str:
+def _state_format(settings: EngineSettings) -> str:
     """Describe the settings of llama.cpp that the bytes of a sequence's state depend on."""
     return (
-        f"llama-cpp-python {llama_cpp.__version__}, {params.n_seq_max} sequences, "
-        f"K {params.type_k}, V {params.type_v}, flash attention {params.flash_attn_type}, "
-        f"full-size windows {params.swa_full}"
+        f"llama-cpp-python {LIBRARY_VERSION}, {settings.n_sequences} sequences, "
+        f"KV {settings.kv_type}, flash attention {settings.flash_attention}"
     )
 
 
 def _address(state: State) -> Any:
     """Return the pointer that llama.cpp's state functions take."""
     return state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-
-
-def _require_count(name: str, value: object, most: int) -> None:
-    """Raise EngineError unless a number for llama.cpp's engine is a whole number from 1 to
-    ``most``.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise EngineError(f"{name} is {value!r}; it must be a whole number from 1 to {most}")
 
 
 def _require_first_process() -> None:

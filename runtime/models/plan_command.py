@@ -4,34 +4,39 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
+from typing import Any
 
 import click
 
 from gptoss import console
-from gptoss.errors import require_packages
+from gptoss.runtime.models.engine_options import engine_options, pop_engine_options
+from gptoss.runtime.models.finder import model_finder
+from gptoss.runtime.models.memory_plan import MemoryPlan
+from gptoss.runtime.models.plan import memory_plan
 
 
 @click.command("plan")
-@click.argument("model", type=console.PATH)
-@click.option("--context", type=int, metavar="N", help="Tokens of context for each chat.")
+@click.argument("model")
 @click.option(
     "--chats", type=int, metavar="N", default=1, show_default=True, help="Chats at the same time."
 )
+@engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as one JSON object.")
 @click.pass_context
 def plan_command(
-    context: click.Context, /, model: Path, chats: int, as_json: bool, **options: int | None
+    context: click.Context, /, model: str, chats: int, as_json: bool, **options: Any
 ) -> None:
-    """Check whether MODEL fits into the memory that is available now.
+    """Check whether MODEL fits into the available memory.
 
-    MODEL is a GGUF or a checkpoint folder; for a folder, the plan is for the GGUF that
-    gptoss-convert would write. Weights are not read. GPU memory is not counted.
+    MODEL is a GGUF, a checkpoint folder, one of your models, or OWNER/NAME on the Hub, of which
+    only the config or the header is read. For a checkpoint, the plan is for the GGUF that
+    gptoss-convert would write. What is not given is chosen so that the model fits.
 
     \b
     Examples:
-      gptoss-run plan gpt-oss-20b.gguf
-      gptoss-run plan gpt-oss-20b/ --context 131072 --chats 2 --json
+      gptoss-run plan 20b
+      gptoss-run plan gpt-oss-20b.gguf --chats 4
+      gptoss-run plan gpt-oss-20b/ --ctx 131072 --chats 2 --json
 
     \b
     Exit codes:
@@ -39,25 +44,37 @@ def plan_command(
       1    it does not fit
       2    the input or the request is invalid
     """
-    require_packages("run", "llama_cpp", "psutil")
-    from gptoss.runtime.models.memory_plan import Verdict, plan_memory
-
-    plan = plan_memory(model, context=options["context"], chats=chats)
+    with model_finder(context).headers(model) as headers:
+        plan = memory_plan(headers, chats=chats, **pop_engine_options(options))
     if as_json:
-        click.echo(
-            json.dumps(
-                {**asdict(plan), "verdict": plan.verdict.name.lower()}
-                | {"needed": plan.needed, "short": plan.short}
-            )
-        )
+        click.echo(json.dumps(as_json_object(plan), default=str))
     else:
-        click.echo(console.one_line(str(plan)))
-        for label, size in (
-            ("weights", plan.weights),
-            ("keys and values", plan.kv),
-            ("graph", plan.compute),
-            ("program", plan.process),
-        ):
-            click.echo(f"  {label:<16}{size / 1e9:>8.2f} GB")
-    if plan.verdict is Verdict.DOES_NOT_FIT:
+        _print(plan)
+    if not plan.fits:
         context.exit(1)
+
+
+def as_json_object(plan: MemoryPlan) -> dict[str, Any]:
+    """Return the plan as JSON: its fields, and for each device what is needed and lacking."""
+    devices = [asdict(it) | {"needed": it.needed, "short": it.short} for it in plan.devices]
+    return asdict(plan) | {
+        "verdict": plan.verdict.name.lower(),
+        "devices": devices,
+        "needed": plan.needed,
+        "short": plan.short,
+    }
+
+
+def _print(plan: MemoryPlan) -> None:
+    click.echo(console.one_line(str(plan)))
+    for it in plan.devices:
+        click.echo(f"  {it.name}:")
+        for label, size in (
+            ("weights", it.weights),
+            ("keys and values", it.kv),
+            ("graph", it.compute),
+            ("program" if it is plan.devices[0] else "driver", it.process),
+        ):
+            click.echo(f"    {label:<16}{size / 1e9:>8.2f} GB")
+    for note in plan.notes:
+        click.echo(f"  {note}")

@@ -6,15 +6,16 @@ Everything that its gpt-oss reads is compared with the tables in ``formats`` fir
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gptoss.errors import GgufError, UnsupportedModelError, quoted
 from gptoss.formats import llama_cpp_keys, llama_cpp_types
-from gptoss.formats.gguf import GgufFile
+from gptoss.formats.gguf import GgufFile, GgufTensor
 from gptoss.formats.hparams import ARCHITECTURE, HParams
 from gptoss.runtime.harmony.tokenizer import Tokenizer
+from gptoss.runtime.models.sizes import ModelSizes
 
 SHOWN = 3
 """Problems that a message lists."""
@@ -27,6 +28,8 @@ class Model:
     path: Path
     hparams: HParams
     tokenizer: Tokenizer
+    sizes: ModelSizes
+    tensors: Mapping[str, GgufTensor]
 
     @classmethod
     def open(cls, path: Path) -> Model:
@@ -48,7 +51,8 @@ class Model:
                 f"{path}: general.architecture is {quoted(architecture)}; expected {ARCHITECTURE!r}"
             )
         check_computable(file)
-        return cls(path, HParams.from_gguf(file.metadata, str(path)), Tokenizer.from_gguf(file))
+        sizes = ModelSizes.from_gguf(file)
+        return cls(path, sizes.hparams, Tokenizer.from_gguf(file), sizes, file.tensors)
 
 
 def check_computable(file: GgufFile) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -21,6 +22,8 @@ from gptoss.formats.tensor_map import NamedTensor, TensorRole, tensors
 EMBEDDING = "token_embd.weight"
 """Read by row: of its file pages only those of tokens that occur become resident."""
 
+_LAYER = re.compile(r"blk\.(\d{1,4})\.")
+
 _TYPES = {
     TensorRole.MATRIX: gguf.GGMLQuantizationType.Q8_0,
     TensorRole.EXACT: gguf.GGMLQuantizationType.F32,
@@ -30,33 +33,79 @@ _TYPES = {
 
 
 @dataclass(frozen=True, slots=True)
+class LayerSize:
+    """Bytes of one layer's expert weights, and of everything else in it."""
+
+    experts: int
+    rest: int
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of the whole layer."""
+        return self.experts + self.rest
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSizes:
-    """``file``: bytes of all tensors; ``resident``: of those that every token reads.
+    """``file``: bytes of all tensors; ``layers``: of each layer; ``output``: of the last matrix and
+    norm; ``embedding``: read by row, so hardly resident.
 
     ``gguf`` is the file, None for a checkpoint that has not been converted.
     """
 
     hparams: HParams
-    file: int
-    resident: int
+    layers: tuple[LayerSize, ...]
+    output: int
+    embedding: int
     gguf: Path | None = None
+
+    @property
+    def file(self) -> int:
+        """Return the bytes of all tensors."""
+        return self.resident + self.embedding
+
+    @property
+    def resident(self) -> int:
+        """Return the bytes of the tensors that tokens read in whole."""
+        return sum(it.nbytes for it in self.layers) + self.output
+
+    @property
+    def experts(self) -> int:
+        """Return the bytes of all expert weights."""
+        return sum(it.experts for it in self.layers)
 
     @classmethod
     def of(cls, model: Path) -> ModelSizes:
         """Compute the sizes in bytes of a GGUF, or of a checkpoint folder after a conversion with
         default types.
         """
-        if not model.is_dir():
-            file = GgufFile.open(model)
-            hparams = HParams.from_gguf(file.metadata, str(model))
-            sizes = {name: tensor.nbytes for name, tensor in file.tensors.items()}
-        else:
+        if model.is_dir():
             hparams = Checkpoint.open(model).hparams
-            sizes = nbytes_by_default(hparams)
-        total = sum(sizes.values())
-        return cls(
-            hparams, total, total - sizes.get(EMBEDDING, 0), None if model.is_dir() else model
-        )
+            return cls.from_tensors(hparams, nbytes_by_default(hparams))
+        return cls.from_gguf(GgufFile.open(model))
+
+    @classmethod
+    def from_gguf(cls, file: GgufFile) -> ModelSizes:
+        """Compute the sizes in bytes of an opened GGUF."""
+        hparams = HParams.from_gguf(file.metadata, str(file.path))
+        nbytes = {name: tensor.nbytes for name, tensor in file.tensors.items()}
+        return cls.from_tensors(hparams, nbytes, file.path)
+
+    @classmethod
+    def from_tensors(
+        cls, hparams: HParams, nbytes: Mapping[str, int], gguf: Path | None = None
+    ) -> ModelSizes:
+        """Sum the bytes of tensors by layer, from their names in a GGUF."""
+        experts, rest = ([0] * hparams.num_hidden_layers for _ in range(2))
+        output = 0
+        for name, size in nbytes.items():
+            layer = _LAYER.match(name)
+            if layer is None:
+                output += size if name != EMBEDDING else 0
+            elif (i := int(layer[1])) < len(rest):
+                (experts if name.endswith("_exps.weight") else rest)[i] += size
+        layers = tuple(map(LayerSize, experts, rest))
+        return cls(hparams, layers, output, nbytes.get(EMBEDDING, 0), gguf)
 
 
 def nbytes_by_default(hparams: HParams) -> dict[str, int]:
@@ -67,17 +116,17 @@ def nbytes_by_default(hparams: HParams) -> dict[str, int]:
 
 
 @contextmanager
-def sparse_gguf(sizes: ModelSizes) -> Iterator[Path]:
-    """Write a GGUF that has this model's header and sizes but a sparse hole for its data: megabytes
-    on disk.
+def sparse_gguf(hparams: HParams) -> Iterator[Path]:
+    """Write a GGUF with the header of a model of this shape and a hole for its data: megabytes on
+    disk.
 
     The vocabulary has the right size and invented texts; llama.cpp plans a context on it as on the
     real file.
     """
     with tempfile.TemporaryDirectory(prefix="gptoss-plan-") as folder:
         path = Path(folder) / "header.gguf"
-        _write_header(path, sizes.hparams)
-        data = sum(-(-it // 32) * 32 for it in nbytes_by_default(sizes.hparams).values())
+        _write_header(path, hparams)
+        data = sum(-(-it // 32) * 32 for it in nbytes_by_default(hparams).values())
         os.truncate(path, -(-path.stat().st_size // 32) * 32 + data)
         yield path
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gptoss.runtime.chat import model
+from gptoss.runtime.engine.settings import EngineOptions
+from gptoss.runtime.models.plan import plan_load
 from gptoss.runtime.models.preflight import Model as CheckedFile
 from gptoss.runtime.server.model_host import ServedModel
 
@@ -17,32 +19,28 @@ def served_model(
     path: Path,
     aliases: tuple[str, ...] = (),
     *,
-    n_ctx: int | None,
     parallel: int,
-    n_threads: int | None = None,
-    n_gpu_layers: int = -1,
+    options: EngineOptions,
     disk_cache: bool = True,
 ) -> ServedModel:
     """Check a GGUF file and describe it as a model that can be loaded; see ``chat.model.open``.
 
     It is called by the file's name without ``.gguf``. Raises GgufError, UnsupportedModelError,
-    ChatError.
+    OptionError, and OutOfMemoryError where the model does not fit into memory.
     """
     checked = CheckedFile.open(path)
-    context = model.context_size(n_ctx, checked)
+    plan = plan_load(checked.path, checked.sizes, chats=parallel, options=options)
+    plan.require()
+    context = plan.settings.n_ctx
     size = _SIZES.get(checked.hparams.num_hidden_layers)
     if size is not None:
         aliases += (f"gpt-oss-{size}", f"gpt-oss:{size}", f"openai/gpt-oss-{size}")
 
     def load(progress: Callable[[float], None]) -> model.Model:
+        # Memory may have changed since: the context, which clients were told, has not.
+        fixed = EngineOptions(**options | {"n_ctx": context})
         return model.open(
-            path,
-            n_ctx=context,
-            parallel=parallel,
-            n_threads=n_threads,
-            n_gpu_layers=n_gpu_layers,
-            disk_cache=disk_cache,
-            progress=progress,
+            path, parallel=parallel, disk_cache=disk_cache, progress=progress, **fixed
         )
 
     created = int(path.stat().st_mtime)

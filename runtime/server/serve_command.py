@@ -7,13 +7,14 @@ import json
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gptoss import console
 from gptoss.errors import OptionError, require_packages
 from gptoss.runtime.chat.model import DEFAULT_PARALLEL
+from gptoss.runtime.models.engine_options import engine_options, pop_engine_options
 from gptoss.runtime.models.finder import model_finder
 from gptoss.runtime.server.client_configs import CONFIGS, ServerSettings, print_config
 from gptoss.text import printable
@@ -37,7 +38,6 @@ BACKLOG = 128
 )
 @click.option("--no-auth", is_flag=True, help="Demand no key; on a loopback address only.")
 @click.option("--key-file", type=console.PATH, metavar="FILE", help="File with the key.")
-@click.option("--context", "n_ctx", type=int, metavar="N", help="Context per chat in tokens.")
 @click.option(
     "--chats",
     type=click.IntRange(1, 64),
@@ -47,10 +47,7 @@ BACKLOG = 128
     help="Replies generated at a time; further ones wait.",
 )
 @click.option("--alias", "aliases", multiple=True, metavar="NAME", help="Another name of MODEL.")
-@click.option("--threads", "n_threads", type=int, metavar="N", help="CPU threads.")
-@click.option(
-    "--gpu-layers", "n_gpu_layers", type=int, metavar="N", default=-1, help="Layers on the GPU."
-)
+@engine_options
 @click.option("--no-disk-cache", is_flag=True, help="Keep no states of prompts on disk.")
 @click.option("--store", type=console.PATH, metavar="FILE", help="File for conversations.")
 @click.option("--no-store", is_flag=True, help="Keep conversations in memory only.")
@@ -69,17 +66,15 @@ def serve_command(
     port: int,
     no_auth: bool,
     key_file: Path | None,
-    n_ctx: int | None,
     chats: int,
     aliases: tuple[str, ...],
-    n_threads: int | None,
-    n_gpu_layers: int,
     no_disk_cache: bool,
     store: Path | None,
     no_store: bool,
     reset_store: bool,
     as_json: bool,
     client: str | None,
+    **options: Any,
 ) -> None:
     """Serve MODEL with OpenAI's and Anthropic's APIs.
 
@@ -103,14 +98,13 @@ def serve_command(
     if no_auth and not loopback:
         raise OptionError(f"--no-auth is for loopback addresses only, not {host}")
     finder = model_finder(click.get_current_context())
+    engine = pop_engine_options(options)
     served = [
         served_model(
             path,
             aliases if i == 0 else (),
-            n_ctx=n_ctx,
             parallel=chats,
-            n_threads=n_threads,
-            n_gpu_layers=n_gpu_layers,
+            options=engine,
             disk_cache=not no_disk_cache,
         )
         for i, path in enumerate(finder.find(name, yes=yes) for name in model)

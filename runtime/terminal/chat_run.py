@@ -15,6 +15,7 @@ from gptoss.errors import GptossError, OptionError, require_packages
 from gptoss.runtime.chat.model import Model
 from gptoss.runtime.chat.model import open as open_model
 from gptoss.runtime.chat.settings import Settings
+from gptoss.runtime.engine.settings import EngineOptions
 from gptoss.runtime.models.finder import ModelFinder
 from gptoss.runtime.sampling.sampler import RandomSampler
 from gptoss.runtime.store.store import Store, default_path
@@ -35,9 +36,8 @@ STDIN_LIMIT = 2**26
 class EngineRequest:
     """How the model is loaded."""
 
-    n_ctx: int | None = None
-    n_threads: int | None = None
-    n_gpu_layers: int = -1
+    options: EngineOptions = field(default_factory=EngineOptions)
+    force: bool = False
     disk_cache: bool = True
     constrained: bool = True
     verbose: bool = False
@@ -175,14 +175,13 @@ def _loader(asked: ChatRequest) -> Callable[[str], tuple[Model, str]]:
         with progress_bars.progress_bar(title, size, shown=shown) as advance:
             model = open_model(
                 gguf,
-                n_ctx=asked.engine.n_ctx,
                 parallel=1,
                 constrained=asked.engine.constrained,
-                n_threads=asked.engine.n_threads,
-                n_gpu_layers=asked.engine.n_gpu_layers,
+                force=asked.engine.force,
                 disk_cache=asked.engine.disk_cache,
                 progress=_in_bytes(advance, size),
                 verbose=asked.engine.verbose,
+                **asked.engine.options,
             )
         return model, _shown_name(name, gguf)
 

@@ -115,10 +115,10 @@ def test_nobody_can_be_asked(run: Command, hub: HubServer, models: Path) -> None
 def test_a_model_that_does_not_fit(
     run: Command, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gptoss.runtime.models import memory_plan
+    from gptoss.runtime.models import memory
     from gptoss.runtime.models.memory import Memory
 
-    monkeypatch.setattr(memory_plan, "available_memory", lambda: Memory(1000, 1000, "machine"))
+    monkeypatch.setattr(memory, "available_memory", lambda: Memory(1000, 1000, "machine"))
     done = run("chat", "20b", "--yes")
     assert done.code == 2
     assert "does not fit into this machine's memory; nothing was downloaded" in done.err

@@ -20,6 +20,7 @@ import pytest
 
 from gptoss.converter.convert import convert
 from gptoss.runtime.engine.llama_cpp import LlamaEngine
+from gptoss.runtime.engine.settings import EngineSettings
 from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, RoundEnded
 from gptoss.runtime.harmony.messages import Function, system, user
 from gptoss.runtime.harmony.parser import parse
@@ -152,7 +153,9 @@ def take_turns(path: Path, n: int, n_ctx: int = 4096) -> Counter[str]:
     model = Model.open(path)
     vocabulary = TokenMasks(model.tokenizer)
     stop = frozenset(model.tokenizer.control[text] for text in STOP)
-    engine = LlamaEngine(path, n_ctx=n_ctx, n_threads=1)  # for so little, two are slower
+    engine = LlamaEngine(
+        path, EngineSettings(n_ctx=n_ctx, n_threads=1)
+    )  # for so little, two are slower
     random, found = Random(1), Counter[str]()
     # The tools are not told: these weights could not read it.
     prompt = render_for_completion([system(date="2025-01-01"), user("Go.")], model.tokenizer)

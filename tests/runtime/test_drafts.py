@@ -29,6 +29,7 @@ from gptoss.runtime.engine.drafts import (
 )
 from gptoss.runtime.engine.llama_cpp import LlamaEngine
 from gptoss.runtime.engine.scheduler import Scheduler
+from gptoss.runtime.engine.settings import EngineSettings
 from gptoss.runtime.models.preflight import Model as CheckedFile
 from gptoss.runtime.sampling.constrained import TokenMasks
 from gptoss.runtime.sampling.parameters import Sampling
@@ -255,7 +256,7 @@ def count_batches(engine: LlamaEngine) -> list[Sequence[Chunk]]:
 
 def forced(gguf: Path, costs: BatchCosts | None, answer: Sequence[int]) -> tuple[int, list[Logits]]:
     """How many batches llama.cpp decoded for a reply, and the logits before each of its tokens."""
-    engine = LlamaEngine(gguf, n_ctx=4096, n_threads=1, draft_costs=costs)
+    engine = LlamaEngine(gguf, EngineSettings(n_ctx=4096, n_threads=1, draft_costs=costs))
     batches, tokens = count_batches(engine), iter(answer)
     rows: list[Logits] = []
 
@@ -293,7 +294,7 @@ def test_the_tiny_model_says_the_same(tmp_path: Path, temperature: float) -> Non
     settings = Settings(sampling=Sampling(temperature=temperature), seed=5)
     replies, batches = [], []
     for costs in (None, CHEAP):
-        engine = LlamaEngine(gguf, n_ctx=4096, n_threads=1, draft_costs=costs)
+        engine = LlamaEngine(gguf, EngineSettings(n_ctx=4096, n_threads=1, draft_costs=costs))
         with Chat(engine, file.tokenizer, masks, settings=settings) as chat:
             decoded = count_batches(engine)
             replies.append([chat.ask("What is 17 + 25?") for _ in range(3)])
@@ -304,7 +305,7 @@ def test_the_tiny_model_says_the_same(tmp_path: Path, temperature: float) -> Non
 
 
 def test_measured_costs(random_gguf: Path) -> None:
-    engine = LlamaEngine(random_gguf, n_ctx=1024, n_threads=1, draft_costs=CHEAP)
+    engine = LlamaEngine(random_gguf, EngineSettings(n_ctx=1024, n_threads=1, draft_costs=CHEAP))
     costs = measure_batch_costs(engine._scheduler._context, runs=2)
     assert costs.costs[0] == 1
     assert costs.of(65) > 1

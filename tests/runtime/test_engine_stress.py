@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from gptoss.runtime.engine.base import N_BATCH, Logits, PromptProgress
 from gptoss.runtime.engine.drafts import BatchCosts
 from gptoss.runtime.engine.llama_cpp import LlamaEngine
+from gptoss.runtime.engine.settings import EngineSettings
 from gptoss.runtime.sampling.sampler import greedy
 
 pytestmark = pytest.mark.slow
@@ -93,7 +94,9 @@ class Conversation:
 @pytest.fixture(scope="module")
 def engine(random_gguf: Path) -> Iterator[LlamaEngine]:
     costs = BatchCosts((1, 65), (1, 2))  # drafts too
-    engine = LlamaEngine(random_gguf, n_ctx=1024, n_sequences=4, n_threads=1, draft_costs=costs)
+    engine = LlamaEngine(
+        random_gguf, EngineSettings(n_ctx=1024, n_sequences=4, n_threads=1, draft_costs=costs)
+    )
     yield engine
     engine.close()
 
@@ -172,7 +175,7 @@ def test_many_loads(random_gguf: Path) -> None:
     process, sizes = psutil.Process(), []
     files, threads = len(process.open_files()), threading.active_count()
     for i in range(LOADS):
-        loaded = LlamaEngine(random_gguf, n_ctx=512, n_threads=1)
+        loaded = LlamaEngine(random_gguf, EngineSettings(n_ctx=512, n_threads=1))
         reading = loaded.generate([1, 2, 3], greedy, stop=set(), max_tokens=500)
         next(reading)
         loaded.close()  # while it generates
@@ -185,7 +188,7 @@ def test_many_loads(random_gguf: Path) -> None:
 
 def test_a_cancel_takes_less_than_a_batch(random_gguf: Path) -> None:
     """From a cancel in the middle of a prompt to the next request's first token."""
-    engine = LlamaEngine(random_gguf, n_ctx=16384, n_threads=1)
+    engine = LlamaEngine(random_gguf, EngineSettings(n_ctx=16384, n_threads=1))
     rng, batches, latencies = np.random.default_rng(0), [], []
     for _ in range(max(5, int(LONGER))):
         prompt = rng.integers(0, 250, 8 * N_BATCH).tolist()

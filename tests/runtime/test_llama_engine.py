@@ -23,10 +23,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gptoss.converter.convert import convert
-from gptoss.runtime.engine import llama_cpp
+from gptoss.errors import OptionError
+from gptoss.runtime.engine import loader
 from gptoss.runtime.engine.base import EngineError, Logits, PromptTooLongError, Timings
 from gptoss.runtime.engine.kv_reuse import MAX_SNAPSHOTS, Snapshot, Stream, thinned
 from gptoss.runtime.engine.llama_cpp import LlamaContext, LlamaEngine
+from gptoss.runtime.engine.settings import EngineSettings
 from gptoss.runtime.engine.threads import run_interruptibly
 from gptoss.runtime.sampling.sampler import greedy
 from support.checkpoints import random_checkpoint
@@ -86,7 +88,7 @@ def random_tokens(n: int, seed: int = 0) -> list[int]:
 
 @pytest.fixture
 def engine(random_gguf: Path) -> Iterator[LlamaEngine]:
-    engine = LlamaEngine(random_gguf, n_ctx=N_CTX, n_threads=1)
+    engine = LlamaEngine(random_gguf, EngineSettings(n_ctx=N_CTX, n_threads=1))
     yield engine
     engine.close()
 
@@ -94,7 +96,7 @@ def engine(random_gguf: Path) -> Iterator[LlamaEngine]:
 @pytest.fixture(scope="module")
 def scratch(random_gguf: Path) -> Iterator[Any]:
     """A function that gives the logits after a prompt, decoded with nothing in memory."""
-    engine = LlamaEngine(random_gguf, n_ctx=N_CTX, n_threads=1)
+    engine = LlamaEngine(random_gguf, EngineSettings(n_ctx=N_CTX, n_threads=1))
 
     def logits(prompt: Sequence[int]) -> Row:
         for stream in engine._scheduler._streams:  # at rest between requests
@@ -160,7 +162,7 @@ def test_a_stop_token_is_the_last_one_given(engine: LlamaEngine) -> None:
 
 @pytest.fixture
 def small_engine(random_gguf: Path) -> Iterator[LlamaEngine]:
-    engine = LlamaEngine(random_gguf, n_ctx=256, n_threads=1)
+    engine = LlamaEngine(random_gguf, EngineSettings(n_ctx=256, n_threads=1))
     yield engine
     engine.close()
 
@@ -179,7 +181,7 @@ def test_prompt_too_long(small_engine: LlamaEngine) -> None:
 @pytest.mark.parametrize("n_ctx", [2, 10, 100, 300])
 def test_a_context_is_as_large_as_asked_for(random_gguf: Path, n_ctx: int) -> None:
     """llama.cpp rounds it up to 256 tokens, and aborts on a batch larger than the context."""
-    engine = LlamaEngine(random_gguf, n_ctx=n_ctx, n_threads=1)
+    engine = LlamaEngine(random_gguf, EngineSettings(n_ctx=n_ctx, n_threads=1))
     assert engine.n_ctx == n_ctx
     said = list(engine.generate(random_tokens(n_ctx - 1), greedy, stop=set()))
     assert len(said) == 2
@@ -189,19 +191,30 @@ def test_a_context_is_as_large_as_asked_for(random_gguf: Path, n_ctx: int) -> No
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"n_ctx": 0}, {"n_ctx": "512"}, {"n_sequences": 65}, {"n_threads": 1000}]
+    "wrong",
+    [
+        {"n_ctx": 0},
+        {"n_ctx": "512"},
+        {"n_sequences": 65},
+        {"n_threads": 1000},
+        {"n_batch": 0},
+        {"n_gpu_layers": -2},
+        {"n_cpu_experts": True},
+    ],
 )
-def test_numbers_out_of_range(random_gguf: Path, wrong: dict[str, Any]) -> None:
+def test_numbers_out_of_range(wrong: dict[str, Any]) -> None:
     [name] = wrong
-    with pytest.raises(EngineError, match=rf"^{name} is .*; it must be a whole number from 1 to"):
-        LlamaEngine(random_gguf, **{"n_ctx": 256, **wrong})
+    with pytest.raises(
+        OptionError, match=rf"^{name} is .*; it must be a whole number from -?[01] to"
+    ):
+        EngineSettings(**{"n_ctx": 256, **wrong})
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes are Linux's")
 def test_a_file_whose_name_is_no_text(random_gguf: Path, tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"model-\xff.gguf")
     path.symlink_to(random_gguf)
-    engine = LlamaEngine(path, n_ctx=256, n_threads=1)
+    engine = LlamaEngine(path, EngineSettings(n_ctx=256, n_threads=1))
     assert list(engine.generate([1, 2], Forced([3]), stop={3})) == [3]
     engine.close()
 
@@ -227,11 +240,11 @@ def test_closed(small_engine: LlamaEngine) -> None:
 
 def test_progress(random_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It moves while the file is read, not only when llama.cpp has it."""
-    monkeypatch.setattr(llama_cpp, "_READ_CHUNK", 4096 * 16)
+    monkeypatch.setattr(loader, "_READ_CHUNK", 4096 * 16)
     calls: list[tuple[float, threading.Thread]] = []
     engine = LlamaEngine(
         random_gguf,
-        n_ctx=256,
+        EngineSettings(n_ctx=256),
         progress=lambda share: calls.append((share, threading.current_thread())),
     )
     engine.close()
@@ -247,7 +260,7 @@ def test_an_exception_of_the_progress_callback_ends_the_load(
     random_gguf: Path, monkeypatch: pytest.MonkeyPatch, at: float
 ) -> None:
     """It is raised as it is; this is how a load is cancelled."""
-    monkeypatch.setattr(llama_cpp, "_READ_CHUNK", 4096 * 16)
+    monkeypatch.setattr(loader, "_READ_CHUNK", 4096 * 16)
 
     class CancelledError(Exception):
         pass
@@ -257,8 +270,8 @@ def test_an_exception_of_the_progress_callback_ends_the_load(
             raise CancelledError
 
     with pytest.raises(CancelledError):
-        LlamaEngine(random_gguf, n_ctx=256, progress=progress)
-    LlamaEngine(random_gguf, n_ctx=256).close()
+        LlamaEngine(random_gguf, EngineSettings(n_ctx=256), progress=progress)
+    LlamaEngine(random_gguf, EngineSettings(n_ctx=256)).close()
 
 
 @pytest.mark.parametrize("hidden", [32, 128])
@@ -277,8 +290,9 @@ DECODE = """
 import sys
 from pathlib import Path
 from gptoss.runtime.engine.llama_cpp import LlamaEngine
+from gptoss.runtime.engine.settings import EngineSettings
 from gptoss.runtime.sampling.sampler import greedy
-engine = LlamaEngine(Path(sys.argv[1]), n_ctx=64)
+engine = LlamaEngine(Path(sys.argv[1]), EngineSettings(n_ctx=64))
 print(len(list(engine.generate([1, 2, 3], greedy, stop=set(), max_tokens=4))))
 """
 
@@ -287,7 +301,7 @@ def test_what_llama_cpp_cannot_load(tmp_path: Path) -> None:
     path = tmp_path / "text.gguf"
     path.write_text("GGUF, or is it?" * 10)
     with pytest.raises(EngineError, match=r"text\.gguf: llama\.cpp cannot load it: .*"):
-        LlamaEngine(path, n_ctx=256, n_threads=1)
+        LlamaEngine(path, EngineSettings(n_ctx=256, n_threads=1))
 
 
 # --- memory -----------------------------------------------------------------------------------
@@ -393,7 +407,7 @@ def test_back_to_a_checkpoint(engine: LlamaEngine, scratch: Any) -> None:
 
 @pytest.fixture
 def wide_engine(random_gguf: Path) -> Iterator[LlamaEngine]:
-    engine = LlamaEngine(random_gguf, n_ctx=N_CTX, n_sequences=3, n_threads=1)
+    engine = LlamaEngine(random_gguf, EngineSettings(n_ctx=N_CTX, n_sequences=3, n_threads=1))
     yield engine
     engine.close()
 
@@ -447,7 +461,7 @@ def _check_random_steps(
 ) -> int:
     """Continue, regenerate, edit and branch one of several conversations at each step: a prompt's
     logits are its own, whatever was reused. Returns how many tokens were."""
-    engine = LlamaEngine(path, n_ctx=N_CTX, n_sequences=n_sequences, n_threads=1)
+    engine = LlamaEngine(path, EngineSettings(n_ctx=N_CTX, n_sequences=n_sequences, n_threads=1))
     rng = np.random.default_rng(seed)
     common = random_tokens(300, seed=seed)
     chats: list[list[int]] = [[] for _ in range(n_sequences + 1)]
@@ -522,7 +536,7 @@ def test_snapshots_stay_few_and_spread_out() -> None:
 @pytest.fixture
 def slow_engine(random_gguf: Path) -> Iterator[LlamaEngine]:
     """A prompt of its length takes seconds."""
-    engine = LlamaEngine(random_gguf, n_ctx=32_768, n_threads=1)
+    engine = LlamaEngine(random_gguf, EngineSettings(n_ctx=32_768, n_threads=1))
     yield engine
     engine.close()
 
@@ -613,9 +627,10 @@ import sys, threading, time
 from pathlib import Path
 from gptoss.runtime.engine.base import EngineError
 from gptoss.runtime.engine.llama_cpp import LlamaEngine
+from gptoss.runtime.engine.settings import EngineSettings
 from gptoss.runtime.sampling.sampler import greedy
 for i in range(20):
-    engine = LlamaEngine(Path(sys.argv[1]), n_ctx=4096, n_sequences=2, n_threads=1)
+    engine = LlamaEngine(Path(sys.argv[1]), EngineSettings(n_ctx=4096, n_sequences=2, n_threads=1))
     ended = []
     def read(n):
         try:
@@ -643,8 +658,9 @@ DAEMON_AT_EXIT = """
 import sys, threading, time
 from pathlib import Path
 from gptoss.runtime.engine.llama_cpp import LlamaEngine
+from gptoss.runtime.engine.settings import EngineSettings
 from gptoss.runtime.sampling.sampler import greedy
-engine = LlamaEngine(Path(sys.argv[1]), n_ctx=30000, n_threads=1)
+engine = LlamaEngine(Path(sys.argv[1]), EngineSettings(n_ctx=30000, n_threads=1))
 def read():
     for prompt in ([1, 2, 3], list(range(1, 250)) * 100):
         list(engine.generate(prompt, greedy, stop=set(), max_tokens=300))
@@ -666,9 +682,10 @@ import os, sys
 from pathlib import Path
 from gptoss.runtime.engine.base import ForkedProcessError
 from gptoss.runtime.engine.llama_cpp import LlamaEngine
+from gptoss.runtime.engine.settings import EngineSettings
 from gptoss.runtime.sampling.sampler import greedy
 path = Path(sys.argv[1])
-engine = LlamaEngine(path, n_ctx=256, n_threads=1)
+engine = LlamaEngine(path, EngineSettings(n_ctx=256, n_threads=1))
 running = engine.generate([1, 2, 3], greedy, stop=set())
 next(running)
 def refused(call):
@@ -682,7 +699,7 @@ child = os.fork()
 if child == 0:
     tried = [
         refused(lambda: engine.generate([1], greedy, stop=set())),
-        refused(lambda: LlamaEngine(path, n_ctx=256, n_threads=1)),
+        refused(lambda: LlamaEngine(path, EngineSettings(n_ctx=256, n_threads=1))),
         refused(lambda: list(running)),
     ]
     engine.close()
@@ -703,7 +720,7 @@ def test_an_engine_that_is_dropped_gives_its_thread_back(random_gguf: Path) -> N
     gc.collect()
     before = threading.active_count()
     for _ in range(5):
-        engine = LlamaEngine(random_gguf, n_ctx=256, n_threads=1)
+        engine = LlamaEngine(random_gguf, EngineSettings(n_ctx=256, n_threads=1))
         generation = engine.generate([1, 2, 3], greedy, stop=set())
         del engine
         assert next(generation) >= 0  # kept alive by what is read from it

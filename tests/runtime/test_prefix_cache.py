@@ -27,6 +27,7 @@ from gptoss.runtime.engine.kv_reuse import Stream, common_prefix
 from gptoss.runtime.engine.llama_cpp import LlamaEngine
 from gptoss.runtime.engine.model_key import model_key
 from gptoss.runtime.engine.prefix_cache import CacheSettings
+from gptoss.runtime.engine.settings import EngineSettings
 from gptoss.runtime.sampling.sampler import greedy
 
 N_CTX = 4096
@@ -108,7 +109,9 @@ def start(random_gguf: Path, folder: Path) -> Iterator[Start]:
 @pytest.fixture(scope="module")
 def scratch(random_gguf: Path) -> Iterator[Callable[[Sequence[int]], Row]]:
     """A function that gives the logits after a prompt, decoded with nothing in memory."""
-    engine = LlamaEngine(random_gguf, n_ctx=N_CTX, n_threads=1, cache=CacheSettings(memory=0))
+    engine = LlamaEngine(
+        random_gguf, EngineSettings(n_ctx=N_CTX, n_threads=1), cache=CacheSettings(memory=0)
+    )
 
     def logits(prompt: Sequence[int]) -> Row:
         for stream in engine._scheduler._streams:  # at rest between requests
@@ -291,7 +294,9 @@ def test_another_model_or_setting_does_not_use_a_state(
     copied.write_bytes(random_gguf.read_bytes())
     settings = CacheSettings(folder=folder)
     for path, n in ((copied, 1), (random_gguf, 2)):
-        other = LlamaEngine(path, n_ctx=N_CTX, n_sequences=n, n_threads=1, cache=settings)
+        other = LlamaEngine(
+            path, EngineSettings(n_ctx=N_CTX, n_sequences=n, n_threads=1), cache=settings
+        )
         assert feed(other, prompt).timings.reused_tokens == 0
         other.close()
     assert feed(start(n_ctx=2048), prompt).timings.reused_tokens == 599  # any that it fits into

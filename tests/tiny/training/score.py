@@ -23,6 +23,7 @@ from random import Random
 from gptoss.converter.convert import convert
 from gptoss.runtime.engine.base import Engine
 from gptoss.runtime.engine.llama_cpp import LlamaEngine
+from gptoss.runtime.engine.settings import EngineSettings
 from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, RoundEnded
 from gptoss.runtime.harmony.messages import Effort, Message, Role
 from gptoss.runtime.harmony.parser import Parser
@@ -175,7 +176,9 @@ def wrong(answers: Sequence[Answer]) -> Iterator[str]:
 def score(path: Path, count: int) -> list[Answer]:
     """The answers of the model at ``path`` to ``count`` held-out questions."""
     model = Model.open(path)
-    engine = LlamaEngine(path, n_ctx=2048, n_threads=1)  # for so little, two are slower
+    engine = LlamaEngine(
+        path, EngineSettings(n_ctx=2048, n_threads=1)
+    )  # for so little, two are slower
     try:
         return [answer(engine, model.tokenizer, session) for session in questions(count)]
     finally:

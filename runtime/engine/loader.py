@@ -1,0 +1,244 @@
+"""Loads one GGUF into llama.cpp: its pages, the model, adapters, a context. It reports how far it
+is, and can be cancelled at any time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptoss.runtime.engine.base import EngineError, OutOfMemoryError
+from gptoss.runtime.engine.devices import Device, check_offload, select_gpus
+from gptoss.runtime.engine.ggml import buffer_overrides, gpu_handles, list_devices
+from gptoss.runtime.engine.library import LOG, StopFlag, lib
+from gptoss.runtime.engine.settings import FLASH_ATTENTION, KV_TYPES, EngineSettings
+from gptoss.runtime.engine.threads import physical_cores, run_interruptibly
+
+Progress = Callable[[float], None]
+"""Called with the share of the load that is done, 0 to 1, on the thread that loads. An exception
+that it raises ends the load and is raised there: this is how a load is cancelled."""
+
+_READ_CHUNK = 16 << 20
+_PAGE = 4096
+_LOADED = 0.97
+"""Share of the progress when the model is loaded; then its context is created."""
+
+_NO_MEMORY = ("failed to allocate", "unable to allocate", "out of memory", "failed to alloc")
+"""What llama.cpp's log says when a device or the machine has no memory left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """llama.cpp's model, its context, and the flag that stops a decode."""
+
+    model: Any
+    context: Any
+    stop: StopFlag
+    settings: EngineSettings
+
+    def free(self) -> None:
+        """Free llama.cpp's context and its model, which frees its adapters."""
+        lib.llama_free(self.context)
+        lib.llama_model_free(self.model)
+
+
+def load(
+    path: Path, settings: EngineSettings, progress: Progress, stop: StopFlag | None = None
+) -> Loaded:
+    """Load a GGUF into llama.cpp and make a context for it, whose decodes ``stop`` stops.
+
+    Raises EngineError, OutOfMemoryError, OptionError for a GPU that is not there, and what
+    ``progress`` raises: the load ends then.
+    """
+    devices = list_devices()
+    gpus = select_gpus(settings.gpus, devices)
+    check_offload(settings, gpus)
+    loader = _Loader(path, settings, gpus, progress)
+    model = loader.load_model()
+    context: Any = None
+    try:
+        adapters = [loader.load_adapter(model, it.path) for it in settings.loras]
+        stop = stop or StopFlag()
+        context = loader.new_context(model, stop)
+        loader.apply(context, adapters)
+        loader.report(1.0)
+    except BaseException:
+        if context is not None:
+            lib.llama_free(context)
+        lib.llama_model_free(model)
+        raise
+    return Loaded(model, context, stop, settings)
+
+
+def model_params(settings: EngineSettings, gpus: Sequence[Device]) -> tuple[Any, list[Any]]:
+    """Return llama.cpp's parameters for loading a model, and what they point to, to be kept alive
+    while they are used.
+    """
+    params = lib.llama_model_default_params()
+    params.n_gpu_layers = settings.n_gpu_layers
+    overrides, params.use_extra_bufts = buffer_overrides(
+        settings.n_cpu_experts, repack=settings.repack == "now"
+    )
+    params.tensor_buft_overrides = ctypes.addressof(overrides)
+    kept = [overrides]
+    if settings.gpus is not None:
+        handles = gpu_handles(tuple(gpu.name for gpu in gpus))
+        params.devices = ctypes.addressof(handles)
+        kept.append(handles)
+    return params, kept
+
+
+def context_params(settings: EngineSettings) -> Any:
+    """Return llama.cpp's parameters for a context with these settings."""
+    params = lib.llama_context_default_params()
+    params.n_ctx = settings.n_ctx * settings.n_sequences
+    params.n_batch = params.n_ubatch = settings.n_batch
+    params.n_seq_max = settings.n_sequences
+    params.kv_unified = False
+    # Else a buffer for the logits of every token of a batch.
+    params.n_outputs_max = settings.n_outputs
+    params.n_threads = params.n_threads_batch = settings.n_threads or physical_cores()
+    params.swa_full = False
+    params.no_perf = True
+    params.type_k = params.type_v = KV_TYPES[settings.kv_type]
+    params.flash_attn_type = FLASH_ATTENTION[settings.flash_attention]
+    return params
+
+
+class _Loader:
+    """Loads one file: its pages first, so that there is progress to report, then the model."""
+
+    def __init__(
+        self, path: Path, settings: EngineSettings, gpus: Sequence[Device], progress: Progress
+    ) -> None:
+        self._path = path
+        self._settings = settings
+        self._gpus = gpus
+        self._progress = progress
+        self._stop = StopFlag()
+        # llama.cpp reports progress while it copies weights, none while it maps them.
+        self._copies = settings.repack == "now" or (bool(gpus) and settings.n_gpu_layers != 0)
+        self._share = 0.0
+        self._reported = -1.0
+
+    def load_model(self) -> Any:
+        """Load the GGUF into a ``llama_model`` of llama.cpp; raises EngineError, and what
+        ``progress`` raises.
+        """
+        begin = 0.0 if self._copies else 0.9
+
+        def advance(share: float, _: object) -> bool:
+            self._share = begin + share * (_LOADED - begin)
+            return not self._stop.is_set
+
+        if not self._copies:
+            self._read_pages(begin)
+        params, kept = model_params(self._settings, self._gpus)
+        params.progress_callback = lib.llama_progress_callback(advance)
+        lib.llama_backend_init()
+        loaded: list[Any] = []
+        try:
+            run_interruptibly(
+                lambda: loaded.append(
+                    lib.llama_model_load_from_file(os.fsencode(self._path), params)
+                ),
+                abort=self._stop.set,
+                poll=self._report,
+            )
+        except BaseException:
+            for model in filter(None, loaded):  # it was ready before the abort was seen
+                lib.llama_model_free(model)
+            raise
+        del kept
+        if not loaded[0]:
+            raise explain_failure(f"{self._path}: llama.cpp cannot load it")
+        return loaded[0]
+
+    def load_adapter(self, model: Any, path: Path) -> Any:
+        """Load a LoRA adapter for the model; the model frees it. Raises EngineError."""
+        adapter = lib.llama_adapter_lora_init(model, os.fsencode(path))
+        if not adapter:
+            raise explain_failure(f"{path}: llama.cpp cannot load it as an adapter of this model")
+        return adapter
+
+    def new_context(self, model: Any, stop: StopFlag) -> Any:
+        """Create a ``llama_context`` of llama.cpp whose decodes ``stop`` stops."""
+        params = context_params(self._settings)
+        params.abort_callback = stop.callback
+        params.abort_callback_data = stop.address
+        made: list[Any] = []
+        try:
+            run_interruptibly(
+                lambda: made.append(lib.llama_init_from_model(model, params)),
+                abort=lambda: None,  # it takes milliseconds
+                poll=self._report,
+            )
+        except BaseException:
+            for context in filter(None, made):
+                lib.llama_free(context)
+            raise
+        if not made[0]:
+            it = self._settings
+            times = f"{it.n_sequences} × " if it.n_sequences > 1 else ""
+            raise explain_failure(
+                f"cannot create a context of {times}{it.n_ctx} tokens; "
+                "a smaller one may fit in memory"
+            )
+        return made[0]
+
+    def apply(self, context: Any, adapters: Sequence[Any]) -> None:
+        """Apply the adapters to every token of the context. Raises EngineError."""
+        if not adapters:
+            return
+        scales = [it.scale for it in self._settings.loras]
+        status = lib.llama_set_adapters_lora(
+            context,
+            (lib.llama_adapter_lora_p_ctypes * len(adapters))(*adapters),
+            len(adapters),
+            (ctypes.c_float * len(scales))(*scales),
+        )
+        if status != 0:
+            raise explain_failure("llama.cpp cannot apply the adapters")
+
+    def report(self, share: float) -> None:
+        """Report that ``share`` of the load is done."""
+        self._share = share
+        self._report()
+
+    def _read_pages(self, end: float) -> None:
+        """Read the GGUF's pages in order before llama.cpp maps them, to report progress."""
+        try:
+            size = self._path.stat().st_size
+            for start in range(0, size, _READ_CHUNK):
+                self.report(end * start / size)
+                # Mapped anew each time: pages that stay mapped would count as this process's.
+                length = min(_READ_CHUNK, size - start)
+                np.memmap(self._path, np.uint8, "r", start, (length,))[::_PAGE].max()
+        except (OSError, ValueError):  # llama.cpp reports what is wrong with it
+            return
+
+    def _report(self) -> None:
+        if self._share > self._reported:
+            self._reported = self._share
+            self._progress(self._share)
+
+
+def explain_failure(what: str) -> EngineError:
+    """Return the error for a failed call of llama.cpp, explained by its log; OutOfMemoryError with
+    what is free on each device where it had no memory left.
+    """
+    out_of_memory = any(words in line.lower() for line in LOG.errors for words in _NO_MEMORY)
+    error = LOG.explain(what)
+    if not out_of_memory:
+        return error
+    free = "; ".join(
+        f"{it.name} has {it.free / 1e9:.1f} of {it.total / 1e9:.1f} GB free"
+        for it in list_devices()
+    )
+    return OutOfMemoryError(f"{error}; {free}")

@@ -1,0 +1,126 @@
+"""How a model is loaded: the engine's settings, and what memory they are measured with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypedDict, get_args
+
+from gptoss.errors import OptionError, quoted
+from gptoss.runtime.engine.base import N_BATCH
+from gptoss.runtime.engine.drafts import LONGEST, BatchCosts
+
+MAX_THREADS = 512
+"""ggml's own limit; far beyond it, it crashes."""
+
+MAX_SEQUENCES = 64
+"""Conversations at a time; llama.cpp allows 256, each with memory for a whole context."""
+
+MAX_BATCH = 4096
+"""Tokens decoded in one call; more is not faster, and the window layers keep 128 + this."""
+
+ALL_LAYERS = -1
+
+KvType = Literal["f16", "bf16", "q8_0", "q5_1", "q4_0"]
+FlashAttention = Literal["auto", "on", "off"]
+Repack = Literal["no", "now", "later"]
+
+KV_TYPES: dict[KvType, int] = {"f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q4_0": 2}
+"""ggml's numbers of the types that keys and values may have."""
+
+FLASH_ATTENTION: dict[FlashAttention, int] = {"auto": -1, "off": 0, "on": 1}
+"""llama.cpp's numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """A LoRA adapter as a GGUF, and the factor that its product is multiplied by."""
+
+    path: Path
+    scale: float = 1.0
+
+
+class EngineOptions(TypedDict, total=False):
+    """Settings that a caller may give; the memory plan chooses the others. See ``EngineSettings``,
+    which checks them."""
+
+    n_ctx: int | None
+    kv_type: KvType | None
+    n_batch: int | None
+    n_threads: int | None
+    repack: Repack | None
+    n_gpu_layers: int | None
+    gpus: tuple[str, ...] | None
+    n_cpu_experts: int | None
+    flash_attention: FlashAttention | None
+    loras: tuple[Lora, ...]
+    draft_costs: BatchCosts | None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Settings of ``LlamaEngine``. Raises OptionError for a value out of range, and for two that
+    contradict each other.
+
+    ``n_ctx``: tokens for each of ``n_sequences`` conversations at a time. ``kv_type``: the type of
+    keys and values. ``n_batch``: tokens decoded in one call. ``n_threads``: None means one for
+    each physical core. ``repack``: copy the experts into an order that this processor computes
+    faster, if it has one: ``now``, before the model is ready, or ``later``, while it is used.
+    ``n_gpu_layers``: layers on GPUs counted from the last, the output counting as one; all by
+    default, which means none where llama.cpp has no GPU. ``gpus``: names of the GPUs to use, None
+    for all. ``n_cpu_experts``: so many of the first layers keep their experts on the CPU.
+    With ``draft_costs`` text that repeats is decoded by drafts, which takes a buffer for more
+    logits: 50 MiB.
+    """
+
+    n_ctx: int
+    n_sequences: int = 1
+    kv_type: KvType = "f16"
+    n_batch: int = N_BATCH
+    n_threads: int | None = None
+    repack: Repack = "no"
+    n_gpu_layers: int = ALL_LAYERS
+    gpus: tuple[str, ...] | None = None
+    n_cpu_experts: int = 0
+    flash_attention: FlashAttention = "auto"
+    loras: tuple[Lora, ...] = ()
+    draft_costs: BatchCosts | None = None
+
+    @property
+    def n_outputs(self) -> int:
+        """Return how many rows of logits one decode may give."""
+        return self.n_sequences + (0 if self.draft_costs is None else LONGEST)
+
+    def __post_init__(self) -> None:
+        _require_count("n_ctx", self.n_ctx, 1, 2**31 - 1)
+        _require_count("n_sequences", self.n_sequences, 1, MAX_SEQUENCES)
+        _require_count("n_batch", self.n_batch, 1, MAX_BATCH)
+        _require_count("n_gpu_layers", self.n_gpu_layers, ALL_LAYERS, 2**31 - 1)
+        _require_count("n_cpu_experts", self.n_cpu_experts, 0, 2**31 - 1)
+        if self.n_threads is not None:
+            _require_count("n_threads", self.n_threads, 1, MAX_THREADS)
+        _require_choice("kv_type", self.kv_type, get_args(KvType))
+        _require_choice("repack", self.repack, get_args(Repack))
+        _require_choice("flash_attention", self.flash_attention, get_args(FlashAttention))
+        if self.flash_attention == "off" and self.kv_type not in ("f16", "bf16"):
+            raise OptionError(
+                f"kv_type {self.kv_type} needs flash attention; "
+                "leave flash_attention at auto, or use kv_type f16"
+            )
+        if self.gpus == () and self.n_gpu_layers > 0:
+            raise OptionError(
+                f"n_gpu_layers is {self.n_gpu_layers} but gpus names none; leave one of them out"
+            )
+
+
+def _require_count(name: str, value: object, least: int, most: int) -> None:
+    """Raise OptionError unless a number for the engine is a whole number in its range."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise OptionError(
+            f"{name} is {quoted(value)}; it must be a whole number from {least} to {most}"
+        )
+
+
+def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise OptionError(f"{name} is {quoted(value)}; it must be one of {', '.join(choices)}")

@@ -1,0 +1,180 @@
+"""What may be wrong with llama.cpp on this machine, and the command that repairs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import distributions
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from gptoss.formats.hparams import HParams
+from gptoss.runtime.models.sizes import sparse_gguf
+from gptoss.text import printable
+
+TIMEOUT = 180.0
+"""Seconds; the first use of a GPU may compile its kernels."""
+
+BACKENDS = {"CUDA": "GGML_CUDA", "Metal": "GGML_METAL", "Vulkan": "GGML_VULKAN"}
+"""cmake options of llama.cpp by backend."""
+
+_SEARCHED = {"linux": "LD_LIBRARY_PATH", "darwin": "DYLD_LIBRARY_PATH", "win32": "PATH"}
+
+_SMALL = HParams(
+    num_hidden_layers=2,
+    hidden_size=64,
+    intermediate_size=64,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=64,
+    num_local_experts=2,
+    num_experts_per_tok=2,
+    vocab_size=256,
+    sliding_window=32,
+    max_position_embeddings=256,
+    rms_norm_eps=1e-5,
+    rope_theta=150000.0,
+    yarn_factor=32.0,
+    yarn_original_context=64,
+    yarn_beta_fast=32.0,
+    yarn_beta_slow=1.0,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """``healthy``: the library loads and every device decodes. ``problems`` are one line each;
+    ``reinstall`` has the command for each backend. ``found`` is what the test process reported.
+    """
+
+    version: str
+    python: str
+    problems: tuple[str, ...]
+    hints: tuple[str, ...]
+    reinstall: Mapping[str, str]
+    found: Mapping[str, Any]
+
+    @property
+    def healthy(self) -> bool:
+        """Report whether nothing is wrong."""
+        return not self.problems
+
+
+def diagnose() -> Diagnosis:
+    """Test llama.cpp in a child process, and look for what commonly goes wrong around it."""
+    versions = _installed()
+    problems: list[str] = []
+    found: dict[str, Any] = {}
+    if find_spec("llama_cpp") is None:
+        problems.append(
+            'llama-cpp-python is not installed; install it: pip install "gptoss-toolkit[run]"'
+        )
+    else:
+        found, failures = _self_test()
+        problems += failures
+    if len(versions) > 1:
+        listed = " and ".join(f"{v} in {printable(str(where))}" for where, v in versions)
+        problems.append(f"several llama-cpp-python are installed: {listed}; remove all but one")
+    problems += _shadowing(found)
+    version = versions[0][1] if versions else "none"
+    return Diagnosis(
+        version,
+        platform.python_version(),
+        tuple(problems),
+        tuple(_hints(found)),
+        {name: reinstall_command(name, version) for name in BACKENDS},
+        found,
+    )
+
+
+def reinstall_command(backend: str, version: str) -> str:
+    """Return the command that builds llama-cpp-python for a backend."""
+    flags = f"-D{BACKENDS[backend]}=on"
+    pinned = "llama-cpp-python" if version == "none" else f"llama-cpp-python=={version}"
+    install = f'"{sys.executable}" -m pip install --force-reinstall --no-deps --no-cache-dir '
+    install += f"--no-binary llama-cpp-python {pinned}"
+    if sys.platform == "win32":
+        return f"$env:CMAKE_ARGS='{flags}'; & {install}"
+    return f'CMAKE_ARGS="{flags}" {install}'
+
+
+def _self_test() -> tuple[dict[str, Any], list[str]]:
+    """Run ``engine.self_test`` and return what it found, and what is wrong."""
+    with sparse_gguf(_SMALL) as path:
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "gptoss.runtime.engine.self_test", os.fspath(path)],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=TIMEOUT,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return {}, [f"llama.cpp did not answer within {TIMEOUT:.0f} s; update the GPU's driver"]
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    found = lines[-1] if lines and "devices" in lines[-1] else {}
+    if not found:
+        said = done.stderr.strip().splitlines()
+        tested = f" when it tested {printable(lines[-1]['testing'])}" if lines else ""
+        why = printable(said[-1]) if said else "no message"
+        return {}, [f"llama.cpp's process ended with {done.returncode}{tested}: {why}"]
+    failed = [it for it in found["devices"] if it["decode"] != "ok"]
+    return found, [f"{it['name']}: {printable(it['decode'])}" for it in failed]
+
+
+def _installed() -> list[tuple[Path, str]]:
+    """Return each folder that has llama-cpp-python, and its version, in the order of imports."""
+    seen: dict[Path, str] = {}
+    for it in distributions():
+        if (it.metadata["Name"] or "").lower().replace("_", "-") == "llama-cpp-python":
+            seen.setdefault(Path(str(it.locate_file(""))).resolve(), it.version)
+    return list(seen.items())
+
+
+def _shadowing(found: Mapping[str, Any]) -> Iterator[str]:
+    """Find libraries of llama.cpp that are loaded, or may be, instead of the installed ones."""
+    override = os.environ.get("LLAMA_CPP_LIB_PATH")
+    if override is not None and not Path(override).is_dir():
+        yield f"LLAMA_CPP_LIB_PATH names {printable(override)}, which is not a folder; unset it"
+    folder = Path(found["folder"]).resolve() if found else None
+    for path in found.get("loaded", ()):
+        if Path(path).resolve().parent != folder:
+            yield f"{printable(path)} is loaded instead of the one in {printable(str(folder))}"
+    variable = _SEARCHED.get(sys.platform, "LD_LIBRARY_PATH")
+    for name in filter(None, os.environ.get(variable, "").split(os.pathsep)):
+        other = Path(name)
+        if folder is not None and other.is_dir() and other.resolve() != folder and _has_ggml(other):
+            yield (
+                f"{variable} names {printable(name)}, which has other libraries of llama.cpp; "
+                "remove it from there"
+            )
+
+
+def _has_ggml(folder: Path) -> bool:
+    return any(next(folder.glob(f"{stem}*"), None) for stem in ("libggml", "libllama", "ggml."))
+
+
+def _hints(found: Mapping[str, Any]) -> Iterator[str]:
+    """Say which GPU of this machine is not used, and the command that changes it."""
+    kinds = {it["kind"] for it in found.get("devices", ())}
+    if not found or kinds & {"gpu", "igpu"}:
+        return
+    backend = None
+    if shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists():
+        backend = "CUDA"
+    elif sys.platform == "darwin" and platform.machine() == "arm64":
+        backend = "Metal"
+    elif shutil.which("vulkaninfo"):
+        backend = "Vulkan"
+    if backend is None:
+        yield "computing on the CPU: no GPU was found"
+    else:
+        yield f"this build of llama.cpp does not use the GPU; reinstall it for {backend}"

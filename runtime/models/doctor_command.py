@@ -1,0 +1,51 @@
+"""``gptoss-run doctor``: whether llama.cpp works here, and how to get it for a GPU."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+from gptoss import console
+from gptoss.runtime.models.doctor import Diagnosis, diagnose
+
+
+@click.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def doctor_command(context: click.Context, /, as_json: bool) -> None:
+    """Check llama.cpp: its build, devices and memory.
+
+    It loads the library in a process of its own, decodes a token on each device, and looks for
+    other copies of the library. It prints the command that reinstalls it for CUDA, Metal and
+    Vulkan.
+
+    \b
+    Exit codes:
+      0    it works
+      1    something is wrong
+    """
+    found = diagnose()
+    if as_json:
+        console.answer(json.dumps(asdict(found) | {"healthy": found.healthy}))
+    else:
+        console.answer_lines(_lines(found))
+    if not found.healthy:
+        context.exit(console.ExitCode.NO)
+
+
+def _lines(it: Diagnosis) -> list[str]:
+    lines = [f"llama-cpp-python {it.version}, Python {it.python}"]
+    if it.found:
+        lines.append(f"libraries: {it.found['folder']}")
+        lines.append(f"features: {it.found['features'].strip(' |')}")
+        for device in it.found["devices"]:
+            memory = f"{device['free'] / 1e9:.1f} of {device['total'] / 1e9:.1f} GB free"
+            name = f"{device['name']} ({device['description']}, {device['kind']})"
+            lines.append(f"{name}: {memory}, decodes: {device['decode']}")
+    lines += [f"problem: {problem}" for problem in it.problems]
+    lines += it.hints
+    for backend, command in it.reinstall.items():
+        lines.append(f"for {backend}: {command}")
+    return lines

@@ -1,0 +1,107 @@
+"""The command line's options for the engine, the same for every command that loads a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from gptoss.runtime.engine.settings import (
+    EngineOptions,
+    FlashAttention,
+    KvType,
+    Lora,
+    Repack,
+)
+
+_OPTIONS = (
+    click.option(
+        "--ctx",
+        "--context",
+        "n_ctx",
+        type=int,
+        metavar="N",
+        help="Context in tokens for each chat.  [default: 32768, or less where it has to be]",
+    ),
+    click.option("--kv-type", type=click.Choice(get_args(KvType)), help="Type of keys and values."),
+    click.option(
+        "--batch", "n_batch", type=int, metavar="N", help="Prompt tokens decoded in one call."
+    ),
+    click.option(
+        "--threads",
+        "n_threads",
+        type=int,
+        metavar="N",
+        help="CPU threads.  [default: number of physical cores]",
+    ),
+    click.option(
+        "--repack",
+        type=click.Choice(get_args(Repack)),
+        help="Copy the experts into an order that this processor computes faster.",
+    ),
+    click.option(
+        "--gpu",
+        "gpus",
+        multiple=True,
+        metavar="NAME",
+        help="A GPU to use, as gptoss-run doctor names it. Repeatable.  [default: all]",
+    ),
+    click.option(
+        "--gpu-layers",
+        "n_gpu_layers",
+        type=int,
+        metavar="N",
+        help="Layers to offload to the GPU.  [default: as many as fit]",
+    ),
+    click.option(
+        "--cpu-experts",
+        "n_cpu_experts",
+        type=int,
+        metavar="N",
+        help="Keep the experts of the first N layers on the CPU.",
+    ),
+    click.option(
+        "--flash-attention",
+        type=click.Choice(get_args(FlashAttention)),
+        help="Flash attention.  [default: auto]",
+    ),
+    click.option(
+        "--lora",
+        "loras",
+        multiple=True,
+        metavar="FILE[:SCALE]",
+        help="A LoRA adapter as a GGUF to apply. Repeatable.",
+    ),
+)
+
+
+def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the engine's options to a command; ``pop_engine_options`` takes them out again."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def pop_engine_options(arguments: dict[str, Any]) -> EngineOptions:
+    """Remove the engine's options from a command's arguments, and return those that were given."""
+    options = EngineOptions()
+    for name in EngineOptions.__annotations__.keys() & arguments.keys():
+        value = arguments.pop(name)
+        if name == "loras":
+            options["loras"] = tuple(_lora(spec) for spec in value)
+        elif name == "gpus":
+            options["gpus"] = value or None
+        elif value is not None:
+            options[name] = value  # type: ignore[literal-required]
+    return options
+
+
+def _lora(spec: str) -> Lora:
+    """Read ``FILE`` or ``FILE:SCALE``."""
+    path, colon, scale = spec.rpartition(":")
+    try:
+        return Lora(Path(path), float(scale)) if colon else Lora(Path(spec))
+    except ValueError:  # the colon belongs to the path
+        return Lora(Path(spec))

@@ -1,0 +1,199 @@
+"""The engine on the 20b-sized file: peak memory beside the plan, a control group of 13 GiB, speed
+beside llama-bench, and the time to the first token. Linux only.
+
+    python tests/bench_memory.py FILE.gguf memory|group|speed [--llama-bench PATH]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+CONTEXTS = (4096, 32768, 131072)
+LIMIT = 13 * 2**30
+N_PROMPT = 160
+"""Tokens of which each chooses 4 of 32 experts: all experts are read."""
+
+
+def run_child(*arguments: object, group: Path | None = None) -> dict[str, Any]:
+    """Run this file's ``child`` in a process of its own, in a control group if one is given."""
+
+    def enter() -> None:
+        if group is not None:
+            (group / "cgroup.procs").write_text(str(os.getpid()))
+
+    done = subprocess.run(
+        [sys.executable, __file__, "child", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=enter,
+    )
+    if done.returncode != 0:
+        raise SystemExit(f"{arguments}: exit code {done.returncode}: {done.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def child(path: Path, n_ctx: int, kv_type: str, repack: str, n_decode: int) -> None:
+    """Open the model as a program does, read a prompt, generate, and print what it took."""
+    begin = time.perf_counter()
+    import gptoss
+
+    options: dict[str, Any] = {"n_ctx": n_ctx, "repack": repack}
+    if kv_type != "auto":
+        options["kv_type"] = kv_type
+    model = gptoss.open(path, parallel=1, **options)
+    loaded = time.perf_counter() - begin
+    prompt = [(i * 7919 + 11) % 199_000 for i in range(N_PROMPT)]
+
+    def rare(logits: Any) -> int:
+        return int(logits.argmax())
+
+    first = time.perf_counter()
+    generation = model.engine.generate(prompt, rare, stop=set(), max_tokens=n_decode)
+    next(iter(generation))
+    prefill = time.perf_counter() - first
+    next(generation)
+    faults, times = resource.getrusage(resource.RUSAGE_SELF).ru_majflt, []
+    read = _read_bytes()
+    for _ in range(n_decode - 2):
+        before = time.perf_counter()
+        next(generation)
+        times.append(time.perf_counter() - before)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt - faults
+    plan = model.plan
+    assert plan is not None
+    print(
+        json.dumps(
+            {
+                "loaded": loaded,
+                "prefill": prefill,
+                "prefill_rate": N_PROMPT / prefill,
+                "decode": 1 / statistics.median(times),
+                "faults": faults,
+                "read": _read_bytes() - read,
+                "peak": _status("VmHWM"),
+                "anonymous": _status("RssAnon"),
+                "needed": plan.needed,
+                "kv_type": plan.settings.kv_type,
+                "repack": plan.settings.repack,
+                "verdict": plan.verdict.value,
+            }
+        )
+    )
+    model.close()
+
+
+def _read_bytes() -> int:
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("read_bytes")))
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(name)))
+
+
+@contextmanager
+def control_group(limit: int) -> Iterator[Path]:
+    """A memory control group (version 1) with a limit; needs root."""
+    folder = Path("/sys/fs/cgroup/memory/gptoss-bench")
+    folder.mkdir()
+    try:
+        (folder / "memory.limit_in_bytes").write_text(str(limit))
+        yield folder
+    finally:
+        folder.rmdir()
+
+
+def memory_rows(path: Path) -> Iterator[str]:
+    """Peak memory of the process beside the plan's."""
+    yield "| context | peak memory | the plan's | difference |"
+    yield "|---|---|---|---|"
+    for n_ctx in CONTEXTS:
+        it = run_child(path, n_ctx, "f16", "no", 8)
+        off = it["needed"] / it["peak"] - 1
+        yield f"| {n_ctx:,} | {_gb(it['peak'])} | {_gb(it['needed'])} | {off:+.1%} |"
+
+
+def group_rows(path: Path) -> Iterator[str]:
+    """What runs in a control group of 13 GiB, and what it reads from the disk while decoding.
+
+    Nothing without root, or where control groups are not of version 1.
+    """
+    if not os.access("/sys/fs/cgroup/memory", os.W_OK):
+        return
+    yield "| context in 13 GiB | keys and values | tokens/s | read from disk per token |"
+    yield "|---|---|---|---|"
+    for n_ctx, kv_type in ((32768, "f16"), (131072, "auto")):
+        drop(path)  # pages that are cached already would not count in the group
+        with control_group(LIMIT) as group:
+            it = run_child(path, n_ctx, kv_type, "no", 40, group=group)
+        read = it["read"] / 38 / 1e6
+        yield f"| {n_ctx:,} | {it['kv_type']} | {it['decode']:.2f} | {read:.2f} MB |"
+
+
+def speed_rows(path: Path, llama_bench: Path) -> Iterator[str]:
+    """Prefill and decode beside llama-bench at its default, which repacks."""
+    done = subprocess.run(
+        [llama_bench, "-m", path, "-p", str(N_PROMPT), "-n", "32", "-r", "2", "-o", "json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    peer = {row["n_gen"] > 0: row["avg_ts"] for row in json.loads(done.stdout)}
+    yield "| | prefill, tokens/s | decode, tokens/s | load |"
+    yield "|---|---|---|---|"
+    yield f"| llama-bench, repacked | {peer[False]:.2f} | {peer[True]:.2f} | |"
+    for repack in ("now", "no"):
+        it = run_child(path, 4096, "f16", repack, 34)
+        yield (
+            f"| gptoss, repack {repack} | {it['prefill_rate']:.2f} "
+            f"({it['prefill_rate'] / peer[False]:.2f}) | {it['decode']:.2f} "
+            f"({it['decode'] / peer[True]:.2f}) | {it['loaded']:.1f} s |"
+        )
+
+
+def drop(path: Path) -> None:
+    """Take a file out of the page cache."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _gb(n: int) -> str:
+    return f"{n / 1e9:.2f} GB"
+
+
+def main() -> None:
+    """Measure what was asked for, or run as a child."""
+    if sys.argv[1] == "child":
+        path, n_ctx, kv_type, repack, n_decode = sys.argv[2:]
+        child(Path(path), int(n_ctx), kv_type, repack, int(n_decode))
+        return
+    parser = argparse.ArgumentParser()
+    parser.add_argument("gguf", type=Path)
+    parser.add_argument("what", choices=("memory", "group", "speed"))
+    parser.add_argument("--llama-bench", type=Path, default=Path("llama-bench"))
+    asked = parser.parse_args()
+    rows = {
+        "memory": lambda: memory_rows(asked.gguf),
+        "group": lambda: group_rows(asked.gguf),
+        "speed": lambda: speed_rows(asked.gguf, asked.llama_bench),
+    }
+    for row in rows[asked.what]():
+        print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""The life of a load: progress that moves, a file that changes, memory that is given back."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+import gptoss
+from gptoss.runtime.engine import loader
+from gptoss.runtime.engine.base import ModelFileChangedError, OutOfMemoryError
+from gptoss.runtime.engine.library import LOG
+from gptoss.runtime.engine.llama_cpp import LlamaEngine
+from gptoss.runtime.engine.settings import EngineSettings
+from gptoss.runtime.sampling.sampler import greedy
+
+
+class CancelledError(Exception):
+    """The caller's own."""
+
+
+def test_progress_covers_the_file_the_context_and_the_tokenizer(
+    random_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "_READ_CHUNK", 4096 * 16)
+    shares: list[float] = []
+    gptoss.open(random_gguf, n_ctx=256, progress=shares.append).close()
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    assert sum(share < 0.8 for share in shares) > 5
+    assert any(0.9 < share < 1.0 for share in shares)
+
+
+@pytest.mark.parametrize("at", [0.0, 0.5, 0.95, 1.0])
+def test_the_callers_exception_ends_the_load_as_it_is(
+    random_gguf: Path, monkeypatch: pytest.MonkeyPatch, at: float
+) -> None:
+    monkeypatch.setattr(loader, "_READ_CHUNK", 4096 * 16)
+    wanted = CancelledError("the user left")
+
+    def progress(share: float) -> None:
+        if share >= at:
+            raise wanted
+
+    before = threading.active_count()
+    with pytest.raises(CancelledError) as raised:
+        gptoss.open(random_gguf, n_ctx=256, progress=progress)
+    assert raised.value is wanted
+    assert threading.active_count() == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a mapped file cannot be written to there")
+def test_a_file_that_is_written_to_is_noticed(random_gguf: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(random_gguf.read_bytes())
+    engine = LlamaEngine(path, EngineSettings(n_ctx=256, n_threads=1))
+    assert len(list(engine.generate([1, 2], greedy, stop=set(), max_tokens=2))) == 2
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(ModelFileChangedError, match=r"model\.gguf: was changed while it is in use"):
+        engine.generate([1, 2], greedy, stop=set())
+    engine.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a mapped file cannot be replaced there")
+def test_a_file_that_is_replaced_stays_mapped(random_gguf: Path, tmp_path: Path) -> None:
+    path, other = tmp_path / "model.gguf", tmp_path / "other"
+    path.write_bytes(random_gguf.read_bytes())
+    other.write_bytes(b"something else")
+    engine = LlamaEngine(path, EngineSettings(n_ctx=256, n_threads=1))
+    before = list(engine.generate([1, 2], greedy, stop=set(), max_tokens=5))
+    other.replace(path)
+    assert list(engine.generate([1, 2], greedy, stop=set(), max_tokens=5)) == before
+    engine.close()
+
+
+def test_out_of_memory_is_told_with_what_each_device_has() -> None:
+    LOG.errors.append("ggml_backend_cuda: failed to allocate CUDA0 buffer of size 123")
+    error = loader.explain_failure("cannot create a context of 4096 tokens")
+    assert isinstance(error, OutOfMemoryError)
+    assert "failed to allocate CUDA0 buffer" in str(error)
+    assert "CPU has " in str(error)
+    assert "GB free" in str(error)
+    LOG.errors.append("unknown tensor")
+    assert not isinstance(loader.explain_failure("cannot load"), OutOfMemoryError)
+
+
+LOADS = """
+import sys
+from pathlib import Path
+import psutil
+import gptoss
+path, n = Path(sys.argv[1]), int(sys.argv[2])
+process = psutil.Process()
+sizes = []
+for i in range(n):
+    with gptoss.open(path, n_ctx=512, n_threads=1) as model:
+        list(model.engine.generate([1, 2, 3], lambda row: 5, stop=set(), max_tokens=3))
+    if i % (n // 20) == 0:
+        sizes.append(process.memory_info().rss)
+files = process.num_fds() if hasattr(process, "num_fds") else 0
+print(max(sizes[-5:]) - max(sizes[5:10]), files, process.num_threads())
+"""
+
+
+def grown(gguf: Path, n: int) -> tuple[int, int, int]:
+    done = subprocess.run(
+        [sys.executable, "-c", LOADS, gguf, str(n)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    more, files, threads = map(int, done.stdout.split())
+    return more, files, threads
+
+
+def test_memory_is_given_back(random_gguf: Path) -> None:
+    more, files, threads = grown(random_gguf, 40)
+    assert more < 4e6
+    assert files < 30
+    assert threads < 10
+
+
+@pytest.mark.slow
+def test_a_thousand_loads(random_gguf: Path) -> None:
+    more, files, threads = grown(random_gguf, 1000)
+    assert more < 8e6
+    assert files < 30
+    assert threads < 10
