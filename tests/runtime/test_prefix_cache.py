@@ -94,10 +94,9 @@ def start(random_gguf: Path, folder: Path) -> Iterator[Start]:
     engines = []
 
     def make(n_sequences: int = 1, memory: int = 64 << 20, **options: Any) -> LlamaEngine:
-        settings = CacheSettings(memory, folder)
-        standard: dict[str, Any] = {"n_ctx": N_CTX, "n_threads": 1, "cache": settings}
-        options = standard | options
-        engine = LlamaEngine(random_gguf, n_sequences=n_sequences, **options)
+        cache = options.pop("cache", CacheSettings(memory, folder))
+        standard: dict[str, Any] = {"n_ctx": N_CTX, "n_threads": 1, "n_sequences": n_sequences}
+        engine = LlamaEngine(random_gguf, EngineSettings(**standard | options), cache=cache)
         engines.append(engine)
         return engine
 
