@@ -23,6 +23,7 @@ from gptoss.runtime.engine import cache_command as command_module
 from gptoss.runtime.engine import cache_folder, saved_state, stream_pool
 from gptoss.runtime.engine.base import Logits, Timings
 from gptoss.runtime.engine.cache_command import cache_command
+from gptoss.runtime.engine.drafts import BatchCosts
 from gptoss.runtime.engine.kv_reuse import Stream, common_prefix
 from gptoss.runtime.engine.llama_cpp import LlamaEngine
 from gptoss.runtime.engine.model_key import model_key
@@ -34,6 +35,9 @@ N_CTX = 4096
 N_TOKENS = 272
 NOISE = 0.06
 """Relative difference of logits that another split into batches may give: 0.037 was seen."""
+
+CHEAP = BatchCosts((1, 65), (1, 1.5))
+"""Drafts pay for themselves."""
 
 Row = NDArray[np.float32]
 
@@ -399,6 +403,7 @@ class Steps:
     memory: int = 400_000
     restarts: float = 0.12
     before_restart: Callable[[], None] = lambda: None
+    drafts: bool = False
     reused: int = 0
     worst: float = 0.0
     rng: np.random.Generator = field(init=False)
@@ -411,7 +416,10 @@ class Steps:
         self.engine = self.new_engine()
 
     def new_engine(self) -> LlamaEngine:
-        return self.start(self.n_sequences, self.memory)
+        """Start one, with drafts and without in turn."""
+        self.drafts = not self.drafts
+        costs = CHEAP if self.drafts else None
+        return self.start(self.n_sequences, self.memory, draft_costs=costs)
 
     def run(self, n: int) -> None:
         for _ in range(n):
@@ -431,6 +439,7 @@ class Steps:
         new = random_tokens(int(self.rng.integers(1, most)), seed=int(self.rng.integers(1 << 30)))
         prompt = [*chat[: min(keep, 2000)], *new]
         reply = random_tokens(int(self.rng.integers(1, 200)), seed=int(self.rng.integers(1 << 30)))
+        reply += prompt[:100]  # which can be drafted
         checkpoints = sorted({300, *(it for it in ends[-2:] if it < keep), keep} - {0})
         fed = feed(self.engine, prompt, reply, checkpoints=checkpoints)
         self.reused += fed.timings.reused_tokens
@@ -440,9 +449,18 @@ class Steps:
         self.ends[i] = [*(it for it in ends if it < len(prompt)), len(prompt)]
 
 
-def test_random_steps(start: Start, scratch: Scratch) -> None:
+def test_random_steps(start: Start, scratch: Scratch, monkeypatch: pytest.MonkeyPatch) -> None:
+    drafted = []
+    drop = Stream.drop_rejected
+
+    def watched(stream: Stream, position: int) -> None:
+        drafted.append(position)
+        drop(stream, position)
+
+    monkeypatch.setattr(Stream, "drop_rejected", watched)
     steps = Steps(start, scratch, 0)
     steps.run(16)
+    assert drafted
     assert steps.worst < NOISE
     assert steps.reused > 3000
 
@@ -492,7 +510,7 @@ def rewind_unchecked(stream: Stream, prompt: Sequence[int]) -> int:
 
 
 @pytest.mark.parametrize(
-    ("left_out", "seed"), [("a snapshot", 3), ("a rewind's check", 3), ("a checksum", 2)]
+    ("left_out", "seed"), [("a snapshot", 3), ("a rewind's check", 3), ("a checksum", 12)]
 )
 def test_random_steps_would_see_what_is_left_out(
     start: Start,
