@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -173,6 +176,39 @@ def test_what_conversations_share_is_on_disk_at_once(start: Start, scratch: Scra
     fed = feed(second, other)
     assert fed.timings.reused_tokens == len(shared)
     assert difference(fed.rows[0], scratch(other)) < NOISE
+
+
+PROCESS = """
+import sys
+from pathlib import Path
+from gptoss.runtime.engine.llama_cpp import LlamaEngine
+from gptoss.runtime.engine.prefix_cache import CacheSettings
+from gptoss.runtime.sampling.sampler import greedy
+path, folder, *prompt = sys.argv[1:]
+engine = LlamaEngine(Path(path), n_ctx=4096, n_threads=1, cache=CacheSettings(folder=Path(folder)))
+prompt = [int(it) for it in prompt]
+generation = engine.generate(prompt, greedy, stop=set(), max_tokens=3, checkpoints=[600])
+said = list(generation)
+print(generation.timings.reused_tokens, *said)
+"""
+
+
+def test_processes_one_after_the_other_and_at_once(random_gguf: Path, folder: Path) -> None:
+    """The interpreter's exit closes the engine."""
+    prompt = [*random_tokens(600), 1, 2, 3]
+
+    def run() -> list[str]:
+        command = [sys.executable, "-c", PROCESS, random_gguf, folder, *map(str, prompt)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout.split()
+
+    first = run()
+    with ThreadPoolExecutor() as pool:
+        later = [it.result() for it in [pool.submit(run) for _ in range(3)]]
+    assert first[0] == "0"
+    assert [it[0] for it in later] == ["600"] * 3
+    assert [it[1:] for it in later] == [first[1:]] * 3
 
 
 def until_written(engine: LlamaEngine) -> None:
