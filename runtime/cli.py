@@ -154,6 +154,12 @@ cli.add_command(launch_command)
     "--no-disk-cache", is_flag=True, help="Keep no states of prompts on disk, and use none."
 )
 @engine_options
+@click.option(
+    "--base-url",
+    metavar="URL",
+    help="Let the llama-server, vLLM or gptoss-run serve at URL run the model. Only the tokenizer "
+    "is read from MODEL; a key is read from the environment variable GPTOSS_REMOTE_KEY.",
+)
 @click.option("--force", is_flag=True, help="Load the model even if it does not fit into memory.")
 @click.option("--verbose", is_flag=True, help="Show llama.cpp's log on stderr.")
 @click.option(
@@ -243,6 +249,7 @@ def chat(
                     disk_cache=not options["no_disk_cache"],
                     constrained=not unconstrained,
                     verbose=options["verbose"],
+                    base_url=options["base_url"],
                 ),
                 tools=tools,
                 approve_all=options["approve_all"],

@@ -60,11 +60,11 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "sampling": {"engine", "harmony"},
         "store": {"harmony"},
         "chat": {"engine", "harmony", "models", "sampling", "tools"},
-        "remote": {"chat", "engine", "harmony", "sampling"},
+        "remote": {"chat", "engine", "harmony", "models", "sampling"},
         "server": {"chat", "engine", "harmony", "models", "sampling", "store", "tools"},
         "embed": {"chat", "engine", "harmony", "models", "server"},
         "launch": {"embed", "models", "server"},
-        "terminal": {"chat", "engine", "harmony", "models", "sampling", "store", "tools"},
+        "terminal": {"chat", "engine", "harmony", "models", "remote", "sampling", "store", "tools"},
     },
 }
 """What the folders of each room may import of their neighbours."""

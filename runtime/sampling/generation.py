@@ -21,7 +21,7 @@ class GenerationSampler:
     def __init__(self, sampling: Sampling, draw: Sampler, counted: Container[int]) -> None:
         """``counted`` are the tokens that penalties apply to, the text tokens of a vocabulary."""
         self.logprobs: deque[TokenLogprob] = deque()
-        self._draw = draw
+        self.draw = draw
         self._n_top = sampling.top_logprobs
         self._adjustment = LogitAdjustment(sampling, counted) if sampling.adjusts_logits else None
 
@@ -30,7 +30,7 @@ class GenerationSampler:
         unchanged = None if self._n_top is None else logits.copy()
         if self._adjustment is not None:
             self._adjustment.apply(logits)
-        token = self._draw(logits)
+        token = self.draw(logits)
         if self._adjustment is not None:
             self._adjustment.count(token)
         if unchanged is not None and self._n_top is not None:

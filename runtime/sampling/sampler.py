@@ -56,6 +56,7 @@ class RandomSampler:
         if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or seed < 0):
             raise SamplingError(f"seed is {seed}; it must be a whole number, 0 or more")
         self.sampling = sampling
+        self.seed = seed
         self._random = np.random.Generator(np.random.PCG64(seed))
 
     def __call__(self, logits: Logits) -> int:

@@ -41,6 +41,8 @@ class EngineRequest:
     disk_cache: bool = True
     constrained: bool = True
     verbose: bool = False
+    base_url: str | None = None
+    """Another server that runs the model; then only its tokenizer is read from the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +169,11 @@ def _loader(asked: ChatRequest) -> Callable[[str], tuple[Model, str]]:
 
     def load(name: str) -> tuple[Model, str]:
         gguf = asked.finder.find(name, yes=asked.yes)
+        if asked.engine.base_url is not None:
+            require_packages("remote", "httpcore")
+            from gptoss.runtime.remote.engine import open_remote
+
+            return open_remote(asked.engine.base_url, gguf), _shown_name(name, gguf)
         size = gguf.stat().st_size if gguf.is_file() else 0
         title = f"loading {gguf.name}"
         if asked.plain:
