@@ -84,6 +84,7 @@ def environment(hub: str, tmp_path: Path) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "HF_ENDPOINT": hub,
         "HF_HOME": str(tmp_path / "hub"),
+        "XDG_CONFIG_HOME": str(tmp_path / "config"),
         "NO_COLOR": "1",
     }
 
