@@ -74,6 +74,7 @@ class _Events:
 
 
 def _serve(options: ChildOptions, events: _Events) -> None:
+    from gptoss.runtime.engine.settings import EngineOptions
     from gptoss.runtime.server.app import create_app
     from gptoss.runtime.server.gguf_models import served_model
     from gptoss.runtime.server.model_host import ModelHost
@@ -82,10 +83,12 @@ def _serve(options: ChildOptions, events: _Events) -> None:
 
     served = served_model(
         Path(options.path),
-        n_ctx=options.n_ctx,
         parallel=options.parallel,
-        n_threads=options.n_threads,
-        n_gpu_layers=options.n_gpu_layers,
+        options=EngineOptions(
+            n_ctx=options.n_ctx,
+            n_threads=options.n_threads,
+            n_gpu_layers=None if options.n_gpu_layers < 0 else options.n_gpu_layers,
+        ),
     )
     load = served.load
 
