@@ -19,7 +19,7 @@ from PyInstaller.utils.hooks import (
 _HOOKS = "gptoss.runtime.embed.pyinstaller"
 
 hiddenimports = collect_submodules("gptoss.runtime", lambda name: not name.startswith(_HOOKS))
-datas = collect_data_files("gptoss", excludes=["**/pyinstaller/**"])
+datas = collect_data_files("gptoss.runtime", excludes=["**/pyinstaller/**"])
 binaries = []
 
 if find_spec("llguidance") is not None:
