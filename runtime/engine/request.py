@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Protocol, Self
 
-from gptoss.runtime.engine.base import PromptProgress, Sampler, TimeLimitError, Timings
+from gptoss.runtime.engine.base import (
+    EngineError,
+    PromptProgress,
+    PromptTooLongError,
+    Sampler,
+    TimeLimitError,
+    Timings,
+)
 from gptoss.runtime.engine.drafts import BatchCosts, Drafter
 from gptoss.runtime.engine.kv_reuse import Stream, common_prefix
 from gptoss.runtime.engine.prefix_cache import Fetch
@@ -192,6 +199,22 @@ class Awaited:
         if stream is None or leader.cancelled or leader not in active:
             return False
         return len(stream.tokens) < self.n_tokens
+
+
+def check_prompt(prompt: Sequence[int], n_vocab: int, n_ctx: int) -> None:
+    """Raise EngineError, PromptTooLongError for a prompt that no request can have."""
+    if not prompt:
+        raise EngineError("the prompt is empty; it must have at least one token")
+    if min(prompt) < 0 or max(prompt) >= n_vocab:
+        raise EngineError(
+            f"invalid token {min(prompt) if min(prompt) < 0 else max(prompt)}; "
+            f"the vocabulary has 0 to {n_vocab - 1}"
+        )
+    if len(prompt) >= n_ctx:
+        raise PromptTooLongError(
+            f"the prompt has {len(prompt)} tokens, the context holds {n_ctx}; "
+            "start over, or load the model with a larger context"
+        )
 
 
 class ScheduledGeneration:

@@ -25,16 +25,16 @@ from gptoss.runtime.engine.base import (
     EngineError,
     ForkedProcessError,
     PromptProgress,
-    PromptTooLongError,
     QueueFullError,
     Sampler,
 )
 from gptoss.runtime.engine.batch import MIN_CHUNK, next_chunk, plan_batch
 from gptoss.runtime.engine.context import Chunk, Context
 from gptoss.runtime.engine.drafts import BatchCosts
-from gptoss.runtime.engine.kv_reuse import WORTH_COPYING, Stream
+from gptoss.runtime.engine.kv_reuse import Stream
 from gptoss.runtime.engine.prefix_cache import PrefixCache
-from gptoss.runtime.engine.request import POLL_SECONDS, Awaited, Request, ScheduledGeneration
+from gptoss.runtime.engine.request import POLL_SECONDS, Request, ScheduledGeneration, check_prompt
+from gptoss.runtime.engine.shared_prefix import awaits_prefix
 from gptoss.runtime.engine.stream_pool import StreamPool
 
 MAX_WAITING = 256
@@ -88,7 +88,7 @@ class Scheduler:
         ``base.Engine.generate``.
         """
         self.check_process()
-        self._check(prompt)
+        check_prompt(prompt, self._context.n_vocab, self.n_ctx)
         if time_limit is not None and not time_limit > 0:
             raise EngineError(f"time limit is {time_limit}; expected more than 0 seconds")
         request = Request(prompt, sampler, stop, max_tokens, checkpoints, time_limit)
@@ -141,20 +141,6 @@ class Scheduler:
         if threading.current_thread() is not self._thread:  # collected there: it ends by itself
             while self._thread.is_alive():
                 self._thread.join(POLL_SECONDS)
-
-    def _check(self, prompt: Sequence[int]) -> None:
-        if not prompt:
-            raise EngineError("the prompt is empty; it must have at least one token")
-        if min(prompt) < 0 or max(prompt) >= self._context.n_vocab:
-            raise EngineError(
-                f"invalid token {min(prompt) if min(prompt) < 0 else max(prompt)}; "
-                f"the vocabulary has 0 to {self._context.n_vocab - 1}"
-            )
-        if len(prompt) >= self.n_ctx:
-            raise PromptTooLongError(
-                f"the prompt has {len(prompt)} tokens, the context holds {self.n_ctx}; "
-                "start over, or load the model with a larger context"
-            )
 
     # The scheduler's thread
 
@@ -219,30 +205,13 @@ class Scheduler:
         stopped reading and those whose prefix is just being decoded for another.
         """
         return next(
-            (it for it in self._waiting if not it.must_pause() and not self._awaits_prefix(it)),
+            (
+                it
+                for it in self._waiting
+                if not it.must_pause() and not awaits_prefix(it, self._active, self._streams)
+            ),
             None,
         )
-
-    def _awaits_prefix(self, request: Request) -> bool:
-        """Report whether an active request is decoding a prefix that this waiting one can copy from
-        its stream soon; let that stream keep the place where the two prompts part.
-        """
-        if request.awaited is not None and request.awaited.is_coming(self._active):
-            return True
-        request.awaited = None
-        for leader in self._active:
-            stream = leader.stream
-            if stream is None or leader.paused or len(stream.tokens) >= leader.n_prompt:
-                continue
-            awaited = Awaited(leader, leader.shared_prompt(request))
-            if not awaited.is_coming(self._active):
-                continue
-            others = (it.reach(request.target) for it in self._streams if it is not stream)
-            if awaited.n_tokens - max(others, default=0) >= WORTH_COPYING:
-                leader.checkpoints |= {awaited.n_tokens}
-                request.awaited = awaited
-                return True
-        return False
 
     def _arrange(self) -> None:
         """Drop cancelled requests and give waiting ones a stream, before the scheduler plans a
