@@ -140,7 +140,7 @@ def test_a_model_that_does_not_fit_is_one_line_of_what_helps() -> None:
     with pytest.raises(OutOfMemoryError) as raised:
         chosen(9_000, n_ctx=None).require()
     said = str(raised.value)
-    assert said.startswith("m does not fit: short by 0.0 GB; 4,096 tokens of context take 0.4 GB")
+    assert said.startswith("m does not fit: short by 0.0 GB; 4,096 tokens of context take 0.8 GB")
     assert "close other programs" in said
     assert "\n" not in said
     chosen(10_000).require()
