@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from gptoss.runtime.chat.async_stream import AsyncReplyStream as AsyncReplyStream
     from gptoss.runtime.chat.chat import Chat as Chat
     from gptoss.runtime.chat.events import ChatEvent as ChatEvent
+    from gptoss.runtime.chat.events import HistoryShortened as HistoryShortened
     from gptoss.runtime.chat.events import ReasoningClosed as ReasoningClosed
     from gptoss.runtime.chat.events import Reply as Reply
     from gptoss.runtime.chat.events import ReplyEnded as ReplyEnded
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from gptoss.runtime.chat.events import TextLogprobs as TextLogprobs
     from gptoss.runtime.chat.events import ToolFinished as ToolFinished
     from gptoss.runtime.chat.events import ToolStarted as ToolStarted
+    from gptoss.runtime.chat.full_context import ContextUsage as ContextUsage
+    from gptoss.runtime.chat.full_context import WhenFull as WhenFull
     from gptoss.runtime.chat.model import Model as Model
     from gptoss.runtime.chat.model import load as load
     from gptoss.runtime.chat.model import open as open  # noqa: A004
@@ -80,6 +83,8 @@ if TYPE_CHECKING:
     from gptoss.runtime.harmony.events import MessageStarted as MessageStarted
     from gptoss.runtime.harmony.events import RoundEnded as RoundEnded
     from gptoss.runtime.harmony.events import TextDelta as TextDelta
+    from gptoss.runtime.harmony.message_json import messages_from_json as messages_from_json
+    from gptoss.runtime.harmony.message_json import messages_to_json as messages_to_json
     from gptoss.runtime.harmony.messages import Effort as Effort
     from gptoss.runtime.harmony.messages import Message as Message
     from gptoss.runtime.harmony.messages import Role as Role
@@ -96,7 +101,10 @@ if TYPE_CHECKING:
     from gptoss.runtime.sampling.logprobs import TokenLogprob as TokenLogprob
     from gptoss.runtime.sampling.parameters import Sampling as Sampling
     from gptoss.runtime.sampling.parameters import SamplingError as SamplingError
+    from gptoss.runtime.tools.cancel import CancelToken as CancelToken
     from gptoss.runtime.tools.functions import Tool as Tool
+    from gptoss.runtime.tools.mcp.servers import McpServers as McpServers
+    from gptoss.runtime.tools.toolbox import Toolbox as Toolbox
     from gptoss.runtime.tools.type_specs import ToolError as ToolError
 
 __version__ = "0.1.0"
@@ -130,6 +138,7 @@ _NAMES = {
     "gptoss.runtime.chat.chat": ("Chat",),
     "gptoss.runtime.chat.events": (
         "ChatEvent",
+        "HistoryShortened",
         "ReasoningClosed",
         "Reply",
         "ReplyEnded",
@@ -138,6 +147,7 @@ _NAMES = {
         "ToolFinished",
         "ToolStarted",
     ),
+    "gptoss.runtime.chat.full_context": ("ContextUsage", "WhenFull"),
     "gptoss.runtime.chat.model": ("Model", "load", "open"),
     "gptoss.runtime.chat.options": ("ChatOptions",),
     "gptoss.runtime.chat.reply_stream": ("ReplyStream",),
@@ -169,6 +179,7 @@ _NAMES = {
         "RoundEnded",
         "TextDelta",
     ),
+    "gptoss.runtime.harmony.message_json": ("messages_from_json", "messages_to_json"),
     "gptoss.runtime.harmony.messages": ("Effort", "Message", "Role"),
     "gptoss.runtime.models.memory_plan": ("MemoryPlan", "PlanVerdict"),
     "gptoss.runtime.models.placement": ("DeviceMemory",),
@@ -182,7 +193,10 @@ _NAMES = {
     ),
     "gptoss.runtime.sampling.logprobs": ("Alternative", "TokenLogprob"),
     "gptoss.runtime.sampling.parameters": ("Sampling", "SamplingError"),
+    "gptoss.runtime.tools.cancel": ("CancelToken",),
     "gptoss.runtime.tools.functions": ("Tool",),
+    "gptoss.runtime.tools.mcp.servers": ("McpServers",),
+    "gptoss.runtime.tools.toolbox": ("Toolbox",),
     "gptoss.runtime.tools.type_specs": ("ToolError",),
 }
 """The public names by the module they are imported from."""
@@ -194,6 +208,7 @@ __all__ = [
     "Alternative",
     "AsyncReplyStream",
     "Audit",
+    "CancelToken",
     "Chat",
     "ChatDelta",
     "ChatError",
@@ -202,6 +217,7 @@ __all__ = [
     "ChatStream",
     "CheckpointError",
     "ConstraintError",
+    "ContextUsage",
     "ConversationError",
     "ConversationTooLongError",
     "Conversion",
@@ -218,12 +234,14 @@ __all__ = [
     "GgufError",
     "GptossError",
     "HashMismatchError",
+    "HistoryShortened",
     "HubError",
     "InvalidFileError",
     "JsonSchema",
     "Lark",
     "Limits",
     "Lora",
+    "McpServers",
     "MemoryPlan",
     "Message",
     "MessageEnded",
@@ -264,9 +282,11 @@ __all__ = [
     "ToolError",
     "ToolFinished",
     "ToolStarted",
+    "Toolbox",
     "UnsupportedModelError",
     "Verdict",
     "VerificationError",
+    "WhenFull",
     "__version__",
     "audit",
     "convert",
@@ -274,6 +294,8 @@ __all__ = [
     "info",
     "load",
     "memory_plan",
+    "messages_from_json",
+    "messages_to_json",
     "open",
     "plan",
     "report",

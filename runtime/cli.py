@@ -73,6 +73,18 @@ cli.add_command(launch_command)
     help="A Python function the model may call, also as FILE.py:FUNCTION. Repeatable.",
 )
 @click.option(
+    "--mcp",
+    type=console.PATH,
+    metavar="FILE",
+    help="A JSON file with MCP servers (mcpServers) whose tools the model may call.",
+)
+@click.option(
+    "--tool-seconds",
+    type=float,
+    metavar="S",
+    help="Maximum seconds per tool call; the model is told when a tool takes longer.",
+)
+@click.option(
     "--tool-choice",
     metavar="CHOICE",
     default=ToolChoice.AUTO.value,
@@ -145,6 +157,36 @@ cli.add_command(launch_command)
     default=_DEFAULTS.min_p,
     show_default=True,
     help="Keep only tokens at least P times as likely as the most likely one.",
+)
+@click.option(
+    "--presence-penalty",
+    type=float,
+    metavar="P",
+    default=_DEFAULTS.presence_penalty,
+    help="Lower the logits of tokens that occurred before, -2 to 2.  [default: 0]",
+)
+@click.option(
+    "--frequency-penalty",
+    type=float,
+    metavar="P",
+    default=_DEFAULTS.frequency_penalty,
+    help="Lower the logits of tokens for each time they occurred, -2 to 2.  [default: 0]",
+)
+@click.option(
+    "--repetition-penalty",
+    type=float,
+    metavar="R",
+    default=_DEFAULTS.repetition_penalty,
+    help="Divide the logits of tokens that occurred before, 0.1 to 10.  [default: 1]",
+)
+@click.option(
+    "--top-logprobs",
+    type=int,
+    metavar="N",
+    help="With --json: the log probability of each token and of the N most likely ones.",
+)
+@click.option(
+    "--stop", multiple=True, metavar="TEXT", help="End the answer before TEXT. Repeatable."
 )
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Make sampling repeatable.")
 @click.option(
@@ -234,11 +276,24 @@ def chat(
                 Settings(
                     instructions=options["instructions"],
                     effort=effort_named(options["reasoning"]),
-                    sampling=Sampling(temperature, top_k, top_p, min_p),
+                    sampling=Sampling(
+                        temperature,
+                        top_k,
+                        top_p,
+                        min_p,
+                        options["presence_penalty"],
+                        options["frequency_penalty"],
+                        options["repetition_penalty"],
+                        top_logprobs=options["top_logprobs"],
+                    ),
                     seed=options["seed"],
                     limits=Limits(
-                        options["max_tokens"], options["reasoning_budget"], options["max_rounds"]
+                        options["max_tokens"],
+                        options["reasoning_budget"],
+                        options["max_rounds"],
+                        options["tool_seconds"],
                     ),
+                    stop=options["stop"],
                     tool_choice=options["tool_choice"],
                     parallel_calls=options["parallel_calls"],
                     response_format=response_format_of(response_format, schema, regex, grammar),
@@ -252,6 +307,7 @@ def chat(
                     base_url=options["base_url"],
                 ),
                 tools=tools,
+                mcp=options["mcp"],
                 approve_all=options["approve_all"],
                 yes=yes,
                 prompt=prompt,

@@ -13,7 +13,7 @@ from typing import Self
 
 from gptoss.runtime.chat.events import ChatEvent
 from gptoss.runtime.chat.reply_stream import ReplyStream
-from gptoss.runtime.tools.functions import TOOL_LOOP
+from gptoss.runtime.tools.waiting import TOOL_LOOP
 
 MAX_UNREAD = 64
 """Events that wait for the loop; then the thread waits, and so, in the end, the model."""

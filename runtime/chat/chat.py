@@ -24,13 +24,20 @@ then gets ``ReplyEnded`` with ``StopReason.CANCELLED``. Tools run on the reader'
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from gptoss.runtime.chat.async_stream import AsyncReplyStream
-from gptoss.runtime.chat.events import Reply, ReplyEnded, collect
+from gptoss.runtime.chat.events import HistoryShortened, Reply, ReplyEnded, collect
+from gptoss.runtime.chat.full_context import (
+    ContextUsage,
+    WhenFull,
+    room_for_prompt,
+    shortened,
+    summary_message,
+)
 from gptoss.runtime.chat.reply_stream import ReplyStream
 from gptoss.runtime.chat.response_format import AnyResponseFormat, resolve_response_format
 from gptoss.runtime.chat.round import Runner
@@ -43,7 +50,7 @@ from gptoss.runtime.harmony.tokenizer import Tokenizer
 from gptoss.runtime.sampling.grammar import Rules, ToolChoice
 from gptoss.runtime.sampling.sampler import RandomSampler
 from gptoss.runtime.sampling.stop_strings import checked_stop
-from gptoss.runtime.tools.functions import Toolbox
+from gptoss.runtime.tools.toolbox import AnyTool, Toolbox
 
 if TYPE_CHECKING:
     from gptoss.runtime.sampling.constrained import TokenMasks
@@ -200,6 +207,38 @@ class Chat:
         asked = () if text is None else (user(text),)
         return len(render_for_completion((*self.messages, *asked), self._runner.tokenizer))
 
+    def context_usage(self) -> ContextUsage:
+        """Count the tokens of this chat's parts, without a reply under way."""
+        with self._lock:
+            first, whole = self._first_messages(), self.messages
+        tokenizer = self._runner.tokenizer
+        counts = [
+            len(render_for_completion(messages, tokenizer))
+            for messages in (first[:1], first, whole)
+        ]
+        return ContextUsage(self.n_ctx, counts[0], counts[1] - counts[0], counts[2] - counts[1])
+
+    @property
+    def tools(self) -> Toolbox:
+        """Return this chat's tools; set others between turns, as a ``Toolbox`` or a list. Setting
+        raises ToolError, ConstraintError, ChatError.
+        """
+        return self._toolbox
+
+    @tools.setter
+    def tools(self, tools: Toolbox | Iterable[AnyTool]) -> None:
+        with self._lock:
+            self._require_rest()
+            before = self._toolbox
+            self._toolbox = tools if isinstance(tools, Toolbox) else Toolbox(tools, before.approve)
+            try:
+                rules = self._rules(self._settings, None, None)
+                if self._runner.masks is not None:
+                    self._runner.masks.compile(rules)
+            except BaseException:
+                self._toolbox = before
+                raise
+
     def send(
         self,
         text: str,
@@ -220,6 +259,7 @@ class Chat:
             settings = self._settings
             rules = self._rules(settings, tool_choice, response_format)
             self._require_rest()
+            shortened = self._make_room(user(text))
             turn = self._turn = Turn(
                 self._runner,
                 self._toolbox,
@@ -229,6 +269,7 @@ class Chat:
                 settings.limits,
                 self._sampler,
                 checked_stop(settings.stop),
+                shortened,
             )
         return ReplyStream(turn, self._settle)
 
@@ -326,6 +367,25 @@ class Chat:
                 self._messages += turn.remains(ended.end)
                 self._turn = None
 
+    def _make_room(self, question: Message) -> HistoryShortened | None:
+        """Leave out this chat's oldest turns if the next one would not leave room for a reply."""
+        when_full, limits = self._settings.when_full, self._settings.limits
+        if when_full == WhenFull.ERROR:
+            return None
+        first, tokenizer = self._first_messages(), self._runner.tokenizer
+
+        def count(history: Sequence[Message]) -> int:
+            return len(render_for_completion((*first, *history, question), tokenizer))
+
+        room = room_for_prompt(self.n_ctx, limits.max_tokens)
+        left_out, kept = shortened(self._messages, count, room)
+        if not left_out:
+            return None
+        if callable(when_full):
+            kept.insert(0, summary_message(when_full(left_out)))
+        self._messages = kept
+        return HistoryShortened(len(left_out), callable(when_full))
+
     def _require_open(self) -> None:
         if self._closed:
             raise ChatError("the chat has been closed")
@@ -340,10 +400,10 @@ class Chat:
         return RandomSampler(self._settings.sampling, self._settings.seed)
 
     def _first_messages(self) -> list[Message]:
-        settings, functions = self._settings, self._toolbox.declarations
-        first = [system(date=settings.date, effort=settings.effort)]
-        if settings.instructions is not None or functions:
-            first.append(developer(settings.instructions, functions))
+        settings, tools = self._settings, self._toolbox
+        first = [system(date=settings.date, effort=settings.effort, tools=tools.builtins)]
+        if settings.instructions is not None or tools.declarations or tools.namespaces:
+            first.append(developer(settings.instructions, tools.declarations, tools.namespaces))
         return first
 
     def _rules(
@@ -358,6 +418,7 @@ class Chat:
         form = settings.response_format if response_format is None else response_format
         rules = Rules(
             functions=self._toolbox.declarations,
+            namespaces=(*self._toolbox.builtins, *self._toolbox.namespaces),
             tool_choice=tool_choice or settings.tool_choice,
             parallel_calls=settings.parallel_calls,
             response_format=resolve_response_format(form),

@@ -16,6 +16,7 @@ from gptoss.runtime.harmony.events import Diagnostic, End, Event, MessageEnded
 from gptoss.runtime.harmony.messages import Message, Role
 from gptoss.runtime.sampling.grammar import ReasoningStop
 from gptoss.runtime.sampling.logprobs import TokenLogprob
+from gptoss.runtime.tools.groups import Figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +30,15 @@ class ToolStarted:
 
 @dataclass(frozen=True, slots=True)
 class ToolFinished:
-    """A tool has answered; ``error`` when ``result`` says what went wrong."""
+    """A tool has answered; ``error`` when ``result`` says what went wrong. ``figures`` are pictures
+    for the person, which the model does not see."""
 
     name: str
     arguments: str
     result: str
     error: bool
     seconds: float
+    figures: tuple[Figure, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,15 @@ class TextLogprobs:
 
     logprobs: tuple[TokenLogprob, ...]
     channel: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryShortened:
+    """The conversation did not fit into the context any more: its oldest ``messages`` were left
+    out, or summarised. Always the first event."""
+
+    messages: int
+    summarised: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +98,7 @@ ChatEvent = (
     | ToolStarted
     | ToolFinished
     | TextLogprobs
+    | HistoryShortened
     | ReasoningClosed
     | ReplyEnded
 )

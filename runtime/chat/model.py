@@ -17,7 +17,12 @@ from typing import TYPE_CHECKING, Self, Unpack, cast
 
 from gptoss.errors import require_packages
 from gptoss.runtime.chat.chat import Chat
-from gptoss.runtime.chat.options import ChatOptions, settings_of, with_chat_options
+from gptoss.runtime.chat.options import (
+    ChatOptions,
+    settings_of,
+    toolbox_of,
+    with_chat_options,
+)
 from gptoss.runtime.engine.base import Engine
 from gptoss.runtime.engine.settings import EngineOptions
 from gptoss.runtime.harmony.tokenizer import Tokenizer
@@ -25,7 +30,6 @@ from gptoss.runtime.models.lora import check_lora
 from gptoss.runtime.models.memory_plan import MemoryPlan
 from gptoss.runtime.models.plan import plan_load
 from gptoss.runtime.models.preflight import Model as CheckedFile
-from gptoss.runtime.tools.functions import Toolbox
 
 if TYPE_CHECKING:
     from gptoss.runtime.sampling.constrained import TokenMasks
@@ -65,7 +69,7 @@ def load(
     engine = {name: options[name] for name in _ENGINE if name in options}  # type: ignore[literal-required]
     chat = cast(ChatOptions, {name: it for name, it in options.items() if name not in engine})
     settings = settings_of(chat)
-    toolbox = Toolbox(options.get("tools", ()))
+    toolbox = toolbox_of(chat)
     model = open(
         path,
         parallel=1,
@@ -187,7 +191,7 @@ class Model:
             self.engine,
             self.tokenizer,
             self.masks,
-            toolbox=Toolbox(options.get("tools", ())),
+            toolbox=toolbox_of(options),
             settings=settings_of(options),
             messages=options.get("messages", ()),
             owns_engine=False,

@@ -10,14 +10,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
+from enum import Enum
 from typing import Any, TypedDict, TypeVar
 
+from gptoss.runtime.chat.full_context import Summarise, WhenFull
 from gptoss.runtime.chat.response_format import AnyResponseFormat, resolve_response_format
 from gptoss.runtime.chat.settings import Limits, Settings
 from gptoss.runtime.harmony.messages import Message
 from gptoss.runtime.sampling.parameters import Sampling
 from gptoss.runtime.sampling.sampler import RandomSampler
-from gptoss.runtime.tools.functions import Tool
+from gptoss.runtime.tools.toolbox import AnyTool, Approve, Toolbox
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -39,17 +41,21 @@ class SamplingOptions(TypedDict, total=False):
 class ChatOptions(SamplingOptions, total=False):
     """Everything that a chat can begin with.
 
-    ``tools`` are functions the model may call, declared by their signatures and docstrings.
+    ``tools`` are functions the model may call, declared by their signatures and docstrings, and
+    groups of tools (``PythonTool``, ``BrowserTool``, an MCP server). ``approve(recipient, text)``
+    is asked before a call of a group that a person has to agree to.
     ``reasoning`` is low, medium or high. ``date`` (YYYY-MM-DD, today unless given) is the date the
-    model sees. ``max_tokens``, ``reasoning_budget`` and ``max_rounds`` limit a turn (see
-    ``Limits``). ``tool_choice`` is none, auto, required, or the name of the tool to call first.
-    ``response_format`` is what the answer must be (see ``chat.response_format``). ``stop`` are
-    strings that end the answer. ``sampling`` and the single sampling options say how tokens are
+    model sees. ``max_tokens``, ``reasoning_budget``, ``max_rounds`` and ``tool_seconds`` limit a
+    turn (see ``Limits``). ``tool_choice`` is none, auto, required, or the name of the tool to call
+    first. ``response_format`` is what the answer must be (see ``chat.response_format``). ``stop``
+    are strings that end the answer. ``sampling`` and the single sampling options say how tokens are
     drawn; the single ones have precedence. The same ``seed`` gives the same text only with the
-    same prefix in memory. ``messages`` are an earlier conversation to continue.
+    same prefix in memory. ``when_full`` is error, trim, or a function that summarises the turns
+    that are left out (see ``WhenFull``). ``messages`` are an earlier conversation to continue.
     """
 
-    tools: Iterable[Callable[..., Any] | Tool]
+    tools: Iterable[AnyTool]
+    approve: Approve | None
     instructions: str | None
     reasoning: str
     sampling: Sampling | None
@@ -57,17 +63,27 @@ class ChatOptions(SamplingOptions, total=False):
     max_tokens: int | None
     reasoning_budget: int | None
     max_rounds: int
+    tool_seconds: float | None
     tool_choice: str
     parallel_calls: bool
     response_format: AnyResponseFormat | None
     stop: str | Sequence[str] | None
+    when_full: WhenFull | str | Summarise
     date: str | None
     messages: Iterable[Message]
 
 
 _IN_LIMITS = tuple(field.name for field in fields(Limits))
 _IN_SAMPLING = tuple(SamplingOptions.__annotations__)
-_AS_THEY_ARE = ("instructions", "seed", "tool_choice", "parallel_calls", "stop", "date")
+_AS_THEY_ARE = (
+    "instructions",
+    "seed",
+    "tool_choice",
+    "parallel_calls",
+    "stop",
+    "when_full",
+    "date",
+)
 
 
 def settings_of(options: ChatOptions) -> Settings:
@@ -95,6 +111,11 @@ def settings_of(options: ChatOptions) -> Settings:
     return settings
 
 
+def toolbox_of(options: ChatOptions) -> Toolbox:
+    """Return the tools with which a chat begins; raises ToolError."""
+    return Toolbox(options.get("tools", ()), options.get("approve"))
+
+
 def with_chat_options(function: _F) -> _F:
     """Show the chat options in the signature of a function that takes them as ``**options``."""
     signature = inspect.signature(function)
@@ -104,7 +125,7 @@ def with_chat_options(function: _F) -> _F:
             name,
             inspect.Parameter.KEYWORD_ONLY,
             default=_default(name),
-            annotation=ChatOptions.__annotations__[name],
+            annotation=_as_written(ChatOptions.__annotations__[name]),
         )
         for name in ChatOptions.__annotations__
     ]
@@ -113,16 +134,22 @@ def with_chat_options(function: _F) -> _F:
     return function
 
 
+def _as_written(annotation: Any) -> Any:
+    """Return a type hint as its text in the source, where it is one that is not evaluated yet."""
+    return getattr(annotation, "__forward_arg__", annotation)
+
+
 def _default(name: str) -> Any:
     """Return the value of a chat option that is not given."""
     if name in ("tools", "messages"):
         return ()
     settings = Settings()
-    if name in ("date", "sampling"):
-        return None  # today; a Sampling of defaults
+    if name in ("approve", "date", "sampling"):
+        return None  # nothing is approved; today; a Sampling of defaults
     if name == "reasoning":
         return settings.effort.value
     for values in (settings, settings.limits, settings.sampling):
         if hasattr(values, name):
-            return getattr(values, name)
+            value = getattr(values, name)
+            return value.value if isinstance(value, Enum) else value
     raise AssertionError(f"{name} is an option without a default")

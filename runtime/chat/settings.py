@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gptoss.errors import GptossError
+from gptoss.runtime.chat.full_context import Summarise, WhenFull
 from gptoss.runtime.harmony.fields import is_date
 from gptoss.runtime.harmony.messages import Effort
 from gptoss.runtime.sampling.grammar import ResponseFormat, ToolChoice
@@ -18,6 +19,10 @@ from gptoss.runtime.sampling.stop_strings import checked_stop
 
 MAX_ROUNDS = 16
 """Rounds of tool calls in one turn unless asked otherwise: a model can call without end."""
+
+
+MAX_SECONDS = 86_400
+"""The longest time limit, a day: what a timer takes on every system."""
 
 
 class ChatError(GptossError):
@@ -30,12 +35,13 @@ class Limits:
 
     ``max_tokens`` counts everything generated in it. ``reasoning_budget`` is how many of these
     may come before the answer or a call begins. ``max_rounds`` are rounds with calls; after the
-    last the model can only answer.
+    last the model can only answer. ``tool_seconds`` is how long one tool call may take.
     """
 
     max_tokens: int | None = None
     reasoning_budget: int | None = None
     max_rounds: int = MAX_ROUNDS
+    tool_seconds: float | None = None
 
     def __post_init__(self) -> None:
         """Raises ChatError."""
@@ -44,6 +50,8 @@ class Limits:
         if self.reasoning_budget is not None:
             _require_count("reasoning_budget", self.reasoning_budget, 0)
         _require_count("max_rounds", self.max_rounds, 0)
+        if self.tool_seconds is not None:
+            _require_seconds("tool_seconds", self.tool_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +71,14 @@ class Settings:
     parallel_calls: bool = False
     response_format: ResponseFormat | None = None
     stop: str | Sequence[str] | None = ()
+    when_full: WhenFull | str | Summarise = WhenFull.ERROR
 
     def __post_init__(self) -> None:
         """Raises ChatError, SamplingError."""
         object.__setattr__(self, "effort", effort_named(self.effort))
         object.__setattr__(self, "stop", checked_stop(self.stop))
+        if not callable(self.when_full):
+            object.__setattr__(self, "when_full", _when_full(self.when_full))
         _require_type("sampling", self.sampling, Sampling)
         _require_type("limits", self.limits, Limits)
         if self.instructions is not None:
@@ -88,6 +99,15 @@ def effort_named(name: str) -> Effort:
         raise ChatError(f"reasoning is {name!r}; it must be low, medium or high") from None
 
 
+def _when_full(name: str) -> WhenFull:
+    try:
+        return WhenFull(name)
+    except ValueError:
+        raise ChatError(
+            f"when_full is {name!r}; it must be error, trim, or a function that summarises"
+        ) from None
+
+
 def _require_type(name: str, value: object, wanted: type) -> None:
     if not isinstance(value, wanted):
         raise ChatError(f"{name} is {value!r}; it must be a {wanted.__name__}")
@@ -97,3 +117,10 @@ def _require_count(name: str, value: object, least: int) -> None:
     """Raise ChatError unless a chat setting's ``value`` is a whole number of at least ``least``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ChatError(f"{name} is {value!r}; it must be a whole number, {least} or more")
+
+
+def _require_seconds(name: str, value: object) -> None:
+    """Raise ChatError unless a chat setting's ``value`` is a time above 0 in seconds."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value <= MAX_SECONDS:  # type: ignore[operator]
+        raise ChatError(f"{name} is {value!r}; it must be above 0 and at most {MAX_SECONDS}")

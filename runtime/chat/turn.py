@@ -6,26 +6,26 @@ that was cancelled by ``reset`` or ``close`` is never taken over, whatever its r
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 
 from gptoss.runtime.chat.answer_check import answer_diagnostics
 from gptoss.runtime.chat.events import (
     ChatEvent,
+    HistoryShortened,
     ReplyEnded,
     StopReason,
-    ToolFinished,
-    ToolStarted,
 )
 from gptoss.runtime.chat.round import Round, Runner
 from gptoss.runtime.chat.settings import Limits
+from gptoss.runtime.chat.tool_runs import ToolRuns
 from gptoss.runtime.engine.base import EngineError, Timings
 from gptoss.runtime.harmony.errors import ConversationTooLongError
 from gptoss.runtime.harmony.events import Diagnostic, End
-from gptoss.runtime.harmony.messages import FUNCTIONS, Message, Role, final
+from gptoss.runtime.harmony.messages import Message, Role, final
 from gptoss.runtime.sampling.grammar import Rules, ToolChoice
 from gptoss.runtime.sampling.sampler import RandomSampler
-from gptoss.runtime.tools.functions import Toolbox
+from gptoss.runtime.tools.toolbox import Toolbox
 
 _RESULT_SHARE = 4
 """A tool's result may have one part in so many of the context."""
@@ -81,19 +81,22 @@ class Turn:
         limits: Limits,
         sampler: RandomSampler,
         stop: Sequence[str] = (),
+        shortened: HistoryShortened | None = None,
     ) -> None:
         """``before`` is the conversation so far, system and developer message first; ``stop`` are
-        strings that end the answer.
+        strings that end the answer; ``shortened`` is what was done to make room for it.
         """
         self.messages: list[Message] = [question]
         self._runner = runner
         self._toolbox = toolbox
+        self._tool_runs = ToolRuns(toolbox, limits.tool_seconds, self._shortened)
         self._before = tuple(before)
         self._rules = rules
         self._max_rounds = limits.max_rounds
         self._usage = TurnUsage(limits)
         self._sampler = sampler
         self._stop = stop
+        self._shortened_history = shortened
         self._round: Round | None = None
         self._cancelled = False
 
@@ -103,6 +106,7 @@ class Turn:
         self._cancelled = True
         if self._round is not None:
             self._round.cancel()
+        self._tool_runs.cancel()
 
     def answer_now(self) -> bool:
         """End the reasoning of this turn's round before its next token. Returns False where none
@@ -132,6 +136,8 @@ class Turn:
         return how it ended and what it cost.
         """
         rules = self._rules
+        if self._shortened_history is not None:
+            yield self._shortened_history
         for calls_left in range(self._max_rounds, -1, -1):
             if calls_left == 0:
                 rules = replace(rules, tool_choice=ToolChoice.NONE)
@@ -158,10 +164,7 @@ class Turn:
                 return self._usage.ended(whole, self._why_cut(), stop)
             if calls_left == 0:
                 break
-            for call in calls:
-                if self._cancelled:
-                    break
-                yield from self._run_tool(call)
+            yield from self._run_tools(calls)
             if self._usage.tokens_left == 0:
                 return self._usage.ended(End.CUT, self._why_cut())
             if rules.tool_choice != ToolChoice.NONE:
@@ -201,17 +204,19 @@ class Turn:
             self.messages += generation.messages
             usage.add(generation.timings, generation.reasoned)
 
-    def _run_tool(self, call: Message) -> Iterator[ChatEvent]:
-        recipient, arguments = call.recipient or "", call.text
-        name = recipient.removeprefix(f"{FUNCTIONS}.")
-        yield ToolStarted(name, arguments)
-        outcome = self._toolbox.call(recipient, arguments)
-        text = self._shortened(outcome.text)
-        answer = Message(
-            Role.TOOL, text, name=recipient, channel="commentary", recipient=Role.ASSISTANT.value
+    def _run_tools(self, calls: list[Message]) -> Generator[ChatEvent, None, None]:
+        """Run the round's calls, and add their results to the turn in the order of the calls."""
+        outcomes = yield from self._tool_runs.run(calls)
+        for call, outcome in zip(calls, outcomes, strict=True):
+            if outcome is not None:
+                self.messages.append(self._result(call.recipient or "", outcome.text))
+
+    def _result(self, recipient: str, text: str) -> Message:
+        builtin = self._toolbox.is_builtin(recipient)
+        channel = "analysis" if builtin else "commentary"
+        return Message(
+            Role.TOOL, text, name=recipient, channel=channel, recipient=Role.ASSISTANT.value
         )
-        self.messages.append(answer)
-        yield ToolFinished(name, arguments, text, outcome.error, outcome.seconds)
 
     def _shortened(self, result: str) -> str:
         """Shorten a tool's result in this turn that would take too much of the context."""

@@ -8,9 +8,12 @@ from typing import Any
 
 from gptoss.runtime.tools.functions import Tool
 from gptoss.runtime.tools.signature import ToolArgumentsError
+from gptoss.text import printable
 
 AskKey = Callable[[str], str]
 """Shows a question and returns the key that was pressed: y, n or a."""
+
+_SHOWN_CHARACTERS = 300
 
 REFUSED = "the person did not allow this call"
 
@@ -36,3 +39,13 @@ class Approval:
             return run(text)
 
         return replace(tool, run=guarded)
+
+    def allows(self, recipient: str, text: str) -> bool:
+        """Ask whether a call of a group of tools may run; see ``toolbox.Approve``."""
+        if recipient in self._always:
+            return True
+        shown = printable(" ".join(text.split()))[:_SHOWN_CHARACTERS]
+        key = self._ask(f"Run {printable(recipient)} {shown}? y yes, n no, a always")
+        if key == "a":
+            self._always.add(recipient)
+        return key in ("y", "a")

@@ -27,6 +27,7 @@ from gptoss.runtime.terminal.printer import Printer, Show
 from gptoss.runtime.terminal.session import Session
 from gptoss.runtime.terminal.tool_import import import_function
 from gptoss.runtime.tools.functions import Tool
+from gptoss.runtime.tools.groups import ToolGroup
 
 STDIN_LIMIT = 2**26
 """Characters of standard input that are appended to a prompt."""
@@ -54,6 +55,7 @@ class ChatRequest:
     settings: Settings
     engine: EngineRequest = field(default_factory=EngineRequest)
     tools: tuple[str, ...] = ()
+    mcp: Path | None = None
     approve_all: bool = False
     yes: bool = False
     prompt: str | None = None
@@ -76,9 +78,12 @@ def run_chat(asked: ChatRequest) -> int:
         RandomSampler(asked.settings.sampling, asked.settings.seed)  # checked before a load
         functions = [Tool.of(import_function(spec)) for spec in asked.tools]
         terminal = _terminal(asked, out) if talk else None
+        approve = None
         if terminal is not None and not asked.approve_all:
             approval = Approval(terminal.ask_key)
             functions = [approval.guard(tool) for tool in functions]
+            approve = approval.allows
+        groups = _mcp_groups(asked, stack)
         prompt = _prompt(asked.prompt)
         store = _store(asked)
         if store is not None:
@@ -87,7 +92,15 @@ def run_chat(asked: ChatRequest) -> int:
         model, name = load(asked.model)
         stack.callback(model.close)
         session = Session(
-            model, name, asked.settings, tools=functions, store=store, load=load, say=console.say
+            model,
+            name,
+            asked.settings,
+            tools=functions,
+            groups=groups,
+            approve=approve,
+            store=store,
+            load=load,
+            say=console.say,
         )
         stack.callback(session.close)
         if asked.resume is not None or asked.continue_last:
@@ -98,6 +111,18 @@ def run_chat(asked: ChatRequest) -> int:
             converse(session, terminal)
             return console.ExitCode.DONE
         return _without_a_person(session, prompt, _show(asked, out))
+
+
+def _mcp_groups(asked: ChatRequest, stack: contextlib.ExitStack) -> tuple[ToolGroup, ...]:
+    """Start the MCP servers that are asked for; those that do not start are reported."""
+    if asked.mcp is None:
+        return ()
+    from gptoss.runtime.tools.mcp.servers import McpServers
+
+    servers = stack.enter_context(McpServers(asked.mcp, needs_approval=not asked.approve_all))
+    for problem in servers.problems:
+        console.say(problem)
+    return servers.groups
 
 
 def _without_a_person(session: Session, prompt: str | None, show: Show) -> int:

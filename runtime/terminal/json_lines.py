@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from base64 import b64encode
 from typing import Any, TextIO
 
-from gptoss.runtime.chat.events import ChatEvent
+from gptoss.runtime.chat.events import ChatEvent, ToolFinished
 from gptoss.runtime.harmony.events import MessageEnded
 from gptoss.runtime.harmony.messages import Message
 
@@ -26,11 +27,15 @@ class JsonLines:
 
 
 def as_dict(event: ChatEvent) -> dict[str, Any]:
-    """Convert an event to a dictionary for a JSON line; a message's token ids are left out."""
+    """Convert an event to a dictionary for a JSON line; a message's token ids are left out,
+    figures are PNG data in base64."""
     name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(event).__name__).lower()
     if isinstance(event, MessageEnded):
         return {"event": name, **_message(event.message)}
-    return {"event": name, **dataclasses.asdict(event)}
+    fields = dataclasses.asdict(event)
+    if isinstance(event, ToolFinished):
+        fields["figures"] = [b64encode(it.png).decode() for it in event.figures]
+    return {"event": name, **fields}
 
 
 def _message(message: Message) -> dict[str, Any]:

@@ -17,7 +17,9 @@ from gptoss.runtime.store.conversations import Conversation, Entry, Summary
 from gptoss.runtime.store.errors import NotFoundError
 from gptoss.runtime.store.owners import LOCAL_OWNER
 from gptoss.runtime.store.store import Store
-from gptoss.runtime.tools.functions import Tool, Toolbox
+from gptoss.runtime.tools.functions import Tool
+from gptoss.runtime.tools.groups import ToolGroup
+from gptoss.runtime.tools.toolbox import Approve, Toolbox
 
 LoadModel = Callable[[str], tuple[Model, str]]
 """Loads a model by its name; returns it with the name that is shown."""
@@ -65,6 +67,8 @@ class Session:
         settings: Settings,
         *,
         tools: Iterable[Tool] = (),
+        groups: Iterable[ToolGroup] = (),
+        approve: Approve | None = None,
         store: Store | None = None,
         load: LoadModel | None = None,
         say: Say = lambda _: None,
@@ -72,6 +76,7 @@ class Session:
         self.model = model
         self.name = name
         self.tools = Tools(tuple(tools))
+        self._groups, self._approve = tuple(groups), approve
         self.stats = Stats()
         self._load = load
         self._say = say
@@ -220,7 +225,7 @@ class Session:
             self.model.engine,
             self.model.tokenizer,
             self.model.masks,
-            toolbox=Toolbox(self.tools.on),
+            toolbox=Toolbox([*self.tools.on, *self._groups], self._approve),
             settings=settings,
             messages=history,
             owns_engine=False,

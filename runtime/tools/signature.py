@@ -14,6 +14,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from gptoss.runtime.tools.cancel import CancelToken
 from gptoss.runtime.tools.type_specs import (
     Record,
     ToolArgumentsError,
@@ -23,7 +24,14 @@ from gptoss.runtime.tools.type_specs import (
     spec_of,
 )
 
-__all__ = ["Record", "ToolArgumentsError", "ToolError", "parameters_of", "split_docstring"]
+__all__ = [
+    "Record",
+    "ToolArgumentsError",
+    "ToolError",
+    "parameters_of",
+    "split_docstring",
+    "token_parameter",
+]
 
 
 def parameters_of(function: Callable[..., Any]) -> tuple[str, Record]:
@@ -48,11 +56,20 @@ def parameters_of(function: Callable[..., Any]) -> tuple[str, Record]:
         raise ToolError(f"tool {name}: its signature cannot be read: {problem}") from error
 
 
+def token_parameter(function: Callable[..., Any]) -> str | None:
+    """Return the name of a tool function's parameter of the type ``CancelToken``, None without one;
+    the model does not see it. Call it after ``parameters_of``.
+    """
+    hints = _hints(function, list(inspect.signature(function).parameters.values()))
+    return next((name for name, hint in hints.items() if hint is CancelToken), None)
+
+
 def _parameters(function: Callable[..., Any], where: str, notes: Mapping[str, str]) -> Record:
     bound = function.keywords if isinstance(function, functools.partial) else {}
     signature = inspect.signature(function).parameters
     parameters = [parameter for name, parameter in signature.items() if name not in bound]
     hints = _hints(function, parameters)
+    parameters = [it for it in parameters if hints.get(it.name) is not CancelToken]
     fields = {}
     for parameter in parameters:
         at = f"{where}, parameter {parameter.name}"

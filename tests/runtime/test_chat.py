@@ -23,7 +23,7 @@ from gptoss.runtime.harmony.messages import Effort, Message, Role, user
 from gptoss.runtime.harmony.render import render_for_completion
 from gptoss.runtime.sampling.grammar import Regex
 from gptoss.runtime.sampling.parameters import SamplingError
-from gptoss.runtime.tools.functions import Toolbox
+from gptoss.runtime.tools.toolbox import Toolbox
 from support.fake_engine import ScriptedEngine
 from support.tokens import byte_tokenizer, spell, spelled
 

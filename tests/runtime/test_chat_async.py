@@ -11,7 +11,7 @@ import pytest
 from gptoss.runtime.chat.chat import Chat
 from gptoss.runtime.chat.events import ChatEvent, ReplyEnded, StopReason
 from gptoss.runtime.harmony.events import End
-from gptoss.runtime.tools.functions import Toolbox
+from gptoss.runtime.tools.toolbox import Toolbox
 from support.fake_engine import ScriptedEngine
 from support.tokens import byte_tokenizer
 

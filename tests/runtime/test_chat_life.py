@@ -17,7 +17,7 @@ from gptoss.runtime.chat.events import ChatEvent, ReplyEnded, StopReason, ToolSt
 from gptoss.runtime.chat.reply_stream import ReplyStream
 from gptoss.runtime.chat.settings import ChatError
 from gptoss.runtime.harmony.events import End, TextDelta
-from gptoss.runtime.tools.functions import Toolbox
+from gptoss.runtime.tools.toolbox import Toolbox
 from support.fake_engine import ScriptedEngine
 from support.tokens import byte_tokenizer
 

@@ -154,3 +154,6 @@ def test_help_shows_every_option_with_its_default(function: Any) -> None:
     assert (shown["temperature"].default, shown["reasoning"].default) == (1.0, "medium")
     assert shown["max_rounds"].default == Limits().max_rounds
     assert shown["stop"].default == ()
+    assert "tool_choice: 'str' = 'auto', parallel_calls: 'bool' = False" in str(
+        inspect.signature(function)
+    )

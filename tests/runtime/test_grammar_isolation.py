@@ -25,7 +25,7 @@ from gptoss.runtime.sampling.grammar import (
     Rules,
     ToolChoice,
 )
-from gptoss.runtime.tools.functions import Toolbox
+from gptoss.runtime.tools.toolbox import Toolbox
 from support.random_engine import RandomEngine
 from support.tokens import byte_tokenizer, spell, spelled
 

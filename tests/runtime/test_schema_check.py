@@ -18,7 +18,8 @@ from gptoss.runtime.sampling.llguidance_schema import grammar_schema
 from gptoss.runtime.sampling.parameters import Sampling
 from gptoss.runtime.sampling.sampler import RandomSampler
 from gptoss.runtime.server.chat_completions.tools import tools_from_openai
-from gptoss.runtime.tools.functions import Tool, Toolbox
+from gptoss.runtime.tools.functions import Tool
+from gptoss.runtime.tools.toolbox import Toolbox
 from support import random_schemas
 from support.random_engine import RandomEngine
 from support.tokens import byte_tokenizer, spelled

@@ -16,7 +16,7 @@ from gptoss.runtime.harmony.errors import ConstraintError
 from gptoss.runtime.harmony.events import End, MessageStarted
 from gptoss.runtime.sampling.constrained import TokenMasks
 from gptoss.runtime.sampling.grammar import JsonSchema, Lark, Regex
-from gptoss.runtime.tools.functions import Toolbox
+from gptoss.runtime.tools.toolbox import Toolbox
 from support.random_engine import RandomEngine
 from support.tokens import byte_tokenizer, spelled
 

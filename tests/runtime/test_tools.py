@@ -30,9 +30,10 @@ from gptoss.runtime.sampling.constrained import TokenMasks
 from gptoss.runtime.sampling.grammar import Rules
 from gptoss.runtime.sampling.parameters import Sampling
 from gptoss.runtime.sampling.sampler import RandomSampler
-from gptoss.runtime.tools.functions import Tool, Toolbox
+from gptoss.runtime.tools.functions import Tool
 from gptoss.runtime.tools.results import result_text
 from gptoss.runtime.tools.signature import split_docstring
+from gptoss.runtime.tools.toolbox import Toolbox
 from gptoss.runtime.tools.type_specs import ToolArgumentsError, ToolError, spec_of
 from support.random_engine import RandomEngine
 from support.tokens import byte_tokenizer

@@ -43,7 +43,8 @@ from gptoss.runtime.server.state import ServerState, state_of
 from gptoss.runtime.store.conversations import Conversation, Entry, Summary
 from gptoss.runtime.store.errors import ConflictError, NotFoundError, StoreError
 from gptoss.runtime.store.owners import LOCAL_OWNER
-from gptoss.runtime.tools.functions import Tool, Toolbox
+from gptoss.runtime.tools.functions import Tool
+from gptoss.runtime.tools.toolbox import Toolbox
 
 MAX_QUESTION_CHARACTERS = 2_000_000
 
