@@ -19,6 +19,8 @@ MAX_UNREAD = 64
 """Events that wait for the loop; then the thread waits, and so, in the end, the model."""
 
 _POLL_SECONDS = 0.1
+_SETTLE_SECONDS = 1.0
+_SETTLE_POLL_SECONDS = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,8 @@ class _Pipe:
     items: asyncio.Queue[ChatEvent | _Over] = field(default_factory=asyncio.Queue)
     room: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(MAX_UNREAD))
     left: bool = False
+    done: threading.Event = field(default_factory=threading.Event)
+    """Set when the thread has settled the reply."""
 
     def put(self, item: ChatEvent | _Over) -> bool:
         """Pass one event from the reading thread to the event loop; return False when the loop's
@@ -44,6 +48,8 @@ class _Pipe:
         while not self.room.acquire(timeout=_POLL_SECONDS):
             if self.left:
                 return False
+        if self.left:
+            return False
         try:
             self.loop.call_soon_threadsafe(self.items.put_nowait, item)
         except RuntimeError:  # the loop has been closed
@@ -75,7 +81,7 @@ class AsyncReplyStream:
         try:
             item = await pipe.items.get()
         except asyncio.CancelledError:
-            self._leave()
+            await self.aclose()
             raise
         pipe.room.release()
         if not isinstance(item, _Over):
@@ -100,20 +106,30 @@ class AsyncReplyStream:
         self._stream.cancel()
 
     async def aclose(self) -> None:
-        """Cancel this asyncio reply; called when its ``async for`` is left early."""
+        """Cancel this asyncio reply; called when its ``async for`` is left early.
+
+        Waits for its end, so that the next message can be sent, but no longer than a second: a tool
+        may not end so soon.
+        """
         self._leave()
+        if self._pipe is not None:
+            for _ in range(int(_SETTLE_SECONDS / _SETTLE_POLL_SECONDS)):
+                if self._pipe.done.is_set():
+                    break
+                await asyncio.sleep(_SETTLE_POLL_SECONDS)
 
     def _leave(self) -> None:
         self._over = True
         if self._pipe is not None:
             self._pipe.left = True
+            self._pipe.room.release()  # the thread may wait for room
         self._stream.close()
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._leave()
+        await self.aclose()
 
     def __del__(self) -> None:
         self._leave()
@@ -129,3 +145,5 @@ def _read(stream: ReplyStream, pipe: _Pipe) -> None:
         pipe.put(_Over())
     except BaseException as error:
         pipe.put(_Over(error))
+    finally:
+        pipe.done.set()

@@ -41,7 +41,7 @@ from gptoss.runtime.chat.full_context import (
 from gptoss.runtime.chat.reply_stream import ReplyStream
 from gptoss.runtime.chat.response_format import AnyResponseFormat, resolve_response_format
 from gptoss.runtime.chat.round import Runner
-from gptoss.runtime.chat.settings import ChatError, Settings
+from gptoss.runtime.chat.settings import CONSTRAINED_TOKENS, ChatError, Limits, Settings
 from gptoss.runtime.chat.turn import Turn
 from gptoss.runtime.engine.base import Engine
 from gptoss.runtime.harmony.messages import Effort, Message, Role, developer, system, user
@@ -266,7 +266,7 @@ class Chat:
                 self.messages,
                 user(text),
                 rules,
-                settings.limits,
+                _limits_of(rules, settings.limits),
                 self._sampler,
                 checked_stop(settings.stop),
                 shortened,
@@ -430,3 +430,14 @@ class Chat:
                 "a tool choice, a response format and a reasoning budget need constrained sampling"
             )
         return rules
+
+
+def _limits_of(rules: Rules, limits: Limits) -> Limits:
+    """Return the limits of one turn: with a default for the tokens where a form is required."""
+    is_free = rules.response_format is None and rules.tool_choice in (
+        ToolChoice.AUTO,
+        ToolChoice.NONE,
+    )
+    if is_free or limits.max_tokens is not None:
+        return limits
+    return replace(limits, max_tokens=CONSTRAINED_TOKENS)

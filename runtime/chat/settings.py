@@ -25,6 +25,11 @@ MAX_SECONDS = 86_400
 """The longest time limit, a day: what a timer takes on every system."""
 
 
+CONSTRAINED_TOKENS = 8_192
+"""Tokens of a turn whose answer or call is required to have a form, unless ``max_tokens`` is given:
+a form without an end, such as ``[0-9]+``, would fill the context."""
+
+
 class ChatError(GptossError):
     """The conversation cannot do what was asked of it now."""
 
@@ -33,7 +38,8 @@ class ChatError(GptossError):
 class Limits:
     """What a turn may cost; None is no limit but the context.
 
-    ``max_tokens`` counts everything generated in it. ``reasoning_budget`` is how many of these
+    ``max_tokens`` counts everything generated in it; a turn that requires a form or a call has
+    ``CONSTRAINED_TOKENS`` unless asked otherwise. ``reasoning_budget`` is how many of these
     may come before the answer or a call begins. ``max_rounds`` are rounds with calls; after the
     last the model can only answer. ``tool_seconds`` is how long one tool call may take.
     """

@@ -8,14 +8,11 @@ from pathlib import Path
 import pytest
 from gguf.constants import GGMLQuantizationType, GGUFValueType
 
-from gptoss.converter.convert import convert
 from gptoss.errors import InvalidFileError, UnsupportedModelError
 from gptoss.quant.audit.auditor import audit
 from gptoss.quant.diff.differ import diff
 from gptoss.quant.verify.verifier import verify
-from support import ggufs
-from support.checkpoints import random_checkpoint
-from support.variations import FAILS, HARMLESS, MOVES, Edit, extra, key, tokens
+from support.variations import FAILS, HARMLESS, MOVES, Edit, base_gguf, extra, key, tokens, varier
 
 UNUSUAL = (
     "window 1", "rope base", "rope factor", "rope original context", "epsilon", "experts used",
@@ -25,22 +22,12 @@ UNUSUAL = (
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    checkpoint = random_checkpoint(folder / "checkpoint", layers=4, heads=4, kv_heads=2)
-    convert(checkpoint, folder / "base.gguf", dense="f32")
-    return folder / "base.gguf"
+    return base_gguf(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")
 def varied(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Edit], Path]:
-    folder = tmp_path_factory.mktemp("varied")
-
-    def make(edit: Edit) -> Path:
-        model = ggufs.load(base)
-        edit(model)
-        return ggufs.save(folder / f"{len(list(folder.iterdir()))}.gguf", model)
-
-    return make
+    return varier(base, tmp_path_factory.mktemp("varied"))
 
 
 def answers(base: Path, path: Path) -> dict[str, bool]:

@@ -8,13 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptoss.converter.convert import convert
 from gptoss.errors import GgufError
 from gptoss.runtime.models.preflight import Model
-from support import ggufs
-from support.checkpoints import random_checkpoint
 from support.llama_child import Outcome, run_files
-from support.variations import FAILS, HARMLESS, MOVES, Edit
+from support.variations import FAILS, HARMLESS, MOVES, Edit, base_gguf, varier
 
 NOISE = 1e-3
 """Logits spread by 1; the same file gives the same logits."""
@@ -22,22 +19,12 @@ NOISE = 1e-3
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    checkpoint = random_checkpoint(folder / "checkpoint", layers=4, heads=4, kv_heads=2)
-    convert(checkpoint, folder / "base.gguf", dense="f32")
-    return folder / "base.gguf"
+    return base_gguf(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")
 def varied(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Edit], Path]:
-    folder = tmp_path_factory.mktemp("varied")
-
-    def make(edit: Edit) -> Path:
-        model = ggufs.load(base)
-        edit(model)
-        return ggufs.save(folder / f"{len(list(folder.iterdir()))}.gguf", model)
-
-    return make
+    return varier(base, tmp_path_factory.mktemp("varied"))
 
 
 def test_what_llama_cpp_makes_of_each_variation(varied: Callable[[Edit], Path]) -> None:

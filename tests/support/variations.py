@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gguf.constants import GGMLQuantizationType, GGUFValueType
 
+from gptoss.converter.convert import convert
+from support import ggufs
+from support.checkpoints import random_checkpoint
 from support.ggufs import Model
 
 Edit = Callable[[Model], object]
@@ -127,3 +131,21 @@ HARMLESS: dict[str, Edit] = {
     "another key": key("my.own", _STR, "x"),
 }  # fmt: skip
 """Changes without any effect, which must stay accepted."""
+
+
+def base_gguf(folder: Path) -> Path:
+    """Convert a random model of four layers, which the variations are made from."""
+    checkpoint = random_checkpoint(folder / "checkpoint", layers=4, heads=4, kv_heads=2)
+    convert(checkpoint, folder / "base.gguf", dense="f32")
+    return folder / "base.gguf"
+
+
+def varier(base: Path, folder: Path) -> Callable[[Edit], Path]:
+    """Return a function that writes a variation of a GGUF to a new file in ``folder``."""
+
+    def make(edit: Edit) -> Path:
+        model = ggufs.load(base)
+        edit(model)
+        return ggufs.save(folder / f"{len(list(folder.iterdir()))}.gguf", model)
+
+    return make
