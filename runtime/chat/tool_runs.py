@@ -34,7 +34,7 @@ class ToolRuns:
         self._shorten = shorten
         self._seconds = seconds
         self._tokens: set[CancelToken] = set()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a garbage collection may drop, so cancel, this reply
         self._cancelled = False
 
     def cancel(self) -> None:
