@@ -3,8 +3,10 @@
     PYTHONPATH=.:tests python tests/bench_cache.py FOLDER write    # minutes: decodes the prefixes
     PYTHONPATH=.:tests python tests/bench_cache.py FOLDER read     # seconds, on a quiet machine
 
-Two models: the small trained one of the tests, and one with the layers, heads and so the states of
-gpt-oss-20b, but hardly any experts. The figures are in docs/measured.md.
+A model's name after that leaves the other out.
+
+Two models: the small trained one of the tests, and one with the layers and KV heads, so the states,
+of gpt-oss-20b, but few query heads and experts. The figures are in docs/measured.md.
 """
 
 from __future__ import annotations
@@ -43,29 +45,33 @@ def open_engine(folder: Path) -> LlamaEngine:
     return LlamaEngine(folder / "model.gguf", EngineSettings(n_ctx=16_384), cache=cache)
 
 
-def ask(engine: LlamaEngine, prompt: list[int]) -> tuple[float, float, int]:
-    """Seconds to the first token, of these decoding the prompt, and how many tokens were reused."""
+def ask(engine: LlamaEngine, prompt: list[int]) -> tuple[float, float, float, int]:
+    """Seconds to the first token, of these decoding the prompt; CPU seconds in all; and how many
+    tokens were reused."""
 
     def first(logits: Logits) -> int:
         return int(logits.argmax())
 
-    begun = time.perf_counter()
+    begun, used = time.perf_counter(), time.process_time()
     generation = engine.generate(prompt, first, stop=set(), max_tokens=1, checkpoints=[PREFIX])
     list(generation)
     timings = generation.timings
-    return time.perf_counter() - begun, timings.prompt_seconds, timings.reused_tokens
+    seconds, used = time.perf_counter() - begun, time.process_time() - used
+    return seconds, timings.prompt_seconds, used, timings.reused_tokens
 
 
 def main() -> None:
-    folder, what = Path(sys.argv[1]), sys.argv[2]
+    folder, what, *names = Path(sys.argv[1]), *sys.argv[2:]
     for name, checkpoint in MODELS.items():
+        if names and name not in names:
+            continue
         here = folder / name
         prefix = [int(it) for it in np.random.default_rng(0).integers(0, 200, PREFIX)]
         if what == "write":
             here.mkdir(parents=True, exist_ok=True)
             convert(checkpoint(here), here / "model.gguf")
             engine = open_engine(here)
-            seconds, _, _ = ask(engine, [*prefix, 1])
+            seconds, *_ = ask(engine, [*prefix, 1])
             print(f"{name}: {PREFIX:,} tokens decoded in {seconds:.1f} s", flush=True)
             engine.close()
             continue
@@ -75,12 +81,13 @@ def main() -> None:
             engine = open_engine(here)
             rows.append(ask(engine, [*prefix, *range(i, i + NEW)]))
             engine.close()
-        assert all(reused == PREFIX for _, _, reused in rows), rows
+        assert all(row[-1] == PREFIX for row in rows), rows
         whole = statistics.median(row[0] for row in rows)
         decoding = statistics.median(row[1] for row in rows)
         print(
             f"{name}: {size / 1e6:.1f} MB; first token after {whole:.3f} s, "
-            f"of which {decoding:.3f} s decode {NEW} new tokens; medians of {TIMES}"
+            f"of which {decoding:.3f} s decode {NEW} new tokens; "
+            f"{statistics.median(row[2] for row in rows):.3f} CPU s; medians of {TIMES}"
         )
 
 

@@ -574,12 +574,12 @@ def test_random_steps_would_see_what_is_left_out(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-def test_three_hundred_random_steps(start: Start, scratch: Scratch, seed: int) -> None:
-    steps = Steps(start, scratch, seed, n_sequences=seed + 1)
-    steps.run(300)
+@pytest.mark.parametrize("n_sequences", [1, 2, 3])
+def test_three_hundred_random_steps(start: Start, scratch: Scratch, n_sequences: int) -> None:
+    steps = Steps(start, scratch, seed=n_sequences, n_sequences=n_sequences)
+    steps.run(100)
     assert steps.worst < NOISE
-    assert steps.reused > 100_000
+    assert steps.reused > 20_000
 
 
 # --- the command ------------------------------------------------------------------------------
