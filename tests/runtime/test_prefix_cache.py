@@ -183,9 +183,11 @@ import sys
 from pathlib import Path
 from gptoss.runtime.engine.llama_cpp import LlamaEngine
 from gptoss.runtime.engine.prefix_cache import CacheSettings
+from gptoss.runtime.engine.settings import EngineSettings
 from gptoss.runtime.sampling.sampler import greedy
 path, folder, *prompt = sys.argv[1:]
-engine = LlamaEngine(Path(path), n_ctx=4096, n_threads=1, cache=CacheSettings(folder=Path(folder)))
+settings = EngineSettings(n_ctx=4096, n_threads=1)
+engine = LlamaEngine(Path(path), settings, cache=CacheSettings(folder=Path(folder)))
 prompt = [int(it) for it in prompt]
 generation = engine.generate(prompt, greedy, stop=set(), max_tokens=3, checkpoints=[600])
 said = list(generation)
