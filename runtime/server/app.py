@@ -24,10 +24,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gptoss.runtime.server import metrics, ollama_probes
 from gptoss.runtime.server.anthropic import endpoint as anthropic
 from gptoss.runtime.server.chat_completions import endpoint as chat_completions
+from gptoss.runtime.server.chat_completions.openapi import PATHS as CHAT_PATHS
 from gptoss.runtime.server.completions import endpoint as completions
+from gptoss.runtime.server.completions.openapi import PATHS as COMPLETION_PATHS
 from gptoss.runtime.server.errors import ApiError, api_error, not_found
 from gptoss.runtime.server.model_host import HostState, ModelHost
+from gptoss.runtime.server.models_endpoint import PATHS as MODEL_PATHS
 from gptoss.runtime.server.models_endpoint import ROUTES as MODEL_ROUTES
+from gptoss.runtime.server.openapi import BOOLEAN, TEXT, document, having, operation
 from gptoss.runtime.server.page import endpoint as page
 from gptoss.runtime.server.page.login import LoginLinks
 from gptoss.runtime.server.page.state import PageState
@@ -68,7 +72,32 @@ async def _answer_now(request: Request) -> Response:
     return JSONResponse({"id": reply.id, "closed": reply.answer_now()})
 
 
+async def _openapi(request: Request) -> Response:  # noqa: ARG001
+    return JSONResponse(_DOCUMENT)
+
+
+_DOCUMENT = document(
+    {
+        "/health": {
+            "get": operation("Whether requests are answered", having(status=TEXT))
+            | {"security": []}
+        },
+        "/metrics": {"get": operation("Counters", TEXT, media_type="text/plain")},
+        "/v1/replies/{reply_id}/answer-now": {
+            "post": operation(
+                "End the reasoning of a reply under way",
+                having(id=TEXT, closed=BOOLEAN),
+                path=("reply_id",),
+            )
+        },
+        **MODEL_PATHS,
+        **CHAT_PATHS,
+        **COMPLETION_PATHS,
+    }
+)
+
 ROUTES = [
+    Route("/openapi.json", _openapi, methods=["GET"]),
     Route("/health", _health, methods=["GET"]),
     Route("/metrics", _metrics, methods=["GET"]),
     Route("/v1/replies/{reply_id}/answer-now", _answer_now, methods=["POST"]),

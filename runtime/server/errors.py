@@ -67,6 +67,11 @@ def not_found(message: str, code: str = "not_found", param: str | None = None) -
     return ApiError(404, message, code, param)
 
 
+def stopping(message: str) -> ApiError:
+    """Build the error for what a stopping server does not do any more: status 503."""
+    return ApiError(503, message, "server_stopping", None, "server_error")
+
+
 def api_error(error: BaseException) -> ApiError:
     """Return the ``ApiError`` for an exception that ended a request."""
     match error:

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from gptoss.errors import GptossError
 from gptoss.runtime.chat.model import Model
-from gptoss.runtime.server.errors import RETRY_SECONDS, ApiError, not_found
+from gptoss.runtime.server.errors import RETRY_SECONDS, ApiError, not_found, stopping
 from gptoss.text import printable
 
 _log = logging.getLogger(__name__)
@@ -136,12 +136,14 @@ class ModelHost:
         cannot be loaded, or the server is stopping.
         """
         served = self.find(name)
+        if self._closed:
+            raise stopping("the server is stopping")
         async with self._turn:
             if self._current is not served or self._model is None:
                 await self._idle.wait()
                 await self._switch(served)
             if self._model is None or self._closed:
-                raise ApiError(503, "the server is stopping", "stopping", None, "server_error")
+                raise stopping("the server is stopping")
             self._users += 1
             self._idle.clear()
             self._stay_awake()
@@ -156,12 +158,20 @@ class ModelHost:
         finally:
             lease.release()
 
-    async def close(self) -> None:
-        """End every reply under way, and unload. May be called twice."""
+    def stop_lending(self) -> None:
+        """Refuse new requests from now on; replies under way go on."""
         self._closed = True
-        self._stay_awake()
+
+    def cancel_all(self) -> None:
+        """Cancel every reply under way; its client is given the reason."""
         for reply in list(self.running.values()):
             reply.cancel()
+
+    async def close(self) -> None:
+        """End every reply under way, and unload. May be called twice."""
+        self.stop_lending()
+        self._stay_awake()
+        self.cancel_all()
         if self._loading is not None:
             await asyncio.wait([self._loading])
         self._unload()

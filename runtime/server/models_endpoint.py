@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from gptoss.runtime.server.model_host import ServedModel
+from gptoss.runtime.server.openapi import TEXT, having, listed, operation
 from gptoss.runtime.server.state import state_of
 
 
@@ -58,6 +59,13 @@ def anthropic_model_object(model: ServedModel) -> dict[str, Any]:
         "max_tokens": model.n_ctx,
     }
 
+
+_MODEL = having(id=TEXT, object={"const": "model"}, created={"type": "integer"}, owned_by=TEXT)
+
+PATHS = {
+    "/v1/models": {"get": operation("List the models", having(data=listed(_MODEL)))},
+    "/v1/models/{name}": {"get": operation("Describe a model", _MODEL, path=("name",))},
+}
 
 ROUTES = [
     Route("/v1/models", _list, methods=["GET"]),

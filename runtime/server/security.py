@@ -48,6 +48,7 @@ class Access:
     def check(self, scope: Scope) -> None:
         """Raise ApiError 400, 401, 403 or 421 unless the request may go on."""
         headers = scope["headers"]
+        _check_framing(headers)
         host = self._check_host(_values(headers, b"host"))
         _check_origin(_values(headers, b"origin"), host, scope)
         _check_site(headers, scope["method"])
@@ -64,6 +65,12 @@ class Access:
         if name in _LOOPBACK_NAMES or name in self.names:
             return True
         return not self.loopback and _is_address(name)
+
+
+def _check_framing(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Refuse a body whose end two readers could find in different places."""
+    if _values(headers, b"transfer-encoding") and _values(headers, b"content-length"):
+        raise ApiError(400, "Transfer-Encoding and Content-Length exclude each other", "framing")
 
 
 def _check_origin(values: list[str], host: str, scope: Scope) -> None:
@@ -133,6 +140,7 @@ class SecurityMiddleware:
         try:
             self._access.check(scope)
         except ApiError as error:
+            error.headers = {**error.headers, "Connection": "close"}  # its body is not read
             await send_error(error, scope, send)
             return
         await self._app(scope, receive, send)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
+import asyncio
 import json
-import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +21,6 @@ from gptoss.text import printable
 if TYPE_CHECKING:
     from gptoss.runtime.store.store import Store
 
-BACKLOG = 128
-
 
 @click.command("serve")
 @click.argument("model", nargs=-1, required=True)
@@ -37,6 +34,24 @@ BACKLOG = 128
     help="Port to listen on; 0 takes a free one.",
 )
 @click.option("--no-auth", is_flag=True, help="Demand no key; on a loopback address only.")
+@click.option("--tls-cert", type=console.PATH, metavar="FILE", help="Certificate chain (PEM).")
+@click.option("--tls-key", type=console.PATH, metavar="FILE", help="Private key (PEM).")
+@click.option(
+    "--insecure", is_flag=True, help="Serve others without TLS: keys and texts are readable."
+)
+@click.option(
+    "--name",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="A host name by which clients reach this server. Repeatable.",
+)
+@click.option(
+    "--sleep-after",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Unload the model when it has been idle so long; a request loads it again.",
+)
 @click.option("--key-file", type=console.PATH, metavar="FILE", help="File with the key.")
 @click.option(
     "--chats",
@@ -65,6 +80,11 @@ def serve_command(
     host: str,
     port: int,
     no_auth: bool,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    insecure: bool,
+    names: tuple[str, ...],
+    sleep_after: float | None,
     key_file: Path | None,
     chats: int,
     aliases: tuple[str, ...],
@@ -86,17 +106,24 @@ def serve_command(
     from gptoss.runtime.server.api_key import default_key_path, key_in
     from gptoss.runtime.server.app import create_app
     from gptoss.runtime.server.gguf_models import served_model
+    from gptoss.runtime.server.listening import (
+        is_loopback,
+        listen,
+        read_tls,
+        require_safe,
+        url_of,
+    )
     from gptoss.runtime.server.model_host import ModelHost
     from gptoss.runtime.server.page.login import LoginLinks
     from gptoss.runtime.server.security import Access
-    from gptoss.runtime.server.uvicorn_server import run
+    from gptoss.runtime.server.uvicorn_server import HttpServer
     from gptoss.runtime.store.store import default_path
 
     if no_store and (store is not None or reset_store):
         raise OptionError("--no-store and --store or --reset-store are mutually exclusive")
     loopback = is_loopback(host)
-    if no_auth and not loopback:
-        raise OptionError(f"--no-auth is for loopback addresses only, not {host}")
+    require_safe(host, loopback, no_auth=no_auth, with_tls=tls_cert is not None, insecure=insecure)
+    tls = read_tls(tls_cert, tls_key)
     finder = model_finder(click.get_current_context())
     engine = pop_engine_options(options)
     served = [
@@ -110,15 +137,18 @@ def serve_command(
         for i, path in enumerate(finder.find(name, yes=yes) for name in model)
     ]
     if client is not None:
-        settings = ServerSettings(f"http://{_in_url(host)}:{port}", served[0].id, served[0].n_ctx)
+        settings = ServerSettings(
+            url_of(host, port, with_tls=tls is not None), served[0].id, served[0].n_ctx
+        )
         click.echo(
             print_config(client, settings, None if no_auth else key_file or default_key_path())
         )
         return
-    with listen(host, port) as listener:
+    kept_in = None if no_store else store or default_path()
+    with listen(host, port) as listener, open_store(kept_in, reset=reset_store) as kept:
         key_path = key_file or default_key_path()
         key = None if no_auth else key_in(key_path)
-        url = f"http://{_in_url(host)}:{listener.getsockname()[1]}"
+        url = url_of(host, listener.getsockname()[1], with_tls=tls is not None)
         click.echo(f"listening on {url}", err=True)
         if key is not None:
             click.echo(f"key in {key_path}", err=True)
@@ -128,9 +158,14 @@ def serve_command(
         if as_json:
             sys.stdout.write(json.dumps({"event": "listening", "url": url}) + "\n")
             sys.stdout.flush()
-        with open_store(None if no_store else store or default_path(), reset=reset_store) as kept:
-            access = Access(key, loopback)
-            run(lambda: create_app(ModelHost(served), access, kept, links), listener)
+        access = Access(key, loopback, frozenset(name.lower() for name in (host, *names)))
+
+        async def serve() -> None:
+            models = ModelHost(served, sleep_after)
+            app = create_app(models, access, kept, links)
+            await HttpServer(app, models, tls).serve([listener])
+
+        asyncio.run(serve())
 
 
 def open_store(path: Path | None, *, reset: bool) -> Store:
@@ -149,27 +184,3 @@ def open_store(path: Path | None, *, reset: bool) -> Store:
     moved = move_aside(path)
     click.echo(f"the damaged store was moved to {printable(str(moved))}", err=True)
     return Store(path)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Open the listening socket; raises OptionError for an address that cannot be used."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise OptionError(f"cannot listen on {host}, port {port}: {reason}") from error
-
-
-def is_loopback(host: str) -> bool:
-    """Report whether only this machine can reach an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import httpx
@@ -14,6 +17,7 @@ from gptoss.runtime.engine.base import Engine
 from gptoss.runtime.server.app import create_app
 from gptoss.runtime.server.model_host import ModelHost, ServedModel
 from gptoss.runtime.server.security import Access
+from gptoss.runtime.server.uvicorn_server import HttpServer
 from support.tokens import byte_tokenizer
 
 KEY = "gptoss-test-key-0123456789"
@@ -33,8 +37,6 @@ def host_of(make: Callable[[], Model], n_ctx: int = 100_000) -> ModelHost:
 @asynccontextmanager
 async def lifespan(app: ASGIApp) -> AsyncIterator[None]:
     """Run the application's lifespan around a block, as a server does."""
-    import asyncio
-
     inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     outbox: asyncio.Queue[Any] = asyncio.Queue()
     task = asyncio.ensure_future(app({"type": "lifespan", "state": {}}, inbox.get, outbox.put))
@@ -44,6 +46,33 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[None]:
     await inbox.put({"type": "lifespan.shutdown"})
     assert (await outbox.get())["type"] == "lifespan.shutdown.complete"
     await task
+
+
+@contextmanager
+def listening(
+    make: Callable[[], Model], access: Access | None = None, **options: Any
+) -> Iterator[tuple[str, int]]:
+    """A server on a socket, in a thread of its own; its address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        started = threading.Event()
+        servers: list[HttpServer] = []
+
+        async def serve() -> None:
+            models = host_of(make)
+            app = create_app(models, access or Access(KEY))
+            servers.append(HttpServer(app, models, **options))
+            started.set()
+            await servers[0].serve([listener])
+
+        thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
+        thread.start()
+        started.wait()
+        try:
+            yield listener.getsockname()[:2]
+        finally:
+            servers[0].should_exit = True
+            thread.join(60)
+            assert not thread.is_alive(), "the server does not stop"
 
 
 @asynccontextmanager

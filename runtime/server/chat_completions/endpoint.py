@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from gptoss.runtime.chat.events import StopReason
 from gptoss.runtime.server.body import read_object
 from gptoss.runtime.server.chat_completions.request import ChatRequest, read_chat_request
 from gptoss.runtime.server.chat_completions.response import (
@@ -28,7 +29,7 @@ from gptoss.runtime.server.chat_completions.response import (
     timings_object,
     usage_object,
 )
-from gptoss.runtime.server.errors import api_error, error_object, to_json
+from gptoss.runtime.server.errors import api_error, error_object, stopping, to_json
 from gptoss.runtime.server.reply import Reply, ReplyEvent
 from gptoss.runtime.server.reply_thread import start_threads, together
 from gptoss.runtime.server.sse import (
@@ -122,6 +123,7 @@ async def _whole(state: ServerState, completion: _Completion) -> bytes:
                 "finish_reason": writer.finish_reason,
             }
         )
+    _require_end(completion)
     answer = completion.head("chat.completion") | {"choices": choices} | _costs(state, completion)
     return to_json(answer)
 
@@ -142,6 +144,7 @@ async def _stream(state: ServerState, completion: _Completion) -> AsyncIterator[
                 yield COMMENT
             elif sent := b"".join(_chunks(completion, head, *batch)):
                 yield sent
+        _require_end(completion)
         costs = _costs(state, completion)
         if completion.request.include_usage:
             yield data_event(head | {"choices": [], "usage": costs["usage"]})
@@ -179,6 +182,13 @@ def _chunk(
 ) -> bytes:
     choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
     return data_event(head | {"choices": [choice]} | more)
+
+
+def _require_end(completion: _Completion) -> None:
+    """Raise if a reply was cancelled although its client is still there."""
+    done = [writer.done for writer in completion.writers]
+    if any(it is not None and it.cut == StopReason.CANCELLED for it in done):
+        raise stopping("the server is stopping; the reply was cancelled")
 
 
 def _costs(state: ServerState, completion: _Completion) -> dict[str, Any]:

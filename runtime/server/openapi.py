@@ -1,0 +1,132 @@
+"""The server's own OpenAPI document, at ``/openapi.json``.
+
+Each API describes its paths beside its endpoint; here is what they share. The document is as strict
+as the endpoints: ``tests/oracle/test_schemathesis.py`` holds one against the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gptoss import __version__
+
+Schema = dict[str, Any]
+
+ANY_OBJECT: Schema = {"type": "object"}
+TEXT: Schema = {"type": "string"}
+BOOLEAN: Schema = {"type": "boolean"}
+
+ERROR: Schema = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type"],
+            "properties": {
+                "message": TEXT,
+                "type": TEXT,
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+
+_REFUSALS = {
+    "400": "the request is not valid",
+    "401": "no key, or a wrong one",
+    "403": "a request from another web page",
+    "404": "no such path, model or object",
+    "405": "the path does not take this method",
+    "408": "the body did not arrive in time",
+    "413": "the body is too large",
+    "421": "a foreign Host",
+    "429": "too many requests are waiting",
+    "500": "an internal error",
+    "503": "the model cannot be loaded, or the server is stopping",
+}
+
+
+def number(low: float, high: float) -> Schema:
+    """Return the schema of a number within a range, or null."""
+    return {"type": ["number", "null"], "minimum": low, "maximum": high}
+
+
+def integer(low: int, high: int) -> Schema:
+    """Return the schema of a whole number within a range, or null."""
+    return {"type": ["integer", "null"], "minimum": low, "maximum": high}
+
+
+def one_of(*values: str) -> Schema:
+    """Return the schema of one of some words, or null."""
+    return {"enum": [*values, None]}
+
+
+def nullable(kind: str, **more: Any) -> Schema:
+    """Return the schema of a JSON type, or null."""
+    return {"type": [kind, "null"], **more}
+
+
+def closed(properties: Mapping[str, Schema], *required: str) -> Schema:
+    """Return the schema of an object without other properties."""
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "required": list(required),
+        "additionalProperties": False,
+    }
+
+
+def listed(items: Schema, **more: Any) -> Schema:
+    """Return the schema of an array."""
+    return {"type": "array", "items": items, **more}
+
+
+def having(**properties: Schema) -> Schema:
+    """Return the schema of an object in a response: it has at least these properties."""
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def operation(
+    summary: str,
+    answer: Schema,
+    *,
+    body: Schema | None = None,
+    path: tuple[str, ...] = (),
+    streams: bool = False,
+    media_type: str = "application/json",
+) -> dict[str, Any]:
+    """Return one operation: what it answers with, and every way to be refused."""
+    content: dict[str, Any] = {media_type: {"schema": answer}}
+    if streams:
+        content["text/event-stream"] = {"schema": TEXT}
+    responses: dict[str, Any] = {"200": {"description": "done", "content": content}}
+    error = {"application/json": {"schema": ERROR}}
+    for status, about in _REFUSALS.items():
+        responses[status] = {"description": about, "content": error}
+    described: dict[str, Any] = {"summary": summary, "responses": responses}
+    if body is not None:
+        described["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": body}},
+        }
+    if path:
+        described["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": TEXT} for name in path
+        ]
+    return described
+
+
+def document(paths: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the whole document for some paths."""
+    key = {"type": "http", "scheme": "bearer"}
+    header = {"type": "apiKey", "in": "header", "name": "x-api-key"}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "gptoss", "version": __version__},
+        "paths": dict(paths),
+        "components": {"securitySchemes": {"bearer": key, "header": header}},
+        "security": [{"bearer": []}, {"header": []}],
+    }
