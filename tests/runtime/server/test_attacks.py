@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,8 @@ import pytest
 
 from gptoss.runtime.engine.base import Sampler
 from gptoss.runtime.server import body, uvicorn_server
+from gptoss.runtime.server.app import ROUTES
+from gptoss.runtime.server.security import OPEN_PATHS
 from support.fake_engine import ScriptedEngine
 from support.generation import FakeGeneration
 from support.server import KEY, client_of, listening, scripted
@@ -141,7 +144,7 @@ def test_the_own_page_may(server: Address) -> None:
      [f"Cookie: key={KEY}"]],
 )  # fmt: skip
 def test_without_the_right_key(server: Address, headers: list[str]) -> None:
-    for path in ("/v1/models", "/metrics", "/", "/nothing", "/openapi.json", CHAT):
+    for path in ("/v1/models", "/metrics", "/nothing", "/openapi.json", CHAT):
         status, _, answer = request(server, path, *headers, key=None)
         assert (status, answer["error"]["code"]) == (401, "invalid_api_key"), path
         assert KEY not in json.dumps(answer)
@@ -173,6 +176,15 @@ def test_no_path_reads_a_file(server: Address) -> None:
         status, _, answer = request(server, path)
         assert status == 404
         assert "root:" not in str(answer)
+
+
+def test_every_other_path_needs_the_key(server: Address) -> None:
+    closed = [route for route in ROUTES if route.path not in OPEN_PATHS]
+    assert len(closed) > 10
+    for route in closed:
+        for method in route.methods or ():
+            path = re.sub(r"{.*?}", "a", route.path)
+            assert request(server, path, method=method, key=None)[0] == 401, (method, path)
 
 
 SMUGGLED = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
