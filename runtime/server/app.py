@@ -65,18 +65,21 @@ async def _metrics(request: Request) -> Response:
 
 
 async def _answer_now(request: Request) -> Response:
-    """End the reasoning of a reply under way; it answers with what it has."""
-    reply = state_of(request).models.running.get(request.path_params["reply_id"])
+    """End the reasoning of a reply under way, named by its own id or by that of its chat
+    completion; it answers with what it has.
+    """
+    identity = request.path_params["reply_id"].rpartition("-")[2]
+    reply = state_of(request).models.running.get(identity)
     if reply is None:
         raise not_found("no such reply is running")
     return JSONResponse({"id": reply.id, "closed": reply.answer_now()})
 
 
 async def _openapi(request: Request) -> Response:  # noqa: ARG001
-    return JSONResponse(_DOCUMENT)
+    return JSONResponse(DOCUMENT)
 
 
-_DOCUMENT = document(
+DOCUMENT = document(
     {
         "/health": {
             "get": operation("Whether requests are answered", having(status=TEXT))

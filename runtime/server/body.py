@@ -17,6 +17,8 @@ from gptoss.text import SURROGATE
 MAX_BODY_BYTES = 32 << 20
 """The largest body: a context of 131,072 tokens is half a megabyte of English."""
 
+_LARGE_BYTES = 256 << 10
+
 BODY_SECONDS = 60.0
 """The longest that a client may take to send a body."""
 
@@ -31,7 +33,10 @@ _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 async def read_object(request: Request) -> dict[str, Any]:
     """Read the body as a JSON object. Raises ApiError: too large, too slow, not JSON."""
-    value = parse_json(await read_body(request))
+    body = await read_body(request)
+    # A large one takes long enough to hold up the streams of others.
+    large = len(body) > _LARGE_BYTES
+    value = await asyncio.to_thread(parse_json, body) if large else parse_json(body)
     if not isinstance(value, dict):
         raise invalid("the request's body must be a JSON object")
     return value

@@ -127,6 +127,9 @@ async def with_keep_alive(
     finally:
         if waiting is not None:
             await _cancelled(waiting)
+        close = getattr(iterator, "aclose", None)
+        if close is not None:
+            await close()
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
-import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ from starlette.routing import Route
 
 from gptoss.runtime.chat.events import StopReason
 from gptoss.runtime.server.body import read_object
+from gptoss.runtime.server.chat_completions.memory import recall, remember
 from gptoss.runtime.server.chat_completions.request import ChatRequest, read_chat_request
 from gptoss.runtime.server.chat_completions.response import (
     FINGERPRINT,
@@ -41,19 +40,24 @@ from gptoss.runtime.server.sse import (
     unless_disconnected,
     with_keep_alive,
 )
-from gptoss.runtime.server.state import ServerState, state_of
+from gptoss.runtime.server.state import ServerState, owner_of, state_of
 
 
 @dataclass(slots=True)
 class _Completion:
     """One request's replies and what is the same in all that is sent of them."""
 
+    owner: str
     request: ChatRequest
     model: str
     replies: list[Reply]
     writers: list[ChoiceWriter]
-    id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def id(self) -> str:
+        """Return the completion's id; its last part is the first reply's."""
+        return f"chatcmpl-{self.replies[0].id}"
 
     def head(self, kind: str) -> dict[str, Any]:
         """Return the fields that every object of this completion begins with."""
@@ -84,8 +88,9 @@ class _Completion:
 
 async def _create(request: Request) -> Response:
     state = state_of(request)
-    asked = read_chat_request(await read_object(request), datetime.date.today().isoformat())
-    completion = await unless_disconnected(request.receive, _start(state, asked))
+    asked = read_chat_request(await read_object(request))
+    owner = owner_of(request)
+    completion = await unless_disconnected(request.receive, _start(state, owner, asked))
     if completion is None:
         return client_left()
     if asked.stream:
@@ -94,16 +99,19 @@ async def _create(request: Request) -> Response:
     return client_left() if body is None else Response(body, media_type="application/json")
 
 
-async def _start(state: ServerState, asked: ChatRequest) -> _Completion:
+async def _start(state: ServerState, owner: str, asked: ChatRequest) -> _Completion:
     """Put all choices of the request in the model's queue."""
     served = state.models.find(asked.model)
+    async with state.models.lease(served.id) as model:
+        tokenizer = model.tokenizer
+    asked = await asyncio.to_thread(recall, state.responses, owner, asked, tokenizer)
     requests = [asked.of_choice(index) for index in range(asked.n)]
     replies = await start_threads(
         state.models, served.id, [partial(Reply, request=it) for it in requests]
     )
     offered = frozenset(function.name for function in asked.functions)
     writers = [ChoiceWriter(offered) for _ in replies]
-    return _Completion(asked, served.id, replies, writers)
+    return _Completion(owner, asked, served.id, replies, writers)
 
 
 async def _whole(state: ServerState, completion: _Completion) -> bytes:
@@ -123,6 +131,8 @@ async def _whole(state: ServerState, completion: _Completion) -> bytes:
                 "finish_reason": writer.finish_reason,
             }
         )
+    for index in range(len(choices)):
+        await _remember(state, completion, index)
     _require_end(completion)
     answer = completion.head("chat.completion") | {"choices": choices} | _costs(state, completion)
     return to_json(answer)
@@ -142,7 +152,10 @@ async def _stream(state: ServerState, completion: _Completion) -> AsyncIterator[
         async for batch in with_keep_alive(together(completion.replies)):
             if batch is None:
                 yield COMMENT
-            elif sent := b"".join(_chunks(completion, head, *batch)):
+                continue
+            sent = b"".join(_chunks(completion, head, *batch))
+            await _remember(state, completion, batch[0])
+            if sent:
                 yield sent
         _require_end(completion)
         costs = _costs(state, completion)
@@ -182,6 +195,24 @@ def _chunk(
 ) -> bytes:
     choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
     return data_event(head | {"choices": [choice]} | more)
+
+
+async def _remember(state: ServerState, completion: _Completion, index: int) -> None:
+    """Keep what the model wrote before its calls, once a reply that ends in calls is over; before
+    its client can answer them.
+    """
+    writer = completion.writers[index]
+    if writer.done is None or writer.finish_reason != "tool_calls":
+        return
+    await asyncio.to_thread(
+        remember,
+        state.responses,
+        completion.owner,
+        completion.request,
+        completion.replies[index].model.tokenizer,
+        writer.done,
+        writer.call_ids,
+    )
 
 
 def _require_end(completion: _Completion) -> None:

@@ -54,6 +54,25 @@ def messages_from_openai(
 
     ``functions`` and ``namespaces`` come from ``tools_from_openai``. Raises ConversationError.
     """
+    return list(conversation_from_openai(messages, functions, system, namespaces).messages)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAIConversation:
+    """A conversation that was read; ``call_ids`` are the client's ids of calls, by the call's index
+    in ``messages``."""
+
+    messages: tuple[Message, ...]
+    call_ids: Mapping[int, str]
+
+
+def conversation_from_openai(
+    messages: Sequence[Mapping[str, Any]],
+    functions: tuple[Function, ...] = (),
+    system: SystemContent | None = None,
+    namespaces: tuple[Namespace, ...] = (),
+) -> OpenAIConversation:
+    """Convert as ``messages_from_openai``, and return the ids of the calls too."""
     if not isinstance(messages, list | tuple):
         raise ConversationError(None, "", f"must be an array, not {json_type(messages)}")
     if not messages:
@@ -63,7 +82,9 @@ def messages_from_openai(
         place = FieldPath("messages", index)
         reader.read(place, place.mapping(message))
     reader.finish()
-    return [Message(Role.SYSTEM, system or SystemContent()), *reader.messages]
+    first = Message(Role.SYSTEM, system or SystemContent())
+    call_ids = {index + 1: identity for index, identity in reader.call_ids.items()}
+    return OpenAIConversation((first, *reader.messages), call_ids)
 
 
 @dataclass(slots=True)
@@ -73,6 +94,8 @@ class _Reader:
     functions: tuple[Function, ...]
     namespaces: tuple[Namespace, ...]
     messages: list[Message] = field(default_factory=list)
+    call_ids: dict[int, str] = field(default_factory=dict)
+    """Ids of all calls, by the call's index in ``messages``."""
     _instructions: list[str] = field(default_factory=list)
     _instructed: int | None = None
     """Index of the first of them."""
@@ -145,7 +168,8 @@ class _Reader:
             self._add(place, m.final(text))
         elif text:
             self._add(place, Message(Role.ASSISTANT, text, channel="commentary"))
-        for _, name, arguments in calls:
+        for identity, name, arguments in calls:
+            self.call_ids[len(self.messages)] = identity
             self._add(place, m.call(name, arguments))
         self._calls = {identity: name for identity, name, _ in calls}
         self._answered = set()

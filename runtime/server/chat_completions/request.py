@@ -3,13 +3,13 @@
 Every field of OpenAI's API is known, and what other servers and clients add to it: ``top_k``,
 ``min_p``, ``repetition_penalty``, ``reasoning_budget``. A field that is not known is refused, as
 OpenAI's API does. What cannot be honoured (sound, pictures, web search) is refused too;
-what changes nothing here (``user``, ``metadata``, ``store``, …) is accepted.
+what changes nothing here (``user``, ``metadata``, …) is accepted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gptoss.runtime.chat.response_format import resolve_response_format
@@ -18,7 +18,7 @@ from gptoss.runtime.harmony.messages import Effort, Function, SystemContent
 from gptoss.runtime.sampling.grammar import ResponseFormat, Rules, ToolChoice
 from gptoss.runtime.sampling.parameters import MAX_TOP_LOGPROBS, Sampling, SamplingError
 from gptoss.runtime.sampling.stop_strings import checked_stop
-from gptoss.runtime.server.chat_completions.messages import messages_from_openai
+from gptoss.runtime.server.chat_completions.messages import conversation_from_openai
 from gptoss.runtime.server.chat_completions.tools import tools_from_openai
 from gptoss.runtime.server.errors import invalid
 from gptoss.runtime.server.fields import MAX_TOKENS, Fields
@@ -43,7 +43,7 @@ _MAX_BIASED = 1024
 
 _IGNORED = {
     *("metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier"),
-    *("service_tier", "store", "user", "verbosity"),
+    *("service_tier", "user", "verbosity"),
 }
 _REFUSED = {
     "audio": "this model does not speak",
@@ -59,7 +59,15 @@ SAMPLING_FIELDS = {
 _KNOWN = {
     *("logprobs", "max_completion_tokens", "max_tokens", "messages", "modalities", "model", "n"),
     *("parallel_tool_calls", "reasoning", "reasoning_budget", "reasoning_effort"),
-    *("response_format", "stream", "stream_options", "tool_choice", "tools", "top_logprobs"),
+    *(
+        "response_format",
+        "store",
+        "stream",
+        "stream_options",
+        "tool_choice",
+        "tools",
+        "top_logprobs",
+    ),
     *SAMPLING_FIELDS,
     *_IGNORED,
     *_REFUSED,
@@ -73,6 +81,9 @@ class ChatRequest:
     model: str | None
     reply: ReplyRequest
     functions: tuple[Function, ...]
+    call_ids: Mapping[int, str] = field(default_factory=dict)
+    """Ids of the conversation's calls, by the call's index in ``reply.messages``."""
+    stored: bool = True
     n: int = 1
     stream: bool = False
     include_usage: bool = False
@@ -85,8 +96,8 @@ class ChatRequest:
         return replace(self.reply, seed=self.reply.seed + index)
 
 
-def read_chat_request(data: Mapping[str, Any], date: str) -> ChatRequest:
-    """Read a request's JSON object; ``date`` (YYYY-MM-DD) is the one that the model sees.
+def read_chat_request(data: Mapping[str, Any]) -> ChatRequest:
+    """Read a request's JSON object; the system block is still without a date.
 
     Raises ApiError, ConversationError, SamplingError.
     """
@@ -98,10 +109,8 @@ def read_chat_request(data: Mapping[str, Any], date: str) -> ChatRequest:
         raise fields.error("modalities", "this model gives text only", "unsupported_value")
     effort = read_effort(fields)
     functions = read_functions(fields)
-    conversation = messages_from_openai(
-        fields.required("messages"),
-        functions,
-        SystemContent(date=date, effort=EFFORTS[effort]),
+    conversation = conversation_from_openai(
+        fields.required("messages"), functions, SystemContent(effort=EFFORTS[effort])
     )
     stream = fields.boolean("stream")
     options = fields.fields("stream_options")
@@ -109,7 +118,7 @@ def read_chat_request(data: Mapping[str, Any], date: str) -> ChatRequest:
         raise fields.error("stream_options", "is only allowed when stream is true")
     logprobs = fields.boolean("logprobs")
     reply = ReplyRequest(
-        messages=tuple(conversation),
+        messages=conversation.messages,
         rules=read_rules(fields, functions, reasoning=effort != "none"),
         sampling=read_sampling(fields),
         seed=read_seed(fields),
@@ -123,6 +132,8 @@ def read_chat_request(data: Mapping[str, Any], date: str) -> ChatRequest:
         fields.text("model", 256),
         reply,
         functions,
+        conversation.call_ids,
+        fields.boolean("store", True),
         fields.integer("n", 1, MAX_CHOICES) or 1,
         stream,
         options is not None and options.boolean("include_usage"),

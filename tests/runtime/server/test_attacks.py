@@ -12,12 +12,16 @@ from typing import Any
 import pytest
 
 from gptoss.runtime.engine.base import Sampler
+from gptoss.runtime.sampling.constrained import TokenMasks
+from gptoss.runtime.sampling.grammar import JsonSchema
 from gptoss.runtime.server import body, uvicorn_server
 from gptoss.runtime.server.app import ROUTES
 from gptoss.runtime.server.security import OPEN_PATHS
 from support.fake_engine import ScriptedEngine
 from support.generation import FakeGeneration
+from support.hostile import CASES
 from support.server import KEY, client_of, listening, scripted
+from support.tokens import byte_tokenizer
 
 ANSWER = "<|channel|>final<|message|>4<|return|>"
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "2 + 2?"}]}
@@ -335,3 +339,24 @@ async def test_control_tokens_in_every_field(field: str) -> None:
             assert response.status_code in (200, 400, 404)
     controls = [sum(token > 255 for token in ids) for ids in engine.ids]
     assert len(set(controls)) <= 1, "text has become control tokens"
+
+
+SCHEMAS = {name: it.schema for name, it in CASES.items() if isinstance(it, JsonSchema)}
+QUICK = ("a reference to itself", "recursion by allOf", "an enum of 40,000")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(it, marks=() if it in QUICK else pytest.mark.slow) for it in SCHEMAS]
+)
+async def test_hostile_schemas(name: str) -> None:
+    """Refused or kept to, in bounded time; the next request works."""
+    schema = dict(SCHEMAS[name])
+    wanted = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    function = {"name": "f", "parameters": {"type": "object", "properties": {"a": schema}}}
+    tools = [{"type": "function", "function": function}]
+    async with client_of(lambda: scripted(Endless(), TokenMasks(byte_tokenizer()))) as client:
+        for asked in ({"response_format": wanted}, {"tools": tools}):
+            response = await client.post(CHAT, json=ASK | asked, timeout=120)
+            assert response.status_code in (200, 400, 413), response.text
+            assert "Traceback" not in response.text
+        assert (await client.post(CHAT, json=ASK)).status_code == 200

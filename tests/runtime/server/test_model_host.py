@@ -1,0 +1,110 @@
+"""Loading, lending and unloading models: one at a time, in turn."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from gptoss.runtime.chat.model import Model
+from gptoss.runtime.engine.base import EngineError
+from gptoss.runtime.server.errors import ApiError
+from gptoss.runtime.server.model_host import HostState, ModelHost, ServedModel
+from support.fake_engine import ScriptedEngine
+from support.server import scripted
+
+
+@dataclass
+class Loads:
+    """What was loaded, and which of it is in memory."""
+
+    names: list[str] = field(default_factory=list)
+    models: list[Model] = field(default_factory=list)
+    engines: list[ScriptedEngine] = field(default_factory=list)
+
+    def served(self, *names: str) -> list[ServedModel]:
+        return [ServedModel(name, self._load(name), 100) for name in names]
+
+    def _load(self, name: str) -> Callable[[Callable[[float], None]], Model]:
+        def load(progress: Callable[[float], None]) -> Model:
+            progress(0.5)
+            assert all(engine.closed for engine in self.engines), "two models at a time"
+            self.names.append(name)
+            self.engines.append(ScriptedEngine())
+            return scripted(self.engines[-1])
+
+        return load
+
+
+async def test_models_take_turns() -> None:
+    loads = Loads()
+    host = ModelHost(loads.served("a", "b"))
+    used = []
+
+    async def use(name: str) -> None:
+        async with host.lease(name) as model:
+            used.append(name)
+            assert not loads.engines[-1].closed
+            assert model.engine is loads.engines[-1]
+            await asyncio.sleep(0.01)
+
+    await asyncio.gather(*(use(name) for name in "aabab"))
+    assert (used, loads.names) == (list("aabab"), list("abab"))
+    await host.close()
+    assert all(engine.closed for engine in loads.engines)
+
+
+async def test_an_idle_model_is_unloaded_and_loaded_again() -> None:
+    loads = Loads()
+    host = ModelHost(loads.served("a"), sleep_after=0.05)
+    async with host.lease("a"):
+        await asyncio.sleep(0.2)
+        assert host.state == HostState.READY, "it is in use"
+    async with asyncio.timeout(30):
+        while host.state == HostState.READY:
+            await asyncio.sleep(0.01)
+    assert host.state == HostState.SLEEPING
+    async with host.lease(None):
+        assert loads.names == ["a", "a"]
+    await host.close()
+
+
+async def test_a_request_that_leaves_does_not_end_the_load() -> None:
+    loads = Loads()
+    host = ModelHost(loads.served("a"))
+    leaving = asyncio.create_task(host.acquire("a"))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    async with host.lease("a"):
+        assert loads.names == ["a"]
+    await host.close()
+
+
+async def test_a_load_that_fails_is_reported_and_tried_again() -> None:
+    attempts = []
+
+    def load(progress: Callable[[float], None]) -> Model:  # noqa: ARG001
+        attempts.append(1)
+        if len(attempts) < 3:
+            raise EngineError("out of memory at /secret/path")
+        return scripted(ScriptedEngine())
+
+    host = ModelHost([ServedModel("a", load, 100)])
+    for _ in range(2):
+        with pytest.raises(ApiError, match="cannot be loaded") as caught:
+            await host.acquire("a")
+        assert caught.value.status == 503
+        assert "secret" not in caught.value.message
+        assert host.state == HostState.FAILED
+    async with host.lease("a"):
+        assert host.state == HostState.READY
+    await host.close()
+
+
+async def test_nothing_is_lent_after_the_end() -> None:
+    host = ModelHost(Loads().served("a"))
+    await host.close()
+    with pytest.raises(ApiError, match="stopping"):
+        await host.acquire("a")
