@@ -16,6 +16,7 @@
     │   ├── ModelFileChangedError   ... its file was written to while it is in use
     │   ├── PromptTooLongError      ... the prompt does not fit into the context
     │   ├── QueueFullError          ... too many requests are waiting
+    │   ├── EngineClosedError       ... it was closed, or has failed before
     │   └── ForkedProcessError      ... it was loaded before this process was forked
     ├── ChatError                   a chat was used in a way it does not allow
     ├── ConversationError           a conversation that harmony cannot express

@@ -6,6 +6,7 @@ token ids.
     ├── OutOfMemoryError          the model, its context or a batch does not fit into memory
     ├── ModelFileChangedError     the model's file was written to while it is in use
     ├── QueueFullError            too many requests are waiting
+    ├── EngineClosedError         the engine was closed, or failed before
     ├── TimeLimitError            the request took longer than it may
     └── ForkedProcessError        the model was loaded before this process was forked
 
@@ -54,6 +55,10 @@ class ModelFileChangedError(EngineError):
 
 class QueueFullError(EngineError):
     """Too many requests are waiting for the model; try again later."""
+
+
+class EngineClosedError(EngineError):
+    """The engine was closed, or failed before; it takes no more requests."""
 
 
 class TimeLimitError(EngineError):

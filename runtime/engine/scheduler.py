@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 
 from gptoss.runtime.engine.base import (
+    EngineClosedError,
     EngineError,
     ForkedProcessError,
     PromptProgress,
@@ -94,7 +95,7 @@ class Scheduler:
         request = Request(prompt, sampler, stop, max_tokens, checkpoints, time_limit)
         with self._changed:
             if self._closing:
-                raise EngineError("the engine has been closed")
+                raise EngineClosedError("the engine has been closed")
             if len(self._waiting) >= MAX_WAITING:
                 raise QueueFullError(
                     f"{MAX_WAITING} requests are waiting for the model already; try again later"
@@ -164,7 +165,7 @@ class Scheduler:
         finally:
             with self._changed:
                 self._closing = True
-                closed = error or EngineError("the engine was closed")
+                closed = error or EngineClosedError("the engine was closed")
                 for request in (*self._active, *self._waiting):
                     request.end(closed)
                 self._active, self._decoding = [], []

@@ -72,6 +72,12 @@ def stopping(message: str) -> ApiError:
     return ApiError(503, message, "server_stopping", None, "server_error")
 
 
+def retry_later(message: str) -> ApiError:
+    """Build the error for a model that is not there now: status 503, with ``Retry-After``."""
+    wait = {"Retry-After": str(RETRY_SECONDS)}
+    return ApiError(503, message, "model_unavailable", None, "server_error", wait)
+
+
 def api_error(error: BaseException) -> ApiError:
     """Return the ``ApiError`` for an exception that ended a request."""
     match error:

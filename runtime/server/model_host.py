@@ -17,7 +17,7 @@ from typing import Protocol
 
 from gptoss.errors import GptossError
 from gptoss.runtime.chat.model import Model
-from gptoss.runtime.server.errors import RETRY_SECONDS, ApiError, not_found, stopping
+from gptoss.runtime.server.errors import not_found, retry_later, stopping
 from gptoss.text import printable
 
 _log = logging.getLogger(__name__)
@@ -158,6 +158,11 @@ class ModelHost:
         finally:
             lease.release()
 
+    def forget(self, model: Model) -> None:
+        """Unload a model that has failed, so that the next request loads it again."""
+        if self._model is model:
+            self._unload()
+
     def stop_lending(self) -> None:
         """Refuse new requests from now on; replies under way go on."""
         self._closed = True
@@ -217,15 +222,7 @@ class ModelHost:
         except GptossError as error:
             self.error = str(error)
             _log.error("cannot load %s: %s", served.id, error)
-            headers = {"Retry-After": str(RETRY_SECONDS)}
-            raise ApiError(
-                503,
-                f"the model {served.id} cannot be loaded",
-                "model_unavailable",
-                None,
-                "server_error",
-                headers,
-            ) from error
+            raise retry_later(f"the model {served.id} cannot be loaded") from error
         finally:
             self._loading = None
         if self._closed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 
-from gptoss.runtime.engine.base import EngineError, PromptTooLongError, Sampler
+from gptoss.runtime.engine.base import EngineClosedError, PromptTooLongError, Sampler
 from support.generation import FakeGeneration
 from support.tokens import spell, spelled
 
@@ -41,7 +41,7 @@ class ScriptedEngine:
         time_limit: float | None = None,  # noqa: ARG002
     ) -> FakeGeneration:
         if self.closed:
-            raise EngineError("the engine has been closed")
+            raise EngineClosedError("the engine has been closed")
         if len(prompt) >= self.n_ctx:
             raise PromptTooLongError(f"{len(prompt)} tokens, the context holds {self.n_ctx}")
         self.prompts.append(spelled(list(prompt)))

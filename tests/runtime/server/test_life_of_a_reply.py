@@ -18,6 +18,7 @@ import pytest
 from gptoss.runtime.engine.base import PromptProgress, QueueFullError, Sampler
 from gptoss.runtime.sampling.constrained import TokenMasks
 from gptoss.runtime.server import uvicorn_server
+from support.fake_engine import ScriptedEngine
 from support.generation import FakeGeneration
 from support.server import KEY, client_of, listening, scripted
 from support.tokens import byte_tokenizer
@@ -142,6 +143,22 @@ async def test_a_full_queue_is_said_with_a_time_to_wait() -> None:
             assert response.status_code == 429
             assert response.json()["error"]["code"] == "queue_full"
             assert int(response.headers["Retry-After"]) > 0
+
+
+async def test_a_model_that_failed_is_loaded_again() -> None:
+    engines: list[ScriptedEngine] = []
+
+    def make() -> Any:
+        engines.append(ScriptedEngine("<|channel|>final<|message|>4<|return|>"))
+        return scripted(engines[-1])
+
+    async with client_of(make) as client:
+        assert (await client.post(CHAT, json=ASK)).status_code == 200
+        engines[0].closed = True  # as after a failure of llama.cpp
+        failed = await client.post(CHAT, json=ASK)
+        assert (failed.status_code, failed.headers["Retry-After"]) == (503, "5")
+        assert (await client.post(CHAT, json=ASK)).status_code == 200
+    assert len(engines) == 2
 
 
 async def test_a_prompt_beyond_the_context() -> None:
