@@ -77,7 +77,7 @@ def listening(
 
 @asynccontextmanager
 async def client_of(
-    make: Callable[[], Model], access: Access | None = None, **headers: str
+    make: Callable[[], Model], access: Access | None = None, /, **headers: str
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client with the right key, of a running application."""
     app = create_app(host_of(make), access or Access(KEY))

@@ -28,13 +28,14 @@ ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "2 + 2?"}], "str
 
 
 class Ponderer:
-    """Reasons without an end, in random letters, and answers soon when it is made to."""
+    """Writes random letters without an end, or until it is made to answer, if it ``answers``."""
 
     n_ctx = 100_000
 
-    def __init__(self, *, prompt_steps: int = 0) -> None:
+    def __init__(self, *, prompt_steps: int = 0, answers: bool = False) -> None:
         self.generations: list[FakeGeneration] = []
         self._prompt_steps = prompt_steps
+        self._end = 20 if answers else -50
 
     def generate(
         self,
@@ -60,7 +61,7 @@ class Ponderer:
             logits = random.normal(size=tokenizer.n_vocab).astype(np.float32)
             logits[tokenizer.control["<|end|>"]] = -50
             logits[tokenizer.encode("analysis")] += 20
-            logits[tokenizer.control["<|return|>"]] += 20
+            logits[tokenizer.control["<|return|>"]] = self._end
             token = sampler(logits)
             time.sleep(0.0005)
             yield token
@@ -90,7 +91,7 @@ class _Slow(FakeGeneration):
 
 async def test_reasoning_is_ended_by_request() -> None:
     masks = TokenMasks(byte_tokenizer())
-    with listening(lambda: scripted(Ponderer(), masks)) as (host, port):
+    with listening(lambda: scripted(Ponderer(answers=True), masks)) as (host, port):
         headers = {"Authorization": f"Bearer {KEY}"}
         base = f"http://{host}:{port}"
         async with httpx.AsyncClient(base_url=base, headers=headers, timeout=60) as client:
@@ -163,14 +164,14 @@ async def test_a_model_that_failed_is_loaded_again() -> None:
 
 async def test_a_prompt_beyond_the_context() -> None:
     engine = Ponderer()
-    engine.n_ctx = 200
+    engine.n_ctx = 500
     async with client_of(lambda: scripted(engine)) as client:
-        long = {"messages": [{"role": "user", "content": "a" * 300}]}
+        long = {"messages": [{"role": "user", "content": "a" * 600}]}
         response = await client.post(CHAT, json=long)
         error = response.json()["error"]
         assert (response.status_code, error["code"]) == (400, "context_length_exceeded")
         assert error["param"] == "messages[0].content"
-        response = await client.post("/v1/completions", json={"prompt": "a" * 300})
+        response = await client.post("/v1/completions", json={"prompt": "a" * 600})
         assert response.json()["error"]["code"] == "context_length_exceeded"
 
 

@@ -110,12 +110,12 @@ async def test_ten_thousand_sampled_turns() -> None:
 async def growth(client: httpx.AsyncClient, n: int) -> int:
     """Bytes of memory that ``n`` requests leave behind."""
     process = psutil.Process()
-    before = process.memory_info().rss
+    before = int(process.memory_info().rss)
     for i in range(n):
         asked = {"messages": [{"role": "user", "content": f"{i}"}], "max_tokens": 20}
         response = await client.post(CHAT, json=asked | {"stream": bool(i % 2)})
         assert response.status_code == 200
-    return process.memory_info().rss - before
+    return int(process.memory_info().rss) - before
 
 
 @pytest.mark.slow
