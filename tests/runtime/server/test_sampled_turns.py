@@ -52,7 +52,7 @@ KINDS: list[dict[str, Any]] = [
 ENDS = spell('<|end|><|return|><|call|>}"]')
 """More likely than other tokens, so that texts end."""
 MOST_TOKENS = 3000
-FEW, MANY = 120, 10_000
+FEW, MANY = 30, 10_000
 CUT_AT_MOST = 0.01
 """The share of turns that may reach the token limit."""
 
@@ -95,7 +95,7 @@ async def sampled_turns(n: int) -> None:
             assert response.status_code == 200, response.text
             cut += check_turn(asked, response.json()["choices"][0])
             engine.prompts.clear()
-    assert cut <= CUT_AT_MOST * n
+    assert cut <= max(2, CUT_AT_MOST * n)
 
 
 async def test_sampled_turns() -> None:
