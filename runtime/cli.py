@@ -212,7 +212,11 @@ cli.add_command(launch_command)
     metavar="ID",
     help="Continue the conversation of this id, or of this number in /conversations.",
 )
-@click.option("--no-save", is_flag=True, help="Keep neither the conversation nor what is typed.")
+@click.option(
+    "--no-save",
+    is_flag=True,
+    help="Keep nothing of the conversation: no text, no typed lines, no states on disk.",
+)
 @click.option(
     "--plain",
     is_flag=True,
@@ -301,7 +305,7 @@ def chat(
                 EngineRequest(
                     options=pop_engine_options(options),
                     force=options["force"],
-                    disk_cache=not options["no_disk_cache"],
+                    disk_cache=not (options["no_disk_cache"] or options["no_save"]),
                     constrained=not unconstrained,
                     verbose=options["verbose"],
                     base_url=options["base_url"],

@@ -71,11 +71,18 @@ def test_nothing_near() -> None:
     assert did_you_mean("my-tune", ["local/my-tune-1"]) == "; did you mean local/my-tune-1?"
 
 
-@given(name=st.from_regex(r"[\w.-]+/[\w.-]+(@[^\s]+)?(:[^\s]+)?", fullmatch=True))
-def test_no_name_leads_out_of_the_folder(name: str) -> None:
+WORDS = st.text(alphabet="aB0._-", min_size=1, max_size=6)
+OTHERS = st.text(alphabet="a./\\~%+-\0", min_size=1, max_size=12)
+
+
+@given(WORDS, WORDS, st.none() | OTHERS, st.none() | OTHERS)
+def test_no_name_leads_out_of_the_folder(
+    owner: str, name: str, revision: str | None, file: str | None
+) -> None:
     """Also ``..`` and absolute paths in a revision or file."""
     folder = ModelFolder()
-    model = hub_model(name)
+    at = "" if revision is None else f"@{revision}"
+    model = hub_model(f"{owner}/{name}{at}{'' if file is None else f':{file}'}")
     if model is not None:
         try:
             path = folder.folder(key(model))
