@@ -17,7 +17,7 @@ import click
 
 from gptoss import console, progress_bars
 from gptoss.errors import MissingPackageError, OptionError, OutputError, require_packages
-from gptoss.library.names import HubModel, did_you_mean, hub_model
+from gptoss.library.names import ALIASES, HubModel, did_you_mean, hub_model
 from gptoss.library.sources import (
     Cost,
     LocalCheckpoint,
@@ -118,6 +118,8 @@ class LibraryFinder:
     def _on_disk(self, name: str, *, headers_only: bool = False) -> Path | Stored | Wanted:
         """Return the file or model that a name means; where it must be got first, from where."""
         path = Path(name)
+        if path.exists() and name in ALIASES:
+            console.say(f"{name}: using what has this name here, not {ALIASES[name]}")
         if path.is_dir():
             return path if headers_only else self._in_folder(path)
         if path.exists():

@@ -172,13 +172,23 @@ def test_a_name_that_is_nearly_right(run: Command, name: str) -> None:
     assert done.err.count("\n") == 1
 
 
-def test_a_checkpoint_folder(run: Command, models: Path, published: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_folder(
+    run: Command,
+    models: Path,
+    published: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     own = Path(shutil.copytree(published, tmp_path / "my tune"))
     assert run("chat", own, "--yes", *ONE).code == 0
     [record] = models.glob("local/*/model.json")
     before = record.stat().st_mtime_ns
     assert run("chat", own, *ONE).code == 0
     assert record.stat().st_mtime_ns == before, "converted once"
+    monkeypatch.chdir(tmp_path)
+    own.rename("20b")
+    own = Path("20b")
+    assert "20b: using what has this name here, not openai/gpt-oss-20b" in run("chat", own).err
     os.utime(own / "config.json", ns=(1, 1))
     refused = run("chat", own, *ONE)
     assert "is not on this machine; add --yes" in refused.err, "it may have changed"
