@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from gptoss.runtime.server.body import read_object
+from gptoss.runtime.server.body import parse_json, read_body, read_object
 from gptoss.runtime.server.errors import not_found
 from gptoss.runtime.server.fields import Fields
 from gptoss.runtime.server.responses.items import ContextItem, messages_from_items
@@ -27,8 +27,8 @@ MAX_ADDED = 20
 
 
 async def _create(request: Request) -> Response:
-    data = await read_object(request) if await _has_body(request) else {}
-    fields = Fields(data)
+    raw = await read_body(request)
+    fields = Fields(Fields({"body": parse_json(raw) if raw else {}}).mapping("body") or {})
     fields.refuse_unknown(("items", "metadata"))
     entries = _new_entries(fields, [])
     metadata = read_metadata(fields)
@@ -129,10 +129,6 @@ def _conversations(request: Request) -> Conversations:
 
 def _id(request: Request) -> str:
     return str(request.path_params["conversation_id"])
-
-
-async def _has_body(request: Request) -> bool:
-    return bool(await request.body())
 
 
 def _object(summary: Summary) -> dict[str, Any]:

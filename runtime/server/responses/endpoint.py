@@ -50,12 +50,12 @@ async def _create(request: Request) -> Response:
     start = partial(start_reply, state.models, served.id, prepared.reply)
     if asked.background:
         return await _in_background(state, owner, run, prepared, start)
-    reply = await unless_disconnected(request.receive, _started(start, asked))
-    if reply is None:
+    started = await unless_disconnected(request.receive, _started(run, start))
+    if started is None:
         return Response(status_code=_LEFT)
-    events = run.events(reply)
+    events = run.events(started)
     if asked.stream:
-        return EventStream(_encoded(events), run.cancel)
+        return EventStream(_encoded(events), run.leave)
     if await unless_disconnected(request.receive, _drained(events)) is None:
         return Response(status_code=_LEFT)
     if run.status == "failed" and run.error is not None:
@@ -75,24 +75,25 @@ async def _prepare(
             asked.tools,
             None if seal is None else lambda it: seal.seal(owner, it, model.tokenizer),
             frozenset(control[it] for it in (*ENDS_OF_REPLY, "<|end|>")),
+            model.tokenizer if prepared.reply.with_tokens else None,
         )
         settle = partial(_settle, state, owner, prepared, model)
         return ResponseRun(asked, model_id, writer, settle), prepared
 
 
 async def _started(
-    start: Callable[[], Awaitable[Reply]], asked: ResponsesRequest
+    run: ResponseRun, start: Callable[[], Awaitable[Reply]]
 ) -> Callable[[], Awaitable[Reply]]:
     """Put the response in the model's queue before anything is sent, so that errors have their
     status. In a stream a conversation that is too long is an event: that is what clients know.
     """
     try:
-        reply = await start()
+        run.reply = await start()
     except Exception as error:
-        if not asked.stream or api_error(error).code != "context_length_exceeded":
+        if not run.request.stream or api_error(error).code != "context_length_exceeded":
             raise
         return partial(_raise, error)
-    return partial(_return, reply)
+    return partial(_return, run.reply)
 
 
 async def _return(reply: Reply) -> Reply:

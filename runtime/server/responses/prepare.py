@@ -89,6 +89,7 @@ def prepare(state: ResponsesState, owner: str, request: ResponsesRequest, model:
         request.seed,
         max_tokens=request.max_tokens,
         reasoning_budget=request.reasoning_budget,
+        with_tokens=request.sampling.top_logprobs is not None,
     )
     return Prepared(reply, listed, entries_of(own, listed, said), length)
 

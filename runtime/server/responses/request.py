@@ -8,14 +8,14 @@ OpenAI's API does. What would change the answer and cannot be honoured is refuse
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gptoss.runtime.chat.response_format import resolve_response_format
 from gptoss.runtime.chat.settings import ChatError
 from gptoss.runtime.harmony.messages import Effort
 from gptoss.runtime.sampling.grammar import ResponseFormat, Rules
-from gptoss.runtime.sampling.parameters import Sampling
+from gptoss.runtime.sampling.parameters import MAX_TOP_LOGPROBS, Sampling
 from gptoss.runtime.server.chat_completions.request import (
     EFFORTS,
     read_effort,
@@ -30,12 +30,14 @@ MAX_ITEMS = 20_000
 MAX_METADATA = 16
 
 ENCRYPTED = "reasoning.encrypted_content"
+LOGPROBS = "message.output_text.logprobs"
 _INCLUDABLE = (
     ENCRYPTED,
     "code_interpreter_call.outputs",
     "computer_call_output.output.image_url",
     "file_search_call.results",
     "message.input_image.image_url",
+    LOGPROBS,
     "web_search_call.action.sources",
     "web_search_call.results",
 )
@@ -145,15 +147,16 @@ def read_request(data: Mapping[str, Any]) -> ResponsesRequest:
     if background and not store:
         raise fields.error("background", "needs store: true, to be retrieved later")
     include = _read_include(fields)
-    if fields.integer("top_logprobs", 0, 20):
-        raise fields.error("top_logprobs", "is not supported", "unsupported_parameter")
+    top_logprobs = fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS) or 0
     stream = fields.boolean("stream")
     if fields.mapping("stream_options") is not None and not stream:
         raise fields.error("stream_options", "is only allowed when stream is true")
     reasoning = fields.mapping("reasoning") or {}
     truncation = fields.choice("truncation", ("auto", "disabled")) or "disabled"
     max_tokens = fields.integer("max_output_tokens", 1, MAX_TOKENS)
-    sampling = read_sampling(fields)
+    sampling = read_sampling(fields, with_logprobs=False)
+    if LOGPROBS in include:
+        sampling = replace(sampling, top_logprobs=top_logprobs)
     instructions = fields.text("instructions", 50_000_000)
     echo = {
         "background": background,
@@ -171,7 +174,7 @@ def read_request(data: Mapping[str, Any]) -> ResponsesRequest:
         "text": text,
         "tool_choice": reported_choice,
         "tools": list(tools.given),
-        "top_logprobs": 0,
+        "top_logprobs": top_logprobs,
         "top_p": sampling.top_p,
         "truncation": truncation,
     }

@@ -63,6 +63,12 @@ class ResponseRun:
         if self.reply is not None:
             self.reply.cancel()
 
+    def leave(self) -> None:
+        """End the response since nobody reads it, also before its first event was read."""
+        self.cancel()
+        if self.reply is not None:
+            self.reply.close()
+
     def body(self) -> dict[str, Any]:
         """Return the response as it is now."""
         return {

@@ -56,5 +56,5 @@ def _checked(text: str, tokens: Sequence[int], tokenizer: Tokenizer) -> Message:
     """Return reasoning with its token ids if they are exactly that, without them otherwise."""
     found = [it.message for it in parse(tokens, tokenizer) if isinstance(it, MessageEnded)]
     plain = analysis(text)
-    same = found == [plain] and found[0].tokens == tuple(tokens)
-    return replace(plain, tokens=tuple(tokens)) if same else plain
+    whole = replace(plain, tokens=tuple(tokens))
+    return whole if found == [whole] else plain

@@ -22,7 +22,10 @@ from typing import Any
 
 from gptoss.runtime.harmony.events import End, MessageEnded, MessageStarted, RoundEnded, TextDelta
 from gptoss.runtime.harmony.messages import Message, Role
-from gptoss.runtime.server.reply import ReplyEvent
+from gptoss.runtime.harmony.tokenizer import Tokenizer
+from gptoss.runtime.sampling.logprobs import TokenLogprob
+from gptoss.runtime.server.chat_completions.response import token_object
+from gptoss.runtime.server.reply import ReplyEvent, TokenSampled
 from gptoss.runtime.server.responses.tools import Called, Tools
 from gptoss.runtime.store.owners import new_id
 
@@ -36,6 +39,7 @@ class WrittenItem:
     data: dict[str, Any]
     index: int
     texts: list[str] = field(default_factory=list)
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
     message: Message | None = None
     done: bool = False
 
@@ -50,20 +54,27 @@ class ResponseWriter:
     """Writes the output of one response.
 
     ``seal`` gives a reasoning item's ``encrypted_content``, if that was asked for. ``ends`` are the
-    ids of the tokens that end a complete message.
+    ids of the tokens that end a complete message. With a ``tokenizer`` the log probabilities of a
+    message's tokens are reported, where the reply has them.
     """
 
     tools: Tools
     seal: Callable[[Message], str] | None = None
     ends: frozenset[int] = frozenset()
+    tokenizer: Tokenizer | None = None
     items: list[WrittenItem] = field(default_factory=list)
+    _logprobs: list[dict[str, Any]] = field(default_factory=list)
+    """Of the tokens whose text is not yet sent: of half a character."""
     _header: MessageStarted | None = None
     _open: WrittenItem | None = None
 
     def write(self, event: ReplyEvent) -> Iterator[Event]:
         """Give the API's events for one event of the reply."""
         match event:
+            case TokenSampled(_, TokenLogprob() as logprob) if self.tokenizer is not None:
+                self._logprobs.append(_logprob_object(logprob, self.tokenizer))
             case MessageStarted():
+                self._logprobs.clear()  # those of the header
                 yield from self._close(complete=True)
                 self._header = event if event.role == Role.ASSISTANT else None
                 if self._called(event) is not None:
@@ -72,7 +83,8 @@ class ResponseWriter:
                 if self._open is None:
                     yield from self._begin(self._header)
                 if self._open is not None:
-                    yield _delta(self._open, text)
+                    yield _delta(self._open, text, self._logprobs)
+                    self._logprobs = []
             case MessageEnded(message) if self._open is not None:
                 self._open.message = message
                 self._header = None
@@ -107,6 +119,7 @@ class ResponseWriter:
     def _begin(self, header: MessageStarted) -> Iterator[Event]:
         """Open the item of a message."""
         called = self._called(header)
+        is_answer = header.channel == "final" and header.recipient is None
         if called is not None:
             data = _call_item(called)
         elif header.channel == "analysis" and header.recipient is None:
@@ -123,7 +136,7 @@ class ResponseWriter:
                 "type": "message",
                 "role": "assistant",
                 "status": "in_progress",
-                "phase": "final_answer" if header.channel == "final" else "commentary",
+                "phase": "final_answer" if is_answer else "commentary",
                 "content": [],
             }
         item = self._open = WrittenItem(data, len(self.items))
@@ -146,9 +159,11 @@ class ResponseWriter:
             yield from self._close_call(item, whole)
         else:
             event = "response.reasoning_text" if kind == "reasoning" else "response.output_text"
-            more: dict[str, Any] = {} if kind == "reasoning" else {"logprobs": []}
+            more: dict[str, Any] = {} if kind == "reasoning" else {"logprobs": item.logprobs}
             yield _in_item(item, f"{event}.done", content_index=0, text=item.text, **more)
             part = _part(data, item.text)
+            if kind == "message":
+                part["logprobs"] = item.logprobs
             yield _in_item(item, "response.content_part.done", content_index=0, part=part)
             data["content"] = [part]
         if kind == "reasoning" and self.seal is not None and item.message is not None:
@@ -161,20 +176,21 @@ class ResponseWriter:
     def _close_call(self, item: WrittenItem, whole: bool) -> Iterator[Event]:
         data, kind = item.data, item.data["type"]
         if kind == "function_call" and whole and not item.text.strip():
-            yield _delta(item, "{}")  # clients parse the arguments as JSON
+            yield _delta(item, "{}", [])  # clients parse the arguments as JSON
         name = "arguments" if kind == "function_call" else "input"
         data[name] = item.text
         yield _in_item(item, f"{_TEXT_EVENTS[kind]}.done", name=data["name"], **{name: item.text})
 
 
-def _delta(item: WrittenItem, text: str) -> Event:
+def _delta(item: WrittenItem, text: str, logprobs: list[dict[str, Any]]) -> Event:
     """Add text to an item; return the event that reports it."""
     item.texts.append(text)
+    item.logprobs += logprobs
     kind = item.data["type"]
     if kind == "reasoning":
         return _in_item(item, "response.reasoning_text.delta", content_index=0, delta=text)
     if kind == "message":
-        more = {"content_index": 0, "delta": text, "logprobs": []}
+        more = {"content_index": 0, "delta": text, "logprobs": logprobs}
         return _in_item(item, "response.output_text.delta", **more)
     return _in_item(item, f"{_TEXT_EVENTS[kind]}.delta", delta=text)
 
@@ -210,6 +226,11 @@ def _part(data: dict[str, Any], text: str) -> dict[str, Any]:
     if data["type"] == "reasoning":
         return {"type": "reasoning_text", "text": text}
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def _logprob_object(logprob: TokenLogprob, tokenizer: Tokenizer) -> dict[str, Any]:
+    top = [token_object(it.token, it.logprob, tokenizer) for it in logprob.top]
+    return token_object(logprob.token, logprob.logprob, tokenizer) | {"top_logprobs": top}
 
 
 def _is_visible(data: dict[str, Any]) -> bool:
