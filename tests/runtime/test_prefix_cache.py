@@ -200,7 +200,7 @@ def test_processes_one_after_the_other_and_at_once(random_gguf: Path, folder: Pa
     prompt = [*random_tokens(600), 1, 2, 3]
 
     def run() -> list[str]:
-        command = [sys.executable, "-c", PROCESS, random_gguf, folder, *map(str, prompt)]
+        command = [sys.executable, "-c", PROCESS, *map(str, (random_gguf, folder, *prompt))]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout.split()
