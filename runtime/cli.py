@@ -22,6 +22,8 @@ from gptoss.runtime.sampling.parameters import Sampling
 from gptoss.runtime.server.serve_command import serve_command
 from gptoss.runtime.terminal.answer_options import response_format as response_format_of
 from gptoss.runtime.terminal.chat_run import ChatRequest, EngineRequest, run_chat
+from gptoss.runtime.tools.builtin_groups import BROWSERS, BuiltinTools
+from gptoss.runtime.tools.command import tools_command
 
 _DEFAULTS = Sampling()
 
@@ -40,6 +42,7 @@ cli.add_command(plan_command)
 cli.add_command(tune_command)
 cli.add_command(doctor_command)
 cli.add_command(serve_command)
+cli.add_command(tools_command)
 cli.add_command(launch_command)
 
 
@@ -77,6 +80,25 @@ cli.add_command(launch_command)
     type=console.PATH,
     metavar="FILE",
     help="A JSON file with MCP servers (mcpServers) whose tools the model may call.",
+)
+@click.option(
+    "--python",
+    "python_tool",
+    is_flag=True,
+    help="Let the model run Python in WebAssembly: no network, no files but its own.",
+)
+@click.option(
+    "--python-folder",
+    "python_folders",
+    multiple=True,
+    metavar="FOLDER[:rw]",
+    help="A folder that this Python may read at /mnt/NAME, and write to with :rw. Repeatable.",
+)
+@click.option(
+    "--browser",
+    type=click.Choice(BROWSERS),
+    help="Let the model open pages of the public web; searches need SEARXNG_URL, BRAVE_API_KEY or "
+    "EXA_API_KEY in the environment.",
 )
 @click.option(
     "--tool-seconds",
@@ -312,6 +334,9 @@ def chat(
                 ),
                 tools=tools,
                 mcp=options["mcp"],
+                builtin=BuiltinTools(
+                    options["python_tool"], options["python_folders"], options["browser"]
+                ),
                 approve_all=options["approve_all"],
                 yes=yes,
                 prompt=prompt,

@@ -26,6 +26,7 @@ from gptoss.runtime.terminal.loop import Terminal, answer, answer_lines, convers
 from gptoss.runtime.terminal.printer import Printer, Show
 from gptoss.runtime.terminal.session import Session
 from gptoss.runtime.terminal.tool_import import import_function
+from gptoss.runtime.tools.builtin_groups import BuiltinTools, builtin_groups
 from gptoss.runtime.tools.functions import Tool
 from gptoss.runtime.tools.groups import ToolGroup
 
@@ -56,6 +57,7 @@ class ChatRequest:
     engine: EngineRequest = field(default_factory=EngineRequest)
     tools: tuple[str, ...] = ()
     mcp: Path | None = None
+    builtin: BuiltinTools = field(default_factory=BuiltinTools)
     approve_all: bool = False
     yes: bool = False
     prompt: str | None = None
@@ -83,7 +85,10 @@ def run_chat(asked: ChatRequest) -> int:
             approval = Approval(terminal.ask_key)
             functions = [approval.guard(tool) for tool in functions]
             approve = approval.allows
-        groups = _mcp_groups(asked, stack)
+        builtin = builtin_groups(asked.builtin)
+        for group in builtin:
+            stack.callback(group.close)
+        groups = (*builtin, *_mcp_groups(asked, stack))
         prompt = _prompt(asked.prompt)
         store = _store(asked)
         if store is not None:

@@ -24,6 +24,7 @@ from gptoss.runtime.chat.events import (
     ToolStarted,
 )
 from gptoss.runtime.harmony.events import Diagnostic, MessageEnded, MessageStarted, TextDelta
+from gptoss.runtime.terminal.figures import save_figures
 from gptoss.runtime.terminal.live_region import LiveRegion
 from gptoss.runtime.terminal.markdown_view import MarkdownView
 from gptoss.runtime.terminal.safe_text import printable, shortened
@@ -157,6 +158,8 @@ class LiveView:
         result = Text(shortened(printable(event.result)), style=style)
         result.append(f"  {event.seconds * 1000:.0f} ms", style="dim")
         self._print(Padding(result, (0, 0, 0, 2)))
+        for line in save_figures(event.figures):
+            self._print(Text(f"  {line}", style="dim"))
 
     def _end(self, why: str, cost: str) -> None:
         final = self._message.finish() if self._channel not in (None, "analysis") else []

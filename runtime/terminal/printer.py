@@ -20,6 +20,7 @@ from gptoss.runtime.chat.events import (
     ToolStarted,
 )
 from gptoss.runtime.harmony.events import Diagnostic, MessageEnded, MessageStarted, TextDelta
+from gptoss.runtime.terminal.figures import save_figures
 from gptoss.runtime.terminal.safe_text import SHOWN_LENGTH, printable, shortened
 from gptoss.runtime.terminal.wording import CLOSED, PromptClock, ending, summary
 
@@ -82,6 +83,8 @@ class Printer:
                 self._write(shortened(event.result))
                 self._write(f"  [{event.seconds * 1000:.0f} ms]", _DIM)
                 self._end_line(self._aside)
+                for line in save_figures(event.figures):
+                    self._line(f"[{line}]", _CYAN)
             case Diagnostic():
                 self._line(f"[repaired: {event.detail}]", _YELLOW)
             case ReasoningClosed():
