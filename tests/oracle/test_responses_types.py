@@ -111,7 +111,9 @@ async def test_the_official_client() -> None:
     async with client_of(lambda: scripted(engine)) as http:
         transport: httpx.AsyncBaseTransport = http._transport
         async with AsyncOpenAI(
-            base_url=f"{URL}/v1", api_key=KEY, http_client=httpx.AsyncClient(transport=transport)
+            base_url=f"{URL}/v1",
+            api_key=KEY,
+            http_client=httpx.AsyncClient(transport=transport),  # type: ignore[arg-type]
         ) as client:
             first = await client.responses.create(model="tiny", input="2 + 2?")
             assert first.output_text == "It is 4."
