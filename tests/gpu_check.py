@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "build" / "gpu"
 ARCHIVE = FOLDER / "llama.cpp.tar.gz"
 LIMIT = 40_000_000
-KEPT = ("CMakeLists.txt", "LICENSE", "cmake", "include", "src", "vendor/nlohmann", "ggml")
+KEPT = ("CMakeLists.txt", "LICENSE", "cmake", "include", "src", "vendor", "ggml")
 LEFT_OUT = (
     "ggml/src/ggml-cann", "ggml/src/ggml-hexagon", "ggml/src/ggml-metal", "ggml/src/ggml-opencl",
     "ggml/src/ggml-sycl", "ggml/src/ggml-vulkan", "ggml/src/ggml-webgpu", "ggml/src/ggml-openvino",
