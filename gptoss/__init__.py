@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from gptoss.runtime.embed.spawned import SpawnedServer as SpawnedServer
     from gptoss.runtime.embed.spawned import spawn as spawn
     from gptoss.runtime.embed.supervisor import ProcessState as ProcessState
+    from gptoss.runtime.engine.base import EngineClosedError as EngineClosedError
     from gptoss.runtime.engine.base import EngineError as EngineError
     from gptoss.runtime.engine.base import ForkedProcessError as ForkedProcessError
     from gptoss.runtime.engine.base import ModelFileChangedError as ModelFileChangedError
@@ -71,7 +72,10 @@ if TYPE_CHECKING:
     from gptoss.runtime.engine.base import PromptProgress as PromptProgress
     from gptoss.runtime.engine.base import PromptTooLongError as PromptTooLongError
     from gptoss.runtime.engine.base import QueueFullError as QueueFullError
+    from gptoss.runtime.engine.base import TimeLimitError as TimeLimitError
     from gptoss.runtime.engine.base import Timings as Timings
+    from gptoss.runtime.engine.cache_folder import CacheFolderError as CacheFolderError
+    from gptoss.runtime.engine.saved_state import StateFileError as StateFileError
     from gptoss.runtime.engine.settings import EngineSettings as EngineSettings
     from gptoss.runtime.engine.settings import Lora as Lora
     from gptoss.runtime.harmony.errors import ConstraintError as ConstraintError
@@ -101,16 +105,32 @@ if TYPE_CHECKING:
     from gptoss.runtime.sampling.logprobs import TokenLogprob as TokenLogprob
     from gptoss.runtime.sampling.parameters import Sampling as Sampling
     from gptoss.runtime.sampling.parameters import SamplingError as SamplingError
+    from gptoss.runtime.store.errors import ConflictError as ConflictError
+    from gptoss.runtime.store.errors import CorruptStoreError as CorruptStoreError
+    from gptoss.runtime.store.errors import NotFoundError as NotFoundError
+    from gptoss.runtime.store.errors import StoreError as StoreError
+    from gptoss.runtime.store.errors import StoreFullError as StoreFullError
+    from gptoss.runtime.tools.browser.fetch import FetchError as FetchError
+    from gptoss.runtime.tools.browser.group import BrowserTool as BrowserTool
+    from gptoss.runtime.tools.browser.search import Hit as Hit
     from gptoss.runtime.tools.cancel import CancelToken as CancelToken
     from gptoss.runtime.tools.functions import Tool as Tool
     from gptoss.runtime.tools.mcp.servers import McpServers as McpServers
+    from gptoss.runtime.tools.python.group import PythonTool as PythonTool
+    from gptoss.runtime.tools.python.session import PythonLimits as PythonLimits
+    from gptoss.runtime.tools.python.session import PythonToolError as PythonToolError
     from gptoss.runtime.tools.toolbox import Toolbox as Toolbox
     from gptoss.runtime.tools.type_specs import ToolError as ToolError
 
 __version__ = "0.1.0"
 
 _NAMES = {
-    "gptoss.converter.convert": ("Conversion", "VerificationError", "convert", "plan"),
+    "gptoss.converter.convert": (
+        "Conversion",
+        "VerificationError",
+        "convert",
+        "plan",
+    ),
     "gptoss.converter.hub.client": ("HubError",),
     "gptoss.converter.hub.remote_file": ("HashMismatchError",),
     "gptoss.converter.options": ("ConvertOptions",),
@@ -126,11 +146,20 @@ _NAMES = {
         "UnsupportedModelError",
     ),
     "gptoss.library.memory": ("memory_plan",),
-    "gptoss.quant.audit.auditor": ("Audit", "audit"),
-    "gptoss.quant.audit.findings": ("Finding", "Severity"),
+    "gptoss.quant.audit.auditor": (
+        "Audit",
+        "audit",
+    ),
+    "gptoss.quant.audit.findings": (
+        "Finding",
+        "Severity",
+    ),
     "gptoss.quant.diff.differ": ("diff",),
     "gptoss.quant.diff.result": ("Diff",),
-    "gptoss.quant.info.summary": ("ModelInfo", "info"),
+    "gptoss.quant.info.summary": (
+        "ModelInfo",
+        "info",
+    ),
     "gptoss.quant.report.reporter": ("report",),
     "gptoss.quant.verify.result": ("Verdict",),
     "gptoss.quant.verify.verifier": ("verify",),
@@ -147,15 +176,33 @@ _NAMES = {
         "ToolFinished",
         "ToolStarted",
     ),
-    "gptoss.runtime.chat.full_context": ("ContextUsage", "WhenFull"),
-    "gptoss.runtime.chat.model": ("Model", "load", "open"),
+    "gptoss.runtime.chat.full_context": (
+        "ContextUsage",
+        "WhenFull",
+    ),
+    "gptoss.runtime.chat.model": (
+        "Model",
+        "load",
+        "open",
+    ),
     "gptoss.runtime.chat.options": ("ChatOptions",),
     "gptoss.runtime.chat.reply_stream": ("ReplyStream",),
-    "gptoss.runtime.chat.settings": ("ChatError", "Limits", "Settings"),
-    "gptoss.runtime.embed.chat_stream": ("ChatDelta", "ChatStream"),
-    "gptoss.runtime.embed.spawned": ("SpawnedServer", "spawn"),
+    "gptoss.runtime.chat.settings": (
+        "ChatError",
+        "Limits",
+        "Settings",
+    ),
+    "gptoss.runtime.embed.chat_stream": (
+        "ChatDelta",
+        "ChatStream",
+    ),
+    "gptoss.runtime.embed.spawned": (
+        "SpawnedServer",
+        "spawn",
+    ),
     "gptoss.runtime.embed.supervisor": ("ProcessState",),
     "gptoss.runtime.engine.base": (
+        "EngineClosedError",
         "EngineError",
         "ForkedProcessError",
         "ModelFileChangedError",
@@ -163,9 +210,15 @@ _NAMES = {
         "PromptProgress",
         "PromptTooLongError",
         "QueueFullError",
+        "TimeLimitError",
         "Timings",
     ),
-    "gptoss.runtime.engine.settings": ("EngineSettings", "Lora"),
+    "gptoss.runtime.engine.cache_folder": ("CacheFolderError",),
+    "gptoss.runtime.engine.saved_state": ("StateFileError",),
+    "gptoss.runtime.engine.settings": (
+        "EngineSettings",
+        "Lora",
+    ),
     "gptoss.runtime.harmony.errors": (
         "ConstraintError",
         "ConversationError",
@@ -179,9 +232,19 @@ _NAMES = {
         "RoundEnded",
         "TextDelta",
     ),
-    "gptoss.runtime.harmony.message_json": ("messages_from_json", "messages_to_json"),
-    "gptoss.runtime.harmony.messages": ("Effort", "Message", "Role"),
-    "gptoss.runtime.models.memory_plan": ("MemoryPlan", "PlanVerdict"),
+    "gptoss.runtime.harmony.message_json": (
+        "messages_from_json",
+        "messages_to_json",
+    ),
+    "gptoss.runtime.harmony.messages": (
+        "Effort",
+        "Message",
+        "Role",
+    ),
+    "gptoss.runtime.models.memory_plan": (
+        "MemoryPlan",
+        "PlanVerdict",
+    ),
     "gptoss.runtime.models.placement": ("DeviceMemory",),
     "gptoss.runtime.sampling.grammar": (
         "JSON_OBJECT",
@@ -191,11 +254,32 @@ _NAMES = {
         "Regex",
         "ToolChoice",
     ),
-    "gptoss.runtime.sampling.logprobs": ("Alternative", "TokenLogprob"),
-    "gptoss.runtime.sampling.parameters": ("Sampling", "SamplingError"),
+    "gptoss.runtime.sampling.logprobs": (
+        "Alternative",
+        "TokenLogprob",
+    ),
+    "gptoss.runtime.sampling.parameters": (
+        "Sampling",
+        "SamplingError",
+    ),
+    "gptoss.runtime.store.errors": (
+        "ConflictError",
+        "CorruptStoreError",
+        "NotFoundError",
+        "StoreError",
+        "StoreFullError",
+    ),
+    "gptoss.runtime.tools.browser.fetch": ("FetchError",),
+    "gptoss.runtime.tools.browser.group": ("BrowserTool",),
+    "gptoss.runtime.tools.browser.search": ("Hit",),
     "gptoss.runtime.tools.cancel": ("CancelToken",),
     "gptoss.runtime.tools.functions": ("Tool",),
     "gptoss.runtime.tools.mcp.servers": ("McpServers",),
+    "gptoss.runtime.tools.python.group": ("PythonTool",),
+    "gptoss.runtime.tools.python.session": (
+        "PythonLimits",
+        "PythonToolError",
+    ),
     "gptoss.runtime.tools.toolbox": ("Toolbox",),
     "gptoss.runtime.tools.type_specs": ("ToolError",),
 }
@@ -208,6 +292,8 @@ __all__ = [
     "Alternative",
     "AsyncReplyStream",
     "Audit",
+    "BrowserTool",
+    "CacheFolderError",
     "CancelToken",
     "Chat",
     "ChatDelta",
@@ -216,25 +302,30 @@ __all__ = [
     "ChatOptions",
     "ChatStream",
     "CheckpointError",
+    "ConflictError",
     "ConstraintError",
     "ContextUsage",
     "ConversationError",
     "ConversationTooLongError",
     "Conversion",
     "ConvertOptions",
+    "CorruptStoreError",
     "DeviceMemory",
     "Diagnostic",
     "Diff",
     "Effort",
     "End",
+    "EngineClosedError",
     "EngineError",
     "EngineSettings",
+    "FetchError",
     "Finding",
     "ForkedProcessError",
     "GgufError",
     "GptossError",
     "HashMismatchError",
     "HistoryShortened",
+    "Hit",
     "HubError",
     "InvalidFileError",
     "JsonSchema",
@@ -250,6 +341,7 @@ __all__ = [
     "Model",
     "ModelFileChangedError",
     "ModelInfo",
+    "NotFoundError",
     "OptionError",
     "OutOfMemoryError",
     "OutputError",
@@ -258,6 +350,9 @@ __all__ = [
     "ProcessState",
     "PromptProgress",
     "PromptTooLongError",
+    "PythonLimits",
+    "PythonTool",
+    "PythonToolError",
     "QueueFullError",
     "ReasoningClosed",
     "ReasoningStop",
@@ -272,9 +367,13 @@ __all__ = [
     "Settings",
     "Severity",
     "SpawnedServer",
+    "StateFileError",
     "StopReason",
+    "StoreError",
+    "StoreFullError",
     "TextDelta",
     "TextLogprobs",
+    "TimeLimitError",
     "Timings",
     "TokenLogprob",
     "Tool",

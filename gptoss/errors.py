@@ -4,7 +4,9 @@
     ├── InvalidFileError            a file's content is invalid
     │   ├── CheckpointError         ... a checkpoint: header, shard, tensor, config, tokenizer
     │   │   └── HashMismatchError   ... its bytes differ from the SHA-256 that the Hub publishes
-    │   └── GgufError               ... a GGUF file
+    │   ├── GgufError               ... a GGUF file
+    │   ├── StateFileError          ... a file of the prefix cache
+    │   └── CacheFolderError        ... the prefix cache's folder is not the user's alone
     ├── UnsupportedModelError       the file is valid, but not a gpt-oss model this toolkit supports
     ├── OptionError                 an argument or option has a value that is not allowed
     ├── OutputError                 the result cannot be written: folder missing, disk full, ...
@@ -15,6 +17,7 @@
     │   ├── OutOfMemoryError        ... the model or its context does not fit into memory
     │   ├── ModelFileChangedError   ... its file was written to while it is in use
     │   ├── PromptTooLongError      ... the prompt does not fit into the context
+    │   ├── TimeLimitError          ... the request took longer than its time limit
     │   ├── QueueFullError          ... too many requests are waiting
     │   ├── EngineClosedError       ... it was closed, or has failed before
     │   └── ForkedProcessError      ... it was loaded before this process was forked
@@ -23,8 +26,14 @@
     │   ├── ConversationTooLongError
     │   └── ConstraintError         ... a schema, grammar or regular expression that cannot be used
     ├── ToolError                   a function that cannot be offered to the model
+    ├── PythonToolError             the built-in python cannot start
+    ├── FetchError                  the built-in browser cannot or must not fetch a page
     ├── SamplingError               sampling settings out of range
     └── StoreError                  the store of conversations cannot be opened, read or written
+        ├── CorruptStoreError       ... it is damaged
+        ├── StoreFullError          ... it is full
+        ├── NotFoundError           ... it has no such conversation, or it is another owner's
+        └── ConflictError           ... the conversation was continued elsewhere
 
 A message is one line: what was found, where, and what to do. The commands print it and exit with
 code 2.
