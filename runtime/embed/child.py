@@ -6,6 +6,7 @@ kernel kills it too: a process forked from the parent may still hold the other e
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import logging
 import os
@@ -79,7 +80,7 @@ def _serve(options: ChildOptions, events: _Events) -> None:
     from gptoss.runtime.server.gguf_models import served_model
     from gptoss.runtime.server.model_host import ModelHost
     from gptoss.runtime.server.security import Access
-    from gptoss.runtime.server.uvicorn_server import run
+    from gptoss.runtime.server.uvicorn_server import HttpServer
 
     served = served_model(
         Path(options.path),
@@ -113,7 +114,12 @@ def _serve(options: ChildOptions, events: _Events) -> None:
         port = listener.getsockname()[1]
         events.put(Listening(port, served.id, served.n_ctx))
         host = replace(served, load=load_and_tell)
-        run(lambda: create_app(ModelHost([host]), Access(options.key)), listener)
+
+        async def serve() -> None:
+            models = ModelHost([host])
+            await HttpServer(create_app(models, Access(options.key)), models).serve([listener])
+
+        asyncio.run(serve())
 
 
 def _listen(port: int) -> socket.socket:

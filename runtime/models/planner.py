@@ -94,7 +94,9 @@ class Planner:
     def _settings(self, chats: int) -> EngineSettings:
         most = self._sizes.hparams.max_position_embeddings
         n_ctx = self._given.get("n_ctx", min(DEFAULT_CONTEXT, most))
-        if not isinstance(n_ctx, int) or isinstance(n_ctx, bool) or not 1 <= n_ctx <= most:
+        if not isinstance(n_ctx, int) or isinstance(n_ctx, bool):
+            raise OptionError(f"context is {quoted(n_ctx)}; expected a whole number of tokens")
+        if not 1 <= n_ctx <= most:
             raise OptionError(f"context is {quoted(n_ctx)} tokens; {self._name} allows 1 to {most}")
         layers = len(self._sizes.layers)
         if self._given.get("n_cpu_experts", 0) > layers:
