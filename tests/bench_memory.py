@@ -19,6 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+assert sys.platform == "linux", "this bench needs Linux"
+
+
 CONTEXTS = (4096, 32768, 131072)
 LIMIT = 13 * 2**30
 N_PROMPT = 160

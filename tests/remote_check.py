@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import gptoss
+from gptoss import Sampling
 from gptoss.runtime.remote.engine import open_remote
-from gptoss.runtime.sampling.sampler import Sampling
 
 QUESTIONS = ("Hello!", "What is 17 + 25?", "What is 58 - 23?", "Who are you?", "Thanks, bye")
 

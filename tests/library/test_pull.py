@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ from gptoss.library.sources import SPARE
 from gptoss.quant.verify.verifier import verify
 from support.commands import Command
 from support.hub_server import Fault, HubServer, Request, every
+from support.posix import SIGKILL
 
 from .conftest import CHECKPOINT, GGUF
 
@@ -254,7 +254,7 @@ def test_killed_twice(
         while hub.sent < sent + 200_000:
             assert child.poll() is None
             time.sleep(0.01)
-        child.send_signal(signal.SIGKILL)
+        child.send_signal(SIGKILL)
         child.wait()
         assert not list(models.glob("*/*/*.gguf")), "nothing at its place"
         assert not list(models.glob("*/*/model.json"))

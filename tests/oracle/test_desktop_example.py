@@ -139,7 +139,7 @@ class Window:
         """The server's process."""
 
         def found() -> list[psutil.Process]:
-            return psutil.Process(self.process.pid).children()
+            return list(psutil.Process(self.process.pid).children())
 
         return self.wait_for(found, "server process")[0]
 

@@ -234,9 +234,9 @@ def test_messages_errors_and_models(served: Served) -> None:
     asked: Any = {"max_tokens": 500, "messages": say("Hi")}
     with pytest.raises(anthropic.NotFoundError):
         create(model="other", **asked)
-    picture = {"type": "image", "source": {"type": "url", "url": "https://example.org/a.png"}}
+    picture: Any = {"type": "image", "source": {"type": "url", "url": "https://example.org/a.png"}}
     with pytest.raises(anthropic.BadRequestError, match="text only"):
-        create(model="tiny", max_tokens=1, messages=[{"role": "user", "content": [picture]}])  # type: ignore[list-item,typeddict-item]
+        create(model="tiny", max_tokens=1, messages=[{"role": "user", "content": [picture]}])
     with pytest.raises(anthropic.AuthenticationError):
         served.stranger.messages.create(model="tiny", **asked)
     [model] = served.anthropic.models.list().data

@@ -25,6 +25,7 @@ from gptoss.runtime.engine import saved_state
 from gptoss.runtime.engine.cache_folder import CacheFolder, CacheFolderError
 from gptoss.runtime.engine.disk_tier import DiskTier
 from gptoss.runtime.engine.saved_state import SavedState, Snapshot, StateFileError
+from support.posix import change_owner
 
 KEY = bytes(range(32))
 AS_ROOT = pytest.mark.skipif(
@@ -162,10 +163,10 @@ def test_what_is_no_plain_file_of_the_users(folder: CacheFolder, path: Path, kin
 
 @AS_ROOT
 def test_a_file_or_folder_of_another_user(folder: CacheFolder, path: Path) -> None:
-    os.chown(path, 12345, -1)
+    change_owner(path, 12345)
     with pytest.raises(CacheFolderError, match="it belongs to user 12345, not to 0"):
         read_only(folder, path.name)
-    os.chown(path.parent, 12345, -1)
+    change_owner(path.parent, 12345)
     with pytest.raises(CacheFolderError, match="it belongs to user 12345"):
         CacheFolder(path.parent)
 

@@ -24,6 +24,7 @@ from gptoss.runtime.launch.running_server import ask_server
 from gptoss.runtime.server.client_configs import CONFIGS, ServerSettings, print_config
 from support.fake_engine import ScriptedEngine
 from support.live_server import live_server
+from support.posix import SIGHUP, signal_group
 from support.server import KEY, scripted
 
 SETTINGS = ServerSettings("http://127.0.0.1:8080", 'odd "name"', 32_768)
@@ -180,7 +181,7 @@ sys.exit(run_client(Launch(tuple(sys.argv[1:]), {}), Path(".")))
 
 @POSIX
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 5), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+    ("number", "code"), [(signal.SIGINT, 5), (signal.SIGTERM, 143), (SIGHUP, 129)]
 )
 def test_signals_are_the_clients(tmp_path: Path, number: int, code: int) -> None:
     """Ctrl-C reaches the whole process group; the client decides what it means."""
@@ -193,7 +194,7 @@ def test_signals_are_the_clients(tmp_path: Path, number: int, code: int) -> None
         assert time.monotonic() < deadline
         time.sleep(0.01)
     if number == signal.SIGINT:
-        os.killpg(process.pid, number)
+        signal_group(process.pid, number)
     else:
         process.send_signal(number)
     assert process.wait(60) == code

@@ -26,8 +26,9 @@ from gptoss.converter.convert import convert
 from gptoss.errors import OptionError
 from gptoss.runtime.engine import loader
 from gptoss.runtime.engine.base import EngineError, Logits, PromptTooLongError, Timings
-from gptoss.runtime.engine.kv_reuse import MAX_SNAPSHOTS, Snapshot, Stream, thinned
+from gptoss.runtime.engine.kv_reuse import MAX_SNAPSHOTS, Stream, thinned
 from gptoss.runtime.engine.llama_cpp import LlamaContext, LlamaEngine
+from gptoss.runtime.engine.saved_state import Snapshot
 from gptoss.runtime.engine.settings import EngineSettings
 from gptoss.runtime.engine.threads import run_interruptibly
 from gptoss.runtime.sampling.sampler import greedy
@@ -290,6 +291,7 @@ DECODE = """
 import sys
 from pathlib import Path
 from gptoss.runtime.engine.llama_cpp import LlamaEngine
+from gptoss.runtime.engine.saved_state import Snapshot
 from gptoss.runtime.engine.settings import EngineSettings
 from gptoss.runtime.sampling.sampler import greedy
 engine = LlamaEngine(Path(sys.argv[1]), EngineSettings(n_ctx=64))
@@ -521,7 +523,7 @@ def test_a_hundred_random_steps(random_gguf: Path, scratch: Any, n_sequences: in
 def test_snapshots_stay_few_and_spread_out() -> None:
     kept: list[Snapshot] = []
     for position in [700, *range(1000, 1000 + 30 * 40, 40), 9000]:
-        kept = thinned([*kept, Snapshot(position, None)])
+        kept = thinned([*kept, Snapshot(position, np.empty(0, np.uint8))])
     positions = [it.position for it in kept]
     assert len(positions) == MAX_SNAPSHOTS
     assert positions[0] == 700
@@ -627,6 +629,7 @@ import sys, threading, time
 from pathlib import Path
 from gptoss.runtime.engine.base import EngineError
 from gptoss.runtime.engine.llama_cpp import LlamaEngine
+from gptoss.runtime.engine.saved_state import Snapshot
 from gptoss.runtime.engine.settings import EngineSettings
 from gptoss.runtime.sampling.sampler import greedy
 for i in range(20):
@@ -658,6 +661,7 @@ DAEMON_AT_EXIT = """
 import sys, threading, time
 from pathlib import Path
 from gptoss.runtime.engine.llama_cpp import LlamaEngine
+from gptoss.runtime.engine.saved_state import Snapshot
 from gptoss.runtime.engine.settings import EngineSettings
 from gptoss.runtime.sampling.sampler import greedy
 engine = LlamaEngine(Path(sys.argv[1]), EngineSettings(n_ctx=30000, n_threads=1))
@@ -682,6 +686,7 @@ import os, sys
 from pathlib import Path
 from gptoss.runtime.engine.base import ForkedProcessError
 from gptoss.runtime.engine.llama_cpp import LlamaEngine
+from gptoss.runtime.engine.saved_state import Snapshot
 from gptoss.runtime.engine.settings import EngineSettings
 from gptoss.runtime.sampling.sampler import greedy
 path = Path(sys.argv[1])

@@ -16,6 +16,12 @@ if sys.platform == "win32":
     def bytes_on_disk(path: Path) -> int:
         raise NotImplementedError
 
+    def change_owner(path: Path, user: int) -> None:
+        raise NotImplementedError
+
+    def signal_group(process: int, number: int) -> None:
+        raise NotImplementedError
+
 else:
     SIGHUP, SIGKILL = signal.SIGHUP, signal.SIGKILL
 
@@ -26,3 +32,11 @@ else:
     def bytes_on_disk(path: Path) -> int:
         """The bytes that a file takes, without its holes."""
         return path.stat().st_blocks * 512
+
+    def change_owner(path: Path, user: int) -> None:
+        """Give a file to another user, by number."""
+        os.chown(path, user, -1)
+
+    def signal_group(process: int, number: int) -> None:
+        """Signal a process and its children, as Ctrl-C does."""
+        os.killpg(process, number)
