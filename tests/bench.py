@@ -34,6 +34,9 @@ from gptoss.quant.mxfp4.encoder import encode
 from support import peers
 from support.timing import BIN, Series, gigabytes, table, timed
 
+assert sys.platform == "linux", "this bench needs Linux"
+
+
 ROOT = Path(__file__).resolve().parent.parent
 README, FIGURES = ROOT / "README.md", ROOT / "docs" / "measured.md"
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"

@@ -25,11 +25,11 @@ from gptoss.runtime.engine import saved_state
 from gptoss.runtime.engine.cache_folder import CacheFolder, CacheFolderError
 from gptoss.runtime.engine.disk_tier import DiskTier
 from gptoss.runtime.engine.saved_state import SavedState, Snapshot, StateFileError
-from support.posix import change_owner
+from support.posix import IS_ROOT, change_owner, make_pipe
 
 KEY = bytes(range(32))
 AS_ROOT = pytest.mark.skipif(
-    os.name == "nt" or os.geteuid() != 0, reason="needs root to give a file away or mount one"
+    os.name == "nt" or not IS_ROOT, reason="needs root to give a file away or mount one"
 )
 
 
@@ -154,7 +154,8 @@ def test_what_is_no_plain_file_of_the_users(folder: CacheFolder, path: Path, kin
             case "symlink":
                 path.symlink_to(moved)
             case "fifo":
-                os.mkfifo(path, 0o600)
+                make_pipe(path)
+                path.chmod(0o600)
             case _:
                 path.mkdir()
     with pytest.raises((CacheFolderError, OSError)):

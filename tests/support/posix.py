@@ -9,6 +9,7 @@ from pathlib import Path
 
 if sys.platform == "win32":
     SIGHUP = SIGKILL = signal.SIGTERM
+    IS_ROOT = False
 
     def make_pipe(path: Path) -> None:
         raise NotImplementedError
@@ -24,6 +25,7 @@ if sys.platform == "win32":
 
 else:
     SIGHUP, SIGKILL = signal.SIGHUP, signal.SIGKILL
+    IS_ROOT = os.geteuid() == 0
 
     def make_pipe(path: Path) -> None:
         """A pipe with a name."""
