@@ -26,6 +26,7 @@ from gptoss.runtime.engine.cache_folder import CacheFolder, CacheFolderError
 from gptoss.runtime.engine.disk_tier import DiskTier
 from gptoss.runtime.engine.saved_state import SavedState, Snapshot, StateFileError
 from support.posix import IS_ROOT, change_owner, make_pipe
+from support.stress import scaled
 
 KEY = bytes(range(32))
 AS_ROOT = pytest.mark.skipif(
@@ -398,4 +399,4 @@ def test_writers_that_are_killed(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
 def test_many_writers_that_are_killed(tmp_path: Path) -> None:
-    _check_kills(tmp_path, 120)
+    _check_kills(tmp_path, scaled(25))

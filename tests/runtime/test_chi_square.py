@@ -11,6 +11,7 @@ from gptoss.runtime.sampling.adjustment import LogitAdjustment
 from gptoss.runtime.sampling.parameters import Sampling
 from gptoss.runtime.sampling.sampler import RandomSampler
 from support.llama_samplers import llama_shares
+from support.stress import scaled
 
 SETTINGS = {
     "plain": Sampling(),
@@ -26,10 +27,10 @@ SETTINGS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
-def test_chi_square_of_a_million_draws(name: str) -> None:
+def test_chi_square_of_many_draws(name: str) -> None:
     """The statistic's expectation is its degrees of freedom, its deviation √(2 of them): five
     deviations are left for chance, and a seed makes it repeatable."""
-    sampling, before, n, draws = SETTINGS[name], [1, 1, 2, 9], 600, 1_000_000
+    sampling, before, n, draws = SETTINGS[name], [1, 1, 2, 9], 600, scaled(200_000)
     logits = (np.random.default_rng(5).standard_normal(n) * 1.5).astype(np.float32)
     shares = llama_shares(logits, sampling, before)
     adjustment = LogitAdjustment(sampling, range(n))

@@ -7,7 +7,6 @@ minutes of 64 threads, 1,000 loads and 10,000 requests.
 from __future__ import annotations
 
 import gc
-import os
 import statistics
 import threading
 import time
@@ -25,10 +24,10 @@ from gptoss.runtime.engine.drafts import BatchCosts
 from gptoss.runtime.engine.llama_cpp import LlamaEngine
 from gptoss.runtime.engine.settings import EngineSettings
 from gptoss.runtime.sampling.sampler import greedy
+from support.stress import LONGER
 
 pytestmark = pytest.mark.slow
 
-LONGER = float(os.environ.get("GPTOSS_STRESS", "1"))
 SECONDS, LOADS, REQUESTS = 3 * LONGER, int(10 * LONGER), int(100 * LONGER)
 THREADS = 64
 NOISE = 0.06

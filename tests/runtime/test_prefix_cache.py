@@ -33,6 +33,7 @@ from gptoss.runtime.engine.model_key import model_key
 from gptoss.runtime.engine.prefix_cache import CacheSettings
 from gptoss.runtime.engine.settings import EngineSettings
 from gptoss.runtime.sampling.sampler import greedy
+from support.stress import scaled
 
 N_CTX = 4096
 N_TOKENS = 272
@@ -577,11 +578,11 @@ def test_random_steps_would_see_what_is_left_out(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n_sequences", [1, 2, 3])
-def test_three_hundred_random_steps(start: Start, scratch: Scratch, n_sequences: int) -> None:
+def test_many_random_steps(start: Start, scratch: Scratch, n_sequences: int) -> None:
     steps = Steps(start, scratch, seed=n_sequences, n_sequences=n_sequences)
-    steps.run(100)
+    steps.run(scaled(25))
     assert steps.worst < NOISE
-    assert steps.reused > 20_000
+    assert steps.reused > 3_000
 
 
 # --- the command ------------------------------------------------------------------------------

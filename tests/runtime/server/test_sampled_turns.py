@@ -14,6 +14,7 @@ import pytest
 from gptoss.runtime.sampling.constrained import TokenMasks
 from support.random_engine import RandomEngine
 from support.server import client_of, scripted
+from support.stress import scaled
 from support.tokens import byte_tokenizer, spell
 
 CHAT = "/v1/chat/completions"
@@ -52,7 +53,7 @@ KINDS: list[dict[str, Any]] = [
 ENDS = spell('<|end|><|return|><|call|>}"]')
 """More likely than other tokens, so that texts end."""
 MOST_TOKENS = 3000
-FEW, MANY = 30, 10_000
+FEW, MANY = 30, scaled(500)
 CUT_AT_MOST = 0.01
 """The share of turns that may reach the token limit."""
 
