@@ -222,7 +222,8 @@ def test_stop_and_regenerate(browser: Browser, serve: Serve) -> None:
     page = open_page(browser, site)
     ask(page, "Go on")
     expect(page.locator(".answer")).to_contain_text("word")
-    page.press("#question", "Escape")
+    with page.expect_response("**/stop"):
+        page.press("#question", "Escape")
     gate.release(10_000)
     expect(page.locator(".note")).to_have_text("Stopped.")
     expect(page.locator("#send")).to_be_visible()
