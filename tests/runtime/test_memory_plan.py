@@ -151,7 +151,7 @@ def test_a_model_that_does_not_fit_is_one_line_of_what_helps() -> None:
     [
         ({"n_ctx": 0}, "context is 0 tokens; tiny.gguf allows 1 to"),
         ({"n_ctx": 10**9}, "allows 1 to"),
-        ({"n_ctx": "512"}, "context is '512' tokens"),
+        ({"n_ctx": "512"}, "context is '512'; expected a whole number"),
         ({"chats": 0}, "n_sequences is 0"),
         ({"kv_type": "f32"}, "kv_type is 'f32'; it must be one of f16, bf16, q8_0"),
         ({"kv_type": "q8_0", "flash_attention": "off"}, "q8_0 needs flash attention"),
