@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,16 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(signal, "SIGHUP"):  # not on Windows
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import what compares with other software when none of it is to run: the packages of
+    the extra ``oracle`` need not be installed then.
+    """
+    if "not oracle" not in config.option.markexpr or collection_path.suffix != ".py":
+        return None
+    is_oracle = "\npytestmark = pytest.mark.oracle" in collection_path.read_text("utf-8")
+    return True if is_oracle else None
 
 
 def pytest_collection_finish() -> None:
