@@ -104,7 +104,7 @@ cli.add_command(launch_command)
     "--tool-seconds",
     type=float,
     metavar="S",
-    help="Maximum seconds per tool call; the model is told when a tool takes longer.",
+    help="Maximum seconds per tool call; a tool that takes longer gives an error.",
 )
 @click.option(
     "--tool-choice",

@@ -8,7 +8,7 @@ and some snapshots of the window layers.
     attention      state bytes as llama.cpp gives them
     snapshots      likewise, one after the other
 
-Numbers are little-endian. Nothing in a file is believed before its checksum has matched, and no
+Numbers are little-endian. Nothing in a file is used before its checksum has matched, and no
 size before it is compared with the file's own.
 """
 

@@ -51,7 +51,7 @@ def launch_command(
 ) -> None:
     """Start CLIENT, a coding agent, with the local model.
 
-    ARGUMENTS are passed on to it. It is told the model's true context size; its own configuration
+    ARGUMENTS are passed on to it. It gets the model's true context size; its own configuration
     files are not changed. MODEL is named as for chat.
 
     \b

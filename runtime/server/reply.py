@@ -30,12 +30,12 @@ reader that leaves its ``async for`` early must call ``close``, which never wait
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 
 from gptoss.runtime.chat.events import ReasoningClosed, StopReason, TextLogprobs
 from gptoss.runtime.chat.model import Model
-from gptoss.runtime.chat.round import Round, RoundEvent, Runner
+from gptoss.runtime.chat.round import Round, Runner
 from gptoss.runtime.engine.base import PromptProgress, Timings
 from gptoss.runtime.harmony.events import (
     Diagnostic,
@@ -45,12 +45,11 @@ from gptoss.runtime.harmony.events import (
     RoundEnded,
     TextDelta,
 )
-from gptoss.runtime.harmony.messages import Message, final
+from gptoss.runtime.harmony.messages import Message
 from gptoss.runtime.sampling.grammar import Rules
 from gptoss.runtime.sampling.logprobs import TokenLogprob
 from gptoss.runtime.sampling.parameters import Sampling
 from gptoss.runtime.sampling.sampler import RandomSampler
-from gptoss.runtime.sampling.stop_strings import StopFilter
 from gptoss.runtime.server.model_host import ModelHost
 from gptoss.runtime.server.reply_thread import ReplyThread, start_thread
 
@@ -144,6 +143,7 @@ class Reply(ReplyThread[ReplyEvent]):
             request.rules,
             RandomSampler(request.sampling, request.seed),
             sampling=request.sampling,
+            stop=request.stop,
             max_tokens=request.max_tokens,
             reasoning_budget=request.reasoning_budget,
             on_token=self._put_token if request.with_tokens else None,
@@ -168,28 +168,26 @@ class Reply(ReplyThread[ReplyEvent]):
 
     def events(self) -> Generator[ReplyEvent]:
         """Read the generation to its end."""
-        text = AnswerText(self._request.stop)
         end = End.CUT
         events = self._round.events()
         try:
             for event in events:
-                yield from text.passed(event)
                 if isinstance(event, RoundEnded):
                     end = event.end
-                if text.stopped is not None:
-                    break
+                yield event
         finally:
             events.close()
-        yield self._done(end, text)
+        yield self._done(end)
 
-    def _done(self, end: End, text: AnswerText) -> ReplyDone:
+    def _done(self, end: End) -> ReplyDone:
+        stop = self._round.stop
         calls = any(message.recipient is not None for message in self._round.messages)
-        if text.stopped is not None or (end == End.CALL and not calls):
+        if stop is not None or (end == End.CALL and not calls):
             end = End.RETURN
         timings = self._round.timings
         cut = self.why_cut(timings, self._request.max_tokens) if end == End.CUT else None
         usage = usage_of(timings, self._round.reasoned)
-        return ReplyDone(end, usage, timings, tuple(self._round.messages), cut, text.stopped)
+        return ReplyDone(end, usage, timings, tuple(self._round.messages), cut, stop)
 
     def _put_token(self, token: int) -> None:
         recorded = self._round.logprobs
@@ -199,35 +197,3 @@ class Reply(ReplyThread[ReplyEvent]):
 def usage_of(timings: Timings, reasoning: int = 0) -> Usage:
     """Return what a generation has cost as tokens."""
     return Usage(timings.prompt_tokens, timings.reused_tokens, timings.generated_tokens, reasoning)
-
-
-class AnswerText:
-    """Ends the answer before its first stop string. ``stopped`` is the string that did."""
-
-    def __init__(self, stop: tuple[str, ...]) -> None:
-        self.stopped: str | None = None
-        self._filter = StopFilter(stop) if stop else None
-        self._given = ""
-
-    def passed(self, event: RoundEvent) -> Iterator[RoundEvent]:
-        """Give what of an event is before any stop string."""
-        if self._filter is None:
-            yield event
-            return
-        match event:
-            case TextDelta(text, "final"):
-                yield from self._delta(self._filter.push(text))
-                self.stopped = self._filter.found
-                if self.stopped is not None:
-                    yield MessageEnded(final(self._given))
-                    yield RoundEnded(End.RETURN)
-            case MessageEnded(Message(channel="final")):
-                yield from self._delta(self._filter.finish())
-                yield event
-            case _:
-                yield event
-
-    def _delta(self, text: str) -> Iterator[RoundEvent]:
-        if text:
-            self._given += text
-            yield TextDelta(text, "final")
