@@ -104,6 +104,27 @@ def client_left() -> Response:
     return Response(status_code=499)
 
 
+async def answer_or_stream(
+    receive: Receive,
+    starting: Awaitable[T],
+    *,
+    streams: bool,
+    stream: Callable[[T], AsyncIterator[bytes]],
+    whole: Callable[[T], Awaitable[bytes]],
+    cancel: Callable[[T], None],
+) -> Response:
+    """Answer a request for a reply. ``starting`` puts it in the queue; then it is sent as events of
+    a stream or as one JSON object. A client that leaves cancels it.
+    """
+    started = await unless_disconnected(receive, starting)
+    if started is None:
+        return client_left()
+    if streams:
+        return EventStream(stream(started), lambda: cancel(started))
+    body = await unless_disconnected(receive, whole(started))
+    return client_left() if body is None else Response(body, media_type="application/json")
+
+
 async def with_keep_alive(
     batches: AsyncIterator[T], seconds: float = KEEP_ALIVE_SECONDS
 ) -> AsyncGenerator[T | None]:

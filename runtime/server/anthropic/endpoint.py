@@ -38,10 +38,8 @@ from gptoss.runtime.server.reply import (
     start_reply,
 )
 from gptoss.runtime.server.sse import (
-    EventStream,
-    client_left,
+    answer_or_stream,
     named_event,
-    unless_disconnected,
     with_keep_alive,
 )
 from gptoss.runtime.server.state import ServerState, owner_of, state_of
@@ -108,13 +106,14 @@ def stop_reason(done: ReplyDone, *, called: bool) -> tuple[str, str | None]:
 async def _create(request: Request) -> Response:
     state = state_of(request)
     asked = read_request(await read_object(request), beta=_is_beta(request))
-    answer = await unless_disconnected(request.receive, _start(state, owner_of(request), asked))
-    if answer is None:
-        return client_left()
-    if asked.stream:
-        return EventStream(_stream(state, answer), answer.reply.cancel)
-    body = await unless_disconnected(request.receive, _whole(state, answer))
-    return client_left() if body is None else Response(body, media_type="application/json")
+    return await answer_or_stream(
+        request.receive,
+        _start(state, owner_of(request), asked),
+        streams=asked.stream,
+        stream=partial(_stream, state),
+        whole=partial(_whole, state),
+        cancel=lambda answer: answer.reply.cancel(),
+    )
 
 
 async def _count_tokens(request: Request) -> Response:

@@ -34,10 +34,8 @@ from gptoss.runtime.server.reply_thread import start_threads, together
 from gptoss.runtime.server.sse import (
     COMMENT,
     DONE,
-    EventStream,
-    client_left,
+    answer_or_stream,
     data_event,
-    unless_disconnected,
     with_keep_alive,
 )
 from gptoss.runtime.server.state import ServerState, owner_of, state_of
@@ -90,13 +88,14 @@ async def _create(request: Request) -> Response:
     state = state_of(request)
     asked = read_chat_request(await read_object(request))
     owner = owner_of(request)
-    completion = await unless_disconnected(request.receive, _start(state, owner, asked))
-    if completion is None:
-        return client_left()
-    if asked.stream:
-        return EventStream(_stream(state, completion), completion.cancel)
-    body = await unless_disconnected(request.receive, _whole(state, completion))
-    return client_left() if body is None else Response(body, media_type="application/json")
+    return await answer_or_stream(
+        request.receive,
+        _start(state, owner, asked),
+        streams=asked.stream,
+        stream=partial(_stream, state),
+        whole=partial(_whole, state),
+        cancel=_Completion.cancel,
+    )
 
 
 async def _start(state: ServerState, owner: str, asked: ChatRequest) -> _Completion:

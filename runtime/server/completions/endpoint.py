@@ -26,10 +26,8 @@ from gptoss.runtime.server.reply_thread import start_threads, together
 from gptoss.runtime.server.sse import (
     COMMENT,
     DONE,
-    EventStream,
-    client_left,
+    answer_or_stream,
     data_event,
-    unless_disconnected,
     with_keep_alive,
 )
 from gptoss.runtime.server.state import ServerState, state_of
@@ -128,13 +126,14 @@ class _Completion:
 async def _create(request: Request) -> Response:
     state = state_of(request)
     asked = read_completion_request(await read_object(request))
-    completion = await unless_disconnected(request.receive, _start(state, asked))
-    if completion is None:
-        return client_left()
-    if asked.stream:
-        return EventStream(_stream(state, completion), completion.cancel)
-    body = await unless_disconnected(request.receive, _whole(state, completion))
-    return client_left() if body is None else Response(body, media_type="application/json")
+    return await answer_or_stream(
+        request.receive,
+        _start(state, asked),
+        streams=asked.stream,
+        stream=partial(_stream, state),
+        whole=partial(_whole, state),
+        cancel=_Completion.cancel,
+    )
 
 
 async def _start(state: ServerState, asked: CompletionRequest) -> _Completion:
