@@ -147,24 +147,34 @@ def group_rows(path: Path) -> Iterator[str]:
         yield f"| {n_ctx:,} | {it['kv_type']} | {it['decode']:.2f} | {read:.2f} MB |"
 
 
-def speed_rows(path: Path, llama_bench: Path) -> Iterator[str]:
-    """Prefill and decode beside llama-bench at its default, which repacks."""
-    done = subprocess.run(
-        [llama_bench, "-m", path, "-p", str(N_PROMPT), "-n", "32", "-r", "2", "-o", "json"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    peer = {row["n_gen"] > 0: row["avg_ts"] for row in json.loads(done.stdout)}
+def speed_rows(path: Path, llama_bench: Path, rounds: int = 3) -> Iterator[str]:
+    """Prefill and decode beside llama-bench at its default, which repacks: medians of rounds in
+    turns, since the memory of a shared machine is slower at one time than at another.
+    """
+    peers, ours = [], {"now": list[dict[str, Any]](), "no": list[dict[str, Any]]()}
+    for _ in range(rounds):
+        done = subprocess.run(
+            [llama_bench, "-m", path, "-p", str(N_PROMPT), "-n", "32", "-r", "2", "-o", "json"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        peers.append({row["n_gen"] > 0: row["avg_ts"] for row in json.loads(done.stdout)})
+        for repack, found in ours.items():
+            found.append(run_child(path, 4096, "f16", repack, 34))
+    prefill, decode = (statistics.median(it[gen] for it in peers) for gen in (False, True))
     yield "| | prefill, tokens/s | decode, tokens/s | load |"
     yield "|---|---|---|---|"
-    yield f"| llama-bench, repacked | {peer[False]:.2f} | {peer[True]:.2f} | |"
-    for repack in ("now", "no"):
-        it = run_child(path, 4096, "f16", repack, 34)
+    yield f"| llama-bench, repacked | {prefill:.2f} | {decode:.2f} | |"
+    for repack, found in ours.items():
+        medians = {
+            key: statistics.median(it[key] for it in found)
+            for key in ("prefill_rate", "decode", "loaded")
+        }
         yield (
-            f"| gptoss, repack {repack} | {it['prefill_rate']:.2f} "
-            f"({it['prefill_rate'] / peer[False]:.2f}) | {it['decode']:.2f} "
-            f"({it['decode'] / peer[True]:.2f}) | {it['loaded']:.1f} s |"
+            f"| gptoss, repack {repack} | {medians['prefill_rate']:.2f} "
+            f"({medians['prefill_rate'] / prefill:.2f}) | {medians['decode']:.2f} "
+            f"({medians['decode'] / decode:.2f}) | {medians['loaded']:.1f} s |"
         )
 
 
