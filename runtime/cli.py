@@ -22,8 +22,8 @@ from gptoss.runtime.sampling.parameters import Sampling
 from gptoss.runtime.server.serve_command import serve_command
 from gptoss.runtime.terminal.answer_options import response_format as response_format_of
 from gptoss.runtime.terminal.chat_run import ChatRequest, EngineRequest, run_chat
-from gptoss.runtime.tools.builtin_groups import BROWSERS, BuiltinTools
 from gptoss.runtime.tools.command import tools_command
+from gptoss.runtime.tools.tool_options import pop_tool_options, tool_options
 
 _DEFAULTS = Sampling()
 
@@ -75,31 +75,7 @@ cli.add_command(launch_command)
     metavar="MODULE:FUNCTION",
     help="A Python function the model may call, also as FILE.py:FUNCTION. Repeatable.",
 )
-@click.option(
-    "--mcp",
-    type=console.PATH,
-    metavar="FILE",
-    help="A JSON file with MCP servers (mcpServers) whose tools the model may call.",
-)
-@click.option(
-    "--python",
-    "python_tool",
-    is_flag=True,
-    help="Let the model run Python in WebAssembly: no network, no files but its own.",
-)
-@click.option(
-    "--python-folder",
-    "python_folders",
-    multiple=True,
-    metavar="FOLDER[:rw]",
-    help="A folder that this Python may read at /mnt/NAME, and write to with :rw. Repeatable.",
-)
-@click.option(
-    "--browser",
-    type=click.Choice(BROWSERS),
-    help="Let the model open pages of the public web; searches need SEARXNG_URL, BRAVE_API_KEY or "
-    "EXA_API_KEY in the environment.",
-)
+@tool_options
 @click.option(
     "--tool-seconds",
     type=float,
@@ -294,6 +270,7 @@ def chat(
       129  hangup                130  interrupted by Ctrl-C
       141  output pipe closed    143  terminated
     """
+    builtin, mcp = pop_tool_options(options)
     context.exit(
         run_chat(
             ChatRequest(
@@ -333,10 +310,8 @@ def chat(
                     base_url=options["base_url"],
                 ),
                 tools=tools,
-                mcp=options["mcp"],
-                builtin=BuiltinTools(
-                    options["python_tool"], options["python_folders"], options["browser"]
-                ),
+                mcp=mcp,
+                builtin=builtin,
                 approve_all=options["approve_all"],
                 yes=yes,
                 prompt=prompt,

@@ -42,6 +42,7 @@ from gptoss.runtime.server.security import Access, SecurityMiddleware, send_erro
 from gptoss.runtime.server.state import ServerState, state_of
 from gptoss.runtime.store.store import Store
 from gptoss.runtime.tools.functions import Tool
+from gptoss.runtime.tools.tool_host import ToolHost
 
 _log = logging.getLogger(__name__)
 
@@ -124,15 +125,17 @@ def create_app(
     store: Store | None = None,
     links: LoginLinks | None = None,
     tools: Sequence[Tool] = (),
+    tool_host: ToolHost | None = None,
 ) -> ASGIApp:
     """Build the whole ASGI application. The first model begins to load with its lifespan.
 
     Conversations and responses are kept in ``store``, which the caller closes; without one, in
     memory. ``links`` gives the page its key; its conversations may use ``tools``.
+    ``tool_host`` has the tools that the server runs itself; the caller closes it.
     """
     store = store or Store(None)
     page_state = PageState(store, access.key, links or LoginLinks(), tuple(tools))
-    state = ServerState(models, ResponsesState(store), page_state)
+    state = ServerState(models, ResponsesState(store), page_state, tool_host or ToolHost())
     # Slashes are not redirected: the URL would be built from the Host header.
     router = Router(ROUTES, redirect_slashes=False, lifespan=partial(_lifespan, models))
     return RequestMiddleware(SecurityMiddleware(ErrorMiddleware(router), access), state)

@@ -16,10 +16,14 @@ from gptoss.runtime.chat.model import DEFAULT_PARALLEL
 from gptoss.runtime.models.engine_options import engine_options, pop_engine_options
 from gptoss.runtime.models.finder import model_finder
 from gptoss.runtime.server.client_configs import CONFIGS, ServerSettings, print_config
+from gptoss.runtime.tools.builtin_groups import BuiltinTools, builtin_groups
+from gptoss.runtime.tools.groups import ToolGroup
+from gptoss.runtime.tools.tool_options import pop_tool_options, tool_options
 from gptoss.text import printable
 
 if TYPE_CHECKING:
     from gptoss.runtime.store.store import Store
+    from gptoss.runtime.tools.tool_host import ToolHost
 
 
 @click.command("serve")
@@ -63,6 +67,7 @@ if TYPE_CHECKING:
 )
 @click.option("--alias", "aliases", multiple=True, metavar="NAME", help="Another name of MODEL.")
 @engine_options
+@tool_options
 @click.option("--no-disk-cache", is_flag=True, help="Keep no states of prompts on disk.")
 @click.option("--store", type=console.PATH, metavar="FILE", help="File for conversations.")
 @click.option("--no-store", is_flag=True, help="Keep conversations in memory only.")
@@ -100,6 +105,9 @@ def serve_command(
 
     MODEL is a GGUF, or a name as for `chat`, such as 20b. The first one is loaded at once, a
     further one when a request names it.
+
+    With --python, --browser and --mcp the server runs these tools for clients that ask for them
+    with /v1/responses, and for the page.
     """
     require_packages("run", "llama_cpp", "llguidance", "tiktoken")
     require_packages("serve", "starlette", "uvicorn")
@@ -124,6 +132,7 @@ def serve_command(
     loopback = is_loopback(host)
     require_safe(host, loopback, no_auth=no_auth, with_tls=tls_cert is not None, insecure=insecure)
     tls = read_tls(tls_cert, tls_key)
+    builtin, mcp = pop_tool_options(options)
     finder = model_finder(click.get_current_context())
     engine = pop_engine_options(options)
     served = [
@@ -145,7 +154,11 @@ def serve_command(
         )
         return
     kept_in = None if no_store else store or default_path()
-    with listen(host, port) as listener, open_store(kept_in, reset=reset_store) as kept:
+    with (
+        listen(host, port) as listener,
+        open_store(kept_in, reset=reset_store) as kept,
+        open_tool_host(builtin, mcp) as tools,
+    ):
         key_path = key_file or default_key_path()
         key = None if no_auth else key_in(key_path)
         url = url_of(host, listener.getsockname()[1], with_tls=tls is not None)
@@ -162,10 +175,38 @@ def serve_command(
 
         async def serve() -> None:
             models = ModelHost(served, sleep_after)
-            app = create_app(models, access, kept, links)
+            app = create_app(models, access, kept, links, tool_host=tools)
             await HttpServer(app, models, tls).serve([listener])
 
         asyncio.run(serve())
+
+
+def open_tool_host(builtin: BuiltinTools, mcp: Path | None) -> ToolHost:
+    """Prepare the tools that the operator turns on. MCP servers start meanwhile; what of them
+    cannot be used is reported. Raises OptionError, ToolError, MissingPackageError, PythonToolError,
+    FetchError.
+    """
+    from gptoss.runtime.tools.tool_host import ToolHost
+
+    def make() -> list[ToolGroup]:
+        return builtin_groups(builtin)
+
+    if mcp is None:
+        return ToolHost(make)
+    from gptoss.runtime.tools.mcp.servers import McpServers
+
+    servers = McpServers(mcp, wait=False)
+
+    def report() -> None:
+        for problem in servers.problems:
+            click.echo(problem, err=True)
+
+    servers.when_started(report)
+    try:
+        return ToolHost(make, servers)
+    except BaseException:
+        servers.close()
+        raise
 
 
 def open_store(path: Path | None, *, reset: bool) -> Store:

@@ -13,6 +13,7 @@ from gptoss.runtime.server.model_host import ModelHost
 from gptoss.runtime.server.page.state import PageState
 from gptoss.runtime.server.responses.state import ResponsesState
 from gptoss.runtime.store.owners import LOCAL_OWNER
+from gptoss.runtime.tools.tool_host import ToolHost
 
 
 @dataclass(slots=True)
@@ -22,6 +23,8 @@ class ServerState:
     models: ModelHost
     responses: ResponsesState = field(default_factory=ResponsesState)
     page: PageState = field(default_factory=PageState)
+    tool_host: ToolHost = field(default_factory=ToolHost)
+    """The tools that the server runs itself, if its operator turned any on."""
     metrics: Metrics = field(default_factory=Metrics)
     started: float = field(default_factory=time.time)
 

@@ -7,9 +7,10 @@ with McpServers("mcp.json") as servers:
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import os
 import threading
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -41,8 +42,10 @@ class McpServers:
         needs_approval: bool = True,
         start_seconds: float = START_SECONDS,
         call_seconds: float = CALL_SECONDS,
+        wait: bool = True,
     ) -> None:
         """``config`` is a JSON file, or its content. Without ``needs_approval`` calls run unasked.
+        Without ``wait`` the servers are started meanwhile; what needs them then waits.
 
         Raises ToolError for a configuration that cannot be read, MissingPackageError.
         """
@@ -66,7 +69,9 @@ class McpServers:
         self._closed = False
         self._tasks: list[asyncio.Task[None]] = []
         self._thread.start()
-        self._run(self._start(start_seconds))
+        self._started = self._submit(self._start(start_seconds))
+        if wait:
+            self._started.result()
 
     def __enter__(self) -> Self:
         return self
@@ -81,12 +86,23 @@ class McpServers:
 
     @property
     def groups(self) -> tuple[McpServer, ...]:
-        """Return the servers that were started, as groups of tools for a chat."""
-        return tuple(it for it in self._servers if it.is_running and it.namespace.functions)
+        """Return the servers that are running, as groups of tools for a chat."""
+        return tuple(it for it in self.servers if it.is_running and it.namespace.functions)
+
+    @property
+    def servers(self) -> tuple[McpServer, ...]:
+        """Return all servers of the configuration, also those that failed or have ended."""
+        self._started.result()
+        return tuple(self._servers)
+
+    def when_started(self, call: Callable[[], None]) -> None:
+        """Call a function, in a thread of the servers, once all are started or have failed."""
+        self._started.add_done_callback(lambda _: call())
 
     @property
     def problems(self) -> tuple[str, ...]:
         """Return what cannot be used: servers that failed, and tools that cannot be declared."""
+        self._started.result()
         return tuple(problem for server in self._servers for problem in server.problems)
 
     def close(self) -> None:
@@ -94,14 +110,14 @@ class McpServers:
         if self._closed:
             return
         self._closed = True
-        self._run(self._stop())
+        self._submit(self._stop()).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_STOP_SECONDS)
         if not self._thread.is_alive():
             self._loop.close()
 
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result()
+    def _submit(self, work: Coroutine[Any, Any, None]) -> concurrent.futures.Future[None]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     async def _start(self, seconds: float) -> None:
         """Start all servers side by side; those that are not ready in time are ended."""
