@@ -110,6 +110,8 @@ if TYPE_CHECKING:
     from gptoss.runtime.store.errors import NotFoundError as NotFoundError
     from gptoss.runtime.store.errors import StoreError as StoreError
     from gptoss.runtime.store.errors import StoreFullError as StoreFullError
+    from gptoss.runtime.tools.approval import Approval as Approval
+    from gptoss.runtime.tools.approval import Decision as Decision
     from gptoss.runtime.tools.browser.fetch import FetchError as FetchError
     from gptoss.runtime.tools.browser.group import BrowserTool as BrowserTool
     from gptoss.runtime.tools.browser.search import Hit as Hit
@@ -269,6 +271,10 @@ _NAMES = {
         "StoreError",
         "StoreFullError",
     ),
+    "gptoss.runtime.tools.approval": (
+        "Approval",
+        "Decision",
+    ),
     "gptoss.runtime.tools.browser.fetch": ("FetchError",),
     "gptoss.runtime.tools.browser.group": ("BrowserTool",),
     "gptoss.runtime.tools.browser.search": ("Hit",),
@@ -290,6 +296,7 @@ _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [
     "JSON_OBJECT",
     "Alternative",
+    "Approval",
     "AsyncReplyStream",
     "Audit",
     "BrowserTool",
@@ -310,6 +317,7 @@ __all__ = [
     "Conversion",
     "ConvertOptions",
     "CorruptStoreError",
+    "Decision",
     "DeviceMemory",
     "Diagnostic",
     "Diff",

@@ -19,7 +19,8 @@ from gptoss.runtime.chat.settings import Limits, Settings
 from gptoss.runtime.harmony.messages import Message
 from gptoss.runtime.sampling.parameters import Sampling
 from gptoss.runtime.sampling.sampler import RandomSampler
-from gptoss.runtime.tools.toolbox import AnyTool, Approve, Toolbox
+from gptoss.runtime.tools.approval import Approve
+from gptoss.runtime.tools.toolbox import AnyTool, Toolbox
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -43,7 +44,7 @@ class ChatOptions(SamplingOptions, total=False):
 
     ``tools`` are functions the model may call, declared by their signatures and docstrings, and
     groups of tools (``PythonTool``, ``BrowserTool``, an MCP server). ``approve(recipient, text)``
-    is asked before a call of a group that a person has to agree to.
+    is asked before a call that a person has to agree to (see ``tools.approval``).
     ``reasoning`` is low, medium or high. ``date`` (YYYY-MM-DD, today unless given) is the date the
     model sees. ``max_tokens``, ``reasoning_budget``, ``max_rounds`` and ``tool_seconds`` limit a
     turn (see ``Limits``). ``tool_choice`` is none, auto, required, or the name of the tool to call

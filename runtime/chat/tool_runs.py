@@ -9,7 +9,7 @@ from dataclasses import replace
 from queue import Empty, SimpleQueue
 
 from gptoss.runtime.chat.events import ToolFinished, ToolStarted
-from gptoss.runtime.harmony.messages import FUNCTIONS, Message
+from gptoss.runtime.harmony.messages import Message, tool_name
 from gptoss.runtime.tools.cancel import CancelToken
 from gptoss.runtime.tools.toolbox import Outcome, Toolbox
 
@@ -120,14 +120,15 @@ class ToolRuns:
 
 
 def _started(call: Message) -> ToolStarted:
-    return ToolStarted(_name(call), call.text)
+    return ToolStarted(tool_name(call.recipient), call.text)
 
 
 def _finished(call: Message, outcome: Outcome) -> ToolFinished:
     return ToolFinished(
-        _name(call), call.text, outcome.text, outcome.error, outcome.seconds, outcome.figures
+        tool_name(call.recipient),
+        call.text,
+        outcome.text,
+        outcome.error,
+        outcome.seconds,
+        outcome.figures,
     )
-
-
-def _name(call: Message) -> str:
-    return (call.recipient or "").removeprefix(f"{FUNCTIONS}.")

@@ -26,6 +26,13 @@ FUNCTIONS = "functions"
 """Namespace of the tools that the developer declares."""
 
 
+def tool_name(recipient: str | None) -> str:
+    """Return the name that people read for a call's recipient: functions without their namespace,
+    ``browser.open`` as it is.
+    """
+    return (recipient or "").removeprefix(f"{FUNCTIONS}.")
+
+
 class Role(StrEnum):
     """Who speaks. A tool's messages carry its full name in ``Message.name``."""
 

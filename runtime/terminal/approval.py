@@ -1,51 +1,37 @@
-"""Asks the person before a tool acts."""
+"""Asks the person at the terminal before a tool acts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from typing import Protocol
 
-from gptoss.runtime.tools.functions import Tool
-from gptoss.runtime.tools.signature import ToolArgumentsError
+from gptoss.runtime.harmony.messages import tool_name
+from gptoss.runtime.terminal.safe_text import shortened
+from gptoss.runtime.tools.approval import Approve, Decision
 from gptoss.text import printable
 
-AskKey = Callable[[str], str]
-"""Shows a question and returns the key that was pressed: y, n or a."""
-
-_SHOWN_CHARACTERS = 300
-
-REFUSED = "the person did not allow this call"
+_KEYS = "ynar"
 
 
-class Approval:
-    """Which tools may run without being asked for; asked on the thread that reads the reply."""
+class Asker(Protocol):
+    """Where a person can be asked while a reply is shown."""
 
-    def __init__(self, ask: AskKey) -> None:
-        self._ask = ask
-        self._always: set[str] = set()
+    def ask_key(self, question: str, keys: str) -> str:
+        """Ask for one of the keys; raises KeyboardInterrupt."""
+        ...
 
-    def guard(self, tool: Tool) -> Tool:
-        """Return the tool with a question before each call, until the person says always."""
-        name, run = tool.declaration.name, tool.run
+    def ask_text(self, question: str) -> str:
+        """Ask for a line of text; raises KeyboardInterrupt."""
+        ...
 
-        def guarded(text: str) -> Any:
-            if name not in self._always:
-                key = self._ask(f"Run {name}? y yes, n no, a always")
-                if key == "n":
-                    raise ToolArgumentsError(REFUSED)
-                if key == "a":
-                    self._always.add(name)
-            return run(text)
 
-        return replace(tool, run=guarded)
+def approve_by_key(asker: Asker) -> Approve:
+    """Return the function that asks about a call, with its text on one line."""
 
-    def allows(self, recipient: str, text: str) -> bool:
-        """Ask whether a call of a group of tools may run; see ``toolbox.Approve``."""
-        if recipient in self._always:
-            return True
-        shown = printable(" ".join(text.split()))[:_SHOWN_CHARACTERS]
-        key = self._ask(f"Run {printable(recipient)} {shown}? y yes, n no, a always")
-        if key == "a":
-            self._always.add(recipient)
-        return key in ("y", "a")
+    def ask(recipient: str, text: str) -> Decision:
+        call = f"{printable(tool_name(recipient))}({printable(shortened(text))})"
+        choice = "y yes, n no, a always in this conversation, r refuse with a reason"
+        key = asker.ask_key(f"Run {call}? {choice}", _KEYS)
+        reason = asker.ask_text("Reason, for the model:") if key == "r" else ""
+        return Decision(key in "ya", key == "a", reason)
+
+    return ask

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -19,13 +19,14 @@ from gptoss.runtime.engine.settings import EngineOptions
 from gptoss.runtime.models.finder import ModelFinder
 from gptoss.runtime.sampling.sampler import RandomSampler
 from gptoss.runtime.store.store import Store, default_path
-from gptoss.runtime.terminal.approval import Approval
+from gptoss.runtime.terminal.approval import approve_by_key
 from gptoss.runtime.terminal.commands import resumed
 from gptoss.runtime.terminal.json_lines import JsonLines
 from gptoss.runtime.terminal.loop import Terminal, answer, answer_lines, converse
 from gptoss.runtime.terminal.printer import Printer, Show
 from gptoss.runtime.terminal.session import Session
 from gptoss.runtime.terminal.tool_import import import_function
+from gptoss.runtime.tools.approval import Approval
 from gptoss.runtime.tools.builtin_groups import BuiltinTools, builtin_groups
 from gptoss.runtime.tools.functions import Tool
 from gptoss.runtime.tools.groups import ToolGroup
@@ -80,11 +81,10 @@ def run_chat(asked: ChatRequest) -> int:
         RandomSampler(asked.settings.sampling, asked.settings.seed)  # checked before a load
         functions = [Tool.of(import_function(spec)) for spec in asked.tools]
         terminal = _terminal(asked, out) if talk else None
-        approve = None
+        approval = None
         if terminal is not None and not asked.approve_all:
-            approval = Approval(terminal.ask_key)
-            functions = [approval.guard(tool) for tool in functions]
-            approve = approval.allows
+            approval = Approval(approve_by_key(terminal))
+            functions = [replace(tool, needs_approval=True) for tool in functions]
         builtin = builtin_groups(asked.builtin)
         for group in builtin:
             stack.callback(group.close)
@@ -102,7 +102,7 @@ def run_chat(asked: ChatRequest) -> int:
             asked.settings,
             tools=functions,
             groups=groups,
-            approve=approve,
+            approval=approval,
             store=store,
             load=load,
             say=console.say,

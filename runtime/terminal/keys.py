@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich.cells import cell_len
+
 if sys.platform == "win32":
     import msvcrt
 else:
@@ -20,6 +22,7 @@ else:
 
 POLL_SECONDS = 0.1
 _ESCAPE = "\x1b"
+_ERASING = "\x7f\b"
 
 
 class KeyListener:
@@ -60,17 +63,42 @@ class KeyListener:
 
         Raises EOFError where the keyboard has gone.
         """
-        self._asked = queue.SimpleQueue()
-        try:
+        with self._asking() as next_key:
+            while (key := next_key().casefold()) not in allowed:
+                pass
+            return key
+
+    def ask_line(self, echo: Callable[[str], None]) -> str:
+        """Wait for a line that ends with Enter, and return it; Ctrl-C interrupts. What is typed is
+        shown by ``echo``.
+
+        Raises EOFError where the keyboard has gone.
+        """
+        typed: list[str] = []
+        with self._asking() as next_key:
+            while (key := next_key()) not in "\r\n":
+                if key in _ERASING and typed:
+                    echo("\b \b" * cell_len(typed.pop()))
+                elif key.isprintable():
+                    typed.append(key)
+                    echo(key)
+        return "".join(typed)
+
+    @contextmanager
+    def _asking(self) -> Iterator[Callable[[], str]]:
+        """Keep the keys pressed from now on; the function waits for the next one."""
+        keys = self._asked = queue.SimpleQueue()
+
+        def next_key() -> str:
             while True:
                 try:
-                    key = self._asked.get(timeout=POLL_SECONDS)
+                    return keys.get(timeout=POLL_SECONDS)
                 except queue.Empty:
                     if self._gone:
                         raise EOFError from None
-                    continue
-                if key.casefold() in allowed:
-                    return key.casefold()
+
+        try:
+            yield next_key
         finally:
             self._asked = None
 
@@ -86,7 +114,7 @@ class KeyListener:
                     self._asked.put(key)
                 elif key in self._on_key:
                     self._on_key[key]()
-                elif key == "\x7f":
+                elif key in _ERASING:
                     del self._typed[-1:]
                 else:
                     self._typed.append("\n" if key == "\r" else key)

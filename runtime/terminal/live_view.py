@@ -24,6 +24,7 @@ from gptoss.runtime.chat.events import (
     ToolStarted,
 )
 from gptoss.runtime.harmony.events import Diagnostic, MessageEnded, MessageStarted, TextDelta
+from gptoss.runtime.harmony.messages import tool_name
 from gptoss.runtime.terminal.figures import save_figures
 from gptoss.runtime.terminal.live_region import LiveRegion
 from gptoss.runtime.terminal.markdown_view import MarkdownView
@@ -111,7 +112,7 @@ class LiveView:
     def _start_message(self, event: MessageStarted) -> None:
         self._channel = event.channel
         self._in_call = event.recipient is not None
-        self._call = (event.recipient or "").removeprefix("functions.") + "("
+        self._call = tool_name(event.recipient) + "("
         self._message, self._begun = MarkdownView(), self._clock()
         self._status = ""
         self._draw(force=True)

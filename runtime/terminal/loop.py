@@ -40,8 +40,12 @@ class Terminal(Protocol):
         """Print lines that are not the model's."""
         ...
 
-    def ask_key(self, question: str) -> str:
-        """Ask for one of the keys y, n and a. Raises KeyboardInterrupt."""
+    def ask_key(self, question: str, keys: str) -> str:
+        """Ask for one of the keys. Raises KeyboardInterrupt."""
+        ...
+
+    def ask_text(self, question: str) -> str:
+        """Ask for a line of text. Raises KeyboardInterrupt."""
         ...
 
 

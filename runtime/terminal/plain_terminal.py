@@ -50,13 +50,16 @@ class PlainTerminal:
         self._out.write(printable(text) + "\n")
         self._out.flush()
 
-    def ask_key(self, question: str) -> str:
-        """Ask for one of the letters y, n and a; Enter alone means no."""
+    def ask_key(self, question: str, keys: str) -> str:
+        """Ask for one of the letters ``keys``; Enter alone means no."""
+        while (key := self.ask_text(f"\n{printable(question)}:").casefold()[:1] or "n") not in keys:
+            pass
+        return key
+
+    def ask_text(self, question: str) -> str:
+        """Ask for a line of text; empty where standard input has ended."""
         self._out.flush()
-        while True:
-            try:
-                key = input(f"\n{printable(question)}: ").strip().casefold()[:1] or "n"
-            except EOFError:
-                return "n"
-            if key in "yna":
-                return key
+        try:
+            return input(f"{question} ").strip()
+        except EOFError:
+            return ""

@@ -20,6 +20,7 @@ from gptoss.runtime.chat.events import (
     ToolStarted,
 )
 from gptoss.runtime.harmony.events import Diagnostic, MessageEnded, MessageStarted, TextDelta
+from gptoss.runtime.harmony.messages import tool_name
 from gptoss.runtime.terminal.figures import save_figures
 from gptoss.runtime.terminal.safe_text import SHOWN_LENGTH, printable, shortened
 from gptoss.runtime.terminal.wording import CLOSED, PromptClock, ending, summary
@@ -179,7 +180,7 @@ class _CallText:
         self.open = event.recipient is not None
         self._length = 0
         if event.recipient is not None:
-            self.name = event.recipient.removeprefix("functions.")
+            self.name = tool_name(event.recipient)
 
     def add(self, text: str) -> str:
         """Return what is printed of the next piece of the call's text."""

@@ -74,17 +74,30 @@ class RichTerminal:
         self._out.write(printable(text) + "\n")
         self._out.flush()
 
-    def ask_key(self, question: str) -> str:
-        """Ask for one of the keys y, n and a during a reply."""
+    def ask_key(self, question: str, keys: str) -> str:
+        """Ask for one of the keys during a reply; n where none can be pressed."""
         self._view.pause()
-        self._out.write(f"{printable(question)} ")
-        self._out.flush()
+        self._echo(f"{printable(question)} ")
         try:
-            key = "n" if self._listener is None else self._listener.ask("yna")
+            key = "n" if self._listener is None else self._listener.ask(keys)
         except EOFError:
             key = "n"
-        self._out.write(f"{key}\n")
+        self._echo(f"{key}\n")
         return key
+
+    def ask_text(self, question: str) -> str:
+        """Ask for a line of text during a reply."""
+        self._echo(f"{printable(question)} ")
+        try:
+            text = "" if self._listener is None else self._listener.ask_line(self._echo)
+        except EOFError:
+            text = ""
+        self._echo("\n")
+        return text
+
+    def _echo(self, text: str) -> None:
+        self._out.write(text)
+        self._out.flush()
 
     def _next_effort(self) -> None:
         if self._session is not None:

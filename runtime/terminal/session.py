@@ -17,9 +17,10 @@ from gptoss.runtime.store.conversations import Conversation, Entry, Summary
 from gptoss.runtime.store.errors import NotFoundError
 from gptoss.runtime.store.owners import LOCAL_OWNER
 from gptoss.runtime.store.store import Store
+from gptoss.runtime.tools.approval import Approval
 from gptoss.runtime.tools.functions import Tool
 from gptoss.runtime.tools.groups import ToolGroup
-from gptoss.runtime.tools.toolbox import Approve, Toolbox
+from gptoss.runtime.tools.toolbox import Toolbox
 
 LoadModel = Callable[[str], tuple[Model, str]]
 """Loads a model by its name; returns it with the name that is shown."""
@@ -68,7 +69,7 @@ class Session:
         *,
         tools: Iterable[Tool] = (),
         groups: Iterable[ToolGroup] = (),
-        approve: Approve | None = None,
+        approval: Approval | None = None,
         store: Store | None = None,
         load: LoadModel | None = None,
         say: Say = lambda _: None,
@@ -76,7 +77,7 @@ class Session:
         self.model = model
         self.name = name
         self.tools = Tools(tuple(tools))
-        self._groups, self._approve = tuple(groups), approve
+        self._groups, self._approval = tuple(groups), approval
         self.stats = Stats()
         self._load = load
         self._say = say
@@ -137,7 +138,7 @@ class Session:
     def clear(self) -> None:
         """Begin a new conversation; the one before stays in the store."""
         self.chat.reset()
-        self.conversation, self._stored = None, []
+        self._enter(None, ())
 
     def branch(self) -> None:
         """Go on in a copy of the conversation; the one before stays as it is."""
@@ -178,7 +179,7 @@ class Session:
     def replace_history(self, messages: Sequence[Message]) -> None:
         """Take over a conversation from a file, as a new one; raises ConversationError."""
         self.chat.history = tuple(messages)
-        self.conversation, self._stored = None, []
+        self._enter(None, ())
 
     # --- earlier conversations ----------------------------------------------------------------
 
@@ -201,8 +202,16 @@ class Session:
         known = {it.name: about[it.name] for it in _KEPT if it.fits(about.get(it.name))}
         self.change(**known)
         self.chat.history = found.messages
-        self.conversation, self._stored = found.id, list(found.messages)
+        self._enter(found.id, found.messages)
         return found
+
+    def _enter(self, conversation: str | None, stored: Iterable[Message]) -> None:
+        """Go on in another conversation: tools that were allowed in the one before are asked for
+        again.
+        """
+        self.conversation, self._stored = conversation, list(stored)
+        if self._approval is not None:
+            self._approval.forget()
 
     def _find(self, store: Store, wanted: str | None) -> Conversation:
         recent = store.conversations.recent(LOCAL_OWNER, limit=1000)
@@ -225,7 +234,7 @@ class Session:
             self.model.engine,
             self.model.tokenizer,
             self.model.masks,
-            toolbox=Toolbox([*self.tools.on, *self._groups], self._approve),
+            toolbox=Toolbox([*self.tools.on, *self._groups], self._approval),
             settings=settings,
             messages=history,
             owns_engine=False,

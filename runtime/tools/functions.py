@@ -27,11 +27,13 @@ class Tool:
     """A tool's declaration to the model, and the function that runs it.
 
     ``run`` gets the text of the call and returns the tool's result, which may be awaitable. It
-    raises ToolArgumentsError for a text that is not what was declared.
+    raises ToolArgumentsError for a text that is not what was declared. ``needs_approval``: a person
+    has to agree before each call, as for groups of tools.
     """
 
     declaration: Function
     run: Callable[[str], Any]
+    needs_approval: bool = False
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Tool:

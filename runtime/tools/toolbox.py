@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from gptoss.runtime.harmony.messages import FUNCTIONS, Function, Namespace
+from gptoss.runtime.harmony.messages import FUNCTIONS, Function, Namespace, tool_name
+from gptoss.runtime.tools.approval import Approve, decision_of, refusal
 from gptoss.runtime.tools.cancel import CURRENT_TOKEN, CancelToken
 from gptoss.runtime.tools.functions import Tool, described
 from gptoss.runtime.tools.groups import Figure, GroupResult, ToolGroup
@@ -27,9 +28,6 @@ from gptoss.runtime.tools.waiting import (
 
 AnyTool = Callable[..., Any] | Tool | ToolGroup
 """What a conversation's tools may be given as."""
-
-Approve = Callable[[str, str], bool]
-"""Asks a person whether a call may run: its recipient and its text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +45,8 @@ class Toolbox:
     several conversations may share them."""
 
     def __init__(self, tools: Iterable[AnyTool] = (), approve: Approve | None = None) -> None:
-        """``approve`` is asked before a call of a group that needs it; without it such calls are
-        refused. Raises ToolError for a function that cannot be declared, or two of one name.
+        """``approve`` is asked before a call that needs it; without it such calls are refused.
+        Raises ToolError for a function that cannot be declared, or two of one name.
         """
         self._tools: dict[str, Tool] = {}
         self._groups: dict[str, ToolGroup] = {}
@@ -122,11 +120,12 @@ class Toolbox:
         group = self._groups.get(recipient.partition(".")[0])
         if group is not None:
             return self._run_group(group, recipient, arguments, token, seconds)
-        tool = self._tools.get(recipient.removeprefix(f"{FUNCTIONS}."))
+        tool = self._tools.get(tool_name(recipient))
         if tool is None:
             raise ToolArgumentsError(
                 f"there is no tool {recipient}; available: {', '.join(self._known()) or 'none'}"
             )
+        self._require_approval(tool.needs_approval, recipient, arguments, token)
         run = tool.run
 
         def work() -> str:
@@ -146,10 +145,21 @@ class Toolbox:
         token: CancelToken,
         seconds: float | None,
     ) -> GroupResult:
-        if group.needs_approval and not (self.approve and self.approve(recipient, text)):
-            raise ToolArgumentsError("the person did not approve this call; do not repeat it")
+        self._require_approval(group.needs_approval, recipient, text, token)
         result = run_limited(lambda: group.call(recipient, text, token.event), token, seconds)
         return GroupResult(result_text(result.text), result.error, result.figures)
+
+    def _require_approval(
+        self, needed: bool, recipient: str, text: str, token: CancelToken
+    ) -> None:
+        """Ask a person about a call, which takes none of the call's own time."""
+        if not needed:
+            return
+        decision = decision_of(self.approve(recipient, text) if self.approve else False)
+        if token.cancelled:
+            raise ToolCancelledError("the reply was cancelled")
+        if not decision.allowed:
+            raise ToolArgumentsError(refusal(decision.reason))
 
     def _known(self) -> list[str]:
         names = [f"{FUNCTIONS}.{name}" for name in self._tools]

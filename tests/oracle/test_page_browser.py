@@ -268,10 +268,10 @@ def test_a_tool_with_approval(browser: Browser, serve: Serve, allowed: bool) -> 
     page.get_by_role("button", name="Allow" if allowed else "Refuse", exact=True).click()
     expect(page.locator(".answer")).to_have_text("It is sunny.")
     result = page.locator(".call .plain").last
-    expect(result).to_contain_text("sunny in Oslo" if allowed else "did not allow")
+    expect(result).to_contain_text("sunny in Oslo" if allowed else "did not approve")
     expect(page.locator("#send")).to_be_visible()
     page.reload()
-    expect(page.locator(".call .plain").last).to_contain_text("Oslo" if allowed else "not allow")
+    expect(page.locator(".call .plain").last).to_contain_text("Oslo" if allowed else "not approve")
     check_quiet(site)
 
 

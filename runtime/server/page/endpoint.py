@@ -12,7 +12,7 @@
     POST   /page/replies                             {conversation?, keep?, text, effort} → {reply}
     GET    /page/replies/ID/events?after=N           server-sent events
     POST   /page/replies/ID/stop, …/answer-now
-    POST   /page/replies/ID/approvals/PART           {allowed}
+    POST   /page/replies/ID/approvals/PART           {allowed, always?, reason?}
 
 Files and login need no key, everything else does. The store's calls take a thread.
 """
@@ -20,7 +20,8 @@ Files and login need no key, everything else does. The store's calls take a thre
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -43,7 +44,7 @@ from gptoss.runtime.server.state import ServerState, state_of
 from gptoss.runtime.store.conversations import Conversation, Entry, Summary
 from gptoss.runtime.store.errors import ConflictError, NotFoundError, StoreError
 from gptoss.runtime.store.owners import LOCAL_OWNER
-from gptoss.runtime.tools.functions import Tool
+from gptoss.runtime.tools.approval import MAX_REASON_CHARACTERS, Approval, Decision
 from gptoss.runtime.tools.toolbox import Toolbox
 
 MAX_QUESTION_CHARACTERS = 2_000_000
@@ -115,6 +116,7 @@ async def _delete(request: Request) -> Response:
     if running is not None:
         running.cancel()
     await _stored(lambda: state.page.store.conversations.delete(LOCAL_OWNER, identity))
+    state.page.allowed.pop(identity, None)
     return JSONResponse({"id": identity, "deleted": True})
 
 
@@ -181,7 +183,10 @@ async def _start(
     if isinstance(date, str):
         settings = Settings(effort=effort, date=date)
 
-    def make_chat(tools: Iterable[Tool]) -> Chat:
+    tools = [replace(tool, needs_approval=True) for tool in state.page.tools]
+    allowed = state.page.allowed[before.id]
+
+    def make_chat() -> Chat:
         messages = [
             it for it in before.messages if it.role in (Role.USER, Role.ASSISTANT, Role.TOOL)
         ]
@@ -189,7 +194,7 @@ async def _start(
             model.engine,
             model.tokenizer,
             model.masks,
-            toolbox=Toolbox(tools),
+            toolbox=Toolbox(tools, Approval(reply.ask, allowed)),
             settings=settings,
             messages=messages,
             owns_engine=False,
@@ -208,7 +213,7 @@ async def _start(
         state.models.running.pop(reply.id, None)
         lease.release()
 
-    reply.start(make_chat, state.page.tools, keep, over)
+    reply.start(make_chat, keep, over)
 
 
 async def _events(request: Request) -> Response:
@@ -238,8 +243,10 @@ async def _answer_now(request: Request) -> Response:
 
 async def _approve(request: Request) -> Response:
     reply, part = _found(request), request.path_params["part"]
-    allowed = Fields(await read_object(request)).boolean("allowed")
-    if not reply.decide(part, bool(allowed)):
+    fields = Fields(await read_object(request))
+    reason = fields.text("reason", MAX_REASON_CHARACTERS) or ""
+    allowed, always = fields.boolean("allowed"), fields.boolean("always")
+    if not reply.decide(part, Decision(allowed, always, reason)):
         raise not_found("no call waits for approval there")
     return JSONResponse({})
 

@@ -33,7 +33,7 @@ from gptoss.runtime.chat.events import (
     ToolFinished,
 )
 from gptoss.runtime.harmony.events import MessageEnded, MessageStarted, TextDelta
-from gptoss.runtime.harmony.messages import Message, Role
+from gptoss.runtime.harmony.messages import Message, Role, tool_name
 from gptoss.runtime.server.page.markdown import MarkdownStream, render
 
 SECONDS = 0.05
@@ -108,16 +108,15 @@ class PartWriter:
         if self._part is not None:
             yield from self._send(self._part, whole=False)
 
-    def part_of_call(self, name: str, arguments: str) -> int | None:
-        """Return the page's part in which the model made a call that has no result yet."""
-        parts = self._calls.get((name, arguments))
-        return parts[0] if parts else None
+    def parts_of_call(self, name: str, arguments: str) -> tuple[int, ...]:
+        """Return the page's parts in which the model made a call that has no result yet."""
+        return tuple(self._calls.get((name, arguments), ()))
 
     def _begin(self, kind: str, name: str | None) -> Event:
         markdown = MarkdownStream() if kind in ("answer", "preamble") else None
         self._part = _Part(self._next, kind, markdown=markdown)
         self._next += 1
-        return {"type": "part", "part": self._part.number, "kind": kind, "name": shown_name(name)}
+        return {"type": "part", "part": self._part.number, "kind": kind, "name": tool_name(name)}
 
     def _text(self, text: str) -> Iterator[Event]:
         part = self._part
@@ -146,7 +145,7 @@ class PartWriter:
         part = self._part
         yield from self._finish()
         if part is not None and message.recipient is not None:
-            key = (shown_name(message.recipient) or "", message.text)
+            key = (tool_name(message.recipient), message.text)
             self._calls.setdefault(key, []).append(part.number)
 
     def _finish(self) -> Iterator[Event]:
@@ -184,11 +183,6 @@ def done_event(ended: ReplyEnded, used: int, n_ctx: int) -> Event:
     }
 
 
-def shown_name(recipient: str | None) -> str | None:
-    """Return a tool's name as the page shows it: functions without their namespace."""
-    return None if recipient is None else recipient.removeprefix("functions.")
-
-
 def stored_parts(messages: Iterable[Message]) -> list[Event]:
     """Return a stored conversation as the page's parts: ``kind``, ``html`` or ``text``, ``entry``
     (its place in the conversation), and for calls ``name`` and ``result``.
@@ -200,7 +194,7 @@ def stored_parts(messages: Iterable[Message]) -> list[Event]:
             part |= {"kind": "user", "text": message.text}
         elif message.role == Role.TOOL:
             open_call = next((it for it in reversed(parts) if it.get("result", "") is None
-                              and it["name"] == shown_name(message.name)), None)  # fmt: skip
+                              and it["name"] == tool_name(message.name)), None)  # fmt: skip
             if open_call is not None:
                 open_call["result"] = message.text
             continue
@@ -212,7 +206,7 @@ def stored_parts(messages: Iterable[Message]) -> list[Event]:
             else:
                 part["text"] = message.text
             if kind == "call":
-                part |= {"name": shown_name(message.recipient), "result": None}
+                part |= {"name": tool_name(message.recipient), "result": None}
         else:
             continue
         parts.append(part)

@@ -11,9 +11,9 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, InvalidStateError, wait
 from contextlib import suppress
-from dataclasses import replace
 from queue import Empty, SimpleQueue
 
 from gptoss.errors import GptossError
@@ -21,9 +21,9 @@ from gptoss.runtime.chat.chat import Chat
 from gptoss.runtime.chat.events import ChatEvent, ReplyEnded, StopReason
 from gptoss.runtime.engine.base import Timings
 from gptoss.runtime.harmony.events import End, TextDelta
-from gptoss.runtime.harmony.messages import Message
+from gptoss.runtime.harmony.messages import Message, tool_name
 from gptoss.runtime.server.page.parts import Event, PartWriter, done_event
-from gptoss.runtime.tools.functions import Tool
+from gptoss.runtime.tools.approval import Decision
 
 _log = logging.getLogger(__name__)
 
@@ -38,8 +38,8 @@ APPROVAL_SECONDS = 1_800.0
 
 
 class PageReply:
-    """One reply under way. ``cancel``, ``answer_now`` and ``decide`` may be called from any thread;
-    the rest belongs to the event loop.
+    """One reply under way. ``cancel``, ``answer_now``, ``ask`` and ``decide`` may be called
+    from any thread; the rest belongs to the event loop.
     """
 
     def __init__(self, conversation: str, question: str) -> None:
@@ -53,14 +53,13 @@ class PageReply:
         self._chat: Chat | None = None
         self._cancelled = False
         self._writer = PartWriter()
-        self._queue: SimpleQueue[ChatEvent | _Approval | None] = SimpleQueue()
-        self._approvals: dict[int, _Approval] = {}
+        self._queue: SimpleQueue[ChatEvent | _Question | None] = SimpleQueue()
+        self._questions: dict[int, _Question] = {}
         self._when_over: Callable[[], None] = lambda: None
 
     def start(
         self,
-        make_chat: Callable[[Iterable[Tool]], Chat],
-        tools: Iterable[Tool],
+        make_chat: Callable[[], Chat],
         keep: Callable[[list[Message]], None],
         when_over: Callable[[], None],
     ) -> None:
@@ -68,10 +67,9 @@ class PageReply:
         adds to the conversation, the question first, before its last event; ``when_over`` is called
         in the event loop after that.
         """
-        guarded = [self._guarded(tool) for tool in tools]
         self._when_over = when_over
         thread = threading.Thread(
-            target=self._run, args=(make_chat, guarded, keep), name="gptoss-page", daemon=True
+            target=self._run, args=(make_chat, keep), name="gptoss-page", daemon=True
         )
         thread.start()
 
@@ -80,17 +78,23 @@ class PageReply:
         self._cancelled = True
         if self._chat is not None:
             self._chat.cancel()
-        for approval in list(self._approvals.values()):
-            approval.decide(False)
+        for question in list(self._questions.values()):
+            question.answer(Decision(False))
 
     def answer_now(self) -> bool:
         """End the reasoning of the page's reply: it goes on with its answer."""
         return self._chat is not None and self._chat.answer_now()
 
-    def decide(self, part: int, allowed: bool) -> bool:
+    def decide(self, part: int, decision: Decision) -> bool:
         """Allow or refuse a call of the page's reply; return False where none waits."""
-        approval = self._approvals.get(part)
-        return approval is not None and approval.decide(allowed)
+        question = self._questions.get(part)
+        return question is not None and question.answer(decision)
+
+    def ask(self, recipient: str, text: str) -> Decision:
+        """Ask the page's person about a call, and wait for the answer: an ``Approve``."""
+        question = _Question(recipient, text)
+        self._queue.put(question)
+        return question.wait()
 
     async def events(self, after: int) -> AsyncIterator[list[tuple[int, Event]]]:
         """Iterate over the page's numbered events from number ``after`` on, as many at a time as
@@ -111,15 +115,14 @@ class PageReply:
 
     def _run(
         self,
-        make_chat: Callable[[Iterable[Tool]], Chat],
-        tools: Iterable[Tool],
+        make_chat: Callable[[], Chat],
         keep: Callable[[list[Message]], None],
     ) -> None:
         writing = threading.Thread(target=self._write, name="gptoss-page-writer", daemon=True)
         writing.start()
         last: Event = {"type": "error", "message": "internal error"}
         try:
-            last = self._read(make_chat(tools), keep)
+            last = self._read(make_chat(), keep)
         except GptossError as error:
             last = {"type": "error", "message": str(error)}
         except Exception:
@@ -157,34 +160,24 @@ class PageReply:
                 continue
             if item is None:
                 return
-            if isinstance(item, _Approval):
+            if isinstance(item, _Question):
                 self._announce(item)
             else:
                 self._put(*self._writer.write(item))
                 held = isinstance(item, TextDelta)
 
-    def _guarded(self, tool: Tool) -> Tool:
-        """Return a tool that asks the page before it runs."""
-
-        def run(arguments: str) -> object:
-            approval = _Approval(tool.declaration.name, arguments)
-            self._queue.put(approval)
-            if not approval.wait():
-                raise PermissionError("the person did not allow this call")
-            return tool.run(arguments)
-
-        return replace(tool, run=run)
-
-    def _announce(self, approval: _Approval) -> None:
-        """Ask the page's person about a call."""
-        part = self._writer.part_of_call(approval.name, approval.arguments)
+    def _announce(self, question: _Question) -> None:
+        """Show the page's person a question about a call."""
+        name = tool_name(question.recipient)
+        parts = self._writer.parts_of_call(name, question.text)
+        part = next((it for it in parts if it not in self._questions), None)
         if part is None or self._cancelled:
-            approval.decide(False)
+            question.answer(Decision(False))
             return
-        self._approvals[part] = approval
-        self._put({"type": "approval", "part": part, "name": approval.name})
+        self._questions[part] = question
+        self._put({"type": "approval", "part": part, "name": name})
         if self._cancelled:  # in this order, as ``cancel`` has it the other way round
-            approval.decide(False)
+            question.answer(Decision(False))
 
     def _put(self, *events: Event) -> None:
         if events:
@@ -204,26 +197,27 @@ class PageReply:
         self._when_over()
 
 
-class _Approval:
-    """A person's decision about a call of a tool."""
+class _Question:
+    """A question about a call of a tool, which waits for a person's answer."""
 
-    def __init__(self, name: str, arguments: str) -> None:
-        self.name = name
-        self.arguments = arguments
-        self._decided = threading.Event()
-        self._allowed = False
+    def __init__(self, recipient: str, text: str) -> None:
+        self.recipient = recipient
+        self.text = text
+        self._answer: Future[Decision] = Future()
 
-    def decide(self, allowed: bool) -> bool:
-        """Allow or refuse the call, once; return False where that was decided before."""
-        if self._decided.is_set():
+    def answer(self, decision: Decision) -> bool:
+        """Allow or refuse the call; return False where that was decided before."""
+        try:
+            self._answer.set_result(decision)
+        except InvalidStateError:
             return False
-        self._allowed = allowed
-        self._decided.set()
         return True
 
-    def wait(self) -> bool:
+    def wait(self) -> Decision:
         """Wait for the decision about the call."""
-        return self._decided.wait(APPROVAL_SECONDS) and self._allowed
+        if not wait([self._answer], APPROVAL_SECONDS).done:
+            self.answer(Decision(False, reason="nobody answered"))
+        return self._answer.result()
 
 
 class PageReplies:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 from gptoss.runtime.server.page.login import LoginLinks
@@ -21,4 +22,6 @@ class PageState:
     links: LoginLinks = field(default_factory=LoginLinks)
     tools: tuple[Tool, ...] = ()
     """Tools that the operator gives to the page's conversations; each call needs approval."""
+    allowed: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """By conversation, the tools that the person allowed for all of it."""
     replies: PageReplies = field(default_factory=PageReplies)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from gptoss.runtime.server.page.login import LoginLinks
 from gptoss.runtime.server.page.parts import PartWriter
 from gptoss.runtime.server.security import Access
 from gptoss.runtime.store.store import Store
+from gptoss.runtime.tools.functions import Tool
 from support.fake_engine import ScriptedEngine
 from support.server import KEY, URL, host_of, lifespan, scripted
 
@@ -28,9 +29,10 @@ ASK = {"text": "2 + 2?", "effort": "low"}
 
 @asynccontextmanager
 async def page_of(engine: ScriptedEngine, links: LoginLinks | None = None,
-                  key: str | None = KEY) -> AsyncIterator[httpx.AsyncClient]:  # fmt: skip
+                  key: str | None = KEY, tools: Sequence[Tool] = (),
+                  ) -> AsyncIterator[httpx.AsyncClient]:  # fmt: skip
     with Store(None) as store:
-        app = create_app(host_of(lambda: scripted(engine)), Access(key), store, links)
+        app = create_app(host_of(lambda: scripted(engine)), Access(key), store, links, tools)
         async with (
             lifespan(app),
             httpx.AsyncClient(
@@ -258,6 +260,81 @@ async def test_a_model_that_fails_is_reported() -> None:
         made = await asked(client)
         events = await events_of(client, made["reply"])
     assert events[-1] == {"type": "error", "message": "internal error"}
+
+
+CALL = (
+    "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>"
+    '{"city": "Oslo"}<|call|>'
+)
+
+
+def get_weather(city: str) -> str:
+    """Get the weather."""
+    return f"sunny in {city}"
+
+
+@asynccontextmanager
+async def asking_page(*turns: str) -> AsyncIterator[httpx.AsyncClient]:
+    """A page whose conversations have a tool."""
+    async with page_of(ScriptedEngine(*turns), tools=[Tool.of(get_weather)]) as client:
+        yield client
+
+
+async def decided(client: httpx.AsyncClient, reply: str, **decision: Any) -> int:
+    """Answer the question about the reply's first call, once it is asked."""
+    while True:
+        path = f"/page/replies/{reply}/approvals/0"
+        status = (await client.post(path, json=decision)).status_code
+        if status != 404:
+            return status
+        await asyncio.sleep(0.01)
+
+
+def results_of(events: list[dict[str, Any]]) -> list[str]:
+    return [it["text"] for it in events if it["type"] == "result"]
+
+
+@pytest.mark.parametrize(
+    ("decision", "result"),
+    [
+        ({"allowed": True}, "sunny in Oslo"),
+        ({"allowed": False}, "error: the person did not approve this call; do not repeat it"),
+        ({}, "error: the person did not approve this call; do not repeat it"),
+        ({"allowed": False, "reason": " Ask for Bergen."},
+         "error: the person did not approve this call: Ask for Bergen."),
+    ],
+)  # fmt: skip
+async def test_a_call_is_approved_or_refused(decision: dict[str, Any], result: str) -> None:
+    async with asking_page(CALL, ANSWER) as client:
+        made = await asked(client)
+        assert await decided(client, made["reply"], **decision) == 200
+        path = f"/page/replies/{made['reply']}/approvals/0"
+        assert (await client.post(path, json={"allowed": True})).status_code == 404, "once only"
+        assert results_of(await events_of(client, made["reply"])) == [result]
+
+
+async def test_allowed_for_one_conversation() -> None:
+    async with asking_page(CALL, ANSWER, CALL, ANSWER, CALL, ANSWER) as client:
+        made = await asked(client)
+        assert await decided(client, made["reply"], allowed=True, always=True) == 200
+        await events_of(client, made["reply"])
+        again = await asked(client, conversation=made["conversation"]["id"])
+        events = await events_of(client, again["reply"])
+        assert [it["type"] for it in events].count("approval") == 0
+        assert results_of(events) == ["sunny in Oslo"]
+        other = await asked(client)
+        assert await decided(client, other["reply"], allowed=False) == 200
+        assert "did not approve" in results_of(await events_of(client, other["reply"]))[0]
+
+
+async def test_stop_while_a_call_waits() -> None:
+    async with asking_page(CALL, ANSWER) as client:
+        made = await asked(client)
+        reading = asyncio.create_task(events_of(client, made["reply"]))
+        await asyncio.sleep(0.3)  # by then it waits, most likely; stopped earlier it ends too
+        await client.post(f"/page/replies/{made['reply']}/stop")
+        events = await reading
+    assert events[-1]["cut"] == "cancelled"
 
 
 def test_parts_of_a_stream_are_joined() -> None:

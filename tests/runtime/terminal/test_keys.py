@@ -68,6 +68,15 @@ def test_asking(keyboard: int) -> None:
         assert listener.ask("yna") == "n"
 
 
+def test_asking_for_a_line(keyboard: int) -> None:
+    listener, shown = KeyListener({}), []
+    with listener.listening():
+        for keys, delay in (("no é日".encode(), 0.3), (b"\x7f\x7fw", 0.5), (b"\r", 0.7)):
+            threading.Timer(delay, os.write, (keyboard, keys)).start()
+        assert listener.ask_line(shown.append) == "no w"
+    assert "".join(shown) == "no é日\b \b\b \b\b \bw"
+
+
 def test_a_terminal_that_goes_away(keyboard: int) -> None:
     listener = KeyListener({})
     with suppress(termios.error), listener.listening():

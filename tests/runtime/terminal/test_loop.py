@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from gptoss.runtime.harmony.messages import Effort
 from gptoss.runtime.store.owners import LOCAL_OWNER
 from gptoss.runtime.store.store import Store
 from gptoss.runtime.terminal import plain_terminal
-from gptoss.runtime.terminal.approval import REFUSED, Approval
+from gptoss.runtime.terminal.approval import approve_by_key
 from gptoss.runtime.terminal.commands import BY_NAME, is_command, run_command
 from gptoss.runtime.terminal.loop import answer_lines, converse
 from gptoss.runtime.terminal.plain_terminal import PlainTerminal
 from gptoss.runtime.terminal.printer import Printer
 from gptoss.runtime.terminal.session import Session
+from gptoss.runtime.tools.approval import Approval
 from gptoss.runtime.tools.functions import Tool
 from support.fake_engine import ScriptedEngine
 from support.tokens import byte_tokenizer
@@ -343,22 +345,61 @@ def test_tools_can_be_switched_off(talk: Talk) -> None:
     assert "namespace functions" in second
 
 
-@pytest.mark.parametrize(("keys", "ran"), [("y y", 2), ("n n", 0), ("a", 2)])
-def test_a_tool_that_acts_is_asked_for(talk: Talk, keys: str, ran: int) -> None:
-    pressed = iter(keys.split())
+REFUSED = "error: the person did not approve this call; do not repeat it"
+
+
+@pytest.mark.parametrize(
+    ("typed", "results"),
+    [
+        (["y", "y"], ["noon", "noon"]),
+        (["n", ""], [REFUSED, REFUSED]),
+        (["a"], ["noon", "noon"]),
+        (["x", "r", "it is late", "y"], ["error: the person did not approve this call: it is late",
+                                         "noon"]),
+    ],
+)  # fmt: skip
+def test_a_tool_that_acts_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, typed: list[str], results: list[str]
+) -> None:
+    questions: list[str] = []
+    lines = iter(["What time is it?", *typed])
+
+    def read(question: str) -> str:
+        questions.append(question)
+        line = next(lines, None)
+        if line is None:
+            raise EOFError
+        return line
+
+    monkeypatch.setattr(plain_terminal, "input", read, raising=False)
+    terminal = PlainTerminal(io.StringIO())
+    tool = replace(Tool.of(now), needs_approval=True)
+    approval = Approval(approve_by_key(terminal))
+    given = session(CALL, CALL, FINAL, tools=[tool], approval=approval)
+    converse(given, terminal)
+    assert [it.text for it in given.chat.history if it.name == "functions.now"] == results
+    choice = "y yes, n no, a always in this conversation, r refuse with a reason"
+    assert questions[1] == f"\nRun now({{}})? {choice}: "
+
+
+def test_another_conversation_asks_again(talk: Talk) -> None:
     questions: list[str] = []
 
-    def ask(question: str) -> str:
-        questions.append(question)
-        return next(pressed)
+    class Always:
+        def ask_key(self, question: str, keys: str) -> str:  # noqa: ARG002
+            questions.append(question)
+            return "a"
 
-    tool = Approval(ask).guard(Tool.of(now))
-    given = session(CALL, CALL, FINAL, tools=[tool])
-    talk(given, "a")
-    results = [it.text for it in given.chat.history if it.name == "functions.now"]
-    assert [it == "noon" for it in results].count(True) == ran
-    assert [REFUSED in it for it in results].count(True) == 2 - ran
-    assert questions[0] == "Run now? y yes, n no, a always"
+        def ask_text(self, question: str) -> str:
+            raise NotImplementedError
+
+    tool = replace(Tool.of(now), needs_approval=True)
+    approval = Approval(approve_by_key(Always()))
+    given = session(*[CALL, FINAL] * 4, tools=[tool], approval=approval)
+    talk(given, "one", "two")
+    assert len(questions) == 1
+    talk(given, "/clear", "three", "four")
+    assert len(questions) == 2
 
 
 def test_another_model(talk: Talk) -> None:

@@ -63,8 +63,8 @@ export class ConversationView {
   }
 
   newReply(entry) {
-    const view = new ReplyView((part, allowed) =>
-      request("POST", `/page/replies/${this.reply}/approvals/${part}`, { allowed }).catch((error) => this.report(error)),
+    const view = new ReplyView((part, decision) =>
+      request("POST", `/page/replies/${this.reply}/approvals/${part}`, decision).catch((error) => this.report(error)),
     );
     view.element.view = view;
     view.element.dataset.entry = entry;

@@ -13,7 +13,7 @@ export function element(tag, properties = {}, ...children) {
 }
 
 export class ReplyView {
-  // `decide(part, allowed)` is called when a person allows or refuses a call.
+  // `decide(part, {allowed, always, reason})` is called when a person allows or refuses a call.
   constructor(decide) {
     this.element = element("article", { class: "reply", "aria-label": "Reply" });
     this.decide = decide;
@@ -95,15 +95,26 @@ export class ReplyView {
   }
 
   askApproval(view, event) {
-    const buttons = element("div", { class: "row approval", role: "group", ariaLabel: "Allow this call?" });
-    const answer = (allowed) => {
-      buttons.replaceChildren(allowed ? "Allowed" : "Refused");
-      this.decide(event.part, allowed);
+    const row = element("div", { class: "row approval", role: "group", ariaLabel: "Allow this call?" });
+    const answer = (decision) => {
+      row.replaceChildren(decision.allowed ? "Allowed" : "Refused");
+      this.decide(event.part, decision);
     };
-    const allow = element("button", { type: "button", onclick: () => answer(true) }, "Allow");
-    const refuse = element("button", { type: "button", onclick: () => answer(false) }, "Refuse");
-    buttons.append(`Allow ${event.name}?`, allow, refuse);
-    view.element.append(buttons);
+    const button = (name, act) => element("button", { type: "button", onclick: act }, name);
+    const reason = element("input", { type: "text", maxLength: 2000, placeholder: "Reason to refuse, for the model", ariaLabel: "Reason to refuse, for the model" });
+    const refuse = () => answer({ allowed: false, reason: reason.value });
+    reason.addEventListener("keydown", (key) => {
+      if (key.key === "Enter") refuse();
+    });
+    const allow = button("Allow", () => answer({ allowed: true }));
+    row.append(
+      element("span", {}, `Allow ${event.name}?`),
+      allow,
+      button("Allow in this conversation", () => answer({ allowed: true, always: true })),
+      button("Refuse", refuse),
+      reason,
+    );
+    view.element.append(row);
     allow.focus();
   }
 
