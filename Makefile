@@ -63,10 +63,10 @@ $(VENV)/.run: pyproject.toml install.py
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(PIP) install --editable ".[run,serve,python,mcp,browser,remote,dev]"
+	$(PIP) install --editable ".[run,serve,python,mcp,browser,remote,keyring,dev]"
 	@touch $@
 
 $(VENV)/.oracle: $(VENV)/.dev tests/support/fetch_peers.py
-	$(PIP) install --editable ".[run,serve,python,mcp,browser,remote,dev,oracle]"
+	$(PIP) install --editable ".[run,serve,python,mcp,browser,remote,keyring,dev,oracle]"
 	PYTHONPATH=tests $(BIN)/python tests/support/fetch_peers.py
 	@touch $@

@@ -20,7 +20,9 @@
     │   ├── TimeLimitError          ... the request took longer than its time limit
     │   ├── QueueFullError          ... too many requests are waiting
     │   ├── EngineClosedError       ... it was closed, or has failed before
-    │   └── ForkedProcessError      ... it was loaded before this process was forked
+    │   ├── ForkedProcessError      ... it was loaded before this process was forked
+    │   └── RemoteError             ... another server, which runs it, fails or refuses
+    │       └── RemoteUnreachableError  ... cannot be reached, or the connection broke
     ├── ChatError                   a chat was used in a way it does not allow
     ├── ConversationError           a conversation that harmony cannot express
     │   ├── ConversationTooLongError

@@ -17,6 +17,7 @@ from gptoss.runtime.models.engine_options import engine_options, pop_engine_opti
 from gptoss.runtime.models.finder import model_finder
 from gptoss.runtime.models.plan_command import plan_command
 from gptoss.runtime.models.tune_command import tune_command
+from gptoss.runtime.remote.command import remote_command
 from gptoss.runtime.sampling.grammar import ToolChoice
 from gptoss.runtime.sampling.parameters import Sampling
 from gptoss.runtime.server.serve_command import serve_command
@@ -44,6 +45,7 @@ cli.add_command(doctor_command)
 cli.add_command(serve_command)
 cli.add_command(tools_command)
 cli.add_command(launch_command)
+cli.add_command(remote_command)
 
 
 @cli.command()
@@ -198,7 +200,7 @@ cli.add_command(launch_command)
     "--base-url",
     metavar="URL",
     help="Let the llama-server, vLLM or gptoss-run serve at URL run the model. Only the tokenizer "
-    "is read from MODEL; a key is read from the environment variable GPTOSS_REMOTE_KEY.",
+    "is read from MODEL. See `gptoss-run remote key` for its key.",
 )
 @click.option("--force", is_flag=True, help="Load the model even if it does not fit into memory.")
 @click.option("--verbose", is_flag=True, help="Show llama.cpp's log on stderr.")

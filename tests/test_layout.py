@@ -61,7 +61,7 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "store": {"harmony"},
         "chat": {"engine", "harmony", "models", "sampling", "tools"},
         "remote": {"chat", "engine", "harmony", "models", "sampling"},
-        "server": {"chat", "engine", "harmony", "models", "sampling", "store", "tools"},
+        "server": {"chat", "engine", "harmony", "models", "remote", "sampling", "store", "tools"},
         "embed": {"chat", "engine", "harmony", "models", "server"},
         "launch": {"embed", "models", "server"},
         "terminal": {"chat", "engine", "harmony", "models", "remote", "sampling", "store", "tools"},

@@ -40,7 +40,7 @@ from gptoss.runtime.chat.full_context import (
 )
 from gptoss.runtime.chat.reply_stream import ReplyStream
 from gptoss.runtime.chat.response_format import AnyResponseFormat, resolve_response_format
-from gptoss.runtime.chat.round import Runner
+from gptoss.runtime.chat.round import Runner, require_masks
 from gptoss.runtime.chat.settings import CONSTRAINED_TOKENS, ChatError, Limits, Settings
 from gptoss.runtime.chat.turn import Turn
 from gptoss.runtime.engine.base import Engine
@@ -423,12 +423,7 @@ class Chat:
             parallel_calls=settings.parallel_calls,
             response_format=resolve_response_format(form),
         )
-        asked = rules.tool_choice != ToolChoice.AUTO or rules.response_format is not None
-        asked |= settings.limits.reasoning_budget is not None
-        if self._runner.masks is None and asked:
-            raise ChatError(
-                "a tool choice, a response format and a reasoning budget need constrained sampling"
-            )
+        require_masks(self._runner.masks, rules, settings.limits.reasoning_budget)
         return rules
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from gptoss.formats.harmony_tokens import ENDS_OF_REPLY
 from gptoss.runtime.chat.events import ReasoningClosed, TextLogprobs
 from gptoss.runtime.chat.final_text import FinalText
+from gptoss.runtime.chat.settings import ChatError
 from gptoss.runtime.engine.base import Engine, Generation, PromptProgress, Sampler, Timings
 from gptoss.runtime.harmony.events import Diagnostic, End, Event, MessageEnded, RoundEnded
 from gptoss.runtime.harmony.messages import Message, Role
@@ -22,7 +23,7 @@ from gptoss.runtime.harmony.parser import Parser
 from gptoss.runtime.harmony.render import render_for_completion
 from gptoss.runtime.harmony.tokenizer import Tokenizer
 from gptoss.runtime.sampling.generation import sampler_for_generation
-from gptoss.runtime.sampling.grammar import Rules
+from gptoss.runtime.sampling.grammar import Rules, ToolChoice
 from gptoss.runtime.sampling.logprobs import TokenLogprob
 from gptoss.runtime.sampling.parameters import Sampling
 
@@ -42,6 +43,18 @@ class Runner:
     engine: Engine
     tokenizer: Tokenizer
     masks: TokenMasks | None = None
+
+
+def require_masks(masks: TokenMasks | None, rules: Rules, reasoning_budget: int | None) -> None:
+    """Raise ChatError for rules that only constrained sampling keeps, where there is none."""
+    calls = rules.functions or rules.namespaces
+    asked = rules.tool_choice not in (ToolChoice.AUTO, ToolChoice.NONE)
+    asked |= rules.tool_choice == ToolChoice.NONE and bool(calls)
+    asked |= rules.response_format is not None or reasoning_budget is not None
+    if masks is None and asked:
+        raise ChatError(
+            "a tool choice, a response format and a reasoning budget need constrained sampling"
+        )
 
 
 class Round:

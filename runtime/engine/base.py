@@ -8,7 +8,9 @@ token ids.
     ├── QueueFullError            too many requests are waiting
     ├── EngineClosedError         the engine was closed, or failed before
     ├── TimeLimitError            the request took longer than it may
-    └── ForkedProcessError        the model was loaded before this process was forked
+    ├── ForkedProcessError        the model was loaded before this process was forked
+    └── RemoteError               another server, which runs the model, fails or refuses
+        └── RemoteUnreachableError  ... it cannot be reached, or the connection broke
 
 Many requests may run at a time, from many threads. How much of a prompt is still in memory is the
 engine's business: it gets the whole prompt each time and reports afterwards what it reused.
@@ -67,6 +69,14 @@ class TimeLimitError(EngineError):
 
 class ForkedProcessError(EngineError):
     """The model was loaded before this process was forked; it cannot be used here."""
+
+
+class RemoteError(EngineError):
+    """Another server, which runs the model, refuses, fails, or answers what cannot be used."""
+
+
+class RemoteUnreachableError(RemoteError):
+    """Another server, which runs the model, cannot be reached, or the connection to it broke."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,18 @@ encoded again, which gives the same bytes, if perhaps not the same tokens.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from gptoss.runtime.engine.base import EngineError
+from gptoss.runtime.engine.base import RemoteError
 from gptoss.runtime.harmony.tokenizer import Tokenizer
-from gptoss.runtime.remote.stream import Server
+from gptoss.runtime.remote.address import Server
+from gptoss.runtime.remote.http import ask
 from gptoss.runtime.sampling.parameters import Sampling
+
+DEFAULT_CONTEXT = 4_096
+"""Context in tokens of a server that does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +34,13 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a remote server's answer. ``reused`` tokens of the prompt were in its memory."""
+    """A part of a remote server's answer. ``reused`` tokens of the prompt were in its memory; with
+    ``ended`` the reply is complete, with ``last`` nothing more comes.
+    """
 
     tokens: tuple[int, ...] = ()
     reused: int | None = None
+    ended: bool = False
     last: bool = False
 
 
@@ -91,7 +98,7 @@ class LlamaServer:
         if data.get("stop") is True:
             timings = data.get("timings")
             reused = timings.get("cache_n") if isinstance(timings, dict) else None
-            return Piece(reused=reused if isinstance(reused, int) else None, last=True)
+            return Piece(reused=_count(reused), ended=True, last=True)
         tokens = checked_tokens(data.get("tokens"), tokenizer)
         content = data.get("content")
         if isinstance(content, str) and content:
@@ -142,8 +149,7 @@ class Vllm:
         """Read one event of vLLM's answer."""
         usage, choices = data.get("usage"), data.get("choices")
         details = usage.get("prompt_tokens_details") if isinstance(usage, dict) else None
-        reused = details.get("cached_tokens") if isinstance(details, dict) else None
-        reused = reused if isinstance(reused, int) else None
+        reused = _count(details.get("cached_tokens")) if isinstance(details, dict) else None
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             return Piece(reused=reused)
         choice = choices[0]
@@ -151,50 +157,86 @@ class Vllm:
         stopped = choice.get("stop_reason")
         if isinstance(stopped, int) and not isinstance(stopped, bool) and tokens[-1:] != (stopped,):
             tokens += checked_tokens([stopped], tokenizer)
-        return Piece(tokens, reused)
+        return Piece(tokens, reused, ended=choice.get("finish_reason") is not None)
 
 
 def checked_tokens(value: object, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Return the token ids that a remote server names; raises EngineError for anything else."""
     if not isinstance(value, list | tuple):
-        raise EngineError("the server gives no token ids; it must be llama-server or vLLM")
+        raise RemoteError("the server gives no token ids; it must be llama-server or vLLM")
     for token in value:
         if type(token) is not int or not 0 <= token < tokenizer.n_vocab:
-            raise EngineError(f"the server gives token {str(token)[:20]}, which the model has not")
+            raise RemoteError(f"the server gives token {str(token)[:20]}, which the model has not")
     return tuple(value)
 
 
-def find_dialect(server: Server) -> Dialect:
-    """Ask a remote server what it is; raises EngineError for one that gives no token ids."""
-    props = server.get("/props")
+def find_dialect(server: Server, names: Sequence[str] = ()) -> Dialect | None:
+    """Ask a remote server what it is; None for one that gives no token ids.
+
+    Of several models it lists, the first whose name is in ``names`` is used, else the first of all.
+    Raises RemoteError where it cannot be reached or answers neither as llama-server nor with a list
+    of models.
+    """
+    props = ask(server, "GET", "/props")
     settings = props.get("default_generation_settings") if props else None
     if isinstance(settings, dict):
         return LlamaServer(_context(settings.get("n_ctx")))
-    listed = server.get("/v1/models")
+    models = list_models(server)
+    if not models:
+        raise RemoteError(
+            f"{server.base_url} is not llama-server and lists no models; "
+            "name a server's address without /v1"
+        )
+    model = next((it for it in models if it["id"] in names), models[0])
+    found = Vllm(model["id"], _context(model.get("max_model_len")))
+    return found if _gives_tokens(server, found) else None
+
+
+def list_models(server: Server, path: str = "/v1/models") -> list[dict[str, Any]]:
+    """Return the models that a remote server lists, each with a text as its ``id``. Raises
+    RemoteError.
+    """
+    listed = ask(server, "GET", path)
     models = listed.get("data") if listed else None
-    for model in models if isinstance(models, list) else ():
-        if isinstance(model, dict) and isinstance(model.get("id"), str):
-            return Vllm(model["id"], _context(model.get("max_model_len")))
-    raise EngineError(
-        f"{server.base_url} is no llama-server and lists no models; "
-        "name a server's address without /v1"
-    )
+    return [
+        it
+        for it in (models if isinstance(models, list) else ())
+        if isinstance(it, dict) and isinstance(it.get("id"), str)
+    ]
+
+
+def _gives_tokens(server: Server, dialect: Vllm) -> bool:
+    """Ask a remote server for one token, and report whether it takes and gives token ids."""
+    asked = {
+        "model": dialect.model,
+        "prompt": [0],
+        "max_tokens": 1,
+        "return_token_ids": True,
+    }
+    answer = ask(server, "POST", dialect.path, asked)
+    choices = answer.get("choices") if answer else None
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return isinstance(first, Mapping) and isinstance(first.get("token_ids"), list)
 
 
 def _context(value: object) -> int:
-    return value if type(value) is int and 0 < value < 10_000_000 else 4_096
+    return value if type(value) is int and 0 < value < 10_000_000 else DEFAULT_CONTEXT
 
 
-def event_object(line: str) -> dict[str, Any]:
+def _count(value: object) -> int | None:
+    return value if type(value) is int and 0 <= value < 1 << 40 else None
+
+
+def event_object(line: str, server: Server) -> dict[str, Any]:
     """Parse one event of a remote answer; raises EngineError."""
     try:
         data = json.loads(line)
     except (ValueError, RecursionError):
         data = None
     if not isinstance(data, dict):
-        raise EngineError("the server's answer is not a stream of JSON objects")
+        raise RemoteError("the server's answer is not a stream of JSON objects")
     error = data.get("error")
     if error:
         said = error.get("message") if isinstance(error, dict) else error
-        raise EngineError(f"the server reports: {str(said)[:300]}")
+        raise RemoteError(f"the server reports: {server.shown(said)}")
     return data

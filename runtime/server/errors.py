@@ -12,7 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gptoss.errors import GptossError
-from gptoss.runtime.engine.base import EngineError, PromptTooLongError, QueueFullError
+from gptoss.runtime.engine.base import (
+    EngineError,
+    PromptTooLongError,
+    QueueFullError,
+    RemoteError,
+)
 from gptoss.runtime.harmony.errors import ConversationError, ConversationTooLongError
 from gptoss.runtime.store.errors import (
     ConflictError,
@@ -91,6 +96,8 @@ def api_error(error: BaseException) -> ApiError:
         case QueueFullError():
             wait = {"Retry-After": str(RETRY_SECONDS)}
             return ApiError(429, _said(error), "queue_full", None, "rate_limit_error", wait)
+        case RemoteError():  # a gateway's error: neither the client's nor this server's
+            return ApiError(502, _said(error), "remote_error", None, "server_error")
         case EngineError():
             return ApiError(500, _said(error), "engine_error", None, "server_error")
         case NotFoundError():

@@ -1,15 +1,21 @@
-"""GGUF files as models to serve: checked and named before the server listens."""
+"""GGUF files as models to serve, here or by another server: checked and named before this one
+listens.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 from gptoss.runtime.chat import model
+from gptoss.runtime.engine.base import QueueFullError, RemoteUnreachableError
 from gptoss.runtime.engine.settings import EngineOptions
 from gptoss.runtime.models.plan import plan_load
 from gptoss.runtime.models.preflight import Model as CheckedFile
-from gptoss.runtime.server.model_host import ServedModel
+from gptoss.runtime.server.model_host import Load, ServedModel
+
+_log = logging.getLogger(__name__)
 
 _SIZES = {24: "20b", 36: "120b"}
 """The published models by their number of layers."""
@@ -32,9 +38,6 @@ def served_model(
     plan = plan_load(checked.path, checked.sizes, chats=parallel, options=options)
     plan.require()
     context = plan.settings.n_ctx
-    size = _SIZES.get(checked.hparams.num_hidden_layers)
-    if size is not None:
-        aliases += (f"gpt-oss-{size}", f"gpt-oss:{size}", f"openai/gpt-oss-{size}")
 
     def load(progress: Callable[[float], None]) -> model.Model:
         # Memory may have changed since: the context, which clients were told, has not.
@@ -43,5 +46,43 @@ def served_model(
             path, parallel=parallel, disk_cache=disk_cache, progress=progress, **fixed
         )
 
-    created = int(path.stat().st_mtime)
-    return ServedModel(path.name.removesuffix(".gguf"), load, context, aliases, created)
+    return _named(checked, load, context, aliases)
+
+
+def remote_model(base_url: str, path: Path, aliases: tuple[str, ...] = ()) -> ServedModel:
+    """Describe the model of a GGUF file that another server runs. One that cannot be reached now is
+    asked again by each request; this is logged.
+
+    Raises GgufError, UnsupportedModelError; RemoteError where the address or the key is refused, or
+    the server gives no token ids.
+    """
+    from gptoss.runtime.remote.engine import open_remote, server_at
+
+    checked = CheckedFile.open(path)
+    server_at(base_url)  # an address that can never work is refused now
+
+    def load(progress: Callable[[float], None]) -> model.Model:  # noqa: ARG001 nothing is loaded
+        return open_remote(base_url, path)
+
+    context = 0
+    try:
+        with open_remote(base_url, path) as reached:
+            context = reached.engine.n_ctx
+    except (RemoteUnreachableError, QueueFullError) as error:
+        _log.warning("%s; requests are answered as soon as it can", error)
+    return _named(checked, load, context, aliases, owned_by="remote")
+
+
+def _named(
+    checked: CheckedFile,
+    load: Load,
+    context: int,
+    aliases: tuple[str, ...],
+    owned_by: str = "local",
+) -> ServedModel:
+    size = _SIZES.get(checked.hparams.num_hidden_layers)
+    if size is not None:
+        aliases += (f"gpt-oss-{size}", f"gpt-oss:{size}", f"openai/gpt-oss-{size}")
+    created = int(checked.path.stat().st_mtime)
+    name = checked.path.name.removesuffix(".gguf")
+    return ServedModel(name, load, context, aliases, created, owned_by)

@@ -52,7 +52,7 @@ class Metrics:
             ("generate_seconds_total", "counter", "Generating.", self.generate_seconds),
             ("queued_seconds_total", "counter", "Waiting for a sequence.", self.queued_seconds),
             ("replies_running", "gauge", "Replies under way or queued.", running),
-            ("model_loaded", "gauge", "Whether a model is in memory.", int(loaded)),
+            ("model_loaded", "gauge", "Whether a model is in memory, or reached.", int(loaded)),
         ):
             lines += _family(name, kind, about)
             lines.append(

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from gptoss.errors import GptossError
 from gptoss.runtime.chat.model import Model
+from gptoss.runtime.engine.base import RemoteError
 from gptoss.runtime.server.errors import not_found, retry_later, stopping
 from gptoss.text import printable
 
@@ -43,11 +44,12 @@ class RunningReply(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class ServedModel:
     """A model as clients name it: by its ``id`` or one of ``aliases``.
 
-    ``n_ctx`` is the context in tokens, ``created`` a Unix time.
+    ``n_ctx`` is the context in tokens, 0 until it is known; ``created`` a Unix time. A model that
+    another server runs is ``owned_by`` "remote".
     """
 
     id: str
@@ -55,6 +57,7 @@ class ServedModel:
     n_ctx: int
     aliases: tuple[str, ...] = ()
     created: int = 0
+    owned_by: str = "local"
 
 
 class HostState(StrEnum):
@@ -222,13 +225,15 @@ class ModelHost:
         except GptossError as error:
             self.error = str(error)
             _log.error("cannot load %s: %s", served.id, error)
-            raise retry_later(f"the model {served.id} cannot be loaded") from error
+            what = "reached" if isinstance(error, RemoteError) else "loaded"
+            raise retry_later(f"the model {served.id} cannot be {what}") from error
         finally:
             self._loading = None
         if self._closed:
             await asyncio.to_thread(model.close)
         else:
             self._model = model
+            served.n_ctx = model.engine.n_ctx
 
     def _unload(self) -> None:
         """Take the model away at once, and free its memory in a thread."""

@@ -36,14 +36,13 @@ def _is_anthropic(request: Request) -> bool:
 
 def model_object(model: ServedModel) -> dict[str, Any]:
     """Return a model as OpenAI's API lists it, with its context as vLLM and others name it."""
+    context = {"max_model_len": model.n_ctx, "context_window": model.n_ctx}
     return {
         "id": model.id,
         "object": "model",
         "created": model.created,
-        "owned_by": "local",
-        "max_model_len": model.n_ctx,
-        "context_window": model.n_ctx,
-    }
+        "owned_by": model.owned_by,
+    } | (context if model.n_ctx else {})
 
 
 def anthropic_model_object(model: ServedModel) -> dict[str, Any]:
@@ -55,9 +54,7 @@ def anthropic_model_object(model: ServedModel) -> dict[str, Any]:
         "display_name": model.id,
         "created_at": created.isoformat(timespec="seconds"),
         "lifecycle": "active",
-        "max_input_tokens": model.n_ctx,
-        "max_tokens": model.n_ctx,
-    }
+    } | ({"max_input_tokens": model.n_ctx, "max_tokens": model.n_ctx} if model.n_ctx else {})
 
 
 _MODEL = having(id=TEXT, object={"const": "model"}, created={"type": "integer"}, owned_by=TEXT)

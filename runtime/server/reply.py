@@ -35,7 +35,7 @@ from dataclasses import dataclass, field
 
 from gptoss.runtime.chat.events import ReasoningClosed, StopReason, TextLogprobs
 from gptoss.runtime.chat.model import Model
-from gptoss.runtime.chat.round import Round, Runner
+from gptoss.runtime.chat.round import Round, Runner, require_masks
 from gptoss.runtime.engine.base import PromptProgress, Timings
 from gptoss.runtime.harmony.events import (
     Diagnostic,
@@ -60,7 +60,8 @@ class ReplyRequest:
 
     ``messages`` are harmony's, the system block first. ``stop`` are strings that end the answer.
     ``max_tokens`` counts everything generated, ``reasoning_budget`` what may come before the answer
-    or a call begins; None is no limit but the context.
+    or a call begins; None is no limit but the context. A budget that is a wish is dropped where the
+    model cannot be held to it; another is refused there.
     """
 
     messages: tuple[Message, ...]
@@ -70,6 +71,7 @@ class ReplyRequest:
     stop: tuple[str, ...] = ()
     max_tokens: int | None = None
     reasoning_budget: int | None = None
+    budget_is_wish: bool = False
     with_tokens: bool = False
 
 
@@ -135,7 +137,9 @@ class Reply(ReplyThread[ReplyEvent]):
     """A reply that is under way, an async iterator over its events for one task."""
 
     def __init__(self, model: Model, request: ReplyRequest) -> None:
-        """Raises SamplingError."""
+        """Raises SamplingError, and ChatError for what this model cannot be held to."""
+        budget = None if request.budget_is_wish else request.reasoning_budget
+        require_masks(model.masks, request.rules, budget)
         super().__init__(model)
         self._request = request
         self._round = Round(

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from gptoss import console
 from gptoss.errors import OptionError, require_packages
 from gptoss.runtime.chat.model import DEFAULT_PARALLEL
+from gptoss.runtime.engine.settings import EngineOptions
 from gptoss.runtime.models.engine_options import engine_options, pop_engine_options
 from gptoss.runtime.models.finder import model_finder
 from gptoss.runtime.server.client_configs import CONFIGS, ServerSettings, print_config
@@ -24,6 +26,9 @@ from gptoss.text import printable
 if TYPE_CHECKING:
     from gptoss.runtime.store.store import Store
     from gptoss.runtime.tools.tool_host import ToolHost
+
+_LOADING = ("chats", "sleep_after", "no_disk_cache")
+"""Options of a model that is loaded here, beside the engine's."""
 
 
 @click.command("serve")
@@ -68,6 +73,12 @@ if TYPE_CHECKING:
 @click.option("--alias", "aliases", multiple=True, metavar="NAME", help="Another name of MODEL.")
 @engine_options
 @tool_options
+@click.option(
+    "--base-url",
+    metavar="URL",
+    help="Let the llama-server, vLLM or gptoss-run serve at URL run the model. Only the tokenizer "
+    "is read from MODEL. See `gptoss-run remote key` for its key.",
+)
 @click.option("--no-disk-cache", is_flag=True, help="Keep no states of prompts on disk.")
 @click.option("--store", type=console.PATH, metavar="FILE", help="File for conversations.")
 @click.option("--no-store", is_flag=True, help="Keep conversations in memory only.")
@@ -93,6 +104,7 @@ def serve_command(
     key_file: Path | None,
     chats: int,
     aliases: tuple[str, ...],
+    base_url: str | None,
     no_disk_cache: bool,
     store: Path | None,
     no_store: bool,
@@ -104,7 +116,8 @@ def serve_command(
     """Serve MODEL with OpenAI's and Anthropic's APIs.
 
     MODEL is a GGUF, or a name as for `chat`, such as 20b. The first one is loaded at once, a
-    further one when a request names it.
+    further one when a request names it. With --base-url another server runs it, and nothing is
+    loaded here.
 
     With --python, --browser and --mcp the server runs these tools for clients that ask for them
     with /v1/responses, and for the page.
@@ -113,7 +126,7 @@ def serve_command(
     require_packages("serve", "starlette", "uvicorn")
     from gptoss.runtime.server.api_key import default_key_path, key_in
     from gptoss.runtime.server.app import create_app
-    from gptoss.runtime.server.gguf_models import served_model
+    from gptoss.runtime.server.gguf_models import remote_model, served_model
     from gptoss.runtime.server.listening import (
         is_loopback,
         listen,
@@ -135,17 +148,24 @@ def serve_command(
     builtin, mcp = pop_tool_options(options)
     finder = model_finder(click.get_current_context())
     engine = pop_engine_options(options)
-    served = [
-        served_model(
-            path,
-            aliases if i == 0 else (),
-            parallel=chats,
-            options=engine,
-            disk_cache=not no_disk_cache,
-        )
-        for i, path in enumerate(finder.find(name, yes=yes) for name in model)
-    ]
+    if base_url is not None:
+        require_packages("remote", "httpcore")
+        _require_remote_options(model, engine)
+        served = [remote_model(base_url, finder.find(model[0], yes=yes), aliases)]
+    else:
+        served = [
+            served_model(
+                path,
+                aliases if i == 0 else (),
+                parallel=chats,
+                options=engine,
+                disk_cache=not no_disk_cache,
+            )
+            for i, path in enumerate(finder.find(name, yes=yes) for name in model)
+        ]
     if client is not None:
+        if not served[0].n_ctx:
+            raise OptionError("the context is not known until the server at --base-url answers")
         settings = ServerSettings(
             url_of(host, port, with_tls=tls is not None), served[0].id, served[0].n_ctx
         )
@@ -207,6 +227,20 @@ def open_tool_host(builtin: BuiltinTools, mcp: Path | None) -> ToolHost:
     except BaseException:
         servers.close()
         raise
+
+
+def _require_remote_options(model: tuple[str, ...], engine: EngineOptions) -> None:
+    """Refuse what is the other server's to decide; raises OptionError."""
+    source = click.get_current_context().get_parameter_source
+    given = [
+        *(it for it, value in engine.items() if value),
+        *(it for it in _LOADING if source(it) != ParameterSource.DEFAULT),
+    ]
+    if given:
+        named = ", ".join(sorted(it.replace("_", "-") for it in given))
+        raise OptionError(f"the server at --base-url decides this; omit: {named}")
+    if len(model) > 1:
+        raise OptionError("--base-url takes one MODEL; start a server for each")
 
 
 def open_store(path: Path | None, *, reset: bool) -> Store:

@@ -2,67 +2,37 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
 
 pytest.importorskip("httpcore")
 pytest.importorskip("uvicorn")
 
-import uvicorn
-
 from gptoss.runtime.chat.model import Model
-from gptoss.runtime.engine.base import EngineError, PromptTooLongError
+from gptoss.runtime.engine.base import (
+    EngineError,
+    PromptTooLongError,
+    QueueFullError,
+    RemoteError,
+    RemoteUnreachableError,
+)
 from gptoss.runtime.harmony.events import End
+from gptoss.runtime.remote import http
+from gptoss.runtime.remote.address import Server
 from gptoss.runtime.remote.dialects import Asked, LlamaServer, Vllm, find_dialect
 from gptoss.runtime.remote.engine import RemoteEngine
-from gptoss.runtime.remote.stream import Server
-from gptoss.runtime.sampling.parameters import Sampling
-from gptoss.runtime.server.app import create_app
-from gptoss.runtime.server.security import Access
+from gptoss.runtime.sampling.parameters import Sampling, SamplingError
+from gptoss.runtime.sampling.sampler import RandomSampler
 from support.fake_engine import ScriptedEngine
 from support.malformed import MALFORMED
-from support.server import KEY, host_of, scripted
-from support.tokens import byte_tokenizer, spell
+from support.remote_servers import TOKENIZER, answering, event, own_server
+from support.tokens import spell
 
-TOKENIZER = byte_tokenizer()
 THOUGHT = "<|channel|>analysis<|message|>2 + 2<|end|><|start|>assistant"
 ANSWER = "<|channel|>final<|message|>It is 4: 日本 \U0001f600.<|return|>"
 CALL = '<|channel|>commentary to=functions.add <|constrain|>json<|message|>{"a": 1}<|call|>'
-
-
-@contextmanager
-def own_server(*scripts: str) -> Iterator[tuple[Model, ScriptedEngine]]:
-    """A chat's model over this project's server over a scripted engine."""
-    engine = ScriptedEngine(*scripts)
-    listener = socket.create_server(("127.0.0.1", 0))
-    made: list[uvicorn.Server] = []
-
-    async def run() -> None:
-        app = create_app(host_of(lambda: scripted(engine)), Access(KEY))
-        made.append(uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none")))
-        await made[0].serve(sockets=[listener])
-
-    thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
-    thread.start()
-    while not made or not made[0].started:
-        time.sleep(0.01)
-    server = Server(f"http://127.0.0.1:{listener.getsockname()[1]}", KEY)
-    model = Model(RemoteEngine(server, find_dialect(server), TOKENIZER), TOKENIZER)
-    try:
-        yield model, engine
-    finally:
-        model.close()
-        made[0].should_exit = True
-        thread.join(20)
 
 
 def add(a: int) -> int:
@@ -112,47 +82,12 @@ def test_a_wrong_key_and_no_server() -> None:
     with own_server(ANSWER) as (model, _):
         assert isinstance(model.engine, RemoteEngine)
         with pytest.raises(EngineError, match="key"):
-            find_dialect(Server(model.engine._server.base_url, "wrong"))
+            find_dialect(Server(model.engine.server.base_url, "wrong"))
     with pytest.raises(EngineError, match="cannot be reached"):
         find_dialect(Server("http://127.0.0.1:1"))
     for url in ("nothing", "ftp://127.0.0.1", "http://", "http://[", "http://127.0.0.1:x"):
         with pytest.raises(EngineError):
             find_dialect(Server(url))
-
-
-@contextmanager
-def answering(chunks: Sequence[bytes], status: int = 200, pause: float = 0) -> Iterator[Server]:
-    """A server that answers every POST with these bytes."""
-    leaving = threading.Event()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(status)
-            self.end_headers()
-            try:
-                for chunk in chunks:
-                    self.wfile.write(chunk)
-                    self.wfile.flush()
-                    leaving.wait(pause)
-            except OSError:
-                pass
-
-        def log_message(self, *_: Any) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    yield Server(f"http://127.0.0.1:{server.server_address[1]}")
-    leaving.set()
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def event(**data: Any) -> bytes:
-    return b"data: " + json.dumps(data).encode() + b"\n\n"
 
 
 HOSTILE = {
@@ -172,25 +107,23 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_answers(name: str) -> None:
     with answering(HOSTILE[name]) as server:
-        engine = RemoteEngine(server, LlamaServer(1_000), TOKENIZER)
+        engine = RemoteEngine(Server(server.url), TOKENIZER, LlamaServer(1_000))
         with pytest.raises(EngineError) as caught:
             list(engine.generate([1], lambda _: 0, stop=set()))
         assert len(str(caught.value)) < 500
 
 
 def test_a_line_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gptoss.runtime.remote import stream
-
-    monkeypatch.setattr(stream, "MAX_LINE_BYTES", 10_000)
+    monkeypatch.setattr(http, "MAX_LINE_BYTES", 10_000)
     with answering([b"x" * 100_000] * 10) as server:
-        engine = RemoteEngine(server, LlamaServer(1_000), TOKENIZER)
+        engine = RemoteEngine(Server(server.url), TOKENIZER, LlamaServer(1_000))
         with pytest.raises(EngineError, match="without an end"):
             list(engine.generate([1], lambda _: 0, stop=set()))
 
 
 def test_a_refusal() -> None:
     with answering([b"no \x1b[31mroom"], status=503) as server:
-        engine = RemoteEngine(server, LlamaServer(1_000), TOKENIZER)
+        engine = RemoteEngine(Server(server.url), TOKENIZER, LlamaServer(1_000))
         with pytest.raises(EngineError, match="status 503") as caught:
             list(engine.generate([1], lambda _: 0, stop=set()))
         assert "\x1b" not in str(caught.value)
@@ -198,7 +131,7 @@ def test_a_refusal() -> None:
 
 def test_cancel_while_the_server_is_silent() -> None:
     with answering([event(content="a", tokens=spell("a")), b""], pause=60) as server:
-        engine = RemoteEngine(server, LlamaServer(1_000), TOKENIZER)
+        engine = RemoteEngine(Server(server.url), TOKENIZER, LlamaServer(1_000))
         generation = engine.generate([1], lambda _: 0, stop=set())
         assert next(generation) == spell("a")[0]
         threading.Timer(0.2, generation.cancel).start()
@@ -207,10 +140,99 @@ def test_cancel_while_the_server_is_silent() -> None:
         assert time.monotonic() - begun < 20
 
 
-def test_the_end_of_a_connection_ends_the_reply() -> None:
-    with answering([event(content="a", tokens=spell("a"))]) as server:
-        engine = RemoteEngine(server, LlamaServer(1_000), TOKENIZER)
+def test_a_connection_that_closes_in_mid_reply_is_an_error_and_the_next_request_works() -> None:
+    chunks = [event(content="a", tokens=spell("a"))]
+    with answering(chunks) as server:
+        engine = RemoteEngine(Server(server.url), TOKENIZER, LlamaServer(1_000))
+        generation = engine.generate([1], lambda _: 0, stop=set())
+        assert next(generation) == spell("a")[0]
+        with pytest.raises(RemoteError, match="closed the connection"):
+            next(generation)
+        chunks.append(event(content="", stop=True))
+        engine = RemoteEngine(Server(server.url), TOKENIZER, LlamaServer(1_000))
         assert list(engine.generate([1], lambda _: 0, stop=set())) == spell("a")
+
+
+def test_cancel_closes_the_connection_also_before_the_answer_begins() -> None:
+    with answering([b""], pause=60) as server:  # the status comes, and then nothing
+        engine = RemoteEngine(Server(server.url), TOKENIZER, LlamaServer(1_000))
+        engine.generate([1], lambda _: 0, stop=set()).cancel()
+        assert server.gone.wait(20)
+
+
+def test_after_a_failure_the_server_is_asked_again_what_it_is() -> None:
+    with own_server(ANSWER, ANSWER) as (model, _):
+        engine = model.engine
+        assert isinstance(engine, RemoteEngine)
+        engine._dialect, engine._stale = Vllm("another", 50), False
+        with pytest.raises(RemoteError, match="another"):
+            engine.generate([1], lambda _: 0, stop=set())
+        assert engine.n_ctx == 50  # as last known: asking would block
+        assert len(list(engine.generate([1], lambda _: 0, stop=set(), max_tokens=2))) == 2
+        assert engine.n_ctx == 100_000
+
+
+def test_nothing_listens_any_more() -> None:
+    engine = RemoteEngine(Server("http://127.0.0.1:1"), TOKENIZER, LlamaServer(1_000))
+    with pytest.raises(RemoteUnreachableError):
+        engine.generate([1], lambda _: 0, stop=set())
+    assert not engine._running
+
+
+def test_a_flood_waits_for_its_reader_and_ends_with_it() -> None:
+    flood = [event(content="a", tokens=spell("a")) * 10_000] * 50
+    with answering(flood) as server:
+        engine = RemoteEngine(Server(server.url), TOKENIZER, LlamaServer(1_000))
+        generation = engine.generate([1], lambda _: 0, stop=set())
+        assert next(generation) == spell("a")[0]
+        time.sleep(0.3)
+        assert generation._lines._lines.qsize() <= 32
+        generation.close()
+        assert server.gone.wait(20)
+
+
+def test_tokens_that_never_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gptoss.runtime.remote import engine as module
+
+    monkeypatch.setattr(module, "SILENCE_SECONDS", 0.2)
+    with answering([event(content="", tokens=[])] * 1_000, pause=0.05) as server:
+        engine = RemoteEngine(Server(server.url), TOKENIZER, LlamaServer(1_000))
+        with pytest.raises(RemoteError, match="no token for"):
+            list(engine.generate([1], lambda _: 0, stop=set()))
+
+
+def test_log_probabilities_are_refused() -> None:
+    engine = RemoteEngine(Server("http://127.0.0.1:1"), TOKENIZER, LlamaServer(1_000))
+    sampler = RandomSampler(Sampling(top_logprobs=1), None)
+    with pytest.raises(SamplingError, match="log probabilities"):
+        engine.generate([1], sampler, stop=set())
+
+
+def test_a_server_without_token_ids_is_no_dialect() -> None:
+    listing = b'{"data": [{"id": "m"}], "choices": [{"text": "x"}]}'
+    with answering([listing]) as server:
+        assert find_dialect(Server(server.url)) is None
+        with pytest.raises(RemoteError, match="gives no token ids"):
+            RemoteEngine(Server(server.url), TOKENIZER).connect()
+        assert server.asked[-1]["return_token_ids"] is True
+
+
+def test_of_several_models_the_named_one_is_asked() -> None:
+    listing = (
+        b'{"data": [{"id": "a"}, {"id": "b", "max_model_len": 99}], "choices": [{"token_ids": []}]}'
+    )
+    with answering([listing]) as server:
+        assert find_dialect(Server(server.url), ["b"]) == Vllm("b", 99)
+        assert find_dialect(Server(server.url), ["c"]) == Vllm("a", 4_096)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_server_is_not_taken_for_another_kind(status: int) -> None:
+    with (
+        answering([b"wait"], status=status) as server,
+        pytest.raises(QueueFullError, match="wait"),
+    ):
+        find_dialect(Server(server.url))
 
 
 def test_characters_of_several_tokens() -> None:

@@ -33,6 +33,12 @@ def tokenizer() -> Path:
     return _only(sorted(FOLDER.glob("tokenizer/models")), "the real tokenizer")
 
 
+@cache
+def llama_server() -> Path:
+    """llama.cpp's ``llama-server``, built over the libraries of the installed llama-cpp-python."""
+    return _only(sorted(FOLDER.glob("llama-server/llama-server*")), "llama-server")
+
+
 def _only(found: list[Path], what: str) -> Path:
     if not found:
         raise RuntimeError(f"{what} is not in {FOLDER}: run the tests by `make oracle`")

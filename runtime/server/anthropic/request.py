@@ -67,6 +67,7 @@ class MessagesRequest:
             stop=self.stop,
             max_tokens=self.max_tokens,
             reasoning_budget=self.prompt.thinking.budget,
+            budget_is_wish=True,
         )
 
 
