@@ -44,8 +44,9 @@ def llama_server(gguf: Path, log: Path) -> Iterator[str]:
     for _ in range(5):
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        command = [peers.llama_server(), "--model", gguf, "--port", str(port), "--threads", "1",
-                   "--ctx-size", "4096", "--parallel", "2", "--jinja"]  # fmt: skip
+        command = [str(peers.llama_server()), "--model", str(gguf), "--port", str(port),
+                   "--threads", "1", "--ctx-size", "4096",
+                   "--parallel", "2", "--jinja"]  # fmt: skip
         with log.open("wb") as out:
             process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
         try:
