@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gptoss.runtime.server import metrics, ollama_probes
 from gptoss.runtime.server.anthropic import endpoint as anthropic
+from gptoss.runtime.server.anthropic.openapi import PATHS as MESSAGE_PATHS
 from gptoss.runtime.server.chat_completions import endpoint as chat_completions
 from gptoss.runtime.server.chat_completions.openapi import PATHS as CHAT_PATHS
 from gptoss.runtime.server.completions import endpoint as completions
@@ -31,12 +32,13 @@ from gptoss.runtime.server.errors import ApiError, api_error, not_found
 from gptoss.runtime.server.model_host import HostState, ModelHost
 from gptoss.runtime.server.models_endpoint import PATHS as MODEL_PATHS
 from gptoss.runtime.server.models_endpoint import ROUTES as MODEL_ROUTES
-from gptoss.runtime.server.openapi import BOOLEAN, TEXT, document, having, operation
+from gptoss.runtime.server.openapi import ANY_OBJECT, BOOLEAN, TEXT, document, having, operation
 from gptoss.runtime.server.page import endpoint as page
 from gptoss.runtime.server.page.login import LoginLinks
 from gptoss.runtime.server.page.state import PageState
 from gptoss.runtime.server.responses import conversations_endpoint as conversations
 from gptoss.runtime.server.responses import endpoint as responses
+from gptoss.runtime.server.responses.openapi import PATHS as RESPONSE_PATHS
 from gptoss.runtime.server.responses.state import ResponsesState
 from gptoss.runtime.server.security import Access, SecurityMiddleware, send_error
 from gptoss.runtime.server.state import ServerState, state_of
@@ -97,6 +99,10 @@ DOCUMENT = document(
         **MODEL_PATHS,
         **CHAT_PATHS,
         **COMPLETION_PATHS,
+        **RESPONSE_PATHS,
+        **MESSAGE_PATHS,
+        **ollama_probes.PATHS,
+        "/openapi.json": {"get": operation("This document", ANY_OBJECT)},
     }
 )
 

@@ -13,9 +13,11 @@ from gptoss import __version__
 
 Schema = dict[str, Any]
 
+ANYTHING: Schema = {}
 ANY_OBJECT: Schema = {"type": "object"}
 TEXT: Schema = {"type": "string"}
 BOOLEAN: Schema = {"type": "boolean"}
+COUNT: Schema = {"type": "integer", "minimum": 0}
 
 ERROR: Schema = {
     "type": "object",
@@ -41,11 +43,14 @@ _REFUSALS = {
     "404": "no such path, model or object",
     "405": "the path does not take this method",
     "408": "the body did not arrive in time",
+    "409": "the object was changed meanwhile",
     "413": "the body is too large",
     "421": "a foreign Host",
     "429": "too many requests are waiting",
     "500": "an internal error",
     "503": "the model cannot be loaded, or the server is stopping",
+    "504": "the time limit was over before the reply began",
+    "507": "the store of conversations is full",
 }
 
 
@@ -94,28 +99,38 @@ def operation(
     answer: Schema,
     *,
     body: Schema | None = None,
+    body_required: bool = True,
     path: tuple[str, ...] = (),
+    query: Mapping[str, Schema] | None = None,
     streams: bool = False,
     media_type: str = "application/json",
+    error: Schema = ERROR,
 ) -> dict[str, Any]:
-    """Return one operation: what it answers with, and every way to be refused."""
+    """Return one operation: what it answers with, and every way to be refused.
+
+    ``path`` are the names in its path, ``query`` the schemas of its optional parameters.
+    """
     content: dict[str, Any] = {media_type: {"schema": answer}}
     if streams:
-        content["text/event-stream"] = {"schema": TEXT}
+        content["text/event-stream"] = {"schema": ANYTHING}
     responses: dict[str, Any] = {"200": {"description": "done", "content": content}}
-    error = {"application/json": {"schema": ERROR}}
+    refusal = {"application/json": {"schema": error}}
     for status, about in _REFUSALS.items():
-        responses[status] = {"description": about, "content": error}
+        responses[status] = {"description": about, "content": refusal}
     described: dict[str, Any] = {"summary": summary, "responses": responses}
     if body is not None:
         described["requestBody"] = {
-            "required": True,
+            "required": body_required,
             "content": {"application/json": {"schema": body}},
         }
-    if path:
-        described["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": TEXT} for name in path
-        ]
+    parameters: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": TEXT} for name in path
+    ]
+    parameters += [
+        {"name": name, "in": "query", "schema": it} for name, it in (query or {}).items()
+    ]
+    if parameters:
+        described["parameters"] = parameters
     return described
 
 

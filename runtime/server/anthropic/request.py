@@ -26,13 +26,14 @@ from gptoss.runtime.server.reply import ReplyRequest
 MAX_STOP_SEQUENCES = 64
 MAX_STOP_CHARACTERS = 1000
 
-_FIELDS = frozenset({
+IGNORED = frozenset({
     "cache_control", "container", "context_management", "diagnostics", "inference_geo",
-    "max_tokens", "mcp_servers", "messages", "metadata", "model", "output_config",
-    "output_format", "service_tier", "speed", "stop_sequences", "stream", "system",
-    "temperature", "thinking", "tool_choice", "tools", "top_k", "top_p", "user_profile_id",
-    "workspace_id",
+    "mcp_servers", "metadata", "service_tier", "speed", "user_profile_id", "workspace_id",
 })  # fmt: skip
+_FIELDS = IGNORED | {
+    *("max_tokens", "messages", "model", "output_config", "output_format", "stop_sequences"),
+    *("stream", "system", "temperature", "thinking", "tool_choice", "tools", "top_k", "top_p"),
+}
 
 
 @dataclass(frozen=True, slots=True)

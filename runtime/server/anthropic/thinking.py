@@ -18,14 +18,14 @@ from gptoss.runtime.server.fields import MAX_TOKENS, Fields
 
 MIN_BUDGET = 1024
 
-_EFFORTS = {
+EFFORTS = {
     "low": Effort.LOW,
     "medium": Effort.MEDIUM,
     "high": Effort.HIGH,
     "xhigh": Effort.HIGH,
     "max": Effort.HIGH,
 }
-_TYPES = ("adaptive", "enabled", "between_tools", "disabled")
+TYPES = ("adaptive", "enabled", "between_tools", "disabled")
 _EFFORT_UP_TO = ((4096, Effort.LOW), (16_384, Effort.MEDIUM))
 """The effort for a budget of at most so many tokens; high above."""
 
@@ -55,14 +55,14 @@ def read_thinking(body: Fields, max_tokens: int | None) -> Thinking:
     ``max_tokens`` is None where only the prompt is to be counted.
     """
     config = body.fields("output_config")
-    named = None if config is None else config.choice("effort", _EFFORTS)
-    effort = None if named is None else _EFFORTS[named]
+    named = None if config is None else config.choice("effort", EFFORTS)
+    effort = None if named is None else EFFORTS[named]
     given = body.fields("thinking")
     if given is None:
         half = None if max_tokens is None else max_tokens // 2
         return Thinking(effort or Effort.MEDIUM, half, True, Visible.NOTHING)
     given.required("type")
-    kind = given.choice("type", _TYPES)
+    kind = given.choice("type", TYPES)
     if kind == "disabled":
         return Thinking(effort or Effort.LOW, None, False, Visible.NOTHING)
     omitted = given.choice("display", ("summarized", "omitted")) == "omitted"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from gptoss.runtime.harmony.fields import HARMONY_NAME
 from gptoss.runtime.sampling.parameters import MAX_TOP_LOGPROBS
 from gptoss.runtime.sampling.stop_strings import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
-from gptoss.runtime.server.chat_completions.request import EFFORTS, MAX_CHOICES
+from gptoss.runtime.server.chat_completions.request import EFFORTS, IGNORED, MAX_CHOICES
 from gptoss.runtime.server.fields import MAX_TOKENS
 from gptoss.runtime.server.openapi import (
     ANY_OBJECT,
+    ANYTHING,
     TEXT,
     closed,
     having,
@@ -20,6 +22,7 @@ from gptoss.runtime.server.openapi import (
     one_of,
     operation,
 )
+from gptoss.runtime.server.responses.tools import MAX_TOOLS
 
 _STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARACTERS}
 
@@ -44,11 +47,22 @@ USAGE = having(
 
 _PART = closed({"type": {"const": "text"}, "text": TEXT}, "type", "text")
 _CONTENT: dict[str, Any] = {"anyOf": [TEXT, listed(_PART)]}
-_NAME = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"}
+_NAME = {"type": "string", "pattern": f"^{HARMONY_NAME.pattern}$"}
 _FUNCTION = {
     "type": "object",
     "properties": {"name": _NAME, "description": TEXT, "parameters": ANY_OBJECT},
     "required": ["name"],
+}
+_TOOL: dict[str, Any] = {
+    "anyOf": [
+        closed({"type": {"const": "function"}, "function": _FUNCTION}, "type", "function"),
+        # In full, flat or nested: see the Responses API.
+        {
+            "type": "object",
+            "properties": {"type": {"enum": ["function", "custom", "namespace"]}},
+            "required": ["type"],
+        },
+    ]
 }
 _MESSAGES = listed(
     {
@@ -79,9 +93,8 @@ _BODY = closed(
         "messages": _MESSAGES,
         "tools": nullable(
             "array",
-            items=closed(
-                {"type": {"const": "function"}, "function": _FUNCTION}, "type", "function"
-            ),
+            items=_TOOL,
+            maxItems=MAX_TOOLS,
         ),
         "tool_choice": {
             "anyOf": [one_of("none", "auto", "required"), ANY_OBJECT],
@@ -98,6 +111,9 @@ _BODY = closed(
         "stream_options": nullable("object"),
         "logprobs": nullable("boolean"),
         "top_logprobs": integer(0, MAX_TOP_LOGPROBS),
+        "store": nullable("boolean"),
+        "modalities": {"enum": [None, [], ["text"]]},
+        **dict.fromkeys(IGNORED, ANYTHING),
         **SAMPLING_PROPERTIES,
     },
     "messages",

@@ -27,7 +27,7 @@ DEFAULT_MAX_TOKENS = 16
 MAX_PROMPTS = 64
 MAX_LOGPROBS = 20
 
-_IGNORED = {"user", "add_special_tokens", "stream_options"}
+IGNORED = {"user", "add_special_tokens", "stream_options"}
 _REFUSED = {
     "suffix": "this model does not fill gaps",
     "prompt_logprobs": "log probabilities of the prompt are not computed",
@@ -36,7 +36,7 @@ _KNOWN = {
     *("best_of", "echo", "logprobs", "max_tokens", "model", "n", "prompt", "return_token_ids"),
     *("skip_special_tokens", "stop_token_ids", "stream"),
     *SAMPLING_FIELDS,
-    *_IGNORED,
+    *IGNORED,
     *_REFUSED,
 }
 

@@ -99,6 +99,7 @@ async def _delete_item(request: Request) -> Response:
 
 def _new_entries(fields: Fields, before: list[Entry]) -> tuple[Entry, ...]:
     """Read the ``items`` of a request, which continue the entries ``before``."""
+    fields.sequence("items")  # text alone is for ``input``
     given = read_input(fields, "items")
     if len(given) > MAX_ADDED:
         raise fields.error("items", f"has {len(given)} items; the maximum is {MAX_ADDED}")

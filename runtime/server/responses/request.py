@@ -31,7 +31,7 @@ MAX_METADATA = 16
 
 ENCRYPTED = "reasoning.encrypted_content"
 LOGPROBS = "message.output_text.logprobs"
-_INCLUDABLE = (
+INCLUDABLE = (
     ENCRYPTED,
     "code_interpreter_call.outputs",
     "computer_call_output.output.image_url",
@@ -41,7 +41,7 @@ _INCLUDABLE = (
     "web_search_call.action.sources",
     "web_search_call.results",
 )
-_IGNORED = frozenset(
+IGNORED = frozenset(
     [
         "access_programs",
         "background_options",
@@ -58,7 +58,8 @@ _REFUSED = {
     "moderation": "there is no moderation model here",
     "prompt": "prompt templates are not kept here; send the prompt itself",
 }
-_ECHOED = ("prompt_cache_key", "safety_identifier", "user")
+ECHOED = ("prompt_cache_key", "safety_identifier", "user")
+SUMMARIES = ("auto", "concise", "detailed")
 _READ = frozenset(
     [
         "background",
@@ -93,7 +94,7 @@ _READ = frozenset(
         "truncation",
     ]
 )
-KNOWN = _READ | _IGNORED | frozenset(_ECHOED) | _REFUSED.keys()
+KNOWN = _READ | IGNORED | frozenset(ECHOED) | _REFUSED.keys()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,7 @@ def read_request(data: Mapping[str, Any]) -> ResponsesRequest:
     stream = fields.boolean("stream")
     if fields.mapping("stream_options") is not None and not stream:
         raise fields.error("stream_options", "is only allowed when stream is true")
-    reasoning = fields.mapping("reasoning") or {}
+    reasoning = fields.fields("reasoning") or Fields({}, "reasoning")
     truncation = fields.choice("truncation", ("auto", "disabled")) or "disabled"
     max_tokens = fields.integer("max_output_tokens", 1, MAX_TOKENS)
     sampling = read_sampling(fields, with_logprobs=False)
@@ -167,7 +168,7 @@ def read_request(data: Mapping[str, Any]) -> ResponsesRequest:
         "metadata": read_metadata(fields),
         "parallel_tool_calls": parallel,
         "previous_response_id": previous,
-        "reasoning": {"effort": effort, "summary": reasoning.get("summary")},
+        "reasoning": {"effort": effort, "summary": reasoning.choice("summary", SUMMARIES)},
         "service_tier": "default",
         "store": store,
         "temperature": sampling.temperature,
@@ -178,7 +179,7 @@ def read_request(data: Mapping[str, Any]) -> ResponsesRequest:
         "top_p": sampling.top_p,
         "truncation": truncation,
     }
-    echo |= {name: fields.text(name, 1000) for name in _ECHOED}
+    echo |= {name: fields.text(name, 1000) for name in ECHOED}
     if tools.unsupported:
         echo["unsupported_tools"] = list(tools.unsupported)
     return ResponsesRequest(
@@ -244,7 +245,7 @@ def _read_context(fields: Fields) -> tuple[str | None, str | None]:
 def _read_include(fields: Fields) -> list[str]:
     given = fields.sequence("include", 100) or []
     for i, name in enumerate(given):
-        if name not in _INCLUDABLE:
+        if name not in INCLUDABLE:
             raise invalid(
                 f"include[{i}]: {str(name)[:80]!r} is not supported",
                 f"include[{i}]",
