@@ -76,6 +76,8 @@ class StopReason(StrEnum):
     """The context is full."""
     MAX_ROUNDS = "max_rounds"
     """It called tools in one round more than it may."""
+    TIME = "time"
+    """It took as long as it may."""
     CANCELLED = "cancelled"
 
 

@@ -46,13 +46,14 @@ class ChatOptions(SamplingOptions, total=False):
     groups of tools (``PythonTool``, ``BrowserTool``, an MCP server). ``approve(recipient, text)``
     is asked before a call that a person has to agree to (see ``tools.approval``).
     ``reasoning`` is low, medium or high. ``date`` (YYYY-MM-DD, today unless given) is the date the
-    model sees. ``max_tokens``, ``reasoning_budget``, ``max_rounds`` and ``tool_seconds`` limit a
-    turn (see ``Limits``). ``tool_choice`` is none, auto, required, or the name of the tool to call
-    first. ``response_format`` is what the answer must be (see ``chat.response_format``). ``stop``
-    are strings that end the answer. ``sampling`` and the single sampling options say how tokens are
-    drawn; the single ones have precedence. The same ``seed`` gives the same text only with the
-    same prefix in memory. ``when_full`` is error, trim, or a function that summarises the turns
-    that are left out (see ``WhenFull``). ``messages`` are an earlier conversation to continue.
+    model sees. ``max_tokens``, ``reasoning_budget``, ``max_rounds``, ``tool_seconds`` and
+    ``reply_seconds`` limit a turn (see ``Limits``). ``tool_choice`` is none, auto, required, or the
+    name of the tool to call first. ``response_format`` is what the answer must be (see
+    ``chat.response_format``). ``stop`` are strings that end the answer. ``sampling`` and the single
+    sampling options say how tokens are drawn; the single ones have precedence. The same ``seed``
+    gives the same text only with the same prefix in memory. ``when_full`` is error, trim, or a
+    function that summarises the turns that are left out (see ``WhenFull``). ``messages`` are an
+    earlier conversation to continue.
     """
 
     tools: Iterable[AnyTool]
@@ -65,6 +66,7 @@ class ChatOptions(SamplingOptions, total=False):
     reasoning_budget: int | None
     max_rounds: int
     tool_seconds: float | None
+    reply_seconds: float | None
     tool_choice: str
     parallel_calls: bool
     response_format: AnyResponseFormat | None

@@ -16,7 +16,14 @@ from gptoss.formats.harmony_tokens import ENDS_OF_REPLY
 from gptoss.runtime.chat.events import ReasoningClosed, TextLogprobs
 from gptoss.runtime.chat.final_text import FinalText
 from gptoss.runtime.chat.settings import ChatError
-from gptoss.runtime.engine.base import Engine, Generation, PromptProgress, Sampler, Timings
+from gptoss.runtime.engine.base import (
+    Engine,
+    Generation,
+    PromptProgress,
+    Sampler,
+    TimeLimitError,
+    Timings,
+)
 from gptoss.runtime.harmony.events import Diagnostic, End, Event, MessageEnded, RoundEnded
 from gptoss.runtime.harmony.messages import Message, Role
 from gptoss.runtime.harmony.parser import Parser
@@ -100,6 +107,8 @@ class Round:
         self._constrained: Constrained | None = None
         self._generation: Generation | None = None
         self._cancelled = False
+        self.timed_out = False
+        """The time limit ended this generation."""
 
     def cancel(self) -> None:
         """End this generation as soon as possible, also before it began."""
@@ -134,8 +143,10 @@ class Round:
         """Return the stop string that ended this generation, None where none did."""
         return None if self._final_text is None else self._final_text.found
 
-    def start(self, messages: Sequence[Message]) -> None:
+    def start(self, messages: Sequence[Message], time_limit: float | None = None) -> None:
         """Compile the rules, render the conversation and put the request in the engine's queue.
+
+        ``time_limit`` is in seconds from now, waiting included.
 
         Raises ConstraintError, ConversationError (ConversationTooLongError), SamplingError,
         EngineError.
@@ -157,6 +168,7 @@ class Round:
             stop=frozenset(runner.tokenizer.control[text] for text in ENDS_OF_REPLY),
             max_tokens=self._max_tokens,
             checkpoints=checkpoints(prompt, runner.tokenizer),
+            time_limit=time_limit,
         )
         self._generation = generation
         if self._cancelled:
@@ -187,6 +199,9 @@ class Round:
                 end = yield from self._kept(parser.push(step), end)
                 if self.stop is not None:
                     return end
+            end = yield from self._kept(parser.finish(), end)
+        except TimeLimitError:
+            self.timed_out = True
             end = yield from self._kept(parser.finish(), end)
         finally:
             generation.close()

@@ -41,13 +41,16 @@ class Limits:
     ``max_tokens`` counts everything generated in it; a turn that requires a form or a call has
     ``CONSTRAINED_TOKENS`` unless asked otherwise. ``reasoning_budget`` is how many of these
     may come before the answer or a call begins. ``max_rounds`` are rounds with calls; after the
-    last the model can only answer. ``tool_seconds`` is how long one tool call may take.
+    last the model can only answer. ``tool_seconds`` is how long one tool call may take,
+    ``reply_seconds`` the whole reply: what is generated when they are over is its end. A tool call
+    that runs then is not interrupted.
     """
 
     max_tokens: int | None = None
     reasoning_budget: int | None = None
     max_rounds: int = MAX_ROUNDS
     tool_seconds: float | None = None
+    reply_seconds: float | None = None
 
     def __post_init__(self) -> None:
         """Raises ChatError."""
@@ -58,6 +61,8 @@ class Limits:
         _require_count("max_rounds", self.max_rounds, 0)
         if self.tool_seconds is not None:
             _require_seconds("tool_seconds", self.tool_seconds)
+        if self.reply_seconds is not None:
+            _require_seconds("reply_seconds", self.reply_seconds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ that was cancelled by ``reset`` or ``close`` is never taken over, whatever its r
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 
@@ -30,6 +31,8 @@ from gptoss.runtime.tools.toolbox import Toolbox
 _RESULT_SHARE = 4
 """A tool's result may have one part in so many of the context."""
 
+_MOMENT = 0.001
+
 _CHARACTERS_PER_TOKEN = 8
 """Text far longer than this many characters a token is cut before it is encoded."""
 
@@ -41,6 +44,7 @@ class TurnUsage:
         self._limits = limits
         self._timings = Timings()
         self._reasoned = 0
+        self._begun = time.monotonic()
 
     def add(self, timings: Timings, reasoned: int) -> None:
         """Add one generation's cost to the turn's, with how many of its tokens were reasoning."""
@@ -60,6 +64,14 @@ class TurnUsage:
         """
         budget = self._limits.reasoning_budget
         return None if budget is None else max(0, budget - self._reasoned)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Return how many seconds the turn may still take, a moment at least; None where there is
+        no limit.
+        """
+        most = self._limits.reply_seconds
+        return None if most is None else max(_MOMENT, most - (time.monotonic() - self._begun))
 
     def ended(self, end: End, cut: StopReason, stop: str | None = None) -> ReplyEnded:
         """Build ``ReplyEnded`` from the turn's usage; ``cut`` is used only if the turn was cut
@@ -173,11 +185,13 @@ class Turn:
         return self._usage.ended(End.CUT, StopReason.MAX_ROUNDS)
 
     def _why_cut(self) -> StopReason:
-        """Return the reason why a generation of this turn was cut: cancelled, token limit reached,
-        or context full.
+        """Return the reason why this turn was cut: cancelled, token or time limit reached, or
+        context full.
         """
         if self._cancelled:
             return StopReason.CANCELLED
+        if self._round is not None and self._round.timed_out:
+            return StopReason.TIME
         return StopReason.MAX_TOKENS if self._usage.tokens_left == 0 else StopReason.CONTEXT
 
     def _generate(self, rules: Rules) -> Generator[ChatEvent, None, End]:
@@ -197,7 +211,7 @@ class Turn:
         )
         if self._cancelled:
             generation.cancel()
-        generation.start((*self._before, *self.messages))
+        generation.start((*self._before, *self.messages), usage.seconds_left)
         try:
             return (yield from generation.events())
         finally:

@@ -17,6 +17,7 @@ from gptoss.runtime.engine.base import (
     PromptTooLongError,
     QueueFullError,
     RemoteError,
+    TimeLimitError,
 )
 from gptoss.runtime.harmony.errors import ConversationError, ConversationTooLongError
 from gptoss.runtime.store.errors import (
@@ -98,6 +99,9 @@ def api_error(error: BaseException) -> ApiError:
             return ApiError(429, _said(error), "queue_full", None, "rate_limit_error", wait)
         case RemoteError():  # a gateway's error: neither the client's nor this server's
             return ApiError(502, _said(error), "remote_error", None, "server_error")
+        case TimeLimitError():  # the same request would take as long again
+            once = {"x-should-retry": "false"}
+            return ApiError(504, _said(error), "time_limit", None, "server_error", once)
         case EngineError():
             return ApiError(500, _said(error), "engine_error", None, "server_error")
         case NotFoundError():

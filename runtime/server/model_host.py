@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from gptoss.errors import GptossError
+from gptoss.errors import GptossError, OptionError
 from gptoss.runtime.chat.model import Model
 from gptoss.runtime.engine.base import RemoteError
 from gptoss.runtime.server.errors import not_found, retry_later, stopping
@@ -79,11 +79,38 @@ class Lease:
     release: Callable[[], None] = field(repr=False)
 
 
+def require_own_names(served: Sequence[ServedModel]) -> None:
+    """Raise OptionError for two models of one name: requests could not tell them apart."""
+    ids = [model.id for model in served]
+    for name in ids:
+        if ids.count(name) > 1:
+            raise OptionError(f"two models are called {printable(name)}; rename one of the files")
+
+
+def _names(served: Sequence[ServedModel]) -> dict[str, ServedModel]:
+    """Map names to models; the first model that has a name keeps it, its own before any alias."""
+    names: dict[str, ServedModel] = {}
+    for model in served:
+        names.setdefault(model.id, model)
+    for model in served:
+        for alias in model.aliases:
+            names.setdefault(alias, model)
+    return names
+
+
 class ModelHost:
     """Loads, lends and unloads models. All of it belongs to one event loop."""
 
-    def __init__(self, served: Sequence[ServedModel], sleep_after: float | None = None) -> None:
-        """The first model is the one that ``start`` loads. ``sleep_after`` is in seconds."""
+    def __init__(
+        self,
+        served: Sequence[ServedModel],
+        sleep_after: float | None = None,
+        time_limit: float | None = None,
+    ) -> None:
+        """The first model is the one that ``start`` loads. ``sleep_after`` is in seconds, as is
+        ``time_limit``: the longest that a reply may take, waiting included.
+        """
+        self.time_limit = time_limit
         self.served = tuple(served)
         self.running: dict[str, RunningReply] = {}
         """Replies under way, by id."""
@@ -91,7 +118,8 @@ class ModelHost:
         """How much of the model is loaded, 0 to 1."""
         self.error: str | None = None
         """Why the last load failed."""
-        self._names = {name: model for model in self.served for name in (model.id, *model.aliases)}
+        self.names = _names(self.served)
+        """Every name under which clients may ask for a model, the models' own first."""
         self._sleep_after = sleep_after
         self._turn = asyncio.Lock()
         self._idle = asyncio.Event()
@@ -124,7 +152,7 @@ class ModelHost:
         """Return the model that clients call ``name``, the first for None; raises ApiError 404."""
         if name is None:
             return self.served[0]
-        found = self._names.get(name)
+        found = self.names.get(name)
         if found is None:
             known = ", ".join(model.id for model in self.served)
             raise not_found(

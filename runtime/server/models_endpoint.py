@@ -15,18 +15,21 @@ from gptoss.runtime.server.state import state_of
 
 
 async def _list(request: Request) -> Response:
-    served = state_of(request).models.served
+    """List each model under each of its names: a client that misses its own would fetch it."""
+    names = state_of(request).models.names
     if _is_anthropic(request):
-        ids = {"first_id": served[0].id, "last_id": served[-1].id}
-        data = [anthropic_model_object(it) for it in served]
+        data = [anthropic_model_object(name, it) for name, it in names.items()]
+        ids = {"first_id": data[0]["id"], "last_id": data[-1]["id"]}
         return JSONResponse({"data": data, "has_more": False, **ids})
-    return JSONResponse({"object": "list", "data": [model_object(it) for it in served]})
+    listed = [model_object(name, it) for name, it in names.items()]
+    return JSONResponse({"object": "list", "data": listed})
 
 
 async def _get(request: Request) -> Response:
-    model = state_of(request).models.find(request.path_params["name"])
+    name = request.path_params["name"]
+    model = state_of(request).models.find(name)
     form = anthropic_model_object if _is_anthropic(request) else model_object
-    return JSONResponse(form(model))
+    return JSONResponse(form(name, model))
 
 
 def _is_anthropic(request: Request) -> bool:
@@ -34,23 +37,26 @@ def _is_anthropic(request: Request) -> bool:
     return "anthropic-version" in request.headers
 
 
-def model_object(model: ServedModel) -> dict[str, Any]:
-    """Return a model as OpenAI's API lists it, with its context as vLLM and others name it."""
+def model_object(name: str, model: ServedModel) -> dict[str, Any]:
+    """Return a model as OpenAI's API lists it under one of its names, with its context and, as
+    ``root``, its own name, as vLLM and others have them.
+    """
     context = {"max_model_len": model.n_ctx, "context_window": model.n_ctx}
     return {
-        "id": model.id,
+        "id": name,
+        "root": model.id,
         "object": "model",
         "created": model.created,
         "owned_by": model.owned_by,
     } | (context if model.n_ctx else {})
 
 
-def anthropic_model_object(model: ServedModel) -> dict[str, Any]:
-    """Return a model as Anthropic's API lists it."""
+def anthropic_model_object(name: str, model: ServedModel) -> dict[str, Any]:
+    """Return a model as Anthropic's API lists it under one of its names."""
     created = datetime.datetime.fromtimestamp(model.created, datetime.UTC)
     return {
         "type": "model",
-        "id": model.id,
+        "id": name,
         "display_name": model.id,
         "created_at": created.isoformat(timespec="seconds"),
         "lifecycle": "active",

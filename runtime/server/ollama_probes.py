@@ -5,7 +5,6 @@ it sends requests to ``/v1/responses``. Nothing else of Ollama's API is here.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator
 from typing import Any
 
 from starlette.requests import Request
@@ -13,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from gptoss.runtime.server.model_host import ServedModel
+from gptoss.runtime.server.openapi import TEXT, having, listed, operation
 from gptoss.runtime.server.state import state_of
 
 VERSION = "0.13.4"
@@ -24,23 +24,35 @@ async def _version(request: Request) -> Response:  # noqa: ARG001
 
 
 async def _tags(request: Request) -> Response:
-    served = state_of(request).models.served
-    return JSONResponse({"models": [tag for model in served for tag in _tags_of(model)]})
+    names = state_of(request).models.names
+    return JSONResponse({"models": [_tag(name, model) for name, model in names.items()]})
 
 
-def _tags_of(model: ServedModel) -> Iterator[dict[str, Any]]:
-    """List a model under each of its names: a client that misses its own would ask to pull it."""
+def _tag(name: str, model: ServedModel) -> dict[str, Any]:
     created = datetime.datetime.fromtimestamp(model.created, datetime.UTC)
-    for name in (model.id, *model.aliases):
-        yield {
-            "name": name,
-            "model": name,
-            "modified_at": created.isoformat(timespec="seconds"),
-            "size": 0,
-            "digest": "",
-            "details": {"format": "gguf", "family": "gptoss", "quantization_level": "MXFP4"},
-        }
+    return {
+        "name": name,
+        "model": name,
+        "modified_at": created.isoformat(timespec="seconds"),
+        "size": 0,
+        "digest": "",
+        "details": {"format": "gguf", "family": "gptoss", "quantization_level": "MXFP4"},
+    }
 
+
+_TAG = having(
+    name=TEXT,
+    model=TEXT,
+    modified_at=TEXT,
+    size={"type": "integer"},
+    digest=TEXT,
+    details=having(format=TEXT, family=TEXT, quantization_level=TEXT),
+)
+
+PATHS = {
+    "/api/version": {"get": operation("Ollama's version", having(version=TEXT))},
+    "/api/tags": {"get": operation("The models' names (Ollama)", having(models=listed(_TAG)))},
+}
 
 ROUTES = [
     Route("/api/version", _version, methods=["GET"]),

@@ -168,7 +168,7 @@ class Reply(ReplyThread[ReplyEvent]):
 
     def submit(self) -> None:
         """Put the request in the engine's queue."""
-        self._round.start(self._request.messages)
+        self._round.start(self._request.messages, self.time_limit)
 
     def events(self) -> Generator[ReplyEvent]:
         """Read the generation to its end."""
@@ -188,7 +188,7 @@ class Reply(ReplyThread[ReplyEvent]):
         calls = any(message.recipient is not None for message in self._round.messages)
         if stop is not None or (end == End.CALL and not calls):
             end = End.RETURN
-        timings = self._round.timings
+        timings, self.timed_out = self._round.timings, self._round.timed_out
         cut = self.why_cut(timings, self._request.max_tokens) if end == End.CUT else None
         usage = usage_of(timings, self._round.reasoned)
         return ReplyDone(end, usage, timings, tuple(self._round.messages), cut, stop)

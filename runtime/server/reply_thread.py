@@ -17,7 +17,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from gptoss.runtime.chat.events import StopReason
 from gptoss.runtime.chat.model import Model
-from gptoss.runtime.engine.base import EngineClosedError, Timings
+from gptoss.runtime.engine.base import EngineClosedError, TimeLimitError, Timings
 from gptoss.runtime.server.errors import retry_later
 from gptoss.runtime.server.event_pipe import EventPipe
 from gptoss.runtime.server.model_host import Lease, ModelHost
@@ -33,6 +33,7 @@ async def start_thread(models: ModelHost, name: str | None, make: Callable[[Mode
     lease = await models.acquire(name)
     try:
         reply = make(lease.model)
+        reply.time_limit = models.time_limit
     except BaseException:
         lease.release()
         raise
@@ -106,6 +107,9 @@ class ReplyThread(ABC, Generic[E]):
     def __init__(self, model: Model) -> None:
         self.id = secrets.token_hex(12)
         self.model = model
+        self.time_limit: float | None = None
+        """Seconds from ``submit`` on, waiting included."""
+        self.timed_out = False
         self._cancelled = False
         self._loop = asyncio.get_running_loop()
         self.pipe: EventPipe[E] = EventPipe(self._loop)
@@ -128,9 +132,15 @@ class ReplyThread(ABC, Generic[E]):
         self._cancelled = True
 
     def why_cut(self, timings: Timings, max_tokens: int | None) -> StopReason:
-        """Return why a generation ended without an end of its own."""
+        """Return why a generation ended without an end of its own. Raises TimeLimitError if it had
+        no time to begin.
+        """
         if self._cancelled:
             return StopReason.CANCELLED
+        if self.timed_out and not timings.generated_tokens:
+            raise TimeLimitError(f"no token was generated within {self.time_limit:g} s")
+        if self.timed_out:
+            return StopReason.TIME
         if timings.generated_tokens == max_tokens:
             return StopReason.MAX_TOKENS
         return StopReason.CONTEXT

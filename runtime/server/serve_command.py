@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from gptoss import console
 from gptoss.errors import OptionError, require_packages
 from gptoss.runtime.chat.model import DEFAULT_PARALLEL
+from gptoss.runtime.chat.settings import MAX_SECONDS
 from gptoss.runtime.engine.settings import EngineOptions
 from gptoss.runtime.models.engine_options import engine_options, pop_engine_options
 from gptoss.runtime.models.finder import model_finder
@@ -61,6 +62,12 @@ _LOADING = ("chats", "sleep_after", "no_disk_cache")
     metavar="SECONDS",
     help="Unload the model when it has been idle so long; a request loads it again.",
 )
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(min=0, min_open=True, max=MAX_SECONDS),
+    metavar="SECONDS",
+    help="End a reply that takes longer, waiting included; what there is of it is sent.",
+)
 @click.option("--key-file", type=console.PATH, metavar="FILE", help="File with the key.")
 @click.option(
     "--chats",
@@ -101,6 +108,7 @@ def serve_command(
     insecure: bool,
     names: tuple[str, ...],
     sleep_after: float | None,
+    time_limit: float | None,
     key_file: Path | None,
     chats: int,
     aliases: tuple[str, ...],
@@ -134,7 +142,7 @@ def serve_command(
         require_safe,
         url_of,
     )
-    from gptoss.runtime.server.model_host import ModelHost
+    from gptoss.runtime.server.model_host import ModelHost, require_own_names
     from gptoss.runtime.server.page.login import LoginLinks
     from gptoss.runtime.server.security import Access
     from gptoss.runtime.server.uvicorn_server import HttpServer
@@ -163,6 +171,7 @@ def serve_command(
             )
             for i, path in enumerate(finder.find(name, yes=yes) for name in model)
         ]
+    require_own_names(served)
     if client is not None:
         if not served[0].n_ctx:
             raise OptionError("the context is not known until the server at --base-url answers")
@@ -194,7 +203,7 @@ def serve_command(
         access = Access(key, loopback, frozenset(name.lower() for name in (host, *names)))
 
         async def serve() -> None:
-            models = ModelHost(served, sleep_after)
+            models = ModelHost(served, sleep_after, time_limit)
             app = create_app(models, access, kept, links, tool_host=tools)
             await HttpServer(app, models, tls).serve([listener])
 

@@ -10,6 +10,7 @@ _CUT = {
     StopReason.MAX_TOKENS: "token limit reached",
     StopReason.CONTEXT: "the context is full",
     StopReason.MAX_ROUNDS: "tool-call limit reached",
+    StopReason.TIME: "time limit reached",
     StopReason.CANCELLED: "it was cancelled",
 }
 CLOSED = {

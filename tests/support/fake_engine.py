@@ -25,6 +25,7 @@ class ScriptedEngine:
         self.n_ctx = n_ctx
         self.prompts: list[str] = []
         self.checkpoints: list[Sequence[int]] = []
+        self.time_limits: list[float | None] = []
         self.generations: list[FakeGeneration] = []
         self.closed = False
         self._scripts = iter(scripts)
@@ -38,7 +39,7 @@ class ScriptedEngine:
         stop: AbstractSet[int],
         max_tokens: int | None = None,
         checkpoints: Sequence[int] = (),
-        time_limit: float | None = None,  # noqa: ARG002
+        time_limit: float | None = None,
     ) -> FakeGeneration:
         if self.closed:
             raise EngineClosedError("the engine has been closed")
@@ -46,6 +47,7 @@ class ScriptedEngine:
             raise PromptTooLongError(f"{len(prompt)} tokens, the context holds {self.n_ctx}")
         self.prompts.append(spelled(list(prompt)))
         self.checkpoints.append(checkpoints)
+        self.time_limits.append(time_limit)
         script = spell(next(self._scripts))
         generation = FakeGeneration(len(prompt), self._tokens(script[:max_tokens], stop))
         self.generations.append(generation)

@@ -80,7 +80,13 @@ async def client_of(
     make: Callable[[], Model], access: Access | None = None, /, **headers: str
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client with the right key, of a running application."""
-    app = create_app(host_of(make), access or Access(KEY))
+    async with client_of_app(create_app(host_of(make), access or Access(KEY)), **headers) as client:
+        yield client
+
+
+@asynccontextmanager
+async def client_of_app(app: ASGIApp, **headers: str) -> AsyncIterator[httpx.AsyncClient]:
+    """A client with the right key, of an application that runs meanwhile."""
     given = {"Authorization": f"Bearer {KEY}"} | headers
     async with (
         lifespan(app),

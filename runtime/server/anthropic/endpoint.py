@@ -51,6 +51,7 @@ PING_SECONDS = 10.0
 
 _CUT = {
     StopReason.MAX_TOKENS: "max_tokens",
+    StopReason.TIME: "max_tokens",
     StopReason.CONTEXT: "model_context_window_exceeded",
 }
 

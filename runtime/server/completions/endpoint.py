@@ -14,10 +14,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gptoss.runtime.chat.events import StopReason
 from gptoss.runtime.harmony.tokenizer import Tokenizer
 from gptoss.runtime.server.body import read_object
-from gptoss.runtime.server.chat_completions.response import FINGERPRINT, LEAST_LOGPROB, usage_object
+from gptoss.runtime.server.chat_completions.response import (
+    FINGERPRINT,
+    LEAST_LOGPROB,
+    LIMITS,
+    usage_object,
+)
 from gptoss.runtime.server.completions.raw_reply import RawDone, RawEvent, RawReply, RawText
 from gptoss.runtime.server.completions.request import CompletionRequest, read_completion_request
 from gptoss.runtime.server.errors import api_error, error_object, to_json
@@ -70,7 +74,7 @@ class _Choice:
 
 
 def _reason(done: RawDone) -> str:
-    return "length" if done.cut in (StopReason.MAX_TOKENS, StopReason.CONTEXT) else "stop"
+    return "length" if done.cut in LIMITS else "stop"
 
 
 def _logprobs(entries: Sequence[Any], tokenizer: Tokenizer) -> dict[str, Any]:

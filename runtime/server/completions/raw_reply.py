@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from gptoss.formats.harmony_tokens import ENDS_OF_REPLY
 from gptoss.runtime.chat.events import StopReason
 from gptoss.runtime.chat.model import Model
-from gptoss.runtime.engine.base import Generation, PromptProgress, PromptTooLongError, Timings
+from gptoss.runtime.engine.base import (
+    Generation,
+    PromptProgress,
+    PromptTooLongError,
+    TimeLimitError,
+    Timings,
+)
 from gptoss.runtime.sampling.generation import sampler_for_generation
 from gptoss.runtime.sampling.logprobs import TokenLogprob
 from gptoss.runtime.sampling.sampler import RandomSampler
@@ -77,7 +83,11 @@ class RawReply(ReplyThread[RawEvent]):
             model.tokenizer.text_id_set,
         )
         self._generation = model.engine.generate(
-            self.prompt, sampler, stop=self._stop_ids, max_tokens=request.max_tokens
+            self.prompt,
+            sampler,
+            stop=self._stop_ids,
+            max_tokens=request.max_tokens,
+            time_limit=self.time_limit,
         )
         if self._cancelled:
             self._generation.cancel()
@@ -104,6 +114,8 @@ class RawReply(ReplyThread[RawEvent]):
                 rest = filter_.push(decoder.decode(b"", True))
                 if rest := rest + filter_.finish():
                     yield RawText(rest)
+        except TimeLimitError:
+            self.timed_out = True
         finally:
             generation.close()
         timings = generation.timings

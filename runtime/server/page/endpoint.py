@@ -31,7 +31,7 @@ from starlette.routing import Route
 
 from gptoss import __version__
 from gptoss.runtime.chat.chat import Chat
-from gptoss.runtime.chat.settings import Settings, effort_named
+from gptoss.runtime.chat.settings import Limits, Settings, effort_named
 from gptoss.runtime.harmony.messages import Effort, Message, Role, user
 from gptoss.runtime.server.body import read_object
 from gptoss.runtime.server.errors import ApiError, invalid, not_found, to_json
@@ -178,10 +178,11 @@ async def _start(
 ) -> None:
     lease = await state.models.acquire(None)
     model = lease.model
-    settings = Settings(effort=effort)
+    limits = Limits(reply_seconds=state.models.time_limit)
+    settings = Settings(effort=effort, limits=limits)
     date = before.summary.settings.get("date")
     if isinstance(date, str):
-        settings = Settings(effort=effort, date=date)
+        settings = Settings(effort=effort, limits=limits, date=date)
 
     tools = [replace(tool, needs_approval=True) for tool in state.page.tools]
     allowed = state.page.allowed[before.id]

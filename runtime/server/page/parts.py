@@ -48,6 +48,7 @@ _CUTS = {
     StopReason.MAX_TOKENS: "The reply reached its length limit.",
     StopReason.CONTEXT: "The context is full. Begin a new conversation.",
     StopReason.MAX_ROUNDS: "The reply called tools too often and was stopped.",
+    StopReason.TIME: "The reply reached its time limit.",
     StopReason.CANCELLED: "Stopped.",
 }
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from gptoss.errors import OptionError
 from gptoss.runtime.chat.model import Model
 from gptoss.runtime.engine.base import EngineError
 from gptoss.runtime.server.errors import ApiError
-from gptoss.runtime.server.model_host import HostState, ModelHost, ServedModel
+from gptoss.runtime.server.model_host import HostState, ModelHost, ServedModel, require_own_names
 from support.fake_engine import ScriptedEngine
 from support.server import scripted
 
@@ -108,3 +109,17 @@ async def test_nothing_is_lent_after_the_end() -> None:
     await host.close()
     with pytest.raises(ApiError, match="stopping"):
         await host.acquire("a")
+
+
+async def test_an_alias_hides_no_model() -> None:
+    def load(progress: Callable[[float], None]) -> Model:
+        raise AssertionError(progress)
+
+    first = ServedModel("gpt-oss-20b-tuned", load, 100, ("gpt-oss-20b", "tuned"))
+    second = ServedModel("gpt-oss-20b", load, 100, ("tuned",))
+    host = ModelHost([first, second])
+    assert host.find("gpt-oss-20b") is second
+    assert host.find("tuned") is first
+    assert list(host.names) == ["gpt-oss-20b-tuned", "gpt-oss-20b", "tuned"]
+    with pytest.raises(OptionError, match="two models are called gpt-oss-20b"):
+        require_own_names([second, second])
