@@ -10,8 +10,13 @@ from typing import Any
 from gptoss.runtime.harmony.errors import ConversationError
 from gptoss.text import SURROGATE
 
-HARMONY_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+MAX_NAME = 128
+"""Characters of a name: what the APIs allow, and names of MCP servers need."""
+
+HARMONY_NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_NAME}}}")
 """A name of a tool or a person that a header can hold without ambiguity."""
+
+NAME_RULE = f"use 1 to {MAX_NAME} letters, digits, _ or -"
 
 MAX_DEPTH = 64
 """Nesting of a JSON value that is still looked at."""
@@ -86,14 +91,12 @@ class FieldPath:
         return value
 
     def name(self, value: object) -> str:
-        """Return the field's ``value`` if it is a name of at most 64 letters, digits, ``_`` and
-        ``-``; raise an error with its place otherwise.
+        """Return the field's ``value`` if it is a name of at most ``MAX_NAME`` letters, digits,
+        ``_`` and ``-``; raise an error with its place otherwise.
         """
         name = self.text(value)
         if not HARMONY_NAME.fullmatch(name):
-            raise self.error(
-                f"{name[:80]!r} is not a valid name: use 1 to 64 letters, digits, _ or -"
-            )
+            raise self.error(f"{name[:80]!r} is not a valid name: {NAME_RULE}")
         return name
 
     def word(self, value: object) -> str:

@@ -25,7 +25,7 @@ from gptoss.runtime.harmony.messages import Message, Role
 from gptoss.runtime.harmony.state import CONTROL_KINDS, TRANSITIONS, State, TokenKind
 from gptoss.runtime.harmony.tokenizer import Tokenizer
 
-MAX_HEADER_CHARACTERS = 256
+MAX_HEADER_CHARACTERS = 384
 """A longer header, or one with a line end between words, is treated as text without a header."""
 
 SPELLED_MESSAGE = "<|message|>"

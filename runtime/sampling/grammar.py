@@ -28,7 +28,7 @@ from enum import StrEnum
 from typing import Any
 
 from gptoss.runtime.harmony.errors import ConstraintError, ConversationError
-from gptoss.runtime.harmony.fields import HARMONY_NAME, FieldPath
+from gptoss.runtime.harmony.fields import HARMONY_NAME, NAME_RULE, FieldPath
 from gptoss.runtime.harmony.messages import FUNCTIONS, Function, Namespace
 from gptoss.runtime.harmony.text_formats import JsonSchema, Lark, Regex, ResponseFormat
 from gptoss.runtime.sampling.llguidance_schema import MAX_REGEX_CHARACTERS
@@ -214,7 +214,7 @@ def _calls(rules: Rules) -> list[_Call]:
     calls = [_call(function, FUNCTIONS, ("commentary",)) for function in rules.functions]
     for space in rules.namespaces:
         if not HARMONY_NAME.fullmatch(space.name):
-            raise ConstraintError(f"tools.{space.name}", _NAME_RULE)
+            raise ConstraintError(f"tools.{space.name}", f"not a valid name: {NAME_RULE}")
         channels = ("analysis", "commentary")
         calls += [_call(function, space.name, channels) for function in space.functions]
         if not space.functions:  # like python, which takes plain text
@@ -231,13 +231,10 @@ def _calls(rules: Rules) -> list[_Call]:
     return calls
 
 
-_NAME_RULE = "a name is 1 to 64 letters, digits, _ or -"
-
-
 def _call(function: Function, namespace: str, channels: tuple[str, ...]) -> _Call:
     field = f"tools.{function.name}"
     if not HARMONY_NAME.fullmatch(function.name):
-        raise ConstraintError(field, _NAME_RULE)
+        raise ConstraintError(field, f"not a valid name: {NAME_RULE}")
     recipient = f"{namespace}.{function.name}"
     if function.takes_text:
         wanted = function.text_format

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptoss.runtime.harmony.errors import ConversationError
-from gptoss.runtime.harmony.fields import HARMONY_NAME, FieldPath
+from gptoss.runtime.harmony.fields import HARMONY_NAME, NAME_RULE, FieldPath
 from gptoss.runtime.harmony.json_schema import check_parameters, says_nothing
 from gptoss.runtime.harmony.messages import Function
 from gptoss.runtime.harmony.text_formats import ResponseFormat
@@ -123,16 +123,13 @@ def _name_of(function: Callable[..., Any]) -> str:
         inner = inner.func
     name = getattr(inner, "__name__", "")
     if not HARMONY_NAME.fullmatch(name):
-        raise ToolError(
-            f"{function!r} cannot be a tool: its name {name!r} may contain only letters, digits, "
-            "_ and -, 64 characters at most"
-        )
+        raise ToolError(f"{function!r} cannot be a tool: its name is {name!r}; {NAME_RULE}")
     return name
 
 
 def _checked_name(name: str) -> str:
     if not HARMONY_NAME.fullmatch(name):
-        raise ToolError(f"{name!r} cannot be a tool's name: use 1 to 64 letters, digits, _ or -")
+        raise ToolError(f"{name!r} cannot be a tool's name: {NAME_RULE}")
     return name
 
 

@@ -510,7 +510,7 @@ def test_raw_schemas_that_are_refused_or_say_nothing() -> None:
     for bad in ({"type": "string"}, {"properties": {"a": {"type": "x"}}}, {"minProperties": "x"}):
         with pytest.raises(ToolError, match="tool t"):
             Tool.from_schema(print, bad, name="t")
-    for name in ("a b", "", "x" * 65):
+    for name in ("a b", "", "x" * 129):
         with pytest.raises(ToolError, match="name"):
             Tool.from_schema(print, None, name=name)
     for nothing in (None, {}, {"$schema": "http://json-schema.org/draft-07/schema#"}):
@@ -582,7 +582,7 @@ def test_functions_that_cannot_be_tools(function: Any) -> None:
 
 
 def test_names() -> None:
-    with pytest.raises(ToolError, match="its name '<lambda>'"):
+    with pytest.raises(ToolError, match="its name is '<lambda>'"):
         Tool.of(lambda: 1)
     with pytest.raises(ToolError, match="two tools are called 'later'"):
         Toolbox([later, later])

@@ -108,8 +108,7 @@ async def _start(state: ServerState, owner: str, asked: ChatRequest) -> _Complet
     replies = await start_threads(
         state.models, served.id, [partial(Reply, request=it) for it in requests]
     )
-    offered = frozenset(function.name for function in asked.functions)
-    writers = [ChoiceWriter(offered) for _ in replies]
+    writers = [ChoiceWriter(asked.tools) for _ in replies]
     return _Completion(owner, asked, served.id, replies, writers)
 
 

@@ -9,6 +9,7 @@ How they correspond:
 * An ``assistant`` message is reasoning (``reasoning_content``, ``reasoning``, ``thinking``) on the
   analysis channel; then its content, on the final channel, or on the commentary channel when
   calls follow (a preamble); then its calls, one harmony message each.
+* A call may name the ``namespace`` of its tool; one of type ``custom`` has text as its input.
 * ``tool`` messages answer the calls of the assistant message right before them, by
   ``tool_call_id``, in any order and all of them. Calls of one turn stay together, their results
   after them, as the model wrote and read them: that is what its tokens are cached for.
@@ -39,6 +40,7 @@ from gptoss.runtime.harmony.messages import (
     Role,
     SystemContent,
 )
+from gptoss.runtime.server.responses.tools import Tools
 
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 """Names under which servers and clients carry the assistant's reasoning; the first found counts."""
@@ -102,7 +104,7 @@ class _Reader:
     _opened: bool = False
     """Whether the developer block at the beginning is written."""
     _calls: dict[str, str] = field(default_factory=dict)
-    """Calls still without result: their names by id."""
+    """Calls still without result: their recipients by id."""
     _answered: set[str] = field(default_factory=set)
     """Ids of the last assistant message's calls that have their result."""
     _caller: FieldPath | None = None
@@ -156,7 +158,11 @@ class _Reader:
 
     def _assistant(self, place: FieldPath, message: Mapping[str, Any]) -> None:
         reasoning = _reasoning(place, message)
-        calls = _calls(place.at("tool_calls"), message.get("tool_calls"))
+        calls = _calls(
+            place.at("tool_calls"),
+            message.get("tool_calls"),
+            Tools(self.functions, self.namespaces),
+        )
         text = None if message.get("content") is None else _content(place, message)
         if message.get("function_call") is not None:
             raise place.at("function_call").error("is no longer used; send tool_calls")
@@ -168,10 +174,10 @@ class _Reader:
             self._add(place, m.final(text))
         elif text:
             self._add(place, Message(Role.ASSISTANT, text, channel="commentary"))
-        for identity, name, arguments in calls:
+        for identity, call in calls.items():
             self.call_ids[len(self.messages)] = identity
-            self._add(place, m.call(name, arguments))
-        self._calls = {identity: name for identity, name, _ in calls}
+            self._add(place, call)
+        self._calls = {identity: call.recipient or "" for identity, call in calls.items()}
         self._answered = set()
         self._caller = place
 
@@ -182,9 +188,10 @@ class _Reader:
             raise where.error(f"call {identity[:80]!r} has a result already")
         if identity not in self._calls:
             raise where.error(f"no call {identity[:80]!r} precedes this result")
-        name = self._calls.pop(identity)
+        recipient = self._calls.pop(identity)
         self._answered.add(identity)
-        self._add(place, m.tool_result(name, _content(place, message, pictures=True)))
+        result = m.tool_result("", _content(place, message, pictures=True))
+        self._add(place, replace(result, name=recipient))
 
     def _add(self, place: FieldPath, message: Message) -> None:
         self.messages.append(replace(message, origin=place.index))
@@ -235,28 +242,39 @@ def _reasoning(place: FieldPath, message: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _calls(place: FieldPath, value: object) -> list[tuple[str, str, str]]:
-    """Read the ``tool_calls`` of a Chat Completions message: id, function name and arguments (JSON
-    text, or an object that is written as such).
-    """
-    calls: list[tuple[str, str, str]] = []
+def _calls(place: FieldPath, value: object, offered: Tools) -> dict[str, Message]:
+    """Read the ``tool_calls`` of a Chat Completions message: the calls by id."""
+    calls: dict[str, Message] = {}
     for i, item in enumerate(place.sequence(value) if value is not None else ()):
         at = place.at(f"[{i}]")
         call = at.mapping(item)
-        if call.get("type", "function") != "function":
-            raise at.at("type").error(f"{call['type']!r}: only 'function' is known")
         identity = at.at("id").text(call.get("id"))
-        if any(identity == other for other, _, _ in calls):
+        if identity in calls:
             raise at.at("id").error(f"two calls have the id {identity[:80]!r}")
-        function = at.at("function").mapping(call.get("function"))
-        name = at.at("function.name").name(function.get("name"))
-        arguments = function.get("arguments", "")
-        where = at.at("function.arguments")
-        if isinstance(arguments, Mapping):
-            where.json(arguments)
-            arguments = json.dumps(arguments, ensure_ascii=False)
-        calls.append((identity, name, where.text(arguments)))
+        calls[identity] = _call(at, call, offered)
     return calls
+
+
+def _call(place: FieldPath, call: Mapping[str, Any], offered: Tools) -> Message:
+    """Convert one call: its arguments are JSON text, or an object that is written as such. Without
+    a namespace it is of the tool that was offered under its name, if that is one.
+    """
+    kind = call.get("type", "function")
+    if kind not in ("function", "custom"):
+        raise place.at("type").error(f"{str(kind)[:80]!r}: known are 'function' and 'custom'")
+    at = place.at(kind)
+    called = at.mapping(call.get(kind))
+    name, space = at.at("name").name(called.get("name")), called.get("namespace")
+    found = offered.find(name) if space is None else None
+    space = FUNCTIONS if space is None else at.at("namespace").name(space)
+    recipient = f"{space}.{name}" if found is None else found.recipient
+    where = at.at("arguments" if kind == "function" else "input")
+    given = called.get("arguments" if kind == "function" else "input", "")
+    if isinstance(given, Mapping):
+        where.json(given)
+        given = json.dumps(given, ensure_ascii=False)
+    written = replace(m.call(name, where.text(given)), recipient=recipient)
+    return written if kind == "function" else replace(written, content_type=None)
 
 
 def messages_to_openai(messages: Sequence[Message]) -> list[dict[str, Any]]:

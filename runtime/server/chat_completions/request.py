@@ -8,13 +8,13 @@ what changes nothing here (``user``, ``metadata``, …) is accepted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gptoss.runtime.chat.response_format import resolve_response_format
 from gptoss.runtime.chat.settings import ChatError
-from gptoss.runtime.harmony.messages import Effort, Function, SystemContent
+from gptoss.runtime.harmony.messages import Effort, SystemContent
 from gptoss.runtime.sampling.grammar import ResponseFormat, Rules, ToolChoice
 from gptoss.runtime.sampling.parameters import MAX_TOP_LOGPROBS, Sampling, SamplingError
 from gptoss.runtime.sampling.stop_strings import checked_stop
@@ -23,6 +23,7 @@ from gptoss.runtime.server.chat_completions.tools import tools_from_openai
 from gptoss.runtime.server.errors import invalid
 from gptoss.runtime.server.fields import MAX_TOKENS, Fields
 from gptoss.runtime.server.reply import ReplyRequest
+from gptoss.runtime.server.responses.tools import MAX_TOOLS, Tools, named_tool
 
 MAX_CHOICES = 16
 """The most choices (``n``) of one request."""
@@ -41,7 +42,7 @@ reason at all."""
 
 _MAX_BIASED = 1024
 
-_IGNORED = {
+IGNORED = {
     *("metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier"),
     *("service_tier", "user", "verbosity"),
 }
@@ -69,7 +70,7 @@ _KNOWN = {
         "top_logprobs",
     ),
     *SAMPLING_FIELDS,
-    *_IGNORED,
+    *IGNORED,
     *_REFUSED,
 }
 
@@ -80,7 +81,7 @@ class ChatRequest:
 
     model: str | None
     reply: ReplyRequest
-    functions: tuple[Function, ...]
+    tools: Tools
     call_ids: Mapping[int, str] = field(default_factory=dict)
     """Ids of the conversation's calls, by the call's index in ``reply.messages``."""
     stored: bool = True
@@ -108,9 +109,10 @@ def read_chat_request(data: Mapping[str, Any]) -> ChatRequest:
     if fields.sequence("modalities") not in (None, [], ["text"]):
         raise fields.error("modalities", "this model gives text only", "unsupported_value")
     effort = read_effort(fields)
-    functions = read_functions(fields)
+    tools = read_tools(fields)
+    system = SystemContent(effort=EFFORTS[effort])
     conversation = conversation_from_openai(
-        fields.required("messages"), functions, SystemContent(effort=EFFORTS[effort])
+        fields.required("messages"), tools.functions, system, tools.namespaces
     )
     stream = fields.boolean("stream")
     options = fields.fields("stream_options")
@@ -119,7 +121,7 @@ def read_chat_request(data: Mapping[str, Any]) -> ChatRequest:
     logprobs = fields.boolean("logprobs")
     reply = ReplyRequest(
         messages=conversation.messages,
-        rules=read_rules(fields, functions, reasoning=effort != "none"),
+        rules=read_rules(fields, tools, reasoning=effort != "none"),
         sampling=read_sampling(fields),
         seed=read_seed(fields),
         stop=read_stop(fields),
@@ -131,7 +133,7 @@ def read_chat_request(data: Mapping[str, Any]) -> ChatRequest:
     return ChatRequest(
         fields.text("model", 256),
         reply,
-        functions,
+        tools,
         conversation.call_ids,
         fields.boolean("store", True),
         fields.integer("n", 1, MAX_CHOICES) or 1,
@@ -150,17 +152,12 @@ def read_effort(fields: Fields) -> str:
     return fields.choice("reasoning_effort", EFFORTS) or named or "medium"
 
 
-def read_functions(fields: Fields) -> tuple[Function, ...]:
+def read_tools(fields: Fields) -> Tools:
     """Read ``tools``; one that cannot be declared refuses the request."""
-    given = fields.sequence("tools", 1024)
-    if not given:
-        return ()
-    tools = tools_from_openai(given)
-    if tools.refused:
-        raise tools.refused[0]
-    if tools.namespaces:
-        raise fields.error("tools", "namespaces are known to /v1/responses only")
-    return tools.functions
+    given = tools_from_openai(fields.sequence("tools", MAX_TOOLS) or [])
+    if given.refused:
+        raise given.refused[0]
+    return Tools(given.functions, given.namespaces)
 
 
 def read_sampling(fields: Fields, *, with_logprobs: bool = True) -> Sampling:
@@ -221,15 +218,16 @@ def read_stop(fields: Fields) -> tuple[str, ...]:
         raise invalid(str(error), "stop", "invalid_value") from error
 
 
-def read_rules(fields: Fields, functions: tuple[Function, ...], *, reasoning: bool) -> Rules:
+def read_rules(fields: Fields, tools: Tools, *, reasoning: bool) -> Rules:
     """Read what the model may do: ``tool_choice``, ``parallel_tool_calls``, ``response_format``.
 
     Several calls at a time are allowed only where the request says so: the model was trained to
     wait for each result.
     """
-    choice, allowed = read_tool_choice(fields, functions)
+    choice, allowed = read_tool_choice(fields, tools)
     return Rules(
-        functions=allowed,
+        functions=allowed.functions,
+        namespaces=allowed.namespaces,
         tool_choice=choice,
         parallel_calls=fields.boolean("parallel_tool_calls"),
         response_format=_response_format(fields),
@@ -237,48 +235,26 @@ def read_rules(fields: Fields, functions: tuple[Function, ...], *, reasoning: bo
     )
 
 
-def read_tool_choice(
-    fields: Fields, functions: tuple[Function, ...]
-) -> tuple[ToolChoice, tuple[Function, ...]]:
-    """Read ``tool_choice``: whether to call, and the functions that may be called."""
+def read_tool_choice(fields: Fields, tools: Tools) -> tuple[ToolChoice, Tools]:
+    """Read ``tool_choice``: whether to call, and the tools that may be called."""
     given = fields.data.get("tool_choice")
     if given is None:
-        return ToolChoice.AUTO, functions
+        return ToolChoice.AUTO, tools
     if isinstance(given, str):
-        named = fields.choice("tool_choice", [it.value for it in ToolChoice])
-        choice = ToolChoice(named or "auto")
-        if choice == ToolChoice.REQUIRED and not functions:
+        choice = ToolChoice(fields.choice("tool_choice", [it.value for it in ToolChoice]) or "auto")
+        if choice == ToolChoice.REQUIRED and not tools.all():
             raise fields.error("tool_choice", "is required, but there are no tools")
-        return choice, functions
+        return choice, tools
     inner = Fields(fields.mapping("tool_choice") or {}, "tool_choice")
     kind = inner.choice("type", ("function", "custom", "allowed_tools"))
     if kind == "allowed_tools":
         allowed = Fields(inner.mapping("allowed_tools") or inner.data, "tool_choice.allowed_tools")
         mode = ToolChoice(allowed.choice("mode", ("auto", "required")) or "auto")
-        names = [_name(allowed, it) for it in allowed.sequence("tools") or []]
-        return mode, _named(fields, functions, names)
-    return ToolChoice.REQUIRED, _named(fields, functions, [_name(inner, inner.data)])
-
-
-def _name(fields: Fields, entry: Any) -> str:
-    if isinstance(entry, Mapping):
-        inner = entry.get(str(entry.get("type")))
-        name = inner.get("name") if isinstance(inner, Mapping) else entry.get("name")
-        if isinstance(name, str):
-            return name
-    raise fields.error("name", "is missing", "missing_required_parameter")
-
-
-def _named(
-    fields: Fields, functions: Sequence[Function], names: Sequence[str]
-) -> tuple[Function, ...]:
-    known = {function.name: function for function in functions}
-    for name in names:
-        if name not in known:
-            raise fields.error("tool_choice", f"{name[:80]!r} is not in tools")
-    if not names:
-        raise fields.error("tool_choice", "allows no tools; use none")
-    return tuple(known[name] for name in dict.fromkeys(names))
+        named = [named_tool(allowed, tools, it) for it in allowed.sequence("tools") or []]
+        if not named:
+            raise fields.error("tool_choice", "allows no tools; use none")
+        return mode, tools.only(named)
+    return ToolChoice.REQUIRED, tools.only([named_tool(inner, tools, inner.data)])
 
 
 def _response_format(fields: Fields) -> ResponseFormat | None:

@@ -4,7 +4,7 @@ What the model wrote becomes, by channel and recipient:
 
     analysis                          reasoning and reasoning_content, the same text twice
     final, commentary (a preamble)    content
-    functions.NAME, if offered        tool_calls; NAME alone as recipient means the same
+    NAMESPACE.NAME, if offered        tool_calls; NAME alone as recipient means the same
     any other recipient               content: a call of what was not offered is not passed on
 
 So a client never gets a call of a tool that it did not offer, and no text is lost.
@@ -13,23 +13,28 @@ So a client never gets a call of a tool that it did not offer, and no text is lo
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from gptoss import __version__
 from gptoss.runtime.chat.events import StopReason
 from gptoss.runtime.harmony.events import End, MessageStarted, TextDelta
-from gptoss.runtime.harmony.messages import FUNCTIONS, Role
+from gptoss.runtime.harmony.messages import Role
 from gptoss.runtime.harmony.tokenizer import Tokenizer
 from gptoss.runtime.sampling.logprobs import TokenLogprob
 from gptoss.runtime.server.reply import ReplyDone, ReplyEvent, TokenSampled, Usage
+from gptoss.runtime.server.responses.tools import Called, Tools
 
 FINGERPRINT = f"gptoss-{__version__}"
 """``system_fingerprint``: which software answered."""
 
 LEAST_LOGPROB = -9999.0
 """What OpenAI writes for a token that is all but impossible; JSON has no infinity."""
+
+
+LIMITS = (StopReason.MAX_TOKENS, StopReason.CONTEXT, StopReason.TIME)
+"""What ends a reply with the reason ``length``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +45,8 @@ class Delta:
     content: str = ""
     call: int | None = None
     call_id: str | None = None
-    """Given with the call's first piece, as is ``name``."""
-    name: str | None = None
+    """Given with the call's first piece."""
+    called: Called | None = None
     arguments: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
     """Those of the content's tokens."""
@@ -51,12 +56,13 @@ class Delta:
 class ChoiceWriter:
     """Turns one reply's events into deltas. ``finish_reason`` is set by ``ReplyDone``."""
 
-    offered: Collection[str]
-    """Names of the tools that the client offered."""
+    offered: Tools
+    """What the client offered."""
     finish_reason: str | None = None
     call_ids: list[str] = field(default_factory=list)
     done: ReplyDone | None = None
     _kind: str = ""
+    _called: Called | None = None
     _spoken: bool = False
     _pending: str = ""
     _sampled: list[TokenLogprob] = field(default_factory=list)
@@ -76,15 +82,15 @@ class ChoiceWriter:
                 self.finish_reason = self._reason(event)
 
     def _begin(self, started: MessageStarted) -> Iterator[Delta]:
-        name = called_function(started, self.offered)
+        self._called = called_tool(started, self.offered)
         self._sampled.clear()
         if started.role != Role.ASSISTANT:
             self._kind = "foreign"
-        elif name is not None:
+        elif self._called is not None:
             self._kind = "call"
             self.call_ids.append(f"call_{secrets.token_hex(12)}")
             index = len(self.call_ids) - 1
-            yield Delta(call=index, call_id=self.call_ids[-1], name=name)
+            yield Delta(call=index, call_id=self.call_ids[-1], called=self._called)
         elif started.channel == "analysis" and started.recipient is None:
             self._kind = "reasoning"
         else:
@@ -93,7 +99,7 @@ class ChoiceWriter:
 
     def _text(self, text: str) -> Iterator[Delta]:
         if self._kind == "call":
-            yield Delta(call=len(self.call_ids) - 1, arguments=text)
+            yield Delta(call=len(self.call_ids) - 1, called=self._called, arguments=text)
         elif self._kind == "reasoning":
             yield Delta(reasoning=text)
         elif self._kind == "content":
@@ -103,16 +109,15 @@ class ChoiceWriter:
 
     def _reason(self, done: ReplyDone) -> str:
         if done.end == End.CUT:
-            return "length" if done.cut in (StopReason.MAX_TOKENS, StopReason.CONTEXT) else "stop"
+            return "length" if done.cut in LIMITS else "stop"
         return "tool_calls" if self.call_ids else "stop"
 
 
-def called_function(started: MessageStarted, offered: Collection[str]) -> str | None:
-    """Return the offered function that a message of the model calls, None if it calls none."""
+def called_tool(started: MessageStarted, offered: Tools) -> Called | None:
+    """Return the offered tool that a message of the model calls, None if it calls none."""
     if started.role != Role.ASSISTANT or started.recipient is None:
         return None
-    name = started.recipient.removeprefix(f"{FUNCTIONS}.")
-    return name if name in offered else None
+    return offered.find(started.recipient)
 
 
 def merged(deltas: Sequence[Delta]) -> Iterator[Delta]:
@@ -121,13 +126,13 @@ def merged(deltas: Sequence[Delta]) -> Iterator[Delta]:
     for delta in deltas:
         if last is None:
             last = delta
-        elif delta.name is None and _kind(delta) == _kind(last):
+        elif delta.call_id is None and _kind(delta) == _kind(last):
             last = Delta(
                 last.reasoning + delta.reasoning,
                 last.content + delta.content,
                 last.call,
                 last.call_id,
-                last.name,
+                last.called,
                 last.arguments + delta.arguments,
                 last.logprobs + delta.logprobs,
             )
@@ -144,16 +149,27 @@ def _kind(delta: Delta) -> tuple[bool, int | None]:
 
 def delta_object(delta: Delta) -> dict[str, Any]:
     """Return a delta as a chunk's choice has it."""
-    if delta.call is not None:
-        function: dict[str, Any] = {"arguments": delta.arguments}
-        call: dict[str, Any] = {"index": delta.call, "function": function}
-        if delta.name is not None:
-            call |= {"id": delta.call_id, "type": "function"}
-            call["function"] = {"name": delta.name, **function}
-        return {"tool_calls": [call]}
+    if delta.called is not None:
+        call = _call_object(delta.called, delta.arguments, begins=delta.call_id is not None)
+        begin = {} if delta.call_id is None else {"id": delta.call_id, "type": _type(delta.called)}
+        return {"tool_calls": [{"index": delta.call} | begin | {_type(delta.called): call}]}
     if delta.reasoning:
         return {"reasoning": delta.reasoning, "reasoning_content": delta.reasoning}
     return {"content": delta.content}
+
+
+def _type(called: Called) -> str:
+    return "custom" if called.custom else "function"
+
+
+def _call_object(called: Called, text: str, *, begins: bool = True) -> dict[str, str]:
+    """Return a call's name, where it ``begins``, and its arguments or their next piece. Only a
+    tool of a group has a ``namespace``, as in the Responses API.
+    """
+    name = {"name": called.name} if begins else {}
+    if begins and called.namespace is not None:
+        name["namespace"] = called.namespace
+    return name | {"input" if called.custom else "arguments": text}
 
 
 def message_object(deltas: Sequence[Delta]) -> dict[str, Any]:
@@ -162,11 +178,12 @@ def message_object(deltas: Sequence[Delta]) -> dict[str, Any]:
     content = "".join(it.content for it in deltas if it.call is None)
     calls: list[dict[str, Any]] = []
     for delta in deltas:
-        if delta.name is not None:
-            function = {"name": delta.name, "arguments": ""}
-            calls.append({"id": delta.call_id, "type": "function", "function": function})
-        if delta.call is not None:
-            calls[delta.call]["function"]["arguments"] += delta.arguments
+        if delta.called is None or delta.call_id is None:
+            continue
+        text = "".join(it.arguments for it in deltas if it.call == delta.call)
+        kind = _type(delta.called)
+        call = _call_object(delta.called, text)
+        calls.append({"id": delta.call_id, "type": kind, kind: call})
     message: dict[str, Any] = {
         "role": "assistant",
         "content": content if content or not calls else None,

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gptoss.runtime.harmony import messages as m
-from gptoss.runtime.harmony.fields import HARMONY_NAME
+from gptoss.runtime.harmony.fields import HARMONY_NAME, NAME_RULE
 from gptoss.runtime.harmony.messages import FUNCTIONS, Message, Role
 from gptoss.runtime.server.chat_completions.messages import PICTURE_NOTE
 from gptoss.runtime.server.errors import ApiError, invalid
@@ -224,7 +224,7 @@ class _Reader:
         name, space = fields.text("name", 200), fields.text("namespace", 200)
         for key, value in (("name", name), ("namespace", space)):
             if value is not None and not HARMONY_NAME.fullmatch(value):
-                raise fields.error(key, "use 1 to 64 letters, digits, _ or -")
+                raise fields.error(key, NAME_RULE)
         if name is None:
             raise fields.error("name", "is missing", "missing_required_parameter")
         if space is not None:

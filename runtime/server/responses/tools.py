@@ -145,18 +145,18 @@ def read_tool_choice(fields: Fields, tools: Tools) -> tuple[ToolChoice, Tools, A
     kind = inner.text("type", 128)
     if kind == "allowed_tools":
         mode = ToolChoice(inner.choice("mode", ("auto", "required")) or "auto")
-        named = [_named(inner, tools, it) for it in inner.sequence("tools", MAX_TOOLS) or []]
+        named = [named_tool(inner, tools, it) for it in inner.sequence("tools", MAX_TOOLS) or []]
         if not named:
             raise inner.error("tools", "allows no tools; use none")
         reported = {"type": kind, "mode": mode.value, "tools": inner.data.get("tools")}
         return mode, tools.only(named), reported
     if kind not in ("function", "custom"):
         raise inner.error("type", f"{str(kind)[:80]!r}: this server cannot run that tool")
-    found = _named(inner, tools, inner.data)
+    found = named_tool(inner, tools, inner.data)
     return ToolChoice.REQUIRED, tools.only([found]), {"type": kind, "name": found.name}
 
 
-def _named(fields: Fields, tools: Tools, entry: object) -> Called:
+def named_tool(fields: Fields, tools: Tools, entry: object) -> Called:
     """Return the tool that an entry of ``tool_choice`` names."""
     if not isinstance(entry, Mapping):
         raise fields.error("tools", "each must be an object", "invalid_type")
@@ -164,7 +164,7 @@ def _named(fields: Fields, tools: Tools, entry: object) -> Called:
     name = inner.get("name") if isinstance(inner, Mapping) else entry.get("name")
     if not isinstance(name, str):
         raise fields.error("name", "is missing", "missing_required_parameter")
-    space = entry.get("namespace")
+    space = (inner if isinstance(inner, Mapping) else entry).get("namespace")
     found = tools.find(f"{space}.{name}" if isinstance(space, str) else name)
     if found is None:
         raise fields.error("name", f"{name[:80]!r} is not among the tools that were offered")

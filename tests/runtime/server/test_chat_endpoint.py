@@ -7,9 +7,13 @@ import json
 from typing import Any
 
 import httpx
+import pytest
 
+from gptoss.runtime.sampling.constrained import TokenMasks
 from support.fake_engine import ScriptedEngine
+from support.random_engine import RandomEngine
 from support.server import client_of, scripted
+from support.tokens import byte_tokenizer, spell
 
 THOUGHT = "<|channel|>analysis<|message|>2 + 2<|end|><|start|>assistant"
 ANSWER = "<|channel|>final<|message|>It is 4.<|return|>"
@@ -69,8 +73,69 @@ async def test_health_and_models() -> None:
                 await asyncio.sleep(0.001)
         assert health.json() == {"status": "ok"}
         models = (await client.get("/v1/models")).json()
-        assert [it["id"] for it in models["data"]] == ["tiny"]
-        assert (await client.get("/v1/models/gpt-oss-20b")).json()["id"] == "tiny"
+        names = {it["id"]: it["root"] for it in models["data"]}
+        assert names == {"tiny": "tiny", "gpt-oss-20b": "tiny"}
+        assert next(iter(names)) == "tiny"
+        for name in names:
+            assert (await client.get(f"/v1/models/{name}")).json()["id"] == name
         missing = await client.get("/v1/models/nothing")
         assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
         assert (await client.get("/metrics")).text.startswith("# HELP gptoss_http_requests_total")
+
+
+LONG = "a_server_with_a_long_name__" + "f" * 101
+GROUPED: list[dict[str, Any]] = [
+    {"type": "function", "function": {"name": LONG}},
+    {"type": "custom", "custom": {"name": "patch"}},
+    {"type": "namespace", "name": "crm", "tools": [{"type": "function", "name": "find"}]},
+]
+
+
+def grouped_call(recipient: str) -> str:
+    return f"<|channel|>commentary to={recipient} json<|message|>{{}}<|call|>"
+
+
+@pytest.mark.parametrize(
+    ("recipient", "kind", "called"),
+    [
+        (f"functions.{LONG}", "function", {"name": LONG, "arguments": "{}"}),
+        ("functions.patch", "custom", {"name": "patch", "input": "{}"}),
+        ("crm.find", "function", {"name": "find", "namespace": "crm", "arguments": "{}"}),
+    ],
+)
+async def test_long_names_custom_tools_and_namespaces(
+    recipient: str, kind: str, called: dict[str, str]
+) -> None:
+    engine = ScriptedEngine(grouped_call(recipient), grouped_call(recipient), ANSWER, ANSWER)
+    asked = ASK | {"tools": GROUPED}
+    async with client_of(lambda: scripted(engine)) as client:
+        whole = await client.post("/v1/chat/completions", json=asked)
+        [call] = whole.json()["choices"][0]["message"]["tool_calls"]
+        assert (call["type"], call[kind]) == (kind, called)
+        streamed = await client.post("/v1/chat/completions", json=asked | {"stream": True})
+        deltas = [it["choices"][0]["delta"] for it in chunks_of(streamed)]
+        pieces = [piece for delta in deltas for piece in delta.get("tool_calls", [])]
+        text = "input" if kind == "custom" else "arguments"
+        assert pieces[0][kind] | {text: ""} == called | {text: ""}
+        assert "".join(piece[kind][text] for piece in pieces) == "{}"
+        # The client sends the call back, with its namespace and without.
+        bare = {name: it for name, it in called.items() if name != "namespace"}
+        for sent in (called, bare):
+            before = {"role": "assistant", "tool_calls": [{"id": "a", "type": kind, kind: sent}]}
+            result = {"role": "tool", "tool_call_id": "a", "content": "done"}
+            messages = [*ASK["messages"], before, result]
+            again = await client.post("/v1/chat/completions", json=asked | {"messages": messages})
+            assert again.status_code == 200, again.text
+            assert f"<|start|>{recipient} to=assistant" in engine.prompts[-1]
+            assert f" to={recipient}" in engine.prompts[-1]
+
+
+async def test_a_namespaced_tool_can_be_required() -> None:
+    choice = {"type": "function", "function": {"name": "find", "namespace": "crm"}}
+    masks = TokenMasks(byte_tokenizer())
+    engine = RandomEngine(byte_tokenizer().n_vocab, 1, favoured=spell("<|end|>"))
+    asked = ASK | {"tools": GROUPED, "tool_choice": choice, "max_tokens": 3000}
+    async with client_of(lambda: scripted(engine, masks)) as client:
+        response = await client.post("/v1/chat/completions", json=asked)
+    [call] = response.json()["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["namespace"] == "crm"
