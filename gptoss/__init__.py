@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from gptoss.runtime.engine.base import PromptProgress as PromptProgress
     from gptoss.runtime.engine.base import PromptTooLongError as PromptTooLongError
     from gptoss.runtime.engine.base import QueueFullError as QueueFullError
+    from gptoss.runtime.engine.base import RpcServerLostError as RpcServerLostError
     from gptoss.runtime.engine.base import TimeLimitError as TimeLimitError
     from gptoss.runtime.engine.base import Timings as Timings
     from gptoss.runtime.engine.cache_folder import CacheFolderError as CacheFolderError
@@ -212,6 +213,7 @@ _NAMES = {
         "PromptProgress",
         "PromptTooLongError",
         "QueueFullError",
+        "RpcServerLostError",
         "TimeLimitError",
         "Timings",
     ),
@@ -370,6 +372,7 @@ __all__ = [
     "ReplyStream",
     "Role",
     "RoundEnded",
+    "RpcServerLostError",
     "Sampling",
     "SamplingError",
     "Settings",

@@ -20,6 +20,7 @@
     │   ├── TimeLimitError          ... the request took longer than its time limit
     │   ├── QueueFullError          ... too many requests are waiting
     │   ├── EngineClosedError       ... it was closed, or has failed before
+    │   │   └── RpcServerLostError  ... an RPC server that holds a part of the model went away
     │   ├── ForkedProcessError      ... it was loaded before this process was forked
     │   └── RemoteError             ... another server, which runs it, fails or refuses
     │       └── RemoteUnreachableError  ... cannot be reached, or the connection broke

@@ -21,6 +21,7 @@ from gptoss.runtime.remote.command import remote_command
 from gptoss.runtime.sampling.grammar import ToolChoice
 from gptoss.runtime.sampling.parameters import Sampling
 from gptoss.runtime.server.serve_command import serve_command
+from gptoss.runtime.terminal.answer_options import logit_bias as logit_bias_of
 from gptoss.runtime.terminal.answer_options import response_format as response_format_of
 from gptoss.runtime.terminal.chat_run import ChatRequest, EngineRequest, run_chat
 from gptoss.runtime.tools.command import tools_command
@@ -180,6 +181,13 @@ cli.add_command(remote_command)
     help="Divide the logits of tokens that occurred before, 0.1 to 10.  [default: 1]",
 )
 @click.option(
+    "--logit-bias",
+    "logit_bias",
+    multiple=True,
+    metavar="TOKEN_ID=VALUE",
+    help="Add VALUE, -100 to 100, to the logit of a token; -100 bans it. Repeatable.",
+)
+@click.option(
     "--top-logprobs",
     type=int,
     metavar="N",
@@ -289,6 +297,7 @@ def chat(
                         options["presence_penalty"],
                         options["frequency_penalty"],
                         options["repetition_penalty"],
+                        logit_bias_of(options["logit_bias"]),
                         top_logprobs=options["top_logprobs"],
                     ),
                     seed=options["seed"],

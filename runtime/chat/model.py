@@ -111,10 +111,11 @@ def open(  # noqa: A001 as gptoss.open, beside gptoss.load
     ones wait their turn. ``constrained=False`` leaves the model free: no tool choice, response
     format or reasoning budget can be kept then. ``options`` are the engine's (``EngineSettings``):
     ``n_ctx``, ``kv_type``, ``n_batch``, ``n_threads``, ``repack``, ``n_gpu_layers``, ``gpus``,
-    ``n_cpu_experts``, ``flash_attention``, ``loras``; what is left out is chosen by the memory
-    plan (``gptoss.memory_plan``), and kept as ``Model.plan``. A model that does not fit into the
-    memory available now is refused unless ``force``. ``disk_cache=False`` leaves no state of
-    any prompt on disk, and uses none (see docs/run.md). ``progress`` is called on this thread with
+    ``n_cpu_experts``, ``flash_attention``, ``loras``, ``rpc``, ``rpc_insecure``; what is left out
+    is chosen by the memory plan (``gptoss.memory_plan``), and kept as ``Model.plan``. A model that
+    does not fit into the memory available now is refused unless ``force``. ``disk_cache=False``
+    leaves no state of any prompt on disk, and uses none (see docs/run.md). Where an RPC server is
+    lost, every reply ends with RpcServerLostError. ``progress`` is called on this thread with
     the share that is done, 0 to 1; an exception that it raises ends the load. Raises GgufError,
     UnsupportedModelError, OptionError, OutOfMemoryError, EngineError.
     """

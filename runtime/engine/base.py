@@ -7,6 +7,7 @@ token ids.
     ├── ModelFileChangedError     the model's file was written to while it is in use
     ├── QueueFullError            too many requests are waiting
     ├── EngineClosedError         the engine was closed, or failed before
+    │   └── RpcServerLostError    ... an RPC server with a part of the model went away
     ├── TimeLimitError            the request took longer than it may
     ├── ForkedProcessError        the model was loaded before this process was forked
     └── RemoteError               another server, which runs the model, fails or refuses
@@ -61,6 +62,12 @@ class QueueFullError(EngineError):
 
 class EngineClosedError(EngineError):
     """The engine was closed, or failed before; it takes no more requests."""
+
+
+class RpcServerLostError(EngineClosedError):
+    """An RPC server that holds a part of the model went away; this process can use no RPC server
+    any more.
+    """
 
 
 class TimeLimitError(EngineError):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gptoss.runtime.engine.base import EngineError
-from gptoss.runtime.engine.devices import check_offload, select_gpus
+from gptoss.runtime.engine.devices import Device
 from gptoss.runtime.engine.drafts import BatchCosts
 from gptoss.runtime.engine.settings import EngineSettings
 
@@ -93,8 +93,9 @@ def _measured(settings: EngineSettings) -> dict[str, Any]:
 def _read_settings(line: str) -> EngineSettings:
     it = json.loads(line)
     gpus = None if it["gpus"] is None else tuple(it["gpus"])
+    rpc = tuple(it["rpc"])
     costs = it["draft_costs"] and BatchCosts(*map(tuple, it["draft_costs"].values()))
-    return EngineSettings(**it | {"gpus": gpus, "loras": (), "draft_costs": costs})
+    return EngineSettings(**it | {"gpus": gpus, "rpc": rpc, "loras": (), "draft_costs": costs})
 
 
 def read_log(lines: Iterable[str]) -> tuple[list[int], dict[str, int]]:
@@ -109,14 +110,14 @@ def read_log(lines: Iterable[str]) -> tuple[list[int], dict[str, int]]:
     return kv, compute
 
 
-def by_device(buffers: Mapping[str, int], gpus: Iterable[str]) -> dict[str, int]:
+def by_device(buffers: Mapping[str, int], gpus: Sequence[Device]) -> dict[str, int]:
     """Sum buffers by the device whose memory they take: ``CUDA0`` is the GPU of that name,
-    ``CUDA_Host`` and ``CPU_REPACK`` are the machine's memory.
+    ``RPC0[ADDRESS]`` the first device of that server, ``CUDA_Host`` and ``CPU_REPACK`` are the
+    machine's memory.
     """
-    names = list(gpus)
     sums: dict[str, int] = {}
     for buffer, size in buffers.items():
-        device = next((name for name in names if buffer.startswith(name)), CPU)
+        device = next((it.name for it in gpus if buffer.startswith(it.buffer_prefix)), CPU)
         sums[device] = sums.get(device, 0) + size
     return sums
 
@@ -127,18 +128,16 @@ class _Measuring:
     def __init__(self, path: str) -> None:
         self._path = path
         self._placement: object = None
+        self._gpus: tuple[Device, ...] = ()
         self._model: Any = None
         self._layers: list[str] = []
         self._repacked = False
 
     def measure(self, settings: EngineSettings) -> Buffers:
         """Create a context with these settings that allocates nothing, and return its sizes."""
-        from gptoss.runtime.engine.ggml import list_devices
         from gptoss.runtime.engine.library import LOG, lib
         from gptoss.runtime.engine.loader import context_params
 
-        gpus = select_gpus(settings.gpus, list_devices())
-        check_offload(settings, gpus)
         self._load(settings)
         with LOG.collected() as lines:
             context = lib.llama_init_from_model(self._model, context_params(settings))
@@ -147,21 +146,21 @@ class _Measuring:
         lib.llama_free(context)
         kv, compute = read_log(lines)
         full, window = (*kv, 0, 0)[:2]
-        names = [gpu.name for gpu in gpus]
-        layers = tuple(it if it in names else CPU for it in self._layers)
-        return Buffers(full, window, by_device(compute, names), layers, self._repacked)
+        compute = by_device(compute, self._gpus)
+        return Buffers(full, window, compute, tuple(self._layers), self._repacked)
 
     def _load(self, settings: EngineSettings) -> None:
-        from gptoss.runtime.engine.ggml import list_devices
         from gptoss.runtime.engine.library import LOG, lib
-        from gptoss.runtime.engine.loader import model_params
+        from gptoss.runtime.engine.loader import model_params, offload_devices
+        from gptoss.runtime.engine.rpc import ggml_names
 
         placement = settings.n_gpu_layers, settings.gpus, settings.n_cpu_experts, settings.repack
         if placement == self._placement:
             return
         if self._model:
             lib.llama_model_free(self._model)
-        params, kept = model_params(settings, select_gpus(settings.gpus, list_devices()))
+        self._gpus = offload_devices(settings)
+        params, kept = model_params(settings, self._gpus)
         params.no_alloc = True
         params.load_mode = lib.LLAMA_LOAD_MODE_NONE  # with mmap an assertion fails
         with LOG.collected() as lines:
@@ -171,7 +170,9 @@ class _Measuring:
             raise LOG.explain("not loaded")
         self._placement = placement
         text = "".join(lines)
-        self._layers = _LAYER.findall(text)
+        names = {it.name: it.name for it in self._gpus}
+        names |= ggml_names([it for it in self._gpus if it.server])
+        self._layers = [names.get(name, CPU) for name in _LAYER.findall(text)]
         self._repacked = bool(_REPACKED.search(text))
 
 

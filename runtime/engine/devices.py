@@ -26,7 +26,8 @@ class Device:
     """A device of ggml; ``free`` and ``total`` are bytes of its memory.
 
     For Apple's GPUs that is the recommended working set. ``is_unified``: its memory is the
-    machine's, so what it takes counts there too.
+    machine's, so what it takes counts there too. ``server``: the address of the RPC server that the
+    device belongs to, as the device ``number`` of it.
     """
 
     name: str
@@ -34,6 +35,13 @@ class Device:
     kind: Kind
     free: int
     total: int
+    server: str = ""
+    number: int = 0
+
+    @property
+    def buffer_prefix(self) -> str:
+        """Return how the names of this device's buffers begin in ggml."""
+        return f"RPC{self.number}[{self.server}]" if self.server else self.name
 
     @property
     def is_gpu(self) -> bool:

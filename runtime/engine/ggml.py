@@ -18,8 +18,10 @@ _EXPERTS = r"\.ffn_(up|down|gate)_exps\.weight$"
 
 
 @cache
-def _functions() -> Any:
-    """Return ggml's device functions with their types declared."""
+def device_functions() -> Any:
+    """Return ggml's device functions with their types declared, by name without
+    ``ggml_backend_``.
+    """
     lib.llama_backend_init()
     base, registry = ggml_library("ggml-base"), ggml_library("ggml")
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
@@ -28,6 +30,7 @@ def _functions() -> Any:
             "ggml_backend_dev_count": (size, []),
             "ggml_backend_dev_get": (pointer, [size]),
             "ggml_backend_reg_by_name": (pointer, [ctypes.c_char_p]),
+            "ggml_backend_load": (pointer, [ctypes.c_char_p]),
         },
         base: {
             "ggml_backend_dev_name": (ctypes.c_char_p, [pointer]),
@@ -39,6 +42,7 @@ def _functions() -> Any:
             ),
             "ggml_backend_dev_backend_reg": (pointer, [pointer]),
             "ggml_backend_reg_get_proc_address": (pointer, [pointer, ctypes.c_char_p]),
+            "ggml_backend_reg_dev_get": (pointer, [pointer, size]),
             "ggml_backend_buft_name": (ctypes.c_char_p, [pointer]),
             "ggml_backend_dev_buffer_type": (pointer, [pointer]),
         },
@@ -53,7 +57,7 @@ def _functions() -> Any:
 
 
 def _handles() -> list[int]:
-    functions = _functions()
+    functions = device_functions()
     return [functions.dev_get(i) for i in range(functions.dev_count())]
 
 
@@ -63,7 +67,7 @@ def list_devices() -> tuple[Device, ...]:
 
 
 def _device(handle: int) -> Device:
-    functions = _functions()
+    functions = device_functions()
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
     functions.dev_memory(handle, ctypes.byref(free), ctypes.byref(total))
     return Device(
@@ -75,16 +79,15 @@ def _device(handle: int) -> Device:
     )
 
 
-def gpu_handles(names: tuple[str, ...]) -> ctypes.Array[ctypes.c_void_p]:
-    """Return ggml's devices of these names as the NULL-terminated list that llama.cpp takes."""
-    by_name = {_device(handle).name: handle for handle in _handles()}
-    return (ctypes.c_void_p * (len(names) + 1))(*[by_name[name] for name in names], None)
+def gpu_handles() -> dict[str, int]:
+    """Return ggml's handles of this machine's devices by their names."""
+    return {_device(handle).name: handle for handle in _handles()}
 
 
 @cache
 def extra_buffer_types() -> dict[str, int]:
     """Return the addresses of ggml's CPU buffer types that repack weights, by name."""
-    functions = _functions()
+    functions = device_functions()
     cpu = functions.reg_by_name(b"CPU")
     address = functions.reg_get_proc_address(cpu, b"ggml_backend_dev_get_extra_bufts")
     if not address:
@@ -119,7 +122,7 @@ def buffer_overrides(n_cpu_experts: int, *, repack: bool) -> tuple[Any, bool]:
     types = extra_buffer_types()
     overrides = []
     if n_cpu_experts:
-        cpu = _functions().dev_buffer_type(_cpu_handle())
+        cpu = device_functions().dev_buffer_type(_cpu_handle())
         pattern = rf"^blk\.({'|'.join(map(str, range(n_cpu_experts)))}){_EXPERTS}"
         kept = types.get(REPACK) if repack and AMX in types else None
         overrides.append(_Override(pattern.encode(), kept or cpu))
@@ -130,5 +133,5 @@ def buffer_overrides(n_cpu_experts: int, *, repack: bool) -> tuple[Any, bool]:
 
 
 def _cpu_handle() -> int:
-    functions = _functions()
+    functions = device_functions()
     return next(h for h in _handles() if functions.dev_type(h) == list(Kind).index(Kind.CPU))

@@ -102,11 +102,16 @@ def library_folder() -> Path:
 
 
 def ggml_library(name: str) -> ctypes.CDLL:
-    """Return ggml's library ``name`` (``ggml`` or ``ggml-base``), which libllama has loaded: the
-    same file again is the same library.
+    """Return a library that has the functions of ggml's library ``name`` (``ggml`` or
+    ``ggml-base``) as libllama uses them.
+
+    That is libllama itself: symbols are searched in what it is linked with. The installed
+    ``libggml.so`` is a copy of the file that was loaded, not a link to it, and would be loaded a
+    second time, with a registry of its own. Windows searches one file only, and loads it once.
     """
-    patterns = (f"lib{name}.so", f"lib{name}.dylib", f"{name}.dll", f"lib{name}.dll")
-    for path in (library_folder() / pattern for pattern in patterns):
+    if sys.platform != "win32":
+        return ctypes.CDLL(lib._lib._name)
+    for path in (library_folder() / f"{name}.dll", library_folder() / f"lib{name}.dll"):
         if path.exists():
             return ctypes.CDLL(os.fspath(path))
     raise EngineError(f"{library_folder()}: has no library {name}; install llama-cpp-python again")

@@ -30,6 +30,7 @@ from gptoss.runtime.engine.loader import Loaded, Progress, explain_failure, load
 from gptoss.runtime.engine.prefix_cache import CacheSettings, open_cache
 from gptoss.runtime.engine.repacking import Repacking
 from gptoss.runtime.engine.request import ScheduledGeneration
+from gptoss.runtime.engine.rpc import LOSS
 from gptoss.runtime.engine.saved_state import State
 from gptoss.runtime.engine.scheduler import Scheduler
 from gptoss.runtime.engine.settings import EngineSettings
@@ -79,6 +80,8 @@ class LlamaEngine:
             self._context.change_over_to(Repacking(path, settings, loaded.stop))
         prefixes = open_cache(cache or CacheSettings(), path, self._context.state_format)
         self._scheduler = Scheduler(self._context, settings.n_ctx, settings.draft_costs, prefixes)
+        if settings.rpc:
+            LOSS.listen(self._scheduler.fail)
         self._close = weakref.finalize(self, self._scheduler.close)
 
     @property

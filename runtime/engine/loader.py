@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from gptoss.runtime.engine.base import EngineError, OutOfMemoryError
 from gptoss.runtime.engine.devices import Device, check_offload, select_gpus
 from gptoss.runtime.engine.ggml import buffer_overrides, gpu_handles, list_devices
 from gptoss.runtime.engine.library import LOG, StopFlag, lib
+from gptoss.runtime.engine.rpc import LOSS, connect, devices_of
 from gptoss.runtime.engine.settings import FLASH_ATTENTION, KV_TYPES, EngineSettings
 from gptoss.runtime.engine.threads import physical_cores, run_interruptibly
 
@@ -24,10 +26,15 @@ Progress = Callable[[float], None]
 """Called with the share of the load that is done, 0 to 1, on the thread that loads. An exception
 that it raises ends the load and is raised there: this is how a load is cancelled."""
 
+T = TypeVar("T")
+
 _READ_CHUNK = 16 << 20
 _PAGE = 4096
 _LOADED = 0.97
 """Share of the progress when the model is loaded; then its context is created."""
+
+_CANCEL_SECONDS = 10.0
+"""How long RPC servers may take to answer after a load was cancelled."""
 
 _NO_MEMORY = ("failed to allocate", "unable to allocate", "out of memory", "failed to alloc")
 """What llama.cpp's log says when a device or the machine has no memory left."""
@@ -43,7 +50,11 @@ class Loaded:
     settings: EngineSettings
 
     def free(self) -> None:
-        """Free llama.cpp's context and its model, which frees its adapters."""
+        """Free llama.cpp's context and its model, which frees its adapters; nothing where an RPC
+        server was lost, since that would never end.
+        """
+        if self.settings.rpc and LOSS.error_now() is not None:
+            return
         lib.llama_free(self.context)
         lib.llama_model_free(self.model)
 
@@ -56,9 +67,7 @@ def load(
     Raises EngineError, OutOfMemoryError, OptionError for a GPU that is not there, and what
     ``progress`` raises: the load ends then.
     """
-    devices = list_devices()
-    gpus = select_gpus(settings.gpus, devices)
-    check_offload(settings, gpus)
+    gpus = offload_devices(settings)
     loader = _Loader(path, settings, gpus, progress)
     model = loader.load_model()
     context: Any = None
@@ -69,11 +78,21 @@ def load(
         loader.apply(context, adapters)
         loader.report(1.0)
     except BaseException:
-        if context is not None:
-            lib.llama_free(context)
-        lib.llama_model_free(model)
+        if loader.stuck() is None:  # else freeing would not end
+            if context is not None:
+                lib.llama_free(context)
+            lib.llama_model_free(model)
         raise
     return Loaded(model, context, stop, settings)
+
+
+def offload_devices(settings: EngineSettings) -> tuple[Device, ...]:
+    """Return the devices that layers are offloaded to, in llama.cpp's order: those of RPC servers,
+    then this machine's GPUs. Raises OptionError, EngineError.
+    """
+    gpus = (*devices_of(settings), *select_gpus(settings.gpus, list_devices()))
+    check_offload(settings, gpus)
+    return gpus
 
 
 def model_params(settings: EngineSettings, gpus: Sequence[Device]) -> tuple[Any, list[Any]]:
@@ -87,10 +106,11 @@ def model_params(settings: EngineSettings, gpus: Sequence[Device]) -> tuple[Any,
     )
     params.tensor_buft_overrides = ctypes.addressof(overrides)
     kept = [overrides]
-    if settings.gpus is not None:
-        handles = gpu_handles(tuple(gpu.name for gpu in gpus))
-        params.devices = ctypes.addressof(handles)
-        kept.append(handles)
+    if settings.gpus is not None or settings.rpc:
+        handles = gpu_handles() | connect([gpu for gpu in gpus if gpu.server])
+        listed = (ctypes.c_void_p * (len(gpus) + 1))(*[handles[gpu.name] for gpu in gpus], None)
+        params.devices = ctypes.addressof(listed)
+        kept.append(listed)
     return params, kept
 
 
@@ -126,6 +146,7 @@ class _Loader:
         self._copies = settings.repack == "now" or (bool(gpus) and settings.n_gpu_layers != 0)
         self._share = 0.0
         self._reported = -1.0
+        self._cancelled_at = float("inf")
 
     def load_model(self) -> Any:
         """Load the GGUF into a ``llama_model`` of llama.cpp; raises EngineError, and what
@@ -143,26 +164,24 @@ class _Loader:
         params.progress_callback = lib.llama_progress_callback(advance)
         lib.llama_backend_init()
         loaded: list[Any] = []
+
+        def load() -> None:
+            loaded.append(lib.llama_model_load_from_file(os.fsencode(self._path), params))
+            kept.clear()
+
         try:
-            run_interruptibly(
-                lambda: loaded.append(
-                    lib.llama_model_load_from_file(os.fsencode(self._path), params)
-                ),
-                abort=self._stop.set,
-                poll=self._report,
-            )
+            self._run(load)
         except BaseException:
             for model in filter(None, loaded):  # it was ready before the abort was seen
                 lib.llama_model_free(model)
             raise
-        del kept
         if not loaded[0]:
             raise explain_failure(f"{self._path}: llama.cpp cannot load it")
         return loaded[0]
 
     def load_adapter(self, model: Any, path: Path) -> Any:
         """Load a LoRA adapter for the model; the model frees it. Raises EngineError."""
-        adapter = lib.llama_adapter_lora_init(model, os.fsencode(path))
+        adapter = self._run(lambda: lib.llama_adapter_lora_init(model, os.fsencode(path)))
         if not adapter:
             raise explain_failure(f"{path}: llama.cpp cannot load it as an adapter of this model")
         return adapter
@@ -174,11 +193,7 @@ class _Loader:
         params.abort_callback_data = stop.address
         made: list[Any] = []
         try:
-            run_interruptibly(
-                lambda: made.append(lib.llama_init_from_model(model, params)),
-                abort=lambda: None,  # it takes milliseconds
-                poll=self._report,
-            )
+            self._run(lambda: made.append(lib.llama_init_from_model(model, params)))
         except BaseException:
             for context in filter(None, made):
                 lib.llama_free(context)
@@ -222,6 +237,24 @@ class _Loader:
                 np.memmap(self._path, np.uint8, "r", start, (length,))[::_PAGE].max()
         except (OSError, ValueError):  # llama.cpp reports what is wrong with it
             return
+
+    def _run(self, call: Callable[[], T]) -> T:
+        """Make a call of llama.cpp that progress is reported during, and that can be cancelled."""
+        return run_interruptibly(call, abort=self._cancel, poll=self._report, stuck=self.stuck)
+
+    def _cancel(self) -> None:
+        self._cancelled_at = time.monotonic()
+        self._stop.set()
+
+    def stuck(self) -> EngineError | None:
+        """Return why a call of llama.cpp will not return: an RPC server was lost, or does not
+        answer after the load was cancelled.
+        """
+        if not self._settings.rpc:
+            return None
+        if time.monotonic() - self._cancelled_at > _CANCEL_SECONDS:
+            return EngineError("an RPC server does not answer")
+        return LOSS.error_now()
 
     def _report(self) -> None:
         if self._share > self._reported:

@@ -67,6 +67,8 @@ class Scheduler:
         self._active: list[Request] = []
         self._decoding: list[Request] = []  # those in the batch that runs now
         self._closing = False
+        self._failure: EngineError | None = None
+        """Why this thread is stuck in the context, and perhaps holds the lock."""
         self._prefill_rate = MIN_CHUNK / STALL_SECONDS  # tokens per second, as measured so far
         self._pid = os.getpid()
         # Reentrant: a garbage collection in this thread may drop, so cancel, another request.
@@ -93,6 +95,8 @@ class Scheduler:
         if time_limit is not None and not time_limit > 0:
             raise EngineError(f"time limit is {time_limit}; expected more than 0 seconds")
         request = Request(prompt, sampler, stop, max_tokens, checkpoints, time_limit)
+        if self._failure is not None:
+            raise self._failure
         with self._changed:
             if self._closing:
                 raise EngineClosedError("the engine has been closed")
@@ -119,6 +123,8 @@ class Scheduler:
         if request.cancelled or request.ended or os.getpid() != self._pid:
             return
         request.cancel()
+        if self._failure is not None:
+            return
         with self._changed:
             if request in self._decoding and (request.drafted or not request.is_generating):
                 self._context.abort()
@@ -126,6 +132,8 @@ class Scheduler:
 
     def wake(self) -> None:
         """Wake the scheduler's thread after a reader took a token of a paused request."""
+        if self._failure is not None:
+            return
         with self._changed:
             self._changed.notify_all()
 
@@ -135,6 +143,8 @@ class Scheduler:
         """
         if os.getpid() != self._pid:  # a forked child has neither the thread nor the memory
             return
+        if self._failure is not None:
+            return
         with self._changed:
             self._closing = True
             self._context.abort()
@@ -142,6 +152,19 @@ class Scheduler:
         if threading.current_thread() is not self._thread:  # collected there: it ends by itself
             while self._thread.is_alive():
                 self._thread.join(POLL_SECONDS)
+
+    def fail(self, error: EngineError) -> None:
+        """End every request with ``error``, since the scheduler's thread will never return from the
+        context; nothing is freed then.
+        """
+        self._failure = error
+        held = self._changed.acquire(timeout=POLL_SECONDS)  # else by that thread, for ever
+        try:
+            for request in (*self._active, *self._waiting):
+                request.end(error)
+        finally:
+            if held:
+                self._changed.release()
 
     # The scheduler's thread
 

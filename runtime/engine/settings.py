@@ -55,6 +55,8 @@ class EngineOptions(TypedDict, total=False):
     flash_attention: FlashAttention | None
     loras: tuple[Lora, ...]
     draft_costs: BatchCosts | None
+    rpc: tuple[str, ...]
+    rpc_insecure: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,8 @@ class EngineSettings:
     default, which means none where llama.cpp has no GPU. ``gpus``: names of the GPUs to use, None
     for all. ``n_cpu_experts``: so many of the first layers keep their experts on the CPU.
     With ``draft_costs`` text that repeats is decoded by drafts, which takes a buffer for more
-    logits: 50 MiB.
+    logits: 50 MiB. ``rpc``: ``HOST:PORT`` of llama.cpp's RPC servers, whose devices are used as
+    GPUs, before this machine's; loopback addresses only unless ``rpc_insecure``.
     """
 
     n_ctx: int
@@ -85,6 +88,8 @@ class EngineSettings:
     flash_attention: FlashAttention = "auto"
     loras: tuple[Lora, ...] = ()
     draft_costs: BatchCosts | None = None
+    rpc: tuple[str, ...] = ()
+    rpc_insecure: bool = False
 
     @property
     def n_outputs(self) -> int:
@@ -107,9 +112,20 @@ class EngineSettings:
                 f"kv_type {self.kv_type} needs flash attention; "
                 "leave flash_attention at auto, or use kv_type f16"
             )
-        if self.gpus == () and self.n_gpu_layers > 0:
+        if self.gpus == () and self.n_gpu_layers > 0 and not self.rpc:
             raise OptionError(
                 f"n_gpu_layers is {self.n_gpu_layers} but gpus names none; leave one of them out"
+            )
+        if self.rpc:
+            self._check_rpc()
+
+    def _check_rpc(self) -> None:
+        """Raise OptionError for what excludes the use of RPC servers."""
+        if self.n_gpu_layers == 0:
+            raise OptionError("n_gpu_layers is 0 but rpc names servers; leave one of them out")
+        if self.repack == "later":
+            raise OptionError(
+                "repack is later, but RPC servers hold one model; use repack now or no with rpc"
             )
 
 

@@ -53,19 +53,27 @@ def _performance_cores() -> int:
 
 
 def run_interruptibly(
-    call: Callable[[], T], *, abort: Callable[[], None], poll: Callable[[], None] | None = None
+    call: Callable[[], T],
+    *,
+    abort: Callable[[], None],
+    poll: Callable[[], None] | None = None,
+    stuck: Callable[[], BaseException | None] = lambda: None,
 ) -> T:
     """Run the library call ``call`` on a thread of its own, and wait for its result so that Ctrl-C
     still works.
 
     ``poll`` is called here now and then. If it raises, or the wait is interrupted by Ctrl-C,
     ``abort`` must make the call return early; the exception is raised once it has returned.
+    ``stuck`` returns an exception where the call will never return: it is raised, and the thread
+    left behind.
     """
     task = _Task(call)
     thread = threading.Thread(target=task.run, name="gptoss-load", daemon=True)
     try:
         thread.start()
         while not task.done.wait(_POLL_SECONDS):
+            if (error := stuck()) is not None:
+                raise error
             if poll is not None:
                 poll()
         return task.future.result()
@@ -73,7 +81,7 @@ def run_interruptibly(
         abort()
         if task.abandon():
             raise
-        while not task.done.is_set():
+        while not task.done.is_set() and stuck() is None:
             try:
                 task.done.wait(_POLL_SECONDS)
             except KeyboardInterrupt:

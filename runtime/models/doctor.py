@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from importlib.util import find_spec
@@ -16,13 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from gptoss.formats.hparams import HParams
+from gptoss.runtime.engine.rpc_address import MODULE_VARIABLE, resolve_addresses
 from gptoss.runtime.models.sizes import sparse_gguf
 from gptoss.text import printable
 
 TIMEOUT = 180.0
 """Seconds; the first use of a GPU may compile its kernels."""
 
-BACKENDS = {"CUDA": "GGML_CUDA", "Metal": "GGML_METAL", "Vulkan": "GGML_VULKAN"}
+BACKENDS = {
+    "CUDA": "GGML_CUDA",
+    "Metal": "GGML_METAL",
+    "Vulkan": "GGML_VULKAN",
+    "RPC": "GGML_RPC",
+}
 """cmake options of llama.cpp by backend."""
 
 _SEARCHED = {"linux": "LD_LIBRARY_PATH", "darwin": "DYLD_LIBRARY_PATH", "win32": "PATH"}
@@ -67,8 +73,12 @@ class Diagnosis:
         return not self.problems
 
 
-def diagnose() -> Diagnosis:
-    """Test llama.cpp in a child process, and look for what commonly goes wrong around it."""
+def diagnose(rpc: Sequence[str] = (), *, rpc_insecure: bool = False) -> Diagnosis:
+    """Test llama.cpp in a child process, and the RPC servers ``rpc`` with it, and look for what
+    commonly goes wrong around it. Raises OptionError for an address that is not allowed,
+    EngineError for one that cannot be resolved.
+    """
+    servers = resolve_addresses(rpc, insecure=rpc_insecure)
     versions = _installed()
     problems: list[str] = []
     found: dict[str, Any] = {}
@@ -77,7 +87,7 @@ def diagnose() -> Diagnosis:
             'llama-cpp-python is not installed; install it: pip install "gptoss-toolkit[run]"'
         )
     else:
-        found, failures = _self_test()
+        found, failures = _self_test([str(it) for it in servers])
         problems += failures
     if len(versions) > 1:
         listed = " and ".join(f"{v} in {printable(str(where))}" for where, v in versions)
@@ -105,12 +115,18 @@ def reinstall_command(backend: str, version: str) -> str:
     return f'CMAKE_ARGS="{flags}" {install}'
 
 
-def _self_test() -> tuple[dict[str, Any], list[str]]:
+def _self_test(servers: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Run ``engine.self_test`` and return what it found, and what is wrong."""
     with sparse_gguf(_SMALL) as path:
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "gptoss.runtime.engine.self_test", os.fspath(path)],
+                [
+                    sys.executable,
+                    "-m",
+                    "gptoss.runtime.engine.self_test",
+                    os.fspath(path),
+                    *servers,
+                ],
                 capture_output=True,
                 text=True,
                 errors="replace",
@@ -145,8 +161,10 @@ def _shadowing(found: Mapping[str, Any]) -> Iterator[str]:
     if override is not None and not Path(override).is_dir():
         yield f"LLAMA_CPP_LIB_PATH names {printable(override)}, which is not a folder; unset it"
     folder = Path(found["folder"]).resolve() if found else None
+    module = os.environ.get(MODULE_VARIABLE)
+    chosen = None if module is None else Path(module).resolve()
     for path in found.get("loaded", ()):
-        if Path(path).resolve().parent != folder:
+        if Path(path).resolve().parent != folder and Path(path).resolve() != chosen:
             yield f"{printable(path)} is loaded instead of the one in {printable(str(folder))}"
     variable = _SEARCHED.get(sys.platform, "LD_LIBRARY_PATH")
     for name in filter(None, os.environ.get(variable, "").split(os.pathsep)):
@@ -164,7 +182,7 @@ def _has_ggml(folder: Path) -> bool:
 
 def _hints(found: Mapping[str, Any]) -> Iterator[str]:
     """Say which GPU of this machine is not used, and the command that changes it."""
-    kinds = {it["kind"] for it in found.get("devices", ())}
+    kinds = {it["kind"] for it in found.get("devices", ()) if not it.get("server")}
     if not found or kinds & {"gpu", "igpu"}:
         return
     backend = None

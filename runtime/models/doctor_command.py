@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from typing import Any
 
 import click
 
 from gptoss import console
 from gptoss.runtime.models.doctor import Diagnosis, diagnose
+from gptoss.runtime.models.engine_options import pop_engine_options, rpc_options
 
 
 @click.command("doctor")
+@rpc_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
-def doctor_command(context: click.Context, /, as_json: bool) -> None:
+def doctor_command(context: click.Context, /, as_json: bool, **options: Any) -> None:
     """Check llama.cpp: its build, devices and memory.
 
     It loads the library in a process of its own, decodes a token on each device, and looks for
-    other copies of the library. It prints the command that reinstalls it for CUDA, Metal and
-    Vulkan.
+    other copies of the library. It prints the command that reinstalls it for CUDA, Metal, Vulkan,
+    and for models over several machines (RPC). With --rpc it also decodes a token on each server.
 
     \b
     Exit codes:
       0    it works
       1    something is wrong
     """
-    found = diagnose()
+    engine = pop_engine_options(options)
+    found = diagnose(engine.get("rpc", ()), rpc_insecure=engine.get("rpc_insecure", False))
     if as_json:
         console.answer(json.dumps(asdict(found) | {"healthy": found.healthy}))
     else:
@@ -40,6 +44,7 @@ def _lines(it: Diagnosis) -> list[str]:
     if it.found:
         lines.append(f"libraries: {it.found['folder']}")
         lines.append(f"features: {it.found['features'].strip(' |')}")
+        lines.append("RPC: yes" if it.found["rpc"] else "RPC: not in this build")
         for device in it.found["devices"]:
             memory = f"{device['free'] / 1e9:.1f} of {device['total'] / 1e9:.1f} GB free"
             name = f"{device['name']} ({device['description']}, {device['kind']})"

@@ -16,6 +16,20 @@ from gptoss.runtime.engine.settings import (
     Repack,
 )
 
+_RPC_OPTIONS = (
+    click.option(
+        "--rpc",
+        metavar="HOST:PORT,...",
+        help="llama.cpp's RPC servers that hold a part of the model; on loopback addresses, where "
+        "a tunnel to another machine ends.",
+    ),
+    click.option(
+        "--rpc-insecure",
+        is_flag=True,
+        help="Allow RPC servers at other addresses: RPC has no authentication and no encryption.",
+    ),
+)
+
 _OPTIONS = (
     click.option(
         "--ctx",
@@ -74,12 +88,20 @@ _OPTIONS = (
         metavar="FILE[:SCALE]",
         help="A LoRA adapter as a GGUF to apply. Repeatable.",
     ),
+    *_RPC_OPTIONS,
 )
 
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the engine's options to a command; ``pop_engine_options`` takes them out again."""
     for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def rpc_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add only the options that name RPC servers; ``pop_engine_options`` takes them out again."""
+    for option in reversed(_RPC_OPTIONS):
         command = option(command)
     return command
 
@@ -93,6 +115,8 @@ def pop_engine_options(arguments: dict[str, Any]) -> EngineOptions:
             options["loras"] = tuple(_lora(spec) for spec in value)
         elif name == "gpus":
             options["gpus"] = value or None
+        elif name == "rpc":
+            options["rpc"] = () if value is None else tuple(value.split(","))
         elif value is not None:
             options[name] = value  # type: ignore[literal-required]
     return options

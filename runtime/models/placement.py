@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from gptoss.runtime.engine.buffer_sizes import CPU, Buffers
@@ -46,6 +48,19 @@ class DeviceMemory:
     def short(self) -> int:
         """Return how many bytes this device lacks; 0 where everything fits."""
         return max(0, self.needed - self.available)
+
+
+def split_layers(n_layers: int, n_offloaded: int, gpus: Sequence[Device]) -> tuple[str, ...]:
+    """Return the device of each layer, then of the output, as llama.cpp spreads the last
+    ``n_offloaded`` of them: by the memory that each device has free.
+    """
+    ends = list(accumulate(gpu.free for gpu in gpus))
+    first = n_layers + 1 - n_offloaded
+    names = [
+        gpus[min(bisect_right(ends, ends[-1] * i / n_offloaded), len(gpus) - 1)].name
+        for i in range(n_offloaded)
+    ]
+    return (*(CPU,) * first, *names)
 
 
 def place(

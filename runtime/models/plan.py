@@ -52,9 +52,14 @@ def _planner(name: str, sizes: ModelSizes, chats: int, options: EngineOptions) -
     """Return a planner with the memory and the devices of this machine."""
     require_packages("run", "llama_cpp", "psutil")
     from gptoss.runtime.engine.ggml import can_repack, list_devices
+    from gptoss.runtime.engine.rpc import find_servers
     from gptoss.runtime.models.memory import available_memory
 
-    gpus = select_gpus(options.get("gpus"), list_devices())
+    servers = find_servers(options.get("rpc") or (), insecure=options.get("rpc_insecure") or False)
+    remote = tuple(device for server in servers for device in server.devices)
+    # Names are resolved once: what is loaded connects to the addresses that were checked here.
+    options = EngineOptions(**options | {"rpc": tuple(str(it.address) for it in servers)})
+    gpus = (*remote, *select_gpus(options.get("gpus"), list_devices()))
     planner = Planner(
         name,
         sizes,

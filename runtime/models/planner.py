@@ -22,7 +22,7 @@ from gptoss.runtime.models.memory_plan import (
     MemoryPlan,
     PlanVerdict,
 )
-from gptoss.runtime.models.placement import place
+from gptoss.runtime.models.placement import place, split_layers
 from gptoss.runtime.models.sizes import ModelSizes
 
 if TYPE_CHECKING:
@@ -116,7 +116,8 @@ class Planner:
             for n_ctx in self._contexts()
             for kv_type in self._kv_types()
         ]
-        if self._gpus and not {"n_gpu_layers", "gpus", "n_cpu_experts"} & self._given.keys():
+        chosen = {"n_gpu_layers", "gpus", "n_cpu_experts"} & self._given.keys()
+        if self._gpus and not (chosen or self.wish.rpc):
             tried += [replace(it, n_gpu_layers=0) for it in tried]
         return [it for it in tried if it != self.wish]
 
@@ -136,15 +137,38 @@ class Planner:
 
     def _planned(self, settings: EngineSettings, buffers: Buffers, measure: Measure) -> MemoryPlan:
         """Plan these settings; where only a GPU is short, with as many experts on the CPU as that
-        takes.
+        takes; where an RPC server is, with as many whole layers, since each layer with its experts
+        elsewhere costs two journeys.
         """
         plan = self._plan_of(settings, buffers)
         if not any(it.short for it in plan.devices[1:]) or "n_cpu_experts" in self._given:
             return plan
+        if settings.rpc and "n_gpu_layers" not in self._given:
+            return self._with_fewer_layers(plan, buffers, measure)
         for n in range(1, len(self._sizes.layers) + 1):
             fewer = self._plan_of(replace(settings, n_cpu_experts=n), buffers)
             if not any(it.short for it in fewer.devices[1:]):
                 return self._plan_of(fewer.settings, measure([fewer.settings])[0])
+        return plan
+
+    def _with_fewer_layers(
+        self, plan: MemoryPlan, buffers: Buffers, measure: Measure
+    ) -> MemoryPlan:
+        """Return the plan that leaves the fewest of the first layers to this machine so that every
+        device holds the others; ``plan`` itself where none does.
+        """
+        n_layers = len(self._sizes.layers)
+        for n in range(n_layers, 0, -1):
+            layers = split_layers(n_layers, n, self._gpus)
+            settings = replace(plan.settings, n_gpu_layers=n)
+            if any(
+                it.short
+                for it in self._plan_of(settings, replace(buffers, layers=layers)).devices[1:]
+            ):
+                continue
+            found = self._plan_of(settings, measure([settings])[0])
+            if not any(it.short for it in found.devices[1:]):
+                return found
         return plan
 
     def _plan_of(self, settings: EngineSettings, buffers: Buffers) -> MemoryPlan:
@@ -177,7 +201,12 @@ class Planner:
             layers = len(self._sizes.layers)
             changes.append(f"the experts of {found.n_cpu_experts} of {layers} layers on the CPU")
         if found.n_gpu_layers != self.wish.n_gpu_layers:
-            changes.append("all layers on the CPU")
+            n = len(self._sizes.layers) + 1 - found.n_gpu_layers
+            changes.append(
+                f"{n} of {n - 1 + found.n_gpu_layers} layers on this machine's CPU"
+                if found.n_gpu_layers
+                else "all layers on the CPU"
+            )
         return tuple(changes)
 
     def _notes(self, settings: EngineSettings, buffers: Buffers) -> tuple[str, ...]:

@@ -1,13 +1,15 @@
-"""The response format that the options of ``gptoss-run chat`` name."""
+"""The response format and the logit bias that the options of ``gptoss-run chat`` name."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from gptoss.errors import quoted
 from gptoss.runtime.sampling.grammar import (
     JSON_OBJECT,
     MAX_GRAMMAR_CHARACTERS,
@@ -35,6 +37,23 @@ def response_format(
     if grammar is not None:
         return Lark(_read_text(grammar, MAX_GRAMMAR_CHARACTERS))
     return JSON_OBJECT if named == "json" else None
+
+
+def logit_bias(given: Iterable[str]) -> dict[int, float]:
+    """Return what each ``TOKEN_ID=VALUE`` adds to which token's logit; the last one of a token
+    counts. ``Sampling`` checks the ranges.
+    """
+    bias: dict[int, float] = {}
+    for spec in given:
+        token, _, value = spec.partition("=")
+        try:
+            bias[int(token)] = float(value)
+        except ValueError:
+            raise click.BadParameter(
+                f"{quoted(spec)}; expected TOKEN_ID=VALUE, such as 200012=-100",
+                param_hint="--logit-bias",
+            ) from None
+    return bias
 
 
 def _read_json(path: Path) -> Any:

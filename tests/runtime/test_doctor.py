@@ -27,10 +27,21 @@ def test_this_machine_is_well() -> None:
     assert set(told["reinstall"]) == set(BACKENDS)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+def test_every_library_is_loaded_once() -> None:
+    """The installed libraries are there several times, under names with and without versions."""
+    loaded = [Path(it).name for it in diagnose().found["loaded"]]
+    stems = [name.partition(".so")[0] for name in loaded]
+    assert {"libggml", "libggml-base", "libllama"} <= set(stems)
+    assert len(stems) == len(set(stems)), loaded
+
+
 def test_for_people() -> None:
     said = CliRunner().invoke(doctor_command, []).output
     assert "decodes: ok" in said
     assert "for CUDA: " in said
+    assert "RPC: not in this build" in said
+    assert '-DGGML_RPC=on"' in said
     assert "-DGGML_CUDA=on" in said
 
 

@@ -24,7 +24,7 @@ from gptoss.runtime.engine.settings import EngineOptions, EngineSettings, KvType
 from gptoss.runtime.models.estimate import BITS, estimate_buffers
 from gptoss.runtime.models.memory import Memory, available_memory
 from gptoss.runtime.models.memory_plan import DEFAULT_CONTEXT, MemoryPlan, PlanVerdict
-from gptoss.runtime.models.placement import PROCESS
+from gptoss.runtime.models.placement import PROCESS, split_layers
 from gptoss.runtime.models.plan import memory_plan
 from gptoss.runtime.models.plan_command import plan_command
 from gptoss.runtime.models.planner import Planner
@@ -190,7 +190,10 @@ def on_gpus(sizes: ModelSizes, gpus: Sequence[Device], ram: float, **options: An
         n = len(sizes.layers) + 1
         offloaded = n if settings.n_gpu_layers < 0 else min(n, settings.n_gpu_layers)
         names = ["CPU"] * (n - offloaded)
-        names += [gpus[i * len(gpus) // max(1, offloaded)].name for i in range(offloaded)]
+        if settings.rpc:
+            names = list(split_layers(n - 1, offloaded, gpus))
+        else:
+            names += [gpus[i * len(gpus) // max(1, offloaded)].name for i in range(offloaded)]
         estimated = estimate_buffers(sizes.hparams, settings)
         compute = dict.fromkeys({*names, "CPU"}, estimated.compute["CPU"])
         return replace(estimated, compute=compute, layers=tuple(names))
@@ -250,6 +253,38 @@ def test_several_gpus_share_the_layers(published: ModelSizes) -> None:
     assert plan.verdict is PlanVerdict.FITS
     assert first.weights + second.weights == published.resident
     assert min(first.weights, second.weights) > 0.4 * published.resident
+
+
+def machine(name: str, free: float) -> Device:
+    return Device(name, "RPC server", Kind.GPU, int(free * GIB), int(free * GIB), name)
+
+
+def test_layers_that_rpc_servers_do_not_hold_stay_here(published: ModelSizes) -> None:
+    """Whole layers, not their experts; and the servers are used where this machine could do
+    without.
+    """
+    servers = [machine("127.0.0.1:1", 6), machine("127.0.0.1:2", 3)]
+    asked = tuple(it.name for it in servers)
+    plan = on_gpus(published, servers, ram=16, rpc=asked)
+    host, first, second = plan.devices
+    n = 25 - plan.settings.n_gpu_layers
+    assert plan.verdict is PlanVerdict.FITS_WITH
+    assert plan.changes == (f"{n} of 24 layers on this machine's CPU",)
+    assert plan.notes == (f"{n} of 24 layers are computed on the CPU",)
+    assert 5 < n < 24
+    assert plan.settings.n_cpu_experts == 0
+    assert host.weights == sum(it.nbytes for it in published.layers[:n])
+    assert first.weights > 1.5 * second.weights
+    assert "GB on 127.0.0.1:1" in str(plan)
+    assert not on_gpus(published, servers, ram=3, rpc=asked)
+
+
+def test_layers_are_split_as_llama_cpp_splits_them() -> None:
+    """By the position of each layer among those offloaded and the share of memory before."""
+    gpus = [gpu("A", 1), gpu("B", 3)]
+    assert split_layers(7, 8, gpus) == (*"AA", *"BBBBBB")
+    assert split_layers(7, 4, gpus) == (*("CPU",) * 4, *"ABBB")
+    assert split_layers(7, 3, gpus) == (*("CPU",) * 5, *"ABB")
 
 
 def test_unified_memory_counts_twice(published: ModelSizes) -> None:

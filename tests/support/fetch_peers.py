@@ -110,6 +110,33 @@ def fetch_clients() -> None:
     partial.rename(folder)
 
 
+def build_llama_rpc() -> None:
+    """llama.cpp's RPC as a module for the installed library, and its server: two small builds."""
+    folder = FOLDER / f"llama_rpc-{version('llama-cpp-python')}"
+    if folder.exists():
+        return
+    spec = find_spec("llama_cpp")
+    assert spec is not None
+    assert spec.origin is not None
+    libraries = Path(spec.origin).parent / "lib"
+    source = llama_cpp()
+    partial = folder.with_name(f"{folder.name}.building")
+    partial.mkdir(exist_ok=True)
+    ggml = source / "ggml" / "src"
+    rpc = ggml / "ggml-rpc"
+    common = [
+        os.environ.get("CXX", "c++"), "-std=c++17", "-O2", "-DNDEBUG", "-DGGML_SHARED",
+        "-DGGML_BACKEND_SHARED", f"-I{source / 'ggml' / 'include'}", f"-I{ggml}",
+    ]  # fmt: skip
+    linked = [f"-L{libraries}", f"-Wl,-rpath,{libraries}", "-lggml", "-lggml-base"]
+    module = ["-shared", "-fPIC", "-DGGML_BACKEND_DL", "-DGGML_BACKEND_BUILD"]
+    module += [str(rpc / "ggml-rpc.cpp"), str(rpc / "transport.cpp")]
+    server = [str(source / "tools" / "rpc" / "rpc-server.cpp")]
+    for name, arguments in (("libggml-rpc.so", module), ("ggml-rpc-server", server)):
+        subprocess.run([*common, *arguments, *linked, "-o", str(partial / name)], check=True)
+    partial.rename(folder)
+
+
 def tiktoken_ranks(tokenizer_json: Path) -> bytes:
     """The vocabulary in tiktoken's file format: base64 bytes, a space, the rank."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -138,4 +165,5 @@ if __name__ == "__main__":
     fetch_tokenizer()
     build_llama_server()
     fetch_clients()
+    build_llama_rpc()
     print(f"peers are in {FOLDER}")

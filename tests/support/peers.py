@@ -39,6 +39,14 @@ def llama_server() -> Path:
     return _only(sorted(FOLDER.glob("llama-server/llama-server*")), "llama-server")
 
 
+@cache
+def rpc() -> Path:
+    """Folder with llama.cpp's ``ggml-rpc-server`` and RPC module, built for the installed
+    library.
+    """
+    return _only(sorted(FOLDER.glob("llama_rpc-*/")), "llama.cpp's RPC server")
+
+
 def _only(found: list[Path], what: str) -> Path:
     if not found:
         raise RuntimeError(f"{what} is not in {FOLDER}: run the tests by `make oracle`")
