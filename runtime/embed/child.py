@@ -73,23 +73,30 @@ class _Events:
         self.put(Failed(type(error).__name__, str(error)))
         os._exit(2)
 
+    def end(self, error: BaseException) -> NoReturn:
+        """End after an error that a new child may not meet; the parent reads it on stderr."""
+        sys.stderr.write(f"{error}\n")
+        sys.stderr.flush()
+        os._exit(1)
+
 
 def _serve(options: ChildOptions, events: _Events) -> None:
-    from gptoss.runtime.engine.settings import EngineOptions
     from gptoss.runtime.server.app import create_app
     from gptoss.runtime.server.gguf_models import served_model
     from gptoss.runtime.server.model_host import ModelHost
     from gptoss.runtime.server.security import Access
     from gptoss.runtime.server.uvicorn_server import HttpServer
 
+    if options.engine.get("rpc"):
+        from gptoss.runtime.engine.rpc import LOSS
+
+        LOSS.listen(events.end)
     served = served_model(
         Path(options.path),
         parallel=options.parallel,
-        options=EngineOptions(
-            n_ctx=options.n_ctx,
-            n_threads=options.n_threads,
-            n_gpu_layers=None if options.n_gpu_layers < 0 else options.n_gpu_layers,
-        ),
+        options=options.engine,
+        disk_cache=options.disk_cache,
+        force=options.force,
     )
     load = served.load
 

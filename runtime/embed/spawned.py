@@ -8,12 +8,13 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from gptoss.errors import GptossError, MissingPackageError, require_packages
 from gptoss.runtime.embed.chat_stream import ChatStream
 from gptoss.runtime.embed.supervisor import ProcessState, Supervisor
 from gptoss.runtime.embed.wire import ChildOptions
+from gptoss.runtime.engine.settings import EngineOptions
 
 if TYPE_CHECKING:
     import anthropic
@@ -23,39 +24,41 @@ if TYPE_CHECKING:
 def spawn(
     path: str | os.PathLike[str],
     *,
-    n_ctx: int | None = None,
     parallel: int = 1,
-    n_threads: int | None = None,
-    n_gpu_layers: int = -1,
+    disk_cache: bool = True,
+    force: bool = False,
     restart: bool = True,
     wait: bool = True,
     timeout: float | None = None,
     progress: Callable[[float], None] | None = None,
+    **options: Unpack[EngineOptions],
 ) -> SpawnedServer:
     """Start a server for a gpt-oss GGUF as a child process: on a free port of 127.0.0.1, with a
     key of its own that only this process knows.
 
     The child ends with this process, however that ends, and is started again after a crash unless
-    ``restart`` is false. A crash in llama.cpp does not touch this process. ``n_ctx``, ``parallel``,
-    ``n_threads`` and ``n_gpu_layers`` are those of ``gptoss.open``.
+    ``restart`` is false. A crash in llama.cpp, or the loss of an RPC server, does not touch this
+    process. ``parallel``, ``disk_cache``, ``force`` and ``options`` are those of ``gptoss.open``.
 
     With ``wait`` this returns when the model is loaded, within ``timeout`` seconds if given, and
     calls ``progress`` on this thread with the share that is done, 0 to 1; an exception that it
     raises ends the child. Without, look at ``state`` and ``progress`` of what is returned.
 
-    Raises GgufError, UnsupportedModelError, EngineError, ChatError, TimeoutError.
+    Raises GgufError, UnsupportedModelError, OptionError, EngineError, TimeoutError; TypeError for
+    an option of another type.
     """
     require_packages("run", "llama_cpp", "llguidance", "tiktoken")
     require_packages("serve", "starlette", "uvicorn")
-    options = ChildOptions(
+    asked = ChildOptions(
         path=str(Path(path).absolute()),
         key=secrets.token_urlsafe(32),
-        n_ctx=n_ctx,
         parallel=parallel,
-        n_threads=n_threads,
-        n_gpu_layers=n_gpu_layers,
+        disk_cache=disk_cache,
+        force=force,
+        engine=options,
     )
-    server = SpawnedServer(Supervisor(options, restart=restart), options.key)
+    asked.line()  # raises here, not on the supervisor's thread
+    server = SpawnedServer(Supervisor(asked, restart=restart), asked.key)
     if wait:
         try:
             server.wait_ready(timeout, progress)

@@ -7,7 +7,12 @@ gone. From the child's stdout: the events below. The key is in no command line a
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from gptoss.runtime.engine.drafts import BatchCosts
+from gptoss.runtime.engine.settings import EngineOptions, Lora
 
 CHILD_MODULE = "gptoss.runtime.embed.child"
 MARK = "GPTOSS_SERVER_CHILD"
@@ -18,24 +23,45 @@ MAX_LINE = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class ChildOptions:
-    """What the child is to serve. ``port`` 0 takes a free one."""
+    """What the child is to serve. ``port`` 0 takes a free one. The other fields are those of
+    ``gptoss.open``.
+    """
 
     path: str
     key: str
     port: int = 0
-    n_ctx: int | None = None
     parallel: int = 1
-    n_threads: int | None = None
-    n_gpu_layers: int = -1
+    disk_cache: bool = True
+    force: bool = False
+    engine: EngineOptions = field(default_factory=EngineOptions)
 
     def line(self) -> bytes:
-        """Return the options as one line."""
-        return json.dumps(asdict(self)).encode() + b"\n"
+        """Return the options as one line. Raises TypeError for a value that JSON does not have."""
+        return json.dumps(asdict(self), default=_plain).encode() + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> ChildOptions:
         """Read ``line``; raises ValueError, TypeError."""
-        return cls(**json.loads(line))
+        fields = json.loads(line)
+        return cls(**fields | {"engine": _engine_options(fields["engine"])})
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, Path):
+        return str(value.absolute())
+    raise TypeError(f"{type(value).__name__} is not an engine option's type")
+
+
+def _engine_options(fields: dict[str, Any]) -> EngineOptions:
+    """Return the engine's options from what they are in JSON."""
+    for name in ("gpus", "rpc"):
+        if fields.get(name) is not None:
+            fields[name] = tuple(fields[name])
+    if fields.get("loras") is not None:
+        fields["loras"] = tuple(Lora(Path(it["path"]), it["scale"]) for it in fields["loras"])
+    if fields.get("draft_costs") is not None:
+        fields["draft_costs"] = BatchCosts(*map(tuple, fields["draft_costs"].values()))
+    return cast(EngineOptions, fields)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,22 +28,30 @@ def served_model(
     parallel: int,
     options: EngineOptions,
     disk_cache: bool = True,
+    force: bool = False,
 ) -> ServedModel:
     """Check a GGUF file and describe it as a model that can be loaded; see ``chat.model.open``.
 
     It is called by the file's name without ``.gguf``. Raises GgufError, UnsupportedModelError,
-    OptionError, and OutOfMemoryError where the model does not fit into memory.
+    OptionError, and OutOfMemoryError where the model does not fit into memory unless ``force``.
     """
     checked = CheckedFile.open(path)
     plan = plan_load(checked.path, checked.sizes, chats=parallel, options=options)
-    plan.require()
+    if not force:
+        plan.require()
     context = plan.settings.n_ctx
 
     def load(progress: Callable[[float], None]) -> model.Model:
-        # Memory may have changed since: the context, which clients were told, has not.
-        fixed = EngineOptions(**options | {"n_ctx": context})
+        # Memory may have changed since: the context, which clients were told, has not, nor have
+        # the addresses that were checked.
+        fixed = EngineOptions(**options | {"n_ctx": context, "rpc": plan.settings.rpc})
         return model.open(
-            path, parallel=parallel, disk_cache=disk_cache, progress=progress, **fixed
+            path,
+            parallel=parallel,
+            disk_cache=disk_cache,
+            force=force,
+            progress=progress,
+            **fixed,
         )
 
     return _named(checked, load, context, aliases)

@@ -188,6 +188,15 @@ def test_a_context_that_the_model_does_not_have(random_gguf: Path) -> None:
         gptoss.spawn(random_gguf, n_ctx=10**9)
 
 
+def test_the_engine_s_options_reach_the_child(random_gguf: Path) -> None:
+    with pytest.raises(gptoss.OptionError, match="kv_type q8_0 needs flash attention"):
+        gptoss.spawn(random_gguf, kv_type="q8_0", flash_attention="off")
+    with pytest.raises(gptoss.OptionError, match="which others can reach"):
+        gptoss.spawn(random_gguf, rpc=("10.0.0.7:50052",))
+    with pytest.raises(TypeError, match="object is not"):
+        gptoss.spawn(random_gguf, loras=(object(),))  # type: ignore[arg-type]
+
+
 @pytest.mark.skipif(os.name != "posix", reason="an open file cannot be truncated on Windows")
 def test_a_model_that_is_truncated_while_in_use(random_gguf: Path, tmp_path: Path) -> None:
     """The child notices, or ends with SIGBUS; this process goes on and learns why."""

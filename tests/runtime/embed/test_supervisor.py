@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -22,8 +23,10 @@ from gptoss.runtime.embed.wire import (
     read_event,
 )
 from gptoss.runtime.engine.base import EngineError
+from gptoss.runtime.engine.drafts import BatchCosts
+from gptoss.runtime.engine.settings import EngineOptions, Lora
 
-OPTIONS = ChildOptions("/nowhere/model.gguf", "secret-key", n_ctx=512)
+OPTIONS = ChildOptions("/nowhere/model.gguf", "secret-key", engine={"n_ctx": 512})
 SECONDS = 60
 
 READY = """
@@ -41,7 +44,7 @@ server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 def say(event, **fields):
     print(json.dumps({"event": event, **fields}), flush=True)
-say("Listening", port=server.server_port, model="m", n_ctx=options["n_ctx"])
+say("Listening", port=server.server_port, model="m", n_ctx=options["engine"]["n_ctx"])
 say("Loading", share=0.5)
 say("Ready")
 """
@@ -144,6 +147,24 @@ def test_a_child_does_not_start_another(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_lines_between_parent_and_child() -> None:
     assert ChildOptions.from_line(OPTIONS.line()) == OPTIONS
+    engine = EngineOptions(
+        n_ctx=512,
+        kv_type="q8_0",
+        n_batch=64,
+        n_threads=2,
+        repack="no",
+        n_gpu_layers=3,
+        gpus=("CUDA0", "CUDA1"),
+        n_cpu_experts=1,
+        flash_attention="on",
+        loras=(Lora(Path("/nowhere/a.gguf").absolute(), 0.5),),
+        draft_costs=BatchCosts((1, 2, 4), (1.0, 1.5, 2.0)),
+        rpc=("127.0.0.1:50052",),
+        rpc_insecure=True,
+    )
+    assert engine.keys() == EngineOptions.__annotations__.keys()
+    every = ChildOptions("m.gguf", "key", 1, 2, disk_cache=False, force=True, engine=engine)
+    assert ChildOptions.from_line(every.line()) == every
     for event in (Listening(1, "é", 2), Loading(0.5), Ready(), Failed("A", "b\nc")):
         line = event_line(event)
         assert line.count(b"\n") == 1
