@@ -68,6 +68,14 @@ def fetch_tokenizer() -> None:
         ranks.write_bytes(tiktoken_ranks(source))
 
 
+def installed_libraries() -> Path:
+    """The folder with the libraries of the installed llama-cpp-python."""
+    spec = find_spec("llama_cpp")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "lib"
+
+
 def build_llama_server() -> None:
     """llama.cpp's server, over the libraries that llama-cpp-python has installed: six minutes of a
     processor.
@@ -75,14 +83,11 @@ def build_llama_server() -> None:
     folder = FOLDER / "llama-server"
     if folder.exists():
         return
-    spec = find_spec("llama_cpp")
-    assert spec is not None
-    assert spec.origin is not None
     source = Path(__file__).with_name("llama_server")
     with tempfile.TemporaryDirectory() as scratch:
         subprocess.run(
             ["cmake", "-S", source, "-B", scratch,
-             f"-DLLAMA={llama_cpp()}", f"-DLIBRARIES={Path(spec.origin).parent / 'lib'}",
+             f"-DLLAMA={llama_cpp()}", f"-DLIBRARIES={installed_libraries()}",
              "-DCMAKE_CXX_FLAGS=-O0", "-DLLAMA_OPENSSL=OFF", "-DLLAMA_BUILD_UI=OFF",
              "-DLLAMA_USE_PREBUILT_UI=OFF", "-DLLAMA_SUBPROCESS=OFF", "-DLLAMA_TOOLS_INSTALL=OFF"],
             check=True, stdout=subprocess.DEVNULL,
@@ -115,10 +120,7 @@ def build_llama_rpc() -> None:
     folder = FOLDER / f"llama_rpc-{version('llama-cpp-python')}"
     if folder.exists():
         return
-    spec = find_spec("llama_cpp")
-    assert spec is not None
-    assert spec.origin is not None
-    libraries = Path(spec.origin).parent / "lib"
+    libraries = installed_libraries()
     source = llama_cpp()
     partial = folder.with_name(f"{folder.name}.building")
     partial.mkdir(exist_ok=True)
