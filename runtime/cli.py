@@ -23,7 +23,7 @@ from gptoss.runtime.sampling.parameters import Sampling
 from gptoss.runtime.server.serve_command import serve_command
 from gptoss.runtime.terminal.answer_options import logit_bias as logit_bias_of
 from gptoss.runtime.terminal.answer_options import response_format as response_format_of
-from gptoss.runtime.terminal.chat_run import ChatRequest, EngineRequest, run_chat
+from gptoss.runtime.terminal.chat_run import REMOTE, ChatRequest, EngineRequest, run_chat
 from gptoss.runtime.tools.command import tools_command
 from gptoss.runtime.tools.tool_options import pop_tool_options, tool_options
 
@@ -210,6 +210,14 @@ cli.add_command(remote_command)
     help="Let the llama-server, vLLM or gptoss-run serve at URL run the model. Only the tokenizer "
     "is read from MODEL. See `gptoss-run remote key` for its key.",
 )
+@click.option(
+    "--remote",
+    type=click.Choice(REMOTE),
+    default=REMOTE[0],
+    show_default=True,
+    help="How the server at --base-url is spoken with. messages: any API like OpenAI's Chat "
+    "Completions; MODEL is then the server's name for it.",
+)
 @click.option("--force", is_flag=True, help="Load the model even if it does not fit into memory.")
 @click.option("--verbose", is_flag=True, help="Show llama.cpp's log on stderr.")
 @click.option(
@@ -319,6 +327,7 @@ def chat(
                     constrained=not unconstrained,
                     verbose=options["verbose"],
                     base_url=options["base_url"],
+                    remote=options["remote"],
                 ),
                 tools=tools,
                 mcp=mcp,

@@ -40,12 +40,12 @@ from gptoss.runtime.chat.full_context import (
 )
 from gptoss.runtime.chat.reply_stream import ReplyStream
 from gptoss.runtime.chat.response_format import AnyResponseFormat, resolve_response_format
-from gptoss.runtime.chat.round import Runner, require_masks
+from gptoss.runtime.chat.round import Runner
+from gptoss.runtime.chat.runner import ChatRunner
 from gptoss.runtime.chat.settings import CONSTRAINED_TOKENS, ChatError, Limits, Settings
 from gptoss.runtime.chat.turn import Turn
 from gptoss.runtime.engine.base import Engine
 from gptoss.runtime.harmony.messages import Effort, Message, Role, developer, system, user
-from gptoss.runtime.harmony.render import render_for_completion
 from gptoss.runtime.harmony.tokenizer import Tokenizer
 from gptoss.runtime.sampling.grammar import Rules, ToolChoice
 from gptoss.runtime.sampling.sampler import RandomSampler
@@ -75,8 +75,32 @@ class Chat:
 
         Raises ConstraintError for tools, a choice or a response format that cannot be kept.
         """
-        self._runner = Runner(engine, tokenizer, masks)
-        self._owns_engine = owns_engine
+        self._begin(Runner(engine, tokenizer, masks), toolbox, settings, messages, owns_engine)
+
+    @classmethod
+    def over(
+        cls,
+        runner: ChatRunner,
+        *,
+        toolbox: Toolbox | None = None,
+        settings: Settings | None = None,
+        messages: Iterable[Message] = (),
+    ) -> Self:
+        """Begin a chat over what runs its rounds, which it does not close; see ``__init__``."""
+        chat = cls.__new__(cls)
+        chat._begin(runner, toolbox, settings, messages, owns_runner=False)
+        return chat
+
+    def _begin(
+        self,
+        runner: ChatRunner,
+        toolbox: Toolbox | None,
+        settings: Settings | None,
+        messages: Iterable[Message],
+        owns_runner: bool,
+    ) -> None:
+        self._runner = runner
+        self._owns_runner = owns_runner
         self._toolbox = toolbox or Toolbox()
         self._settings = settings or Settings()
         self._messages = list(messages)
@@ -84,10 +108,7 @@ class Chat:
         self._closed = False
         # Reentrant: a garbage collection in this thread may settle another reply of this chat.
         self._lock = threading.RLock()
-        self._settings.sampling.require_vocabulary(tokenizer.n_vocab)
-        rules = self._rules(self._settings, None, None)
-        if masks is not None:
-            masks.compile(rules)
+        runner.prepare(self._settings, self._rules(self._settings, None, None))
         self._sampler = self._new_sampler()
 
     def __enter__(self) -> Self:
@@ -114,10 +135,7 @@ class Chat:
     def settings(self, settings: Settings) -> None:
         if not isinstance(settings, Settings):
             raise ChatError(f"settings is a {type(settings).__name__}; it must be a Settings")
-        settings.sampling.require_vocabulary(self._runner.tokenizer.n_vocab)
-        rules = self._rules(settings, None, None)
-        if self._runner.masks is not None:
-            self._runner.masks.compile(rules)
+        self._runner.prepare(settings, self._rules(settings, None, None))
         with self._lock:
             before, self._settings = self._settings, settings
             if (before.sampling, before.seed) != (settings.sampling, settings.seed):
@@ -156,7 +174,7 @@ class Chat:
     @history.setter
     def history(self, messages: Iterable[Message]) -> None:
         changed = list(messages)
-        render_for_completion((*self._first_messages(), *changed), self._runner.tokenizer)
+        self._runner.check_messages((*self._first_messages(), *changed))
         with self._lock:
             self._require_rest()
             self._messages = changed
@@ -187,35 +205,29 @@ class Chat:
         """Return a second chat that continues from this one's messages; closing it leaves the model
         loaded.
         """
-        return Chat(
-            self._runner.engine,
-            self._runner.tokenizer,
-            self._runner.masks,
-            toolbox=self._toolbox,
-            settings=self._settings,
-            messages=self.history,
-            owns_engine=False,
+        return Chat.over(
+            self._runner, toolbox=self._toolbox, settings=self._settings, messages=self.history
         )
 
     @property
     def n_ctx(self) -> int:
-        """Return how many tokens this chat and its next reply may have together."""
-        return self._runner.engine.n_ctx
+        """Return how many tokens this chat and its next reply may have together, 0 where another
+        server does not say.
+        """
+        return self._runner.n_ctx
 
     def count_tokens(self, text: str | None = None) -> int:
-        """Count the prompt tokens of this chat's next reply; with ``text`` as its question."""
+        """Count the prompt tokens of this chat's next reply; with ``text`` as its question. Raises
+        ChatError where another server does not count them.
+        """
         asked = () if text is None else (user(text),)
-        return len(render_for_completion((*self.messages, *asked), self._runner.tokenizer))
+        return self._runner.count((*self.messages, *asked))
 
     def context_usage(self) -> ContextUsage:
         """Count the tokens of this chat's parts, without a reply under way."""
         with self._lock:
             first, whole = self._first_messages(), self.messages
-        tokenizer = self._runner.tokenizer
-        counts = [
-            len(render_for_completion(messages, tokenizer))
-            for messages in (first[:1], first, whole)
-        ]
+        counts = [self._runner.count(messages) for messages in (first[:1], first, whole)]
         return ContextUsage(self.n_ctx, counts[0], counts[1] - counts[0], counts[2] - counts[1])
 
     @property
@@ -232,9 +244,7 @@ class Chat:
             before = self._toolbox
             self._toolbox = tools if isinstance(tools, Toolbox) else Toolbox(tools, before.approve)
             try:
-                rules = self._rules(self._settings, None, None)
-                if self._runner.masks is not None:
-                    self._runner.masks.compile(rules)
+                self._runner.prepare(self._settings, self._rules(self._settings, None, None))
             except BaseException:
                 self._toolbox = before
                 raise
@@ -349,8 +359,8 @@ class Chat:
         with self._lock:
             self._closed = True
             self._drop_turn()
-        if self._owns_engine:
-            self._runner.engine.close()
+        if self._owns_runner:
+            self._runner.close()
 
     def _drop_turn(self) -> None:
         """Cancel this chat's turn under way, and keep none of it in the history."""
@@ -372,10 +382,10 @@ class Chat:
         when_full, limits = self._settings.when_full, self._settings.limits
         if when_full == WhenFull.ERROR:
             return None
-        first, tokenizer = self._first_messages(), self._runner.tokenizer
+        first = self._first_messages()
 
         def count(history: Sequence[Message]) -> int:
-            return len(render_for_completion((*first, *history, question), tokenizer))
+            return self._runner.count((*first, *history, question))
 
         room = room_for_prompt(self.n_ctx, limits.max_tokens)
         left_out, kept = shortened(self._messages, count, room)
@@ -423,7 +433,7 @@ class Chat:
             parallel_calls=settings.parallel_calls,
             response_format=resolve_response_format(form),
         )
-        require_masks(self._runner.masks, rules, settings.limits.reasoning_budget)
+        self._runner.check(settings, rules)
         return rules
 
 

@@ -23,6 +23,8 @@ from gptoss.runtime.chat.options import (
     toolbox_of,
     with_chat_options,
 )
+from gptoss.runtime.chat.round import Runner
+from gptoss.runtime.chat.runner import ChatRunner
 from gptoss.runtime.engine.base import Engine
 from gptoss.runtime.engine.settings import EngineOptions
 from gptoss.runtime.harmony.tokenizer import Tokenizer
@@ -181,6 +183,11 @@ class Model:
     ) -> None:
         self.close()
 
+    @property
+    def runner(self) -> ChatRunner:
+        """Return what runs this model's chats."""
+        return Runner(self.engine, self.tokenizer, self.masks)
+
     @with_chat_options
     def chat(self, **options: Unpack[ChatOptions]) -> Chat:
         """Begin a chat with this loaded model, or continue the one in ``messages``.
@@ -188,14 +195,11 @@ class Model:
         ``ChatOptions`` documents the options. Raises ToolError, SamplingError, ConstraintError,
         ChatError.
         """
-        chat = Chat(
-            self.engine,
-            self.tokenizer,
-            self.masks,
+        chat = Chat.over(
+            self.runner,
             toolbox=toolbox_of(options),
             settings=settings_of(options),
             messages=options.get("messages", ()),
-            owns_engine=False,
         )
         self._chats.add(chat)
         return chat

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from gptoss.formats.harmony_tokens import ENDS_OF_REPLY
 from gptoss.runtime.chat.events import ReasoningClosed, TextLogprobs
 from gptoss.runtime.chat.final_text import FinalText
-from gptoss.runtime.chat.settings import ChatError
+from gptoss.runtime.chat.settings import ChatError, Settings
 from gptoss.runtime.engine.base import (
     Engine,
     Generation,
@@ -33,6 +33,7 @@ from gptoss.runtime.sampling.generation import sampler_for_generation
 from gptoss.runtime.sampling.grammar import Rules, ToolChoice
 from gptoss.runtime.sampling.logprobs import TokenLogprob
 from gptoss.runtime.sampling.parameters import Sampling
+from gptoss.runtime.sampling.sampler import RandomSampler
 
 if TYPE_CHECKING:
     from gptoss.runtime.sampling.constrained import Constrained, TokenMasks
@@ -40,16 +41,87 @@ if TYPE_CHECKING:
 MAX_CHECKPOINTS = 2
 """Messages of the person, counted from the last, at which going back is made cheap."""
 
+_RESULT_SHARE = 4
+"""A tool's result may have one part in so many of the context."""
+
+_CHARACTERS_PER_TOKEN = 8
+"""Text far longer than this many characters a token is cut before it is encoded."""
+
 RoundEvent = Event | PromptProgress | ReasoningClosed | TextLogprobs
 
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """What runs a conversation's model. Without ``masks`` nothing is constrained."""
+    """What runs a conversation's model by token ids; see ``runner.ChatRunner``. Without ``masks``
+    nothing is constrained.
+    """
 
     engine: Engine
     tokenizer: Tokenizer
     masks: TokenMasks | None = None
+
+    @property
+    def n_ctx(self) -> int:
+        """Return how many tokens this model's conversation may have."""
+        return self.engine.n_ctx
+
+    def check(self, settings: Settings, rules: Rules) -> None:
+        """Raise ChatError for what this model cannot be held to."""
+        require_masks(self.masks, rules, settings.limits.reasoning_budget)
+
+    def prepare(self, settings: Settings, rules: Rules) -> None:
+        """Compile the rules of this model's turn; raises ConstraintError, SamplingError."""
+        settings.sampling.require_vocabulary(self.tokenizer.n_vocab)
+        if self.masks is not None:
+            self.masks.compile(rules)
+
+    def count(self, messages: Sequence[Message]) -> int:
+        """Count the tokens of this model's prompt; raises ConversationError."""
+        return len(render_for_completion(messages, self.tokenizer))
+
+    def check_messages(self, messages: Sequence[Message]) -> None:
+        """Raise ConversationError for what cannot be put before this model."""
+        self.count(messages)
+
+    def shortened(self, result: str) -> str:
+        """Shorten a tool's result that would take too much of this model's context."""
+        most = max(1, self.n_ctx // _RESULT_SHARE)
+        begin = result[: most * _CHARACTERS_PER_TOKEN]
+        tokens = self.tokenizer.encode(begin) if len(begin) > most else []
+        if len(begin) == len(result) and len(tokens) <= most:
+            return result
+        shown = self.tokenizer.decode(tokens[:most]) if len(tokens) > most else begin
+        return cut_result(shown, len(result))
+
+    def new_round(
+        self,
+        rules: Rules,
+        sampler: RandomSampler,
+        *,
+        stop: Sequence[str] = (),
+        max_tokens: int | None = None,
+        reasoning_budget: int | None = None,
+    ) -> Round:
+        """Make a round of this model, which is not started yet."""
+        return Round(
+            self,
+            rules,
+            sampler,
+            sampling=sampler.sampling,
+            stop=stop,
+            text_logprobs=sampler.sampling.top_logprobs is not None,
+            max_tokens=max_tokens,
+            reasoning_budget=reasoning_budget,
+        )
+
+    def close(self) -> None:
+        """End every round of this model and free its memory."""
+        self.engine.close()
+
+
+def cut_result(shown: str, characters: int) -> str:
+    """Return the beginning of a tool's result of so many characters, with a note that it is cut."""
+    return f"{shown}\n[cut here: {characters:,} characters are too long for the context]"
 
 
 def require_masks(masks: TokenMasks | None, rules: Rules, reasoning_budget: int | None) -> None:

@@ -17,7 +17,7 @@ from gptoss.runtime.chat.events import (
     ReplyEnded,
     StopReason,
 )
-from gptoss.runtime.chat.round import Round, Runner
+from gptoss.runtime.chat.runner import ChatRound, ChatRunner
 from gptoss.runtime.chat.settings import Limits
 from gptoss.runtime.chat.tool_runs import ToolRuns
 from gptoss.runtime.engine.base import EngineError, Timings
@@ -28,13 +28,7 @@ from gptoss.runtime.sampling.grammar import Rules, ToolChoice
 from gptoss.runtime.sampling.sampler import RandomSampler
 from gptoss.runtime.tools.toolbox import Toolbox
 
-_RESULT_SHARE = 4
-"""A tool's result may have one part in so many of the context."""
-
 _MOMENT = 0.001
-
-_CHARACTERS_PER_TOKEN = 8
-"""Text far longer than this many characters a token is cut before it is encoded."""
 
 
 class TurnUsage:
@@ -85,7 +79,7 @@ class Turn:
 
     def __init__(
         self,
-        runner: Runner,
+        runner: ChatRunner,
         toolbox: Toolbox,
         before: Sequence[Message],
         question: Message,
@@ -101,7 +95,7 @@ class Turn:
         self.messages: list[Message] = [question]
         self._runner = runner
         self._toolbox = toolbox
-        self._tool_runs = ToolRuns(toolbox, limits.tool_seconds, self._shortened)
+        self._tool_runs = ToolRuns(toolbox, limits.tool_seconds, runner.shortened)
         self._before = tuple(before)
         self._rules = rules
         self._max_rounds = limits.max_rounds
@@ -109,7 +103,7 @@ class Turn:
         self._sampler = sampler
         self._stop = stop
         self._shortened_history = shortened
-        self._round: Round | None = None
+        self._round: ChatRound | None = None
         self._cancelled = False
 
     def cancel(self) -> None:
@@ -199,13 +193,10 @@ class Turn:
         the turn.
         """
         usage = self._usage
-        generation = self._round = Round(
-            self._runner,
+        generation = self._round = self._runner.new_round(
             rules,
             self._sampler,
-            sampling=self._sampler.sampling,
             stop=self._stop,
-            text_logprobs=self._sampler.sampling.top_logprobs is not None,
             max_tokens=usage.tokens_left,
             reasoning_budget=usage.reasoning_left,
         )
@@ -231,16 +222,6 @@ class Turn:
         return Message(
             Role.TOOL, text, name=recipient, channel=channel, recipient=Role.ASSISTANT.value
         )
-
-    def _shortened(self, result: str) -> str:
-        """Shorten a tool's result in this turn that would take too much of the context."""
-        most = max(1, self._runner.engine.n_ctx // _RESULT_SHARE)
-        begin = result[: most * _CHARACTERS_PER_TOKEN]
-        tokens = self._runner.tokenizer.encode(begin) if len(begin) > most else []
-        if len(begin) == len(result) and len(tokens) <= most:
-            return result
-        shown = self._runner.tokenizer.decode(tokens[:most]) if len(tokens) > most else begin
-        return f"{shown}\n[cut here: {len(result):,} characters are too long for the context]"
 
 
 def _is_whole(turn: list[Message]) -> bool:

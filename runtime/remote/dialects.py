@@ -174,8 +174,8 @@ def find_dialect(server: Server, names: Sequence[str] = ()) -> Dialect | None:
     """Ask a remote server what it is; None for one that gives no token ids.
 
     Of several models it lists, the first whose name is in ``names`` is used, else the first of all.
-    Raises RemoteError where it cannot be reached or answers neither as llama-server nor with a list
-    of models.
+    Raises RemoteError where it cannot be reached, refuses or fails; QueueFullError where it is
+    busy.
     """
     props = ask(server, "GET", "/props")
     settings = props.get("default_generation_settings") if props else None
@@ -183,10 +183,7 @@ def find_dialect(server: Server, names: Sequence[str] = ()) -> Dialect | None:
         return LlamaServer(_context(settings.get("n_ctx")))
     models = list_models(server)
     if not models:
-        raise RemoteError(
-            f"{server.base_url} is not llama-server and lists no models; "
-            "name a server's address without /v1"
-        )
+        return None
     model = next((it for it in models if it["id"] in names), models[0])
     found = Vllm(model["id"], _context(model.get("max_model_len")))
     return found if _gives_tokens(server, found) else None

@@ -12,7 +12,6 @@ from typing import TextIO
 
 from gptoss import console, progress_bars
 from gptoss.errors import GptossError, OptionError, require_packages
-from gptoss.runtime.chat.model import Model
 from gptoss.runtime.chat.model import open as open_model
 from gptoss.runtime.chat.settings import Settings
 from gptoss.runtime.engine.settings import EngineOptions
@@ -24,7 +23,7 @@ from gptoss.runtime.terminal.commands import resumed
 from gptoss.runtime.terminal.json_lines import JsonLines
 from gptoss.runtime.terminal.loop import Terminal, answer, answer_lines, converse
 from gptoss.runtime.terminal.printer import Printer, Show
-from gptoss.runtime.terminal.session import Session
+from gptoss.runtime.terminal.session import LoadModel, Session, SessionModel
 from gptoss.runtime.terminal.tool_import import import_function
 from gptoss.runtime.tools.approval import Approval
 from gptoss.runtime.tools.builtin_groups import BuiltinTools, builtin_groups
@@ -33,6 +32,9 @@ from gptoss.runtime.tools.groups import ToolGroup
 
 STDIN_LIMIT = 2**26
 """Characters of standard input that are appended to a prompt."""
+
+
+REMOTE_AUTO, REMOTE_TOKENS, REMOTE_MESSAGES = REMOTE = ("auto", "tokens", "messages")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,8 @@ class EngineRequest:
     verbose: bool = False
     base_url: str | None = None
     """Another server that runs the model; then only its tokenizer is read from the file."""
+    remote: str = REMOTE_AUTO
+    """How that server is spoken with: one of ``REMOTE``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,16 +198,15 @@ def _prompt(asked: str | None) -> str | None:
     return f"{asked}\n\n{piped}" if piped.strip() else asked
 
 
-def _loader(asked: ChatRequest) -> Callable[[str], tuple[Model, str]]:
+def _loader(asked: ChatRequest) -> LoadModel:
     """Return the function that finds and loads a model by name."""
 
-    def load(name: str) -> tuple[Model, str]:
-        gguf = asked.finder.find(name, yes=asked.yes)
+    def load(name: str) -> tuple[SessionModel, str]:
         if asked.engine.base_url is not None:
-            require_packages("remote", "httpcore")
-            from gptoss.runtime.remote.engine import open_remote
-
-            return open_remote(asked.engine.base_url, gguf), _shown_name(name, gguf)
+            return _remote(asked, asked.engine.base_url, name)
+        if asked.engine.remote != REMOTE_AUTO:
+            raise OptionError("--remote needs --base-url")
+        gguf = asked.finder.find(name, yes=asked.yes)
         size = gguf.stat().st_size if gguf.is_file() else 0
         title = f"loading {gguf.name}"
         if asked.plain:
@@ -223,6 +226,27 @@ def _loader(asked: ChatRequest) -> Callable[[str], tuple[Model, str]]:
         return model, _shown_name(name, gguf)
 
     return load
+
+
+def _remote(asked: ChatRequest, base_url: str, name: str) -> tuple[SessionModel, str]:
+    """Return a model that another server runs: by token ids if it gives them, else by messages."""
+    require_packages("remote", "httpcore")
+    from gptoss.runtime.remote.engine import open_remote
+    from gptoss.runtime.remote.message_round import gives_token_ids, open_messages
+
+    given = [option for option, value in asked.engine.options.items() if value]
+    if given:
+        named = ", ".join(sorted(it.replace("_", "-") for it in given))
+        raise OptionError(f"the server at --base-url decides this; omit: {named}")
+    level = asked.engine.remote
+    if level == REMOTE_AUTO and not gives_token_ids(base_url):
+        console.say("the server gives no token ids; it is spoken with by messages")
+        level = REMOTE_MESSAGES
+    if level == REMOTE_MESSAGES:
+        model = open_messages(base_url, name)
+        return model, model.name
+    gguf = asked.finder.find(name, yes=asked.yes)
+    return open_remote(base_url, gguf), _shown_name(name, gguf)
 
 
 def _shown_name(name: str, gguf: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TextIO
 
+from gptoss.runtime.chat.settings import ChatError
 from gptoss.runtime.harmony.messages import Effort
 from gptoss.runtime.terminal.keys import KeyListener
 from gptoss.runtime.terminal.live_view import LiveView
@@ -27,7 +28,7 @@ class RichTerminal:
         self._prompt: Prompt | None = None
         self._listener: KeyListener | None = None
         self._typed = ""
-        self._used = 0
+        self._used: int | None = None
 
     def begin(self, session: Session) -> None:
         """Take the session whose effort and context the bar shows."""
@@ -45,7 +46,7 @@ class RichTerminal:
         """Ask for a message; what was typed during the reply is in the line."""
         assert self._prompt is not None  # noqa: S101 (``begin`` comes first)
         typed, self._typed = self._typed, ""
-        self._used = 0 if self._session is None else self._session.chat.count_tokens()
+        self._used = self._count()
         try:
             return self._prompt.ask(draft or typed)
         except EOFError:
@@ -108,18 +109,23 @@ class RichTerminal:
     def _show_reasoning(self) -> None:
         self.say(self._view.reasoning.strip() or "no reasoning yet")
 
+    def _count(self) -> int | None:
+        """Count the conversation's tokens; None where another server counts them."""
+        try:
+            return None if self._session is None else self._session.chat.count_tokens()
+        except ChatError:
+            return None
+
     def _bar(self) -> str:
         session = self._session
         if session is None:
             return ""
         chat = session.chat
-        share = 100 * self._used // chat.n_ctx
-        parts = [
-            session.name,
-            f"effort {chat.effort} (Ctrl-T)",
-            f"context {self._used:,} of {chat.n_ctx:,} ({share} %)",
-            "/help",
-        ]
+        parts = [session.name, f"effort {chat.effort} (Ctrl-T)"]
+        if self._used is not None:
+            share = 100 * self._used // chat.n_ctx
+            parts.append(f"context {self._used:,} of {chat.n_ctx:,} ({share} %)")
+        parts.append("/help")
         columns = os.get_terminal_size(self._out.fileno()).columns
         while len(parts) > 1 and len(" · ".join(parts)) >= columns:
             parts.pop()

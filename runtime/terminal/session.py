@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from gptoss.errors import GptossError
 from gptoss.runtime.chat.chat import Chat
-from gptoss.runtime.chat.model import Model
 from gptoss.runtime.chat.reply_stream import ReplyStream
+from gptoss.runtime.chat.runner import ChatRunner
 from gptoss.runtime.chat.settings import ChatError, Settings
 from gptoss.runtime.harmony.messages import Effort, Message, Role
+from gptoss.runtime.harmony.tokenizer import Tokenizer
 from gptoss.runtime.store.conversations import Conversation, Entry, Summary
 from gptoss.runtime.store.errors import NotFoundError
 from gptoss.runtime.store.owners import LOCAL_OWNER
@@ -22,7 +23,26 @@ from gptoss.runtime.tools.functions import Tool
 from gptoss.runtime.tools.groups import ToolGroup
 from gptoss.runtime.tools.toolbox import Toolbox
 
-LoadModel = Callable[[str], tuple[Model, str]]
+
+class SessionModel(Protocol):
+    """A model to talk with: ``chat.model.Model``, or one that another server runs by messages."""
+
+    @property
+    def runner(self) -> ChatRunner:
+        """Return what runs the chats of a session's model."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """Return the tokenizer of a session's model, None where it is another server's."""
+        ...
+
+    def close(self) -> None:
+        """Free a session's model."""
+        ...
+
+
+LoadModel = Callable[[str], tuple[SessionModel, str]]
 """Loads a model by its name; returns it with the name that is shown."""
 Say = Callable[[str], None]
 
@@ -63,7 +83,7 @@ class Session:
 
     def __init__(
         self,
-        model: Model,
+        model: SessionModel,
         name: str,
         settings: Settings,
         *,
@@ -81,7 +101,7 @@ class Session:
         self.stats = Stats()
         self._load = load
         self._say = say
-        self._store = None if store is None else store.for_tokenizer(model.tokenizer)
+        self._store = None if store is None else _for_model(store, model)
         self._stored: list[Message] = []
         self.conversation: str | None = None
         """The conversation's id in the store, once it has a turn."""
@@ -173,7 +193,7 @@ class Session:
         self.model.close()  # two may not fit into memory
         self.model, self.name = self._load(name)
         if self._store is not None:
-            self._store = self._store.for_tokenizer(self.model.tokenizer)
+            self._store = _for_model(self._store, self.model)
         self.chat = self._chat(settings, [replace(it, tokens=None) for it in history])
 
     def replace_history(self, messages: Sequence[Message]) -> None:
@@ -230,14 +250,11 @@ class Session:
     # ------------------------------------------------------------------------------------------
 
     def _chat(self, settings: Settings, history: Iterable[Message]) -> Chat:
-        return Chat(
-            self.model.engine,
-            self.model.tokenizer,
-            self.model.masks,
+        return Chat.over(
+            self.model.runner,
             toolbox=Toolbox([*self.tools.on, *self._groups], self._approval),
             settings=settings,
             messages=history,
-            owns_engine=False,
         )
 
     def _settings_json(self) -> dict[str, Any]:
@@ -270,6 +287,11 @@ _KEPT = (
     _KeptSetting("date", lambda value: isinstance(value, str)),
 )
 """The date too: another one would not find the prompt in memory."""
+
+
+def _for_model(store: Store, model: SessionModel) -> Store:
+    """Return the store with the token ids of a model's tokenizer, or with none."""
+    return store if model.tokenizer is None else store.for_tokenizer(model.tokenizer)
 
 
 def _common(one: Sequence[Message], other: Sequence[Message]) -> int:

@@ -55,6 +55,8 @@ def ending(event: ReplyEnded) -> str:
 def summary(event: ReplyEnded) -> str:
     """Return the printed token counts and speeds at the end of a reply."""
     timings = event.timings
+    if not timings.prompt_tokens:  # another server, which does not say
+        return f"{timings.prompt_seconds + timings.generate_seconds:.2f} s"
     return (
         f"{timings.prompt_tokens} prompt tokens, {timings.reused_tokens} of them reused, "
         f"{timings.prompt_seconds:.2f} s; {timings.generated_tokens} generated, "

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -15,9 +16,13 @@ from remote_check import compared
 
 import gptoss
 from gptoss.converter.convert import convert
+from gptoss.runtime.chat.chat import Chat
 from gptoss.runtime.chat.events import StopReason
+from gptoss.runtime.chat.settings import Limits, Settings
 from gptoss.runtime.harmony.events import End, TextDelta
 from gptoss.runtime.remote.engine import open_remote
+from gptoss.runtime.remote.message_round import open_messages
+from gptoss.runtime.tools.toolbox import Toolbox
 from support import peers
 from support.live_server import live_server
 from support.server import KEY
@@ -45,8 +50,8 @@ def llama_server(gguf: Path, log: Path) -> Iterator[str]:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         command = [str(peers.llama_server()), "--model", str(gguf), "--port", str(port),
-                   "--threads", "1", "--ctx-size", "4096",
-                   "--parallel", "2", "--jinja"]  # fmt: skip
+                   "--threads", "1", "--ctx-size", "4096", "--parallel", "2", "--jinja",
+                   "--chat-template-file", str(peers.chat_template())]  # fmt: skip
         with log.open("wb") as out:
             process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
         try:
@@ -135,3 +140,19 @@ def test_every_api_in_front_of_it(url: str, gguf: Path) -> None:
         assert "42" in message["content"][-1]["text"]
         refused = client.post("/chat/completions", json=asked | {"logprobs": True})
         assert refused.status_code == 400
+
+
+def test_by_messages(url: str) -> None:
+    """llama-server's own reading of harmony, over its chat completions."""
+    with open_messages(url, "tiny") as model:
+        settings = Settings(sampling=GREEDY, limits=Limits(max_tokens=300))
+        chat = Chat.over(model.runner, toolbox=Toolbox([get_weather]), settings=settings)
+        reply = chat.ask("What is 17 + 25?")
+        assert "42" in reply.text
+        assert reply.reasoning
+        assert reply.timings.generated_tokens > 0
+        reply = chat.ask("What is the weather in Paris?")
+        assert [(it.name, it.error) for it in reply.calls] == [("get_weather", False)]
+        assert "21" in reply.text
+        stopping = Chat.over(model.runner, settings=replace(settings, stop=("42",)))
+        assert "42" not in stopping.ask("What is 17 + 25?").text

@@ -510,7 +510,7 @@ def test_messages_carry_their_ids() -> None:
         ({"max_tokens": 1.5}, "max_tokens is 1.5"),
         ({"max_rounds": None}, "max_rounds is None"),
         ({"reasoning_budget": -1}, "reasoning_budget is -1"),
-        ({"constrained": False, "tool_choice": "none"}, "need constrained sampling"),
+        ({"constrained": False, "tool_choice": "required"}, "need constrained sampling"),
         ({"constrained": False, "reasoning_budget": 0}, "need constrained sampling"),
         ({"n_ctx": 1.5}, "context is 1.5; expected a whole number of tokens"),
         ({"n_ctx": "512"}, "context is '512'; expected a whole number of tokens"),
