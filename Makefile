@@ -54,6 +54,7 @@ bench: $(VENV)/.oracle  ## measure a 20b-sized model: 55 GB of disk, half an hou
 	$(BIN)/python tests/bench_harmony.py
 	$(BIN)/python tests/bench_engine.py
 	$(BIN)/python tests/bench_parallel.py
+	$(BIN)/python tests/bench_server.py
 
 clean:  ## remove the environment and all caches
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

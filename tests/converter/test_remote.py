@@ -199,7 +199,7 @@ def test_stopping_ends_a_pause(hub: HubServer, client: Client, file: HubFile) ->
     began = time.monotonic()
     with pytest.raises(HubError, match="interrupted"):
         read(Ranges(client, file), 0, 100)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
 
 
 # --- in the place of a file -------------------------------------------------------------------

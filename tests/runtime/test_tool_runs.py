@@ -203,10 +203,9 @@ def test_a_cancelled_task_ends_its_async_tool() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        for _ in range(200):
-            if ended:
-                break
-            await asyncio.sleep(0.02)
+        async with asyncio.timeout(LONG / 2):
+            while not ended:
+                await asyncio.sleep(0.02)
         assert chat.history == ()
 
     asyncio.run(main())

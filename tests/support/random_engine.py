@@ -12,11 +12,20 @@ from support.generation import FakeGeneration
 
 
 class RandomEngine:
-    """Logits are normally distributed; ``favoured`` tokens get two more, to end texts sooner."""
+    """Logits are normally distributed; ``favoured`` tokens get two more, to end texts sooner.
+    ``prompts`` are those so far, unless ``keeps_prompts`` is False: for measuring memory."""
 
-    def __init__(self, n_vocab: int, seed: int, *, favoured: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        n_vocab: int,
+        seed: int,
+        *,
+        favoured: Sequence[int] = (),
+        keeps_prompts: bool = True,
+    ) -> None:
         self.n_ctx = 100_000
         self.prompts: list[list[int]] = []
+        self._keeps_prompts = keeps_prompts
         self._n_vocab = n_vocab
         self._favoured = list(favoured)
         self._random = np.random.default_rng(seed)
@@ -31,7 +40,8 @@ class RandomEngine:
         checkpoints: Sequence[int] = (),  # noqa: ARG002
         time_limit: float | None = None,  # noqa: ARG002
     ) -> FakeGeneration:
-        self.prompts.append(list(prompt))
+        if self._keeps_prompts:
+            self.prompts.append(list(prompt))
         return FakeGeneration(len(prompt), self._tokens(sampler, stop, max_tokens))
 
     def _tokens(

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gptoss.runtime.server.app import create_app
 from gptoss.runtime.server.responses import run as run_module
+from gptoss.runtime.server.responses.run import ResponseRun
 from gptoss.runtime.server.security import Access
 from gptoss.runtime.store.owners import LOCAL_OWNER
 from gptoss.runtime.store.responses import StoredResponse
@@ -325,7 +326,7 @@ async def test_background_is_cancelled() -> None:
         await until(lambda: bool(engine.prompts))
         [run] = client_runs(client)
         cancelling = asyncio.ensure_future(client.post(f"/v1/responses/{run}/cancel"))
-        await asyncio.sleep(0.05)
+        await until(lambda: engine.generations[0].cancelled)
         release.set()
         cancelled = (await cancelling).json()
         assert cancelled["status"] == "cancelled"
@@ -396,17 +397,25 @@ async def test_tools_that_cannot_run_here_are_reported() -> None:
 
 
 async def test_a_long_prefill_reports_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    reports = 0
+    whole = ResponseRun._whole
+
+    def counted(run: ResponseRun, kind: str) -> dict[str, Any]:
+        nonlocal reports
+        reports += kind == "response.in_progress"
+        return whole(run, kind)
+
     monkeypatch.setattr(run_module, "PROGRESS_SECONDS", 0.02)
+    monkeypatch.setattr(ResponseRun, "_whole", counted)
     engine = ScriptedEngine(ANSWER)
     async with client_of(engine) as client:
         release = hold(engine)
         asking = asyncio.ensure_future(client.post("/v1/responses", json=ASK | {"stream": True}))
-        await until(lambda: bool(engine.prompts))
-        await asyncio.sleep(0.2)
+        await until(lambda: reports > 3)
         release.set()
         events = events_of((await asking).text)
     check_events(events)
-    assert sum(it["type"] == "response.in_progress" for it in events) > 2
+    assert sum(it["type"] == "response.in_progress" for it in events) > 3
 
 
 async def test_input_tokens_are_those_of_the_prompt() -> None:

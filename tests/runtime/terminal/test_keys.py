@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import pytest
@@ -33,8 +33,12 @@ def keyboard(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 def press(keyboard: int, keys: str, until: list[str], count: int) -> None:
     os.write(keyboard, keys.encode())
+    wait_until(lambda: len(until) >= count)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 30
-    while len(until) < count and time.monotonic() < end:
+    while not condition() and time.monotonic() < end:
         time.sleep(0.01)
 
 
@@ -61,10 +65,14 @@ def test_what_follows_a_line_end_is_not_typed_ahead(keyboard: int) -> None:
 def test_asking(keyboard: int) -> None:
     listener = KeyListener({})
     with listener.listening():
-        os.write(keyboard, b"xY")
-        time.sleep(0.3)  # typed before it was asked for: no answer
+        os.write(keyboard, b"xY")  # typed before it was asked for: no answer
+        wait_until(lambda: listener.typed_ahead == "xY")
 
-        threading.Timer(0.3, os.write, (keyboard, b"qN")).start()
+        def answer() -> None:
+            wait_until(lambda: listener._asked is not None)
+            os.write(keyboard, b"qN")
+
+        threading.Thread(target=answer).start()
         assert listener.ask("yna") == "n"
 
 
