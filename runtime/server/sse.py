@@ -78,7 +78,8 @@ class EventStream(Response):
         try:
             async for chunk in self._chunks:
                 body = {"type": "http.response.body", "body": chunk, "more_body": True}
-                await asyncio.wait_for(send(body), SEND_SECONDS)
+                async with asyncio.timeout(SEND_SECONDS):  # wait_for would begin a task each time
+                    await send(body)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             close = getattr(self._chunks, "aclose", None)
