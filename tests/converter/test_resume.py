@@ -93,13 +93,13 @@ def test_an_interrupt_keeps_what_is_done(
     process = started(checkpoint, out, 0.02)
     wait_for_notes(process, out, 5)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=60)
     said = f"what is done is kept in {folder_of(out)}; the same command resumes it\n"
     assert (process.returncode, errors.strip()) == (code, (said + last).strip())
     assert list(out.parent.iterdir()) == [folder_of(out)]
 
     again = started(checkpoint, out, 0, "--json")
-    printed, errors = again.communicate(timeout=30)
+    printed, errors = again.communicate(timeout=60)
     resumed = json.loads(printed)["resumed"]
     assert 0 < resumed < len(whole)
     assert errors == (f"resuming: {resumed:,} of {len(whole):,} bytes already written\n")

@@ -272,7 +272,7 @@ def test_killed_at_half_way(hub: HubServer, out: Path, tmp_path: Path) -> None:
     hub.forget()
     hub.misbehave = lambda _: None
     again = started(hub, out, "--json")
-    printed, said = again.communicate(timeout=30)
+    printed, said = again.communicate(timeout=60)
     assert said.startswith("resuming: ")
     checked = json.loads(printed)["checked_sha256"]
     missed = [file["name"] for file in shards(larger) if file["name"] not in checked]
@@ -297,7 +297,7 @@ def test_interrupted_while_nothing_comes(hub: HubServer, out: Path) -> None:
     time.sleep(0.5)  # by then it waits
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=60)
     assert time.monotonic() - began < 20
     assert process.returncode == 130
     assert said.endswith("the same command resumes it\ninterrupted\n")

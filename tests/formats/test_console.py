@@ -215,7 +215,7 @@ class TestSignals:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
             process.send_signal(signal.Signals[number])
-            out, err = process.communicate(timeout=20)
+            out, err = process.communicate(timeout=60)
             assert (process.returncode, out, err) == (code, "cleaned up\n", "")
 
     def test_with_nohup_a_lost_terminal_ends_nothing(self) -> None:
@@ -224,7 +224,7 @@ class TestSignals:
             assert process.stdout.readline() == "ready\n"
             process.send_signal(SIGHUP)
             process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=20)
+            process.communicate(timeout=60)
             assert process.returncode == 143
 
     def test_a_reader_that_has_gone_is_not_the_answer_no(self) -> None:
@@ -234,7 +234,7 @@ class TestSignals:
             assert process.stdout.readline() == "line\n"
             process.stdout.close()
             assert process.stderr.read() == ""
-            assert process.wait(timeout=20) == 141
+            assert process.wait(timeout=60) == 141
 
 
 def bar_lines(

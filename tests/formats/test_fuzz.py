@@ -339,7 +339,7 @@ def in_time(function: Callable[[], object]) -> BaseException | None:
 
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive(), "still waiting"
     return caught[0] if caught else None
 

@@ -241,7 +241,7 @@ def test_half_written_files_of_the_killed_are_removed(folder: CacheFolder, path:
 def written(tier: DiskTier, state: SavedState) -> None:
     done = threading.Event()
     tier.write(state, done.set)
-    assert done.wait(10)
+    assert done.wait(60)
 
 
 def test_a_disk_that_is_full_is_one_warning(
@@ -317,7 +317,7 @@ def test_reading_what_is_gone_or_damaged(
     for change in (lambda: None, lambda: path.write_bytes(raw[:-1] + b"?"), path.unlink):
         change()
         tier.read(cached, 40, got.put)
-        got_state.append(got.get(timeout=10))
+        got_state.append(got.get(timeout=60))
     assert [it is not None for it in got_state] == [True, False, False]
     assert "is ignored: a state's checksum does not match" in caplog.text
     tier.close()

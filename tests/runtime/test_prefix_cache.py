@@ -235,7 +235,7 @@ def test_an_idle_engine_writes_its_conversations(
     monkeypatch.setattr(stream_pool.StreamPool, "write_idle", watched)
     engine = start()
     feed(engine, random_tokens(600), random_tokens(20))
-    assert written.wait(10)
+    assert written.wait(60)
     until_written(engine)
     assert len(list(folder.iterdir())) == 1
     engine.close()

@@ -129,7 +129,7 @@ def test_a_long_prompt_does_not_stall_who_generates(
 
     def compute(chunks: Sequence[Chunk]) -> None:
         if chunks[0].position > 0:  # else it is the first token, which is read before the rest
-            both_there.wait(10)
+            both_there.wait(60)
         time.sleep(1e-3 * sum(len(it.tokens) for it in chunks))
 
     context = FakeContext(before_decode=compute)
@@ -251,7 +251,7 @@ def test_an_aborted_batch_is_decoded_again_for_the_others(start: Start) -> None:
 
     def before(chunks: Sequence[Chunk]) -> None:
         if chunks[0].position > 0:  # else it is the first token, which is read before the rest
-            both_there.wait(10)
+            both_there.wait(60)
         if len(chunks) == 2 and cancelled:
             cancelled.pop().cancel()
 

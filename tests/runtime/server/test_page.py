@@ -120,7 +120,7 @@ async def test_a_branch_leaves_the_conversation_as_it_is() -> None:
 
 def waiting_for(go_on: threading.Event) -> Callable[[], None]:
     def wait() -> None:
-        go_on.wait(10)
+        go_on.wait(60)
 
     return wait
 

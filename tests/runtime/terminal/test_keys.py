@@ -77,12 +77,21 @@ def test_asking(keyboard: int) -> None:
 
 
 def test_asking_for_a_line(keyboard: int) -> None:
-    listener, shown = KeyListener({}), []
+    listener = KeyListener({})
+    shown: list[str] = []
+    steps = ("no é日", "no é日"), ("\x7f\x7fw", "no é日\b \b\b \b\b \bw")
+
+    def answer() -> None:
+        wait_until(lambda: listener._asked is not None)
+        for keys, then_shown in steps:
+            os.write(keyboard, keys.encode())
+            wait_until(lambda wanted=then_shown: "".join(shown) == wanted)  # type: ignore[misc]
+        os.write(keyboard, b"\r")
+
     with listener.listening():
-        for keys, delay in (("no é日".encode(), 0.3), (b"\x7f\x7fw", 0.5), (b"\r", 0.7)):
-            threading.Timer(delay, os.write, (keyboard, keys)).start()
+        threading.Thread(target=answer).start()
         assert listener.ask_line(shown.append) == "no w"
-    assert "".join(shown) == "no é日\b \b\b \b\b \bw"
+    assert "".join(shown) == steps[-1][1]
 
 
 def test_a_terminal_that_goes_away(keyboard: int) -> None:
