@@ -28,6 +28,7 @@ from gguf.constants import (
     GGUFValueType,
     Keys,
 )
+from numpy.typing import NDArray
 
 from gptoss.errors import GgufError, quoted
 from gptoss.formats.byte_source import FileSource
@@ -70,17 +71,21 @@ _SCALARS: dict[GGUFValueType, np.dtype[Any]] = {
 class StringArray(Sequence[str]):
     """An array of strings, all decoded on first access to any of them.
 
-    ``len()`` needs no decoding. Raises ``GgufError`` on first access if a string is not UTF-8.
+    ``len()`` and ``has_nul()`` need no decoding. Raises ``GgufError`` on first access if a string
+    is not UTF-8.
     """
 
-    def __init__(self, raw: bytes, count: int, where: str) -> None:
+    def __init__(self, raw: bytes, sizes: Sequence[int], where: str) -> None:
+        """``raw`` are the strings as they are stored, each after its length in 8 bytes; ``sizes``
+        are those lengths.
+        """
         self._raw = raw
-        self._count = count
+        self._sizes = np.array(sizes, "<u8")
         self._where = where
         self._strings: list[str] | None = None
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._sizes)
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -93,16 +98,51 @@ class StringArray(Sequence[str]):
         return iter(self._decoded())
 
     def __repr__(self) -> str:
-        return f"<{self._count} strings>"
+        return f"<{len(self)} strings>"
+
+    def has_nul(self) -> bool:
+        """Report whether a string has a NUL; raise ``GgufError`` if one is not UTF-8.
+
+        Nothing is decoded string by string: half a million merges take milliseconds.
+        """
+        if self._strings is not None:
+            return any("\0" in it for it in self._strings)
+        texts = self._texts()
+        return bool(len(texts)) and not texts.all()
+
+    def _texts(self) -> NDArray[np.uint8]:
+        """Return the bytes of all strings, one after the other; raise ``GgufError`` if one is not
+        UTF-8.
+
+        It is when all together are, and none begins within a character.
+        """
+        stored = np.frombuffer(self._raw, np.uint8)
+        is_text = np.ones(len(stored), np.bool_)
+        starts = self._starts()
+        for i in range(1, 9):
+            is_text[starts - i] = False
+        texts = stored[is_text]
+        try:
+            texts.tobytes().decode()
+            firsts = stored[starts[self._sizes > 0]]
+            if not np.any(firsts & 0xC0 == 0x80):
+                return texts
+        except UnicodeDecodeError:
+            pass
+        self._decoded()  # raises, and tells which one
+        raise GgufError(f"{self._where}: not UTF-8")
+
+    def _starts(self) -> NDArray[np.int64]:
+        """Return where in ``_raw`` each string begins."""
+        sizes = self._sizes.astype(np.int64)
+        return np.cumsum(sizes + _U64.size) - sizes
 
     def _decoded(self) -> list[str]:
         if self._strings is None:
-            raw, at, strings, unpack = self._raw, 0, [], _U64.unpack_from
+            raw, strings = self._raw, list[str]()
             try:
-                for _ in range(self._count):
-                    start = at + 8
-                    at = start + unpack(raw, at)[0]
-                    strings.append(raw[start:at].decode())
+                for start, size in zip(self._starts().tolist(), self._sizes.tolist(), strict=True):
+                    strings.append(raw[start : start + size].decode())
             except UnicodeDecodeError as reason:
                 raise GgufError(f"{self._where}[{len(strings)}]: not UTF-8") from reason
             self._strings, self._raw = strings, b""
@@ -281,18 +321,22 @@ class _Cursor:
             )
         return count
 
-    def skip_strings(self, count: int, what: str) -> None:
-        """Skip an array of strings in the GGUF header; the loop over their lengths is kept bare for
-        speed.
+    def skip_strings(self, count: int, what: str) -> list[int]:
+        """Skip an array of strings in the GGUF header and return their lengths; the loop over them
+        is kept bare for speed.
         """
-        at, done, unpack = self.at, 0, _U64.unpack_from
+        at, unpack, sizes = self.at, _U64.unpack_from, list[int]()
+        add, done = sizes.append, 0
         while done < count:
             raw, last = self.raw, len(self.raw) - 8
             while done < count and at <= last:
-                at += 8 + unpack(raw, at)[0]
+                size = unpack(raw, at)[0]
+                add(size)
+                at += 8 + size
                 done += 1
             self.load(at if done == count else at + 8, what)
         self.at = at
+        return sizes
 
 
 def _read(source: FileSource, ollama: bool) -> GgufFile:
@@ -371,8 +415,8 @@ def _value(cursor: _Cursor, key: str, kind: GGUFValueType) -> tuple[GGUFValueTyp
         return kind, _scalars(cursor, key, kind, count)
     count = cursor.count(8, MAX_ELEMENTS, f"elements of {key}")
     start = cursor.at
-    cursor.skip_strings(count, key)
-    return kind, StringArray(cursor.copy(start), count, f"{cursor.where}: {key}")
+    sizes = cursor.skip_strings(count, key)
+    return kind, StringArray(cursor.copy(start), sizes, f"{cursor.where}: {key}")
 
 
 def _scalars(cursor: _Cursor, key: str, kind: GGUFValueType, count: int) -> tuple[Any, ...]:

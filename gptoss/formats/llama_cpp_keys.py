@@ -292,7 +292,7 @@ def _vocabulary_problems(metadata: Mapping[str, Any]) -> Iterator[KeyProblem]:
         yield KeyProblem("tokenizer.ggml.token_type", show(types), expected)
     merges = metadata.get("tokenizer.ggml.merges")
     if isinstance(merges, StringArray | tuple | list):
-        if any("\0" in it for it in merges if isinstance(it, str)):
+        if _has_nul(merges):
             yield KeyProblem("tokenizer.ggml.merges", "a text with NUL", "texts without NUL")
         if not len(merges) and isinstance(types, tuple | list) and has_words(tokens, types):
             yield KeyProblem("tokenizer.ggml.merges", show(merges), "those that make the tokens")
@@ -304,6 +304,13 @@ def _vocabulary_problems(metadata: Mapping[str, Any]) -> Iterator[KeyProblem]:
         i = metadata.get(key)
         if isinstance(i, int) and not 0 <= i < len(tokens):
             yield KeyProblem(key, str(i), f"0 to {len(tokens) - 1}")
+
+
+def _has_nul(texts: StringArray | Sequence[Any]) -> bool:
+    """Report whether one of the texts has a NUL. Raises ``GgufError`` if one is not UTF-8."""
+    if isinstance(texts, StringArray):
+        return texts.has_nul()
+    return any("\0" in it for it in texts if isinstance(it, str))
 
 
 def has_words(tokens: StringArray | Sequence[str | None], types: Sequence[int | None]) -> bool:
@@ -321,6 +328,8 @@ def token_problems(tokens: StringArray | list[str]) -> Iterator[KeyProblem]:
     It ends a text at a NUL, and replaces an empty text by a generated one, which another token may
     already have.
     """
+    if not _has_nul(tokens) and all(texts := set(tokens)) and len(texts) == len(tokens):
+        return
     key = "tokenizer.ggml.tokens"
     seen: dict[str, int] = {}
     for i, text in enumerate(tokens):

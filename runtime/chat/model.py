@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack, cast
@@ -41,7 +42,7 @@ DEFAULT_PARALLEL = 4
 
 
 _LOADED = 0.95
-"""Share of the progress when llama.cpp has the model; then the vocabulary's masks are made."""
+"""Share of the progress when llama.cpp has the model; the vocabulary's masks may take longer."""
 
 
 class LoadOptions(ChatOptions, EngineOptions, total=False):
@@ -124,7 +125,7 @@ def open(  # noqa: A001 as gptoss.open, beside gptoss.load
     require_packages("run", "llama_cpp", "llguidance", "psutil", "tiktoken")
     checked = CheckedFile.open(Path(path))
     for lora in options.get("loras") or ():
-        check_lora(lora, checked.tensors)
+        check_lora(lora, checked.file.tensors)
     plan = plan_load(checked.path, checked.sizes, chats=parallel, options=options)
     if not force:
         plan.require()
@@ -133,21 +134,29 @@ def open(  # noqa: A001 as gptoss.open, beside gptoss.load
     from gptoss.runtime.models.cache_settings import cache_settings
     from gptoss.runtime.sampling.constrained import TokenMasks
 
-    report = progress or (lambda _: None)
-    engine = LlamaEngine(
-        checked.path,
-        plan.settings,
-        cache=cache_settings(checked.path, disk=disk_cache and not plan.settings.loras),
-        progress=lambda share: report(_LOADED * share),
-        verbose=verbose,
-    )
-    try:
-        masks = TokenMasks(checked.tokenizer) if constrained else None
-        report(1.0)
-    except BaseException:
-        engine.close()
-        raise
-    return Model(engine, checked.tokenizer, masks, plan)
+    with ThreadPoolExecutor(1, "gptoss-masks") as pool:  # llama.cpp needs the other processors
+        masks = pool.submit(TokenMasks, checked.tokenizer) if constrained else None
+
+        def report(share: float) -> None:
+            if masks is not None and masks.done():
+                masks.result()  # raises what is wrong with the vocabulary, and so ends the load
+            if progress is not None:
+                progress(share)
+
+        engine = LlamaEngine(
+            checked.path,
+            plan.settings,
+            cache=cache_settings(checked.file, disk=disk_cache),
+            progress=lambda share: report(_LOADED * share),
+            verbose=verbose,
+        )
+        try:
+            made = None if masks is None else masks.result()
+            report(1.0)
+        except BaseException:
+            engine.close()
+            raise
+    return Model(engine, checked.tokenizer, made, plan)
 
 
 class Model:

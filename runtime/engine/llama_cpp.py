@@ -22,11 +22,14 @@ from typing import Any
 
 import numpy as np
 
+from gptoss.errors import InvalidFileError
+from gptoss.formats.gguf import GgufFile
 from gptoss.runtime.engine.base import EngineError, ForkedProcessError, Logits, Sampler
 from gptoss.runtime.engine.context import Chunk
 from gptoss.runtime.engine.file_stamp import FileStamp
 from gptoss.runtime.engine.library import LIBRARY_VERSION, LOG, StopFlag, lib
 from gptoss.runtime.engine.loader import Loaded, Progress, explain_failure, load
+from gptoss.runtime.engine.model_key import ModelFiles
 from gptoss.runtime.engine.prefix_cache import CacheSettings, open_cache
 from gptoss.runtime.engine.repacking import Repacking
 from gptoss.runtime.engine.request import ScheduledGeneration
@@ -68,7 +71,9 @@ class LlamaEngine:
         _require_first_process()
         LOG.verbose = verbose
         self.settings = settings
+        cache = cache or CacheSettings()
         stamp = FileStamp(path)
+        files = _files(path, settings, cache)
         try:
             loaded = load(path, settings, progress or (lambda _: None))
         except BaseException:
@@ -78,7 +83,7 @@ class LlamaEngine:
         self._stamp = stamp
         if settings.repack == "later":
             self._context.change_over_to(Repacking(path, settings, loaded.stop))
-        prefixes = open_cache(cache or CacheSettings(), path, self._context.state_format)
+        prefixes = open_cache(cache, files, path.name, self._context.state_format)
         self._scheduler = Scheduler(self._context, settings.n_ctx, settings.draft_costs, prefixes)
         if settings.rpc:
             LOSS.listen(self._scheduler.fail)
@@ -351,6 +356,18 @@ class LlamaContext:
             self._context, _address(state), len(state), stream, flags
         )
         return read == len(state)
+
+
+def _files(path: Path, settings: EngineSettings, cache: CacheSettings) -> ModelFiles | None:
+    """Return the files whose content the disk tier's key covers, before llama.cpp loads them; None
+    where there is no such tier, and where they cannot be read: llama.cpp reports why.
+    """
+    if cache.folder is None:
+        return None
+    try:
+        return ModelFiles(cache.header or GgufFile.open(path), settings.loras)
+    except InvalidFileError:
+        return None
 
 
 def _state_format(settings: EngineSettings) -> str:

@@ -18,6 +18,7 @@ from gptoss.runtime.engine.base import EngineError, OutOfMemoryError
 from gptoss.runtime.engine.devices import Device, check_offload, select_gpus
 from gptoss.runtime.engine.ggml import buffer_overrides, gpu_handles, list_devices
 from gptoss.runtime.engine.library import LOG, StopFlag, lib
+from gptoss.runtime.engine.page_cache import PAGE, ResidentPages
 from gptoss.runtime.engine.rpc import LOSS, connect, devices_of
 from gptoss.runtime.engine.settings import FLASH_ATTENTION, KV_TYPES, EngineSettings
 from gptoss.runtime.engine.threads import physical_cores, run_interruptibly
@@ -29,7 +30,6 @@ that it raises ends the load and is raised there: this is how a load is cancelle
 T = TypeVar("T")
 
 _READ_CHUNK = 16 << 20
-_PAGE = 4096
 _LOADED = 0.97
 """Share of the progress when the model is loaded; then its context is created."""
 
@@ -227,16 +227,24 @@ class _Loader:
         self._report()
 
     def _read_pages(self, end: float) -> None:
-        """Read the GGUF's pages in order before llama.cpp maps them, to report progress."""
+        """Read the GGUF's pages that are not in memory, in order, before llama.cpp maps them: it
+        would read them too, but without progress.
+        """
         try:
             size = self._path.stat().st_size
-            for start in range(0, size, _READ_CHUNK):
-                self.report(end * start / size)
-                # Mapped anew each time: pages that stay mapped would count as this process's.
-                length = min(_READ_CHUNK, size - start)
-                np.memmap(self._path, np.uint8, "r", start, (length,))[::_PAGE].max()
+            with ResidentPages(self._path) as resident:
+                for start in range(0, size, _READ_CHUNK):
+                    self.report(end * start / size)
+                    if not resident.has(start, _READ_CHUNK):
+                        self._read(start, min(_READ_CHUNK, size - start))
         except (OSError, ValueError):  # llama.cpp reports what is wrong with it
             return
+
+    def _read(self, start: int, length: int) -> None:
+        """Read one byte of each page, mapped for this alone: pages that stay mapped would count as
+        this process's.
+        """
+        np.memmap(self._path, np.uint8, "r", start, (length,))[::PAGE].max()
 
     def _run(self, call: Callable[[], T]) -> T:
         """Make a call of llama.cpp that progress is reported during, and that can be cancelled."""

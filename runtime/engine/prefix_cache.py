@@ -18,9 +18,10 @@ from queue import Empty, SimpleQueue
 import numpy as np
 
 from gptoss.errors import InvalidFileError
+from gptoss.formats.gguf import GgufFile
 from gptoss.runtime.engine.cache_folder import CachedFile, CacheFolder
 from gptoss.runtime.engine.disk_tier import DiskTier
-from gptoss.runtime.engine.model_key import model_key
+from gptoss.runtime.engine.model_key import ModelFiles
 from gptoss.runtime.engine.prefix_tree import Match, PrefixTree, Tokens, as_tokens, count_common
 from gptoss.runtime.engine.saved_state import SavedState, first_and_last
 from gptoss.text import printable
@@ -51,6 +52,8 @@ class CacheSettings:
     """Bytes of RAM for states that are not in the context."""
     folder: Path | None = None
     """Where states are kept for later processes; None for nowhere."""
+    header: GgufFile | None = None
+    """The model's header, where it was read already."""
 
 
 class Entry:
@@ -275,17 +278,19 @@ class PrefixCache:
             self._tree.remove(entry)
 
 
-def open_cache(settings: CacheSettings, model: Path, *state_format: str) -> PrefixCache:
-    """Make the prefix cache of an engine that runs the GGUF ``model``; ``state_format`` is what its
-    states depend on besides.
+def open_cache(
+    settings: CacheSettings, files: ModelFiles | None, name: str, *state_format: str
+) -> PrefixCache:
+    """Make the prefix cache of an engine that runs a model made of ``files``, shown as ``name``;
+    ``state_format`` is what its states depend on besides. Without files there is no disk tier.
 
-    A cache folder that cannot be used is a warning, and there is no disk tier then.
+    Nor is there one, but a warning, where the cache folder or the files cannot be used.
     """
     disk = None
-    if settings.folder is not None:
+    if settings.folder is not None and files is not None:
         try:
             folder = CacheFolder(settings.folder)
-            disk = DiskTier(folder, model_key(model, *state_format), model.name)
+            disk = DiskTier(folder, files.key(*state_format), name)
         except (OSError, InvalidFileError) as error:
             _log.warning(
                 "no cache of prompts on disk: %s: %s", printable(str(settings.folder)), error

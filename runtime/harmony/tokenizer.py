@@ -11,9 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
+import numpy as np
 from gguf.constants import TokenType
+from numpy.typing import NDArray
 
 from gptoss.errors import GgufError, UnsupportedModelError
 from gptoss.formats.gguf import StringArray
@@ -62,17 +65,17 @@ class Tokenizer:
         """
         if len(tokens) != len(types):
             raise UnsupportedModelError(f"{len(tokens)} tokens but {len(types)} token types")
-        normal = int(TokenType.NORMAL)
+        normal, special = int(TokenType.NORMAL), int(TokenType.CONTROL)
+        texts = [token for token, kind in zip(tokens, types, strict=True) if kind == normal]
+        spelled = iter(_spelled(texts))
         token_bytes = [
-            token.translate(BYTE_LEVEL).encode("latin-1", "replace")
-            if kind == normal
-            else token.encode()
+            next(spelled) if kind == normal else token.encode()
             for token, kind in zip(tokens, types, strict=True)
         ]
         control = {
             token: i
             for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
-            if kind == TokenType.CONTROL
+            if kind == special
         }
         text_ids = [i for i, kind in enumerate(types) if kind == normal]
         return cls(token_bytes, control, text_ids)
@@ -162,6 +165,29 @@ class Tokenizer:
         characters as U+FFFD.
         """
         return b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")
+
+
+def _spelled(tokens: Sequence[str]) -> list[bytes]:
+    """Return the bytes that each byte-level text spells; a character that spells none becomes "?".
+
+    All in one array: a translation of each text takes ten times as long.
+    """
+    joined = "".join(tokens).encode("utf-32-le", "surrogatepass")
+    codes = np.minimum(np.frombuffer(joined, "<u4"), len(_BYTES) - 1)
+    raw, ends = _BYTES[codes].tobytes(), accumulate(map(len, tokens), initial=0)
+    return [raw[start:end] for start, end in pairwise(ends)]
+
+
+def _byte_table() -> NDArray[np.uint8]:
+    """Return the byte that each code point spells; the last one is that of all beyond."""
+    table = np.full(max(BYTE_LEVEL) + 2, ord("?"), np.uint8)
+    table[:256] = range(256)
+    for code, byte in BYTE_LEVEL.items():
+        table[code] = byte
+    return table
+
+
+_BYTES = _byte_table()
 
 
 def _cut_among_blanks(text: str) -> Iterator[str]:

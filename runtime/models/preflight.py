@@ -6,13 +6,13 @@ Everything that its gpt-oss reads is compared with the tables in ``formats`` fir
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gptoss.errors import GgufError, UnsupportedModelError, quoted
 from gptoss.formats import llama_cpp_keys, llama_cpp_types
-from gptoss.formats.gguf import GgufFile, GgufTensor
+from gptoss.formats.gguf import GgufFile
 from gptoss.formats.hparams import ARCHITECTURE, HParams
 from gptoss.runtime.harmony.tokenizer import Tokenizer
 from gptoss.runtime.models.sizes import ModelSizes
@@ -29,7 +29,7 @@ class Model:
     hparams: HParams
     tokenizer: Tokenizer
     sizes: ModelSizes
-    tensors: Mapping[str, GgufTensor]
+    file: GgufFile
 
     @classmethod
     def open(cls, path: Path) -> Model:
@@ -52,7 +52,7 @@ class Model:
             )
         check_computable(file)
         sizes = ModelSizes.from_gguf(file)
-        return cls(path, sizes.hparams, Tokenizer.from_gguf(file), sizes, file.tensors)
+        return cls(path, sizes.hparams, Tokenizer.from_gguf(file), sizes, file)
 
 
 def check_computable(file: GgufFile) -> None:

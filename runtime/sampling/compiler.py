@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -67,7 +68,7 @@ class Compiler:
     """Compiles the grammars of one vocabulary, each once. Safe to share between threads."""
 
     def __init__(self, tokenizer: Tokenizer, special_ids: list[int], text_bits: Words) -> None:
-        self._llg = LLTokenizer(TokenizerWrapper(_Tokens(tokenizer, special_ids)))
+        self._llg = LLTokenizer(TokenizerWrapper(_Tokens(tokenizer, special_ids)), slices=[])
         self._text_bits = text_bits
         self._structures = _Remembered[str, LLMatcher]()
         self._parts = _Remembered[str, CompiledPart | ConstraintError]()
@@ -78,7 +79,7 @@ class Compiler:
         """
         matcher = self._structures.get(lark)
         if matcher is None:
-            matcher = self._matcher({"lark_grammar": lark})
+            matcher = _matcher(self._llg, {"lark_grammar": lark})
             if matcher.is_error():
                 raise ConstraintError("tools", short_reason(matcher.get_error()))
             self._structures.put(lark, matcher)
@@ -167,7 +168,7 @@ class Compiler:
             if (problem := problems.get(text)) is not None:
                 tried.append(short_reason(problem))
                 continue
-            matcher = self._matcher(grammar)
+            matcher = _matcher(self._sliced, grammar)
             problem = self._generate_some(matcher.deep_copy())
             tried.append(matcher if problem is None else short_reason(problem))
         return tried
@@ -191,9 +192,18 @@ class Compiler:
                 break
         return matcher.get_error() or None
 
-    def _matcher(self, grammar: Mapping[str, Any]) -> LLMatcher:
-        text = json.dumps({"grammars": [grammar]})
-        return _on_a_deep_stack(lambda: LLMatcher(self._llg, text, limits=_LIMITS, log_level=0))
+    @cached_property
+    def _sliced(self) -> LLTokenizer:
+        """Return the tokenizer with llguidance's precomputed masks of JSON's strings.
+
+        They take as long as the rest of it, and a turn's structure uses none.
+        """
+        return self._llg.with_slices(LLTokenizer.general_slices())
+
+
+def _matcher(tokens: LLTokenizer, grammar: Mapping[str, Any]) -> LLMatcher:
+    text = json.dumps({"grammars": [grammar]})
+    return _on_a_deep_stack(lambda: LLMatcher(tokens, text, limits=_LIMITS, log_level=0))
 
 
 K = TypeVar("K")

@@ -204,6 +204,33 @@ def test_damaged_strings_are_found_when_looked_at(tmp_path: Path) -> None:
         GgufFile.open(path).metadata["a"][0]
 
 
+def array_of(texts: list[bytes]) -> StringArray:
+    raw = b"".join(U64(len(it)) + it for it in texts)
+    return StringArray(raw, [*map(len, texts)], "a.gguf: a")
+
+
+@settings(deadline=None)
+@given(st.lists(st.binary(max_size=3) | st.text(max_size=300).map(str.encode), max_size=6))
+def test_a_nul_is_found_without_decoding(texts: list[bytes]) -> None:
+    """Also where a character is cut between two texts, which together are UTF-8."""
+    try:
+        expected = any("\0" in it.decode() for it in texts)
+    except UnicodeDecodeError:
+        with pytest.raises(GgufError, match=r"a\.gguf: a\[\d+\]: not UTF-8"):
+            array_of(texts).has_nul()
+        return
+    assert array_of(texts).has_nul() is expected
+    decoded = array_of(texts)
+    assert list(decoded) == [it.decode() for it in texts]
+    assert decoded.has_nul() is expected
+
+
+@pytest.mark.parametrize("texts", [[b"\xc3", b"\xa9"], [b"a\xe2\x82", b"", b"\xac"]])
+def test_a_character_cut_in_two_is_not_utf_8(texts: list[bytes]) -> None:
+    with pytest.raises(GgufError, match=r"a\[0\]: not UTF-8"):
+        array_of(texts).has_nul()
+
+
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_damage_is_refused_or_harmless(path: Path, data: st.DataObject) -> None:

@@ -6,16 +6,20 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 import gptoss
+from gptoss.errors import UnsupportedModelError
 from gptoss.runtime.engine import loader
 from gptoss.runtime.engine.base import ModelFileChangedError, OutOfMemoryError
 from gptoss.runtime.engine.library import LOG
 from gptoss.runtime.engine.llama_cpp import LlamaEngine
+from gptoss.runtime.engine.page_cache import ResidentPages
 from gptoss.runtime.engine.settings import EngineSettings
+from gptoss.runtime.sampling import constrained
 from gptoss.runtime.sampling.sampler import greedy
 from support.stress import scaled
 
@@ -52,6 +56,85 @@ def test_the_callers_exception_ends_the_load_as_it_is(
         gptoss.open(random_gguf, n_ctx=256, progress=progress)
     assert raised.value is wanted
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("at", [0.0, 0.5])
+def test_a_vocabulary_that_cannot_be_masked_ends_the_load(
+    random_gguf: Path, monkeypatch: pytest.MonkeyPatch, at: float
+) -> None:
+    """The masks are made while llama.cpp loads; its load is not waited for."""
+    monkeypatch.setattr(loader, "_READ_CHUNK", 4096 * 16)
+    failing, failed = threading.Event(), threading.Event()
+
+    class Unmaskable:
+        def __init__(self, *_: object) -> None:
+            failing.wait(10)
+            failed.set()
+            raise UnsupportedModelError("a token of 600 bytes")
+
+    monkeypatch.setattr(constrained, "TokenMasks", Unmaskable)
+    shares: list[float] = []
+
+    def progress(share: float) -> None:
+        shares.append(share)
+        if share >= at:
+            failing.set()
+            failed.wait(10)
+            time.sleep(0.05)
+
+    with pytest.raises(UnsupportedModelError, match="600 bytes"):
+        gptoss.open(random_gguf, n_ctx=256, progress=progress)
+    assert shares[-1] < 0.9
+
+
+@pytest.fixture
+def hole(tmp_path: Path) -> Path:
+    """12 MiB of a file of which no page is in memory."""
+    path = tmp_path / "hole"
+    with path.open("wb") as file:
+        file.truncate(12 << 20)
+    return path
+
+
+def read_pages(path: Path) -> list[float]:
+    """Read a file's pages as a load does; return the progress."""
+    shares: list[float] = []
+    loader._Loader(path, EngineSettings(n_ctx=256), (), shares.append)._read_pages(0.9)
+    return shares
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing there tells what is in memory")
+def test_only_pages_that_are_not_in_memory_are_read(
+    hole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[int, int]] = []
+    original = loader._Loader._read
+
+    def spied(self: loader._Loader, start: int, length: int) -> None:
+        read.append((start, length))
+        original(self, start, length)
+
+    monkeypatch.setattr(loader._Loader, "_read", spied)
+    with ResidentPages(hole) as pages:
+        assert not pages.has(0, 16 << 20)
+    shares = read_pages(hole)
+    assert read == [(0, 12 << 20)]
+    with ResidentPages(hole) as pages:
+        assert pages.has(0, 16 << 20)
+    assert read_pages(hole) == shares
+    assert len(read) == 1
+
+
+def test_where_the_system_does_not_tell_all_pages_are_read(
+    hole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows, and on Linux for a file of someone else."""
+    read: list[int] = []
+    monkeypatch.setattr("gptoss.runtime.engine.page_cache._can_tell", lambda _: False)
+    monkeypatch.setattr(loader._Loader, "_read", lambda *it: read.append(it[2]))
+    for _ in range(2):
+        read_pages(hole)
+    assert read == [12 << 20] * 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a mapped file cannot be written to there")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,14 @@ import pytest
 import gptoss
 from gptoss.errors import GgufError, OptionError
 from gptoss.formats.gguf import GgufFile
+from gptoss.runtime.engine import loader
 from gptoss.runtime.engine.base import Logits
-from gptoss.runtime.engine.settings import Lora
+from gptoss.runtime.engine.llama_cpp import LlamaEngine
+from gptoss.runtime.engine.loader import Loaded
+from gptoss.runtime.engine.prefix_cache import CacheSettings
+from gptoss.runtime.engine.settings import EngineSettings, Lora
 from gptoss.runtime.models.lora import check_lora
+from gptoss.runtime.sampling.sampler import greedy
 
 KEYS: dict[str, Any] = {
     "general.type": "adapter",
@@ -115,3 +121,73 @@ def test_a_scale_that_is_no_number(random_gguf: Path, tmp_path: Path) -> None:
 def test_a_file_that_is_not_there(random_gguf: Path, tmp_path: Path) -> None:
     with pytest.raises(GgufError, match=r"none\.gguf"):
         gptoss.open(random_gguf, loras=(Lora(tmp_path / "none.gguf"),))
+
+
+def reused(model: Path, cache: CacheSettings, *loras: Lora) -> int:
+    """Decode a prompt with adapters; return how many of its tokens a saved state had."""
+    engine = LlamaEngine(model, EngineSettings(n_ctx=512, n_threads=1, loras=loras), cache=cache)
+    prompt = np.random.default_rng(0).integers(0, 256, 300).tolist()
+    generation = engine.generate(
+        prompt, greedy, stop=set(), max_tokens=1, checkpoints=[len(prompt)]
+    )
+    list(generation)
+    engine.close()
+    return generation.timings.reused_tokens
+
+
+def test_saved_states_are_those_of_the_same_adapters(random_gguf: Path, tmp_path: Path) -> None:
+    """Neither without an adapter, nor with another one of the same size and time, at the same
+    path, nor at another scale.
+    """
+    cache = CacheSettings(folder=tmp_path / "cache")
+    path = write_adapter(tmp_path / "lora.gguf", random_gguf)
+    assert reused(random_gguf, cache, Lora(path)) == 0
+    assert reused(random_gguf, cache, Lora(path)) == 299
+    assert reused(random_gguf, cache) == 0
+    assert reused(random_gguf, cache, Lora(path, 0.5)) == 0
+    assert reused(random_gguf, cache, Lora(path), Lora(path)) == 0
+    found, raw = path.stat(), bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    with path.open("r+b") as file:
+        file.write(raw)
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+    assert reused(random_gguf, cache, Lora(path)) == 0
+    moved = tmp_path / "moved.gguf"
+    path.rename(moved)
+    assert reused(random_gguf, cache, Lora(moved)) == 299
+
+
+def test_an_adapter_that_is_replaced_during_the_load_saves_no_state(
+    random_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is unknown which of the two the states are of."""
+    cache = CacheSettings(folder=tmp_path / "cache")
+    path = write_adapter(tmp_path / "lora.gguf", random_gguf)
+
+    def load(*arguments: Any) -> Loaded:
+        loaded = loader.load(*arguments)
+        os.utime(path, ns=(1, 1))
+        return loaded
+
+    with monkeypatch.context() as patched:
+        patched.setattr("gptoss.runtime.engine.llama_cpp.load", load)
+        assert reused(random_gguf, cache, Lora(path)) == 0
+    assert reused(random_gguf, cache, Lora(path)) == 0
+
+
+def test_open_keeps_states_of_adapters_too(
+    random_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "cache"
+    monkeypatch.setattr("gptoss.runtime.models.cache_settings.default_folder", lambda: folder)
+    path = write_adapter(tmp_path / "lora.gguf", random_gguf)
+    prompt = np.random.default_rng(0).integers(0, 256, 300).tolist()
+    found = []
+    for _ in range(2):
+        with gptoss.open(random_gguf, n_ctx=512, n_threads=1, loras=(Lora(path),)) as model:
+            generation = model.engine.generate(
+                prompt, greedy, stop=set(), max_tokens=1, checkpoints=[len(prompt)]
+            )
+            list(generation)
+            found.append(generation.timings.reused_tokens)
+    assert found == [0, 299]

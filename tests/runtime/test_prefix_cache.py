@@ -29,7 +29,7 @@ from gptoss.runtime.engine.cache_command import cache_command
 from gptoss.runtime.engine.drafts import BatchCosts
 from gptoss.runtime.engine.kv_reuse import Stream, common_prefix
 from gptoss.runtime.engine.llama_cpp import LlamaEngine
-from gptoss.runtime.engine.model_key import model_key
+from gptoss.runtime.engine.model_key import ModelFiles
 from gptoss.runtime.engine.prefix_cache import CacheSettings
 from gptoss.runtime.engine.settings import EngineSettings
 from gptoss.runtime.sampling.sampler import greedy
@@ -350,20 +350,23 @@ def test_a_model_key_covers_every_tensor(random_gguf: Path, tmp_path: Path) -> N
     path.write_bytes(raw)
     found = path.stat()
 
+    def key(settings: str = "settings") -> bytes:
+        return ModelFiles(GgufFile.open(path)).key(settings)
+
     def key_of(changed: bytes) -> bytes:
         with path.open("r+b") as file:
             file.write(changed)
         os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
-        return model_key(path, "settings")
+        return key()
 
     first = key_of(raw)
     for tensor in GgufFile.open(path).tensors.values():
         for at in (tensor.offset, tensor.offset + tensor.nbytes - 1):
             assert key_of(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]) != first
     assert key_of(raw) == first
-    assert model_key(path, "other settings") != first
+    assert key("other settings") != first
     os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns + 1))
-    assert model_key(path, "settings") != first
+    assert key() != first
 
 
 def test_a_damaged_file_is_named_and_decoded_anew(

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gptoss.errors import GgufError, UnsupportedModelError
 from gptoss.formats.gguf import GgufFile, StringArray
 from gptoss.formats.o200k import BYTE_LEVEL
-from gptoss.runtime.harmony.tokenizer import MAX_SPACE, Tokenizer
+from gptoss.runtime.harmony.tokenizer import MAX_SPACE, Tokenizer, _spelled
 from support.tokens import CONTROL, byte_tokenizer
 
 NORMAL, CONTROL_TYPE, UNUSED = 1, 3, 5
@@ -78,11 +80,9 @@ def test_a_gguf_that_no_text_can_be_encoded_with(tokens: Any, message: str) -> N
     """tiktoken would panic on these, at the first text."""
     types = [NORMAL] * (0 if tokens is None else len(tokens)) + [CONTROL_TYPE] * len(CONTROL)
     if isinstance(tokens, list):
-        raw = b"".join(
-            len(token.encode()).to_bytes(8, "little") + token.encode()
-            for token in (*tokens, *CONTROL)
-        )
-        tokens = StringArray(raw, len(types), "model.gguf")
+        texts = [token.encode() for token in (*tokens, *CONTROL)]
+        raw = b"".join(len(text).to_bytes(8, "little") + text for text in texts)
+        tokens = StringArray(raw, [*map(len, texts)], "model.gguf")
     metadata = {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-4o",
@@ -98,3 +98,10 @@ def test_ids_outside_the_vocabulary() -> None:
     for token in (-1, tokenizer.n_vocab):
         with pytest.raises(IndexError, match="outside the vocabulary"):
             tokenizer.token_bytes(token)
+
+
+@given(st.lists(st.text(st.characters(codec=None), max_size=5), max_size=8))
+def test_byte_level_spelling_is_the_translation_of_each_character(texts: list[str]) -> None:
+    texts.append("Ġü\u0143\u0144😀")
+    expected = [it.translate(BYTE_LEVEL).encode("latin-1", "replace") for it in texts]
+    assert _spelled(texts) == expected
