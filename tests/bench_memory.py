@@ -1,7 +1,7 @@
 """The engine on the 20b-sized file: peak memory beside the plan, a control group of 13 GiB, speed
 beside llama-bench, and the time to the first token. Linux only.
 
-    python tests/bench_memory.py FILE.gguf memory|group|speed [--llama-bench PATH]
+    python tests/bench_memory.py FILE.gguf memory|group|speed [--llama-bench PATH] [--rounds 3]
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ CONTEXTS = (4096, 32768, 131072)
 LIMIT = 13 * 2**30
 N_PROMPT = 160
 """Tokens of which each chooses 4 of 32 experts: all experts are read."""
+N_DECODE = 32
 
 
 def run_child(*arguments: object, group: Path | None = None) -> dict[str, Any]:
@@ -147,22 +148,19 @@ def group_rows(path: Path) -> Iterator[str]:
         yield f"| {n_ctx:,} | {it['kv_type']} | {it['decode']:.2f} | {read:.2f} MB |"
 
 
-def speed_rows(path: Path, llama_bench: Path, rounds: int = 3) -> Iterator[str]:
+def speed_rows(path: Path, llama_bench: Path, rounds: int) -> Iterator[str]:
     """Prefill and decode beside llama-bench at its default, which repacks: medians of rounds in
-    turns, since the memory of a shared machine is slower at one time than at another.
+    turns, since the memory of a shared machine is slower at one time than at another. All decode
+    behind a prompt of the same length.
     """
-    peers, ours = [], {"now": list[dict[str, Any]](), "no": list[dict[str, Any]]()}
+    prefills, decodes = list[float](), list[float]()
+    ours = {"now": list[dict[str, Any]](), "no": list[dict[str, Any]]()}
     for _ in range(rounds):
-        done = subprocess.run(
-            [llama_bench, "-m", path, "-p", str(N_PROMPT), "-n", "32", "-r", "2", "-o", "json"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        peers.append({row["n_gen"] > 0: row["avg_ts"] for row in json.loads(done.stdout)})
+        prefills += _peer(llama_bench, path, "-p", N_PROMPT, "-n", 0)
+        decodes += _peer(llama_bench, path, "-p", 0, "-n", N_DECODE, "-d", N_PROMPT)
         for repack, found in ours.items():
-            found.append(run_child(path, 4096, "f16", repack, 34))
-    prefill, decode = (statistics.median(it[gen] for it in peers) for gen in (False, True))
+            found.append(run_child(path, 4096, "f16", repack, N_DECODE + 2))
+    prefill, decode = statistics.median(prefills), statistics.median(decodes)
     yield "| | prefill, tokens/s | decode, tokens/s | load |"
     yield "|---|---|---|---|"
     yield f"| llama-bench, repacked | {prefill:.2f} | {decode:.2f} | |"
@@ -176,6 +174,19 @@ def speed_rows(path: Path, llama_bench: Path, rounds: int = 3) -> Iterator[str]:
             f"({medians['prefill_rate'] / prefill:.2f}) | {medians['decode']:.2f} "
             f"({medians['decode'] / decode:.2f}) | {medians['loaded']:.1f} s |"
         )
+
+
+def _peer(llama_bench: Path, path: Path, *options: object) -> list[float]:
+    """Return the tokens per second of two runs of llama-bench's one test."""
+    done = subprocess.run(
+        [llama_bench, "-m", path, "-r", "2", "-o", "json", *map(str, options)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    [row] = json.loads(done.stdout)
+    samples: list[float] = row["samples_ts"]
+    return samples
 
 
 def drop(path: Path) -> None:
@@ -198,11 +209,12 @@ def main() -> None:
     parser.add_argument("gguf", type=Path)
     parser.add_argument("what", choices=("memory", "group", "speed"))
     parser.add_argument("--llama-bench", type=Path, default=Path("llama-bench"))
+    parser.add_argument("--rounds", type=int, default=3, help="of speed")
     asked = parser.parse_args()
     rows = {
         "memory": lambda: memory_rows(asked.gguf),
         "group": lambda: group_rows(asked.gguf),
-        "speed": lambda: speed_rows(asked.gguf, asked.llama_bench),
+        "speed": lambda: speed_rows(asked.gguf, asked.llama_bench, asked.rounds),
     }
     for row in rows[asked.what]():
         print(row, flush=True)

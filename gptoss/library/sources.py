@@ -1,7 +1,8 @@
 """Where a model comes from: a repository on the Hub, or a checkpoint on this machine.
 
 Each source says what getting the model costs before anything is done (``Cost``) and then gets it
-into the model's folder (``get``).
+into the model's folder (``get``). The converter is imported when it is used: a chat with a GGUF on
+this machine would wait for it too.
 """
 
 from __future__ import annotations
@@ -12,16 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from gptoss.converter.convert import Watch, convert_input
-from gptoss.converter.estimate import KEYS_BYTES, TOKEN_BYTES
 from gptoss.converter.hub import cache
 from gptoss.converter.hub.client import Client
 from gptoss.converter.hub.range_requests import HubFile
 from gptoss.converter.hub.repository import Stream
-from gptoss.converter.options import ConvertOptions
-from gptoss.converter.source import Input, open_input
 from gptoss.converter.write.staging import Staging, folder_of
 from gptoss.errors import GptossError
 from gptoss.formats.checkpoint import Checkpoint
@@ -32,6 +29,9 @@ from gptoss.library.store import RECORD, Record, write_record
 from gptoss.progress import Progress, Say
 from gptoss.runtime.models.preflight import check_computable
 from gptoss.runtime.models.sizes import ModelSizes
+
+if TYPE_CHECKING:
+    from gptoss.converter.source import Input
 
 SPARE = 2**28
 """Bytes that stay free on the disk: 256 MiB."""
@@ -111,6 +111,8 @@ class HubCheckpoint:
         return replace(cost, temporary=0, twice=True, download=2 * self.offer.nbytes)
 
     def get(self, folder: Path, cost: Cost, steps: Steps) -> Record:
+        from gptoss.converter.source import Input, open_input
+
         commit = self.offer.listing.commit
         if cost.twice:
             place = f"{self.offer.listing.repository}@{commit}"
@@ -199,11 +201,15 @@ class LocalCheckpoint:
 
     def cost(self, folder: Path, free: int) -> Cost:  # noqa: ARG002
         sizes = ModelSizes.of(self.path)
+        from gptoss.converter.estimate import KEYS_BYTES, TOKEN_BYTES
+
         written = sizes.file + KEYS_BYTES + TOKEN_BYTES * sizes.hparams.vocab_size
         check = "every tensor is compared with the checkpoint before the model is used"
         return Cost(str(self.path), 0, written, 0, check)
 
     def get(self, folder: Path, cost: Cost, steps: Steps) -> Record:  # noqa: ARG002
+        from gptoss.converter.source import Input
+
         if self.repository is None:
             given = Input(self.path, str(self.path), self.path.name)
         else:
@@ -303,6 +309,9 @@ def is_complete_checkpoint(folder: Path) -> bool:
 
 def _convert(given: Input, folder: Path, steps: Steps, stamp: str | None = None) -> Record:
     """Convert an opened checkpoint to a GGUF in the model's folder, verify it, and record it."""
+    from gptoss.converter.convert import Watch, convert_input
+    from gptoss.converter.options import ConvertOptions
+
     out = folder / f"{given.name or folder.name}.gguf"
     watch = Watch(progress=steps.convert, verify_progress=steps.verify, say=steps.say)
     done = convert_input(

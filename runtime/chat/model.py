@@ -146,7 +146,7 @@ def open(  # noqa: A001 as gptoss.open, beside gptoss.load
         engine = LlamaEngine(
             checked.path,
             plan.settings,
-            cache=cache_settings(checked.file, disk=disk_cache),
+            cache=cache_settings(checked.file, plan, disk=disk_cache),
             progress=lambda share: report(_LOADED * share),
             verbose=verbose,
         )

@@ -2,7 +2,7 @@
 
 What counts is what must stay resident while tokens are generated: the file's pages without the
 embedding table (it is read by row), the context's keys and values, llama.cpp's graph, and this
-process itself. ``planner`` makes the plans.
+process itself. Of what is left, saved prompts may take a part. ``planner`` makes the plans.
 """
 
 from __future__ import annotations

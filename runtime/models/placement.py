@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -23,12 +23,20 @@ GPU_RESERVE = 500_000_000
 """Bytes of a GPU's memory that its driver's context and kernels take, beside what is allocated."""
 
 
+CACHE_SHARE = 8
+"""Saved prompts may take one part in so many of the memory that is left."""
+
+MOST_CACHE = 1 << 30
+"""Bytes that saved prompts may take, at most."""
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceMemory:
     """Bytes that one device's memory must hold: ``CPU`` is the machine's memory.
 
     ``process``: the program itself, or on a GPU what its driver takes. ``limited_by``: what sets
-    ``available``: the machine, a control group, or the device.
+    ``available``: the machine, a control group, or the device. ``cache``: what saved prompts may
+    take besides, out of what is left.
     """
 
     name: str
@@ -38,10 +46,11 @@ class DeviceMemory:
     process: int
     available: int
     limited_by: str
+    cache: int = 0
 
     @property
     def needed(self) -> int:
-        """Return how many bytes this device's memory must hold at the peak."""
+        """Return how many bytes this device's memory must hold at the peak, without ``cache``."""
         return self.weights + self.kv + self.compute + self.process
 
     @property
@@ -100,7 +109,8 @@ def place(
         memory.available,
         memory.source,
     )
-    return (host, *uses)
+    left = max(0, host.available - host.needed)
+    return (replace(host, cache=min(left // CACHE_SHARE, MOST_CACHE)), *uses)
 
 
 def _weights(

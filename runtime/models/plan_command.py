@@ -76,5 +76,7 @@ def _print(plan: MemoryPlan) -> None:
             ("program" if it is plan.devices[0] else "driver", it.process),
         ):
             click.echo(f"    {label:<16}{size / 1e9:>8.2f} GB")
+        if it.cache:
+            click.echo(f"    {'saved prompts':<16}{it.cache / 1e9:>8.2f} GB more, at most")
     for note in plan.notes:
         click.echo(f"  {note}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +21,12 @@ from gptoss.runtime.engine.base import OutOfMemoryError
 from gptoss.runtime.engine.buffer_sizes import Buffers, measure_buffers
 from gptoss.runtime.engine.devices import Device, Kind
 from gptoss.runtime.engine.llama_cpp import LlamaEngine
+from gptoss.runtime.engine.prefix_cache import CacheSettings, PrefixCache, open_cache
 from gptoss.runtime.engine.settings import EngineOptions, EngineSettings, KvType
 from gptoss.runtime.models.estimate import BITS, estimate_buffers
 from gptoss.runtime.models.memory import Memory, available_memory
 from gptoss.runtime.models.memory_plan import DEFAULT_CONTEXT, MemoryPlan, PlanVerdict
-from gptoss.runtime.models.placement import PROCESS, split_layers
+from gptoss.runtime.models.placement import MOST_CACHE, PROCESS, split_layers
 from gptoss.runtime.models.plan import memory_plan
 from gptoss.runtime.models.plan_command import plan_command
 from gptoss.runtime.models.planner import Planner
@@ -134,6 +136,41 @@ def test_the_first_wish_that_fits(
     [host] = plan.devices
     assert host.needed == host.weights + host.kv + host.compute + host.process
     assert plan.fits == bool(plan) == (short == 0)
+
+
+@pytest.mark.parametrize(
+    ("available", "cache"),
+    [
+        (9_000, 0),  # too little
+        (9_900, 0),  # just enough: nothing is left
+        (9_900 + 8_000, 1_000),
+        (9_900 + 100 * MOST_CACHE, MOST_CACHE),
+    ],
+)
+def test_saved_prompts_get_a_part_of_what_is_left(available: int, cache: int) -> None:
+    """They never keep a model from fitting, and are within the available memory."""
+    plan = chosen(available, kv_type="f16")
+    [host] = plan.devices
+    assert host.cache == cache
+    assert not plan.fits or host.needed + host.cache <= host.available
+
+
+def test_the_engines_cache_has_what_the_plan_says(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: list[CacheSettings] = []
+
+    def spied(*arguments: Any) -> PrefixCache:
+        settings.append(arguments[0])
+        return open_cache(*arguments)
+
+    monkeypatch.setattr("gptoss.runtime.engine.llama_cpp.open_cache", spied)
+    monkeypatch.setattr(
+        "gptoss.runtime.models.memory.available_memory", lambda: Memory(2 * 10**9, 3, "machine")
+    )
+    with gptoss.open(tiny, parallel=1, n_ctx=256, disk_cache=False) as model:
+        assert model.plan is not None
+        assert settings[0].memory == model.plan.devices[0].cache > 10**8
 
 
 def test_a_model_that_does_not_fit_is_one_line_of_what_helps() -> None:
@@ -369,6 +406,7 @@ def test_the_command(tiny: Path) -> None:
     said = CliRunner().invoke(plan_command, [str(tiny), "--ctx", "1024"]).output
     assert "fits: 1,024 tokens" in said
     assert "llama.cpp found no GPU" in said
+    assert re.search(r"saved prompts +\d+\.\d\d GB more, at most", said)
 
 
 def test_the_command_says_no(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
