@@ -137,7 +137,7 @@ def processor_seconds(port: int) -> float:
     for child in psutil.Process().children():
         if any(it.laddr.port == port for it in child.net_connections("tcp")):
             times = child.cpu_times()
-            return times.user + times.system
+            return float(times.user + times.system)
     raise SystemExit(f"the server on port {port} has ended")
 
 
