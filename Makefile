@@ -1,5 +1,6 @@
 # Everything runs in its own environment, .venv, which is created on first use.
-# Needs Python 3.11 or later, a C++ compiler and make; `make oracle` and `make bench` also need npm.
+# Needs Python 3.11 or later, a C++ compiler and make; `make oracle` and `make bench` also need npm
+# and cmake.
 # Without make: python3 install.py. Options of llama.cpp's build in CMAKE_ARGS are kept.
 PYTHON ?= python3
 MODEL  ?=

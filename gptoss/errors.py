@@ -44,8 +44,15 @@ code 2.
 
 from __future__ import annotations
 
+import json
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from reprlib import Repr
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+DISTRIBUTION = "gptoss-toolkit"
+"""The name under which pip knows this toolkit."""
 
 _short = Repr()
 _short.maxstring = 100
@@ -100,6 +107,20 @@ def require_packages(extra: str, *names: str) -> None:
     missing = [name for name in names if find_spec(name) is None]
     if missing:
         raise MissingPackageError(
-            f"Python packages missing: {', '.join(missing)}; "
-            f'install them: pip install "gptoss-toolkit[{extra}]"'
+            f"Python packages missing: {', '.join(missing)}; install them: {install_command(extra)}"
         )
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs an optional extra: from the folder that this toolkit was
+    installed from, where it was one (PEP 610).
+    """
+    try:
+        text = distribution(DISTRIBUTION).read_text("direct_url.json")
+        origin = json.loads(text or "{}")
+        folder = url2pathname(urlsplit(origin["url"]).path) if "dir_info" in origin else None
+    except (PackageNotFoundError, KeyError, TypeError, ValueError):
+        folder = None
+    if folder is None:
+        return f'pip install "{DISTRIBUTION}[{extra}]"'
+    return f'pip install -e "{folder}[{extra}]"'

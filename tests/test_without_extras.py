@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+from gptoss import errors
+from gptoss.errors import install_command
+
 EXTRA_RUN = ("llama_cpp", "llguidance", "prompt_toolkit", "psutil", "tiktoken")
 
 
@@ -20,7 +23,7 @@ def without_extras(code: str, *arguments: str) -> tuple[int, str, str]:
 
 
 RUN = "from gptoss.library.cli import main; main()"
-INSTALL = 'pip install "gptoss-toolkit[run]"'
+INSTALL = install_command("run")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["chat", "--help"], ["--version"]])
@@ -52,3 +55,28 @@ def test_from_python_too() -> None:
 def test_converting_and_checking_need_no_extra(room: str) -> None:
     code, out, _ = without_extras(f"from gptoss.{room}.cli import main; main()", "--version")
     assert (code, out.split()[-1][0]) == (0, "0")
+
+
+@pytest.mark.parametrize(
+    ("origin", "command"),
+    [
+        ('{"url": "file:///home/me/my%20code/gptoss", "dir_info": {"editable": true}}',
+         'pip install -e "/home/me/my code/gptoss[mcp]"'),
+        ('{"url": "file:///home/me/gptoss.whl", "archive_info": {}}',
+         'pip install "gptoss-toolkit[mcp]"'),
+        (None, 'pip install "gptoss-toolkit[mcp]"'),
+        ("[1", 'pip install "gptoss-toolkit[mcp]"'),
+        ('{"dir_info": {}}', 'pip install "gptoss-toolkit[mcp]"'),
+    ],
+)  # fmt: skip
+@pytest.mark.skipif(sys.platform == "win32", reason="paths have drives there")
+def test_an_extra_is_installed_from_where_the_toolkit_was(
+    monkeypatch: pytest.MonkeyPatch, origin: str | None, command: str
+) -> None:
+    class Installed:
+        def read_text(self, name: str) -> str | None:
+            assert name == "direct_url.json"
+            return origin
+
+    monkeypatch.setattr(errors, "distribution", lambda _: Installed())
+    assert install_command("mcp") == command

@@ -73,6 +73,13 @@ class LibraryFinder:
             return nullcontext(found)
         return nullcontext(found.gguf) if isinstance(found, Stored) else found.source.headers()
 
+    def vocabulary(self, name: str) -> AbstractContextManager[Path]:
+        """Return a GGUF with the vocabulary of the named model. Raises GptossError."""
+        found = self._on_disk(name)
+        if isinstance(found, Path):
+            return nullcontext(found)
+        return nullcontext(found.gguf) if isinstance(found, Stored) else found.source.vocabulary()
+
     def pull(self, wanted: Wanted, *, yes: bool, must_run: bool = True) -> Stored:
         """Get a model: show what that takes, ask, get it. Raises GptossError, click.Abort.
 

@@ -6,11 +6,12 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from gptoss.converter.gguf import vocab
 from gptoss.converter.hub.client import Client, HubError
 from gptoss.converter.hub.range_requests import HubFile, Ranges
 from gptoss.converter.hub.repository import (
@@ -26,7 +27,7 @@ from gptoss.formats.checkpoint import CONFIG, read_config
 from gptoss.formats.gguf import HEADER_LIMIT, GgufFile
 from gptoss.formats.hparams import HParams
 from gptoss.library.names import HubModel, did_you_mean
-from gptoss.runtime.models.sizes import sparse_gguf
+from gptoss.runtime.models.sizes import TokenTable, sparse_gguf
 
 FIRST_READ = 2**24
 """Bytes of a GGUF that are fetched for its header first; the published ones have 13 MB."""
@@ -134,9 +135,9 @@ def _hashed(files: Sequence[HubFile]) -> Iterator[HubFile]:
 
 
 @contextmanager
-def headers(offer: Offer, client: Client) -> Iterator[Path]:
+def headers(offer: Offer, client: Client, *, vocabulary: bool = False) -> Iterator[Path]:
     """Fetch what comes before the weights, and return a GGUF whose data is a hole in the file: the
-    offered one, or what would be made of the checkpoint.
+    offered one, or what would be made of the checkpoint, with its ``vocabulary`` if that is wanted.
 
     Raises HubError, CheckpointError, and GgufError for a GGUF without a whole header.
     """
@@ -144,9 +145,11 @@ def headers(offer: Offer, client: Client) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="gptoss-plan-") as temporary:
         folder = Path(temporary)
         if offer.kind is Kind.CHECKPOINT:
-            Stream(client, offer.listing, folder).fetch(CONFIG_FILES)
-            hparams = HParams.from_config(read_config(folder))
-            with sparse_gguf(hparams) as made:  # its sizes follow from the shape
+            stream = Stream(client, offer.listing, folder)
+            stream.fetch(CONFIG_FILES)
+            if vocabulary:
+                stream.fetch(TOKENIZER_FILES)
+            with checkpoint_header(folder, vocabulary=vocabulary) as made:
                 yield made.rename(made.with_name(name))
             return
         first = folder / basename(offer.weights[0])
@@ -161,6 +164,17 @@ def headers(offer: Offer, client: Client) -> Iterator[Path]:
                     message = str(error).replace(f"{folder}{os.sep}", f"{offer.wanted}: ")
                     raise GgufError(message) from error
         yield first
+
+
+def checkpoint_header(folder: Path, *, vocabulary: bool) -> AbstractContextManager[Path]:
+    """Write the GGUF that would be made of a checkpoint, with a hole for its weights. Raises
+    CheckpointError.
+    """
+    hparams = HParams.from_config(read_config(folder))  # sizes follow from the shape
+    if not vocabulary:
+        return sparse_gguf(hparams)
+    found = vocab.read(folder, hparams.vocab_size)
+    return sparse_gguf(hparams, TokenTable(found.tokens, found.types, found.merges))
 
 
 def _write_beginning(ranges: Ranges, path: Path, limit: int) -> None:

@@ -75,6 +75,10 @@ class Source(Protocol):
         """Return a GGUF whose weights may be missing, or the folder of a checkpoint."""
         ...
 
+    def vocabulary(self) -> AbstractContextManager[Path]:
+        """Return a GGUF with the model's vocabulary, whose weights may be missing."""
+        ...
+
     def cost(self, folder: Path, free: int) -> Cost:
         """Return what getting the model into ``folder`` takes, with ``free`` bytes on its disk."""
         ...
@@ -93,6 +97,9 @@ class HubCheckpoint:
 
     def headers(self) -> AbstractContextManager[Path]:
         return hub.headers(self.offer, self.client)
+
+    def vocabulary(self) -> AbstractContextManager[Path]:
+        return hub.headers(self.offer, self.client, vocabulary=True)
 
     def cost(self, folder: Path, free: int) -> Cost:
         with self.headers() as stand_in:
@@ -159,6 +166,9 @@ class HubGguf:
                 raise
             yield path
 
+    def vocabulary(self) -> AbstractContextManager[Path]:
+        return self.headers()
+
     def cost(self, folder: Path, free: int) -> Cost:  # noqa: ARG002
         first = folder / hub.basename(self.offer.weights[0])
         left = self.offer.nbytes - _downloaded(folder_of(first))
@@ -198,6 +208,11 @@ class LocalCheckpoint:
 
     def headers(self) -> AbstractContextManager[Path]:
         return nullcontext(self.path)
+
+    @contextmanager
+    def vocabulary(self) -> Iterator[Path]:
+        with hub.checkpoint_header(self.path, vocabulary=True) as made:
+            yield made.rename(made.with_name(self.path.resolve().name))
 
     def cost(self, folder: Path, free: int) -> Cost:  # noqa: ARG002
         sizes = ModelSizes.of(self.path)

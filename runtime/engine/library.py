@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gptoss.errors import install_command
 from gptoss.runtime.engine.base import EngineError
 
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # else a failed assertion runs gdb on this process
@@ -20,7 +21,7 @@ try:
     import llama_cpp.llama_cpp as lib
 except (ImportError, OSError, RuntimeError) as error:
     raise EngineError(
-        f'llama.cpp cannot be loaded ({error}); install it: pip install "gptoss-toolkit[run]"'
+        f"llama.cpp cannot be loaded ({error}); install it: {install_command('run')}"
     ) from error
 
 LIBRARY_VERSION: str = llama_cpp.__version__

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from gptoss.errors import install_command
 from gptoss.formats.hparams import HParams
 from gptoss.runtime.engine.rpc_address import MODULE_VARIABLE, resolve_addresses
 from gptoss.runtime.models.sizes import sparse_gguf
@@ -83,9 +84,7 @@ def diagnose(rpc: Sequence[str] = (), *, rpc_insecure: bool = False) -> Diagnosi
     problems: list[str] = []
     found: dict[str, Any] = {}
     if find_spec("llama_cpp") is None:
-        problems.append(
-            'llama-cpp-python is not installed; install it: pip install "gptoss-toolkit[run]"'
-        )
+        problems.append(f"llama-cpp-python is not installed; install it: {install_command('run')}")
     else:
         found, failures = _self_test([str(it) for it in servers])
         problems += failures

@@ -32,6 +32,14 @@ class ModelFinder(Protocol):
         """
         ...
 
+    def vocabulary(self, name: str) -> AbstractContextManager[Path]:
+        """Return a GGUF with the vocabulary of a named model that another server runs.
+
+        Its weights may be missing, and nothing is downloaded but what comes before them. Raises
+        GptossError.
+        """
+        ...
+
 
 class LocalFiles:
     """Takes each name as the path of a file or folder."""
@@ -41,6 +49,10 @@ class LocalFiles:
         return Path(name)
 
     def headers(self, name: str) -> AbstractContextManager[Path]:
+        """Return the path that was named."""
+        return nullcontext(Path(name))
+
+    def vocabulary(self, name: str) -> AbstractContextManager[Path]:
         """Return the path that was named."""
         return nullcontext(Path(name))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -115,23 +115,32 @@ def nbytes_by_default(hparams: HParams) -> dict[str, int]:
     return {tensor.gguf: _nbytes(tensor) for tensor in tensors(hparams)}
 
 
+@dataclass(frozen=True, slots=True)
+class TokenTable:
+    """A vocabulary as a GGUF has it: tokens by id, their ``gguf.TokenType``, and the merges."""
+
+    tokens: Sequence[str]
+    types: Sequence[int] = ()
+    merges: Sequence[str] = ()
+
+
 @contextmanager
-def sparse_gguf(hparams: HParams) -> Iterator[Path]:
+def sparse_gguf(hparams: HParams, vocabulary: TokenTable | None = None) -> Iterator[Path]:
     """Write a GGUF with the header of a model of this shape and a hole for its data: megabytes on
     disk.
 
-    The vocabulary has the right size and invented texts; llama.cpp plans a context on it as on the
-    real file.
+    Unless one is given, the vocabulary has the right size and invented texts; llama.cpp plans a
+    context on it as on the real file.
     """
     with tempfile.TemporaryDirectory(prefix="gptoss-plan-") as folder:
         path = Path(folder) / "header.gguf"
-        _write_header(path, hparams)
+        _write_header(path, hparams, vocabulary)
         data = sum(-(-it // 32) * 32 for it in nbytes_by_default(hparams).values())
         os.truncate(path, -(-path.stat().st_size // 32) * 32 + data)
         yield path
 
 
-def _write_header(path: Path, hparams: HParams) -> None:
+def _write_header(path: Path, hparams: HParams, vocabulary: TokenTable | None) -> None:
     writer = gguf.GGUFWriter(path, "gpt-oss")
     for field, key in GGUF_KEYS.items():
         value = getattr(hparams, field)
@@ -140,8 +149,12 @@ def _write_header(path: Path, hparams: HParams) -> None:
     writer.add_string("gpt-oss.rope.scaling.type", "yarn")
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-4o")
-    writer.add_token_list([f"t{i}" for i in range(hparams.vocab_size)])
-    writer.add_token_merges(["t 1"])
+    if vocabulary is None:
+        vocabulary = TokenTable([f"t{i}" for i in range(hparams.vocab_size)])
+    writer.add_token_list(list(vocabulary.tokens))
+    if vocabulary.types:
+        writer.add_token_types(list(vocabulary.types))
+    writer.add_token_merges(list(vocabulary.merges) or ["t 1"])  # an empty array is not written
     for tensor in tensors(hparams):
         kind = _TYPES[tensor.role]
         plain = kind is gguf.GGMLQuantizationType.F32

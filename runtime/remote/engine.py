@@ -54,12 +54,19 @@ while the reply is read."""
 def open_remote(base_url: str, gguf: Path) -> Model:
     """Return a model that another server runs: llama-server, vLLM or this project's own.
 
-    ``base_url`` is its address; the tokenizer is read from ``gguf``, which must be that model's
-    file. ``keys.find_key`` finds the key. Raises RemoteError, GgufError, UnsupportedModelError.
+    ``base_url`` is its address; the tokenizer is read from ``gguf``, which must have that model's
+    vocabulary. ``keys.find_key`` finds the key. Raises RemoteError, GgufError,
+    UnsupportedModelError.
     """
-    server = server_at(base_url)
     tokenizer = CheckedFile.open(gguf).tokenizer
-    engine = RemoteEngine(server, tokenizer, names=(gguf.name.removesuffix(".gguf"),))
+    return connect_remote(base_url, tokenizer, (gguf.name.removesuffix(".gguf"),))
+
+
+def connect_remote(base_url: str, tokenizer: Tokenizer, names: Sequence[str] = ()) -> Model:
+    """Return a model that another server runs, by its tokenizer; of several models that the server
+    has, the first whose name is in ``names``. Raises RemoteError.
+    """
+    engine = RemoteEngine(server_at(base_url), tokenizer, names=names)
     engine.connect()
     return Model(engine, tokenizer)
 

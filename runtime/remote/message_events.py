@@ -130,7 +130,8 @@ class ChunkReader:
         function = function if isinstance(function, dict) else {}
         identity, index, now = call.get("id"), call.get("index"), self._open
         begun = now.call if now is not None else None
-        another = begun is None or index != begun[0] or bool(identity and identity != begun[1])
+        another = begun is None or index != begun[0]
+        another |= begun is not None and bool(identity and begun[1]) and identity != begun[1]
         events: list[Event] = []
         if another:
             name = function.get("name")

@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from gptoss.errors import install_command
 from gptoss.runtime.engine.base import EngineError
 from gptoss.runtime.harmony.errors import ConstraintError, ConversationError
 from gptoss.runtime.harmony.fields import FieldPath
@@ -36,7 +37,7 @@ try:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 except ImportError as error:
     raise EngineError(
-        f'llguidance cannot be loaded ({error}); install it: pip install "gptoss-toolkit[run]"'
+        f"llguidance cannot be loaded ({error}); install it: {install_command('run')}"
     ) from error
 
 from gptoss.runtime.sampling.compile_worker import STACK_BYTES, TRIED_TOKENS

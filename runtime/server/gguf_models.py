@@ -58,23 +58,27 @@ def served_model(
 
 
 def remote_model(base_url: str, path: Path, aliases: tuple[str, ...] = ()) -> ServedModel:
-    """Describe the model of a GGUF file that another server runs. One that cannot be reached now is
-    asked again by each request; this is logged.
+    """Describe the model of a GGUF file that another server runs. A server that cannot be reached
+    now is asked again by each request; this is logged.
 
     Raises GgufError, UnsupportedModelError; RemoteError where the address or the key is refused, or
     the server gives no token ids.
     """
-    from gptoss.runtime.remote.engine import open_remote, server_at
+    from gptoss.runtime.remote.engine import connect_remote, server_at
 
     checked = CheckedFile.open(path)
     server_at(base_url)  # an address that can never work is refused now
+    names = (path.name.removesuffix(".gguf"), *aliases)
+
+    def connect() -> model.Model:
+        return connect_remote(base_url, checked.tokenizer, names)
 
     def load(progress: Callable[[float], None]) -> model.Model:  # noqa: ARG001 nothing is loaded
-        return open_remote(base_url, path)
+        return connect()
 
     context = 0
     try:
-        with open_remote(base_url, path) as reached:
+        with connect() as reached:
             context = reached.engine.n_ctx
     except (RemoteUnreachableError, QueueFullError) as error:
         _log.warning("%s; requests are answered as soon as it can", error)

@@ -159,7 +159,8 @@ def serve_command(
     if base_url is not None:
         require_packages("remote", "httpcore")
         _require_remote_options(model, engine)
-        served = [remote_model(base_url, finder.find(model[0], yes=yes), aliases)]
+        with finder.vocabulary(model[0]) as path:
+            served = [remote_model(base_url, path, aliases)]
     else:
         served = [
             served_model(

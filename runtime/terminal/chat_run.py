@@ -245,8 +245,8 @@ def _remote(asked: ChatRequest, base_url: str, name: str) -> tuple[SessionModel,
     if level == REMOTE_MESSAGES:
         model = open_messages(base_url, name)
         return model, model.name
-    gguf = asked.finder.find(name, yes=asked.yes)
-    return open_remote(base_url, gguf), _shown_name(name, gguf)
+    with asked.finder.vocabulary(name) as gguf:
+        return open_remote(base_url, gguf), _shown_name(name, gguf)
 
 
 def _shown_name(name: str, gguf: Path) -> str:

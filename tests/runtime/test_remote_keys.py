@@ -107,7 +107,7 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "keyring", None)
     assert keys.find_key("https://example.org") is None
     monkeypatch.setattr("gptoss.errors.find_spec", lambda _: None)
-    with pytest.raises(MissingPackageError, match=r"gptoss-toolkit\[keyring\]"):
+    with pytest.raises(MissingPackageError, match=r"\[keyring\]"):
         keys.store_key("https://example.org", SECRET)
 
 

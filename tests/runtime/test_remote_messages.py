@@ -111,6 +111,10 @@ CHUNKS: dict[str, tuple[list[dict[str, Any]], list[str]]] = {
         [chunk(tool_calls=[call(0, "add", "{", id="x")]),
          chunk("tool_calls", tool_calls=[call(0, "add", "}", id="x")])],
         ["commentary to=functions.add: {}", "call"]),
+    "the id later": (
+        [chunk(tool_calls=[call(0, "add", "{")]),
+         chunk("tool_calls", tool_calls=[call(0, None, "}", id="x")])],
+        ["commentary to=functions.add: {}", "call"]),
     "a preamble": ([chunk(content="Let me see."), chunk("tool_calls", tool_calls=[call(0, "add")])],
                    ["commentary: Let me see.", "commentary to=functions.add: ", "call"]),
     "a length": ([chunk(content="It"), chunk("length")], ["final: It", "cut"]),
@@ -389,10 +393,10 @@ def test_cancel_closes_the_connection() -> None:
 
 def test_a_time_limit() -> None:
     with faulty([event(**chunk(content="It"))] * 1_000, pause=0.05) as (chat, server):
-        chat.settings = Settings(limits=Limits(reply_seconds=0.3))
+        chat.settings = Settings(limits=Limits(reply_seconds=1))
         reply = chat.ask("2 + 2?")
         assert (reply.end, reply.cut) == (End.CUT, StopReason.TIME)
-        assert reply.text.startswith("It")
+        assert set(reply.text) <= set("It"), "what came in time"
         assert server.gone.wait(20)
 
 

@@ -80,7 +80,7 @@ def build_llama_server() -> None:
     """llama.cpp's server, over the libraries that llama-cpp-python has installed: six minutes of a
     processor.
     """
-    folder = FOLDER / "llama-server"
+    folder = FOLDER / f"llama_server-{version('llama-cpp-python')}"
     if folder.exists():
         return
     source = Path(__file__).with_name("llama_server")
@@ -97,7 +97,7 @@ def build_llama_server() -> None:
             ["cmake", "--build", scratch, "--target", "llama-server", "--parallel", jobs],
             check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
-        partial = folder.with_name("llama-server.copying")
+        partial = folder.with_name(f"{folder.name}.copying")
         partial.mkdir(exist_ok=True)
         shutil.copy2(Path(scratch) / "server" / "llama-server", partial)
         partial.rename(folder)

@@ -36,7 +36,7 @@ def tokenizer() -> Path:
 @cache
 def llama_server() -> Path:
     """llama.cpp's ``llama-server``, built over the libraries of the installed llama-cpp-python."""
-    return _only(sorted(FOLDER.glob("llama-server/llama-server*")), "llama-server")
+    return _only(sorted(FOLDER.glob("llama_server-*/llama-server*")), "llama-server")
 
 
 @cache

@@ -199,7 +199,7 @@ def test_what_is_listed_is_true_of_the_other_server(random_gguf: Path) -> None:
         assert (served.id, served.n_ctx, served.aliases) == ("random", 1000, ("my-name",))
         with front_of(server.url) as client:
             client.post("/v1/chat/completions", json={"messages": QUESTION})
-            [model] = client.get("/v1/models").json()["data"]
+            [model, *_] = client.get("/v1/models").json()["data"]
             assert model["max_model_len"] == 1000
             assert "gptoss_model_loaded 1" in client.get("/metrics").text
 
@@ -302,7 +302,7 @@ def test_the_command_serves(random_gguf: Path, tmp_path: Path) -> None:
             assert process.stdout is not None
             url = json.loads(process.stdout.readline())["url"]
             try:
-                [model] = httpx.get(f"{url}/v1/models", timeout=120).json()["data"]
+                [model, *_] = httpx.get(f"{url}/v1/models", timeout=120).json()["data"]
                 assert (model["id"], model["owned_by"]) == ("random", "remote")
                 asked = {"messages": QUESTION}
                 done = httpx.post(f"{url}/v1/chat/completions", json=asked, timeout=120)
