@@ -7,8 +7,9 @@ in the system block, the others in the developer block beside the functions.
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from gptoss.runtime.harmony.messages import Namespace
 
@@ -27,6 +28,18 @@ class GroupResult:
     text: str
     error: bool = False
     figures: tuple[Figure, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ListedTool:
+    """A tool of an MCP server: its own ``name``, the name ``declared`` to the model, its JSON
+    ``schema``, and whether the server says that it changes nothing."""
+
+    name: str
+    declared: str
+    description: str
+    schema: Mapping[str, Any]
+    read_only: bool = False
 
 
 class ToolGroup(Protocol):
@@ -60,4 +73,28 @@ class ToolGroup(Protocol):
 
     def close(self) -> None:
         """End this group's sessions and free what they hold. May be called twice."""
+        ...
+
+
+class Browser(Protocol):
+    """What is asked of the built-in ``browser`` beside its calls; see ``browser.group``."""
+
+    def url_of(self, cursor: int) -> str | None:
+        """Return the URL of a page that was shown."""
+        ...
+
+    def title_of(self, cursor: int) -> str:
+        """Return the title of a page that was shown."""
+        ...
+
+    def links_of(self, cursor: int) -> list[str]:
+        """Return the URLs that a page links to."""
+        ...
+
+    def url_in(self, text: str) -> str | None:
+        """Return the URL that a call refers to, before it runs."""
+        ...
+
+    def begin_at(self, cursor: int) -> None:
+        """Leave out the cursors before this one."""
         ...

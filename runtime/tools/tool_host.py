@@ -15,10 +15,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, cast
 
 from gptoss.runtime.harmony.messages import Namespace
-from gptoss.runtime.tools.groups import GroupResult, ToolGroup
+from gptoss.runtime.tools.builtin import BROWSER
+from gptoss.runtime.tools.groups import Browser, GroupResult, ToolGroup
 
 MAX_SESSIONS = 8
 """Conversations with a session of the built-in tools; each may hold a process of Python."""
@@ -38,6 +39,11 @@ class GroupSource(Protocol):
     @property
     def groups(self) -> Sequence[ToolGroup]:
         """Return the groups that can be called now."""
+        ...
+
+    @property
+    def servers(self) -> Sequence[ToolGroup]:
+        """Return all groups, also those that have failed."""
         ...
 
     def close(self) -> None:
@@ -87,20 +93,25 @@ class ToolHost:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def groups(self, conversation: str) -> tuple[ToolGroup, ...]:
+    def groups(self, conversation: str, first_cursor: int = 0) -> tuple[ToolGroup, ...]:
         """Return all tools for a conversation, named by any string. Nothing begins before a call.
 
-        May wait for MCP servers that are still being started.
+        May wait for MCP servers that are still being started. ``first_cursor``: see
+        ``SessionGroup``.
         """
-        builtin = tuple(SessionGroup(self, conversation, space) for space in self.builtins)
+        builtin = tuple(
+            SessionGroup(self, conversation, space, first_cursor) for space in self.builtins
+        )
         return (*builtin, *(self.shared.groups if self.shared is not None else ()))
 
-    def builtin(self, conversation: str, name: str) -> SessionGroup | None:
-        """Return ``python`` or ``browser`` for a conversation; None where it is not turned on."""
-        for space in self.builtins:
-            if space.name == name:
-                return SessionGroup(self, conversation, space)
-        return None
+    @property
+    def servers(self) -> Sequence[ToolGroup]:
+        """Return the MCP servers, also those that have failed. May wait until they have started."""
+        return () if self.shared is None else self.shared.servers
+
+    def browser(self, conversation: str) -> Browser | None:
+        """Return what a conversation's ``browser`` knows of its pages; None before a call of it."""
+        return SessionGroup(self, conversation, BROWSER).browser
 
     def is_alive(self, conversation: str) -> bool:
         """Report whether a conversation has a session of the built-in tools now."""
@@ -212,8 +223,13 @@ class SessionGroup:
     is_builtin = True
     needs_approval = False
 
-    def __init__(self, host: ToolHost, conversation: str, namespace: Namespace) -> None:
+    def __init__(
+        self, host: ToolHost, conversation: str, namespace: Namespace, first_cursor: int = 0
+    ) -> None:
+        """``first_cursor`` is where a new session's ``browser`` begins to count pages, since an
+        earlier session of the conversation had the numbers before."""
         self._host = host
+        self._first_cursor = first_cursor
         self._conversation = conversation
         self._namespace = namespace
 
@@ -227,13 +243,19 @@ class SessionGroup:
         with self._host.borrowed(self._conversation, self._namespace.name, cancelled) as group:
             if group is None:
                 return GroupResult("error: the call was cancelled", True)
+            if self._first_cursor and self.browser is not None:
+                self.browser.begin_at(self._first_cursor)
             return group.call(recipient, text, cancelled)
+
+    @property
+    def browser(self) -> Browser | None:
+        """Return what this conversation's ``browser`` knows of its pages; None before a call."""
+        found = self._host.peek(self._conversation, BROWSER.name)
+        return cast(Browser, found) if hasattr(found, "url_of") else None
 
     def url_of(self, cursor: int) -> str | None:
         """Return the URL of a page that ``browser`` has shown; see ``BrowserTool.url_of``."""
-        group = self._host.peek(self._conversation, self._namespace.name)
-        url_of = getattr(group, "url_of", None)
-        return None if url_of is None else url_of(cursor)
+        return None if self.browser is None else self.browser.url_of(cursor)
 
     def close(self) -> None:
         """Leave the session to the host, which ends it."""

@@ -41,7 +41,7 @@ TOOLS: list[dict[str, Any]] = [
         "description": "c",
         "tools": [{"type": "function", "name": "find", "parameters": PARAMETERS}],
     },
-    {"type": "web_search"},
+    {"type": "web_search", "external_web_access": False},
 ]
 ASK = {"model": "tiny", "input": "2 + 2?", "tools": TOOLS}
 

@@ -13,7 +13,18 @@ _DELTAS = {
     "response.output_text": ("message", "text"),
     "response.function_call_arguments": ("function_call", "arguments"),
     "response.custom_tool_call_input": ("custom_tool_call", "input"),
+    "response.code_interpreter_call_code": ("code_interpreter_call", "code"),
+    "response.mcp_call_arguments": ("mcp_call", "arguments"),
 }
+_PARTS = ("message", "reasoning")
+_STEPS = {
+    "code_interpreter_call": ["in_progress", "interpreting", "completed"],
+    "web_search_call": ["in_progress", "searching", "completed"],
+    "mcp_call": ["in_progress", "completed"],
+    "mcp_list_tools": ["in_progress", "completed"],
+    "mcp_approval_request": [],
+}
+"""What a server reports of its own calls. They may be open while others are."""
 
 
 def events_of(text: str) -> list[dict[str, Any]]:
@@ -33,8 +44,8 @@ def check_events(events: Sequence[dict[str, Any]], first: int = 0) -> dict[str, 
     """Hold a whole stream to its order; return the last event's response.
 
     Numbers are consecutive; an item is added before its deltas and they before it is done; one
-    item is open at a time; the deltas of a text are its whole; the last response holds exactly the
-    items that were done.
+    item's text is open at a time; the deltas of a text are its whole; the last response holds
+    exactly the items that were done.
     """
     assert [event["sequence_number"] for event in events] == list(range(first, first + len(events)))
     names = [event["type"] for event in events]
@@ -45,22 +56,42 @@ def check_events(events: Sequence[dict[str, Any]], first: int = 0) -> dict[str, 
     for event in events:
         machine.step(event)
     response: dict[str, Any] = events[-1]["response"]
-    assert machine.open is None
-    assert response["output"] == machine.done
+    assert machine.open == {}
+    assert response["output"] == [machine.done[i] for i in range(len(machine.done))]
     assert names[-1].removeprefix("response.") in (response["status"], "failed")
     assert response["id"] == events[0]["response"]["id"]
     return response
 
 
+class _Open:
+    """An item that was added and is not done."""
+
+    def __init__(self, item: dict[str, Any]) -> None:
+        self.item = item
+        self.kind: str = item["type"]
+        self.text = ""
+        [stem] = [stem for stem, (kind, _) in _DELTAS.items() if kind == self.kind] or [""]
+        self.stem = stem
+        self.expected = [f"{stem}.done"] if stem else []
+        """Events that must still come."""
+        if self.kind in _PARTS:
+            part = "response.content_part"
+            self.expected = [f"{part}.added", *self.expected, f"{part}.done"]
+        if self.kind in _STEPS:
+            steps = [f"response.{self.kind}.{it}" for it in _STEPS[self.kind]]
+            self.expected = [*steps[:1], *self.expected, *steps[1:]]
+
+    @property
+    def text_is_open(self) -> bool:
+        return f"{self.stem}.done" in self.expected
+
+
 class _Machine:
-    """One stream's state: the items that are done, and the one that is open."""
+    """One stream's state: the items that are done, and those that are open, by index."""
 
     def __init__(self) -> None:
-        self.done: list[dict[str, Any]] = []
-        self.open: dict[str, Any] | None = None
-        self.text = ""
-        self.expected: list[str] = []
-        """Events that must still come for the open item."""
+        self.done: dict[int, dict[str, Any]] = {}
+        self.open: dict[int, _Open] = {}
 
     def step(self, event: dict[str, Any]) -> None:
         name = event["type"]
@@ -69,51 +100,45 @@ class _Machine:
                 "created", "queued", "in_progress", "completed", "incomplete", "failed"
             )  # fmt: skip
             return
-        assert event["output_index"] == len(self.done)
+        index = event["output_index"]
         if name == "response.output_item.added":
-            self._added(event["item"])
+            assert index == len(self.done) + len(self.open)
+            assert not any(it.text_is_open for it in self.open.values())
+            assert event["item"].get("status", "in_progress") == "in_progress"
+            self.open[index] = _Open(event["item"])
             return
-        assert self.open is not None
+        found = self.open[index]
         if name == "response.output_item.done":
-            self._finished(event["item"])
+            self._finished(found, event["item"])
+            self.done[index] = event["item"]
+            del self.open[index]
             return
-        assert event["item_id"] == self.open["id"]
-        if "part" in event or self.open["type"] in ("message", "reasoning"):
+        assert event["item_id"] == found.item["id"]
+        if "part" in event or found.kind in _PARTS:
             assert event["content_index"] == 0
-        stem, _, what = name.rpartition(".")
-        if stem in _DELTAS:
-            assert _DELTAS[stem][0] == self.open["type"]
-        if what == "delta":
-            assert self.expected[0] == f"{stem}.done"
-            assert event["delta"]
-            self.text += event["delta"]
+        if name == "response.output_text.annotation.added":
+            assert found.kind == "message"
             return
-        assert self.expected.pop(0) == name
-        if stem in _DELTAS:
-            assert event[_DELTAS[stem][1]] == self.text
+        if name == f"{found.stem}.delta":
+            assert found.expected[0] == f"{found.stem}.done"
+            assert event["delta"]
+            found.text += event["delta"]
+            return
+        assert found.expected.pop(0) == name.replace(".failed", ".completed")
+        if name == f"{found.stem}.done":
+            assert event[_DELTAS[found.stem][1]] == found.text
         elif name == "response.content_part.done":
-            assert event["part"]["text"] == self.text
-        else:
+            assert event["part"]["text"] == found.text
+        elif "part" in event:
             assert event["part"]["text"] == ""
 
-    def _added(self, item: dict[str, Any]) -> None:
-        assert self.open is None
-        assert item["status"] == "in_progress"
-        self.open, self.text = item, ""
-        [stem] = [stem for stem, (kind, _) in _DELTAS.items() if kind == item["type"]]
-        self.expected = [f"{stem}.done"]
-        if item["type"] in ("message", "reasoning"):
-            part = "response.content_part"
-            self.expected = [f"{part}.added", *self.expected, f"{part}.done"]
-
-    def _finished(self, item: dict[str, Any]) -> None:
-        assert self.open is not None
-        assert self.expected == []
-        assert (item["id"], item["type"]) == (self.open["id"], self.open["type"])
-        assert item["status"] in ("completed", "incomplete")
-        whole = item["content"][0]["text"] if "content" in item else None
-        assert self.text == (
-            whole if whole is not None else item.get("arguments", item.get("input"))
-        )
-        self.done.append(item)
-        self.open = None
+    def _finished(self, found: _Open, item: dict[str, Any]) -> None:
+        assert (item["id"], item["type"]) == (found.item["id"], found.kind)
+        status = item.get("status", "completed")
+        assert status in ("completed", "incomplete", "failed")
+        if status != "incomplete":
+            assert found.expected == []
+        if found.kind in _PARTS:
+            assert found.text == item["content"][0]["text"]
+        elif found.stem:
+            assert found.text == item[_DELTAS[found.stem][1]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from functools import partial
 
@@ -12,23 +12,23 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from gptoss.formats.harmony_tokens import ENDS_OF_REPLY
 from gptoss.runtime.chat.model import Model
 from gptoss.runtime.harmony.messages import Message
 from gptoss.runtime.harmony.render import render_for_completion
 from gptoss.runtime.server.body import read_object
 from gptoss.runtime.server.errors import api_error, invalid, not_found
 from gptoss.runtime.server.fields import Fields
-from gptoss.runtime.server.reply import Reply, ReplyDone, start_reply
+from gptoss.runtime.server.reply import Reply, ReplyRequest, start_reply
 from gptoss.runtime.server.responses.background import ALIVE_SECONDS
+from gptoss.runtime.server.responses.keeping import remember, written_entries
 from gptoss.runtime.server.responses.listing import page_of
+from gptoss.runtime.server.responses.new_run import new_run, turned_on
 from gptoss.runtime.server.responses.prepare import Prepared, prepare
 from gptoss.runtime.server.responses.request import KNOWN, ResponsesRequest, read_request
-from gptoss.runtime.server.responses.run import ResponseRun
-from gptoss.runtime.server.responses.writer import Event, ResponseWriter
+from gptoss.runtime.server.responses.run import ResponseRun, Start
+from gptoss.runtime.server.responses.writer import Event
 from gptoss.runtime.server.sse import EventStream, named_event, unless_disconnected
 from gptoss.runtime.server.state import ServerState, owner_of, state_of
-from gptoss.runtime.store.conversations import Entry
 from gptoss.runtime.store.errors import NotFoundError
 from gptoss.runtime.store.responses import StoredResponse, is_lost
 
@@ -41,13 +41,14 @@ _LOST = {"code": "server_error", "message": "the server stopped before the respo
 async def _create(request: Request) -> Response:
     """Make a response."""
     state, owner = state_of(request), owner_of(request)
-    asked = read_request(await read_object(request))
+    data = await read_object(request)
+    asked = await asyncio.to_thread(read_request, data, turned_on(state.tool_host))
     served = state.models.find(asked.model)
     made = await unless_disconnected(request.receive, _prepare(state, owner, asked, served.id))
     if made is None:
         return Response(status_code=_LEFT)
     run, prepared = made
-    start = partial(start_reply, state.models, served.id, prepared.reply)
+    start = partial(start_reply, state.models, served.id)
     if asked.background:
         return await _in_background(state, owner, run, prepared, start)
     started = await unless_disconnected(request.receive, _started(run, start))
@@ -69,38 +70,34 @@ async def _prepare(
     """Convert the request, and begin its response."""
     async with state.models.lease(model_id) as model:
         prepared = await asyncio.to_thread(prepare, state.responses, owner, asked, model)
-        seal = state.responses.seal if asked.encrypted else None
-        control = model.tokenizer.control
-        writer = ResponseWriter(
-            asked.tools,
-            None if seal is None else lambda it: seal.seal(owner, it, model.tokenizer),
-            frozenset(control[it] for it in (*ENDS_OF_REPLY, "<|end|>")),
-            model.tokenizer if prepared.reply.with_tokens else None,
+        settle = partial(_settle, state, owner)
+        run = await asyncio.to_thread(
+            new_run, state, owner, asked, prepared, model_id, model, settle
         )
-        settle = partial(_settle, state, owner, prepared, model)
-        return ResponseRun(asked, model_id, writer, settle), prepared
+        return run, prepared
 
 
-async def _started(
-    run: ResponseRun, start: Callable[[], Awaitable[Reply]]
-) -> Callable[[], Awaitable[Reply]]:
+async def _started(run: ResponseRun, start: Start) -> Start:
     """Put the response in the model's queue before anything is sent, so that errors have their
     status. In a stream a conversation that is too long is an event: that is what clients know.
     """
+    if run.turn.approved:  # calls are run first
+        return start
     try:
-        run.reply = await start()
+        first = run.reply = await start(run.turn.opening(may_run=not run.calls.exhausted))
     except Exception as error:
         if not run.request.stream or api_error(error).code != "context_length_exceeded":
             raise
         return partial(_raise, error)
-    return partial(_return, run.reply)
+    replies = [first]
+
+    async def start_next(asked: ReplyRequest) -> Reply:
+        return replies.pop() if replies else await start(asked)
+
+    return start_next
 
 
-async def _return(reply: Reply) -> Reply:
-    return reply
-
-
-async def _raise(error: Exception) -> Reply:
+async def _raise(error: Exception, asked: ReplyRequest) -> Reply:  # noqa: ARG001
     raise error
 
 
@@ -109,7 +106,7 @@ async def _in_background(
     owner: str,
     run: ResponseRun,
     prepared: Prepared,
-    start: Callable[[], Awaitable[Reply]],
+    start: Start,
 ) -> Response:
     state.responses.background.refuse_if_full()
     run.status = "queued"
@@ -127,35 +124,24 @@ async def _in_background(
 
 
 async def _settle(
-    state: ServerState,
-    owner: str,
-    prepared: Prepared,
-    model: Model,
-    run: ResponseRun,
-    done: ReplyDone | None,
+    state: ServerState, owner: str, prepared: Prepared, model: Model, run: ResponseRun
 ) -> None:
     """Store what is to be kept of a response that is over."""
-    if done is not None:
-        state.metrics.count_reply(done.end, done.timings)
-    await asyncio.to_thread(_keep, state, owner, prepared, model, run, done)
+    for generation in run.turn.generations:
+        state.metrics.count_reply(generation.done.end, generation.done.timings)
+    await asyncio.to_thread(_keep, state, owner, prepared, model, run)
 
 
 def _keep(
-    state: ServerState,
-    owner: str,
-    prepared: Prepared,
-    model: Model,
-    run: ResponseRun,
-    done: ReplyDone | None,
+    state: ServerState, owner: str, prepared: Prepared, model: Model, run: ResponseRun
 ) -> None:
     asked = run.request
     kept = state.responses.store_for(stored=asked.store).for_tokenizer(model.tokenizer)
-    if done is not None and done.messages:
-        kept.rounds.remember(owner, prepared.reply.messages, done.messages, run.writer.call_ids)
+    remember(kept.rounds, owner, run)
     said = run.status in ("completed", "incomplete")
     store = state.responses.store.for_tokenizer(model.tokenizer)
     conversation = asked.conversation if said else None
-    entries = (*prepared.entries, *_written_entries(run.writer))
+    entries = (*prepared.entries, *written_entries(run))
     if asked.store:
         store.finish_response(
             owner,
@@ -166,20 +152,6 @@ def _keep(
         )
     elif conversation is not None:
         store.conversations.append(owner, conversation, entries, expected=prepared.length)
-
-
-def _written_entries(writer: ResponseWriter) -> list[Entry]:
-    """Return the items that the model wrote as entries of a conversation."""
-    return [
-        Entry(
-            item.message,
-            id=item.data["id"],
-            call_id=item.data.get("call_id"),
-            item={name: value for name, value in item.data.items() if name != "encrypted_content"},
-        )
-        for item in writer.items
-        if item.message is not None
-    ]
 
 
 def _stored(run: ResponseRun, prepared: Prepared, *, alive: bool = False) -> StoredResponse:
@@ -298,7 +270,8 @@ async def _input_tokens(request: Request) -> Response:
     known = {name: value for name, value in data.items() if name in KNOWN or name == "personality"}
     Fields(data).refuse_unknown(known.keys())
     known.pop("personality", None)
-    asked = read_request({**known, "store": False, "stream": False, "background": False})
+    known |= {"store": False, "stream": False, "background": False}
+    asked = await asyncio.to_thread(read_request, known, turned_on(state.tool_host))
     async with state.models.lease(state.models.find(asked.model).id) as model:
         prepared = await asyncio.to_thread(prepare, state.responses, owner, asked, model)
         tokens = await asyncio.to_thread(_count, prepared.reply.messages, model)

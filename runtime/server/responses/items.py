@@ -7,6 +7,10 @@
                        ``reasoning_text``
     function_call, custom_tool_call                  a call: ``functions.NAME``, ``NAMESPACE.NAME``
     function_call_output, custom_tool_call_output    the tool's message
+    code_interpreter_call, web_search_call, mcp_call a call and its result
+    mcp_approval_request                             a call; it is followed by the result of
+                                                     mcp_call, or by an error if it was refused
+    mcp_list_tools                                   nothing: the tools are in the developer block
 
 A result is put right after its call where the client has other messages between them, since the
 model knows no other order. A call without a result, or a result without its call, is refused, as
@@ -25,7 +29,22 @@ from gptoss.runtime.harmony.messages import FUNCTIONS, Message, Role
 from gptoss.runtime.server.chat_completions.messages import PICTURE_NOTE
 from gptoss.runtime.server.errors import ApiError, invalid
 from gptoss.runtime.server.fields import Fields
+from gptoss.runtime.server.responses.server_items import (
+    APPROVAL_REQUEST,
+    APPROVAL_RESPONSE,
+    LIST_TOOLS,
+    NOT_APPROVED,
+    RESULT,
+    SERVER_CALLS,
+    call_of_item,
+    declared_name,
+    result_message,
+    result_of_item,
+    same_call,
+)
+from gptoss.runtime.server.responses.server_tools import ServerKind
 from gptoss.runtime.server.responses.tools import Tools
+from gptoss.runtime.server.responses.turn import Approved
 
 CALLS = ("function_call", "custom_tool_call")
 OUTPUTS = ("function_call_output", "custom_tool_call_output")
@@ -46,11 +65,16 @@ _ROLES = ("user", "assistant", "system", "developer")
 class ContextItem:
     """An item with its place in the request (None: from the store), and the message that the store
     has for it.
+
+    Where the store has all messages of a response, they are the ``block`` of its first item; then
+    the messages of all of its items are ``in_block``.
     """
 
     item: Mapping[str, Any]
     index: int | None = None
     message: Message | None = None
+    block: tuple[Message, ...] = ()
+    in_block: bool = False
 
     @property
     def fields(self) -> Fields:
@@ -61,14 +85,20 @@ class ContextItem:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Harmony messages without the system block, and the ids of calls by the call's index."""
+    """Harmony messages without the system block, the ids of calls by the call's index, and the
+    approved calls that are still to be run.
+    """
 
     messages: tuple[Message, ...]
     call_ids: Mapping[int, str]
+    approved: tuple[Approved, ...] = ()
 
 
 OpenSealed = Callable[[str], Message | None]
 """Opens ``encrypted_content``; None if it cannot be opened."""
+
+Exact = Callable[[str], Sequence[Message] | None]
+"""Returns a call that this server ran with its result, by its id; None where it is not known."""
 
 
 def messages_from_items(
@@ -77,19 +107,21 @@ def messages_from_items(
     instructions: str | None = None,
     open_sealed: OpenSealed = lambda _: None,
     *,
+    exact: Exact = lambda _: None,
     calls_may_be_open: bool = False,
 ) -> Conversation:
     """Convert a whole conversation's items; raises ApiError for the first that is invalid.
 
     ``calls_may_be_open`` allows calls at the end whose results are still to come.
     """
-    reader = _Reader(tools, open_sealed, items)
+    reader = _Reader(tools, open_sealed, exact, items)
     if instructions is not None:
         reader.instructions.append(instructions)
     for position in range(len(items)):
         reader.read(position)
     reader.finish(calls_may_be_open)
-    return Conversation(tuple(reader.messages), reader.call_ids)
+    approved = () if calls_may_be_open else reader.approved()
+    return Conversation(tuple(reader.messages), reader.call_ids, approved)
 
 
 def item_type(item: Mapping[str, Any]) -> str | None:
@@ -104,6 +136,7 @@ class _Reader:
 
     tools: Tools
     open_sealed: OpenSealed
+    exact: Exact
     items: Sequence[ContextItem]
     messages: list[Message] = field(default_factory=list)
     call_ids: dict[int, str] = field(default_factory=dict)
@@ -115,6 +148,10 @@ class _Reader:
     _answered: set[str] = field(default_factory=set)
     _early: set[int] = field(default_factory=set)
     """Positions of results that were put before others."""
+    _requests: dict[str, tuple[Message, Fields]] = field(default_factory=dict)
+    """Requests for approval without an answer: the call and its place by the request's id."""
+    _granted: dict[str, tuple[int, Message, Fields]] = field(default_factory=dict)
+    """Approved calls without a result: the index of the result's message, the call, its place."""
 
     def read(self, position: int) -> None:
         """Convert the item at a position."""
@@ -122,6 +159,8 @@ class _Reader:
         fields, kind = context.fields, item_type(context.item)
         if position in self._early:
             return
+        for message in context.block:
+            self._put(context, message)
         if kind == "message":
             self._message(context, fields, position)
         elif kind == "reasoning":
@@ -130,6 +169,16 @@ class _Reader:
             self._call(context, fields, custom=kind == "custom_tool_call")
         elif kind in OUTPUTS:
             self._output(context, fields)
+        elif kind in SERVER_CALLS:
+            self._server_call(context, fields)
+        elif kind == APPROVAL_REQUEST:
+            self._approval_request(context, fields)
+        elif kind == APPROVAL_RESPONSE:
+            self._approval_response(context, fields)
+        elif kind == RESULT and context.message is not None:
+            self._add(context, context.message)
+        elif kind == LIST_TOOLS:
+            pass
         elif kind is None:
             raise fields.error("type", "is missing", "missing_required_parameter")
         else:
@@ -146,11 +195,15 @@ class _Reader:
             return
         self._opened = True
         text = "\n\n".join(self.instructions) if self.instructions else None
-        if text is not None or self.tools.functions or self.tools.namespaces:
-            block = m.developer(text, self.tools.functions, self.tools.namespaces)
+        if text is not None or self.tools.functions or self.tools.declared:
+            block = m.developer(text, self.tools.functions, self.tools.declared)
             self.messages.append(block)
 
     def _add(self, context: ContextItem, message: Message) -> None:
+        if not context.in_block:
+            self._put(context, message)
+
+    def _put(self, context: ContextItem, message: Message) -> None:
         self._open()
         self.messages.append(replace(message, origin=context.index))
 
@@ -183,7 +236,7 @@ class _Reader:
         """Report whether the assistant goes on to call a tool before anyone else says anything."""
         for context in self.items[position + 1 :]:
             kind = item_type(context.item)
-            if kind in CALLS:
+            if kind in CALLS or kind in SERVER_CALLS or kind == APPROVAL_REQUEST:
                 return True
             if kind != "reasoning" and context.item.get("role") != "assistant":
                 return False
@@ -217,8 +270,84 @@ class _Reader:
             call, recipient=recipient, content_type=None if custom else call.content_type
         )
         self._add(context, context.message or call)
-        self.call_ids[len(self.messages) - 1] = identity
+        self._note_call(context, identity)
         self._open_calls[identity] = (context.message or call).recipient or "", fields
+
+    def _note_call(self, context: ContextItem, identity: str) -> None:
+        if not context.in_block:
+            self.call_ids[len(self.messages) - 1] = identity
+
+    def _server_call(self, context: ContextItem, fields: Fields) -> None:
+        """Read a call that a server ran. Its messages are those that the store has, if they are
+        the ones of this item.
+        """
+        item, identity = context.item, fields.text("id", 200) or ""
+        call = call_of_item(item, self._namespace(fields))
+        granted = self._granted.pop(fields.text("approval_request_id", 200) or "", None)
+        if granted is not None:
+            index, asked, _ = granted
+            result = result_message(asked.recipient or "", result_of_item(item))
+            self.messages[index] = replace(result, origin=context.index)
+            return
+        if context.message is not None and context.message.role == Role.ASSISTANT:
+            self._add(context, context.message)  # its result is an entry of its own
+            self._note_call(context, identity)
+            return
+        known = self.exact(identity) if identity and not context.in_block else None
+        if known is not None and len(known) == 2 and same_call(known[0], call):
+            call, result = known
+        else:
+            result = result_message(call.recipient or "", result_of_item(item))
+        self._add(context, call)
+        self._note_call(context, identity)
+        self._add(context, result)
+
+    def _namespace(self, fields: Fields) -> str:
+        """Return the namespace of an item's MCP server: that of the server with this label."""
+        label = fields.text("server_label", 200) or ""
+        offered = (it for it in self.tools.server.servers if it.label == label)
+        return next((it.namespace.name for it in offered), declared_name(label))
+
+    def _approval_request(self, context: ContextItem, fields: Fields) -> None:
+        identity = fields.text("id", 200)
+        if not identity:
+            raise fields.error("id", "is missing", "missing_required_parameter")
+        if identity in self._requests or identity in self._granted:
+            raise fields.error("id", f"two requests for approval have the id {identity[:80]!r}")
+        call = context.message or call_of_item(context.item, self._namespace(fields))
+        self._add(context, call)
+        self._note_call(context, identity)
+        self._requests[identity] = call, fields
+
+    def _approval_response(self, context: ContextItem, fields: Fields) -> None:
+        """Read a person's decision. Of an approved call the result is put in its place later."""
+        identity = str(fields.required("approval_request_id"))
+        found = self._requests.pop(identity, None)
+        if found is None:
+            raise fields.error(
+                "approval_request_id", f"no request for approval has the id {identity[:80]!r}"
+            )
+        fields.required("approve")
+        call, request = found
+        if fields.boolean("approve"):
+            self._add(context, result_message(call.recipient or "", ""))
+            self._granted[identity] = len(self.messages) - 1, call, request
+            return
+        reason = fields.text("reason", 10_000)
+        text = f"{NOT_APPROVED} ({reason})" if reason else NOT_APPROVED
+        self._add(context, result_message(call.recipient or "", text))
+
+    def approved(self) -> tuple[Approved, ...]:
+        """Return the approved calls that have no result; raises ApiError for one of a tool that is
+        not offered.
+        """
+        approved = []
+        for identity, (index, call, fields) in self._granted.items():
+            called = self.tools.find(call.recipient or "")
+            if called is None or called.kind != ServerKind.MCP:
+                raise fields.error("name", "the tool of this approved call was not offered again")
+            approved.append(Approved(identity, called, call.text, self.messages[index]))
+        return tuple(approved)
 
     def _recipient(self, fields: Fields) -> str:
         name, space = fields.text("name", 200), fields.text("namespace", 200)
@@ -251,8 +380,9 @@ class _Reader:
 
     def _settle(self, position: int) -> None:
         """Put results that come later right after their calls, before anyone else speaks; raise
-        ApiError for a call that has none.
+        ApiError for a call that has none. A call that nobody approved is answered so.
         """
+        self._settle_approvals(position)
         while self._open_calls:
             identity, (_, _) = next(iter(self._open_calls.items()))
             for later in range(position, len(self.items)):
@@ -263,6 +393,17 @@ class _Reader:
                     break
             else:
                 raise _no_pair(f"No tool output found for function call {identity}.")
+
+    def _settle_approvals(self, position: int) -> None:
+        for later in range(position, len(self.items) if self._requests else 0):
+            item = self.items[later].item
+            known = item.get("approval_request_id") in self._requests
+            if item_type(item) == APPROVAL_RESPONSE and known:
+                self._approval_response(self.items[later], self.items[later].fields)
+                self._early.add(later)
+        for call, _ in self._requests.values():
+            self._put(ContextItem({}), result_message(call.recipient or "", NOT_APPROVED))
+        self._requests.clear()
 
 
 def _no_pair(message: str) -> ApiError:

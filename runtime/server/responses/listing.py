@@ -9,6 +9,15 @@ from gptoss.runtime.harmony.messages import FUNCTIONS, Message, Role
 from gptoss.runtime.server.errors import not_found
 from gptoss.runtime.server.fields import Fields
 from gptoss.runtime.server.responses.items import CALLS, OUTPUTS, item_type
+from gptoss.runtime.server.responses.server_items import (
+    APPROVAL_REQUEST,
+    APPROVAL_RESPONSE,
+    CODE_CALL,
+    LIST_TOOLS,
+    MCP_CALL,
+    RESULT,
+    SEARCH_CALL,
+)
 from gptoss.runtime.store.conversations import Entry
 from gptoss.runtime.store.owners import new_id
 
@@ -22,6 +31,12 @@ _PREFIXES = {
     "custom_tool_call": "ctc",
     "function_call_output": "fco",
     "custom_tool_call_output": "ctco",
+    CODE_CALL: "ci",
+    SEARCH_CALL: "ws",
+    MCP_CALL: "mcp",
+    APPROVAL_REQUEST: "mcpr",
+    APPROVAL_RESPONSE: "mcprr",
+    LIST_TOOLS: "mcpl",
 }
 
 
@@ -67,12 +82,19 @@ def _parts(content: object, kind: str) -> list[dict[str, Any]]:
 
 def item_of_entry(entry: Entry) -> dict[str, Any] | None:
     """Return a conversation's entry as the API lists it; None for a block of instructions or tools
-    that has no text.
+    that has no text, and for the result of a call that this server ran.
     """
+    if is_result(entry):
+        return None
     if entry.item is not None:
         return {**entry.item, "id": entry.id}
     item = _item_of_message(entry.message, entry.call_id or entry.id)
     return None if item is None else listed_item({**item, "id": entry.id})
+
+
+def is_result(entry: Entry) -> bool:
+    """Report whether an entry is the result of a call that this server ran."""
+    return entry.item is not None and entry.item.get("type") == RESULT
 
 
 def _item_of_message(message: Message, call_id: str) -> dict[str, Any] | None:

@@ -23,12 +23,15 @@ from gptoss.runtime.server.responses.items import (
     messages_from_items,
     text_of,
 )
-from gptoss.runtime.server.responses.listing import item_of_entry, listed_items
+from gptoss.runtime.server.responses.listing import is_result, item_of_entry, listed_items
 from gptoss.runtime.server.responses.request import ResponsesRequest
+from gptoss.runtime.server.responses.server_items import exact_key
 from gptoss.runtime.server.responses.state import ResponsesState
+from gptoss.runtime.server.responses.turn import Approved
 from gptoss.runtime.store.conversations import Entry
 from gptoss.runtime.store.errors import NotFoundError
 from gptoss.runtime.store.fingerprint import fingerprint, restore_rounds
+from gptoss.runtime.store.responses import StoredResponse
 from gptoss.runtime.store.store import Store
 
 MAX_CHAIN = 1000
@@ -42,13 +45,29 @@ _REPLY_SHARE = 8
 class Prepared:
     """What a response needs: the reply to ask for, and what is to be stored of the request.
 
-    ``messages`` are the conversation up to the reply. ``entries`` are the request's items as they
-    are added to its conversation, which had ``length`` entries.
+    ``entries`` are the request's items as they are added to its conversation, which had ``length``
+    entries. ``context`` are all items up to the response, ``root`` is the id of what it continues,
+    ``approved`` are calls that are to be run first.
     """
 
     reply: ReplyRequest
     input: tuple[Mapping[str, Any], ...]
     entries: tuple[Entry, ...] = ()
+    length: int | None = None
+    context: tuple[Mapping[str, Any], ...] = ()
+    root: str | None = None
+    approved: tuple[Approved, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """What precedes a request's own items, the date on which that began, its id, and the number of
+    entries of the request's conversation.
+    """
+
+    items: tuple[ContextItem, ...] = ()
+    date: str | None = None
+    root: str | None = None
     length: int | None = None
 
 
@@ -57,20 +76,26 @@ def prepare(state: ResponsesState, owner: str, request: ResponsesRequest, model:
     ConversationError.
     """
     store = state.store.for_tokenizer(model.tokenizer)
-    before, date, length = _before(store, owner, request)
+    before = _before(store, owner, request)
     own = [
-        _resolved(store, owner, ContextItem(item, i), before)
+        _resolved(store, owner, ContextItem(item, i), before.items)
         for i, item in enumerate(request.items)
     ]
+    kept = [it.for_tokenizer(model.tokenizer).rounds for it in (state.unstored, state.store)]
+
+    def exact(identity: str) -> Sequence[Message] | None:
+        found = (it.of_call(owner, exact_key(identity)) for it in kept)
+        return next((it for it in found if it is not None), None)
+
     conversation = messages_from_items(
-        [*before, *own],
+        [*before.items, *own],
         request.tools,
         request.instructions,
         lambda sealed: state.seal.open(owner, sealed, model.tokenizer),
+        exact=exact,
     )
     said = conversation.messages
-    system = _system(state, owner, request, said, date)
-    kept = [it.for_tokenizer(model.tokenizer).rounds for it in (state.unstored, state.store)]
+    system = _system(state, owner, request, said, before.date)
 
     def find(start: int, end: int) -> Sequence[Message] | None:
         found = (it.find(owner, said, conversation.call_ids, start, end) for it in kept)
@@ -80,7 +105,7 @@ def prepare(state: ResponsesState, owner: str, request: ResponsesRequest, model:
     messages = [system, *restored]
     if request.truncate:
         messages = truncated(messages, model.tokenizer, _room(request, model.engine.n_ctx))
-    taken = {str(context.item.get("id")) for context in before}
+    taken = {str(context.item.get("id")) for context in before.items}
     listed = tuple(listed_items([context.item for context in own], taken))
     reply = ReplyRequest(
         tuple(messages),
@@ -91,7 +116,19 @@ def prepare(state: ResponsesState, owner: str, request: ResponsesRequest, model:
         reasoning_budget=request.reasoning_budget,
         with_tokens=request.sampling.top_logprobs is not None,
     )
-    return Prepared(reply, listed, entries_of(own, listed, said), length)
+    return Prepared(
+        reply,
+        listed,
+        entries_of(own, listed, said),
+        before.length,
+        tuple(_typed(it.item) for it in (*before.items, *own)),
+        before.root,
+        conversation.approved,
+    )
+
+
+def _typed(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {**item, "type": item_type(item)}
 
 
 def entries_of(
@@ -116,28 +153,25 @@ def context_of_entries(entries: Sequence[Entry]) -> list[ContextItem]:
     """Return a stored conversation as items, with the messages that the store has for them."""
     context = []
     for entry in entries:
-        item = item_of_entry(entry)
+        item = entry.item if is_result(entry) else item_of_entry(entry)
         if item is not None:
             of_model = entry.message.role in (Role.ASSISTANT, Role.TOOL)
             context.append(ContextItem(item, None, entry.message if of_model else None))
     return context
 
 
-def _before(
-    store: Store, owner: str, request: ResponsesRequest
-) -> tuple[list[ContextItem], str | None, int | None]:
-    """Return what precedes the request's own items, the date on which that began, and the number
-    of entries of its conversation.
-    """
+def _before(store: Store, owner: str, request: ResponsesRequest) -> _Before:
+    """Load what precedes the request's own items."""
     if request.conversation is not None:
         try:
             found = store.conversations.load(owner, request.conversation)
         except NotFoundError:
             raise not_found("no such conversation", param="conversation") from None
         date = found.summary.settings.get("date") or _day(found.summary.created)
-        return context_of_entries(found.entries), str(date), len(found.entries)
+        items = tuple(context_of_entries(found.entries))
+        return _Before(items, str(date), found.id, len(found.entries))
     if request.previous is None:
-        return [], None, None
+        return _Before()
     try:
         chain = store.responses.chain(owner, request.previous, MAX_CHAIN)
     except NotFoundError:
@@ -146,8 +180,21 @@ def _before(
         ) from None
     if chain[-1].alive_until is not None:
         raise invalid("The previous response is not complete yet.", "previous_response_id")
-    items = [item for it in chain for item in (*it.input, *it.body.get("output", ()))]
-    return [ContextItem(item) for item in items], _day(chain[0].created), None
+    items = tuple(item for it in chain for item in _items_of(store, owner, it))
+    return _Before(items, _day(chain[0].created), chain[0].id)
+
+
+def _items_of(store: Store, owner: str, response: StoredResponse) -> list[ContextItem]:
+    """Return the items of a response: what it was asked, and what it answered, with its messages
+    exactly as they were, where the store has them.
+    """
+    asked = [ContextItem(item) for item in response.input]
+    answered = [ContextItem(item) for item in response.body.get("output", ())]
+    written = store.rounds.of_call(owner, response.id) if answered else None
+    if written is not None:
+        answered = [replace(it, in_block=True) for it in answered]
+        answered[0] = replace(answered[0], block=tuple(written))
+    return [*asked, *answered]
 
 
 def _resolved(
@@ -180,7 +227,8 @@ def _system(
         date = datetime.date.today().isoformat()
         kept = state.store_for(stored=request.store)
         date = kept.pinned_date(owner, fingerprint(beginning_of(said)), date)
-    return Message(Role.SYSTEM, SystemContent(date=date, effort=request.effort))
+    builtins = request.tools.server.builtins
+    return Message(Role.SYSTEM, SystemContent(date=date, effort=request.effort, tools=builtins))
 
 
 def _room(request: ResponsesRequest, n_ctx: int) -> int:

@@ -24,6 +24,7 @@ from gptoss.runtime.server.chat_completions.request import (
 )
 from gptoss.runtime.server.errors import invalid
 from gptoss.runtime.server.fields import MAX_TOKENS, Fields
+from gptoss.runtime.server.responses.server_tools import Turned
 from gptoss.runtime.server.responses.tools import Tools, read_tool_choice, read_tools
 
 MAX_ITEMS = 20_000
@@ -31,14 +32,16 @@ MAX_METADATA = 16
 
 ENCRYPTED = "reasoning.encrypted_content"
 LOGPROBS = "message.output_text.logprobs"
+OUTPUTS = "code_interpreter_call.outputs"
+SOURCES = "web_search_call.action.sources"
 INCLUDABLE = (
     ENCRYPTED,
-    "code_interpreter_call.outputs",
+    OUTPUTS,
     "computer_call_output.output.image_url",
     "file_search_call.results",
     "message.input_image.image_url",
     LOGPROBS,
-    "web_search_call.action.sources",
+    SOURCES,
     "web_search_call.results",
 )
 IGNORED = frozenset(
@@ -47,7 +50,6 @@ IGNORED = frozenset(
         "background_options",
         "client_metadata",
         "image",
-        "max_tool_calls",
         "prompt_cache_options",
         "prompt_cache_retention",
         "service_tier",
@@ -70,6 +72,7 @@ _READ = frozenset(
         "instructions",
         "logit_bias",
         "max_output_tokens",
+        "max_tool_calls",
         "metadata",
         "min_p",
         "model",
@@ -108,6 +111,11 @@ class ResponsesRequest:
     items: tuple[Mapping[str, Any], ...]
     tools: Tools
     rules: Rules
+    """Those of the first generation."""
+    later: Tools = field(default_factory=Tools)
+    """The tools that may be called in a further one, after calls that this server has run."""
+    max_tool_calls: int | None = None
+    include: frozenset[str] = frozenset()
     effort: Effort = Effort.MEDIUM
     sampling: Sampling = field(default_factory=Sampling)
     instructions: str | None = None
@@ -124,20 +132,22 @@ class ResponsesRequest:
     echo: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_request(data: Mapping[str, Any]) -> ResponsesRequest:
-    """Read a request's JSON object. Raises ApiError, ConversationError, SamplingError."""
+def read_request(data: Mapping[str, Any], turned: Turned | None = None) -> ResponsesRequest:
+    """Read a request's JSON object; ``turned`` is what the operator turned on of the tools that
+    this server runs. Raises ApiError, ConversationError, SamplingError.
+    """
     fields = Fields(data)
     fields.refuse_unknown(KNOWN)
     for name, why in _REFUSED.items():
         fields.refuse(name, why)
-    tools = read_tools(fields)
+    tools = read_tools(fields, turned)
     choice, allowed, reported_choice = read_tool_choice(fields, tools)
     effort = read_effort(fields)
     parallel = fields.boolean("parallel_tool_calls", True)
     text_format, text = _read_text(fields)
     rules = Rules(
         allowed.functions,
-        allowed.namespaces,
+        allowed.callable,
         choice,
         parallel_calls=parallel,
         response_format=text_format,
@@ -158,13 +168,14 @@ def read_request(data: Mapping[str, Any]) -> ResponsesRequest:
     sampling = read_sampling(fields, with_logprobs=False)
     if LOGPROBS in include:
         sampling = replace(sampling, top_logprobs=top_logprobs)
+    max_tool_calls = fields.integer("max_tool_calls", 0, MAX_TOKENS)
     instructions = fields.text("instructions", 50_000_000)
     echo = {
         "background": background,
         "conversation": None if conversation is None else {"id": conversation},
         "instructions": instructions,
         "max_output_tokens": max_tokens,
-        "max_tool_calls": fields.integer("max_tool_calls", 0, MAX_TOKENS),
+        "max_tool_calls": max_tool_calls,
         "metadata": read_metadata(fields),
         "parallel_tool_calls": parallel,
         "previous_response_id": previous,
@@ -187,6 +198,9 @@ def read_request(data: Mapping[str, Any]) -> ResponsesRequest:
         read_input(fields, "input"),
         tools,
         rules,
+        tools if _is_one_tool(reported_choice) else allowed,
+        max_tool_calls,
+        frozenset(include),
         EFFORTS[effort],
         sampling,
         instructions,
@@ -202,6 +216,11 @@ def read_request(data: Mapping[str, Any]) -> ResponsesRequest:
         ENCRYPTED in include,
         echo,
     )
+
+
+def _is_one_tool(choice: object) -> bool:
+    """Report whether a ``tool_choice`` demands one tool: that is done after its call."""
+    return isinstance(choice, Mapping) and choice.get("type") != "allowed_tools"
 
 
 def read_input(fields: Fields, name: str) -> tuple[Mapping[str, Any], ...]:

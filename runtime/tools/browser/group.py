@@ -91,6 +91,37 @@ class BrowserTool:
         page = self._pages[cursor] if 0 <= cursor < len(self._pages) else None
         return page.url or None if page is not None else None
 
+    def title_of(self, cursor: int) -> str:
+        """Return the title of a page that was shown; empty for one that is not known."""
+        page = self._pages[cursor] if 0 <= cursor < len(self._pages) else None
+        return "" if page is None else page.title
+
+    def links_of(self, cursor: int) -> list[str]:
+        """Return the URLs that a page links to: of results of a search, the pages found."""
+        page = self._pages[cursor] if 0 <= cursor < len(self._pages) else None
+        return [] if page is None else list(page.links)
+
+    def url_in(self, text: str) -> str | None:
+        """Return the URL that a call of open or find refers to, before it runs; None where there
+        is none.
+        """
+        try:
+            arguments = _arguments(text)
+            target = arguments.get("id", -1)
+            if isinstance(target, str) and not target.lstrip("-").isdigit():
+                return target
+            page = self._page(_whole(arguments, "cursor", -1))
+            number = _whole(arguments, "id", -1)
+            return page.links[number] if number >= 0 else page.url or None
+        except (_CallError, IndexError):
+            return None
+
+    def begin_at(self, cursor: int) -> None:
+        """Leave out the cursors before this one, which an earlier session had."""
+        with self._lock:
+            missing = cursor - len(self._pages)
+            self._pages += [None] * max(0, missing)
+
     def _do_search(self, arguments: dict[str, Any]) -> GroupResult:
         query = arguments.get("query")
         if not isinstance(query, str) or not query.strip():

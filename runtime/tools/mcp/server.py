@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from gptoss.runtime.harmony.messages import FUNCTIONS, Namespace
 from gptoss.runtime.tools.builtin import BROWSER, PYTHON
 from gptoss.runtime.tools.functions import Tool
-from gptoss.runtime.tools.groups import GroupResult
+from gptoss.runtime.tools.groups import GroupResult, ListedTool
 from gptoss.runtime.tools.mcp.config import ServerSpec
 from gptoss.runtime.tools.mcp.results import group_result
 from gptoss.runtime.tools.type_specs import ToolArgumentsError, ToolError
@@ -60,13 +60,28 @@ class McpServer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._session: ClientSession | None = None
         self._closing = asyncio.Event()
-        self._names: dict[str, tuple[str, Tool]] = {}
+        self._tools: dict[str, tuple[ListedTool, Tool]] = {}
         self._namespace = Namespace(namespace_name(spec.name))
 
     @property
     def namespace(self) -> Namespace:
         """Return the declaration of this server's tools, as listed when it was started."""
         return self._namespace
+
+    @property
+    def label(self) -> str:
+        """Return this server's name in the configuration."""
+        return self.spec.name
+
+    @property
+    def url(self) -> str | None:
+        """Return the URL that this server is reached at; None for a program."""
+        return self.spec.url
+
+    @property
+    def listed(self) -> tuple[ListedTool, ...]:
+        """Return the tools that can be called."""
+        return tuple(listed for listed, _ in self._tools.values())
 
     async def run(self) -> None:
         """Start the server, list its tools, and keep it until it is closed or fails; a failure is
@@ -138,18 +153,20 @@ class McpServer:
             self.problems.append(
                 f"MCP server {self._shown}: {len(found)} tools or more; {MAX_TOOLS} are used"
             )
-        self._declare(found[:MAX_TOOLS])
+        tools = self._declared(found[:MAX_TOOLS])
         about = session.initialize_result
         note = (about.instructions or "")[:MAX_DESCRIPTION] if about is not None else ""
-        functions = tuple(tool.declaration for _, tool in self._names.values())
+        functions = tuple(tool.declaration for _, tool in tools.values())
+        self._tools = tools
         self._namespace = Namespace(self._namespace.name, functions, note or None)
 
-    def _declare(self, listed: Iterable[Any]) -> None:
+    def _declared(self, listed: Iterable[Any]) -> dict[str, tuple[ListedTool, Tool]]:
         """Read the tools' schemas by the rules for all tools; one that breaks them is left out."""
+        tools: dict[str, tuple[ListedTool, Tool]] = {}
         for tool in listed:
             name = _harmony_name(tool.name)
             try:
-                if name in self._names:
+                if name in tools:
                     raise ToolError("another tool has the same name")
                 made = Tool.from_schema(
                     dict,
@@ -162,16 +179,20 @@ class McpServer:
                     f"MCP server {self._shown}: tool '{printable(tool.name)}' is left out: {error}"
                 )
                 continue
-            self._names[name] = tool.name, made
+            hints = tool.annotations
+            read_only = hints is not None and hints.read_only_hint is True
+            about = (tool.description or "")[:MAX_DESCRIPTION]
+            tools[name] = ListedTool(tool.name, name, about, tool.input_schema, read_only), made
+        return tools
 
     def call(self, recipient: str, text: str, cancelled: threading.Event) -> GroupResult:
         """Call the tool that ``recipient`` names; see ``groups.ToolGroup.call``."""
         _, _, name = recipient.partition(".")
-        known = self._names.get(name)
+        known = self._tools.get(name)
         if known is None:
-            names = ", ".join(f"{self._namespace.name}.{it}" for it in self._names) or "none"
+            names = ", ".join(f"{self._namespace.name}.{it}" for it in self._tools) or "none"
             return _error(f"there is no tool {recipient}; available: {names}")
-        original, tool = known
+        listed, tool = known
         try:
             values = tool.run(text)
         except ToolArgumentsError as problem:
@@ -179,7 +200,7 @@ class McpServer:
         session, loop = self._session, self._loop
         if session is None or loop is None:
             return _error(f"the MCP server {self._shown} is not running; its tools cannot be used")
-        future = asyncio.run_coroutine_threadsafe(session.call_tool(original, values), loop)
+        future = asyncio.run_coroutine_threadsafe(session.call_tool(listed.name, values), loop)
         return self._wait(future, cancelled)
 
     def _wait(

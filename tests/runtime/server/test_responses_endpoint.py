@@ -391,9 +391,9 @@ async def test_the_limit_of_tokens_makes_a_response_incomplete() -> None:
 
 async def test_tools_that_cannot_run_here_are_reported() -> None:
     async with client_of(ScriptedEngine(ANSWER)) as client:
-        body = await posted(client, tools=[*TOOLS, {"type": "web_search"}])
+        body = await posted(client, tools=[*TOOLS, {"type": "file_search"}])
     assert [it["type"] for it in body["tools"]] == ["function"]
-    assert [it["type"] for it in body["unsupported_tools"]] == ["web_search"]
+    assert [it["type"] for it in body["unsupported_tools"]] == ["file_search"]
 
 
 async def test_a_long_prefill_reports_progress(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,7 @@ def test_results_that_come_late_follow_their_calls() -> None:
         ([USER, CALL, CALL, RESULT], "input[2].call_id"),
         ([{"type": "message", "role": "robot", "content": ""}], "input[0].role"),
         ([{"type": "message", "content": ""}], "input[0].role"),
-        ([{"type": "web_search_call", "id": "x"}], "input[0].type"),
+        ([{"type": "file_search_call", "id": "x"}], "input[0].type"),
         ([{"content": "x"}], "input[0].type"),
         ([{"role": "user", "content": 3}], "input[0].content"),
         ([{"role": "user", "content": [{"type": "input_image"}]}], "input[0].content[0].type"),
@@ -196,15 +196,15 @@ def test_a_seal_that_does_not_open_yields_to_the_text() -> None:
 def test_tools_that_cannot_run_here_are_reported() -> None:
     given = [
         {"type": "function", "name": "f", "parameters": {}},
-        {"type": "web_search"},
-        {"type": "mcp", "server_label": "x"},
+        {"type": "web_search", "external_web_access": False},
+        {"type": "file_search"},
         {"type": "custom", "name": "patch", "format": {"type": "grammar", "syntax": "regex",
                                                        "definition": "[a-z]+"}},
         {"type": "namespace", "name": "crm", "tools": [{"type": "function", "name": "find"}]},
     ]  # fmt: skip
     tools = read_tools(Fields({"tools": given}))
     assert [it["type"] for it in tools.given] == ["function", "custom", "namespace"]
-    assert [it["type"] for it in tools.unsupported] == ["web_search", "mcp"]
+    assert [it["type"] for it in tools.unsupported] == ["web_search", "file_search"]
     assert set(tools.all()) == {"functions.f", "functions.patch", "crm.find"}
 
 
@@ -221,7 +221,7 @@ def test_tools_that_cannot_run_here_are_reported() -> None:
 )
 def test_malformed_tools_are_refused(tool: Any, param: str) -> None:
     with pytest.raises(ApiError) as caught:
-        read_tools(Fields({"tools": [{"type": "web_search"}, tool]}))
+        read_tools(Fields({"tools": [{"type": "file_search"}, tool]}))
     assert caught.value.param is not None
     assert caught.value.param.startswith(param.rpartition(".")[0])
 
