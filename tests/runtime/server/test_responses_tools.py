@@ -14,6 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
+from gptoss.runtime.server.errors import ApiError
+from gptoss.runtime.server.responses.new_run import turned_on
+from gptoss.runtime.server.responses.request import read_request
 from gptoss.runtime.store.store import Store
 from support.fake_engine import ScriptedEngine
 from support.responses import check_events, events_of
@@ -397,17 +400,25 @@ async def test_what_cannot_be_honoured(tools: Tools, tool: dict[str, Any], param
     assert response.json()["error"]["param"] == f"tools[0].{param}"
 
 
-async def test_a_choice_of_tools_is_for_the_first_round(tools: Tools) -> None:
-    engine = ScriptedEngine(*[ANSWER] * 8)
-    async with tool_client(engine, tools) as client:
-        for choice in ({"type": "code_interpreter"}, {"type": "web_search"}):
-            body = await posted(client, tool_choice=choice)
-            assert body["tool_choice"] == choice
-        error = await refused(client, tool_choice={"type": "mcp", "server_label": "mail box"})
-        assert error["param"] == "tool_choice.type"
-        await posted(client, tools=[MAIL], tool_choice={"type": "mcp", "server_label": "mail box"})
-        allowed = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "web_search"}]}
-        await posted(client, tool_choice=allowed)
+def test_a_choice_of_tools_is_for_the_first_round(tools: Tools) -> None:
+    def chosen(choice: Any, *offered: Any) -> tuple[str, list[str], list[str]]:
+        asked = ASK | {"tools": [*offered], "tool_choice": choice}
+        with tools.host() as host:
+            read = read_request(asked, turned_on(host))
+        first, later = read.rules.namespaces, read.later.callable
+        return read.rules.tool_choice, [it.name for it in first], [it.name for it in later]
+
+    both = ["python", "browser"]
+    for name, choice in (("python", PYTHON["type"]), ("browser", SEARCH["type"])):
+        assert chosen({"type": choice}, PYTHON, SEARCH) == ("required", [name], both)
+    allowed = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "web_search"}]}
+    assert chosen(allowed, PYTHON, SEARCH) == ("required", ["browser"], ["browser"])
+    one = {"type": "mcp", "server_label": "mail box", "name": "send.mail"}
+    assert chosen(one, PYTHON, MAIL) == ("required", ["mail_box"], ["python", "mail_box"])
+    for missing in (one, one | {"name": "other"}, {"type": "web_search"}):
+        with pytest.raises(ApiError) as caught:
+            chosen(missing, PYTHON)
+        assert caught.value.param == "tool_choice.type"
 
 
 # Calls side by side, and with the client's
