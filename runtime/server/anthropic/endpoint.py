@@ -64,6 +64,8 @@ class _Answer:
     writer: BlockWriter
     keep: Callable[[Sequence[Message], Sequence[str]], None]
     """Keeps what the model has written, with the ids of its calls; blocks."""
+    reads_only: bool = False
+    """Nothing is to be generated: the prompt alone is read. See ``MessagesRequest``."""
     started: bool = False
 
     def write(self, events: Sequence[ReplyEvent]) -> Iterator[Written]:
@@ -76,8 +78,14 @@ class _Answer:
                 case ReplyDone():
                     yield from self.start(event.usage)
                     reason, stop = stop_reason(event, called=bool(self.writer.call_ids))
-                    yield from self.writer.finish(reason, stop, event.usage)
+                    usage = event.usage
+                    if self.reads_only:
+                        reason, stop = "max_tokens", None
+                        usage = Usage(usage.prompt, usage.cached)
+                    yield from self.writer.finish(reason, stop, usage)
                 case TokenSampled() | TextLogprobs() | ReasoningClosed():
+                    pass
+                case _ if self.reads_only:
                     pass
                 case _:
                     yield from self.start(Usage())
@@ -136,7 +144,8 @@ async def _start(state: ServerState, owner: str, asked: MessagesRequest) -> _Ans
         raise await _too_long(state, owner, asked.prompt) from error
     constrained = reply.model.masks is not None
     writer = BlockWriter(asked.prompt.model, asked.prompt.thinking.visible, constrained)
-    return _Answer(reply, writer, partial(remember_round, store, owner, messages))
+    keep = partial(remember_round, store, owner, messages)
+    return _Answer(reply, writer, keep, reads_only=asked.max_tokens == 0)
 
 
 def _messages(state: ServerState, owner: str, prompt: Prompt, model: Model) -> tuple[Message, ...]:
@@ -194,6 +203,8 @@ async def _settle(state: ServerState, answer: _Answer, events: Sequence[ReplyEve
     done = events[-1] if events else None
     if isinstance(done, ReplyDone):
         state.metrics.count_reply(done.end, done.timings)
+        if answer.reads_only:
+            return
         await asyncio.to_thread(answer.keep, done.messages, answer.writer.call_ids)
 
 

@@ -51,7 +51,9 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class MessagesRequest:
-    """A checked request to generate a message."""
+    """A checked request to generate a message; with ``max_tokens`` 0 to read its prompt only, so
+    that it is in memory when it is asked again.
+    """
 
     prompt: Prompt
     max_tokens: int
@@ -66,7 +68,7 @@ class MessagesRequest:
             rules=self.prompt.rules,
             sampling=self.sampling,
             stop=self.stop,
-            max_tokens=self.max_tokens,
+            max_tokens=max(1, self.max_tokens),
             reasoning_budget=self.prompt.thinking.budget,
             budget_is_wish=True,
         )
@@ -79,7 +81,7 @@ def read_request(body: Mapping[str, Any], *, beta: bool = False) -> MessagesRequ
     """
     fields = _fields(body, beta)
     fields.required("max_tokens")
-    max_tokens = fields.integer("max_tokens", 1, MAX_TOKENS) or 1
+    max_tokens = fields.integer("max_tokens", 0, MAX_TOKENS) or 0
     return MessagesRequest(
         prompt=_prompt(fields, max_tokens),
         max_tokens=max_tokens,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gptoss.runtime.harmony.tokenizer import Tokenizer
+from gptoss.runtime.sampling.logprobs import Alternative, TokenLogprob
 from gptoss.runtime.server.body import read_object
 from gptoss.runtime.server.chat_completions.response import (
     FINGERPRINT,
@@ -22,10 +24,15 @@ from gptoss.runtime.server.chat_completions.response import (
     LIMITS,
     usage_object,
 )
-from gptoss.runtime.server.completions.raw_reply import RawDone, RawEvent, RawReply, RawText
+from gptoss.runtime.server.completions.raw_reply import (
+    PromptToken,
+    RawDone,
+    RawEvent,
+    RawReply,
+    RawText,
+)
 from gptoss.runtime.server.completions.request import CompletionRequest, read_completion_request
 from gptoss.runtime.server.errors import api_error, error_object, to_json
-from gptoss.runtime.server.reply import usage_of
 from gptoss.runtime.server.reply_thread import start_threads, together
 from gptoss.runtime.server.sse import (
     COMMENT,
@@ -37,6 +44,20 @@ from gptoss.runtime.server.sse import (
 from gptoss.runtime.server.state import ServerState, state_of
 
 
+class Offsets:
+    """Counts the characters before each token of a text."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._characters = 0
+
+    def add(self, token: bytes) -> int:
+        """Return where a token begins, and go on behind it."""
+        begin = self._characters
+        self._characters += len(self._decoder.decode(token))
+        return begin
+
+
 @dataclass(slots=True)
 class _Choice:
     """What one generation has given so far and has not been sent."""
@@ -44,7 +65,9 @@ class _Choice:
     prompt_ids: list[int]
     texts: list[str] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
-    logprobs: list[Any] = field(default_factory=list)
+    scored: list[PromptToken | RawText] = field(default_factory=list)
+    """The tokens that have log probabilities, and the prompt's first, which has none."""
+    offset: Offsets = field(default_factory=Offsets)
     done: RawDone | None = None
 
     def add(self, event: RawEvent) -> None:
@@ -55,7 +78,9 @@ class _Choice:
                 if token is not None:
                     self.tokens.append(token)
                 if logprob is not None:
-                    self.logprobs.append(logprob)
+                    self.scored.append(event)
+            case PromptToken():
+                self.scored.append(event)
             case RawDone():
                 self.done = event
 
@@ -64,33 +89,39 @@ class _Choice:
         choice: dict[str, Any] = {
             "index": index,
             "text": "".join(self.texts),
-            "logprobs": _logprobs(self.logprobs, tokenizer) if asked.logprobs else None,
+            "logprobs": self._logprobs(tokenizer) if asked.logprobs else None,
             "finish_reason": None if self.done is None else _reason(self.done),
         }
         if asked.token_ids:
             choice["token_ids"] = self.tokens
-        self.texts, self.tokens, self.logprobs = [], [], []
+        self.texts, self.tokens, self.scored = [], [], []
         return choice
+
+    def _logprobs(self, tokenizer: Tokenizer) -> dict[str, Any]:
+        """Return log probabilities as this older API has them: parallel arrays."""
+        ids = [it.token for it in self.scored if it.token is not None]
+        entries = [it.logprob for it in self.scored]
+        return {
+            "tokens": [_text(token, tokenizer) for token in ids],
+            "token_logprobs": [None if it is None else _value(it) for it in entries],
+            "top_logprobs": [
+                None if it is None else {_text(top.token, tokenizer): _value(top) for top in it.top}
+                for it in entries
+            ],
+            "text_offset": [self.offset.add(tokenizer.token_bytes(token)) for token in ids],
+        }
 
 
 def _reason(done: RawDone) -> str:
     return "length" if done.cut in LIMITS else "stop"
 
 
-def _logprobs(entries: Sequence[Any], tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return log probabilities as this older API has them: parallel arrays."""
+def _text(token: int, tokenizer: Tokenizer) -> str:
+    return tokenizer.token_bytes(token).decode("utf-8", "replace")
 
-    def text(token: int) -> str:
-        return tokenizer.token_bytes(token).decode("utf-8", "replace")
 
-    return {
-        "tokens": [text(it.token) for it in entries],
-        "token_logprobs": [max(it.logprob, LEAST_LOGPROB) for it in entries],
-        "top_logprobs": [
-            {text(top.token): max(top.logprob, LEAST_LOGPROB) for top in it.top} for it in entries
-        ],
-        "text_offset": [],
-    }
+def _value(entry: TokenLogprob | Alternative) -> float:
+    return max(entry.logprob, LEAST_LOGPROB)
 
 
 @dataclass(slots=True)
@@ -200,7 +231,7 @@ def _usage(state: ServerState, completion: _Completion) -> dict[str, Any]:
     done = [it.done for it in completion.choices if it.done is not None]
     for it in done:
         state.metrics.count_reply("stop" if it.cut is None else it.cut.value, it.timings)
-    return usage_object([usage_of(it.timings) for it in done])
+    return usage_object([it.usage for it in done])
 
 
 ROUTES = [Route("/v1/completions", _create, methods=["POST"])]

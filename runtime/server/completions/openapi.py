@@ -33,7 +33,7 @@ _BODY = closed(
                 listed({"anyOf": [_PROMPT, _IDS]}, minItems=1, maxItems=MAX_PROMPTS),
             ]
         },
-        "max_tokens": integer(1, MAX_TOKENS),
+        "max_tokens": integer(0, MAX_TOKENS),
         "n": integer(1, MAX_CHOICES),
         "best_of": integer(1, MAX_CHOICES),
         "echo": nullable("boolean"),

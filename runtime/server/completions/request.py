@@ -30,7 +30,7 @@ MAX_LOGPROBS = 20
 IGNORED = {"user", "add_special_tokens", "stream_options"}
 _REFUSED = {
     "suffix": "this model does not fill gaps",
-    "prompt_logprobs": "log probabilities of the prompt are not computed",
+    "prompt_logprobs": "use echo with logprobs",
 }
 _KNOWN = {
     *("best_of", "echo", "logprobs", "max_tokens", "model", "n", "prompt", "return_token_ids"),
@@ -55,6 +55,8 @@ class RawRequest:
     stop_ids: frozenset[int] = frozenset()
     skip_control: bool = True
     """Leave control tokens out of the text."""
+    scored: bool = False
+    """Report the log probabilities of the prompt's tokens too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +83,6 @@ def read_completion_request(data: Mapping[str, Any]) -> CompletionRequest:
         raise fields.error("best_of", "is not supported; it must be equal to n")
     logprobs = fields.integer("logprobs", 0, MAX_LOGPROBS)
     echo = fields.boolean("echo")
-    if echo and logprobs is not None:
-        raise fields.error("logprobs", "those of the prompt are not computed; leave out echo")
     first = RawRequest(
         "",
         replace(read_sampling(fields, with_logprobs=False), top_logprobs=logprobs),
@@ -91,6 +91,7 @@ def read_completion_request(data: Mapping[str, Any]) -> CompletionRequest:
         read_stop(fields),
         frozenset(_token_ids(fields, "stop_token_ids", fields.sequence("stop_token_ids") or [])),
         fields.boolean("skip_special_tokens", True),
+        echo and logprobs is not None,
     )
     prompts = read_prompts(fields)
     stream = fields.boolean("stream")
@@ -111,7 +112,7 @@ def read_completion_request(data: Mapping[str, Any]) -> CompletionRequest:
 
 
 def _max_tokens(fields: Fields) -> int:
-    number = fields.integer("max_tokens", 1, MAX_TOKENS)
+    number = fields.integer("max_tokens", 0, MAX_TOKENS)
     return DEFAULT_MAX_TOKENS if number is None else number
 
 

@@ -203,3 +203,20 @@ async def test_an_engine_that_fails_in_the_stream() -> None:
     last = events_of(response)[-1]
     assert (last["type"], last["error"]["type"]) == ("error", "api_error")
     assert "secret" not in response.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_prompt_is_read_without_an_answer(stream: bool) -> None:
+    response = await post(THOUGHT + ANSWER, max_tokens=0, stream=stream, **THINKING)
+    assert response.status_code == 200, response.text
+    if stream:
+        kinds = [event["type"] for event in events_of(response)]
+        assert kinds == ["message_start", "ping", "message_delta", "message_stop"]
+        delta = events_of(response)[-2]
+        reason, usage = delta["delta"]["stop_reason"], delta["usage"]
+    else:
+        body = response.json()
+        assert body["content"] == []
+        reason, usage = body["stop_reason"], body["usage"]
+    assert (reason, usage["output_tokens"]) == ("max_tokens", 0)
+    assert usage["input_tokens"] > 100

@@ -231,7 +231,7 @@ def test_messages_that_cannot_be_read(messages: Any, place: str) -> None:
     ("fields", "place"),
     [
         ({"max_tokens": None}, "max_tokens"),
-        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
         ({"max_tokens": -1}, "max_tokens"),
         ({"max_tokens": 10**30}, "max_tokens"),
         ({"max_tokens": 1.5}, "max_tokens"),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from typing import Any
+
+import pytest
 
 from support.fake_engine import ScriptedEngine
 from support.random_engine import RandomEngine
@@ -61,7 +64,69 @@ async def test_what_is_refused() -> None:
             ({"prompt": [10**6]}, "prompt"),
             ({"prompt": "a", "suffix": "b"}, "suffix"),
             ({"prompt": "a", "max_tokens": -1}, "max_tokens"),
-            ({"prompt": "a", "echo": True, "logprobs": 1}, "logprobs"),
+            ({"prompt": "a", "prompt_logprobs": 1}, "prompt_logprobs"),
+            ({"prompt": "a" * 100_000}, "messages"),
         ):
             response = await client.post("/v1/completions", json=asked)
             assert (response.status_code, response.json()["error"]["param"]) == (400, param), asked
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_prompt_is_scored(stream: bool) -> None:
+    """As evaluation programs ask for it: the log probabilities of the prompt's own tokens."""
+    tokens = [*byte_tokenizer().encode("naïve"), *spell("<|return|>"), *byte_tokenizer().encode("b")]
+    n_vocab = byte_tokenizer().n_vocab
+    asked = {"prompt": tokens, "echo": True, "logprobs": 1, "max_tokens": 2, "stream": stream}
+    async with client_of(lambda: scripted(RandomEngine(n_vocab, 1))) as client:
+        response = await client.post("/v1/completions", json=asked)
+    choices = [it["choices"][0] for it in objects_of(response.text) if it["choices"]]
+    entries: dict[str, list[Any]] = {}
+    for choice in choices:
+        for name, values in choice["logprobs"].items():
+            entries.setdefault(name, []).extend(values)
+    assert len(entries["tokens"]) == len(tokens) + 2
+    assert entries["token_logprobs"][0] is entries["top_logprobs"][0] is None
+    assert all(value < 0 for value in entries["token_logprobs"][1:])
+    assert entries["tokens"][:2] == ["n", "a"]
+    assert entries["text_offset"][:5] == [0, 1, 2, 2, 3]  # the ï has two tokens
+    assert choices[-1]["finish_reason"] == "length"
+
+
+async def test_scores_are_those_of_the_same_logits() -> None:
+    """The scores are the ones that the tokens have where the model itself chooses them."""
+    n_vocab = byte_tokenizer().n_vocab
+    asked = {"logprobs": 0, "temperature": 0}
+    async with client_of(lambda: scripted(RandomEngine(n_vocab, 5))) as client:
+        free = {"prompt": [0], "max_tokens": 6, "return_token_ids": True} | asked
+        chosen = (await client.post("/v1/completions", json=free)).json()["choices"][0]
+    async with client_of(lambda: scripted(RandomEngine(n_vocab, 5))) as client:
+        given = {"prompt": [0, *chosen["token_ids"]], "max_tokens": 0, "echo": True} | asked
+        body = (await client.post("/v1/completions", json=given)).json()
+    assert body["choices"][0]["logprobs"]["token_logprobs"][1:] == (
+        chosen["logprobs"]["token_logprobs"]
+    )
+    assert body["usage"]["completion_tokens"] == 0
+    assert body["usage"]["prompt_tokens"] == 7
+
+
+async def test_an_engine_that_draws_by_itself_scores_no_prompt() -> None:
+    async with client_of(lambda: scripted(ScriptedEngine("xyz"))) as client:
+        asked = {"prompt": "abc", "echo": True, "logprobs": 1}
+        response = await client.post("/v1/completions", json=asked)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "logprobs")
+
+
+async def test_no_token_is_wanted() -> None:
+    async with client_of(lambda: scripted(ScriptedEngine("xyz"))) as client:
+        response = await client.post("/v1/completions", json={"prompt": "abc", "max_tokens": 0})
+    body = response.json()
+    assert (body["choices"][0]["text"], body["choices"][0]["finish_reason"]) == ("", "length")
+    assert body["usage"]["completion_tokens"] == 0
+
+
+def objects_of(text: str) -> list[Any]:
+    """The JSON object of a response, or those of its events."""
+    if not text.startswith("data: "):
+        return [json.loads(text)]
+    events = text.split("\n\n")
+    return [json.loads(it.removeprefix("data: ")) for it in events if it not in ("", "data: [DONE]")]
