@@ -232,7 +232,6 @@ def test_messages_that_cannot_be_read(messages: Any, place: str) -> None:
     [
         ({"max_tokens": None}, "max_tokens"),
         ({"max_tokens": -1}, "max_tokens"),
-        ({"max_tokens": -1}, "max_tokens"),
         ({"max_tokens": 10**30}, "max_tokens"),
         ({"max_tokens": 1.5}, "max_tokens"),
         ({"max_tokens": "100"}, "max_tokens"),
