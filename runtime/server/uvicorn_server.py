@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 import time
 from typing import Any
 
@@ -15,7 +16,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from gptoss.runtime.server.listening import Tls
+from gptoss.runtime.server.listening import BACKLOG, Tls
 from gptoss.runtime.server.model_host import ModelHost
 
 KEEP_ALIVE_SECONDS = 30
@@ -26,7 +27,18 @@ HEADER_SECONDS = 15.0
 
 MAX_HEADER_BYTES = 64 * 1024
 
-MAX_CONNECTIONS = 400
+
+def _max_connections() -> int:
+    """Return how many connections this process has room for among its open files, 400 at most."""
+    if sys.platform == "win32":
+        return 400
+    import resource
+
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 400 if files == resource.RLIM_INFINITY else max(16, min(400, (files - BACKLOG) // 2))
+
+
+MAX_CONNECTIONS = _max_connections()
 """Connections at a time. At one more, the one that has been idle for longest is closed."""
 
 GRACE_SECONDS = 10.0
@@ -46,7 +58,9 @@ class GuardedProtocol(H11Protocol):
         self._expect_request()
         if len(self.connections) > MAX_CONNECTIONS:
             idle = [it for it in self.connections if isinstance(it, GuardedProtocol) and it.is_idle]
-            min(idle, key=lambda it: it._idle_since, default=self).transport.abort()
+            closed = min(idle, key=lambda it: it._idle_since, default=self)
+            self.connections.discard(closed)  # now: it is lost only when the loop comes to it
+            closed.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget a closed connection."""
@@ -96,6 +110,8 @@ class HttpServer(uvicorn.Server):
                 app,
                 http=GuardedProtocol,
                 ws="none",
+                # As many are accepted before the limit of connections is looked at again.
+                backlog=BACKLOG,
                 lifespan="on",
                 log_config=None,
                 access_log=False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -13,8 +14,13 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from gptoss.converter.convert import convert
+from gptoss.runtime.chat.model import Model
+from gptoss.runtime.chat.model import open as open_model
+from gptoss.runtime.engine.base import Generation, Sampler
 from gptoss.runtime.server.responses import run as run_module
 from support.fake_engine import ScriptedEngine
 from support.live_server import live_server
@@ -25,6 +31,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="the command is a POSIX shell's"),
 ]
 
+CHECKPOINT = Path(__file__).resolve().parents[1] / "tiny" / "checkpoint"
 CODEX = Path(sys.prefix) / "peers" / "clients" / "node_modules" / ".bin" / "codex"
 TASK = "Run the command and tell me what it prints."
 COMMAND = json.dumps({"cmd": "echo hello-$((6*7)) | tee made.txt"})
@@ -104,6 +111,54 @@ def test_as_own_provider_twice_with_the_same_prefix(tmp_path: Path) -> None:
     )
     assert same >= first.index("<|start|>user") + 100
     assert "Current date" not in first  # Codex gives it itself
+
+
+class Forced:
+    """A real engine that says what it is told to: what it reads, and reads again, is its own."""
+
+    def __init__(self, model: Model, *scripts: str) -> None:
+        self.n_ctx = model.engine.n_ctx
+        self.prompts: list[list[int]] = []
+        self.generations: list[Generation] = []
+        self._model = model
+        self._scripts = iter(scripts)
+
+    def generate(self, prompt: Sequence[int], sampler: Sampler, **options: Any) -> Generation:  # noqa: ARG002
+        self.prompts.append(list(prompt))
+        tokenizer = self._model.tokenizer
+        script = iter(
+            token
+            for part in re.split(r"(<\|[a-z]+\|>)", next(self._scripts))
+            for token in (
+                [tokenizer.control[part]] if part in tokenizer.control else tokenizer.encode(part)
+            )
+        )
+        generation = self._model.engine.generate(prompt, lambda _: next(script), **options)
+        self.generations.append(generation)
+        return generation
+
+    def close(self) -> None:
+        self._model.close()
+
+
+def test_a_second_session_is_not_read_again(tmp_path: Path) -> None:
+    [gguf] = convert(CHECKPOINT, tmp_path / "tiny.gguf").files
+    model = open_model(gguf, parallel=2, n_ctx=65_536, disk_cache=False)
+    engine = Forced(model, *(THOUGHT + CALL, ANSWER) * 2)
+    with live_server(lambda: Model(engine, model.tokenizer)) as url:
+        for _ in range(2):
+            (tmp_path / "work" / "made.txt").unlink(missing_ok=True)
+            assert did_the_task(codex(tmp_path, url), tmp_path)
+        counted = httpx.get(f"{url}/metrics", headers={"x-api-key": KEY}).text
+    sizes = [it.timings.prompt_tokens for it in engine.generations]
+    read = [it.timings.prompt_tokens - it.timings.reused_tokens for it in engine.generations]
+    print(f"prompts of {sizes} tokens; of these {read} were read")
+    assert read[0] == sizes[0] > 8000
+    # The answer continues the call's round; the second session has the first one's tools and
+    # instructions, and its task again.
+    assert all(few < sizes[0] // 20 for few in read[1:])
+    assert f"gptoss_prompt_tokens_total {sum(sizes)}\n" in counted
+    assert f"gptoss_cached_tokens_total {sum(sizes) - sum(read)}\n" in counted
 
 
 @pytest.mark.parametrize("provider", ["ollama", "lmstudio"])

@@ -20,13 +20,13 @@ from gptoss.runtime.server.security import OPEN_PATHS
 from support.fake_engine import ScriptedEngine
 from support.generation import FakeGeneration
 from support.hostile import CASES
+from support.raw_http import Address, exchange, parsed, request
 from support.server import KEY, client_of, listening, scripted
 from support.tokens import byte_tokenizer
 
 ANSWER = "<|channel|>final<|message|>4<|return|>"
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "2 + 2?"}]}
 CHAT = "/v1/chat/completions"
-Address = tuple[str, int]
 
 
 class Endless(ScriptedEngine):
@@ -46,46 +46,6 @@ class Endless(ScriptedEngine):
 def server() -> Iterator[Address]:
     with listening(lambda: scripted(Endless())) as address:
         yield address
-
-
-def exchange(address: Address, data: bytes, *, timeout: float = 30) -> bytes:
-    """Send bytes and read until the server closes, or has sent a whole small response."""
-    with socket.create_connection(address, timeout) as connection:
-        connection.sendall(data)
-        received = b""
-        while part := connection.recv(65536):
-            received += part
-            head, gap, rest = received.partition(b"\r\n\r\n")
-            length = [it for it in head.lower().split(b"\r\n") if it.startswith(b"content-length:")]
-            if gap and length and len(rest) >= int(length[0].split(b":")[1]):
-                break
-        return received
-
-
-def request(
-    address: Address,
-    path: str = "/v1/models",
-    *headers: str,
-    method: str = "GET",
-    content: bytes = b"",
-    key: str | None = KEY,
-    host: str | None = None,
-) -> tuple[int, dict[str, str], Any]:
-    """One request, written by hand; status, headers and JSON body."""
-    lines = [f"{method} {path} HTTP/1.1", f"Host: {host or f'{address[0]}:{address[1]}'}"]
-    lines += [f"Authorization: Bearer {key}"] if key else []
-    lines += [f"Content-Length: {len(content)}"] if content else []
-    lines += headers
-    return parsed(exchange(address, "\r\n".join([*lines, "", ""]).encode() + content))
-
-
-def parsed(response: bytes) -> tuple[int, dict[str, str], Any]:
-    head, _, rest = response.partition(b"\r\n\r\n")
-    first, *lines = head.decode("latin-1").split("\r\n")
-    headers = {
-        name.lower(): value.strip() for name, _, value in (it.partition(":") for it in lines)
-    }
-    return int(first.split()[1]), headers, json.loads(rest) if rest.startswith(b"{") else rest
 
 
 def assert_works(address: Address) -> None:
@@ -270,9 +230,21 @@ def test_many_idle_connections(server: Address, monkeypatch: pytest.MonkeyPatch)
     idle = [socket.create_connection(server, 30) for _ in range(100)]
     try:
         assert_works(server)
+        assert sum(is_open(it) for it in idle) <= 20
     finally:
         for connection in idle:
             connection.close()
+
+
+def is_open(connection: socket.socket) -> bool:
+    """Whether the server has left a connection open that it has sent nothing on."""
+    connection.setblocking(False)
+    try:
+        return connection.recv(1) != b""
+    except BlockingIOError:
+        return True
+    except ConnectionError:
+        return False
 
 
 def test_streams_cancelled_in_a_loop(server: Address) -> None:

@@ -74,7 +74,11 @@ async def test_what_is_refused() -> None:
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_prompt_is_scored(stream: bool) -> None:
     """As evaluation programs ask for it: the log probabilities of the prompt's own tokens."""
-    tokens = [*byte_tokenizer().encode("naïve"), *spell("<|return|>"), *byte_tokenizer().encode("b")]
+    tokens = [
+        *byte_tokenizer().encode("naïve"),
+        *spell("<|return|>"),
+        *byte_tokenizer().encode("b"),
+    ]
     n_vocab = byte_tokenizer().n_vocab
     asked = {"prompt": tokens, "echo": True, "logprobs": 1, "max_tokens": 2, "stream": stream}
     async with client_of(lambda: scripted(RandomEngine(n_vocab, 1))) as client:
@@ -102,8 +106,9 @@ async def test_scores_are_those_of_the_same_logits() -> None:
     async with client_of(lambda: scripted(RandomEngine(n_vocab, 5))) as client:
         given = {"prompt": [0, *chosen["token_ids"]], "max_tokens": 0, "echo": True} | asked
         body = (await client.post("/v1/completions", json=given)).json()
-    assert body["choices"][0]["logprobs"]["token_logprobs"][1:] == (
-        chosen["logprobs"]["token_logprobs"]
+    assert (
+        body["choices"][0]["logprobs"]["token_logprobs"][1:]
+        == (chosen["logprobs"]["token_logprobs"])
     )
     assert body["usage"]["completion_tokens"] == 0
     assert body["usage"]["prompt_tokens"] == 7
@@ -129,4 +134,6 @@ def objects_of(text: str) -> list[Any]:
     if not text.startswith("data: "):
         return [json.loads(text)]
     events = text.split("\n\n")
-    return [json.loads(it.removeprefix("data: ")) for it in events if it not in ("", "data: [DONE]")]
+    return [
+        json.loads(it.removeprefix("data: ")) for it in events if it not in ("", "data: [DONE]")
+    ]
