@@ -27,7 +27,7 @@ from support.documents import DOCUMENTS, ROOT, RUN, SHOWN, blocks, commands
 from support.hub_server import HubServer
 
 CHECKPOINT = ROOT / "tests" / "tiny" / "checkpoint"
-NOT_RUN = 4
+NOT_RUN = 8
 """Blocks that are not run, each for a reason that its marker states."""
 MAY_BE_1 = re.compile(r"gptoss-quant (diff|audit|report)\b")
 """Commands whose exit code 1 is an answer: the models differ, or something was found."""

@@ -29,6 +29,8 @@ from gptoss.runtime.engine.settings import EngineSettings
 from gptoss.runtime.engine.threads import run_interruptibly
 from gptoss.text import printable
 
+_CLOSING_SECONDS = (0.1, 0.6)
+
 _FILE_NAMES = ("libggml-rpc.so", "libggml-rpc.dylib", "ggml-rpc.dll")
 
 
@@ -197,7 +199,7 @@ class _Loss:
     def _report(self) -> None:
         with self._lock:
             connected, listeners = list(self._addresses), list(self._listeners)
-        lost = [it for it in connected if not is_listening(it)] or connected
+        lost = _not_listening(connected) or connected
         named = " or ".join(map(str, lost))
         self._error = error = RpcServerLostError(
             f"the connection to the RPC server {named} was lost; start that server again, and then "
@@ -206,6 +208,17 @@ class _Loss:
         for reference in listeners:
             if (listener := reference()) is not None:
                 listener(error)
+
+
+def _not_listening(addresses: Sequence[RpcAddress]) -> list[RpcAddress]:
+    """Return the servers that accept no connection; the system may close their sockets after the
+    connections. Each is asked twice at most: a server keeps two connections waiting.
+    """
+    for seconds in _CLOSING_SECONDS:
+        time.sleep(seconds)
+        if lost := [it for it in addresses if not is_listening(it)]:
+            return lost
+    return []
 
 
 LOSS = _Loss()

@@ -18,8 +18,9 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 
 from gptoss.runtime.engine.base import (
     EngineClosedError,
@@ -95,9 +96,9 @@ class Scheduler:
         if time_limit is not None and not time_limit > 0:
             raise EngineError(f"time limit is {time_limit}; expected more than 0 seconds")
         request = Request(prompt, sampler, stop, max_tokens, checkpoints, time_limit)
-        if self._failure is not None:
-            raise self._failure
-        with self._changed:
+        with self._entered() as failure:
+            if failure is not None:
+                raise failure
             if self._closing:
                 raise EngineClosedError("the engine has been closed")
             if len(self._waiting) >= MAX_WAITING:
@@ -123,19 +124,18 @@ class Scheduler:
         if request.cancelled or request.ended or os.getpid() != self._pid:
             return
         request.cancel()
-        if self._failure is not None:
-            return
-        with self._changed:
+        with self._entered() as failure:
+            if failure is not None:
+                return
             if request in self._decoding and (request.drafted or not request.is_generating):
                 self._context.abort()
             self._changed.notify_all()
 
     def wake(self) -> None:
         """Wake the scheduler's thread after a reader took a token of a paused request."""
-        if self._failure is not None:
-            return
-        with self._changed:
-            self._changed.notify_all()
+        with self._entered() as failure:
+            if failure is None:
+                self._changed.notify_all()
 
     def close(self) -> None:
         """End every request of the scheduler, free the context, and wait until its thread has
@@ -143,14 +143,14 @@ class Scheduler:
         """
         if os.getpid() != self._pid:  # a forked child has neither the thread nor the memory
             return
-        if self._failure is not None:
-            return
-        with self._changed:
+        with self._entered() as failure:
+            if failure is not None:
+                return
             self._closing = True
             self._context.abort()
             self._changed.notify_all()
         if threading.current_thread() is not self._thread:  # collected there: it ends by itself
-            while self._thread.is_alive():
+            while self._thread.is_alive() and self._failure is None:
                 self._thread.join(POLL_SECONDS)
 
     def fail(self, error: EngineError) -> None:
@@ -158,10 +158,20 @@ class Scheduler:
         context; nothing is freed then.
         """
         self._failure = error
-        held = self._changed.acquire(timeout=POLL_SECONDS)  # else by that thread, for ever
-        try:
+        with self._entered():
             for request in (*self._active, *self._waiting):
                 request.end(error)
+
+    @contextmanager
+    def _entered(self) -> Iterator[EngineError | None]:
+        """Hold the lock for callers of other threads; give the failure, if there is one: then the
+        scheduler's thread may hold the lock and never give it back.
+        """
+        held = self._changed.acquire(timeout=POLL_SECONDS)
+        while not held and self._failure is None:
+            held = self._changed.acquire(timeout=POLL_SECONDS)
+        try:
+            yield self._failure
         finally:
             if held:
                 self._changed.release()

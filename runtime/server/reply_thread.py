@@ -17,7 +17,12 @@ from typing import Any, Generic, Self, TypeVar
 
 from gptoss.runtime.chat.events import StopReason
 from gptoss.runtime.chat.model import Model
-from gptoss.runtime.engine.base import EngineClosedError, TimeLimitError, Timings
+from gptoss.runtime.engine.base import (
+    EngineClosedError,
+    RpcServerLostError,
+    TimeLimitError,
+    Timings,
+)
 from gptoss.runtime.server.errors import retry_later
 from gptoss.runtime.server.event_pipe import EventPipe
 from gptoss.runtime.server.model_host import Lease, ModelHost
@@ -42,6 +47,8 @@ async def start_thread(models: ModelHost, name: str | None, make: Callable[[Mode
         await reply.start(lambda: _settle(models, reply.id, lease))
     except EngineClosedError as error:  # it failed in an earlier request
         models.forget(lease.model)
+        if isinstance(error, RpcServerLostError):
+            raise
         raise retry_later("the model has failed and is loaded again; try again") from error
     return reply
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -235,3 +236,35 @@ def test_doctor_decodes_on_each_server(servers: list[RpcServerProcess]) -> None:
     assert done.returncode == 1
     [problem] = json.loads(done.stdout)["problems"]
     assert problem.startswith(f"{two.address}: no RPC server listens on {two.address}")
+
+
+def test_serve_goes_on_without_the_model(gguf: Path, servers: list[RpcServerProcess]) -> None:
+    """Each request gets an error, and the server can be stopped."""
+    lost = servers[0]
+    options = ["--port", "0", "--no-auth", "--no-store", "--json", "--ctx", "2048"]
+    server = subprocess.Popen(
+        [*RUN, "serve", str(gguf), *options, "--rpc", lost.address],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment(),
+    )
+    try:
+        assert server.stdout is not None
+        url = json.loads(server.stdout.readline())["url"]
+        assert ask(url).status_code == 200
+        lost.kill()
+        refused = ask(url)
+        assert refused.status_code == 500
+        assert f"the RPC server {lost.address} was lost" in refused.text
+        assert ask(url).status_code >= 500
+        server.terminate()
+        assert server.wait(30) == 143
+    finally:
+        server.kill()
+        server.wait()
+
+
+def ask(url: str) -> httpx.Response:
+    body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+    return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)

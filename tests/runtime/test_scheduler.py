@@ -21,6 +21,7 @@ from gptoss.runtime.engine.base import (
 )
 from gptoss.runtime.engine.context import Chunk
 from gptoss.runtime.engine.request import AHEAD, Request, ScheduledGeneration
+from gptoss.runtime.engine.saved_state import State
 from gptoss.runtime.engine.scheduler import Scheduler
 from gptoss.runtime.sampling.sampler import greedy
 from support.fake_context import FakeContext
@@ -360,3 +361,53 @@ def test_cancels_at_random_moments(start: Start) -> None:
         list(pool.map(one, rng.integers(0, 2**31, 300).tolist()))
     until(lambda: not scheduler._active)
     assert not scheduler._waiting
+
+
+def test_a_context_that_never_returns(start: Start) -> None:
+    """Every request ends with the reason, new ones are refused, and closing does not wait."""
+    gate = threading.Event()
+    scheduler = start(FakeContext(n_streams=1, before_decode=waiting_for(gate)))
+    running, waiting = submit(scheduler, [1]), submit(scheduler, [2])
+    until(lambda: bool(scheduler._decoding))
+    scheduler.fail(EngineError("it is lost"))
+    for it in (running, waiting):
+        with pytest.raises(EngineError, match="it is lost"):
+            next(it)
+    with pytest.raises(EngineError, match="it is lost"):
+        submit(scheduler, [3])
+    scheduler.close()
+    gate.set()
+
+
+class _SavingForEver(FakeContext):
+    """Its states are saved without an end, while the scheduler holds its lock."""
+
+    def __init__(self, gate: threading.Event) -> None:
+        super().__init__(n_streams=1)
+        self.gate = gate
+        self.saving = threading.Event()
+
+    def save_window(self, stream: int) -> State:
+        if len(self.held[stream]) > 1:  # after the reply, not after the prompt
+            self.saving.set()
+            self.gate.wait()
+        return super().save_window(stream)
+
+
+def test_a_context_that_never_returns_under_the_lock(start: Start) -> None:
+    """Threads that wait for the lock already learn of it too."""
+    gate = threading.Event()
+    context = _SavingForEver(gate)
+    scheduler = start(context)
+    asked = submit(scheduler, [1], n=3)
+    assert context.saving.wait(10)
+    with ThreadPoolExecutor() as pool:
+        refused = pool.submit(submit, scheduler, [2])
+        closed = pool.submit(scheduler.close)
+        time.sleep(0.05)
+        scheduler.fail(EngineError("it is lost"))
+        with pytest.raises(EngineError, match="it is lost"):
+            refused.result(20)
+        closed.result(20)
+    asked.close()
+    gate.set()
