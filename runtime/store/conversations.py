@@ -237,6 +237,12 @@ class Conversations:
                     call_id, item FROM entries WHERE conversation = ?1 AND position < {_NTH}""",
                 (identity, max(0, length), copy),
             )
+            connection.execute(
+                """INSERT INTO attachments SELECT ?2, a.entry, a.name, a.data
+                    FROM attachments a JOIN entries e ON e.conversation = ?2 AND e.id = a.entry
+                    WHERE a.conversation = ?1""",
+                (identity, copy),
+            )
 
         self._database.write(insert)
         return self.load(owner, copy)

@@ -79,4 +79,15 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         ) WITHOUT ROWID""",
         """CREATE INDEX dates_by_time ON dates (created)""",
     ),
+    (
+        """CREATE TABLE attachments (
+            conversation TEXT NOT NULL,
+            entry TEXT NOT NULL,
+            name TEXT NOT NULL,
+            data BLOB NOT NULL,
+            PRIMARY KEY (conversation, entry, name),
+            FOREIGN KEY (conversation, entry) REFERENCES entries (conversation, id)
+                ON DELETE CASCADE
+        )""",
+    ),
 )

@@ -21,6 +21,7 @@ from typing import Self
 import platformdirs
 
 from gptoss.runtime.harmony.tokenizer import Tokenizer
+from gptoss.runtime.store.attachments import Attachments
 from gptoss.runtime.store.conversations import Conversations, Entry
 from gptoss.runtime.store.database import Database, used_bytes
 from gptoss.runtime.store.message_json import vocabulary_of
@@ -179,6 +180,7 @@ class Store:
 
     def _bind(self, vocabulary: str | None) -> None:
         self.conversations = Conversations(self._database, vocabulary)
+        self.attachments = Attachments(self._database)
         self.responses = Responses(self._database)
         self.rounds = Rounds(self._database, vocabulary)
 
