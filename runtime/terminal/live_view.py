@@ -28,8 +28,9 @@ from gptoss.runtime.harmony.messages import tool_name
 from gptoss.runtime.terminal.figures import save_figures
 from gptoss.runtime.terminal.live_region import LiveRegion
 from gptoss.runtime.terminal.markdown_view import MarkdownView
-from gptoss.runtime.terminal.safe_text import printable, shortened
+from gptoss.runtime.terminal.safe_text import shortened
 from gptoss.runtime.terminal.wording import CLOSED, PromptClock, ending, summary
+from gptoss.text import printable_lines
 
 FRAME = 1 / 12
 """Seconds between two drawings at least."""
@@ -93,7 +94,7 @@ class LiveView:
             case ToolFinished():
                 self._show_tool(event)
             case Diagnostic():
-                self._print(Text(f"repaired: {printable(event.detail)}", style="yellow"))
+                self._print(Text(f"repaired: {printable_lines(event.detail)}", style="yellow"))
             case ReasoningClosed():
                 self._print(Text(f"reasoning ended: {CLOSED[event.reason]}", style="yellow"))
             case ReplyEnded():
@@ -131,7 +132,7 @@ class LiveView:
     def _end_message(self) -> None:
         if self._in_call:
             self._in_call = False
-            self._print(_bullet(shortened(printable(self._call)) + ")"))
+            self._print(_bullet(shortened(printable_lines(self._call)) + ")"))
         elif self._channel == "analysis":
             self._unfold_new(complete=True)
             seconds = self._clock() - self._begun
@@ -156,7 +157,7 @@ class LiveView:
     def _show_tool(self, event: ToolFinished) -> None:
         self._status = ""
         style = "red" if event.error else "dim"
-        result = Text(shortened(printable(event.result)), style=style)
+        result = Text(shortened(printable_lines(event.result)), style=style)
         result.append(f"  {event.seconds * 1000:.0f} ms", style="dim")
         self._print(Padding(result, (0, 0, 0, 2)))
         for line in save_figures(event.figures):
@@ -200,9 +201,11 @@ class LiveView:
 
     def _changing(self) -> RenderableType | None:
         if self._status:
-            return Text(f"… {printable(self._status)}", style="dim", no_wrap=True, overflow="crop")
+            return Text(
+                f"… {printable_lines(self._status)}", style="dim", no_wrap=True, overflow="crop"
+            )
         if self._in_call:
-            return _bullet(shortened(printable(self._call), 4 * self._region.width))
+            return _bullet(shortened(printable_lines(self._call), 4 * self._region.width))
         if self._channel == "analysis":
             return self._thinking()
         return self._message.preview() if self._channel else None
@@ -214,7 +217,9 @@ class LiveView:
         if self.unfolded:
             head = "▾ "
         room = max(10, self._region.width - len(head) - 1)
-        words = shortened(printable(self.reasoning[self._shown_reasoning :][-4 * room :]), 10**6)
+        words = shortened(
+            printable_lines(self.reasoning[self._shown_reasoning :][-4 * room :]), 10**6
+        )
         line = Text(head, style="dim", no_wrap=True, overflow="crop")
         tail = Text(words, style="dim italic")
         while tail.cell_len > room:
@@ -224,7 +229,7 @@ class LiveView:
 
 def reasoning_text(text: str) -> RenderableType:
     """Return reasoning as it is shown unfolded: dim, marked at the left, wrapped at words."""
-    return Padding(Text(printable(text), style="dim"), (0, 0, 0, 2))
+    return Padding(Text(printable_lines(text), style="dim"), (0, 0, 0, 2))
 
 
 def _bullet(text: str) -> Text:

@@ -24,7 +24,7 @@ from gptoss.runtime.terminal.markdown_blocks import (
     Gap,
     Piece,
 )
-from gptoss.runtime.terminal.safe_text import printable
+from gptoss.text import printable_lines
 
 CONTEXT = 30
 """Lines of code before a line that are read to colour it: a string may have begun there."""
@@ -45,7 +45,7 @@ class MarkdownView:
 
     def feed(self, text: str) -> list[RenderableType]:
         """Add text and return what is final now."""
-        return list(self._rendered(self._splitter.feed(printable(text).expandtabs(4))))
+        return list(self._rendered(self._splitter.feed(printable_lines(text).expandtabs(4))))
 
     def finish(self) -> list[RenderableType]:
         """End the text and return the rest."""

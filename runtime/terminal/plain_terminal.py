@@ -9,9 +9,9 @@ from typing import TextIO
 
 from gptoss.runtime.terminal.loop import answer
 from gptoss.runtime.terminal.printer import Printer
-from gptoss.runtime.terminal.safe_text import printable
 from gptoss.runtime.terminal.session import Session
 from gptoss.runtime.terminal.typed_text import is_complete, message_of
+from gptoss.text import printable_lines
 
 
 class PlainTerminal:
@@ -47,12 +47,14 @@ class PlainTerminal:
 
     def say(self, text: str) -> None:
         """Print lines that are not the model's."""
-        self._out.write(printable(text) + "\n")
+        self._out.write(printable_lines(text) + "\n")
         self._out.flush()
 
     def ask_key(self, question: str, keys: str) -> str:
         """Ask for one of the letters ``keys``; Enter alone means no."""
-        while (key := self.ask_text(f"\n{printable(question)}:").casefold()[:1] or "n") not in keys:
+        while (
+            key := self.ask_text(f"\n{printable_lines(question)}:").casefold()[:1] or "n"
+        ) not in keys:
             pass
         return key
 

@@ -22,8 +22,9 @@ from gptoss.runtime.chat.events import (
 from gptoss.runtime.harmony.events import Diagnostic, MessageEnded, MessageStarted, TextDelta
 from gptoss.runtime.harmony.messages import tool_name
 from gptoss.runtime.terminal.figures import save_figures
-from gptoss.runtime.terminal.safe_text import SHOWN_LENGTH, printable, shortened
+from gptoss.runtime.terminal.safe_text import SHOWN_LENGTH, shortened
 from gptoss.runtime.terminal.wording import CLOSED, PromptClock, ending, summary
+from gptoss.text import printable_lines
 
 _CLEAR_LINE = "\r\x1b[K"
 _DIM, _CYAN, _YELLOW, _RED = "2", "36", "33", "31"
@@ -158,7 +159,7 @@ class Printer:
 
     def _write(self, text: str, style: str | None = None, out: TextIO | None = None) -> None:
         out = self._aside if out is None else out
-        text = printable(text)
+        text = printable_lines(text)
         if not text:
             return
         color = style and self._color and out is self._aside

@@ -15,8 +15,8 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 from gptoss.runtime.terminal.commands import BY_NAME, COMMANDS
-from gptoss.runtime.terminal.safe_text import printable
 from gptoss.runtime.terminal.typed_text import is_complete, message_of
+from gptoss.text import printable_lines
 
 
 class CommandCompleter(Completer):
@@ -117,7 +117,7 @@ class Prompt:
             completer=CommandCompleter(tools),
             complete_while_typing=True,
             auto_suggest=AutoSuggestFromHistory(),
-            bottom_toolbar=lambda: printable(bar()),
+            bottom_toolbar=lambda: printable_lines(bar()),
             prompt_continuation="… ",
             reserve_space_for_menu=6,
             enable_open_in_editor=True,

@@ -11,8 +11,8 @@ from gptoss.runtime.terminal.keys import KeyListener
 from gptoss.runtime.terminal.live_view import LiveView
 from gptoss.runtime.terminal.loop import answer
 from gptoss.runtime.terminal.prompt import Prompt, open_history
-from gptoss.runtime.terminal.safe_text import printable
 from gptoss.runtime.terminal.session import Session, history_path
+from gptoss.text import printable_lines
 
 CTRL_O, CTRL_T = "\x0f", "\x14"
 
@@ -72,13 +72,13 @@ class RichTerminal:
 
     def say(self, text: str) -> None:
         """Print lines that are not the model's."""
-        self._out.write(printable(text) + "\n")
+        self._out.write(printable_lines(text) + "\n")
         self._out.flush()
 
     def ask_key(self, question: str, keys: str) -> str:
         """Ask for one of the keys during a reply; n where none can be pressed."""
         self._view.pause()
-        self._echo(f"{printable(question)} ")
+        self._echo(f"{printable_lines(question)} ")
         try:
             key = "n" if self._listener is None else self._listener.ask(keys)
         except EOFError:
@@ -88,7 +88,7 @@ class RichTerminal:
 
     def ask_text(self, question: str) -> str:
         """Ask for a line of text during a reply."""
-        self._echo(f"{printable(question)} ")
+        self._echo(f"{printable_lines(question)} ")
         try:
             text = "" if self._listener is None else self._listener.ask_line(self._echo)
         except EOFError:

@@ -256,6 +256,26 @@ def test_edit_and_branch(browser: Browser, serve: Serve) -> None:
     check_quiet(site)
 
 
+def test_editing_and_regenerating_after_a_reload(browser: Browser, serve: Serve) -> None:
+    site = serve(ScriptedEngine(*(answer(it) for it in ("one", "two", "three", "four"))))
+    page = open_page(browser, site)
+    for text, reply in (("first", "one"), ("second", "two")):
+        ask(page, text)
+        expect(page.locator(".answer").last).to_have_text(reply)
+        expect(page.locator("#send")).to_be_visible()
+    page.reload()
+    page.get_by_role("button", name="Regenerate").last.click()
+    expect(page.locator(".answer")).to_have_text(["one", "three"])
+    expect(page.locator(".question .text")).to_have_text(["first", "second"])
+    page.reload()
+    page.get_by_role("button", name="Edit").first.click()
+    page.get_by_label("Edit your message").fill("changed")
+    page.locator(".question").first.get_by_role("button", name="Send").click()
+    expect(page.locator(".answer")).to_have_text(["four"])
+    expect(page.locator(".question .text")).to_have_text(["changed"])
+    check_quiet(site)
+
+
 @pytest.mark.parametrize("allowed", [True, False])
 def test_a_tool_with_approval(browser: Browser, serve: Serve, allowed: bool) -> None:
     site = serve(ScriptedEngine(CALL, answer("It is sunny.")), [Tool.of(get_weather)])

@@ -1,7 +1,8 @@
 """The page's files, and the headers that keep it to this server.
 
 The policy allows scripts and styles from here only, and connections to here only: whatever a model,
-a tool or a conversation says, the page asks no other host for anything.
+a tool or a conversation says, the page asks no other host for anything. Figures need the key, which
+no ``<img>`` sends: the page's script fetches them and shows them as blobs of its own.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ _FILES = {
     "conversation.js": "text/javascript",
     "reply.js": "text/javascript",
     "sidebar.js": "text/javascript",
+    "tools.js": "text/javascript",
     "style.css": "text/css",
     "icon.svg": "image/svg+xml",
 }
@@ -33,7 +35,7 @@ OPEN_PATHS = frozenset(
 
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
-    "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "img-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -59,7 +61,7 @@ async def send_file(request: Request) -> Response:
 def _highlight_css() -> str:
     """Return the colours of code in the page, for light and dark."""
     light, dark = (
-        HtmlFormatter(style=style, classprefix="hl-").get_style_defs(".code")  # type: ignore[no-untyped-call]
+        HtmlFormatter(style=style, classprefix="hl-").get_style_defs([".code", ".call"])  # type: ignore[no-untyped-call]
         for style in ("default", "github-dark")
     )
     return f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n"

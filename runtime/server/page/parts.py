@@ -8,13 +8,14 @@ Events are JSON objects with a ``type``:
     blocks     part, from, html            HTML of blocks, in place of those from an index on
     end        part, seconds               the part is complete
     approval   part, name                  a person must allow the call
-    result     part, text, error, seconds  what the tool answered
+    code       part, html                  a call's text once more, coloured
+    running    name                        a tool runs
+    result     part, text, error, seconds, figures   what the tool answered; figures are paths
     note       text                        something was repaired or cut short
     done       cut, usage, context         always last, or
     error      message
 
-``PartWriter`` makes them from a chat's events; ``stored_parts`` makes the parts of a stored
-conversation.
+``PartWriter`` makes them from a chat's events; ``stored.py`` has a stored conversation's parts.
 """
 
 from __future__ import annotations
@@ -31,10 +32,16 @@ from gptoss.runtime.chat.events import (
     ReplyEnded,
     StopReason,
     ToolFinished,
+    ToolStarted,
 )
 from gptoss.runtime.harmony.events import MessageEnded, MessageStarted, TextDelta
 from gptoss.runtime.harmony.messages import Message, Role, tool_name
-from gptoss.runtime.server.page.markdown import MarkdownStream, render
+from gptoss.runtime.server.page.calls import call_html, shown_text
+from gptoss.runtime.server.page.figures import MAX_FIGURES, is_showable
+from gptoss.runtime.server.page.markdown import MarkdownStream
+from gptoss.runtime.tools.browser.citations import CitedText
+from gptoss.runtime.tools.groups import Figure
+from gptoss.text import printable_lines
 
 SECONDS = 0.05
 """Between two events of text, at least: faster ones are not seen."""
@@ -66,10 +73,11 @@ def kind_of(channel: str | None, recipient: str | None) -> str:
 class _Part:
     number: int
     kind: str
+    markdown: MarkdownStream | None
+    cited: CitedText
     begun: float = field(default_factory=time.monotonic)
     text: str = ""
     """Not sent yet."""
-    markdown: MarkdownStream | None = None
     sent_at: float = 0.0
     render_seconds: float = 0.0
 
@@ -77,9 +85,15 @@ class _Part:
 class PartWriter:
     """Turns the events of one reply into the page's."""
 
-    def __init__(self, first: int = 0) -> None:
-        """``first`` is the number of the reply's first part."""
-        self._next = first
+    def __init__(self, figures: str = "", sources: dict[int, str] | None = None) -> None:
+        """``figures`` is the path before a figure's number. ``sources`` are the addresses of the
+        pages that the browser has shown, by cursor; citations become links to them.
+        """
+        self.figures: list[bytes] = []
+        """Those of the reply so far that can be shown."""
+        self._figures = figures
+        self._sources = {} if sources is None else sources
+        self._next = 0
         self._part: _Part | None = None
         self._calls: dict[tuple[str, str], list[int]] = {}
         """Parts of calls without a result, by name and arguments."""
@@ -95,6 +109,8 @@ class PartWriter:
                 yield from self._text(text)
             case MessageEnded(message):
                 yield from self._end(message)
+            case ToolStarted(name):
+                yield {"type": "running", "name": name}
             case ToolFinished():
                 yield from self._result(event)
             case ReasoningClosed():
@@ -115,7 +131,8 @@ class PartWriter:
 
     def _begin(self, kind: str, name: str | None) -> Event:
         markdown = MarkdownStream() if kind in ("answer", "preamble") else None
-        self._part = _Part(self._next, kind, markdown=markdown)
+        cited = CitedText(self._sources.get, lambda: bool(self._sources))
+        self._part = _Part(self._next, kind, markdown, cited)
         self._next += 1
         return {"type": "part", "part": self._part.number, "kind": kind, "name": tool_name(name)}
 
@@ -134,9 +151,9 @@ class PartWriter:
         text, part.text = part.text, ""
         if part.markdown is None:
             if text:
-                yield {"type": "text", "part": part.number, "text": text}
+                yield {"type": "text", "part": part.number, "text": printable_lines(text)}
             return
-        part.markdown.push(text)
+        part.markdown.push(part.cited.push(text) + (part.cited.finish() if whole else ""))
         blocks = part.markdown.finish() if whole else part.markdown.take()
         if blocks:
             html = [block.html for block in blocks]
@@ -146,8 +163,11 @@ class PartWriter:
         part = self._part
         yield from self._finish()
         if part is not None and message.recipient is not None:
-            key = (tool_name(message.recipient), message.text)
-            self._calls.setdefault(key, []).append(part.number)
+            name = tool_name(message.recipient)
+            self._calls.setdefault((name, message.text), []).append(part.number)
+            html = call_html(name, message.text)
+            if html is not None:
+                yield {"type": "code", "part": part.number, "html": html}
 
     def _finish(self) -> Iterator[Event]:
         part, self._part = self._part, None
@@ -162,10 +182,20 @@ class PartWriter:
             yield {
                 "type": "result",
                 "part": parts.pop(0),
-                "text": event.result,
+                "text": shown_text(event.result),
                 "error": event.error,
                 "seconds": round(event.seconds, 1),
+                "figures": self._kept(event.figures),
             }
+
+    def _kept(self, figures: Iterable[Figure]) -> list[str]:
+        """Keep the figures of a call that can be shown, and return their paths."""
+        paths = []
+        for figure in figures:
+            if len(self.figures) < MAX_FIGURES and is_showable(figure.png):
+                paths.append(f"{self._figures}{len(self.figures)}")
+                self.figures.append(figure.png)
+        return paths
 
 
 def done_event(ended: ReplyEnded, used: int, n_ctx: int) -> Event:
@@ -182,33 +212,3 @@ def done_event(ended: ReplyEnded, used: int, n_ctx: int) -> Event:
         },
         "context": {"used": used, "n_ctx": n_ctx},
     }
-
-
-def stored_parts(messages: Iterable[Message]) -> list[Event]:
-    """Return a stored conversation as the page's parts: ``kind``, ``html`` or ``text``, ``entry``
-    (its place in the conversation), and for calls ``name`` and ``result``.
-    """
-    parts: list[Event] = []
-    for entry, message in enumerate(messages):
-        part: Event = {"entry": entry}
-        if message.role == Role.USER:
-            part |= {"kind": "user", "text": message.text}
-        elif message.role == Role.TOOL:
-            open_call = next((it for it in reversed(parts) if it.get("result", "") is None
-                              and it["name"] == tool_name(message.name)), None)  # fmt: skip
-            if open_call is not None:
-                open_call["result"] = message.text
-            continue
-        elif message.role == Role.ASSISTANT:
-            kind = kind_of(message.channel, message.recipient)
-            part["kind"] = kind
-            if kind in ("answer", "preamble"):
-                part |= {"html": render(message.text), "source": message.text}
-            else:
-                part["text"] = message.text
-            if kind == "call":
-                part |= {"name": tool_name(message.recipient), "result": None}
-        else:
-            continue
-        parts.append(part)
-    return parts

@@ -11,18 +11,20 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, InvalidStateError, wait
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 
 from gptoss.errors import GptossError
 from gptoss.runtime.chat.chat import Chat
-from gptoss.runtime.chat.events import ChatEvent, ReplyEnded, StopReason
+from gptoss.runtime.chat.events import ChatEvent, ReplyEnded, StopReason, ToolFinished
 from gptoss.runtime.engine.base import Timings
 from gptoss.runtime.harmony.events import End, TextDelta
 from gptoss.runtime.harmony.messages import Message, tool_name
+from gptoss.runtime.server.page.calls import cursor_of
 from gptoss.runtime.server.page.parts import Event, PartWriter, done_event
+from gptoss.runtime.server.page.stored import Finished
 from gptoss.runtime.tools.approval import Decision
 
 _log = logging.getLogger(__name__)
@@ -37,13 +39,31 @@ APPROVAL_SECONDS = 1_800.0
 """A call that nobody allows is refused after this time."""
 
 
+UrlOf = Callable[[int], str | None]
+"""Gives the address of a page that the browser has shown, by its cursor."""
+
+Keep = Callable[[Sequence[Message], list[Finished]], None]
+"""Keeps the messages that a reply adds to its conversation, the question first, and its calls."""
+
+
 class PageReply:
     """One reply under way. ``cancel``, ``answer_now``, ``ask`` and ``decide`` may be called
     from any thread; the rest belongs to the event loop.
     """
 
-    def __init__(self, conversation: str, question: str) -> None:
+    def __init__(
+        self,
+        conversation: str,
+        question: str,
+        sources: dict[int, str] | None = None,
+        url_of: UrlOf = lambda _: None,
+    ) -> None:
+        """``sources`` are the addresses of the pages that the browser has shown in the conversation
+        before, by cursor; ``url_of`` gives those of later ones.
+        """
         self.id = secrets.token_hex(12)
+        self._sources = {} if sources is None else sources
+        self._url_of = url_of
         self.conversation = conversation
         self.question = question
         self.ended_at: float | None = None
@@ -52,7 +72,7 @@ class PageReply:
         self._changed = asyncio.Event()
         self._chat: Chat | None = None
         self._cancelled = False
-        self._writer = PartWriter()
+        self._writer = PartWriter(f"/page/replies/{self.id}/figures/", self._sources)
         self._queue: SimpleQueue[ChatEvent | _Question | None] = SimpleQueue()
         self._questions: dict[int, _Question] = {}
         self._when_over: Callable[[], None] = lambda: None
@@ -60,12 +80,11 @@ class PageReply:
     def start(
         self,
         make_chat: Callable[[], Chat],
-        keep: Callable[[list[Message]], None],
+        keep: Keep,
         when_over: Callable[[], None],
     ) -> None:
-        """Run the reply in a thread of its own. ``keep`` is called there with the messages that it
-        adds to the conversation, the question first, before its last event; ``when_over`` is called
-        in the event loop after that.
+        """Run the reply in a thread of its own. ``keep`` is called there before its last event;
+        ``when_over`` is called in the event loop after that.
         """
         self._when_over = when_over
         thread = threading.Thread(
@@ -96,6 +115,10 @@ class PageReply:
         self._queue.put(question)
         return question.wait()
 
+    def figure(self, number: int) -> bytes | None:
+        """Return a figure that a tool made in this reply."""
+        return dict(enumerate(self._writer.figures)).get(number)
+
     async def events(self, after: int) -> AsyncIterator[list[tuple[int, Event]]]:
         """Iterate over the page's numbered events from number ``after`` on, as many at a time as
         there are, until the last.
@@ -113,11 +136,7 @@ class PageReply:
 
     # Two threads: one reads the chat and runs its tools, one writes events.
 
-    def _run(
-        self,
-        make_chat: Callable[[], Chat],
-        keep: Callable[[list[Message]], None],
-    ) -> None:
+    def _run(self, make_chat: Callable[[], Chat], keep: Keep) -> None:
         writing = threading.Thread(target=self._write, name="gptoss-page-writer", daemon=True)
         writing.start()
         last: Event = {"type": "error", "message": "internal error"}
@@ -133,20 +152,31 @@ class PageReply:
             self._put(last)
             self._in_loop(self._end)
 
-    def _read(self, chat: Chat, keep: Callable[[list[Message]], None]) -> Event:
+    def _read(self, chat: Chat, keep: Keep) -> Event:
         """Run the page's question through the chat; return the last event."""
         self._chat = chat
         n_before = len(chat.history)
         ended = ReplyEnded(End.CUT, Timings(), StopReason.CANCELLED)
+        finished: list[Finished] = []
         with chat.send(self.question) as events:
             if self._cancelled:
                 chat.cancel()
             for event in events:
                 if isinstance(event, ReplyEnded):
                     ended = event
+                elif isinstance(event, ToolFinished):
+                    finished.append(self._finished(event))
                 self._queue.put(event)
-        keep(list(chat.history[n_before:]))
+        keep(chat.history[n_before:], finished)
         return done_event(ended, chat.count_tokens(), chat.n_ctx)
+
+    def _finished(self, event: ToolFinished) -> Finished:
+        """Note which page the browser has shown by a call, before the page reads of it."""
+        cursor = cursor_of(event.name, event.result)
+        url = None if cursor is None else self._url_of(cursor)
+        if cursor is not None and url is not None:
+            self._sources[cursor] = url
+        return Finished(event, url)
 
     def _write(self) -> None:
         """Turn the chat's events into the page's, and send what was held back after a while."""

@@ -59,6 +59,33 @@ def with_links(text: str, url_of: Callable[[int], str | None]) -> str:
     return "".join(parts) + text[at:]
 
 
+class CitedText:
+    """Replaces the citations of an answer by links while it streams.
+
+    Text stays as it is as long as no page was opened: it may be about the marks themselves.
+    """
+
+    def __init__(self, url_of: Callable[[int], str | None], has_pages: Callable[[], bool]) -> None:
+        self._url_of = url_of
+        self._has_pages = has_pages
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        """Add text of the answer; return what can be shown of it now."""
+        text = self._held + text
+        n_ready = len(text) - held_back(text)
+        self._held = text[n_ready:]
+        return self._linked(text[:n_ready])
+
+    def finish(self) -> str:
+        """Return what was held back of the answer."""
+        text, self._held = self._held, ""
+        return self._linked(text)
+
+    def _linked(self, text: str) -> str:
+        return with_links(text, self._url_of) if self._has_pages() else text
+
+
 def _escaped(text: str) -> str:
     return re.sub(r"([\\\[\]*_`<>])", r"\\\1", text)
 

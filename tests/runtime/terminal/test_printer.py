@@ -30,8 +30,8 @@ from gptoss.runtime.harmony.messages import Message, Role
 from gptoss.runtime.sampling.grammar import ReasoningStop
 from gptoss.runtime.terminal.json_lines import JsonLines, as_dict
 from gptoss.runtime.terminal.printer import Printer
-from gptoss.runtime.terminal.safe_text import printable
 from gptoss.runtime.terminal.wording import PromptClock
+from gptoss.text import printable_lines
 
 TIMINGS = Timings(100, 60, 20, 0.5, 2.0)
 ENDED = ReplyEnded(End.RETURN, TIMINGS)
@@ -134,11 +134,11 @@ EVIL = "a\x1b]0;owned\x07b\x9b31mc\rd\x08e\x7f\u202ef\x00"
 
 
 def test_control_characters_are_made_visible() -> None:
-    assert printable(EVIL) == (
+    assert printable_lines(EVIL) == (
         "a\\x1b]0;owned\\x07b\\x9b31mc\\x0dd\\x08e\\x7f\\u202ef\\x00"
     )  # fmt: skip
-    assert printable("one\r\ntwo\tthree\n") == "one\ntwo\tthree\n"
-    assert printable("grå 中文 👩‍👩‍👧 é") == "grå 中文 👩‍👩‍👧 é"
+    assert printable_lines("one\r\ntwo\tthree\n") == "one\ntwo\tthree\n"
+    assert printable_lines("grå 中文 👩‍👩‍👧 é") == "grå 中文 👩‍👩‍👧 é"
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_no_event_drives_the_terminal(event: ChatEvent, extra: str) -> None:
 
 
 def test_lone_surrogates_can_be_written() -> None:
-    assert printable("\ud800x").encode() == b"\\ud800x"
+    assert printable_lines("\ud800x").encode() == b"\\ud800x"
 
 
 def test_long_results_are_shortened_and_kept_on_a_line() -> None:

@@ -23,6 +23,12 @@ export async function request(method, path, body) {
   return response.json();
 }
 
+// The address, within this page, of a picture that needs the key.
+export async function pictureURL(path) {
+  const response = await send("GET", path);
+  return URL.createObjectURL(await response.blob());
+}
+
 async function send(method, path, body, signal) {
   const headers = {};
   const key = localStorage.getItem(KEY);

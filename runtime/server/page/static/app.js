@@ -3,6 +3,7 @@
 import { login, request } from "./api.js";
 import { ConversationView } from "./conversation.js";
 import { Sidebar } from "./sidebar.js";
+import { ToolSwitches } from "./tools.js";
 
 const $ = (id) => document.getElementById(id);
 const report = (error) => {
@@ -10,7 +11,8 @@ const report = (error) => {
 };
 
 const sidebar = new Sidebar((id) => go(id));
-const conversation = new ConversationView((summary) => {
+const tools = new ToolSwitches();
+const conversation = new ConversationView(tools, (summary) => {
   if (location.hash.slice(1) !== summary.id) history.replaceState(null, "", `#${summary.id}`);
   sidebar.current = summary.id;
   sidebar.load().catch(report);
@@ -106,7 +108,18 @@ for (const button of document.querySelectorAll("[data-action]")) {
     Promise.resolve(ACTIONS[button.dataset.action]()).catch(report);
   });
 }
+// A menu closes when something else is clicked, or by Escape.
+const menus = [...document.querySelectorAll("details.menu")];
+document.addEventListener("click", (event) => {
+  for (const menu of menus) if (!menu.contains(event.target)) menu.open = false;
+});
 document.addEventListener("keydown", (event) => {
+  const open = menus.find((menu) => menu.open);
+  if (event.key === "Escape" && open) {
+    open.open = false;
+    open.querySelector("summary").focus();
+    return;
+  }
   if (event.key === "Escape" && conversation.reply) conversation.stop().catch(report);
   if (event.ctrlKey && event.shiftKey && event.key.toLowerCase() === "o") {
     event.preventDefault();
@@ -117,6 +130,7 @@ document.addEventListener("keydown", (event) => {
 try {
   await login();
   await Promise.all([sidebar.load(), showStatus()]);
+  tools.load().catch(report);
   const id = location.hash.slice(1);
   if (id) await go(id);
 } catch (error) {

@@ -6,8 +6,10 @@ import { ReplyView, element } from "./reply.js";
 const $ = (id) => document.getElementById(id);
 
 export class ConversationView {
-  // `changed(summary)` is called when a conversation was made, renamed or continued.
-  constructor(changed) {
+  // `tools` are the switches of the tools. `changed(summary)` is called when a conversation was made,
+  // renamed or continued.
+  constructor(tools, changed) {
+    this.tools = tools;
     this.changed = changed;
     this.messages = $("messages");
     this.clear();
@@ -19,7 +21,9 @@ export class ConversationView {
     this.id = null;
     this.reply = null;
     this.length = 0;
+    for (const reply of this.messages.querySelectorAll(".reply")) reply.view.release();
     this.messages.replaceChildren();
+    this.tools.set([]);
     this.showTitle("New conversation");
     this.showContext(null);
     this.showRunning(false);
@@ -35,6 +39,7 @@ export class ConversationView {
     this.length = found.length;
     this.showTitle(found.title);
     $("effort").value = found.effort;
+    this.tools.set(found.tools_off);
     $("menu").hidden = false;
     this.showParts(found.parts);
     this.scrollToEnd();
@@ -59,6 +64,7 @@ export class ConversationView {
     const shown = element("div", { class: "text", dir: "auto" }, text);
     const edit = element("button", { type: "button", class: "quiet", onclick: () => this.edit(article, text, entry) }, "Edit");
     const article = element("article", { class: "question", "aria-label": "Your message" }, shown, element("div", { class: "actions" }, edit));
+    article.dataset.entry = entry;
     this.messages.append(article);
   }
 
@@ -92,13 +98,12 @@ export class ConversationView {
   }
 
   async send(text, keep) {
-    const body = { text, effort: $("effort").value, conversation: this.id ?? undefined, keep };
+    const body = { text, effort: $("effort").value, conversation: this.id ?? undefined, keep, tools_off: this.tools.get() };
     const made = await request("POST", "/page/replies", body);
     const isNew = this.id === null;
     this.id = made.conversation.id;
     if (keep !== undefined) this.cutTo(keep);
     this.showQuestion(text, this.length);
-    this.messages.lastElementChild.dataset.entry = this.length;
     this.length += 1;
     if (isNew) this.showTitle(made.conversation.title);
     $("menu").hidden = false;
@@ -109,7 +114,9 @@ export class ConversationView {
 
   cutTo(keep) {
     for (const shown of [...this.messages.children]) {
-      if (Number(shown.dataset.entry) >= keep) shown.remove();
+      if (Number(shown.dataset.entry) < keep) continue;
+      shown.view?.release();
+      shown.remove();
     }
     this.length = keep;
   }
@@ -157,6 +164,12 @@ export class ConversationView {
       $("status").textContent = share < 100 ? `Reading the prompt: ${share}%` : "";
     } else if (event.type === "part") {
       $("status").textContent = event.kind === "reasoning" ? "Reasoning" : "";
+    } else if (event.type === "running") {
+      $("status").textContent = `Running ${event.name}`;
+    } else if (event.type === "approval") {
+      $("status").textContent = `${event.name} waits until it is allowed`;
+    } else if (event.type === "result") {
+      $("status").textContent = "";
     } else if (event.type === "done") {
       const usage = event.usage;
       $("status").textContent = usage?.generated

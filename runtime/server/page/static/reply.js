@@ -1,3 +1,5 @@
+import { pictureURL } from "./api.js";
+
 // Shows the parts of a reply: reasoning, preamble, answer, tool call.
 // Only HTML that the server has rendered is set as HTML; everything else is text.
 
@@ -19,15 +21,16 @@ export class ReplyView {
     this.decide = decide;
     this.parts = new Map();
     this.reasoning = false;
+    this.pictures = [];
   }
 
   // A part of a stored conversation.
   showStored(part) {
     const view = this.begin(part.kind, part.name);
-    if (part.html !== undefined) view.text.innerHTML = part.html;
+    if (part.html != null) view.text.innerHTML = part.html;
     else view.text.textContent = part.text;
     if (part.kind === "reasoning") view.summary.textContent = "Reasoning";
-    if (part.kind === "call" && part.result !== null) this.showResult(view, part.result, false);
+    if (part.kind === "call" && part.result !== null) this.showResult(view, part.result);
     if (part.source !== undefined) view.element.dataset.source = part.source;
   }
 
@@ -42,6 +45,9 @@ export class ReplyView {
         view.text.append(event.text);
         if (!view.element.open && view.summary) this.showLatest(view);
         break;
+      case "code":
+        view.text.innerHTML = event.html;
+        break;
       case "blocks":
         this.replaceBlocks(view.text, event.from, event.html);
         break;
@@ -53,7 +59,7 @@ export class ReplyView {
         this.askApproval(view, event);
         break;
       case "result":
-        this.showResult(view, event.text, event.error);
+        this.showResult(view, event);
         break;
       case "note":
         this.element.append(element("p", { class: "note" }, event.text));
@@ -65,7 +71,7 @@ export class ReplyView {
   }
 
   begin(kind, name) {
-    const view = { kind };
+    const view = { kind, name };
     if (kind === "answer" || kind === "preamble") {
       view.element = view.text = element("div", { class: `${kind} markdown`, dir: "auto" });
     } else {
@@ -118,13 +124,37 @@ export class ReplyView {
     allow.focus();
   }
 
-  showResult(view, text, error) {
+  // A call that went well is folded; its title says what was called.
+  showResult(view, { text, error, seconds, figures }) {
     view.element.querySelector(".approval")?.remove();
-    const title = error ? "Error" : "Result";
+    const took = seconds == null ? "" : ` after ${seconds} s`;
     view.element.append(
-      element("p", { class: "caption" }, title),
+      element("p", { class: "caption" }, `${error ? "Error" : "Result"}${took}`),
       element("pre", { class: error ? "plain error" : "plain", dir: "auto", tabIndex: 0 }, text),
     );
+    const code = view.text.textContent.trim().replace(/\s+/g, " ").slice(0, 120);
+    view.summary.replaceChildren(`Tool: ${view.name} `, element("span", { class: "latest" }, code));
+    if (!error && !view.element.contains(document.activeElement)) view.element.open = false;
+    const pictures = figures.map((path, i) => this.figure(path, `Figure ${i + 1} of ${view.name}`));
+    if (pictures.length) view.element.after(...pictures);
+  }
+
+  figure(path, name) {
+    const shown = element("figure", { class: "picture" });
+    pictureURL(path)
+      .then((url) => {
+        this.pictures.push(url);
+        const save = element("a", { href: url, download: `${name}.png` }, "Save");
+        shown.append(element("img", { src: url, alt: name }), element("figcaption", {}, `${name} `, save));
+      })
+      .catch((error) => shown.append(element("p", { class: "note error" }, `${name} cannot be shown: ${error.message}`)));
+    return shown;
+  }
+
+  // Frees the pictures: the reply is no longer shown.
+  release() {
+    this.pictures.forEach((url) => URL.revokeObjectURL(url));
+    this.pictures = [];
   }
 
   // The answer's text, to be copied.
