@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
-import socket
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
-import uvicorn
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 from gptoss.runtime.harmony.messages import final, user
-from gptoss.runtime.server.app import create_app
-from gptoss.runtime.server.page.login import LoginLinks
-from gptoss.runtime.server.security import Access
 from gptoss.runtime.store.conversations import Entry
 from gptoss.runtime.store.owners import LOCAL_OWNER
-from gptoss.runtime.store.store import Store
 from gptoss.runtime.tools.functions import Tool
 from support.fake_engine import ScriptedEngine
-from support.peers import FOLDER
-from support.server import KEY, host_of, scripted
+from support.page_site import (
+    THOUGHT,
+    Serve,
+    answer,
+    ask,
+    check_axe,
+    check_quiet,
+    open_page,
+    running_browser,
+    sites,
+)
 
 pytestmark = pytest.mark.oracle
 
-THOUGHT = "<|channel|>analysis<|message|>Let me think.<|end|><|start|>assistant"
 ANSWER = "<|channel|>final<|message|>It is **4**.<|return|>"
-
-
-def answer(text: str) -> str:
-    return f"{THOUGHT}<|channel|>final<|message|>{text}<|return|>"
 
 
 def waiting_for(gate: threading.Semaphore) -> Callable[[], None]:
@@ -59,91 +53,14 @@ CALL = (
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox"]
-        )
+    with running_browser() as launched:
         yield launched
-        launched.close()
-
-
-@dataclass
-class Site:
-    """A running server, and what a page's browser has seen of it."""
-
-    url: str
-    link: str
-    store: Store
-    hosts: set[str] = field(default_factory=set)
-    problems: list[str] = field(default_factory=list)
-
-
-Serve = Callable[..., Site]
 
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    servers: list[tuple[uvicorn.Server, threading.Thread, Store]] = []
-
-    def start(engine: ScriptedEngine, tools: Sequence[Tool] = ()) -> Site:
-        listener = socket.create_server(("127.0.0.1", 0))
-        store, links = Store(None), LoginLinks()
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        token = links.create()
-        made: list[uvicorn.Server] = []
-
-        async def run() -> None:
-            app = create_app(host_of(lambda: scripted(engine)), Access(KEY), store, links, tools)
-            made.append(uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none")))
-            await made[0].serve(sockets=[listener])
-
-        thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
-        thread.start()
-        while not made or not made[0].started:
-            time.sleep(0.01)
-        servers.append((made[0], thread, store))
-        return Site(url, f"{url}/#login={token}", store)
-
-    yield start
-    for server, thread, store in servers:
-        server.force_exit = server.should_exit = True
-        thread.join(20)
-        store.close()
-
-
-def open_page(browser: Browser, site: Site, path: str | None = None, **options: Any) -> Page:
-    """A page that is logged in; whatever it complains about is noted in ``site``."""
-    context = browser.new_context(viewport={"width": 1100, "height": 750}, **options)
-    context.grant_permissions(["clipboard-read", "clipboard-write"])
-    page = context.new_page()
-    page.on("request", lambda request: site.hosts.add(urlsplit(request.url).netloc))
-    page.on("console", lambda it: site.problems.append(it.text) if it.type == "error" else None)
-    page.on("pageerror", lambda error: site.problems.append(str(error)))
-    page.on("dialog", lambda dialog: site.problems.append(f"dialog: {dialog.message}"))
-    page.goto(path or site.link)
-    expect(page.locator("#model")).to_have_text("tiny")
-    return page
-
-
-def ask(page: Page, text: str) -> None:
-    page.fill("#question", text)
-    page.press("#question", "Enter")
-
-
-def check_quiet(site: Site) -> None:
-    """No complaint of the browser (a refused script is one), and no other host was asked."""
-    assert site.problems == []
-    assert {it for it in site.hosts if it} <= {urlsplit(site.url).netloc}
-
-
-def check_axe(page: Page) -> None:
-    source = (FOLDER / "clients/node_modules/axe-core/axe.min.js").read_text("utf-8")
-    page.evaluate(source)
-    found = page.evaluate("axe.run()")
-    problems = [
-        (it["id"], [node["html"][:200] for node in it["nodes"]]) for it in found["violations"]
-    ]
-    assert problems == []
+    with sites() as start:
+        yield start
 
 
 def test_asking(browser: Browser, serve: Serve) -> None:

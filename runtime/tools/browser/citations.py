@@ -27,7 +27,11 @@ class Citation:
     @property
     def label(self) -> str:
         """Return what a person reads in the citation's place: the page's host."""
-        return urlsplit(self.url).netloc if self.url else f"page {self.cursor}"
+        try:
+            host = urlsplit(self.url or "").netloc
+        except ValueError:
+            host = ""
+        return host or f"page {self.cursor}"
 
 
 def citations(text: str, url_of: Callable[[int], str | None]) -> list[Citation]:
