@@ -269,7 +269,8 @@ async def test_groups_and_their_switches() -> None:
         assert "## python" not in engine.prompts[2]
         await replied(client, conversation=conversation, tools_off=[])
         assert "## python" in engine.prompts[3]
-        for wrong in (5, "x", {}, ["x"] * 999):
+        bad: list[Any] = [5, "x", {}, ["x"] * 999]
+        for wrong in bad:
             body = {"text": "x", "tools_off": wrong}
             assert (await client.post("/page/replies", json=body)).status_code == 400
 
