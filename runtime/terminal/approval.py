@@ -29,7 +29,7 @@ def approve_by_key(asker: Asker) -> Approve:
 
     def ask(recipient: str, text: str) -> Decision:
         call = f"{printable(tool_name(recipient))}({printable(shortened(text))})"
-        choice = "y yes, n no, a always in this conversation, r refuse with a reason"
+        choice = "y yes, n no, a always here, r no with a reason"
         key = asker.ask_key(f"Run {call}? {choice}", _KEYS)
         reason = asker.ask_text("Reason, for the model:") if key == "r" else ""
         return Decision(key in "ya", key == "a", reason)

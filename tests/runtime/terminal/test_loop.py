@@ -378,7 +378,7 @@ def test_a_tool_that_acts_is_asked_for(
     given = session(CALL, CALL, FINAL, tools=[tool], approval=approval)
     converse(given, terminal)
     assert [it.text for it in given.chat.history if it.name == "functions.now"] == results
-    choice = "y yes, n no, a always in this conversation, r refuse with a reason"
+    choice = "y yes, n no, a always here, r no with a reason"
     assert questions[1] == f"\nRun now({{}})? {choice}: "
 
 
