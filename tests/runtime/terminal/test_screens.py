@@ -232,7 +232,7 @@ def test_for_a_screen_reader(start: Start, how: dict[str, object]) -> None:
     )  # fmt: skip
     screen.wait_for(READY, "\n>")
     screen.keys("a", "Enter")
-    screen.wait_for("Run act? y yes, n no, a always:")
+    screen.wait_for('Run act({"what": "x"})? y yes, n no, a always here, r no with a reason:')
     screen.keys("y", "Enter")
     shown = screen.wait_for("tokens/s")
     assert '[analysis] Thinking.\nact({"what": "x"})' in shown
