@@ -64,7 +64,7 @@ class Shared:
     """Groups that all conversations share; see ``tool_host.GroupSource``."""
 
     def __init__(self, *groups: Notes) -> None:
-        self.groups = groups
+        self.groups = self.servers = groups
 
     def close(self) -> None: ...
 

@@ -9,10 +9,9 @@ from typing import Any
 from gptoss.runtime.harmony.messages import FUNCTIONS
 from gptoss.runtime.tools.approval import Approve
 from gptoss.runtime.tools.functions import Tool
+from gptoss.runtime.tools.groups import ToolGroup
 from gptoss.runtime.tools.tool_host import ToolHost
 from gptoss.runtime.tools.toolbox import AnyTool, Toolbox
-
-BROWSER = "browser"
 
 
 def described_groups(functions: Sequence[Tool], host: ToolHost) -> list[dict[str, Any]]:
@@ -42,18 +41,17 @@ def switched_off(value: Any) -> frozenset[str]:
 
 def toolbox_of(
     functions: Iterable[Tool],
-    host: ToolHost,
-    conversation: str,
+    groups: Iterable[ToolGroup],
     off: Collection[str],
     approve: Approve,
 ) -> Toolbox:
     """Return the tools of a conversation without the groups that are ``off``; functions need
-    approval. May wait for MCP servers that are still being started.
+    approval.
     """
     tools: list[AnyTool] = []
     if FUNCTIONS not in off:
         tools += (replace(it, needs_approval=True) for it in functions)
-    tools += (it for it in host.groups(conversation) if it.namespace.name not in off)
+    tools += (it for it in groups if it.namespace.name not in off)
     return Toolbox(tools, approve)
 
 

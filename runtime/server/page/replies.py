@@ -18,7 +18,7 @@ from gptoss.runtime.server.body import read_object
 from gptoss.runtime.server.errors import ApiError, invalid, not_found, to_json
 from gptoss.runtime.server.fields import Fields
 from gptoss.runtime.server.page.figures import figure_response
-from gptoss.runtime.server.page.groups import BROWSER, switched_off, toolbox_of
+from gptoss.runtime.server.page.groups import switched_off, toolbox_of
 from gptoss.runtime.server.page.run import PageReply
 from gptoss.runtime.server.page.stored import ABOUT, Finished, entries_of, read_abouts, sources_of
 from gptoss.runtime.server.page.summaries import described, stored
@@ -110,9 +110,14 @@ async def _started(
     if isinstance(date := about.get("date"), str):
         settings = replace(settings, date=date)
     off, allowed = switched_off(about.get("tools_off")), page.allowed[before.id]
-    browser = state.tool_host.builtin(before.id, BROWSER)
-    url_of = (lambda _: None) if browser is None else browser.url_of
-    reply = PageReply(before.id, asked.text, sources_of(abouts), url_of)
+    host, sources = state.tool_host, sources_of(abouts)
+    first_cursor = max(sources, default=-1) + 1
+
+    def url_of(cursor: int) -> str | None:
+        browser = host.browser(before.id)
+        return None if browser is None else browser.url_of(cursor)
+
+    reply = PageReply(before.id, asked.text, sources, url_of)
 
     def make_chat() -> Chat:
         approval = Approval(reply.ask, allowed)
@@ -123,7 +128,7 @@ async def _started(
             model.engine,
             model.tokenizer,
             model.masks,
-            toolbox=toolbox_of(page.tools, state.tool_host, before.id, off, approval),
+            toolbox=toolbox_of(page.tools, host.groups(before.id, first_cursor), off, approval),
             settings=settings,
             messages=messages,
             owns_engine=False,
