@@ -64,7 +64,7 @@ class TokenMasks:
     """A model's tokens in llguidance's form. Safe to share between threads."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Takes almost a second with the full vocabulary. Raises UnsupportedModelError."""
+        """Takes most of a second with the full vocabulary. Raises UnsupportedModelError."""
         longest = max(len(tokenizer.token_bytes(i)) for i in range(tokenizer.n_vocab))
         if longest > _LONGEST_TOKEN:
             raise UnsupportedModelError(
