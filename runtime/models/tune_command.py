@@ -22,7 +22,7 @@ def tune_command(context: click.Context, /, model: str, yes: bool, as_json: bool
     """Measure how fast this machine runs MODEL, and keep that.
 
     It measures threads, batch sizes, repacked experts and what a batch costs against one token:
-    about two minutes for gpt-oss-20b. Later runs of the same model use what was found. Other
+    a few minutes for gpt-oss-20b. Later runs of the same model use what was found. Other
     programs should be idle.
 
     \b
