@@ -28,7 +28,7 @@ from gptoss.runtime.server.chat_completions import endpoint as chat_completions
 from gptoss.runtime.server.chat_completions.openapi import PATHS as CHAT_PATHS
 from gptoss.runtime.server.completions import endpoint as completions
 from gptoss.runtime.server.completions.openapi import PATHS as COMPLETION_PATHS
-from gptoss.runtime.server.errors import ApiError, api_error, not_found
+from gptoss.runtime.server.errors import ApiError, api_error, log_failure, not_found
 from gptoss.runtime.server.model_host import HostState, ModelHost
 from gptoss.runtime.server.models_endpoint import PATHS as MODEL_PATHS
 from gptoss.runtime.server.models_endpoint import ROUTES as MODEL_ROUTES
@@ -216,7 +216,7 @@ class ErrorMiddleware:
                 raise
             found = _router_error(error) if isinstance(error, HTTPException) else api_error(error)
             if found.status >= 500 and not isinstance(error, ApiError):
-                _log.error("request %s failed", scope.get("request_id"), exc_info=error)
+                log_failure(_log, f"request {scope.get('request_id')}", error)
             if started:
                 raise  # the connection is closed: a part must not be taken for the whole
             await send_error(found, scope, send)

@@ -7,6 +7,7 @@ error, whose text never leaves the server.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -115,6 +116,12 @@ def api_error(error: BaseException) -> ApiError:
             return ApiError(400, _said(error), "invalid_value")
         case _:
             return ApiError(500, "internal error", "internal_error", None, "server_error")
+
+
+def log_failure(log: logging.Logger, what: str, error: BaseException) -> None:
+    """Write what ended a request to the log: with its traceback, unless another server failed."""
+    trace = None if isinstance(error, RemoteError) else error
+    log.error("%s failed: %s", what, printable(_said(error)), exc_info=trace)
 
 
 def error_object(error: ApiError, path: str) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class AnsweringServer:
         """Pause; report whether the client went away meanwhile."""
         handler.connection.settimeout(self.pause)
         try:
-            over = handler.connection.recv(1) == b""
+            over = bool(handler.connection.recv(1) == b"")
         except TimeoutError:
             return self._leaving.is_set()
         except OSError:

@@ -22,7 +22,7 @@ from gptoss.runtime.chat.events import StopReason
 from gptoss.runtime.harmony.errors import ConversationTooLongError
 from gptoss.runtime.harmony.events import End
 from gptoss.runtime.harmony.messages import Message
-from gptoss.runtime.server.errors import ApiError, api_error
+from gptoss.runtime.server.errors import ApiError, api_error, log_failure
 from gptoss.runtime.server.model_host import RunningReply
 from gptoss.runtime.server.reply import Reply, ReplyDone, ReplyRequest, Usage
 from gptoss.runtime.server.responses.request import ResponsesRequest
@@ -291,7 +291,7 @@ class ResponseRun:
     def _fail(self, error: BaseException) -> None:
         found = api_error(error)
         if found.status >= 500 and not isinstance(error, ApiError | StoreError):
-            _log.error("response %s failed", self.id, exc_info=error)
+            log_failure(_log, f"response {self.id}", error)
         if isinstance(error, StoreError):
             _log.error("response %s was not stored: %s", self.id, error)
         self.status, self._completed, self.error = "failed", None, found

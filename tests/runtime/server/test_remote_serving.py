@@ -154,7 +154,7 @@ FAULTS: dict[str, tuple[list[bytes], int, int, str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults_of_the_other_server(fault: str) -> None:
+def test_faults_of_the_other_server(fault: str, caplog: pytest.LogCaptureFixture) -> None:
     chunks, status, expected, said = FAULTS[fault]
     with answering(chunks, status=status) as server:
         failed, streamed = failing(server)
@@ -162,6 +162,7 @@ def test_faults_of_the_other_server(fault: str) -> None:
     assert said in failed.json()["error"]["message"]
     assert ("Retry-After" in failed.headers) == (expected == 429)
     assert said in "".join(streamed)
+    assert "Traceback" not in caplog.text, "a fault of another server is one line"
 
 
 def test_a_server_that_comes_later(random_gguf: Path, caplog: pytest.LogCaptureFixture) -> None:
