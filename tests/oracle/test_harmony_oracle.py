@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 import bench_harmony
 from gptoss.converter.gguf import vocab
+from gptoss.runtime.chat import round as round_module
 from gptoss.runtime.harmony import messages as m
 from gptoss.runtime.harmony.events import (
     Diagnostic,
@@ -30,12 +32,14 @@ from gptoss.runtime.harmony.messages import (
 )
 from gptoss.runtime.harmony.parser import Parser, parse
 from gptoss.runtime.harmony.render import (
+    kept_messages,
     render_for_completion,
     render_message,
 )
 from gptoss.runtime.harmony.tokenizer import Tokenizer
 from gptoss.runtime.tools import builtin
-from support import conversations, peers
+from support import conversations, peers, server_tools
+from support.fake_engine import ScriptedEngine
 from support.random_turns import Sequences, check_replay
 from support.rendering import completion_of, kept_by_openai_harmony
 
@@ -188,6 +192,56 @@ def test_builtin_tools_equal_openai_harmonys(tokenizer: Tokenizer, harmony: Any)
         content = content.with_tools(config.python()) if builtin.PYTHON in tools else content
         expected = openai_harmony.Message.from_role_and_content("system", content)
         assert render_message(message, tokenizer) == harmony.render(expected)
+
+
+async def test_a_session_with_the_servers_tools_equals_openai_harmonys(
+    tokenizer: Tokenizer, harmony: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Search, open, find and cite; three cells that share state, one that fails; an MCP call. All
+    prompts of two responses, the second of which continues the first.
+    """
+    prompts: list[list[Message]] = []
+
+    def noted(messages: Any, *rest: Any, **more: Any) -> list[int]:
+        prompts.append([replace(it, tokens=None) for it in messages])
+        return render_for_completion(messages, *rest, **more)
+
+    monkeypatch.setattr(round_module, "render_for_completion", noted)
+    turn = (
+        server_tools.thought("Look.") + server_tools.browse("search", query="fjords"),
+        server_tools.browse("open", id=0),
+        server_tools.browse("find", pattern="205"),
+        server_tools.cell("x = 205"),
+        server_tools.thought("Divide.") + server_tools.cell("x / 0"),
+        server_tools.cell("print(x * 2)"),
+        server_tools.mcp_call("mail_box.echo", text="410"),
+        "<|channel|>final<|message|>410 km【1†L2】.<|return|>",
+    )
+    engine = ScriptedEngine(*turn, *turn)
+    asked = {
+        "input": "How long, twice?",
+        "tools": [
+            {"type": "code_interpreter", "container": {"type": "auto"}},
+            {"type": "web_search"},
+            {"type": "mcp", "server_label": "mail box", "require_approval": "never"},
+        ],
+    }
+    with server_tools.tools_of(server_tools.Server()) as tools:
+        async with server_tools.tool_client(engine, tools) as client:
+            first = (await client.post("/v1/responses", json=asked)).json()
+            assert first["status"] == "completed"
+            more = asked | {"previous_response_id": first["id"], "input": "Again"}
+            assert (await client.post("/v1/responses", json=more)).json()["status"] == "completed"
+    assert len(prompts) == len(engine.prompts) == 2 * len(turn)
+    for messages in prompts:
+        expected = harmony._inner.render_conversation_for_completion(
+            conversation_json=json.dumps({"messages": [theirs(it) for it in messages]}),
+            next_turn_role="assistant",
+            config={"auto_drop_analysis": False},
+        )
+        assert completion_of(messages, tokenizer) == expected
+        shown = [messages[i] for i in kept_messages(messages)]
+        assert render_for_completion(messages, tokenizer) == completion_of(shown, tokenizer)
 
 
 def test_parsing_equals_openai_harmony(tokenizer: Tokenizer, harmony: Any) -> None:

@@ -28,6 +28,10 @@ PAGES = [
 ]
 
 
+LISTED = [0]
+"""How often the tools were listed from the beginning."""
+
+
 def answer(request: dict[str, Any]) -> dict[str, Any] | None:
     """The result for a request; None where nothing is answered."""
     params = request.get("params") or {}
@@ -42,7 +46,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any] | None:
         case "tools/list", _:
             page = int(params.get("cursor") or 0)
             more = {"nextCursor": str(page + 1)} if page + 1 < len(PAGES) else {}
-            return {"tools": PAGES[page], **more}
+            LISTED[0] += page == 0
+            new = [{"name": f"tool_{LISTED[0]}", "inputSchema": NOTHING}]
+            return {"tools": [*PAGES[page], *(new if changes() and page == 0 else ())], **more}
         case "tools/call", "echo":
             said = params["arguments"]["text"]
             return {"content": [{"type": "text", "text": f"{said} {os.environ.get('WHO', '')}"}]}
@@ -58,6 +64,16 @@ def answer(request: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
+def changes() -> bool:
+    """Whether this server reports after each list that the list has changed."""
+    return "--changes" in sys.argv
+
+
+def send(message: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
     if "--dead" in sys.argv:
         sys.exit(1)
@@ -67,9 +83,9 @@ def main() -> None:
         request = json.loads(line)
         result = answer(request) if "id" in request else None
         if result is not None:
-            reply = {"jsonrpc": "2.0", "id": request["id"], "result": result}
-            sys.stdout.write(json.dumps(reply) + "\n")
-            sys.stdout.flush()
+            send({"id": request["id"], "result": result})
+        if changes() and request["method"] == "tools/list":
+            send({"method": "notifications/tools/list_changed"})
 
 
 if __name__ == "__main__":

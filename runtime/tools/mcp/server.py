@@ -36,6 +36,9 @@ MAX_TOOLS = 512
 MAX_DESCRIPTION = 4_000
 """Characters of a description that are declared to the model."""
 
+REFRESH_SECONDS = 1.0
+"""How long at least a list of tools is kept, although the server says that it has changed."""
+
 _MAX_PAGES = 64
 _POLL_SECONDS = 0.02
 _RESERVED = {FUNCTIONS, BROWSER.name, PYTHON.name}
@@ -60,12 +63,13 @@ class McpServer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._session: ClientSession | None = None
         self._closing = asyncio.Event()
+        self._changed = asyncio.Event()
         self._tools: dict[str, tuple[ListedTool, Tool]] = {}
         self._namespace = Namespace(namespace_name(spec.name))
 
     @property
     def namespace(self) -> Namespace:
-        """Return the declaration of this server's tools, as listed when it was started."""
+        """Return the declaration of this server's tools, as they were listed last."""
         return self._namespace
 
     @property
@@ -94,7 +98,7 @@ class McpServer:
                 await self._list_tools(session)
                 self._session, self.is_running = session, True
                 self.ready.set()
-                await self._closing.wait()
+                await self._follow(session)
         except asyncio.CancelledError:
             self.problems.append(f"MCP server {self._shown}: did not answer in time")
         except BaseException as error:
@@ -102,6 +106,33 @@ class McpServer:
         finally:
             self._session, self.is_running = None, False
             self.ready.set()
+
+    async def _follow(self, session: ClientSession) -> None:
+        """Wait until this server is to end, and list its tools again when it says that they have
+        changed: at most once in ``REFRESH_SECONDS``, whatever it says.
+        """
+        closing = asyncio.create_task(self._closing.wait())
+        try:
+            while not closing.done():
+                changed = asyncio.create_task(self._changed.wait())
+                await asyncio.wait({closing, changed}, return_when=asyncio.FIRST_COMPLETED)
+                changed.cancel()
+                if closing.done():
+                    return
+                self._changed.clear()
+                try:
+                    await self._list_tools(session)
+                except Exception as error:
+                    _log.warning("MCP server %s: %s", self._shown, _reason(error))
+                await asyncio.wait({closing}, timeout=REFRESH_SECONDS)
+        finally:
+            closing.cancel()
+
+    async def _notice(self, message: object) -> None:
+        from mcp.types import ToolListChangedNotification
+
+        if isinstance(message, ToolListChangedNotification):
+            self._changed.set()
 
     def stop(self) -> None:
         """Ask the server to end. For the loop's thread only."""
@@ -132,7 +163,9 @@ class McpServer:
             streams = await stack.enter_async_context(
                 streamable_http_client(spec.url or "", http_client=client)
             )
-        session = await stack.enter_async_context(ClientSession(streams[0], streams[1]))
+        session = await stack.enter_async_context(
+            ClientSession(streams[0], streams[1], message_handler=self._notice)
+        )
         await session.initialize()
         return session
 
@@ -141,6 +174,7 @@ class McpServer:
         from mcp.types import PaginatedRequestParams
 
         found: list[Any] = []
+        self.problems.clear()
         cursor = None
         for _ in range(_MAX_PAGES):
             params = None if cursor is None else PaginatedRequestParams(cursor=cursor)

@@ -32,7 +32,7 @@ class McpServers:
     """Running MCP servers. A context manager: leaving it ends them.
 
     One that does not start is one of ``problems``, and the others go on. The lists of tools are
-    fetched once, so that a conversation's prompt stays the same.
+    kept, so that a conversation's prompt stays the same, until a server says that its list changed.
     """
 
     def __init__(

@@ -622,3 +622,28 @@ async def test_control_tokens_in_results_stay_text(tools: Tools) -> None:
         counted = await posted(client)
     assert counted["status"] == "completed"
     assert engine.prompts[1].count("<|start|>system") == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "param"),
+    [
+        ("chat/completions", {"tools": [PYTHON]}, "tools[0].type"),
+        ("chat/completions", {"tools": [SEARCH]}, "tools[0].type"),
+        ("chat/completions", {"tools": [MAIL]}, "tools[0].type"),
+        ("chat/completions", {"web_search_options": {"search_context_size": "low"}},
+         "web_search_options"),
+        ("messages", {"tools": [{"type": "code_execution_20250825", "name": "code_execution"}]},
+         "tools[0].type"),
+        ("messages", {"tools": [{"type": "web_search_20250305", "name": "web_search"}]},
+         "tools[0].type"),
+    ],
+)  # fmt: skip
+async def test_other_apis_refuse_them(
+    tools: Tools, path: str, more: dict[str, Any], param: str
+) -> None:
+    asked = {"model": "tiny", "max_tokens": 9, "messages": [{"role": "user", "content": "a"}]}
+    async with tool_client(ScriptedEngine(), tools) as client:
+        response = await client.post(f"/v1/{path}", json=asked | more)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert param in (error.get("param"), error["message"].partition(":")[0])
