@@ -252,10 +252,16 @@ def test_accessibility(browser: Browser, serve: Serve, scheme: Any, width: int) 
     ask(page, "Use the tools")
     expect(page.get_by_role("group", name="Allow this call?")).to_be_visible()
     check_figure(page, width=400)
+    expect(page.get_by_label("Reason to refuse")).to_be_in_viewport(ratio=1)
     page.locator(".call summary").first.click()
     check_axe(page)
     page.locator("#tools-summary").click()
+    page.get_by_label("notes").focus()
     check_axe(page)
+    for box in (page.locator("#tool-list").bounding_box(), page.locator("main").bounding_box()):
+        assert box is not None
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= width
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Refuse", exact=True).click()
     expect(page.locator(".answer")).to_have_text("done")

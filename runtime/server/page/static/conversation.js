@@ -12,6 +12,12 @@ export class ConversationView {
     this.tools = tools;
     this.changed = changed;
     this.messages = $("messages");
+    this.atEnd = true;
+    this.messages.addEventListener("scroll", () => {
+      this.atEnd = this.isAtEnd();
+    });
+    // A picture takes its place when it has been loaded.
+    this.messages.addEventListener("load", () => this.atEnd && this.scrollToEnd(), true);
     this.clear();
   }
 

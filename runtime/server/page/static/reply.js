@@ -122,6 +122,7 @@ export class ReplyView {
     );
     view.element.append(row);
     allow.focus();
+    row.scrollIntoView({ block: "nearest" });
   }
 
   // A call that went well is folded; its title says what was called.
