@@ -72,6 +72,8 @@ if TYPE_CHECKING:
     from gptoss.runtime.engine.base import PromptProgress as PromptProgress
     from gptoss.runtime.engine.base import PromptTooLongError as PromptTooLongError
     from gptoss.runtime.engine.base import QueueFullError as QueueFullError
+    from gptoss.runtime.engine.base import RemoteError as RemoteError
+    from gptoss.runtime.engine.base import RemoteUnreachableError as RemoteUnreachableError
     from gptoss.runtime.engine.base import RpcServerLostError as RpcServerLostError
     from gptoss.runtime.engine.base import TimeLimitError as TimeLimitError
     from gptoss.runtime.engine.base import Timings as Timings
@@ -213,6 +215,8 @@ _NAMES = {
         "PromptProgress",
         "PromptTooLongError",
         "QueueFullError",
+        "RemoteError",
+        "RemoteUnreachableError",
         "RpcServerLostError",
         "TimeLimitError",
         "Timings",
@@ -367,6 +371,8 @@ __all__ = [
     "ReasoningClosed",
     "ReasoningStop",
     "Regex",
+    "RemoteError",
+    "RemoteUnreachableError",
     "Reply",
     "ReplyEnded",
     "ReplyStream",
