@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gptoss.runtime.chat.model import open as open_model
 from support.fake_engine import ScriptedEngine
 from support.random_engine import RandomEngine
 from support.server import client_of, scripted
@@ -112,6 +114,22 @@ async def test_scores_are_those_of_the_same_logits() -> None:
     )
     assert body["usage"]["completion_tokens"] == 0
     assert body["usage"]["prompt_tokens"] == 7
+
+
+async def test_a_real_engine_scores_a_prompt(random_gguf: Path) -> None:
+    model = open_model(random_gguf, n_ctx=512, parallel=1, disk_cache=False)
+    asked: dict[str, Any] = {"logprobs": 0, "temperature": 0, "skip_special_tokens": False}
+    async with client_of(lambda: model) as client:
+        free = {"prompt": "Once upon a time", "max_tokens": 12, "return_token_ids": True} | asked
+        chosen = (await client.post("/v1/completions", json=free)).json()["choices"][0]
+        prompt = [*chosen["prompt_token_ids"], *chosen["token_ids"]]
+        given = {"prompt": prompt, "max_tokens": 0, "echo": True} | asked
+        scored = (await client.post("/v1/completions", json=given)).json()["choices"][0]
+    values = scored["logprobs"]["token_logprobs"]
+    assert len(values) == len(prompt)
+    n = len(chosen["token_ids"])
+    assert n > 1
+    assert values[-n:] == pytest.approx(chosen["logprobs"]["token_logprobs"], abs=0.05)
 
 
 async def test_an_engine_that_draws_by_itself_scores_no_prompt() -> None:
