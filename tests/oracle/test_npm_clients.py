@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from jsonschema import validate
 
+from gptoss.runtime.sampling.constrained import TokenMasks
 from support.agent_cases import CASES
 from support.live_server import live_server
 from support.peers import FOLDER
@@ -25,6 +26,7 @@ from support.responding_engine import (
     wait_until_idle,
 )
 from support.server import KEY, scripted
+from support.tokens import byte_tokenizer
 
 pytestmark = pytest.mark.oracle
 
@@ -41,7 +43,7 @@ def run(script: str, engine: RespondingEngine, tmp_path: Path, *arguments: str) 
     """Run a script beside the installed packages; return the lines that it prints."""
     shutil.copy(SCRIPTS / script, tmp_path)
     (tmp_path / "node_modules").symlink_to(FOLDER / "clients" / "node_modules")
-    with live_server(lambda: scripted(engine)) as url:
+    with live_server(lambda: scripted(engine, TokenMasks(byte_tokenizer()))) as url:
         done = subprocess.run(
             ["node", script, f"{url}/v1", *arguments],
             cwd=tmp_path,

@@ -20,7 +20,10 @@ ANSWER = "<|channel|>final<|message|>It is 4.<|return|>"
 CALL = '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"a": 1}<|call|>'
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "2 + 2?"}], "n": 2}
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
-OWN = {"reasoning", "reasoning_content", "timings", "token_ids", "max_model_len", "context_window"}
+OWN = {
+    *("reasoning", "reasoning_content", "timings", "token_ids"),
+    *("root", "max_model_len", "context_window"),
+}
 """Fields that this server adds."""
 
 

@@ -24,6 +24,7 @@ from pydantic import BaseModel
 
 import gptoss
 from gptoss.converter.convert import convert
+from gptoss.runtime.sampling.constrained import TokenMasks
 from support.live_server import live_server
 from support.responding_engine import (
     ENDLESS,
@@ -35,6 +36,7 @@ from support.responding_engine import (
     wait_until_idle,
 )
 from support.server import KEY, scripted
+from support.tokens import byte_tokenizer
 
 pytestmark = pytest.mark.oracle
 
@@ -84,7 +86,7 @@ def served() -> Iterator[Served]:
         }
     )
     engine = RespondingEngine(script)
-    with live_server(lambda: scripted(engine)) as url:
+    with live_server(lambda: scripted(engine, TokenMasks(byte_tokenizer()))) as url:
         yield Served(url, engine)
 
 
@@ -239,8 +241,9 @@ def test_messages_errors_and_models(served: Served) -> None:
         create(model="tiny", max_tokens=1, messages=[{"role": "user", "content": [picture]}])
     with pytest.raises(anthropic.AuthenticationError):
         served.stranger.messages.create(model="tiny", **asked)
-    [model] = served.anthropic.models.list().data
+    model, alias = served.anthropic.models.list().data
     assert (model.id, model.max_input_tokens) == ("tiny", 100_000)
+    assert alias.id == "gpt-oss-20b"
 
 
 def test_messages_cancellation(served: Served) -> None:

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from gptoss.runtime.server.body import parse_json, read_body, read_object
-from gptoss.runtime.server.errors import not_found
+from gptoss.runtime.server.errors import invalid, not_found
 from gptoss.runtime.server.fields import Fields
 from gptoss.runtime.server.responses.items import ContextItem, messages_from_items
 from gptoss.runtime.server.responses.listing import item_of_entry, listed_items, page_of
@@ -28,7 +28,10 @@ MAX_ADDED = 20
 
 async def _create(request: Request) -> Response:
     raw = await read_body(request)
-    fields = Fields(Fields({"body": parse_json(raw) if raw else {}}).mapping("body") or {})
+    given = parse_json(raw) if raw else {}
+    if not isinstance(given, dict):
+        raise invalid("the request's body must be a JSON object")
+    fields = Fields(given)
     fields.refuse_unknown(("items", "metadata"))
     entries = _new_entries(fields, [])
     metadata = read_metadata(fields)

@@ -21,7 +21,7 @@ const checks = {
   async models() {
     const listed = [];
     for await (const it of client.models.list()) listed.push(it.id);
-    assert.deepEqual(listed, ["tiny"]);
+    assert.deepEqual(listed, ["tiny", "gpt-oss-20b"]);
   },
   async chat() {
     const completion = await client.chat.completions.create({ model, messages: say("Hi") });
