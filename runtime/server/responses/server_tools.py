@@ -178,6 +178,9 @@ class ServerToolReader:
     def _read_search(self, tool: Fields, kind: str) -> str | None:
         if tool.boolean("external_web_access", True) is False:
             return "there is no search without access to the web here; it was not offered"
+        if kind == "web_search" and BROWSER not in self._turned.builtins:
+            # Codex sends it with every request, and works without it.
+            return "it is not turned on; the server's operator can with --browser"
         self._turn_on(tool, kind, BROWSER, "--browser")
         tool.refuse("filters", "pages cannot be filtered here")
         tool.choice("search_context_size", ("low", "medium", "high"))

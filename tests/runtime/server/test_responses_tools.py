@@ -366,18 +366,19 @@ async def test_servers_are_those_of_the_operator() -> None:
 
 @pytest.mark.parametrize(
     ("tool", "option"),
-    [(PYTHON, "--python"), (SEARCH, "--browser"), ({"type": "web_search_preview"}, "--browser")],
+    [(PYTHON, "--python"), ({"type": "web_search_preview"}, "--browser")],
 )
 async def test_what_is_not_turned_on_is_refused(tool: dict[str, Any], option: str) -> None:
     with tools_of(with_builtins=False) as tools:
-        async with tool_client(ScriptedEngine(ANSWER), tools) as client:
+        async with tool_client(ScriptedEngine(ANSWER, ANSWER), tools) as client:
             error = await refused(client, tools=[tool])
             assert (error["type"], error["param"]) == ("invalid_request_error", "tools[0].type")
             assert option in error["message"]
             # Codex sends this with every request.
-            cached = {"type": "web_search", "external_web_access": False}
-            body = await posted(client, tools=[cached])
-    assert [it["type"] for it in body["unsupported_tools"]] == ["web_search"]
+            for access in (False, True):
+                search = {"type": "web_search", "external_web_access": access}
+                body = await posted(client, tools=[search])
+                assert [it["type"] for it in body["unsupported_tools"]] == ["web_search"]
 
 
 @pytest.mark.parametrize(
