@@ -25,7 +25,7 @@ from gptoss.runtime.harmony.render import render_for_completion
 from gptoss.runtime.sampling.grammar import Regex
 from gptoss.runtime.sampling.parameters import SamplingError
 from gptoss.runtime.tools.toolbox import Toolbox
-from support.fake_engine import ScriptedEngine
+from support.fake_engine import ScriptedEngine, engine_of
 from support.tokens import byte_tokenizer, spell, spelled
 
 ANALYSIS = "<|channel|>analysis<|message|>Hm.<|end|>"
@@ -53,8 +53,7 @@ def chat_of(*scripts: str, n_ctx: int = 100_000, max_tokens: int | None = None) 
 
 
 def prompts(chat: Chat) -> list[str]:
-    assert isinstance(chat._runner.engine, ScriptedEngine)
-    return chat._runner.engine.prompts
+    return engine_of(chat).prompts
 
 
 def said(chat: Chat) -> list[tuple[str, str | None, str]]:
@@ -408,11 +407,10 @@ def test_the_engine_is_told_where_conversations_come_back_to() -> None:
     chat = chat_of(FINAL, FINAL, FINAL)
     for text in "abc":
         chat.ask(text)
-    assert isinstance(chat._runner.engine, ScriptedEngine)
-    for prompt, places in zip(prompts(chat), chat._runner.engine.checkpoints, strict=True):
+    for prompt, places in zip(prompts(chat), engine_of(chat).checkpoints, strict=True):
         ids = spell(prompt)
         assert all(spelled(ids[at:]).startswith("<|start|>user<|message|>") for at in places)
-    assert [len(places) for places in chat._runner.engine.checkpoints] == [1, 2, 3]
+    assert [len(places) for places in engine_of(chat).checkpoints] == [1, 2, 3]
 
 
 def test_a_turn_is_taken_back_and_asked_otherwise() -> None:
@@ -448,8 +446,7 @@ def test_a_branch_goes_its_own_way() -> None:
     assert [m.text for m in branch.history] == ["a", "Four.", "b", "Four."]
     assert [m.text for m in chat.history] == ["a", "Four.", "c", "Four."]
     branch.close()
-    assert isinstance(chat._runner.engine, ScriptedEngine)
-    assert not chat._runner.engine.closed
+    assert not engine_of(chat).closed
 
 
 def test_history_is_set() -> None:
@@ -492,8 +489,7 @@ def test_reset_forgets() -> None:
 def test_leaving_the_block_closes_the_engine() -> None:
     with chat_of(FINAL) as chat:
         chat.ask("a")
-    assert isinstance(chat._runner.engine, ScriptedEngine)
-    assert chat._runner.engine.closed
+    assert engine_of(chat).closed
 
 
 def test_messages_carry_their_ids() -> None:

@@ -16,7 +16,7 @@ from gptoss.runtime.chat.options import ChatOptions, settings_of
 from gptoss.runtime.chat.settings import Limits, Settings
 from gptoss.runtime.harmony.events import End, MessageEnded, MessageStarted, RoundEnded, TextDelta
 from gptoss.runtime.sampling.parameters import Sampling, SamplingError
-from support.fake_engine import ScriptedEngine
+from support.fake_engine import ScriptedEngine, engine_of
 from support.generation import FakeGeneration
 from support.tokens import byte_tokenizer
 
@@ -68,9 +68,7 @@ def test_a_stop_string_ends_the_answer_and_is_in_no_event() -> None:
 def test_the_generation_is_not_read_beyond_the_stop_string() -> None:
     chat = chat_of("one END two", stop=["END"])
     chat.ask("?")
-    engine = chat._runner.engine
-    assert isinstance(engine, ScriptedEngine)
-    [generation] = engine.generations
+    [generation] = engine_of(chat).generations
     assert generation.cancelled
     assert generation.timings.generated_tokens < 40
 

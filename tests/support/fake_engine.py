@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 
+from gptoss.runtime.chat.chat import Chat
+from gptoss.runtime.chat.round import Runner
 from gptoss.runtime.engine.base import EngineClosedError, PromptTooLongError, Sampler
 from support.generation import FakeGeneration
 from support.tokens import spell, spelled
@@ -64,3 +66,11 @@ class ScriptedEngine:
         self.closed = True
         for generation in self.generations:
             generation.cancel()
+
+
+def engine_of(chat: Chat) -> ScriptedEngine:
+    """Return the scripted engine that a chat talks with."""
+    runner = chat._runner
+    assert isinstance(runner, Runner)
+    assert isinstance(runner.engine, ScriptedEngine)
+    return runner.engine

@@ -282,12 +282,13 @@ async def asking_page(*turns: str) -> AsyncIterator[httpx.AsyncClient]:
 
 async def decided(client: httpx.AsyncClient, reply: str, **decision: Any) -> int:
     """Answer the question about the reply's first call, once it is asked."""
-    while True:
-        path = f"/page/replies/{reply}/approvals/0"
+    path = f"/page/replies/{reply}/approvals/0"
+    for _ in range(6000):
         status = (await client.post(path, json=decision)).status_code
         if status != 404:
             return status
         await asyncio.sleep(0.01)
+    raise AssertionError("nothing was asked within a minute")
 
 
 def results_of(events: list[dict[str, Any]]) -> list[str]:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 
 import pytest
 
@@ -81,11 +82,14 @@ def test_asking_for_a_line(keyboard: int) -> None:
     shown: list[str] = []
     steps = ("no é日", "no é日"), ("\x7f\x7fw", "no é日\b \b\b \b\b \bw")
 
+    def is_shown(text: str) -> bool:
+        return "".join(shown) == text
+
     def answer() -> None:
         wait_until(lambda: listener._asked is not None)
         for keys, then_shown in steps:
             os.write(keyboard, keys.encode())
-            wait_until(lambda wanted=then_shown: "".join(shown) == wanted)  # type: ignore[misc]
+            wait_until(partial(is_shown, then_shown))
         os.write(keyboard, b"\r")
 
     with listener.listening():

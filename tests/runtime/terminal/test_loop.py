@@ -26,7 +26,7 @@ from gptoss.runtime.terminal.printer import Printer
 from gptoss.runtime.terminal.session import Session
 from gptoss.runtime.tools.approval import Approval
 from gptoss.runtime.tools.functions import Tool
-from support.fake_engine import ScriptedEngine
+from support.fake_engine import ScriptedEngine, engine_of
 from support.tokens import byte_tokenizer
 
 FINAL = "<|channel|>final<|message|>Four.<|return|>"
@@ -140,7 +140,7 @@ def test_settings(talk: Talk) -> None:
     assert given.chat.effort is Effort.HIGH
     assert shown.startswith("effort: high\ninstructions: Be brief.\n")
     assert given.chat.settings.instructions is None
-    [prompt] = given.model.engine.prompts  # type: ignore[attr-defined]
+    [prompt] = engine_of(given.chat).prompts
     assert "Be brief." in prompt
     assert "Reasoning: high" in prompt
 
@@ -340,7 +340,7 @@ def test_tools_can_be_switched_off(talk: Talk) -> None:
     given = session(FINAL, FINAL, tools=[Tool.of(now)])
     shown = talk(given, "/tools", "/tools off now", "a", "/tools on", "b")
     assert shown.splitlines()[:2] == ["on  now  Tell the time.", "off now  Tell the time."]
-    first, second = given.model.engine.prompts  # type: ignore[attr-defined]
+    first, second = engine_of(given.chat).prompts
     assert "functions" not in first
     assert "namespace functions" in second
 
@@ -405,11 +405,11 @@ def test_another_conversation_asks_again(talk: Talk) -> None:
 def test_another_model(talk: Talk) -> None:
     other = Model(ScriptedEngine(final("other")), byte_tokenizer())
     given = session(FINAL, load=lambda name: (other, name.upper()))
-    before = given.model.engine
+    before = engine_of(given.chat)
     shown = talk(given, "a", "/model b", "c")
     assert "model: B" in shown
     assert "other" in shown
-    assert before.closed  # type: ignore[attr-defined]
+    assert before.closed
     assert [it.text for it in given.chat.history] == ["a", "Four.", "c", "other"]
 
 
