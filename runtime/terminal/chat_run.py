@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
@@ -19,6 +19,7 @@ from gptoss.runtime.models.finder import ModelFinder
 from gptoss.runtime.sampling.sampler import RandomSampler
 from gptoss.runtime.store.store import Store, default_path
 from gptoss.runtime.terminal.approval import approve_by_key
+from gptoss.runtime.terminal.cited_text import with_links
 from gptoss.runtime.terminal.commands import resumed
 from gptoss.runtime.terminal.json_lines import JsonLines
 from gptoss.runtime.terminal.loop import Terminal, answer, answer_lines, converse
@@ -119,7 +120,7 @@ def run_chat(asked: ChatRequest) -> int:
             terminal.begin(session)
             converse(session, terminal)
             return console.ExitCode.DONE
-        return _without_a_person(session, prompt, _show(asked, out))
+        return _without_a_person(session, prompt, _show(asked, out, groups))
 
 
 def _mcp_groups(asked: ChatRequest, stack: contextlib.ExitStack) -> tuple[ToolGroup, ...]:
@@ -160,11 +161,12 @@ def _terminal(asked: ChatRequest, out: TextIO) -> Terminal:
     return RichTerminal(out, keep_history=asked.save)
 
 
-def _show(asked: ChatRequest, out: TextIO) -> Show:
+def _show(asked: ChatRequest, out: TextIO, groups: Iterable[ToolGroup]) -> Show:
     if asked.as_json:
         return JsonLines(out)
     color = False if asked.plain else None
-    return Printer(out, sys.stderr, color=color, hide_reasoning=asked.hide_reasoning)
+    printer = Printer(out, sys.stderr, color=color, hide_reasoning=asked.hide_reasoning)
+    return with_links(printer, groups)
 
 
 def _store(asked: ChatRequest) -> Store | None:

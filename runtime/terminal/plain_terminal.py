@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import TextIO
 
+from gptoss.runtime.terminal.cited_text import with_links
 from gptoss.runtime.terminal.loop import answer
-from gptoss.runtime.terminal.printer import Printer
+from gptoss.runtime.terminal.printer import Printer, Show
 from gptoss.runtime.terminal.session import Session
 from gptoss.runtime.terminal.typed_text import is_complete, message_of
 from gptoss.text import printable_lines
@@ -20,9 +21,11 @@ class PlainTerminal:
     def __init__(self, out: TextIO, *, hide_reasoning: bool = False) -> None:
         self._out = out
         self._printer = Printer(out, color=False, hide_reasoning=hide_reasoning)
+        self._show: Show = self._printer
 
     def begin(self, session: Session) -> None:
         """Print how a conversation is begun."""
+        self._show = with_links(self._printer, session.groups)
         self.say(f"{session.name}; /help lists the commands")
 
     def read(self, draft: str) -> str | None:
@@ -39,7 +42,7 @@ class PlainTerminal:
 
     def answer(self, session: Session, text: str) -> None:
         """Send a message and print the reply."""
-        answer(session, text, self._printer)
+        answer(session, text, self._show)
 
     def stopped(self) -> None:
         """Print that the reply was stopped."""

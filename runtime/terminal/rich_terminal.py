@@ -7,9 +7,11 @@ from typing import TextIO
 
 from gptoss.runtime.chat.settings import ChatError
 from gptoss.runtime.harmony.messages import Effort
+from gptoss.runtime.terminal.cited_text import with_links
 from gptoss.runtime.terminal.keys import KeyListener
 from gptoss.runtime.terminal.live_view import LiveView
 from gptoss.runtime.terminal.loop import answer
+from gptoss.runtime.terminal.printer import Show
 from gptoss.runtime.terminal.prompt import Prompt, open_history
 from gptoss.runtime.terminal.session import Session, history_path
 from gptoss.text import printable_lines
@@ -23,6 +25,7 @@ class RichTerminal:
     def __init__(self, out: TextIO, *, keep_history: bool = True) -> None:
         self._out = out
         self._view = LiveView(out)
+        self._show: Show = self._view
         self._keep_history = keep_history
         self._session: Session | None = None
         self._prompt: Prompt | None = None
@@ -33,6 +36,7 @@ class RichTerminal:
     def begin(self, session: Session) -> None:
         """Take the session whose effort and context the bar shows."""
         self._session = session
+        self._show = with_links(self._view, session.groups)
         self._prompt = Prompt(
             open_history(history_path() if self._keep_history else None),
             tools=[tool.declaration.name for tool in session.tools.all],
@@ -59,7 +63,7 @@ class RichTerminal:
         self._view.begin()
         try:
             with self._listener.listening():
-                answer(session, text, self._view)
+                answer(session, text, self._show)
         except BaseException:
             self._view.pause()
             raise

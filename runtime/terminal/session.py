@@ -97,7 +97,7 @@ class Session:
         self.model = model
         self.name = name
         self.tools = Tools(tuple(tools))
-        self._groups, self._approval = tuple(groups), approval
+        self.groups, self._approval = tuple(groups), approval
         self.stats = Stats()
         self._load = load
         self._say = say
@@ -252,7 +252,7 @@ class Session:
     def _chat(self, settings: Settings, history: Iterable[Message]) -> Chat:
         return Chat.over(
             self.model.runner,
-            toolbox=Toolbox([*self.tools.on, *self._groups], self._approval),
+            toolbox=Toolbox([*self.tools.on, *self.groups], self._approval),
             settings=settings,
             messages=history,
         )

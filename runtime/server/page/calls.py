@@ -6,15 +6,11 @@ escape sequences) is shown as an escape, and a long text is cut.
 
 from __future__ import annotations
 
-import re
-
 from gptoss.runtime.server.page.markdown import MAX_HIGHLIGHTED, highlighted
 from gptoss.text import printable_lines
 
 MAX_SHOWN_CHARACTERS = 50_000
 """Of a call or a result; the model has all of it."""
-
-_CURSOR = re.compile(r"\[(\d{1,9})\] ")
 
 
 def shown_text(text: str) -> str:
@@ -29,9 +25,3 @@ def call_html(name: str, text: str) -> str | None:
     language = "python" if name == "python" else "json"
     shown = shown_text(text)
     return highlighted(shown, language) if len(shown) <= MAX_HIGHLIGHTED else None
-
-
-def cursor_of(name: str, result: str) -> int | None:
-    """Return the cursor of the page that a call of the browser has shown."""
-    found = _CURSOR.match(result) if name.startswith("browser.") else None
-    return int(found[1]) if found else None

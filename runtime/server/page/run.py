@@ -22,10 +22,10 @@ from gptoss.runtime.chat.events import ChatEvent, ReplyEnded, StopReason, ToolFi
 from gptoss.runtime.engine.base import Timings
 from gptoss.runtime.harmony.events import End, TextDelta
 from gptoss.runtime.harmony.messages import Message, tool_name
-from gptoss.runtime.server.page.calls import cursor_of
 from gptoss.runtime.server.page.parts import Event, PartWriter, done_event
 from gptoss.runtime.server.page.stored import Finished
 from gptoss.runtime.tools.approval import Decision
+from gptoss.runtime.tools.browser.citations import cursor_of
 
 _log = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ from typing import Any
 
 from gptoss.runtime.chat.events import ToolFinished
 from gptoss.runtime.harmony.messages import Message, Role, tool_name
-from gptoss.runtime.server.page.calls import call_html, cursor_of, shown_text
+from gptoss.runtime.server.page.calls import call_html, shown_text
 from gptoss.runtime.server.page.figures import MAX_FIGURES, is_showable
 from gptoss.runtime.server.page.markdown import render
 from gptoss.runtime.server.page.parts import Event, kind_of
 from gptoss.runtime.store.conversations import Entry
-from gptoss.runtime.tools.browser.citations import CitedText
+from gptoss.runtime.tools.browser.citations import CitedText, cursor_of
 from gptoss.text import printable_lines
 
 ABOUT = "about"

@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 
 _CITATION = re.compile(r"【(\d{1,6})†L?(\d{1,6})(?:-L?(\d{1,6}))?[^】]{0,80}】")
 
+_SHOWN_PAGE = re.compile(r"\[(\d{1,9})\] ")
+
 _BEGUN = re.compile(r"【[^】]{0,100}$")
 
 
@@ -32,6 +34,12 @@ class Citation:
         except ValueError:
             host = ""
         return host or f"page {self.cursor}"
+
+
+def cursor_of(name: str, result: str) -> int | None:
+    """Return the cursor of the page that a call of the browser has shown."""
+    found = _SHOWN_PAGE.match(result) if name.startswith("browser.") else None
+    return int(found[1]) if found else None
 
 
 def citations(text: str, url_of: Callable[[int], str | None]) -> list[Citation]:

@@ -13,14 +13,14 @@ import pytest
 
 from gptoss.runtime.harmony import messages as m
 from gptoss.runtime.server.app import create_app
-from gptoss.runtime.server.page.calls import MAX_SHOWN_CHARACTERS, call_html, cursor_of, shown_text
+from gptoss.runtime.server.page.calls import MAX_SHOWN_CHARACTERS, call_html, shown_text
 from gptoss.runtime.server.page.figures import MAX_FIGURE_BYTES, MAX_FIGURES, is_showable
 from gptoss.runtime.server.page.stored import read_abouts, stored_parts
 from gptoss.runtime.server.security import Access
 from gptoss.runtime.store.conversations import Entry
 from gptoss.runtime.store.owners import LOCAL_OWNER
 from gptoss.runtime.store.store import Store
-from gptoss.runtime.tools.browser.citations import CitedText
+from gptoss.runtime.tools.browser.citations import CitedText, cursor_of
 from gptoss.runtime.tools.browser.group import BrowserTool
 from gptoss.runtime.tools.browser.search import Hit
 from gptoss.runtime.tools.tool_host import ToolHost
