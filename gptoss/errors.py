@@ -45,7 +45,7 @@ code 2.
 from __future__ import annotations
 
 import json
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from reprlib import Repr
 from urllib.parse import urlsplit
@@ -116,10 +116,11 @@ def install_command(extra: str) -> str:
     installed from, where it was one (PEP 610).
     """
     try:
-        text = distribution(DISTRIBUTION).read_text("direct_url.json")
-        origin = json.loads(text or "{}")
+        # In a checkout its own metadata may come first, which does not say where it is from.
+        texts = (it.read_text("direct_url.json") for it in distributions(name=DISTRIBUTION))
+        origin = json.loads(next(filter(None, texts), "{}"))
         folder = url2pathname(urlsplit(origin["url"]).path) if "dir_info" in origin else None
-    except (PackageNotFoundError, KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         folder = None
     if folder is None:
         return f'pip install "{DISTRIBUTION}[{extra}]"'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +52,17 @@ def test_from_python_too() -> None:
     assert INSTALL in out
 
 
+def test_the_metadata_of_a_checkout_hides_nothing(tmp_path: Path) -> None:
+    metadata = tmp_path / "gptoss_toolkit.egg-info"
+    metadata.mkdir()
+    (metadata / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: gptoss-toolkit\nVersion: 0\n")
+    code = "from gptoss.errors import install_command; print(install_command('run'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == INSTALL
+
+
 @pytest.mark.parametrize("room", ["converter", "quant"])
 def test_converting_and_checking_need_no_extra(room: str) -> None:
     code, out, _ = without_extras(f"from gptoss.{room}.cli import main; main()", "--version")
@@ -78,5 +90,5 @@ def test_an_extra_is_installed_from_where_the_toolkit_was(
             assert name == "direct_url.json"
             return origin
 
-    monkeypatch.setattr(errors, "distribution", lambda _: Installed())
+    monkeypatch.setattr(errors, "distributions", lambda name: [Installed()])  # noqa: ARG005
     assert install_command("mcp") == command

@@ -82,11 +82,11 @@ def test_no_name_leads_out_of_the_folder(
     """Also ``..`` and absolute paths in a revision or file."""
     folder = ModelFolder()
     at = "" if revision is None else f"@{revision}"
-    model = hub_model(f"{owner}/{name}{at}{'' if file is None else f':{file}'}")
-    if model is not None:
-        try:
-            path = folder.folder(key(model))
-        except OptionError:
-            return
+    try:
+        model = hub_model(f"{owner}/{name}{at}{'' if file is None else f':{file}'}")
+        path = folder.folder(key(model)) if model is not None else None
+    except OptionError:  # such as a URL of another site
+        return
+    if path is not None:
         assert path.resolve().is_relative_to(folder.root.resolve())
         assert path.resolve() != folder.root.resolve()

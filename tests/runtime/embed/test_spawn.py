@@ -138,9 +138,10 @@ import os, sys, time
 import gptoss
 server = gptoss.spawn(sys.argv[1], n_ctx=512)
 if sys.argv[2] == "forked" and os.fork() == 0:
-    print("forked", os.getpid(), flush=True)  # holds the other end of the child's stdin
+    # It holds the other end of the child's stdin. One write a line: two processes write.
+    os.write(1, f"forked {os.getpid()}\\n".encode())
     time.sleep(600)
-print("child", server.pid, flush=True)
+os.write(1, f"child {server.pid}\\n".encode())
 time.sleep(600)
 """
 
