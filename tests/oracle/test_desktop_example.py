@@ -40,13 +40,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The frozen program: by the hook that the package ships, and nothing else."""
+    """The frozen program, by the hook that the package ships. PyInstaller does not see an editable
+    install, as this is: it is given the checkout's path.
+    """
     folder = tmp_path_factory.mktemp("frozen")
     subprocess.run(
         [
             sys.executable, "-m", "PyInstaller", "--noconfirm", "--log-level", "WARN",
             "--name", "gptoss-chat", "--distpath", folder / "dist", "--workpath", folder / "build",
-            "--specpath", folder,
+            "--specpath", folder, "--paths", ROOT,
             *(option for name in UNUSED for option in ("--exclude-module", name)),
             ROOT / "examples" / "desktop" / "chat.py",
         ],
