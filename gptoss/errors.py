@@ -44,12 +44,8 @@ code 2.
 
 from __future__ import annotations
 
-import json
-from importlib.metadata import distributions
 from importlib.util import find_spec
 from reprlib import Repr
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 DISTRIBUTION = "gptoss-toolkit"
 """The name under which pip knows this toolkit."""
@@ -115,6 +111,12 @@ def install_command(extra: str) -> str:
     """Return the command that installs an optional extra: from the folder that this toolkit was
     installed from, where it was one (PEP 610).
     """
+    # Every command imports this module; these modules take longer than all of it.
+    import json
+    from importlib.metadata import distributions
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
     try:
         # In a checkout its own metadata may come first, which does not say where it is from.
         texts = (it.read_text("direct_url.json") for it in distributions(name=DISTRIBUTION))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from gptoss import errors
 from gptoss.errors import install_command
 
 EXTRA_RUN = ("llama_cpp", "llguidance", "prompt_toolkit", "psutil", "tiktoken")
@@ -90,5 +90,5 @@ def test_an_extra_is_installed_from_where_the_toolkit_was(
             assert name == "direct_url.json"
             return origin
 
-    monkeypatch.setattr(errors, "distributions", lambda name: [Installed()])  # noqa: ARG005
+    monkeypatch.setattr(metadata, "distributions", lambda name: [Installed()])  # noqa: ARG005
     assert install_command("mcp") == command
