@@ -26,7 +26,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from gptoss.runtime.chat.async_stream import AsyncReplyStream
@@ -44,6 +43,7 @@ from gptoss.runtime.chat.round import Runner
 from gptoss.runtime.chat.runner import ChatRunner
 from gptoss.runtime.chat.settings import CONSTRAINED_TOKENS, ChatError, Limits, Settings
 from gptoss.runtime.chat.turn import Turn
+from gptoss.runtime.closing import Closing
 from gptoss.runtime.engine.base import Engine
 from gptoss.runtime.harmony.messages import Effort, Message, Role, developer, system, user
 from gptoss.runtime.harmony.tokenizer import Tokenizer
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from gptoss.runtime.sampling.constrained import TokenMasks
 
 
-class Chat:
+class Chat(Closing):
     """A conversation. A context manager: leaving it closes the chat."""
 
     def __init__(
@@ -110,17 +110,6 @@ class Chat:
         self._lock = threading.RLock()
         runner.prepare(self._settings, self._rules(self._settings, None, None))
         self._sampler = self._new_sampler()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def settings(self) -> Settings:

@@ -13,8 +13,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self, Unpack, cast
+from typing import TYPE_CHECKING, Unpack, cast
 
 from gptoss.errors import require_packages
 from gptoss.runtime.chat.chat import Chat
@@ -26,6 +25,7 @@ from gptoss.runtime.chat.options import (
 )
 from gptoss.runtime.chat.round import Runner
 from gptoss.runtime.chat.runner import ChatRunner
+from gptoss.runtime.closing import Closing
 from gptoss.runtime.engine.base import Engine
 from gptoss.runtime.engine.settings import EngineOptions
 from gptoss.runtime.harmony.tokenizer import Tokenizer
@@ -159,7 +159,7 @@ def open(  # noqa: A001 as gptoss.open, beside gptoss.load
     return Model(engine, checked.tokenizer, made, plan)
 
 
-class Model:
+class Model(Closing):
     """A loaded model. Safe to use from any thread; closing it ends its conversations.
 
     A context manager: leaving it gives the memory back.
@@ -180,17 +180,6 @@ class Model:
         self.tokenizer = tokenizer
         self.masks = masks
         self._chats: weakref.WeakSet[Chat] = weakref.WeakSet()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def runner(self) -> ChatRunner:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator
-from types import TracebackType
 from typing import Self
 
 from gptoss.runtime.chat.events import ChatEvent, ReplyEnded
 from gptoss.runtime.chat.settings import ChatError
 from gptoss.runtime.chat.turn import Turn
+from gptoss.runtime.closing import Closing
 
 Settle = Callable[[Turn, ReplyEnded], None]
 """Called when a turn is over: the conversation takes over what remains of it."""
 
 
-class ReplyStream:
+class ReplyStream(Closing):
     """The events of one reply, ``ReplyEnded`` last. One thread at a time may read it.
 
     ``cancel`` and ``close`` may be called from any thread, at any time. A stream that is dropped
@@ -69,17 +69,6 @@ class ReplyStream:
             self._outcome.settle(self._turn.cancelled)  # where it was closed before it began
         finally:
             self._reading.release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         self.close()

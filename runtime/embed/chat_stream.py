@@ -8,9 +8,9 @@ import json
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from gptoss.runtime.closing import Closing
 from gptoss.runtime.engine.base import EngineError
 
 _MAX_LINE = 1 << 20
@@ -25,7 +25,7 @@ class ChatDelta:
     finish_reason: str | None = None
 
 
-class ChatStream:
+class ChatStream(Closing):
     """The deltas of one reply. ``close`` may be called from any thread: it ends the reply, on the
     server too. Also a context manager.
     """
@@ -86,17 +86,6 @@ class ChatStream:
             with contextlib.suppress(OSError):
                 self._connection.sock.shutdown(socket.SHUT_RDWR)
         self._connection.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _delta(choice: Mapping[str, Any]) -> ChatDelta:

@@ -7,10 +7,10 @@ import secrets
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from gptoss.errors import GptossError, MissingPackageError, require_packages
+from gptoss.runtime.closing import Closing
 from gptoss.runtime.embed.chat_stream import ChatStream
 from gptoss.runtime.embed.supervisor import ProcessState, Supervisor
 from gptoss.runtime.embed.wire import ChildOptions
@@ -68,7 +68,7 @@ def spawn(
     return server
 
 
-class SpawnedServer:
+class SpawnedServer(Closing):
     """A running child process that serves a model. Every method may be called from any thread.
 
     A context manager: leaving it ends the child, and with it gives all its memory back. So does
@@ -162,17 +162,6 @@ class SpawnedServer:
     def close(self) -> None:
         """End the child and wait until it has ended. May be called twice."""
         self._finalizer()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _missing(package: str) -> MissingPackageError:

@@ -9,12 +9,11 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from queue import Empty
-from types import TracebackType
-from typing import Self
 from urllib.parse import urlsplit
 
 from gptoss.runtime.chat.round import RoundEvent, cut_result
 from gptoss.runtime.chat.settings import ChatError, Settings
+from gptoss.runtime.closing import Closing
 from gptoss.runtime.engine.base import EngineError, RemoteError, Timings
 from gptoss.runtime.harmony.events import End, RoundEnded
 from gptoss.runtime.harmony.messages import Message
@@ -67,23 +66,12 @@ def open_messages(base_url: str, model: str) -> MessageModel:
 
 
 @dataclass(frozen=True, slots=True)
-class MessageModel:
+class MessageModel(Closing):
     """A model of another server; what a terminal's session needs of ``chat.model.Model``."""
 
     runner: MessageRunner
     name: str
     tokenizer: None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End every reply of the other server's model. May be called twice."""

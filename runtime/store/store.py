@@ -15,11 +15,10 @@ import secrets
 import sqlite3
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import platformdirs
 
+from gptoss.runtime.closing import Closing
 from gptoss.runtime.harmony.tokenizer import Tokenizer
 from gptoss.runtime.store.attachments import Attachments
 from gptoss.runtime.store.conversations import Conversations, Entry
@@ -51,7 +50,7 @@ def default_path() -> Path:
     return Path(platformdirs.user_data_dir("gptoss", appauthor=False)) / "store.sqlite3"
 
 
-class Store:
+class Store(Closing):
     """One store, on disk or in memory. Safe to use from any thread, and from several processes.
 
     A context manager: leaving it closes the file.
@@ -93,17 +92,6 @@ class Store:
     def path(self) -> Path | None:
         """Return the store's file; None for a store in memory."""
         return self._database.path
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the store. May be called twice."""

@@ -11,10 +11,10 @@ import concurrent.futures
 import os
 import threading
 from collections.abc import Callable, Coroutine, Mapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from gptoss.errors import require_packages
+from gptoss.runtime.closing import Closing
 from gptoss.runtime.tools.mcp.config import read_config, servers_of
 from gptoss.runtime.tools.mcp.server import McpServer, namespace_name
 from gptoss.runtime.tools.type_specs import ToolError
@@ -28,7 +28,7 @@ CALL_SECONDS = 300.0
 _STOP_SECONDS = 10.0
 
 
-class McpServers:
+class McpServers(Closing):
     """Running MCP servers. A context manager: leaving it ends them.
 
     One that does not start is one of ``problems``, and the others go on. The lists of tools are
@@ -72,17 +72,6 @@ class McpServers:
         self._started = self._submit(self._start(start_seconds))
         if wait:
             self._started.result()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def groups(self) -> tuple[McpServer, ...]:
