@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol, runtime_checkable
 
 from gptoss.runtime.chat.events import ChatEvent, ReplyEnded, ToolFinished
 from gptoss.runtime.harmony.events import MessageEnded, MessageStarted, TextDelta
 from gptoss.runtime.terminal.printer import Show
 from gptoss.runtime.tools.browser.citations import CitedText, cursor_of
-from gptoss.runtime.tools.groups import ToolGroup
-
-
-@runtime_checkable
-class Pages(Protocol):
-    """The pages that a browser has shown."""
-
-    def url_of(self, cursor: int) -> str | None:
-        """Return the URL of the page that a browser has shown under a cursor."""
-        ...
+from gptoss.runtime.tools.groups import Browser, ToolGroup
 
 
 def with_links(show: Show, groups: Iterable[ToolGroup]) -> Show:
     """Return what shows events with citations as Markdown links; ``show`` itself where no tool of
     ``groups`` opens pages.
     """
-    pages = next((it for it in groups if isinstance(it, Pages)), None)
-    return show if pages is None else _CitedShow(show, pages)
+    browser = next((it for it in groups if isinstance(it, Browser)), None)
+    return show if browser is None else _CitedShow(show, browser)
 
 
 class _CitedShow:
     """Made for one conversation: later replies cite the pages of earlier ones, too."""
 
-    def __init__(self, show: Show, pages: Pages) -> None:
+    def __init__(self, show: Show, browser: Browser) -> None:
         self._show = show
-        self._pages = pages
+        self._browser = browser
         self._sources: dict[int, str] = {}
         self._cited: CitedText | None = None
 
@@ -57,7 +47,7 @@ class _CitedShow:
                 self._cited = None
             case ToolFinished(name, _, result):
                 cursor = cursor_of(name, result)
-                url = None if cursor is None else self._pages.url_of(cursor)
+                url = None if cursor is None else self._browser.url_of(cursor)
                 if cursor is not None and url is not None:
                     self._sources[cursor] = url
         yield event

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from gptoss.runtime.harmony.messages import Namespace
 
@@ -76,6 +76,7 @@ class ToolGroup(Protocol):
         ...
 
 
+@runtime_checkable
 class Browser(Protocol):
     """What is asked of the built-in ``browser`` beside its calls; see ``browser.group``."""
 

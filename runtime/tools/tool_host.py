@@ -15,8 +15,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import Protocol
 
+from gptoss.runtime.closing import Closing
 from gptoss.runtime.harmony.messages import Namespace
 from gptoss.runtime.tools.builtin import BROWSER
 from gptoss.runtime.tools.groups import Browser, GroupResult, ToolGroup
@@ -60,7 +61,7 @@ class _Session:
     used: float = field(default_factory=time.monotonic)
 
 
-class ToolHost:
+class ToolHost(Closing):
     """Safe to use from any thread. A context manager: leaving it ends everything."""
 
     def __init__(
@@ -86,12 +87,6 @@ class ToolHost:
         """What the operator turned on of the tools that the model was trained with."""
         for group in spare:
             group.close()
-
-    def __enter__(self) -> ToolHost:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def groups(self, conversation: str, first_cursor: int = 0) -> tuple[ToolGroup, ...]:
         """Return all tools for a conversation, named by any string. Nothing begins before a call.
@@ -251,7 +246,7 @@ class SessionGroup:
     def browser(self) -> Browser | None:
         """Return what this conversation's ``browser`` knows of its pages; None before a call."""
         found = self._host.peek(self._conversation, BROWSER.name)
-        return cast(Browser, found) if hasattr(found, "url_of") else None
+        return found if isinstance(found, Browser) else None
 
     def url_of(self, cursor: int) -> str | None:
         """Return the URL of a page that ``browser`` has shown; see ``BrowserTool.url_of``."""

@@ -17,7 +17,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def group_result(result: Any) -> GroupResult:
-    """Convert an MCP ``CallToolResult``. Text is kept; of other content the model is told what it
+    """Convert an MCP ``CallToolResult``. Text is kept; for other content the model reads what it
     is; PNG images are figures.
     """
     texts: list[str] = []

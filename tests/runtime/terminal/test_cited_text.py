@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import io
-import threading
 
 import pytest
 
 from gptoss.runtime.chat.events import ToolFinished
 from gptoss.runtime.harmony.events import MessageEnded, MessageStarted, TextDelta
-from gptoss.runtime.harmony.messages import Message, Namespace, Role
+from gptoss.runtime.harmony.messages import Message, Role
 from gptoss.runtime.terminal.cited_text import with_links
 from gptoss.runtime.terminal.printer import Printer
-from gptoss.runtime.tools.builtin import BROWSER
-from gptoss.runtime.tools.groups import GroupResult
+from gptoss.runtime.tools.browser.group import BrowserTool
 
 
-class OnePage:
+class OnePage(BrowserTool):
     """A browser that has shown one page, under cursor 1."""
-
-    is_builtin = True
-    needs_approval = False
-
-    @property
-    def namespace(self) -> Namespace:
-        return BROWSER
-
-    def call(self, recipient: str, text: str, cancelled: threading.Event) -> GroupResult:
-        raise NotImplementedError((recipient, text, cancelled))
-
-    def close(self) -> None: ...
 
     def url_of(self, cursor: int) -> str | None:
         return "https://example.org/a b" if cursor == 1 else None
