@@ -53,6 +53,23 @@ async def start_thread(models: ModelHost, name: str | None, make: Callable[[Mode
     return reply
 
 
+class ReplyGroup:
+    """The replies to one request that wants several."""
+
+    __slots__ = ()
+    replies: Sequence[ReplyThread[Any]]
+
+    def cancel(self) -> None:
+        """End all of it: the client has left."""
+        for reply in self.replies:
+            reply.cancel()
+
+    def close(self) -> None:
+        """Cancel what still runs, and read nothing more."""
+        for reply in self.replies:
+            reply.close()
+
+
 async def start_threads(
     models: ModelHost, name: str | None, makers: Sequence[Callable[[Model], T]]
 ) -> list[T]:

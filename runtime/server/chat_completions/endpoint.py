@@ -30,7 +30,7 @@ from gptoss.runtime.server.chat_completions.response import (
 )
 from gptoss.runtime.server.errors import api_error, error_object, stopping, to_json
 from gptoss.runtime.server.reply import Reply, ReplyEvent
-from gptoss.runtime.server.reply_thread import start_threads, together
+from gptoss.runtime.server.reply_thread import ReplyGroup, start_threads, together
 from gptoss.runtime.server.sse import (
     COMMENT,
     DONE,
@@ -42,7 +42,7 @@ from gptoss.runtime.server.state import ServerState, owner_of, state_of
 
 
 @dataclass(slots=True)
-class _Completion:
+class _Completion(ReplyGroup):
     """One request's replies and what is the same in all that is sent of them."""
 
     owner: str
@@ -72,16 +72,6 @@ class _Completion:
         if not self.request.logprobs:
             return None
         return logprobs_object(deltas, self.replies[0].model.tokenizer)
-
-    def cancel(self) -> None:
-        """End all of it: the client has left."""
-        for reply in self.replies:
-            reply.cancel()
-
-    def close(self) -> None:
-        """Cancel what still runs, and read nothing more."""
-        for reply in self.replies:
-            reply.close()
 
 
 async def _create(request: Request) -> Response:

@@ -33,7 +33,7 @@ from gptoss.runtime.server.completions.raw_reply import (
 )
 from gptoss.runtime.server.completions.request import CompletionRequest, read_completion_request
 from gptoss.runtime.server.errors import api_error, error_object, to_json
-from gptoss.runtime.server.reply_thread import start_threads, together
+from gptoss.runtime.server.reply_thread import ReplyGroup, start_threads, together
 from gptoss.runtime.server.sse import (
     COMMENT,
     DONE,
@@ -125,7 +125,7 @@ def _value(entry: TokenLogprob | Alternative) -> float:
 
 
 @dataclass(slots=True)
-class _Completion:
+class _Completion(ReplyGroup):
     """One request's generations and what is the same in all that is sent of them."""
 
     asked: CompletionRequest
@@ -146,16 +146,6 @@ class _Completion:
             text = given if isinstance(given, str) else reply.model.tokenizer.decode(reply.prompt)
             choice.texts.insert(0, text)
         return {"prompt_token_ids": choice.prompt_ids} if self.asked.token_ids else {}
-
-    def cancel(self) -> None:
-        """End all of it: the client has left."""
-        for reply in self.replies:
-            reply.cancel()
-
-    def close(self) -> None:
-        """Cancel what still runs, and read nothing more."""
-        for reply in self.replies:
-            reply.close()
 
 
 async def _create(request: Request) -> Response:

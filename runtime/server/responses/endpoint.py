@@ -229,15 +229,22 @@ def _find(state: ServerState, owner: str, identity: str) -> StoredResponse:
     return found
 
 
+async def _end_background(state: ServerState, owner: str, identity: str) -> ResponseRun | None:
+    """End a response that is being made in the background; return its run, None where none is."""
+    background = state.responses.background.find(owner, identity)
+    if background is None:
+        return None
+    background.run.cancel()
+    await background.wait()
+    return background.run
+
+
 async def _cancel(request: Request) -> Response:
     """Cancel a response that is made in the background; report it."""
     state, owner = state_of(request), owner_of(request)
     identity = request.path_params["response_id"]
-    background = state.responses.background.find(owner, identity)
-    if background is not None:
-        background.run.cancel()
-        await background.wait()
-        return JSONResponse(background.run.body())
+    if (run := await _end_background(state, owner, identity)) is not None:
+        return JSONResponse(run.body())
     found = await asyncio.to_thread(_find, state, owner, identity)
     if not found.body.get("background"):
         raise invalid("Only responses made in the background can be cancelled.", "response_id")
@@ -247,10 +254,7 @@ async def _cancel(request: Request) -> Response:
 async def _delete(request: Request) -> Response:
     state, owner = state_of(request), owner_of(request)
     identity = request.path_params["response_id"]
-    background = state.responses.background.find(owner, identity)
-    if background is not None:
-        background.run.cancel()
-        await background.wait()
+    await _end_background(state, owner, identity)
     await asyncio.to_thread(_find, state, owner, identity)
     await asyncio.to_thread(state.responses.store.responses.delete, owner, identity)
     return JSONResponse({"id": identity, "object": "response", "deleted": True})
