@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,14 @@ import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from gptoss.converter.convert import convert
 from gptoss.errors import OptionError
 from gptoss.runtime.engine import loader
 from gptoss.runtime.engine.base import (
     EngineError,
-    Logits,
     PromptProgress,
     PromptTooLongError,
-    Timings,
 )
 from gptoss.runtime.engine.context import Chunk
 from gptoss.runtime.engine.kv_reuse import MAX_SNAPSHOTS, Stream, thinned
@@ -40,58 +36,18 @@ from gptoss.runtime.engine.settings import EngineSettings
 from gptoss.runtime.engine.threads import run_interruptibly
 from gptoss.runtime.sampling.sampler import greedy
 from support.checkpoints import random_checkpoint
+from support.forced_replies import (
+    N_TOKENS,
+    NOISE,
+    Forced,
+    Row,
+    difference,
+    feed,
+    random_tokens,
+)
 
 N_CTX = 4096
-N_TOKENS = 272  # of the random model's vocabulary
 WINDOW = 128
-NOISE = 0.06
-"""Relative difference of logits that another split into batches may give: 0.037 was seen."""
-
-Row = NDArray[np.float32]
-
-
-class Forced:
-    """A sampler that keeps the logits it is shown and returns the tokens it was given."""
-
-    def __init__(self, tokens: Sequence[int]) -> None:
-        self.logits: list[Row] = []
-        self._tokens = iter(tokens)
-
-    def __call__(self, logits: Logits) -> int:
-        self.logits.append(logits.copy())
-        return next(self._tokens)
-
-
-@dataclass(frozen=True)
-class Fed:
-    """What came of a prompt: the logits before each token of the reply, and what it cost."""
-
-    rows: list[Row]
-    timings: Timings
-
-
-def feed(
-    engine: LlamaEngine,
-    prompt: Sequence[int],
-    reply: Sequence[int] = (0,),
-    checkpoints: Sequence[int] = (),
-) -> Fed:
-    """Decode ``prompt`` and ``reply``."""
-    sampler = Forced(reply)
-    generation = engine.generate(
-        prompt, sampler, stop=set(), max_tokens=len(reply), checkpoints=checkpoints
-    )
-    assert list(generation) == list(reply)
-    return Fed(sampler.logits, generation.timings)
-
-
-def difference(row: Row, expected: Row) -> float:
-    """Root mean square of the difference over that of the values."""
-    return float(np.linalg.norm(row - expected) / np.linalg.norm(expected))
-
-
-def random_tokens(n: int, seed: int = 0) -> list[int]:
-    return [int(x) for x in np.random.default_rng(seed).integers(0, N_TOKENS, n)]
 
 
 @pytest.fixture

@@ -17,14 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from numpy.typing import NDArray
 
 from gptoss.errors import OutputError
 from gptoss.formats.gguf import GgufFile
 from gptoss.runtime.chat.model import open as open_model
 from gptoss.runtime.engine import cache_command as command_module
 from gptoss.runtime.engine import cache_folder, saved_state, stream_pool
-from gptoss.runtime.engine.base import Logits, Timings
 from gptoss.runtime.engine.cache_command import cache_command
 from gptoss.runtime.engine.drafts import BatchCosts
 from gptoss.runtime.engine.kv_reuse import Stream, common_prefix
@@ -33,60 +31,19 @@ from gptoss.runtime.engine.model_key import ModelFiles
 from gptoss.runtime.engine.prefix_cache import CacheSettings
 from gptoss.runtime.engine.settings import EngineSettings
 from gptoss.runtime.sampling.sampler import greedy
+from support.forced_replies import (
+    NOISE,
+    Row,
+    difference,
+    feed,
+    random_tokens,
+)
 from support.stress import scaled
 
 N_CTX = 4096
-N_TOKENS = 272
-NOISE = 0.06
-"""Relative difference of logits that another split into batches may give: 0.037 was seen."""
 
 CHEAP = BatchCosts((1, 65), (1, 1.5))
 """Drafts pay for themselves."""
-
-Row = NDArray[np.float32]
-
-
-class Forced:
-    """A sampler that keeps the logits it is shown and returns the tokens it was given."""
-
-    def __init__(self, tokens: Sequence[int]) -> None:
-        self.logits: list[Row] = []
-        self._tokens = iter(tokens)
-
-    def __call__(self, logits: Logits) -> int:
-        self.logits.append(logits.copy())
-        return next(self._tokens)
-
-
-@dataclass(frozen=True)
-class Fed:
-    """What came of a prompt: the logits before each token of the reply, and what it cost."""
-
-    rows: list[Row]
-    timings: Timings
-
-
-def feed(
-    engine: LlamaEngine,
-    prompt: Sequence[int],
-    reply: Sequence[int] = (0,),
-    checkpoints: Sequence[int] = (),
-) -> Fed:
-    sampler = Forced(reply)
-    generation = engine.generate(
-        prompt, sampler, stop=set(), max_tokens=len(reply), checkpoints=checkpoints
-    )
-    assert list(generation) == list(reply)
-    return Fed(sampler.logits, generation.timings)
-
-
-def difference(row: Row, expected: Row) -> float:
-    return float(np.linalg.norm(row - expected) / np.linalg.norm(expected))
-
-
-def random_tokens(n: int, seed: int = 0) -> list[int]:
-    return [int(x) for x in np.random.default_rng(seed).integers(0, N_TOKENS, n)]
-
 
 Start = Callable[..., LlamaEngine]
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from gptoss.converter.convert import convert
@@ -20,6 +19,7 @@ from gptoss.runtime.engine.loader import Loaded, load
 from gptoss.runtime.engine.settings import EngineSettings, Repack
 from gptoss.runtime.sampling.sampler import greedy
 from support.checkpoints import random_checkpoint
+from support.forced_replies import difference
 
 NOISE = 0.06
 """Relative difference of logits that another order of sums may give."""
@@ -55,10 +55,6 @@ def rows(gguf: Path, repack: Repack, n: int = 6) -> list[Logits]:
     assert engine.is_repacked is (repack == "now")
     engine.close()
     return watching.rows
-
-
-def difference(row: Logits, expected: Logits) -> float:
-    return float(np.linalg.norm(row - expected) / np.linalg.norm(expected))
 
 
 @needs_repacking

@@ -1,0 +1,64 @@
+"""Logits that an engine computes for a prompt and a given reply, and how they are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss.runtime.engine.base import Engine, Logits, Timings
+
+N_TOKENS = 272
+"""Of the random model's vocabulary."""
+
+NOISE = 0.06
+"""Relative difference of logits that another split into batches may give: 0.037 was seen."""
+
+Row = NDArray[np.float32]
+
+
+class Forced:
+    """A sampler that keeps the logits it is shown and returns the tokens it was given."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self.logits: list[Row] = []
+        self._tokens = iter(tokens)
+
+    def __call__(self, logits: Logits) -> int:
+        self.logits.append(logits.copy())
+        return next(self._tokens)
+
+
+@dataclass(frozen=True)
+class Fed:
+    """What came of a prompt: the logits before each token of the reply, and what it cost."""
+
+    rows: list[Row]
+    timings: Timings
+
+
+def feed(
+    engine: Engine,
+    prompt: Sequence[int],
+    reply: Sequence[int] = (0,),
+    checkpoints: Sequence[int] = (),
+) -> Fed:
+    """Decode ``prompt`` and ``reply``."""
+    sampler = Forced(reply)
+    generation = engine.generate(
+        prompt, sampler, stop=set(), max_tokens=len(reply), checkpoints=checkpoints
+    )
+    assert list(generation) == list(reply)
+    return Fed(sampler.logits, generation.timings)
+
+
+def difference(row: Logits, expected: Logits) -> float:
+    """Root mean square of the difference over that of the values."""
+    return float(np.linalg.norm(row - expected) / np.linalg.norm(expected))
+
+
+def random_tokens(n: int, seed: int = 0) -> list[int]:
+    """Tokens of the random model."""
+    return [int(x) for x in np.random.default_rng(seed).integers(0, N_TOKENS, n)]
