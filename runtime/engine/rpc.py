@@ -1,7 +1,7 @@
 """llama.cpp's RPC backend: found or loaded, connected to servers, and what to do when one is lost.
 
 llama.cpp ends the process when a server goes away. Here ggml's abort callback does not return in
-that case: the thread that noticed it waits for ever, with it the thread that decodes, and everyone
+that case: the thread that noticed it never goes on, nor does the thread that decodes, and everyone
 else gets RpcServerLostError. Neither the threads nor the model's memory are given back before the
 process ends, and it can use no RPC server any more; so a program that is to go on uses
 ``gptoss.spawn``, whose child process is replaced.

@@ -68,7 +68,7 @@ async def read_body(request: Request) -> bytes:
 
 
 def parse_json(body: bytes) -> Any:
-    """Parse a body strictly: UTF-8, no NaN, no number beyond float64, no half of a character,
+    """Parse a body strictly: UTF-8, no NaN, no number beyond float64, no lone surrogate,
     bounded depth. Raises ApiError.
     """
     try:

@@ -212,7 +212,7 @@ def test_a_checkpoint_in_the_cache_is_not_downloaded(
 def test_a_gguf_in_the_cache_is_not_downloaded(
     run: Command, hub: HubServer, models: Path, published_gguf: Path, tmp_path: Path, damaged: bool
 ) -> None:
-    """Nor believed: its hash is compared, and the cache stays as it is."""
+    """Its hash is compared, and the cache stays as it is."""
     raw = bytearray((published_gguf / "gpt-oss-20b-mxfp4.gguf").read_bytes())
     blobs = tmp_path / "cache" / "models--ggml-org--gpt-oss-20b-GGUF" / "blobs"
     blobs.mkdir(parents=True)

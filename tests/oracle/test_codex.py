@@ -114,7 +114,7 @@ def test_as_own_provider_twice_with_the_same_prefix(tmp_path: Path) -> None:
 
 
 class Forced:
-    """A real engine that says what it is told to: what it reads, and reads again, is its own."""
+    """A real engine whose answers are given. What it reads, and reads again, is not."""
 
     def __init__(self, model: Model, *scripts: str) -> None:
         self.n_ctx = model.engine.n_ctx

@@ -214,7 +214,7 @@ with gptoss.spawn(path, n_ctx=2048, rpc=tuple(rpc), disk_cache=False) as server:
 
 
 def test_a_lost_server_ends_only_the_child(gguf: Path, servers: list[RpcServerProcess]) -> None:
-    """The new child finds that the server is not there, and that is what its parent is told."""
+    """The new child finds that the server is not there, and reports this to its parent."""
     lost = servers[0]
     done = run(sys.executable, "-c", SPAWN, gguf, lost.address, str(lost.process.pid))
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""An engine that says what it is told to: conversations are tested without a model."""
+"""An engine whose answers are given: conversations are tested without a model."""
 
 from __future__ import annotations
 
