@@ -1,9 +1,9 @@
 """What llama.cpp would allocate for a model and a context, measured without allocating it.
 
-``python -m gptoss.runtime.engine.buffer_sizes FILE`` reads one JSON object (``EngineSettings``) per
-line and answers each with one (``Buffers``). It runs as a separate process for two reasons: a
-failed ggml assertion aborts the process, and llama.cpp reports these sizes only in its log, which
-is global.
+``python -m gptoss.runtime.engine.buffer_sizes FILE N_VOCAB`` reads one JSON object
+(``EngineSettings``) per line and answers each with one (``Buffers``). It runs as a separate process
+for two reasons: a failed ggml assertion aborts the process, and llama.cpp reports these sizes only
+in its log, which is global.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gptoss.runtime.engine.drafts import BatchCosts
 from gptoss.runtime.engine.settings import EngineSettings
 
 TIMEOUT = 120.0
-"""Seconds; reading the vocabulary of 201,088 tokens takes one."""
+"""Seconds; a model takes less than one."""
 
 CPU = "CPU"
 """The device of all memory that is not a GPU's own."""
@@ -57,16 +57,16 @@ class Buffers:
         return self.kv_full + self.kv_window
 
 
-def measure_buffers(path: Path, settings: Sequence[EngineSettings]) -> list[Buffers]:
+def measure_buffers(path: Path, settings: Sequence[EngineSettings], n_vocab: int) -> list[Buffers]:
     """Measure the buffers in bytes that llama.cpp would allocate for a context on the GGUF
-    ``path``, for each of ``settings``; the weights are not read.
+    ``path`` of ``n_vocab`` tokens, for each of ``settings``; the weights are not read.
 
     Raises EngineError when llama.cpp refuses the file or a context.
     """
     asked = "".join(json.dumps(_measured(it)) + "\n" for it in settings)
     try:
         done = subprocess.run(
-            [sys.executable, "-m", __name__, os.fspath(path)],
+            [sys.executable, "-m", __name__, os.fspath(path), str(n_vocab)],
             input=asked,
             capture_output=True,
             text=True,
@@ -125,8 +125,9 @@ def by_device(buffers: Mapping[str, int], gpus: Sequence[Device]) -> dict[str, i
 class _Measuring:
     """One file in llama.cpp without its weights, loaded anew when the placement changes."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, n_vocab: int) -> None:
         self._path = path
+        self._n_vocab = n_vocab
         self._placement: object = None
         self._gpus: tuple[Device, ...] = ()
         self._model: Any = None
@@ -160,7 +161,7 @@ class _Measuring:
         if self._model:
             lib.llama_model_free(self._model)
         self._gpus = offload_devices(settings)
-        params, kept = model_params(settings, self._gpus)
+        params, kept = model_params(settings, self._gpus, self._n_vocab)
         params.no_alloc = True
         params.load_mode = lib.LLAMA_LOAD_MODE_NONE  # with mmap an assertion fails
         with LOG.collected() as lines:
@@ -176,8 +177,8 @@ class _Measuring:
         self._repacked = bool(_REPACKED.search(text))
 
 
-def _main(path: str) -> None:
-    measuring = _Measuring(path)
+def _main(path: str, n_vocab: int) -> None:
+    measuring = _Measuring(path, n_vocab)
     for line in sys.stdin:
         settings = _read_settings(line)
         try:
@@ -188,4 +189,4 @@ def _main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1])
+    _main(sys.argv[1], int(sys.argv[2]))

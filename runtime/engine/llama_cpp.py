@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from gptoss.errors import InvalidFileError
-from gptoss.formats.gguf import GgufFile
+from gptoss.formats.gguf import GgufFile, StringArray
 from gptoss.runtime.engine.base import EngineError, ForkedProcessError, Logits, Sampler
 from gptoss.runtime.engine.context import Chunk
 from gptoss.runtime.engine.file_stamp import FileStamp
@@ -73,16 +73,18 @@ class LlamaEngine:
         self.settings = settings
         cache = cache or CacheSettings()
         stamp = FileStamp(path)
-        files = _files(path, settings, cache)
+        header = cache.header or _header(path)
+        files = _files(header, settings, cache)
+        n_vocab = None if header is None else _count_tokens(header)
         try:
-            loaded = load(path, settings, progress or (lambda _: None))
+            loaded = load(path, settings, progress or (lambda _: None), n_vocab=n_vocab)
         except BaseException:
             stamp.close()
             raise
         self._context = LlamaContext(loaded)
         self._stamp = stamp
         if settings.repack == "later":
-            self._context.change_over_to(Repacking(path, settings, loaded.stop))
+            self._context.change_over_to(Repacking(path, settings, loaded.stop, n_vocab))
         prefixes = open_cache(cache, files, path.name, self._context.state_format)
         self._scheduler = Scheduler(self._context, settings.n_ctx, settings.draft_costs, prefixes)
         if settings.rpc:
@@ -358,14 +360,30 @@ class LlamaContext:
         return read == len(state)
 
 
-def _files(path: Path, settings: EngineSettings, cache: CacheSettings) -> ModelFiles | None:
+def _header(path: Path) -> GgufFile | None:
+    """Read a GGUF's header; None where it cannot be read: llama.cpp reports why."""
+    try:
+        return GgufFile.open(path)
+    except InvalidFileError:
+        return None
+
+
+def _count_tokens(header: GgufFile) -> int | None:
+    """Return the size of a GGUF's vocabulary; None where it has none: llama.cpp reports that."""
+    tokens = header.metadata.get("tokenizer.ggml.tokens")
+    return len(tokens) if isinstance(tokens, StringArray) else None
+
+
+def _files(
+    header: GgufFile | None, settings: EngineSettings, cache: CacheSettings
+) -> ModelFiles | None:
     """Return the files whose content the disk tier's key covers, before llama.cpp loads them; None
     where there is no such tier, and where they cannot be read: llama.cpp reports why.
     """
-    if cache.folder is None:
+    if cache.folder is None or header is None:
         return None
     try:
-        return ModelFiles(cache.header or GgufFile.open(path), settings.loras)
+        return ModelFiles(header, settings.loras)
     except InvalidFileError:
         return None
 

@@ -60,16 +60,22 @@ class Loaded:
 
 
 def load(
-    path: Path, settings: EngineSettings, progress: Progress, stop: StopFlag | None = None
+    path: Path,
+    settings: EngineSettings,
+    progress: Progress,
+    *,
+    stop: StopFlag | None = None,
+    n_vocab: int | None = None,
 ) -> Loaded:
     """Load a GGUF into llama.cpp and make a context for it, whose decodes ``stop`` stops.
 
-    Raises EngineError, OutOfMemoryError, OptionError for a GPU that is not there, and what
-    ``progress`` raises: the load ends then.
+    With ``n_vocab``, the number of its tokens, llama.cpp builds no vocabulary. Raises EngineError,
+    OutOfMemoryError, OptionError for a GPU that is not there, and what ``progress`` raises: the
+    load ends then.
     """
     gpus = offload_devices(settings)
     loader = _Loader(path, settings, gpus, progress)
-    model = loader.load_model()
+    model = loader.load_model(n_vocab)
     context: Any = None
     try:
         adapters = [loader.load_adapter(model, it.path) for it in settings.loras]
@@ -95,9 +101,11 @@ def offload_devices(settings: EngineSettings) -> tuple[Device, ...]:
     return gpus
 
 
-def model_params(settings: EngineSettings, gpus: Sequence[Device]) -> tuple[Any, list[Any]]:
+def model_params(
+    settings: EngineSettings, gpus: Sequence[Device], n_vocab: int | None = None
+) -> tuple[Any, list[Any]]:
     """Return llama.cpp's parameters for loading a model, and what they point to, to be kept alive
-    while they are used.
+    while they are used. With ``n_vocab`` llama.cpp builds no vocabulary.
     """
     params = lib.llama_model_default_params()
     params.n_gpu_layers = settings.n_gpu_layers
@@ -106,12 +114,30 @@ def model_params(settings: EngineSettings, gpus: Sequence[Device]) -> tuple[Any,
     )
     params.tensor_buft_overrides = ctypes.addressof(overrides)
     kept = [overrides]
+    if n_vocab is not None:
+        overrides = _without_vocabulary(n_vocab)
+        params.kv_overrides = overrides
+        kept.append(overrides)
     if settings.gpus is not None or settings.rpc:
         handles = gpu_handles() | connect([gpu for gpu in gpus if gpu.server])
         listed = (ctypes.c_void_p * (len(gpus) + 1))(*[handles[gpu.name] for gpu in gpus], None)
         params.devices = ctypes.addressof(listed)
         kept.append(listed)
     return params, kept
+
+
+def _without_vocabulary(n_vocab: int) -> Any:
+    """Return metadata for llama.cpp that takes precedence over the file's: that a model has no
+    vocabulary, but ``n_vocab`` tokens.
+
+    For gpt-oss it would build one in a second and 100 MB, and only ids are exchanged with it.
+    """
+    overrides = (lib.llama_model_kv_override * 3)()  # the last one is empty: it ends them
+    overrides[0].tag, overrides[0].key = lib.LLAMA_KV_OVERRIDE_TYPE_STR, b"tokenizer.ggml.model"
+    overrides[0].value.val_str = b"none"
+    overrides[1].tag, overrides[1].key = lib.LLAMA_KV_OVERRIDE_TYPE_INT, b"gpt-oss.vocab_size"
+    overrides[1].value.val_i64 = n_vocab
+    return overrides
 
 
 def context_params(settings: EngineSettings) -> Any:
@@ -148,9 +174,9 @@ class _Loader:
         self._reported = -1.0
         self._cancelled_at = float("inf")
 
-    def load_model(self) -> Any:
-        """Load the GGUF into a ``llama_model`` of llama.cpp; raises EngineError, and what
-        ``progress`` raises.
+    def load_model(self, n_vocab: int | None) -> Any:
+        """Load the GGUF into a ``llama_model`` of llama.cpp, without a vocabulary where ``n_vocab``
+        is given; raises EngineError, and what ``progress`` raises.
         """
         begin = 0.0 if self._copies else 0.9
 
@@ -160,7 +186,7 @@ class _Loader:
 
         if not self._copies:
             self._read_pages(begin)
-        params, kept = model_params(self._settings, self._gpus)
+        params, kept = model_params(self._settings, self._gpus, n_vocab)
         params.progress_callback = lib.llama_progress_callback(advance)
         lib.llama_backend_init()
         loaded: list[Any] = []

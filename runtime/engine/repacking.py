@@ -31,9 +31,12 @@ class _CancelledError(Exception):
 class Repacking:
     """The second load, on a thread of its own, with little claim to the processor."""
 
-    def __init__(self, path: Path, settings: EngineSettings, stop: StopFlag) -> None:
-        """``stop`` will stop the decodes of the new context too."""
+    def __init__(
+        self, path: Path, settings: EngineSettings, stop: StopFlag, n_vocab: int | None
+    ) -> None:
+        """``stop`` will stop the decodes of the new context too. ``n_vocab`` as for ``load``."""
         self._path = path
+        self._n_vocab = n_vocab
         self._settings = replace(settings, repack="now")
         self._stop = stop
         self._cancelled = threading.Event()
@@ -59,7 +62,13 @@ class Repacking:
         if sys.platform == "linux":  # there, a thread has a priority of its own
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
         try:
-            self._ready = load(self._path, self._settings, self._progress, stop=self._stop)
+            self._ready = load(
+                self._path,
+                self._settings,
+                self._progress,
+                stop=self._stop,
+                n_vocab=self._n_vocab,
+            )
         except _CancelledError:
             pass
         except GptossError as error:

@@ -1,6 +1,6 @@
 """The buffers of a context on the CPU by arithmetic: keys and values exactly, the graph from above.
 
-``engine.buffer_sizes`` measures both exactly, which takes a second or more. A load needs that only
+``engine.buffer_sizes`` measures both exactly, in a process of its own. A load needs that only
 where memory is scarce.
 """
 

@@ -29,23 +29,23 @@ def memory_plan(
     CheckpointError or UnsupportedModelError for the model, EngineError when llama.cpp refuses it.
     """
     sizes = ModelSizes.of(Path(model))
-    planner = _planner(Path(model).name, sizes, chats, options)
+    planner, n_vocab = _planner(Path(model).name, sizes, chats, options), sizes.hparams.vocab_size
     with nullcontext(sizes.gguf) if sizes.gguf is not None else sparse_gguf(sizes.hparams) as path:
-        return planner.plan(lambda settings: measure_buffers(path, settings))
+        return planner.plan(lambda settings: measure_buffers(path, settings, n_vocab))
 
 
 def plan_load(path: Path, sizes: ModelSizes, *, chats: int, options: EngineOptions) -> MemoryPlan:
     """Plan the memory of a GGUF that is about to be loaded: by arithmetic where that is enough,
     else as ``memory_plan`` does.
     """
-    planner = _planner(path.name, sizes, chats, options)
+    planner, n_vocab = _planner(path.name, sizes, chats, options), sizes.hparams.vocab_size
     if planner.needs_only_arithmetic:
         plan = planner.plan(
             lambda settings: [estimate_buffers(sizes.hparams, it) for it in settings]
         )
         if plan.verdict is PlanVerdict.FITS:
             return plan
-    return planner.plan(lambda settings: measure_buffers(path, settings))
+    return planner.plan(lambda settings: measure_buffers(path, settings, n_vocab))
 
 
 def _planner(name: str, sizes: ModelSizes, chats: int, options: EngineOptions) -> Planner:

@@ -8,16 +8,21 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
+import llama_cpp.llama_cpp as lib
+import numpy as np
 import pytest
 
 import gptoss
 from gptoss.errors import UnsupportedModelError
 from gptoss.runtime.engine import loader
 from gptoss.runtime.engine.base import ModelFileChangedError, OutOfMemoryError
+from gptoss.runtime.engine.context import Chunk
 from gptoss.runtime.engine.library import LOG
-from gptoss.runtime.engine.llama_cpp import LlamaEngine
+from gptoss.runtime.engine.llama_cpp import LlamaContext, LlamaEngine
 from gptoss.runtime.engine.page_cache import ResidentPages
+from gptoss.runtime.engine.prefix_cache import CacheSettings
 from gptoss.runtime.engine.settings import EngineSettings
 from gptoss.runtime.sampling import constrained
 from gptoss.runtime.sampling.sampler import greedy
@@ -159,6 +164,32 @@ def test_a_file_that_is_replaced_stays_mapped(random_gguf: Path, tmp_path: Path)
     other.replace(path)
     assert list(engine.generate([1, 2], greedy, stop=set(), max_tokens=5)) == before
     engine.close()
+
+
+def test_llama_cpp_builds_no_vocabulary_and_computes_the_same(random_gguf: Path) -> None:
+    """Bit by bit what it computes with one."""
+    settings, rows = EngineSettings(n_ctx=512, n_threads=1), []
+    for n_vocab, kind in ((None, lib.LLAMA_VOCAB_TYPE_BPE), (320, lib.LLAMA_VOCAB_TYPE_NONE)):
+        loaded = loader.load(random_gguf, settings, lambda _: None, n_vocab=n_vocab)
+        assert _vocabulary(loaded.model) == (kind, 320)
+        context = LlamaContext(loaded)
+        assert context.decode([Chunk(0, 0, [1, 319, 7], 1)])
+        rows.append(context.logits(0).copy())
+        context.free()
+    assert np.array_equal(rows[0], rows[1])
+
+
+def test_no_model_is_loaded_with_a_vocabulary(random_gguf: Path, tmp_path: Path) -> None:
+    for cache in (None, CacheSettings(folder=tmp_path)):
+        engine = LlamaEngine(random_gguf, EngineSettings(n_ctx=256, n_threads=1), cache=cache)
+        assert _vocabulary(engine._context._loaded.model)[0] == lib.LLAMA_VOCAB_TYPE_NONE
+        engine.close()
+
+
+def _vocabulary(model: Any) -> tuple[int, int]:
+    """Return the type and the size of the vocabulary that llama.cpp has for a model."""
+    vocabulary = lib.llama_model_get_vocab(model)
+    return lib.llama_vocab_type(vocabulary), lib.llama_vocab_n_tokens(vocabulary)
 
 
 def test_out_of_memory_is_told_with_what_each_device_has() -> None:

@@ -164,8 +164,8 @@ def test_an_adapter_that_is_replaced_during_the_load_saves_no_state(
     cache = CacheSettings(folder=tmp_path / "cache")
     path = write_adapter(tmp_path / "lora.gguf", random_gguf)
 
-    def load(*arguments: Any) -> Loaded:
-        loaded = loader.load(*arguments)
+    def load(*arguments: Any, **options: Any) -> Loaded:
+        loaded = loader.load(*arguments, **options)
         os.utime(path, ns=(1, 1))
         return loaded
 

@@ -73,7 +73,8 @@ def test_the_arithmetic_is_llama_cpps(tiny: Path) -> None:
         for kv_type in kv_types
     ]
     hparams = ModelSizes.of(tiny).hparams
-    for settings, found in zip(asked, measure_buffers(tiny, asked), strict=True):
+    measured = measure_buffers(tiny, asked, hparams.vocab_size)
+    for settings, found in zip(asked, measured, strict=True):
         expected = estimate_buffers(hparams, settings)
         assert found.kv_full == pytest.approx(expected.kv_full, abs=0.01 * MIB), settings
         assert found.kv_window == pytest.approx(expected.kv_window, abs=0.01 * MIB), settings
@@ -85,7 +86,7 @@ def test_the_20b_at_its_longest_context(published: ModelSizes) -> None:
     asked = [EngineSettings(n, n_batch=batch) for n in (131072, 32768) for batch in (512, 128)]
     with sparse_gguf(published.hparams) as path:
         assert bytes_on_disk(path) < 50e6, "a hole, not data"
-        found = measure_buffers(path, asked)
+        found = measure_buffers(path, asked, GPT_OSS_20B.vocab_size)
     assert found[0].kv == pytest.approx(3072 * MIB + 18 * MIB, abs=MIB)
     assert found[2].kv == pytest.approx(768 * MIB + 18 * MIB, abs=MIB)
     for settings, buffers in zip(asked, found, strict=True):
@@ -436,7 +437,7 @@ def test_the_plans_settings_are_the_engines(tiny: Path, monkeypatch: pytest.Monk
     """Little memory: the plan changes the type of keys and values, and the engine has it."""
     sizes = ModelSizes.of(tiny)
     wish = EngineSettings(n_ctx=sizes.hparams.max_position_embeddings)
-    [found] = measure_buffers(tiny, [wish])
+    [found] = measure_buffers(tiny, [wish], sizes.hparams.vocab_size)
     enough = sizes.resident + PROCESS + found.compute["CPU"] + int(found.kv * 0.6)
     monkeypatch.setattr(
         "gptoss.runtime.models.memory.available_memory", lambda: Memory(enough, 2, "machine")
