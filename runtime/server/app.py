@@ -29,6 +29,8 @@ from gptoss.runtime.server.chat_completions.openapi import PATHS as CHAT_PATHS
 from gptoss.runtime.server.completions import endpoint as completions
 from gptoss.runtime.server.completions.openapi import PATHS as COMPLETION_PATHS
 from gptoss.runtime.server.errors import ApiError, api_error, log_failure, not_found
+from gptoss.runtime.server.foreign_paths import said_of_path
+from gptoss.runtime.server.ignored import ignored_header
 from gptoss.runtime.server.model_host import HostState, ModelHost
 from gptoss.runtime.server.models_endpoint import PATHS as MODEL_PATHS
 from gptoss.runtime.server.models_endpoint import ROUTES as MODEL_ROUTES
@@ -163,7 +165,9 @@ async def _preload(models: ModelHost) -> None:
 
 
 class RequestMiddleware:
-    """Gives each request an id, in the response's header ``x-request-id``, and counts it."""
+    """Gives each request an id, in the response's header ``x-request-id``, and counts it. The
+    header ``x-ignored-fields`` names what of the request changed nothing.
+    """
 
     def __init__(self, app: ASGIApp, state: ServerState) -> None:
         self._app = app
@@ -182,7 +186,8 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", identity.encode())]
+                named = [(b"x-request-id", identity.encode()), *ignored_header(scope)]
+                message["headers"] = [*message["headers"], *named]
             await send(message)
 
         try:
@@ -214,7 +219,11 @@ class ErrorMiddleware:
         except Exception as error:
             if scope["type"] != "http":
                 raise
-            found = _router_error(error) if isinstance(error, HTTPException) else api_error(error)
+            found = (
+                _router_error(error, scope["path"])
+                if isinstance(error, HTTPException)
+                else api_error(error)
+            )
             if found.status >= 500 and not isinstance(error, ApiError):
                 log_failure(_log, f"request {scope.get('request_id')}", error)
             if started:
@@ -222,9 +231,9 @@ class ErrorMiddleware:
             await send_error(found, scope, send)
 
 
-def _router_error(error: HTTPException) -> ApiError:
+def _router_error(error: HTTPException, path: str) -> ApiError:
     if error.status_code == 405:
         message, code = "this path does not take that method", "method_not_allowed"
     else:
-        message, code = "no such path", "not_found"
+        message, code = said_of_path(path), "not_found"
     return ApiError(error.status_code, message, code, headers=dict(error.headers or {}))

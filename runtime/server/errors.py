@@ -132,6 +132,8 @@ def error_object(error: ApiError, path: str) -> dict[str, Any]:
             error.status, INVALID_REQUEST if error.status < 500 else "api_error"
         )
         return {"type": "error", "error": {"type": kind, "message": message}}
+    if path.startswith("/api/"):  # Ollama's
+        return {"error": message}
     openai = {
         "message": message,
         "type": error.kind,

@@ -33,8 +33,14 @@ class Fields:
 
     def refuse(self, name: str, why: str) -> None:
         """Raise if a field is given that this server cannot honour."""
-        if self.data.get(name) not in (None, False, [], {}):
+        value = self.data.get(name)
+        if value is not False and value not in (None, [], {}):  # 0 is a value
             raise self.error(name, why, "unsupported_parameter")
+
+    def refuse_all(self, reasons: Mapping[str, str]) -> None:
+        """Raise for the first of some fields that is given; ``reasons`` is why, by the name."""
+        for name, why in reasons.items():
+            self.refuse(name, why)
 
     def error(self, name: str, problem: str, code: str = "invalid_value") -> ApiError:
         """Build the error about one field."""

@@ -54,6 +54,21 @@ _REFUSALS = {
 }
 
 
+def ignored(*names: str) -> dict[str, Schema]:
+    """Return the schemas of fields that are accepted and change nothing."""
+    return {name: {"description": "accepted; it changes nothing here"} for name in names}
+
+
+def refused(reasons: Mapping[str, str]) -> dict[str, Schema]:
+    """Return the schemas of fields that this server cannot honour, by the reason: they may only be
+    empty (see ``Fields.refuse``).
+    """
+    return {
+        name: {"enum": [None, False, [], {}], "description": f"not supported: {why}"}
+        for name, why in reasons.items()
+    }
+
+
 def number(low: float, high: float) -> Schema:
     """Return the schema of a number within a range, or null."""
     return {"type": ["number", "null"], "minimum": low, "maximum": high}

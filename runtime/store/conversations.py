@@ -206,16 +206,17 @@ class Conversations:
 
         self._database.write(delete)
 
-    def delete_entry(self, owner: str, identity: str, entry: str) -> None:
-        """Delete one entry of a conversation by its id; raises NotFoundError."""
+    def delete_entries(self, owner: str, identity: str, entries: Sequence[str]) -> None:
+        """Delete entries of a conversation by their ids; raises NotFoundError if one is missing."""
 
         def delete(connection: sqlite3.Connection) -> None:
             _found(connection, owner, identity)
-            deleted = connection.execute(
-                "DELETE FROM entries WHERE conversation = ? AND id = ?", (identity, entry)
-            )
-            if not deleted.rowcount:
-                raise NotFoundError("no such item in the conversation")
+            for entry in entries:
+                deleted = connection.execute(
+                    "DELETE FROM entries WHERE conversation = ? AND id = ?", (identity, entry)
+                )
+                if not deleted.rowcount:
+                    raise NotFoundError("no such item in the conversation")
             _touch(connection, identity)
 
         self._database.write(delete)

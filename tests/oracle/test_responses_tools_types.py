@@ -11,9 +11,12 @@ from typing import Any
 import httpx
 import pytest
 from openai import AsyncOpenAI
+from openai.types.conversations import ConversationItem, ConversationItemList
 from openai.types.responses import Response, ResponseItem, ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from gptoss.runtime.store.owners import LOCAL_OWNER
+from gptoss.runtime.store.store import Store
 from support.fake_engine import ScriptedEngine
 from support.responses import check_events, events_of
 from support.server import KEY, URL
@@ -27,11 +30,13 @@ from support.server_tools import (
     tool_client,
     tools_of,
 )
+from support.stored_conversation import entries
 
 pytestmark = pytest.mark.oracle
 
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 ITEM: TypeAdapter[Any] = TypeAdapter(ResponseItem)
+CONVERSATION_ITEM: TypeAdapter[Any] = TypeAdapter(ConversationItem)
 
 ANSWER = "<|channel|>final<|message|>205 km【1†L2】.<|return|>"
 OFFERED: list[dict[str, Any]] = [
@@ -95,6 +100,32 @@ async def test_responses_events_and_items(tools: Tools) -> None:
         "mcp_list_tools", "reasoning", "web_search_call", "code_interpreter_call", "mcp_call",
         "message",
     }  # fmt: skip
+
+
+async def test_conversations_of_the_page_and_the_terminal(tools: Tools) -> None:
+    """Listed by the official client, each of the kind that its type says."""
+    with Store(None) as store:
+        made = store.conversations.create(LOCAL_OWNER, entries())
+        async with (
+            tool_client(ScriptedEngine(), tools, store) as http,
+            AsyncOpenAI(
+                base_url=f"{URL}/v1",
+                api_key=KEY,
+                http_client=httpx.AsyncClient(transport=http._transport),  # type: ignore[arg-type]
+            ) as client,
+        ):
+            url = f"/v1/conversations/{made.id}/items?limit=100&order=asc"
+            page = (await http.get(url)).json()
+            ConversationItemList.model_validate(page, strict=True)
+            for item in page["data"]:
+                found = CONVERSATION_ITEM.validate_python(item, strict=True)
+                assert found.type == item["type"]
+                if item["type"] in ("code_interpreter_call", "web_search_call", "mcp_call"):
+                    ITEM.validate_python(item, strict=True)
+            listed = client.conversations.items.list(
+                made.id, order="asc", limit=7, include=["code_interpreter_call.outputs"]
+            )
+            assert [it.id async for it in listed] == [it["id"] for it in page["data"]]
 
 
 @pytest.mark.parametrize("n_tokens", [1, 20, 40, 60, 90, 130, 200, 260])

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import threading
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
 
 from gptoss.runtime.harmony.messages import Function, Namespace
+from gptoss.runtime.server.app import create_app
+from gptoss.runtime.server.security import Access
+from gptoss.runtime.store.store import Store
 from gptoss.runtime.tools.builtin import PYTHON
 from gptoss.runtime.tools.groups import Figure, GroupResult
+from gptoss.runtime.tools.tool_host import ToolHost
+from support.fake_engine import ScriptedEngine
+from support.server import KEY, URL, host_of, lifespan, scripted
 
 
 def png(width: int = 40, height: int = 30, level: int = 200) -> bytes:
@@ -76,3 +87,31 @@ def python_call(code: str) -> str:
 
 def figures(*pictures: bytes, text: str = "", error: bool = False) -> GroupResult:
     return GroupResult(text, error, tuple(Figure(it) for it in pictures))
+
+
+@asynccontextmanager
+async def page_with(
+    host: ToolHost, *turns: str, store: Store | None = None
+) -> AsyncIterator[tuple[httpx.AsyncClient, ScriptedEngine]]:
+    engine = ScriptedEngine(*turns, n_ctx=1_000_000)
+    with host, store or Store(None) as kept:
+        app = create_app(host_of(lambda: scripted(engine)), Access(KEY), kept, tool_host=host)
+        async with (
+            lifespan(app),
+            httpx.AsyncClient(
+                transport=httpx.ASGITransport(app, raise_app_exceptions=False),
+                base_url=URL,
+                headers={"Authorization": f"Bearer {KEY}"},
+            ) as client,
+        ):
+            yield client, engine
+
+
+async def replied(client: httpx.AsyncClient, **body: Any) -> tuple[str, list[dict[str, Any]]]:
+    """Ask, and return the conversation's id and the events of the whole reply."""
+    made = (await client.post("/page/replies", json={"text": "Go on"} | body)).json()
+    response = await client.get(f"/page/replies/{made['reply']}/events")
+    blocks = response.text.split("\n\n")[:-1]
+    return made["conversation"]["id"], [
+        json.loads(it.splitlines()[1].removeprefix("data: ")) for it in blocks
+    ]

@@ -23,11 +23,13 @@ from gptoss.runtime.server.anthropic.blocks import PING, BlockWriter, Written, c
 from gptoss.runtime.server.anthropic.request import (
     MessagesRequest,
     Prompt,
+    ignored_fields,
     read_prompt,
     read_request,
 )
 from gptoss.runtime.server.body import read_object
 from gptoss.runtime.server.errors import ApiError, api_error, error_object, to_json
+from gptoss.runtime.server.ignored import report_ignored
 from gptoss.runtime.server.kept_context import remember_round, whole_conversation
 from gptoss.runtime.server.reply import (
     Reply,
@@ -114,7 +116,9 @@ def stop_reason(done: ReplyDone, *, called: bool) -> tuple[str, str | None]:
 
 async def _create(request: Request) -> Response:
     state = state_of(request)
-    asked = read_request(await read_object(request), beta=_is_beta(request))
+    body = await read_object(request)
+    asked = read_request(body, beta=_is_beta(request))
+    report_ignored(request, body, ignored_fields(body))
     return await answer_or_stream(
         request.receive,
         _start(state, owner_of(request), asked),
@@ -127,7 +131,9 @@ async def _create(request: Request) -> Response:
 
 async def _count_tokens(request: Request) -> Response:
     state = state_of(request)
-    prompt = read_prompt(await read_object(request), beta=_is_beta(request))
+    body = await read_object(request)
+    prompt = read_prompt(body, beta=_is_beta(request))
+    report_ignored(request, body, ignored_fields(body, counted=True))
     async with state.models.lease(prompt.model) as model:
         count = await asyncio.to_thread(_count, state, owner_of(request), prompt, model)
     return JSONResponse({"input_tokens": count})

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from gptoss.runtime.harmony.fields import HARMONY_NAME
 from gptoss.runtime.server.anthropic.messages import MAX_MESSAGES
 from gptoss.runtime.server.anthropic.request import (
     IGNORED,
     MAX_STOP_CHARACTERS,
     MAX_STOP_SEQUENCES,
+    REFUSED,
 )
 from gptoss.runtime.server.anthropic.thinking import EFFORTS, TYPES
-from gptoss.runtime.server.anthropic.tools import MAX_TOOLS
+from gptoss.runtime.server.anthropic.tools import CHOICES, MAX_TOOLS
 from gptoss.runtime.server.fields import MAX_TOKENS
 from gptoss.runtime.server.openapi import (
     ANY_OBJECT,
@@ -21,12 +23,14 @@ from gptoss.runtime.server.openapi import (
     Schema,
     closed,
     having,
+    ignored,
     integer,
     listed,
     nullable,
     number,
     one_of,
     operation,
+    refused,
 )
 
 _BLOCKS = listed(ANY_OBJECT)
@@ -46,13 +50,34 @@ _STOP: Schema = {
     "pattern": r"\S",
 }
 
+_NAME: Schema = {"type": "string", "pattern": f"^{HARMONY_NAME.pattern}$"}
+_TOOL: Schema = {
+    "description": "the client runs it; tools that Anthropic's servers define are refused",
+    "type": "object",
+    "properties": {
+        "type": {"enum": ["custom", None]},
+        "name": _NAME,
+        "description": nullable("string"),
+        "input_schema": ANY_OBJECT,
+    },
+    "required": ["name", "input_schema"],
+}
+_CHOICE: Schema = {
+    "type": "object",
+    "properties": {
+        "type": {"enum": [*CHOICES, "tool"]},
+        "disable_parallel_tool_use": nullable("boolean"),
+    },
+    "required": ["type"],
+}
+
 _PROPERTIES: dict[str, Schema] = {
     "model": {"type": "string", "maxLength": 256},
     "max_tokens": {"type": "integer", "minimum": 0, "maximum": MAX_TOKENS},
     "messages": listed(_MESSAGE, minItems=1, maxItems=MAX_MESSAGES),
     "system": {"anyOf": [nullable("string"), _BLOCKS]},
-    "tools": nullable("array", items=ANY_OBJECT, maxItems=MAX_TOOLS),
-    "tool_choice": nullable("object", properties={"type": TEXT}),
+    "tools": nullable("array", items=_TOOL, maxItems=MAX_TOOLS),
+    "tool_choice": {"anyOf": [{"type": "null"}, _CHOICE]},
     "thinking": nullable("object", properties={"type": {"enum": list(TYPES)}}),
     "output_config": nullable("object", properties={"effort": one_of(*EFFORTS), "format": _FORMAT}),
     "output_format": _FORMAT,
@@ -61,7 +86,8 @@ _PROPERTIES: dict[str, Schema] = {
     "temperature": number(0, 1),
     "top_p": number(0, 1),
     "top_k": integer(0, MAX_TOKENS),
-    **dict.fromkeys(IGNORED, ANYTHING),
+    **ignored(*IGNORED),
+    **refused(REFUSED),
 }
 _COUNTED = {
     **_PROPERTIES,

@@ -1,7 +1,8 @@
 """Reads the body of a request to ``/v1/messages`` or ``/v1/messages/count_tokens``; pure.
 
 Fields that have no meaning here (``metadata``, ``context_management``, ``service_tier``, …) are
-accepted. Unknown ones are refused, as by the API, unless the client asks for beta features.
+accepted, and reported. Unknown ones are refused, as by the API, unless the client asks for beta
+features: then they are reported too.
 """
 
 from __future__ import annotations
@@ -27,13 +28,22 @@ MAX_STOP_SEQUENCES = 64
 MAX_STOP_CHARACTERS = 1000
 
 IGNORED = frozenset({
-    "cache_control", "container", "context_management", "diagnostics", "inference_geo",
-    "mcp_servers", "metadata", "service_tier", "speed", "user_profile_id", "workspace_id",
+    "billing_policy", "cache_control", "container", "context_management", "diagnostics",
+    "fallback_credit_token", "fallbacks", "inference_geo", "metadata", "service_tier", "speed",
+    "user_profile_id", "workspace_id",
 })  # fmt: skip
-_FIELDS = IGNORED | {
+REFUSED = {
+    "compaction": "conversations are not summarised here; send the messages",
+    "mcp_servers": "MCP servers are called in /v1/responses only",
+    "thread": "no threads are kept here; send all messages",
+}
+"""They would change the answer."""
+_READ = {
     *("max_tokens", "messages", "model", "output_config", "output_format", "stop_sequences"),
     *("stream", "system", "temperature", "thinking", "tool_choice", "tools", "top_k", "top_p"),
 }
+_ONLY_OF_REPLIES = {"max_tokens", "stop_sequences", "stream", "temperature", "top_k", "top_p"}
+_FIELDS = IGNORED | REFUSED.keys() | _READ
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +110,16 @@ def _fields(body: Mapping[str, Any], beta: bool) -> Fields:
     fields = Fields(body)
     if not beta:
         fields.refuse_unknown(_FIELDS)
+    fields.refuse_all(REFUSED)
     return fields
+
+
+def ignored_fields(body: Mapping[str, Any], *, counted: bool = False) -> list[str]:
+    """Return the fields of a request that change nothing; ``counted``: where the prompt is only
+    counted.
+    """
+    read = _READ - _ONLY_OF_REPLIES if counted else _READ
+    return [name for name in body if name not in read]
 
 
 def _prompt(fields: Fields, max_tokens: int | None) -> Prompt:

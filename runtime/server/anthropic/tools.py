@@ -20,7 +20,7 @@ from gptoss.runtime.server.fields import Fields
 
 MAX_TOOLS = 1024
 
-_CHOICES = {"auto": ToolChoice.AUTO, "any": ToolChoice.REQUIRED, "none": ToolChoice.NONE}
+CHOICES = {"auto": ToolChoice.AUTO, "any": ToolChoice.REQUIRED, "none": ToolChoice.NONE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +73,11 @@ def read_tool_choice(body: Fields, functions: tuple[Function, ...]) -> Choice:
         return Choice(ToolChoice.AUTO, functions)
     parallel = not given.boolean("disable_parallel_tool_use", default=True)
     given.required("type")
-    kind = given.choice("type", (*_CHOICES, "tool")) or ""
+    kind = given.choice("type", (*CHOICES, "tool")) or ""
     if kind != "tool":
         if kind == "any" and not functions:
             raise given.error("type", "a call is required, but there are no tools")
-        return Choice(_CHOICES[kind], functions, parallel)
+        return Choice(CHOICES[kind], functions, parallel)
     given.required("name")
     name = given.text("name")
     allowed = tuple(function for function in functions if function.name == name)

@@ -16,7 +16,12 @@ from starlette.routing import Route
 from gptoss.runtime.chat.events import StopReason
 from gptoss.runtime.server.body import read_object
 from gptoss.runtime.server.chat_completions.memory import recall, remember
-from gptoss.runtime.server.chat_completions.request import ChatRequest, read_chat_request
+from gptoss.runtime.server.chat_completions.request import (
+    IGNORED,
+    IGNORED_WITHIN,
+    ChatRequest,
+    read_chat_request,
+)
 from gptoss.runtime.server.chat_completions.response import (
     FINGERPRINT,
     ChoiceWriter,
@@ -29,6 +34,7 @@ from gptoss.runtime.server.chat_completions.response import (
     usage_object,
 )
 from gptoss.runtime.server.errors import api_error, error_object, stopping, to_json
+from gptoss.runtime.server.ignored import report_ignored
 from gptoss.runtime.server.reply import Reply, ReplyEvent
 from gptoss.runtime.server.reply_thread import ReplyGroup, start_threads, together
 from gptoss.runtime.server.sse import (
@@ -76,7 +82,9 @@ class _Completion(ReplyGroup):
 
 async def _create(request: Request) -> Response:
     state = state_of(request)
-    asked = read_chat_request(await read_object(request))
+    data = await read_object(request)
+    asked = read_chat_request(data)
+    report_ignored(request, data, (*IGNORED, *IGNORED_WITHIN))
     owner = owner_of(request)
     return await answer_or_stream(
         request.receive,

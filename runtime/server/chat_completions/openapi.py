@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from gptoss.runtime.harmony.fields import HARMONY_NAME
 from gptoss.runtime.sampling.parameters import MAX_TOP_LOGPROBS
 from gptoss.runtime.sampling.stop_strings import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
-from gptoss.runtime.server.chat_completions.request import EFFORTS, IGNORED, MAX_CHOICES
+from gptoss.runtime.server.chat_completions.request import EFFORTS, IGNORED, MAX_CHOICES, REFUSED
 from gptoss.runtime.server.fields import MAX_TOKENS
 from gptoss.runtime.server.openapi import (
-    ANY_OBJECT,
-    ANYTHING,
     TEXT,
     closed,
     having,
+    ignored,
     integer,
     listed,
     nullable,
     number,
     one_of,
     operation,
+    refused,
 )
-from gptoss.runtime.server.responses.tools import MAX_TOOLS
+from gptoss.runtime.server.responses.tools_openapi import CHAT_CHOICE, CHAT_TOOLS
 
 _STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARACTERS}
 
@@ -47,23 +46,6 @@ USAGE = having(
 
 _PART = closed({"type": {"const": "text"}, "text": TEXT}, "type", "text")
 _CONTENT: dict[str, Any] = {"anyOf": [TEXT, listed(_PART)]}
-_NAME = {"type": "string", "pattern": f"^{HARMONY_NAME.pattern}$"}
-_FUNCTION = {
-    "type": "object",
-    "properties": {"name": _NAME, "description": TEXT, "parameters": ANY_OBJECT},
-    "required": ["name"],
-}
-_TOOL: dict[str, Any] = {
-    "anyOf": [
-        closed({"type": {"const": "function"}, "function": _FUNCTION}, "type", "function"),
-        # In full, flat or nested: see the Responses API.
-        {
-            "type": "object",
-            "properties": {"type": {"enum": ["function", "custom", "namespace"]}},
-            "required": ["type"],
-        },
-    ]
-}
 _MESSAGES = listed(
     {
         "anyOf": [
@@ -91,14 +73,8 @@ _BODY = closed(
     {
         "model": nullable("string", maxLength=256),
         "messages": _MESSAGES,
-        "tools": nullable(
-            "array",
-            items=_TOOL,
-            maxItems=MAX_TOOLS,
-        ),
-        "tool_choice": {
-            "anyOf": [one_of("none", "auto", "required"), ANY_OBJECT],
-        },
+        "tools": CHAT_TOOLS,
+        "tool_choice": CHAT_CHOICE,
         "parallel_tool_calls": nullable("boolean"),
         "response_format": nullable("object", properties={"type": TEXT}),
         "reasoning_effort": one_of(*EFFORTS),
@@ -113,7 +89,8 @@ _BODY = closed(
         "top_logprobs": integer(0, MAX_TOP_LOGPROBS),
         "store": nullable("boolean"),
         "modalities": {"enum": [None, [], ["text"]]},
-        **dict.fromkeys(IGNORED, ANYTHING),
+        **ignored(*IGNORED),
+        **refused(REFUSED),
         **SAMPLING_PROPERTIES,
     },
     "messages",

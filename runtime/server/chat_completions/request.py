@@ -43,13 +43,16 @@ reason at all."""
 _MAX_BIASED = 1024
 
 IGNORED = {
-    *("metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier"),
-    *("service_tier", "user", "verbosity"),
+    *("metadata", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
+    *("safety_identifier", "service_tier", "user", "verbosity"),
 }
-_REFUSED = {
+IGNORED_WITHIN = ("stream_options.include_obfuscation",)
+"""Fields within others that change nothing either."""
+REFUSED = {
     "audio": "this model does not speak",
     "functions": "is no longer used; send tools",
     "function_call": "is no longer used; send tool_choice",
+    "moderation": "there is no moderation model here",
     "prediction": "predicted outputs are not supported",
     "web_search_options": "this server does not search the web",
 }
@@ -71,7 +74,7 @@ _KNOWN = {
     ),
     *SAMPLING_FIELDS,
     *IGNORED,
-    *_REFUSED,
+    *REFUSED,
 }
 
 
@@ -104,8 +107,7 @@ def read_chat_request(data: Mapping[str, Any]) -> ChatRequest:
     """
     fields = Fields(data)
     fields.refuse_unknown(_KNOWN)
-    for name, why in _REFUSED.items():
-        fields.refuse(name, why)
+    fields.refuse_all(REFUSED)
     if fields.sequence("modalities") not in (None, [], ["text"]):
         raise fields.error("modalities", "this model gives text only", "unsupported_value")
     effort = read_effort(fields)

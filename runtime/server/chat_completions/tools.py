@@ -23,8 +23,11 @@ from gptoss.runtime.harmony.schema_check import SchemaChecker
 from gptoss.runtime.harmony.text_formats import Lark, Regex, ResponseFormat
 from gptoss.runtime.sampling.grammar import part_of
 
-_RESERVED = (FUNCTIONS, "browser", "python", "assistant", "all")
+RESERVED = (FUNCTIONS, "browser", "python", "assistant", "all")
 """Names that the format gives a meaning of its own."""
+
+SYNTAXES = ("lark", "regex")
+"""Of the grammars of custom tools."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ class _Reader:
 
     def _read_namespace(self, place: FieldPath, declared: Mapping[str, Any]) -> None:
         name = place.at("name").name(declared.get("name"))
-        if name in self.namespaces or name in _RESERVED:
+        if name in self.namespaces or name in RESERVED:
             raise place.at("name").error(f"a second namespace is called {name!r}")
         description = _text(place.at("description"), declared.get("description"))
         inner: dict[str, Function] = {}
@@ -142,13 +145,14 @@ def _custom(place: FieldPath, declared: Mapping[str, Any]) -> Function:
     description = _text(place.at("description"), declared.get("description"))
     wanted: ResponseFormat | None = None
     at = place.at("format")
-    given = at.mapping(declared.get("format") or {"type": "text"})
+    given = declared.get("format")
+    given = {"type": "text"} if given is None else at.mapping(given)
     if given.get("type") == "grammar":
         nested = given.get("grammar")  # Chat Completions nests it once more
         given = nested if isinstance(nested, Mapping) else given
         text = at.at("definition").text(given.get("definition"))
         syntax = at.at("syntax").text(given.get("syntax"))
-        if syntax not in ("lark", "regex"):
+        if syntax not in SYNTAXES:
             raise at.at("syntax").error(f"{syntax[:80]!r}: known are 'lark' and 'regex'")
         wanted = Lark(text) if syntax == "lark" else Regex(text)
         try:

@@ -31,8 +31,14 @@ from gptoss.runtime.server.completions.raw_reply import (
     RawReply,
     RawText,
 )
-from gptoss.runtime.server.completions.request import CompletionRequest, read_completion_request
+from gptoss.runtime.server.completions.request import (
+    IGNORED,
+    IGNORED_WITHIN,
+    CompletionRequest,
+    read_completion_request,
+)
 from gptoss.runtime.server.errors import api_error, error_object, to_json
+from gptoss.runtime.server.ignored import report_ignored
 from gptoss.runtime.server.reply_thread import ReplyGroup, start_threads, together
 from gptoss.runtime.server.sse import (
     COMMENT,
@@ -150,7 +156,9 @@ class _Completion(ReplyGroup):
 
 async def _create(request: Request) -> Response:
     state = state_of(request)
-    asked = read_completion_request(await read_object(request))
+    data = await read_object(request)
+    asked = read_completion_request(data)
+    report_ignored(request, data, (*IGNORED, *IGNORED_WITHIN))
     return await answer_or_stream(
         request.receive,
         _start(state, asked),

@@ -6,17 +6,18 @@ from typing import Any
 
 from gptoss.runtime.server.chat_completions.openapi import SAMPLING_PROPERTIES, USAGE
 from gptoss.runtime.server.chat_completions.request import MAX_CHOICES
-from gptoss.runtime.server.completions.request import IGNORED, MAX_LOGPROBS, MAX_PROMPTS
+from gptoss.runtime.server.completions.request import IGNORED, MAX_LOGPROBS, MAX_PROMPTS, REFUSED
 from gptoss.runtime.server.fields import MAX_TOKENS
 from gptoss.runtime.server.openapi import (
-    ANYTHING,
     TEXT,
     closed,
     having,
+    ignored,
     integer,
     listed,
     nullable,
     operation,
+    refused,
 )
 
 _TOKEN = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
@@ -43,7 +44,8 @@ _BODY = closed(
         "return_token_ids": nullable("boolean"),
         "skip_special_tokens": nullable("boolean"),
         "stop_token_ids": nullable("array", items=_TOKEN),
-        **{name: ANYTHING for name in IGNORED if name != "stream_options"},
+        **ignored(*IGNORED),
+        **refused(REFUSED),
         **SAMPLING_PROPERTIES,
     },
     "prompt",

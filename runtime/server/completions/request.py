@@ -27,17 +27,19 @@ DEFAULT_MAX_TOKENS = 16
 MAX_PROMPTS = 64
 MAX_LOGPROBS = 20
 
-IGNORED = {"user", "add_special_tokens", "stream_options"}
-_REFUSED = {
+IGNORED = {"user", "add_special_tokens"}
+IGNORED_WITHIN = ("stream_options.include_obfuscation",)
+"""Fields within others that change nothing either."""
+REFUSED = {
     "suffix": "this model does not fill gaps",
     "prompt_logprobs": "use echo with logprobs",
 }
 _KNOWN = {
     *("best_of", "echo", "logprobs", "max_tokens", "model", "n", "prompt", "return_token_ids"),
-    *("skip_special_tokens", "stop_token_ids", "stream"),
+    *("skip_special_tokens", "stop_token_ids", "stream", "stream_options"),
     *SAMPLING_FIELDS,
     *IGNORED,
-    *_REFUSED,
+    *REFUSED,
 }
 
 Prompt = str | tuple[int, ...]
@@ -76,8 +78,7 @@ def read_completion_request(data: Mapping[str, Any]) -> CompletionRequest:
     """Read a request's JSON object. Raises ApiError, SamplingError."""
     fields = Fields(data)
     fields.refuse_unknown(_KNOWN)
-    for name, why in _REFUSED.items():
-        fields.refuse(name, why)
+    fields.refuse_all(REFUSED)
     n = fields.integer("n", 1, MAX_CHOICES) or 1
     if (fields.integer("best_of", 1, MAX_CHOICES) or n) != n:
         raise fields.error("best_of", "is not supported; it must be equal to n")
@@ -95,7 +96,7 @@ def read_completion_request(data: Mapping[str, Any]) -> CompletionRequest:
     )
     prompts = read_prompts(fields)
     stream = fields.boolean("stream")
-    options = fields.fields("stream_options") if stream else None
+    options = fields.fields("stream_options")
     return CompletionRequest(
         fields.text("model", 256),
         tuple(
@@ -104,7 +105,7 @@ def read_completion_request(data: Mapping[str, Any]) -> CompletionRequest:
             for i in range(n)
         ),
         stream,
-        options is not None and options.boolean("include_usage"),
+        stream and options is not None and options.boolean("include_usage"),
         echo,
         fields.boolean("return_token_ids"),
         logprobs is not None,

@@ -31,6 +31,7 @@ from starlette.routing import Route
 
 from gptoss import __version__
 from gptoss.runtime.harmony.messages import Effort
+from gptoss.runtime.server.beside import ABOUT, figure_name, read_abouts
 from gptoss.runtime.server.body import read_object
 from gptoss.runtime.server.errors import ApiError, invalid, not_found, to_json
 from gptoss.runtime.server.fields import Fields
@@ -39,7 +40,7 @@ from gptoss.runtime.server.page.files import send_file
 from gptoss.runtime.server.page.groups import described_groups, switched_off
 from gptoss.runtime.server.page.parts import Event
 from gptoss.runtime.server.page.replies import REPLY_ROUTES
-from gptoss.runtime.server.page.stored import ABOUT, figure_name, read_abouts, stored_parts
+from gptoss.runtime.server.page.stored import stored_parts
 from gptoss.runtime.server.page.summaries import described, stored
 from gptoss.runtime.server.state import state_of
 from gptoss.runtime.store.conversations import Conversation

@@ -14,13 +14,14 @@ from starlette.routing import Route
 from gptoss.runtime.chat.chat import Chat
 from gptoss.runtime.chat.settings import Limits, Settings, effort_named
 from gptoss.runtime.harmony.messages import Effort, Message, Role, user
+from gptoss.runtime.server.beside import ABOUT, read_abouts
 from gptoss.runtime.server.body import read_object
 from gptoss.runtime.server.errors import ApiError, invalid, not_found, to_json
 from gptoss.runtime.server.fields import Fields
 from gptoss.runtime.server.page.figures import figure_response
 from gptoss.runtime.server.page.groups import switched_off, toolbox_of
 from gptoss.runtime.server.page.run import PageReply
-from gptoss.runtime.server.page.stored import ABOUT, Finished, entries_of, read_abouts, sources_of
+from gptoss.runtime.server.page.stored import Finished, entries_of, sources_of
 from gptoss.runtime.server.page.summaries import described, stored
 from gptoss.runtime.server.sse import COMMENT, EventStream, with_keep_alive
 from gptoss.runtime.server.state import ServerState, state_of

@@ -1,7 +1,5 @@
-"""A reply's messages in the store, with what the page shows beside them, and back as its parts.
-
-Beside a tool's result are kept ``about`` (a JSON object: ``error``, ``seconds``, ``figures``, their
-number, ``page``, the cursor and address of what the browser has shown), ``figure-0`` and so on.
+"""A reply's messages in the store, with what the page shows beside them (see ``beside``), and back
+as its parts.
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ from typing import Any
 
 from gptoss.runtime.chat.events import ToolFinished
 from gptoss.runtime.harmony.messages import Message, Role, tool_name
+from gptoss.runtime.server.beside import ABOUT, figure_name, n_figures_of, shown_page
 from gptoss.runtime.server.page.calls import call_html, shown_text
 from gptoss.runtime.server.page.figures import MAX_FIGURES, is_showable
 from gptoss.runtime.server.page.markdown import render
@@ -20,8 +19,6 @@ from gptoss.runtime.server.page.parts import Event, kind_of
 from gptoss.runtime.store.conversations import Entry
 from gptoss.runtime.tools.browser.citations import CitedText, cursor_of
 from gptoss.text import printable_lines
-
-ABOUT = "about"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +61,9 @@ def entries_of(
     return entries, attached
 
 
-def figure_name(number: int) -> str:
-    """Return the name of an entry's figure in the store."""
-    return f"figure-{number}"
-
-
 def sources_of(abouts: Iterable[Mapping[str, Any]]) -> dict[int, str]:
     """Return the addresses of the pages that the browser has shown in a conversation, by cursor."""
-    return dict(page for it in abouts if (page := _page(it)) is not None)
-
-
-def read_abouts(entries: Iterable[Entry], stored: Mapping[str, bytes]) -> list[dict[str, Any]]:
-    """Return what is known beside each entry; empty where nothing is, or it cannot be read."""
-    return [_read(stored.get(entry.id)) for entry in entries]
+    return dict(page for it in abouts if (page := shown_page(it)) is not None)
 
 
 def stored_parts(
@@ -93,7 +80,7 @@ def stored_parts(
         if message.role == Role.USER:
             parts.append({"entry": place, "kind": "user", "text": message.text})
         elif message.role == Role.TOOL:
-            page = _page(about)
+            page = shown_page(about)
             sources |= {} if page is None else dict([page])
             figures = f"/page/conversations/{conversation}/figures/{entry.id}/"
             _add_result(parts, message, about, figures)
@@ -133,13 +120,11 @@ def _add_result(
             call = part  # the first of several: results are in the order of the calls
     if call is None:
         return
-    n_figures = about.get("figures")
-    count = n_figures if type(n_figures) is int else 0
     call["result"] = {
         "text": shown_text(message.text),
         "error": about.get("error") is True,
         "seconds": about.get("seconds"),
-        "figures": [f"{figures}{i}" for i in range(min(count, MAX_FIGURES))],
+        "figures": [f"{figures}{i}" for i in range(min(n_figures_of(about), MAX_FIGURES))],
     }
 
 
@@ -149,18 +134,3 @@ def _answers(message: Message, event: ToolFinished) -> bool:
         and tool_name(message.name) == event.name
         and message.text == event.result
     )
-
-
-def _page(about: Mapping[str, Any]) -> tuple[int, str] | None:
-    match about.get("page"):
-        case [int(cursor), str(url)]:
-            return cursor, url
-    return None
-
-
-def _read(data: bytes | None) -> dict[str, Any]:
-    try:
-        read = json.loads(data or b"{}")
-    except (ValueError, RecursionError):
-        return {}
-    return read if isinstance(read, dict) else {}

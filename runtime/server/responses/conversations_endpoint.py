@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from gptoss.runtime.server.beside import ABOUT, About, figure_name, n_figures_of, read_abouts
 from gptoss.runtime.server.body import parse_json, read_body, read_object
 from gptoss.runtime.server.errors import invalid, not_found
 from gptoss.runtime.server.fields import Fields
+from gptoss.runtime.server.page.figures import MAX_FIGURES
 from gptoss.runtime.server.responses.items import ContextItem, messages_from_items
-from gptoss.runtime.server.responses.listing import item_of_entry, listed_items, page_of
+from gptoss.runtime.server.responses.listing import listed_items, page_of
 from gptoss.runtime.server.responses.prepare import context_of_entries, entries_of
-from gptoss.runtime.server.responses.request import read_input, read_metadata
+from gptoss.runtime.server.responses.request import (
+    INCLUDABLE,
+    OUTPUTS,
+    read_input,
+    read_metadata,
+)
+from gptoss.runtime.server.responses.server_items import CODE_CALL, container_of, images
+from gptoss.runtime.server.responses.stored_items import StoredItem, stored_items
 from gptoss.runtime.server.responses.tools import Tools
 from gptoss.runtime.server.state import owner_of, state_of
 from gptoss.runtime.store.conversations import Conversation, Conversations, Entry, Summary
 from gptoss.runtime.store.errors import NotFoundError
+from gptoss.runtime.store.store import Store
 
 MAX_ADDED = 20
 """Items that one request may add; OpenAI's limit."""
@@ -63,7 +75,12 @@ async def _delete(request: Request) -> Response:
 
 
 async def _list_items(request: Request) -> Response:
-    return JSONResponse(page_of(_items((await _load(request)).entries), request.query_params))
+    wanted = _include(request)
+    stored = await _stored(request)
+    page = page_of(_listed(stored.items), request.query_params)
+    if OUTPUTS in wanted:
+        await asyncio.to_thread(stored.add_figures, page["data"])
+    return JSONResponse(page)
 
 
 async def _add_items(request: Request) -> Response:
@@ -71,50 +88,103 @@ async def _add_items(request: Request) -> Response:
     fields = Fields(await read_object(request))
     fields.refuse_unknown(("items", "include"))
     fields.required("items")
-    entries = _new_entries(fields, list(found.entries))
+    entries = _new_entries(fields, list(found.entries), found.id)
     await asyncio.to_thread(
         _conversations(request).append, owner_of(request), _id(request), entries
     )
-    return JSONResponse(page_of(_items(entries), {"order": "asc", "limit": "100"}))
+    added = _listed(stored_items(entries, ""))
+    return JSONResponse(page_of(added, {"order": "asc", "limit": "100"}))
 
 
 async def _get_item(request: Request) -> Response:
     wanted = request.path_params["item_id"]
-    for item in _items((await _load(request)).entries):
+    include = _include(request)
+    stored = await _stored(request)
+    for item in _listed(stored.items):
         if item["id"] == wanted:
+            if OUTPUTS in include:
+                await asyncio.to_thread(stored.add_figures, [item])
             return JSONResponse(item)
     raise not_found("no such item", param="item_id")
 
 
 async def _delete_item(request: Request) -> Response:
-    found = await _load(request)
+    """Delete an item; of a call that ran here, its result too."""
+    found, wanted = await _load(request), request.path_params["item_id"]
+    items = stored_items(found.entries, "")
+    if not any(it.entry.id == wanted and it.item is not None for it in items):
+        raise not_found("no such item", param="item_id")
+    gone = [it.entry.id for it in items if wanted in (it.entry.id, it.call)]
     try:
         await asyncio.to_thread(
-            _conversations(request).delete_entry,
-            owner_of(request),
-            _id(request),
-            request.path_params["item_id"],
+            _conversations(request).delete_entries, owner_of(request), found.id, gone
         )
     except NotFoundError:
         raise not_found("no such item", param="item_id") from None
     return JSONResponse(_object(found.summary))
 
 
-def _new_entries(fields: Fields, before: list[Entry]) -> tuple[Entry, ...]:
-    """Read the ``items`` of a request, which continue the entries ``before``."""
+def _new_entries(fields: Fields, before: list[Entry], identity: str = "") -> tuple[Entry, ...]:
+    """Read the ``items`` of a request, which continue the entries ``before`` of a conversation."""
     fields.sequence("items")  # text alone is for ``input``
     given = read_input(fields, "items")
     if len(given) > MAX_ADDED:
         raise fields.error("items", f"has {len(given)} items; the maximum is {MAX_ADDED}")
-    context = context_of_entries(before)
+    context = context_of_entries(identity, before)
     own = [ContextItem(item, i) for i, item in enumerate(given)]
     read = messages_from_items([*context, *own], Tools(), calls_may_be_open=True)
     listed = listed_items(given, {entry.id for entry in before})
     return entries_of(own, listed, read.messages)
 
 
-def _items(entries: tuple[Entry, ...]) -> list[Mapping[str, Any]]:
-    return [item for entry in entries if (item := item_of_entry(entry)) is not None]
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A conversation's items, and what is known beside its results by the ids of their entries."""
+
+    store: Store
+    owner: str
+    identity: str
+    items: list[StoredItem]
+    abouts: Mapping[str, About]
+
+    def add_figures(self, listed: Sequence[dict[str, Any]]) -> None:
+        """Add the figures of cells that the page has shown to their items; blocks."""
+        results = {it.call: it.entry.id for it in self.items if it.call is not None}
+        for item in listed:
+            about = self.abouts.get(results.get(item["id"], ""), {})
+            if item["type"] == CODE_CALL and about:
+                item["outputs"] += images(self._figures(results[item["id"]], about))
+
+    def _figures(self, entry: str, about: About) -> Iterator[bytes]:
+        for i in range(min(n_figures_of(about), MAX_FIGURES)):
+            with suppress(NotFoundError):
+                yield self.store.attachments.read(self.owner, self.identity, entry, figure_name(i))
+
+
+async def _stored(request: Request) -> _Stored:
+    """Load the items of the conversation that the path names; raises ApiError 404."""
+    found = await _load(request)
+    store, owner = state_of(request).responses.store, owner_of(request)
+    kept = await asyncio.to_thread(store.attachments.named, owner, found.id, ABOUT)
+    ids = [entry.id for entry in found.entries]
+    abouts = dict(zip(ids, read_abouts(found.entries, kept), strict=True))
+    items = stored_items(found.entries, container_of(found.id), abouts)
+    return _Stored(store, owner, found.id, items, abouts)
+
+
+def _listed(items: Sequence[StoredItem]) -> list[dict[str, Any]]:
+    return [it.item for it in items if it.item is not None]
+
+
+def _include(request: Request) -> list[str]:
+    """Read the query's ``include``, which clients write as ``include[]`` too."""
+    query = request.query_params
+    wanted = [*query.getlist("include"), *query.getlist("include[]")]
+    for name in wanted:
+        if name not in INCLUDABLE:
+            problem = f"include: {name[:80]!r} is not supported"
+            raise invalid(problem, "include", "unsupported_value")
+    return wanted
 
 
 async def _load(request: Request) -> Conversation:

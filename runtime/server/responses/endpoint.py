@@ -18,13 +18,20 @@ from gptoss.runtime.harmony.render import render_for_completion
 from gptoss.runtime.server.body import read_object
 from gptoss.runtime.server.errors import api_error, invalid, not_found
 from gptoss.runtime.server.fields import Fields
+from gptoss.runtime.server.ignored import report_ignored
 from gptoss.runtime.server.reply import Reply, ReplyRequest, start_reply
 from gptoss.runtime.server.responses.background import ALIVE_SECONDS
 from gptoss.runtime.server.responses.keeping import remember, written_entries
 from gptoss.runtime.server.responses.listing import page_of
 from gptoss.runtime.server.responses.new_run import new_run, turned_on
 from gptoss.runtime.server.responses.prepare import Prepared, prepare
-from gptoss.runtime.server.responses.request import KNOWN, ResponsesRequest, read_request
+from gptoss.runtime.server.responses.request import (
+    IGNORED,
+    IGNORED_WITHIN,
+    KNOWN,
+    ResponsesRequest,
+    read_request,
+)
 from gptoss.runtime.server.responses.run import ResponseRun, Start
 from gptoss.runtime.server.responses.writer import Event
 from gptoss.runtime.server.sse import EventStream, named_event, unless_disconnected
@@ -43,6 +50,7 @@ async def _create(request: Request) -> Response:
     state, owner = state_of(request), owner_of(request)
     data = await read_object(request)
     asked = await asyncio.to_thread(read_request, data, turned_on(state.tool_host))
+    report_ignored(request, data, (*IGNORED, *IGNORED_WITHIN))
     served = state.models.find(asked.model)
     made = await unless_disconnected(request.receive, _prepare(state, owner, asked, served.id))
     if made is None:

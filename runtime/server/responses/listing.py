@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gptoss.runtime.harmony.messages import FUNCTIONS, Message, Role
 from gptoss.runtime.server.errors import not_found
 from gptoss.runtime.server.fields import Fields
 from gptoss.runtime.server.responses.items import CALLS, OUTPUTS, item_type
@@ -15,10 +14,8 @@ from gptoss.runtime.server.responses.server_items import (
     CODE_CALL,
     LIST_TOOLS,
     MCP_CALL,
-    RESULT,
     SEARCH_CALL,
 )
-from gptoss.runtime.store.conversations import Entry
 from gptoss.runtime.store.owners import new_id
 
 MAX_PAGE = 100
@@ -78,40 +75,6 @@ def _parts(content: object, kind: str) -> list[dict[str, Any]]:
         for part in (parts if isinstance(parts, list) else [])
         if isinstance(part, Mapping)
     ]
-
-
-def item_of_entry(entry: Entry) -> dict[str, Any] | None:
-    """Return a conversation's entry as the API lists it; None for a block of instructions or tools
-    that has no text, and for the result of a call that this server ran.
-    """
-    if is_result(entry):
-        return None
-    if entry.item is not None:
-        return {**entry.item, "id": entry.id}
-    item = _item_of_message(entry.message, entry.call_id or entry.id)
-    return None if item is None else listed_item({**item, "id": entry.id})
-
-
-def is_result(entry: Entry) -> bool:
-    """Report whether an entry is the result of a call that this server ran."""
-    return entry.item is not None and entry.item.get("type") == RESULT
-
-
-def _item_of_message(message: Message, call_id: str) -> dict[str, Any] | None:
-    """Return a harmony message as an item; None if it has no counterpart."""
-    text = message.text
-    if message.role == Role.TOOL:
-        return {"type": "function_call_output", "call_id": call_id, "output": text}
-    if message.role != Role.ASSISTANT:
-        return {"role": message.role.value, "content": text} if text else None
-    if message.recipient is not None:
-        space, _, name = message.recipient.rpartition(".")
-        call = {"type": "function_call", "call_id": call_id, "name": name, "arguments": text}
-        return call if space in ("", FUNCTIONS) else call | {"namespace": space}
-    if message.channel == "analysis":
-        return {"type": "reasoning", "content": [{"type": "reasoning_text", "text": text}]}
-    phase = "final_answer" if message.channel == "final" else "commentary"
-    return {"role": "assistant", "content": text, "phase": phase}
 
 
 def page_of(items: Sequence[Mapping[str, Any]], query: Mapping[str, str]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import cast
@@ -20,6 +19,7 @@ from gptoss.runtime.server.responses.server_items import (
     LIST_TOOLS,
     Include,
     PageOf,
+    container_of,
     pages_in,
 )
 from gptoss.runtime.server.responses.server_tools import McpServer, Turned
@@ -117,7 +117,7 @@ def _container(
         known = item.get("container_id") if item["type"] == CODE_CALL else None
         if isinstance(known, str) and host.is_alive(session_of(owner, known)):
             return known
-    return f"cntr_{hashlib.sha256((prepared.root or identity).encode()).hexdigest()[:48]}"
+    return container_of(prepared.root or identity)
 
 
 def _page_of(browser: Callable[[], Browser | None], pages: Mapping[int, tuple[str, str]]) -> PageOf:

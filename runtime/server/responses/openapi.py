@@ -17,11 +17,13 @@ from gptoss.runtime.server.openapi import (
     Schema,
     closed,
     having,
+    ignored,
     integer,
     listed,
     nullable,
     one_of,
     operation,
+    refused,
 )
 from gptoss.runtime.server.responses.conversations_endpoint import MAX_ADDED
 from gptoss.runtime.server.responses.listing import MAX_PAGE
@@ -31,17 +33,13 @@ from gptoss.runtime.server.responses.request import (
     INCLUDABLE,
     MAX_ITEMS,
     MAX_METADATA,
+    REFUSED,
     SUMMARIES,
 )
 from gptoss.runtime.server.responses.run import FINAL
-from gptoss.runtime.server.responses.tools import MAX_TOOLS
+from gptoss.runtime.server.responses.tools_openapi import RESPONSES_CHOICE, RESPONSES_TOOLS
 
 _ID = nullable("string", maxLength=200)
-_TOOL: Schema = {
-    "type": "object",
-    "properties": {"type": {"type": "string", "maxLength": 128}},
-    "required": ["type"],
-}
 _METADATA = nullable(
     "object",
     additionalProperties=nullable("string", maxLength=512),
@@ -55,8 +53,8 @@ _PROPERTIES: dict[str, Schema] = {
     "instructions": nullable("string"),
     "previous_response_id": _ID,
     "conversation": {"anyOf": [_ID, {"type": "object", "properties": {"id": _ID}}]},
-    "tools": nullable("array", items=_TOOL, maxItems=MAX_TOOLS),
-    "tool_choice": {"anyOf": [one_of("none", "auto", "required"), ANY_OBJECT]},
+    "tools": RESPONSES_TOOLS,
+    "tool_choice": RESPONSES_CHOICE,
     "parallel_tool_calls": nullable("boolean"),
     "max_tool_calls": integer(0, MAX_TOKENS),
     "text": nullable("object", properties={"verbosity": one_of("low", "medium", "high")}),
@@ -76,7 +74,8 @@ _PROPERTIES: dict[str, Schema] = {
     "top_logprobs": integer(0, MAX_TOP_LOGPROBS),
     **{name: it for name, it in SAMPLING_PROPERTIES.items() if name != "stop"},
     **{name: nullable("string", maxLength=1000) for name in ECHOED},
-    **{name: ANYTHING for name in IGNORED if name != "max_tool_calls"},
+    **ignored(*IGNORED),
+    **refused(REFUSED),
 }
 _BODY = closed(_PROPERTIES)
 _COUNTED = closed(_PROPERTIES | {"personality": ANYTHING})

@@ -23,10 +23,11 @@ from gptoss.runtime.server.responses.items import (
     messages_from_items,
     text_of,
 )
-from gptoss.runtime.server.responses.listing import is_result, item_of_entry, listed_items
+from gptoss.runtime.server.responses.listing import listed_items
 from gptoss.runtime.server.responses.request import ResponsesRequest
-from gptoss.runtime.server.responses.server_items import exact_key
+from gptoss.runtime.server.responses.server_items import RESULT, container_of, exact_key
 from gptoss.runtime.server.responses.state import ResponsesState
+from gptoss.runtime.server.responses.stored_items import stored_items
 from gptoss.runtime.server.responses.turn import Approved
 from gptoss.runtime.store.conversations import Entry
 from gptoss.runtime.store.errors import NotFoundError
@@ -149,14 +150,17 @@ def entries_of(
     )
 
 
-def context_of_entries(entries: Sequence[Entry]) -> list[ContextItem]:
-    """Return a stored conversation as items, with the messages that the store has for them."""
+def context_of_entries(identity: str, entries: Sequence[Entry]) -> list[ContextItem]:
+    """Return a stored conversation as items, with the messages that the store has for them;
+    ``identity`` is the conversation's id.
+    """
     context = []
-    for entry in entries:
-        item = entry.item if is_result(entry) else item_of_entry(entry)
+    for it in stored_items(entries, container_of(identity)):
+        message = it.entry.message
+        item = it.item if it.call is None else {"type": RESULT, "call_id": it.call}
         if item is not None:
-            of_model = entry.message.role in (Role.ASSISTANT, Role.TOOL)
-            context.append(ContextItem(item, None, entry.message if of_model else None))
+            of_model = message.role in (Role.ASSISTANT, Role.TOOL)
+            context.append(ContextItem(item, None, message if of_model else None))
     return context
 
 
@@ -168,7 +172,7 @@ def _before(store: Store, owner: str, request: ResponsesRequest) -> _Before:
         except NotFoundError:
             raise not_found("no such conversation", param="conversation") from None
         date = found.summary.settings.get("date") or _day(found.summary.created)
-        items = tuple(context_of_entries(found.entries))
+        items = tuple(context_of_entries(found.id, found.entries))
         return _Before(items, str(date), found.id, len(found.entries))
     if request.previous is None:
         return _Before()

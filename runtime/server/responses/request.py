@@ -55,7 +55,16 @@ IGNORED = frozenset(
         "service_tier",
     ]
 )
-_REFUSED = {
+IGNORED_WITHIN = (
+    "reasoning.context",
+    "reasoning.generate_summary",
+    "reasoning.mode",
+    "reasoning.summary",
+    "stream_options.include_obfuscation",
+    "text.verbosity",
+)
+"""Fields within others that change nothing either."""
+REFUSED = {
     "context_management": "compaction is not supported; use truncation: auto",
     "moderation": "there is no moderation model here",
     "prompt": "prompt templates are not kept here; send the prompt itself",
@@ -97,7 +106,7 @@ _READ = frozenset(
         "truncation",
     ]
 )
-KNOWN = _READ | IGNORED | frozenset(ECHOED) | _REFUSED.keys()
+KNOWN = _READ | IGNORED | frozenset(ECHOED) | REFUSED.keys()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +147,7 @@ def read_request(data: Mapping[str, Any], turned: Turned | None = None) -> Respo
     """
     fields = Fields(data)
     fields.refuse_unknown(KNOWN)
-    for name, why in _REFUSED.items():
-        fields.refuse(name, why)
+    fields.refuse_all(REFUSED)
     tools = read_tools(fields, turned)
     choice, allowed, reported_choice = read_tool_choice(fields, tools)
     effort = read_effort(fields)

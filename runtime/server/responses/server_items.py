@@ -10,9 +10,10 @@ mcp_list_tools           the tools of an MCP server
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +47,9 @@ NO_RESULT = "error: the result of this call is no longer available; repeat the c
 
 Event = dict[str, Any]
 
-_SHOWN = re.compile(r"\[(\d{1,6})\] (.*?)(?: \((\w+://\S+)\))?\n\*\*viewing lines")
+_SHOWN = re.compile(r"\[(\d{1,6})\] (.*?)(?: \((\w+://(?:\S+|[^()\n]+))\))?\n\*\*viewing lines")
+"""Cursor, title and URL of a page as the model sees it: there the URL's escapes are decoded."""
+
 _RUNNING = {CODE_CALL: "interpreting", SEARCH_CALL: "searching", MCP_CALL: "calling"}
 
 
@@ -100,6 +103,22 @@ def mcp_item(called: Called, arguments: str = "", request: str | None = None) ->
     }
 
 
+def item_of_call(called: Called, text: str, container: str, url: str | None) -> dict[str, Any]:
+    """Return the item of a call whose text is complete; ``url`` is that of the page which it has
+    shown.
+    """
+    data = new_item(called, container)
+    if called.kind == ServerKind.PYTHON:
+        data["code"] = text
+    elif called.kind == ServerKind.MCP:
+        data["arguments"] = text.strip() or "{}"
+    else:
+        data["action"] = action_of(called.recipient, text, None)
+        if url is not None and "url" in data["action"]:
+            data["action"]["url"] = url
+    return data
+
+
 def list_item(server: OfferedServer) -> dict[str, Any]:
     """Return the item that lists an MCP server's tools."""
     return {
@@ -142,14 +161,18 @@ def finish(
 
 
 def _outputs(outcome: Outcome, include: Include) -> list[dict[str, Any]]:
-    outputs: list[dict[str, Any]] = [{"type": "logs", "logs": outcome.text}]
+    logs = {"type": "logs", "logs": outcome.text}
+    return [logs, *images(it.png for it in outcome.figures if include.images)]
+
+
+def images(figures: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """Give figures of a call as outputs of its item, up to ``MAX_IMAGE_BYTES``."""
     left = MAX_IMAGE_BYTES
-    for figure in outcome.figures if include.images else ():
-        left -= len(figure.png)
+    for png in figures:
+        left -= len(png)
         if left >= 0:
-            data = base64.b64encode(figure.png).decode()
-            outputs.append({"type": "image", "url": f"data:image/png;base64,{data}"})
-    return outputs
+            data = base64.b64encode(png).decode()
+            yield {"type": "image", "url": f"data:image/png;base64,{data}"}
 
 
 def action_of(recipient: str, text: str, browser: Browser | None) -> dict[str, Any]:
@@ -177,6 +200,13 @@ def _object(text: str) -> Mapping[str, Any]:
 
 
 # Back to harmony
+
+
+def container_of(root: str) -> str:
+    """Return the id of the session of ``python`` that belongs to a conversation, or to a chain of
+    responses, by the id of its beginning.
+    """
+    return f"cntr_{hashlib.sha256(root.encode()).hexdigest()[:48]}"
 
 
 def exact_key(identity: str) -> str:
@@ -275,7 +305,7 @@ def pages_in(messages: Sequence[Message]) -> dict[int, tuple[str, str]]:
         if message.role == Role.TOOL and (message.name or "").startswith(f"{BROWSER.name}."):
             shown = _SHOWN.match(message.text)
             if shown:
-                pages[int(shown[1])] = (shown[2], shown[3] or "")
+                pages[int(shown[1])] = (shown[2], (shown[3] or "").replace(" ", "%20"))
     return pages
 
 

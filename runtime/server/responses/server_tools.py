@@ -34,8 +34,31 @@ KINDS = (CODE_INTERPRETER, MCP, *WEB_SEARCHES)
 MAX_NAMES = 1024
 """Names in a filter of MCP tools."""
 
-_MEMORY = ("1g",)
+MEMORY_LIMITS = ("1g",)
 """What a session of Python has."""
+
+NETWORK_POLICIES = ("disabled", "allowlist")
+CONTEXT_SIZES = ("low", "medium", "high")
+APPROVALS = ("always", "never")
+PYTHON_FIELDS = ("type", "container", "allowed_callers")
+FILTER_FIELDS = ("tool_names", "read_only")
+MAX_CONTAINER = 200
+MAX_LABEL = 64
+MAX_URL = 10_000
+MAX_ABOUT = 4_000
+MAX_CALLERS = 8
+
+REFUSED_OF_CONTAINER = {"file_ids": "no files are kept here; the operator can give folders"}
+REFUSED_OF_SEARCH = {"filters": "pages cannot be filtered here"}
+_CONFIGURED = "the operator's configuration has what the server needs"
+_OPERATORS = "only servers that the operator configured can be called"
+REFUSED_OF_MCP = {
+    "authorization": _CONFIGURED,
+    "headers": _CONFIGURED,
+    "connector_id": _OPERATORS,
+    "tunnel_id": _OPERATORS,
+    "defer_loading": "all tools are offered from the start here",
+}
 
 
 class ServerKind(StrEnum):
@@ -155,11 +178,11 @@ class ServerToolReader:
         self._builtins.append(namespace)
 
     def _read_python(self, tool: Fields) -> None:
-        tool.refuse_unknown(("type", "container", "allowed_callers"))
+        tool.refuse_unknown(PYTHON_FIELDS)
         self._turn_on(tool, CODE_INTERPRETER, PYTHON, "--python")
         _check_callers(tool)
         if isinstance(tool.data.get("container"), str):
-            self._container = tool.text("container", 200)
+            self._container = tool.text("container", MAX_CONTAINER)
             self._container_at = f"{tool.path}.container"
             return
         container = tool.fields("container")
@@ -167,12 +190,10 @@ class ServerToolReader:
             return
         if container.choice("type", ("auto",)) is None:
             raise container.error("type", "is missing", "missing_required_parameter")
-        container.refuse("file_ids", "no files are kept here; the operator can give folders")
-        limit = container.text("memory_limit", 10)
-        if limit is not None and limit not in _MEMORY:
-            raise container.error("memory_limit", f"{limit!r}; a session has 1g here")
+        container.refuse_all(REFUSED_OF_CONTAINER)
+        container.choice("memory_limit", MEMORY_LIMITS)
         policy = container.fields("network_policy")
-        if policy is not None and policy.choice("type", ("disabled", "allowlist")) == "allowlist":
+        if policy is not None and policy.choice("type", NETWORK_POLICIES) == "allowlist":
             raise policy.error("type", "a session has no network here", "unsupported_value")
 
     def _read_search(self, tool: Fields, kind: str) -> str | None:
@@ -182,19 +203,15 @@ class ServerToolReader:
             # Codex sends it with every request, and works without it.
             return "it is not turned on; the server's operator can with --browser"
         self._turn_on(tool, kind, BROWSER, "--browser")
-        tool.refuse("filters", "pages cannot be filtered here")
-        tool.choice("search_context_size", ("low", "medium", "high"))
+        tool.refuse_all(REFUSED_OF_SEARCH)
+        tool.choice("search_context_size", CONTEXT_SIZES)
         tool.mapping("user_location")
         return None
 
     def _read_server(self, tool: Fields) -> None:
-        for name in ("authorization", "headers"):
-            tool.refuse(name, "the operator's configuration has what the server needs")
-        for name in ("connector_id", "tunnel_id"):
-            tool.refuse(name, "only servers that the operator configured can be called")
-        tool.refuse("defer_loading", "all tools are offered from the start here")
+        tool.refuse_all(REFUSED_OF_MCP)
         _check_callers(tool)
-        label = tool.text("server_label", 64)
+        label = tool.text("server_label", MAX_LABEL)
         if not label:
             raise tool.error("server_label", "is missing", "missing_required_parameter")
         server = self._named(tool, label)
@@ -211,7 +228,7 @@ class ServerToolReader:
         wanted = _filtered(tool, "allowed_tools", server.listed)
         listed = tuple(it for it in server.listed if wanted is None or it.name in wanted)
         names = {it.declared for it in listed}
-        about = tool.text("server_description", 4_000) or server.namespace.description
+        about = tool.text("server_description", MAX_ABOUT) or server.namespace.description
         functions = tuple(it for it in server.namespace.functions if it.name in names)
         namespace = Namespace(server.namespace.name, functions, about)
         approvals = frozenset(_approvals(tool, listed))
@@ -222,7 +239,7 @@ class ServerToolReader:
 
     def _named(self, tool: Fields, label: str) -> McpServer:
         """Return the configured server that an entry means; raises ApiError."""
-        url = tool.text("server_url", 10_000)
+        url = tool.text("server_url", MAX_URL)
         known = self._turned.servers()
         for server in known:
             if url is None and label in (server.label, server.namespace.name):
@@ -246,7 +263,7 @@ def _same(url: str, other: str) -> bool:
 
 
 def _check_callers(tool: Fields) -> None:
-    callers = tool.sequence("allowed_callers", 8)
+    callers = tool.sequence("allowed_callers", MAX_CALLERS)
     if callers is not None and "direct" not in callers:
         raise tool.error("allowed_callers", "tools are called by the model directly here")
 
@@ -257,10 +274,10 @@ def _approvals(tool: Fields, listed: Sequence[ListedTool]) -> list[str]:
     """
     given = tool.data.get("require_approval")
     if given is None or isinstance(given, str):
-        never = tool.choice("require_approval", ("always", "never")) == "never"
+        never = tool.choice("require_approval", APPROVALS) == "never"
         return [] if never else [it.declared for it in listed]
     asked = Fields(tool.mapping("require_approval") or {}, f"{tool.path}.require_approval")
-    asked.refuse_unknown(("always", "never"))
+    asked.refuse_unknown(APPROVALS)
     free = _filtered(asked, "never", listed) or set()
     free -= _filtered(asked, "always", listed) or set()
     return [it.declared for it in listed if it.name not in free]
@@ -275,7 +292,7 @@ def _filtered(tool: Fields, name: str, listed: Sequence[ListedTool]) -> set[str]
         return None
     if isinstance(given, Mapping):
         inner = Fields(given, f"{tool.path}.{name}")
-        inner.refuse_unknown(("tool_names", "read_only"))
+        inner.refuse_unknown(FILTER_FIELDS)
         names = _names(inner, "tool_names")
         only = inner.boolean("read_only") if inner.data.get("read_only") is not None else None
         return {

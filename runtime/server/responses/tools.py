@@ -31,7 +31,8 @@ from gptoss.runtime.tools.builtin import BROWSER, PYTHON
 
 MAX_TOOLS = 1024
 
-_OFFERED = ("function", "custom", "namespace")
+OFFERED = ("function", "custom", "namespace")
+"""Kinds of tools that the client runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +179,7 @@ def read_tools(fields: Fields, turned: Turned | None = None) -> Tools:
             raise Fields(kind, f"tools[{i}]").error(
                 "type", "is missing", "missing_required_parameter"
             )
-        if name in _OFFERED:
+        if name in OFFERED:
             offered.append((i, kind))
         elif name in KINDS:
             reason = server_reader.read(Fields(kind, f"tools[{i}]"), name)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
 
 from gptoss.runtime.harmony import messages as m
-from gptoss.runtime.server.app import create_app
+from gptoss.runtime.server.beside import read_abouts
 from gptoss.runtime.server.page.calls import MAX_SHOWN_CHARACTERS, call_html, shown_text
 from gptoss.runtime.server.page.figures import MAX_FIGURE_BYTES, MAX_FIGURES, is_showable
-from gptoss.runtime.server.page.stored import read_abouts, stored_parts
-from gptoss.runtime.server.security import Access
+from gptoss.runtime.server.page.stored import stored_parts
 from gptoss.runtime.store.conversations import Entry
 from gptoss.runtime.store.owners import LOCAL_OWNER
 from gptoss.runtime.store.store import Store
@@ -24,41 +21,20 @@ from gptoss.runtime.tools.browser.citations import CitedText, cursor_of
 from gptoss.runtime.tools.browser.group import BrowserTool
 from gptoss.runtime.tools.browser.search import Hit
 from gptoss.runtime.tools.tool_host import ToolHost
-from support.fake_engine import ScriptedEngine
-from support.page_tools import Cells, Notes, Shared, figures, png, python_call
-from support.server import KEY, URL, host_of, lifespan, scripted
+from support.page_tools import (
+    Cells,
+    Notes,
+    Shared,
+    figures,
+    page_with,
+    png,
+    python_call,
+    replied,
+)
 from support.web import Answer, serve_web
 
 DONE = "<|channel|>final<|message|>done<|return|>"
 SVG = b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>"
-
-
-@asynccontextmanager
-async def page_with(
-    host: ToolHost, *turns: str, store: Store | None = None
-) -> AsyncIterator[tuple[httpx.AsyncClient, ScriptedEngine]]:
-    engine = ScriptedEngine(*turns, n_ctx=1_000_000)
-    with host, store or Store(None) as kept:
-        app = create_app(host_of(lambda: scripted(engine)), Access(KEY), kept, tool_host=host)
-        async with (
-            lifespan(app),
-            httpx.AsyncClient(
-                transport=httpx.ASGITransport(app, raise_app_exceptions=False),
-                base_url=URL,
-                headers={"Authorization": f"Bearer {KEY}"},
-            ) as client,
-        ):
-            yield client, engine
-
-
-async def replied(client: httpx.AsyncClient, **body: Any) -> tuple[str, list[dict[str, Any]]]:
-    """Ask, and return the conversation's id and the events of the whole reply."""
-    made = (await client.post("/page/replies", json={"text": "Go on"} | body)).json()
-    response = await client.get(f"/page/replies/{made['reply']}/events")
-    blocks = response.text.split("\n\n")[:-1]
-    return made["conversation"]["id"], [
-        json.loads(it.splitlines()[1].removeprefix("data: ")) for it in blocks
-    ]
 
 
 def results_of(events: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from gptoss.runtime.server.errors import ApiError
@@ -19,10 +14,8 @@ from gptoss.runtime.server.responses.new_run import turned_on
 from gptoss.runtime.server.responses.request import read_request
 from gptoss.runtime.store.store import Store
 from support.fake_engine import ScriptedEngine
-from support.responses import check_events, events_of
 from support.server_tools import (
     PNG,
-    Server,
     Tools,
     browse,
     cell,
@@ -31,52 +24,20 @@ from support.server_tools import (
     tool_client,
     tools_of,
 )
-
-ANSWER = "<|channel|>final<|message|>It is 4.<|return|>"
-PYTHON: dict[str, Any] = {"type": "code_interpreter", "container": {"type": "auto"}}
-SEARCH: dict[str, Any] = {"type": "web_search"}
-MAIL: dict[str, Any] = {"type": "mcp", "server_label": "mail box", "require_approval": "never"}
-ASK: dict[str, Any] = {"model": "tiny", "input": "2 + 2?", "tools": [PYTHON, SEARCH]}
-CALL = '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"a": 1}<|call|>'
-FUNCTION: dict[str, Any] = {"type": "function", "name": "f", "parameters": {"type": "object"}}
-
-
-@pytest.fixture
-def tools() -> Iterator[Tools]:
-    with tools_of(Server()) as found:
-        yield found
-
-
-async def posted(client: httpx.AsyncClient, **asked: Any) -> dict[str, Any]:
-    response = await client.post("/v1/responses", json=ASK | asked)
-    assert response.status_code == 200, response.text
-    body: dict[str, Any] = response.json()
-    return body
-
-
-async def streamed(client: httpx.AsyncClient, **asked: Any) -> list[dict[str, Any]]:
-    response = await client.post("/v1/responses", json=ASK | asked | {"stream": True})
-    assert response.status_code == 200, response.text
-    events = events_of(response.text)
-    check_events(events)
-    return events
-
-
-async def refused(client: httpx.AsyncClient, **asked: Any) -> dict[str, Any]:
-    response = await client.post("/v1/responses", json=ASK | asked)
-    assert response.status_code == 400, response.text
-    error: dict[str, Any] = response.json()["error"]
-    return error
-
-
-def kinds(body: dict[str, Any]) -> list[str]:
-    return [item["type"] for item in body["output"]]
-
-
-def last_of(engine: ScriptedEngine) -> str:
-    """The last prompt, without the system block."""
-    return engine.prompts[-1].partition("<|start|>user")[2]
-
+from support.tool_requests import (
+    ANSWER,
+    ASK,
+    CALL,
+    FUNCTION,
+    MAIL,
+    PYTHON,
+    SEARCH,
+    kinds,
+    last_of,
+    posted,
+    refused,
+    streamed,
+)
 
 # Python
 
@@ -220,147 +181,6 @@ async def test_a_call_that_the_browser_cannot_do(tools: Tools) -> None:
     assert "error: the host nowhere.example was not found" in engine.prompts[1]
 
 
-# MCP
-
-
-async def test_an_mcp_call(tools: Tools) -> None:
-    engine = ScriptedEngine(
-        mcp_call("mail_box.echo", text="Hi"), mcp_call("mail_box.fail"), ANSWER, ANSWER
-    )
-    async with tool_client(engine, tools) as client:
-        events = await streamed(client, tools=[MAIL])
-        body = events[-1]["response"]
-        later = await posted(client, tools=[MAIL], previous_response_id=body["id"], input="And?")
-    listed, called, failed, _ = body["output"]
-    assert [it["name"] for it in listed["tools"]] == ["echo", "send.mail", "fail"]
-    assert listed["tools"][0]["input_schema"]["type"] == "object"
-    assert (called["server_label"], called["name"]) == ("mail box", "echo")
-    assert (called["arguments"], called["output"]) == ('{"text": "Hi"}', "Hi")
-    assert (called["status"], called["error"]) == ("completed", None)
-    assert failed["status"] == "failed"
-    assert failed["error"]["content"][0]["text"] == "error: no luck"
-    names = [it["type"] for it in events]
-    assert "response.mcp_list_tools.completed" in names
-    assert "response.mcp_call.failed" in names
-    assert "namespace mail_box" in engine.prompts[0]
-    assert kinds(later) == ["message"]  # the list is in the context already
-    assert tools.servers[0].calls == [("mail_box.echo", '{"text": "Hi"}'), ("mail_box.fail", "{}")]
-
-
-@pytest.mark.parametrize("how", ["previous", "stateless", "conversation"])
-@pytest.mark.parametrize("agrees", [True, False])
-async def test_approval(tools: Tools, how: str, agrees: bool) -> None:
-    sent = mcp_call("mail_box.send_mail", text="Hi")
-    engine = ScriptedEngine(thought("Mail.") + sent, ANSWER, ANSWER)
-    asked = {"tools": [{"type": "mcp", "server_label": "mail box"}]}  # approval is the default
-    question: list[Any] = [{"role": "user", "content": "2 + 2?"}]
-    async with tool_client(engine, tools) as client:
-        more: dict[str, Any] = {}
-        if how == "conversation":
-            made = (await client.post("/v1/conversations", json={})).json()
-            more = {"conversation": made["id"]}
-        body = await posted(client, **asked, **more, store=how != "stateless")
-        request = body["output"][-1]
-        assert kinds(body) == ["mcp_list_tools", "reasoning", "mcp_approval_request"]
-        assert (body["status"], request["name"]) == ("completed", "send.mail")
-        assert tools.servers[0].calls == []
-        answer = {
-            "type": "mcp_approval_response",
-            "approval_request_id": request["id"],
-            "approve": agrees,
-        }
-        history = [*question, *body["output"]] if how == "stateless" else []
-        if how == "previous":
-            more = {"previous_response_id": body["id"]}
-        if how == "stateless":
-            more = {"store": False}
-        second = await posted(client, **asked, **more, input=[*history, answer])
-        if how == "previous":
-            more = {"previous_response_id": second["id"]}
-        history += [answer, *second["output"]] if how == "stateless" else []
-        later = [*history, {"role": "user", "content": "Thanks"}]
-        await posted(client, **asked, **more, input=later)
-    refusal = "error: the person did not approve this call; do not repeat it"
-    result = "Hi" if agrees else refusal
-    answered = "<|start|>mail_box.send_mail to=assistant<|channel|>commentary<|message|>"
-    answered += f"{result}<|end|><|start|>assistant"
-    assert engine.prompts[1].endswith(thought("Mail.") + sent + answered)
-    if how == "stateless":  # a finished turn, written again
-        sent = sent.replace("<|channel|>commentary to=mail_box.send_mail",
-                            " to=mail_box.send_mail<|channel|>commentary")  # fmt: skip
-    assert engine.prompts[2].count(sent + answered) == 1
-    wanted = ["mcp_call", "message"] if agrees else ["message"]
-    relisted = ["mcp_list_tools"] if how == "conversation" else []
-    assert kinds(second) == [*relisted, *wanted]
-    if agrees:
-        assert second["output"][len(relisted)]["approval_request_id"] == request["id"]
-    assert tools.servers[0].calls == ([("mail_box.send_mail", '{"text": "Hi"}')] if agrees else [])
-
-
-async def test_a_request_that_nobody_approved(tools: Tools) -> None:
-    engine = ScriptedEngine(mcp_call("mail_box.send_mail", text="Hi"), ANSWER)
-    asked = {"tools": [MAIL | {"require_approval": "always"}]}
-    async with tool_client(engine, tools) as client:
-        body = await posted(client, **asked)
-        await posted(client, **asked, previous_response_id=body["id"], input="Never mind")
-        forged = {"type": "mcp_approval_response", "approval_request_id": "x", "approve": True}
-        error = await refused(client, **asked, input=[forged])
-    assert "the person did not approve this call" in last_of(engine)
-    assert tools.servers[0].calls == []
-    assert error["param"] == "input[0].approval_request_id"
-
-
-@pytest.mark.parametrize(
-    ("approval", "runs"),
-    [
-        ({"never": {"tool_names": ["echo"]}}, True),
-        ({"never": {"read_only": True}}, True),
-        ({"never": {"tool_names": ["fail"]}}, False),
-        ({"always": {"tool_names": ["fail"]}}, False),
-        ({"never": {"tool_names": ["echo"]}, "always": {"read_only": True}}, False),
-        (None, False),
-    ],
-)
-async def test_approval_by_tool(tools: Tools, approval: Any, runs: bool) -> None:
-    engine = ScriptedEngine(mcp_call("mail_box.echo", text="Hi"), ANSWER)
-    async with tool_client(engine, tools) as client:
-        body = await posted(client, tools=[MAIL | {"require_approval": approval}])
-    assert ("mcp_call" in kinds(body)) == runs
-
-
-async def test_servers_are_those_of_the_operator() -> None:
-    dead = Server("dead", is_running=False)
-    remote = Server("remote", "https://mcp.example/sse")
-    engine = ScriptedEngine(*[ANSWER] * 4)
-    with tools_of(Server(), remote, dead) as tools:
-        async with tool_client(engine, tools) as client:
-            for tool, param in (
-                ({"server_label": "other"}, "tools[0].server_label"),
-                ({"server_label": "x", "server_url": "http://127.0.0.1/"}, "tools[0].server_url"),
-                ({"server_label": "remote", "server_url": "https://evil.example"},
-                 "tools[0].server_url"),
-                ({"server_label": "remote", "headers": {"a": "b"}}, "tools[0].headers"),
-                ({"server_label": "remote", "authorization": "t"}, "tools[0].authorization"),
-                ({"server_label": "x", "connector_id": "connector_gmail"},
-                 "tools[0].connector_id"),
-                ({"server_label": "remote", "require_approval": "no"},
-                 "tools[0].require_approval"),
-                ({}, "tools[0].server_label"),
-            ):  # fmt: skip
-                error = await refused(client, tools=[{"type": "mcp", **tool}])
-                assert error["param"] == param, tool
-            own = {"type": "mcp", "server_label": "mine", "server_url": "https://mcp.example/sse/"}
-            body = await posted(client, tools=[own | {"allowed_tools": ["echo"]}])
-            assert body["output"][0]["server_label"] == "mine"
-            assert [it["name"] for it in body["output"][0]["tools"]] == ["echo"]
-            assert "type fail" not in engine.prompts[0]
-            events = await streamed(client, tools=[{"type": "mcp", "server_label": "dead"}])
-            listed = events[-1]["response"]["output"][0]
-            assert listed["tools"] == []
-            assert "not running" in listed["error"]
-            assert "response.mcp_list_tools.failed" in [it["type"] for it in events]
-
-
 # What is not turned on, and choices
 
 
@@ -462,104 +282,6 @@ async def test_a_call_of_the_client_ends_the_response(tools: Tools) -> None:
         "<|start|>functions.f to=assistant<|channel|>commentary<|message|>7<|end|>"
         "<|start|>assistant"
     )
-
-
-# Limits, cancelling, background
-
-
-async def test_calls_beyond_max_tool_calls_are_not_run(tools: Tools) -> None:
-    engine = ScriptedEngine(cell("1"), cell("2"), ANSWER)
-    async with tool_client(engine, tools) as client:
-        body = await posted(client, max_tool_calls=1)
-    assert [it["status"] for it in body["output"]] == ["completed", "failed", "completed"]
-    assert "no more calls can be run" in engine.prompts[2]
-
-
-async def test_endless_calls_end(tools: Tools) -> None:
-    engine = ScriptedEngine(*[cell("1")] * 30)
-    async with tool_client(engine, tools) as client:
-        body = await posted(client)
-    assert (body["status"], body["incomplete_details"]) == (
-        "incomplete", {"reason": "max_output_tokens"}
-    )  # fmt: skip
-    assert 16 <= len(engine.prompts) <= 17
-
-
-async def test_tokens_are_counted_over_all_rounds(tools: Tools) -> None:
-    engine = ScriptedEngine(cell("1"), cell("2"), ANSWER)
-    async with tool_client(engine, tools) as client:
-        body = await posted(client, max_output_tokens=53)
-    assert [it["status"] for it in body["output"]] == ["completed", "incomplete"]
-    assert body["status"] == "incomplete"
-    assert body["usage"]["output_tokens"] == 53
-    assert len(engine.prompts) == 2
-
-
-async def test_a_large_output_is_cut(tools: Tools) -> None:
-    engine = ScriptedEngine(cell("print('x' * 5000)"), ANSWER, n_ctx=8000)
-    async with tool_client(engine, tools) as client:
-        body = await posted(client)
-    assert "[cut here: 5,000 characters" in body["output"][0]["outputs"][0]["logs"]
-    assert len(engine.prompts[1]) < 8000
-
-
-async def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.01)
-
-
-@asynccontextmanager
-async def waiting_cell(tools: Tools, **asked: Any) -> AsyncIterator[tuple[httpx.AsyncClient, str]]:
-    """A client, and the id of a response in the background whose cell runs until cancelled."""
-    engine = ScriptedEngine(cell("wait()"), ANSWER)
-    async with tool_client(engine, tools) as client:
-        body = await posted(client, background=True, **asked)
-        await until(lambda: len(tools.cells) > 1 and tools.cells[-1].waiting.is_set())
-        yield client, body["id"]
-
-
-async def test_cancelling_ends_a_cell(tools: Tools) -> None:
-    async with waiting_cell(tools) as (client, identity):
-        found = (await client.get(f"/v1/responses/{identity}")).json()
-        assert (found["status"], found["output"]) == ("in_progress", [])
-        body = (await client.post(f"/v1/responses/{identity}/cancel")).json()
-        assert body["status"] == "cancelled"
-        assert [it["status"] for it in body["output"]] == ["incomplete"]
-        await until(tools.cells[-1].ended.is_set)
-        resumed = await client.get(f"/v1/responses/{identity}?stream=true&starting_after=0")
-        events = events_of(resumed.text)
-        assert events[0]["sequence_number"] == 1
-        assert events[-1]["type"] == "response.failed"
-
-
-async def test_a_background_response_is_resumed(tools: Tools) -> None:
-    engine = ScriptedEngine(cell("2 + 2"), ANSWER)
-    async with tool_client(engine, tools) as client:
-        begun = await posted(client, background=True)
-        url = f"/v1/responses/{begun['id']}"
-        events = events_of((await client.get(f"{url}?stream=true")).text)
-        body = check_events(events)
-        assert body["status"] == "completed"
-        rest = events_of((await client.get(f"{url}?stream=true&starting_after=5")).text)
-    assert rest == events[6:]
-
-
-async def test_a_client_that_leaves_ends_the_cell(tools: Tools) -> None:
-    engine = ScriptedEngine(cell("wait()"), ANSWER)
-    async with tool_client(engine, tools) as client:
-        asking = asyncio.ensure_future(client.post("/v1/responses", json=ASK))
-        await until(lambda: len(tools.cells) > 1 and tools.cells[-1].waiting.is_set())
-        asking.cancel()
-        await until(tools.cells[-1].ended.is_set)
-    assert len(engine.prompts) == 1
-
-
-async def test_a_server_that_stops_ends_the_cell(tools: Tools) -> None:
-    async with waiting_cell(tools):
-        pass  # the server stops
-    await until(tools.cells[-1].ended.is_set)
 
 
 # What is kept

@@ -105,7 +105,7 @@ def test_branch_truncate_and_delete(store: Store) -> None:
 def test_gaps_left_by_deleted_entries(store: Store) -> None:
     said = entries(*map(m.user, "abcd"))
     made = store.conversations.create(ME, said)
-    store.conversations.delete_entry(ME, made.id, said[1].id)
+    store.conversations.delete_entries(ME, made.id, [said[1].id])
     store.conversations.append(ME, made.id, entries(m.user("e")))
     texts = [it.text for it in store.conversations.load(ME, made.id).messages]
     assert texts == ["a", "c", "d", "e"]
@@ -113,7 +113,7 @@ def test_gaps_left_by_deleted_entries(store: Store) -> None:
     store.conversations.truncate(ME, made.id, 3)
     assert [it.text for it in store.conversations.load(ME, made.id).messages] == ["a", "c", "d"]
     with pytest.raises(NotFoundError):
-        store.conversations.delete_entry(ME, made.id, said[1].id)
+        store.conversations.delete_entries(ME, made.id, [said[1].id])
 
 
 def test_append_to_a_changed_conversation(store: Store) -> None:
@@ -151,7 +151,7 @@ def test_another_owner_finds_nothing(store: Store) -> None:
         lambda: conversations.branch(OTHER, identity, 1),
         lambda: conversations.update(OTHER, identity, title="b"),
         lambda: conversations.delete(OTHER, identity),
-        lambda: conversations.delete_entry(OTHER, identity, made.entries[0].id),
+        lambda: conversations.delete_entries(OTHER, identity, [made.entries[0].id]),
         lambda: conversations.export(OTHER, identity),
         lambda: store.responses.get(OTHER, "resp_1"),
         lambda: store.responses.events(OTHER, "resp_1"),

@@ -1,0 +1,146 @@
+"""Thousands of hostile requests to all JSON endpoints, and several that meet in one object."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from gptoss.runtime.engine.base import Sampler
+from gptoss.runtime.sampling.constrained import TokenMasks
+from support.fake_engine import ScriptedEngine
+from support.generation import FakeGeneration
+from support.malformed import GOOD, MALFORMED
+from support.request_mutations import (
+    CONTROL,
+    OF_CONVERSATIONS,
+    VALID,
+    Attack,
+    attacks,
+)
+from support.server import scripted
+from support.server_tools import Server, cell, mcp_call, tool_client, tools_of
+from support.tokens import byte_tokenizer
+
+ANSWER = "<|channel|>final<|message|>4<|return|>"
+CALL = '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"a": 1}<|call|>'
+TURNS = (
+    ANSWER, ANSWER, CALL, cell("1 + 1"), cell("1 / 0"),
+    mcp_call("mail_box.echo", text=CONTROL), mcp_call("mail_box.fail"),
+)  # fmt: skip
+TOGETHER = 6
+"""Requests under way at a time."""
+
+
+class AnyTurn(ScriptedEngine):
+    """Answers with turns good and malformed, drawn with a seed; keeps nothing."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(n_ctx=200_000)
+        self._rng = random.Random(seed)
+
+    def generate(self, prompt: Sequence[int], sampler: Sampler, **options: Any) -> FakeGeneration:
+        self.prompts.clear()
+        self.generations.clear()
+        self.checkpoints.clear()
+        self.time_limits.clear()
+        turns = TURNS if self._rng.random() < 0.6 else [it.turn for it in (*GOOD, *MALFORMED)]
+        self._scripts = iter([self._rng.choice(turns)])
+        return super().generate(prompt, sampler, **options)
+
+
+def check(attack: Attack, answer: httpx.Response) -> None:
+    """No internal error, nothing of the inside, and JSON or a stream that ends."""
+    assert answer.status_code < 500, (attack, answer.text)
+    assert "Traceback" not in answer.text
+    assert 'File "' not in answer.text
+    if answer.headers["content-type"].startswith("text/event-stream"):
+        for line in answer.text.splitlines():
+            if line.startswith("data: {"):
+                json.loads(line.removeprefix("data: "))
+        assert "internal_error" not in answer.text, attack
+        assert '"code":"server_error"' not in answer.text, (attack, answer.text[-600:])
+    else:
+        body = answer.json()
+        if answer.status_code >= 400:
+            error = body["error"]
+            assert error["message"]
+            assert attack.path.startswith("/v1/messages") or "param" in error
+
+
+async def works(client: httpx.AsyncClient) -> None:
+    asked = {"messages": [{"role": "user", "content": "2 + 2?"}]}
+    assert (await client.post("/v1/chat/completions", json=asked)).status_code == 200
+
+
+async def sent(client: httpx.AsyncClient, attack: Attack) -> int:
+    answer = await client.post(attack.path, content=attack.body, timeout=120)
+    check(attack, answer)
+    if attack.path == "/page/replies" and answer.status_code == 200:  # it may wait for a person
+        await client.post(f"/page/replies/{answer.json()['reply']}/stop", json={})
+    return answer.status_code
+
+
+async def run(client: httpx.AsyncClient, given: Sequence[Attack]) -> Counter[int]:
+    """Send requests, several at a time; count the statuses."""
+    found: Counter[int] = Counter()
+    for i in range(0, len(given), TOGETHER):
+        together = given[i : i + TOGETHER]
+        found.update(await asyncio.gather(*(sent(client, it) for it in together)))
+        await works(client)
+    return found
+
+
+@asynccontextmanager
+async def fuzzed(seed: int) -> AsyncIterator[httpx.AsyncClient]:
+    with tools_of(Server(), with_builtins=True) as tools:
+        engine, masks = AnyTurn(seed), TokenMasks(byte_tokenizer())
+        async with tool_client(engine, tools, make=lambda: scripted(engine, masks)) as client:
+            yield client
+
+
+async def everything(seed: int, number: int) -> Counter[int]:
+    """Requests to all endpoints, then below a conversation."""
+    async with fuzzed(seed) as client:
+        found = await run(client, list(attacks(seed, number)))
+        made = (await client.post("/v1/conversations", json={})).json()["id"]
+        below = {f"/v1/conversations/{made}/{it}".rstrip("/"): body
+                 for it, body in OF_CONVERSATIONS.items()}  # fmt: skip
+        found += await run(client, list(attacks(seed, number // 8, below)))
+        listed = await client.get(f"/v1/conversations/{made}/items?limit=100")
+        assert listed.status_code == 200
+        return found
+
+
+@pytest.mark.parametrize("path", VALID)
+async def test_the_requests_are_valid_to_begin_with(path: str) -> None:
+    async with fuzzed(1) as client:
+        asked = VALID[path]
+        if "logprobs" in asked and "n" in asked and "prompt" in asked:
+            asked = asked | {"echo": False}
+        answer = await client.post(path, json=asked)
+        assert answer.status_code == 200, answer.text
+
+
+async def test_hostile_requests(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        found = await everything(seed=20, number=320)
+    assert [it for it in caplog.records if it.levelno >= logging.ERROR] == []
+    assert found[200] > 20
+    assert found[400] > 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+async def test_many_hostile_requests(seed: int, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        await everything(seed, 2_400)
+    assert [it for it in caplog.records if it.levelno >= logging.ERROR] == []
