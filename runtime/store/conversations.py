@@ -167,8 +167,8 @@ class Conversations:
     ) -> None:
         """Add entries to the end of a conversation; they are on disk when this returns.
 
-        ``expected`` is the length that the caller knows: ConflictError where it is another by now.
-        Raises NotFoundError, StoreFullError.
+        ``expected`` is the length that the caller knows: ConflictError where it is another by now,
+        and where an entry's id is taken. Raises NotFoundError, StoreFullError.
         """
 
         self._database.write(
@@ -308,6 +308,9 @@ class Conversations:
     ) -> None:
         for i, entry in enumerate(entries):
             message = entry.message
+            taken = "SELECT 1 FROM entries WHERE conversation = ? AND id = ?"
+            if connection.execute(taken, (identity, entry.id)).fetchone() is not None:
+                raise ConflictError("two entries of the conversation have one id; load it again")
             connection.execute(
                 "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (

@@ -228,7 +228,7 @@ def _content(place: FieldPath, message: Mapping[str, Any], *, pictures: bool = F
         if pictures and name in _PICTURES:
             texts.append(PICTURE_NOTE)
             continue
-        if name not in _TEXT_PARTS:
+        if not isinstance(name, str) or name not in _TEXT_PARTS:
             raise at.at("type").error(f"{str(name)[:80]!r}: this model reads text only")
         key = _TEXT_PARTS[name]
         texts.append(at.at(key).text(part.get(key)))

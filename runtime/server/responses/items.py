@@ -397,7 +397,8 @@ class _Reader:
     def _settle_approvals(self, position: int) -> None:
         for later in range(position, len(self.items) if self._requests else 0):
             item = self.items[later].item
-            known = item.get("approval_request_id") in self._requests
+            wanted = item.get("approval_request_id")
+            known = isinstance(wanted, str) and wanted in self._requests
             if item_type(item) == APPROVAL_RESPONSE and known:
                 self._approval_response(self.items[later], self.items[later].fields)
                 self._early.add(later)

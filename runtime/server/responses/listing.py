@@ -59,7 +59,9 @@ def listed_items(items: Sequence[Mapping[str, Any]], taken: set[str]) -> list[di
     """
     listed = []
     for item in items:
-        new = listed_item({**item, "id": None} if item.get("id") in taken else item)
+        new = listed_item(item)
+        if new["id"] in taken:
+            new = listed_item({**item, "id": None})
         taken.add(new["id"])
         listed.append(new)
     return listed

@@ -69,7 +69,7 @@ def new_run(
         Include(OUTPUTS in asked.include, SOURCES in asked.include),
         _page_of(browser, pages) if with_browser or pages else None,
     )
-    listed_before = {it.get("server_label") for it in prepared.context if it["type"] == LIST_TOOLS}
+    listed_before = [it.get("server_label") for it in prepared.context if it["type"] == LIST_TOOLS]
     return ResponseRun(
         asked,
         model_id,

@@ -18,6 +18,8 @@ from gptoss.runtime.server.errors import invalid, not_found
 from gptoss.runtime.server.reply import ReplyRequest
 from gptoss.runtime.server.responses.context import beginning_of, gives_date, truncated
 from gptoss.runtime.server.responses.items import (
+    CALLS,
+    OUTPUTS,
     ContextItem,
     item_type,
     messages_from_items,
@@ -143,7 +145,7 @@ def entries_of(
             if it.index in by_index
             else developer(text_of(it.fields, "content")),
             id=item["id"],
-            call_id=item.get("call_id"),
+            call_id=item.get("call_id") if item_type(item) in (*CALLS, *OUTPUTS) else None,
             item=item,
         )
         for it, item in zip(own, listed, strict=True)

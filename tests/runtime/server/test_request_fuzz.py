@@ -63,7 +63,7 @@ def check(attack: Attack, answer: httpx.Response) -> None:
     assert "Traceback" not in answer.text
     assert 'File "' not in answer.text
     if answer.headers["content-type"].startswith("text/event-stream"):
-        for line in answer.text.splitlines():
+        for line in answer.text.split("\n"):
             if line.startswith("data: {"):
                 json.loads(line.removeprefix("data: "))
         assert "internal_error" not in answer.text, attack
@@ -136,6 +136,21 @@ async def test_hostile_requests(caplog: pytest.LogCaptureFixture) -> None:
     assert [it for it in caplog.records if it.levelno >= logging.ERROR] == []
     assert found[200] > 20
     assert found[400] > 100
+
+
+async def test_items_with_one_id_at_once() -> None:
+    """Both may have found the id free: one of them is refused, nothing is lost."""
+    async with fuzzed(1) as client:
+        made = (await client.post("/v1/conversations", json={})).json()["id"]
+        url = f"/v1/conversations/{made}/items"
+        item = {"role": "user", "content": "Hi", "id": "msg_same"}
+        answers = await asyncio.gather(
+            *(client.post(url, json={"items": [item, item]}) for _ in range(8))
+        )
+        statuses = Counter(it.status_code for it in answers)
+        assert statuses.keys() <= {200, 409}
+        listed = (await client.get(f"{url}?limit=100")).json()["data"]
+        assert len(listed) == len({it["id"] for it in listed}) == 2 * statuses[200]
 
 
 @pytest.mark.slow
