@@ -34,7 +34,8 @@ Logits = NDArray[np.float32]
 
 Sampler = Callable[[Logits], int]
 """Draws the next token id. The array is the engine's own memory: valid during the call only.
-It is called on the engine's thread, up to 16 tokens ahead of the reader."""
+It is called on the engine's threads, once at a time, up to 16 tokens ahead of the reader; and at
+the same time as other requests' samplers, with which it must not share what it changes."""
 
 N_BATCH = 512
 """Tokens decoded in one call; the window layers' memory is 128 + this."""

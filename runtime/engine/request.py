@@ -25,8 +25,10 @@ from gptoss.runtime.engine.prefix_cache import Fetch
 AHEAD = 16
 """Tokens sampled before the reader has taken the first of them; then its sequence pauses."""
 
-HANDOVER_SECONDS = 0.02
-"""Tokens that come faster are handed over together: to wake a reader takes as long as to sample."""
+HANDOVER_SECONDS = 1 / 30
+"""Tokens that come faster are handed over together, those of all sequences at once. To wake a
+reader, and to send what it makes of the tokens, stops a decode that uses all processors; and no eye
+sees more than so many changes a second."""
 
 POLL_SECONDS = 0.5
 """A wait without a limit cannot be interrupted by Ctrl-C on every system."""
@@ -88,7 +90,6 @@ class Request:
         self.items: SimpleQueue[list[int] | PromptProgress | _End] = SimpleQueue()
         self.kept: list[int] = []
         """Tokens sampled and not handed over yet."""
-        self.handed_over_at = 0.0
         self.cancelled = False
         self.paused = False
         self.ended = False
@@ -152,19 +153,21 @@ class Request:
         return bool(self.drafted)
 
     def send(self, token: int) -> bool:
-        """Keep a token for the reader of this request, and hand over what is kept if it is time;
-        return whether the token must be the last.
-        """
-        now = time.perf_counter()
+        """Keep a token for the reader of this request; return whether it must be the last."""
         if self.n_sent == 0:
-            self.first_token_seconds = now - self.queued_at
+            self.first_token_seconds = time.perf_counter() - self.queued_at
         self.target.append(token)
         self.n_sent += 1
         self.kept.append(token)
-        if now - self.handed_over_at >= HANDOVER_SECONDS or len(self.kept) >= AHEAD // 2:
-            self.handed_over_at = now
-            self.hand_over()
         return token in self.stop or self.n_sent == self.max_tokens
+
+    @property
+    def is_awaited(self) -> bool:
+        """Report whether the reader of this request should have what is kept for it at once: its
+        first token, or as many as it may lag behind before its sequence pauses, nearly.
+        """
+        n = len(self.kept)
+        return n >= AHEAD // 2 or n == self.n_sent > 0
 
     def hand_over(self) -> None:
         """Give the reader of this request the tokens that were kept for it."""
@@ -183,6 +186,21 @@ class Request:
             self.ended = True
             self.hand_over()
             self.items.put(_End(error))
+
+
+class Handover:
+    """When the tokens that the scheduler keeps go to their readers."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def hand_over_if_due(self, requests: Sequence[Request]) -> None:
+        """Hand over what is kept for all of these requests, if it is time or one is awaited."""
+        now = time.perf_counter()
+        if now - self._last >= HANDOVER_SECONDS or any(it.is_awaited for it in requests):
+            self._last = now
+            for request in requests:
+                request.hand_over()
 
 
 @dataclass(frozen=True, slots=True)

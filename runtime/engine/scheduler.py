@@ -17,11 +17,12 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
+from functools import partial
 
+from gptoss.runtime.engine.admission import Admission
 from gptoss.runtime.engine.base import (
     EngineClosedError,
     EngineError,
@@ -31,12 +32,18 @@ from gptoss.runtime.engine.base import (
     Sampler,
 )
 from gptoss.runtime.engine.batch import MIN_CHUNK, next_chunk, plan_batch
+from gptoss.runtime.engine.batch_sampling import BatchSampler, Drawn, draw_tokens
 from gptoss.runtime.engine.context import Chunk, Context
 from gptoss.runtime.engine.drafts import BatchCosts
 from gptoss.runtime.engine.kv_reuse import Stream
 from gptoss.runtime.engine.prefix_cache import PrefixCache
-from gptoss.runtime.engine.request import POLL_SECONDS, Request, ScheduledGeneration, check_prompt
-from gptoss.runtime.engine.shared_prefix import awaits_prefix
+from gptoss.runtime.engine.request import (
+    POLL_SECONDS,
+    Handover,
+    Request,
+    ScheduledGeneration,
+    check_prompt,
+)
 from gptoss.runtime.engine.stream_pool import StreamPool
 
 MAX_WAITING = 256
@@ -63,17 +70,17 @@ class Scheduler:
         self._context = context
         self._draft_costs = draft_costs
         self._pool = StreamPool(context, context.n_streams, cache)
-        self._streams = self._pool.streams
-        self._waiting: deque[Request] = deque()
-        self._active: list[Request] = []
+        # Reentrant: a garbage collection in this thread may drop, so cancel, another request.
+        self._changed = threading.Condition(threading.RLock())
+        self._requests = Admission(self._pool, self._changed, self.wake)
+        self._sampler = BatchSampler(n_ctx, context.n_vocab)
+        self._handover = Handover()
         self._decoding: list[Request] = []  # those in the batch that runs now
         self._closing = False
         self._failure: EngineError | None = None
         """Why this thread is stuck in the context, and perhaps holds the lock."""
         self._prefill_rate = MIN_CHUNK / STALL_SECONDS  # tokens per second, as measured so far
         self._pid = os.getpid()
-        # Reentrant: a garbage collection in this thread may drop, so cancel, another request.
-        self._changed = threading.Condition(threading.RLock())
         self._thread = threading.Thread(target=self._run, name="gptoss-engine", daemon=True)
         self._thread.start()
 
@@ -101,11 +108,11 @@ class Scheduler:
                 raise failure
             if self._closing:
                 raise EngineClosedError("the engine has been closed")
-            if len(self._waiting) >= MAX_WAITING:
+            if len(self._requests.waiting) >= MAX_WAITING:
                 raise QueueFullError(
                     f"{MAX_WAITING} requests are waiting for the model already; try again later"
                 )
-            self._waiting.append(request)
+            self._requests.waiting.append(request)
             self._changed.notify_all()
         return ScheduledGeneration(request, self, owner)
 
@@ -159,7 +166,7 @@ class Scheduler:
         """
         self._failure = error
         with self._entered():
-            for request in (*self._active, *self._waiting):
+            for request in self._requests:
                 request.end(error)
 
     @contextmanager
@@ -182,12 +189,12 @@ class Scheduler:
         error: BaseException | None = None
         try:
             while self._wait_for_work():
-                if self._is_idle:
+                if self._requests.is_idle:
                     self._pool.write_idle()
                     continue
-                self._arrange()
-                if len(self._active) == 1 and not self._waiting and self._active[0].is_generating:
-                    self._generate_alone(self._active[0])
+                self._requests.arrange()
+                if (request := self._requests.only_generating) is not None:
+                    self._generate_alone(request)
                     continue
                 chunks = self._plan()
                 if chunks and self._may_decode():
@@ -199,10 +206,9 @@ class Scheduler:
             with self._changed:
                 self._closing = True
                 closed = error or EngineClosedError("the engine was closed")
-                for request in (*self._active, *self._waiting):
-                    request.end(closed)
-                self._active, self._decoding = [], []
-                self._waiting.clear()
+                self._requests.end_all(closed)
+                self._decoding = []
+            self._sampler.close()
             try:
                 if error is None:
                     self._pool.close()
@@ -214,57 +220,12 @@ class Scheduler:
         enough to write to disk; return False when the engine is closing.
         """
         with self._changed:
-            while not (self._closing or self._has_work()):
-                seconds = self._pool.idle_seconds if self._is_idle else POLL_SECONDS
-                if not self._changed.wait(seconds) and self._is_idle:
+            while not (self._closing or self._requests.has_work()):
+                is_idle = self._requests.is_idle
+                seconds = self._pool.idle_seconds if is_idle else POLL_SECONDS
+                if not self._changed.wait(seconds) and self._requests.is_idle:
                     break
             return not self._closing
-
-    @property
-    def _is_idle(self) -> bool:
-        return not (self._active or self._waiting)
-
-    def _has_work(self) -> bool:
-        # Each one is asked: asking also says whether it pauses in the next batch.
-        paused = [it.must_pause() and not it.cancelled for it in self._active]
-        if not all(paused):
-            return True
-        first = self._next_waiting()
-        if first is None or first.is_fetching:
-            return False
-        return len(self._active) < len(self._streams) or any(paused)
-
-    def _next_waiting(self) -> Request | None:
-        """Return the first request in the scheduler's queue, skipping those whose reader has
-        stopped reading and those whose prefix is just being decoded for another.
-        """
-        return next(
-            (
-                it
-                for it in self._waiting
-                if not it.must_pause() and not awaits_prefix(it, self._active, self._streams)
-            ),
-            None,
-        )
-
-    def _arrange(self) -> None:
-        """Drop cancelled requests and give waiting ones a stream, before the scheduler plans a
-        batch. Copying takes time, so the lock is not held.
-        """
-        for request in [it for it in self._active if it.cancelled]:
-            self._finish(request)
-        while self._waiting:
-            with self._changed:
-                self._waiting = deque(it for it in self._waiting if not it.cancelled)
-                first = self._next_waiting() if self._has_room() else None
-            if first is None or not self._admit(first):
-                return
-            with self._changed:
-                self._waiting.remove(first)
-
-    def _has_room(self) -> bool:
-        """Report whether the scheduler has a stream for one more request."""
-        return len(self._active) < len(self._streams) or any(it.must_pause() for it in self._active)
 
     def _may_decode(self) -> bool:
         """Report whether the scheduler may decode the planned batch: no request in it was cancelled
@@ -276,61 +237,10 @@ class Scheduler:
             self._context.clear_abort()
             return True
 
-    def _admit(self, request: Request) -> bool:
-        """Give a waiting request one of the scheduler's streams, if necessary that of a request
-        whose reader has stopped reading.
-        """
-        busy = {it.stream for it in self._active}
-        idle = [it for it in self._streams if it not in busy]
-        paused = next((it for it in self._active if it.must_pause()), None)
-        if not (idle or paused) or not self._has_fetched(request):
-            return False
-        if paused is not None and not idle:
-            idle = [self._take_stream(paused)]
-        request.stream, reused = self._pool.occupy(request.target, idle, request.fetch)
-        request.fetch, request.looked_up = None, False
-        if request.n_sent == 0:
-            request.reused = reused
-            request.queued_seconds = time.perf_counter() - request.queued_at
-            request.items.put(PromptProgress(reused, request.n_prompt, reused))
-        self._active.append(request)
-        return True
-
-    def _has_fetched(self, request: Request) -> bool:
-        """Look for a saved state that helps a waiting request; return False while it is being read,
-        after which this thread is woken.
-        """
-        while not request.looked_up or (request.fetch is not None and request.fetch.failed):
-            request.looked_up = True
-            request.fetch = self._pool.fetch(request.target, request.fetch, self.wake)
-        return not request.is_fetching
-
-    def _take_stream(self, request: Request) -> Stream:
-        """Take the stream from a request that is not being read, and put the request at the end of
-        the scheduler's queue.
-        """
-        stream = request.stream
-        assert stream is not None  # noqa: S101 active requests have one
-        stream.save_snapshot()
-        request.stream = None
-        with self._changed:
-            self._active.remove(request)
-            self._waiting.append(request)
-        return stream
-
-    def _finish(self, request: Request, error: BaseException | None = None) -> None:
-        """End a request in the scheduler; its stream keeps its tokens for later prompts."""
-        with self._changed:
-            self._active.remove(request)
-            request.end(error)
-            if request.stream is not None and error is None and not request.cancelled:
-                request.stream.save_snapshot()
-            request.stream = None
-
     def _plan(self) -> list[Chunk]:
         """Plan the scheduler's next batch from its active requests."""
         most_beside = int(self._prefill_rate * STALL_SECONDS)
-        planned = plan_batch(self._active, self._context.n_batch, most_beside)
+        planned = plan_batch(self._requests.active, self._context.n_batch, most_beside)
         self._decoding = [request for request, _ in planned]
         if planned and not planned[-1][0].is_generating:
             for request in self._decoding:  # the next token of those that generate may take a while
@@ -344,7 +254,7 @@ class Scheduler:
         times as long as it seems: here is as little as can be.
         """
         while not (
-            self._waiting or self._closing or request.cancelled or request.must_pause()
+            self._requests.waiting or self._closing or request.cancelled or request.must_pause()
         ) and (stream := request.stream):
             if self._draft_costs is not None and self._look_up_draft(request, self._draft_costs):
                 self._decoding = [request]
@@ -358,15 +268,19 @@ class Scheduler:
                 whole = self._context.decode([Chunk(stream.number, len(stream.tokens), tokens, 1)])
             except EngineError as error:
                 stream.clear()
-                self._finish(request, error)
+                self._requests.finish(request, error)
                 return
             if not whole:
                 stream.drop_undecoded(tokens)
                 self._may_decode()  # an abort that was meant for an earlier batch is over
                 return
             stream.tokens += tokens
-            self._sample(request, stream, 0)
+            drawn = draw_tokens(request, partial(self._context.logits, 0), self.n_ctx)
             request.generate_seconds += time.perf_counter() - begun
+            if drawn.error is not None or drawn.is_last:
+                self._requests.finish(request, drawn.error)
+                return
+            self._handover.hand_over_if_due((request,))
 
     def _look_up_draft(self, request: Request, costs: BatchCosts) -> bool:
         """Look up what is likely to follow in the reply of a request that runs alone: with others
@@ -376,6 +290,7 @@ class Scheduler:
         return request.look_up_draft(costs, room)
 
     def _step(self, chunks: list[Chunk]) -> None:
+        """Decode a batch, and draw the next tokens of those whose logits it gives."""
         begun = time.perf_counter()
         requests = self._decoding
         try:
@@ -384,12 +299,35 @@ class Scheduler:
             for request in requests:
                 if request.stream is not None:
                     request.stream.clear()
-                self._finish(request, error)
+                self._requests.finish(request, error)
             return
         finally:
             with self._changed:
                 self._decoding = []
-        prefilled = 0
+        were_generating = [it.is_generating for it in requests]
+        drawn = self._after_decode(requests, chunks, whole=whole)
+        seconds = time.perf_counter() - begun
+        for request, was_generating in zip(requests, were_generating, strict=True):
+            if was_generating:
+                request.generate_seconds += seconds
+            else:
+                request.prompt_seconds += seconds
+        for request, it in drawn:
+            if it.is_last or it.error is not None:
+                self._requests.finish(request, it.error)
+        self._handover.hand_over_if_due(self._requests.active)
+        lengths = (len(it.tokens) for it in chunks)
+        prefilled = sum(n for n, it in zip(lengths, were_generating, strict=True) if not it)
+        if whole and prefilled >= MIN_CHUNK:
+            self._prefill_rate += 0.5 * (prefilled / max(1e-6, seconds) - self._prefill_rate)
+
+    def _after_decode(
+        self, requests: list[Request], chunks: list[Chunk], *, whole: bool
+    ) -> list[tuple[Request, Drawn]]:
+        """Note what a decode has put into the streams, and draw; ``whole`` is False when it was
+        aborted.
+        """
+        wanted: list[tuple[Request, int]] = []
         for i, (request, chunk) in enumerate(zip(requests, chunks, strict=True)):
             stream = request.stream
             assert stream is not None  # noqa: S101 active requests have one
@@ -399,18 +337,27 @@ class Scheduler:
             was_generating = request.is_generating
             stream.tokens.extend(chunk.tokens)
             if not was_generating:
-                prefilled += len(chunk.tokens)
                 self._after_prompt_chunk(request, stream)
             if chunk.n_logits:
-                self._sample(request, stream, i)
-            seconds = time.perf_counter() - begun
-            if was_generating:
-                request.generate_seconds += seconds
-            else:
-                request.prompt_seconds += seconds
-        if prefilled >= MIN_CHUNK:
-            rate = prefilled / max(1e-6, time.perf_counter() - begun)
-            self._prefill_rate += 0.5 * (rate - self._prefill_rate)
+                wanted.append((request, i))
+        if wanted and wanted[0][0].drafted:  # only a request that runs alone has a draft
+            return [(requests[0], self._draw_draft(requests[0]))]
+        asked = [request for request, _ in wanted]
+        try:
+            rows = [self._context.logits(i) for _, i in wanted]
+        except EngineError as error:
+            return [(request, Drawn(is_last=False, error=error)) for request in asked]
+        return list(zip(asked, self._sampler.draw(asked, rows), strict=True))
+
+    def _draw_draft(self, request: Request) -> Drawn:
+        """Draw the tokens that a request's draft holds true, and one more."""
+        stream, n_sent = request.stream, request.n_sent
+        assert stream is not None  # noqa: S101 active requests have one
+        drawn = draw_tokens(request, partial(self._context.logits, 0), self.n_ctx)
+        stream.drop_rejected(len(request.target) - 1)
+        if request.drafter is not None:
+            request.drafter.record(len(request.drafted), max(0, request.n_sent - n_sent - 1))
+        return drawn
 
     def _after_prompt_chunk(self, request: Request, stream: Stream) -> None:
         done = len(stream.tokens)
@@ -418,25 +365,3 @@ class Scheduler:
             self._pool.save_snapshot(stream, shared=done == request.shared_end)
         if request.n_sent == 0:
             request.items.put(PromptProgress(done, request.n_prompt, request.reused))
-
-    def _sample(self, request: Request, stream: Stream, index: int) -> None:
-        """Sample a scheduled request's next tokens, as many as its draft holds true and one more;
-        end the request after its last token.
-        """
-        n_sent, is_last = request.n_sent, False
-        error: BaseException | None = None
-        try:
-            for row, drafted in enumerate((*request.drafted, None)):
-                if request.cancelled:
-                    break
-                token = request.sampler(self._context.logits(index, row))
-                is_last = request.send(token) or len(request.target) > self.n_ctx
-                if is_last or token != drafted:
-                    break
-        except BaseException as raised:
-            error = raised
-        if request.drafted and request.drafter is not None:
-            stream.drop_rejected(len(request.target) - 1)
-            request.drafter.record(len(request.drafted), max(0, request.n_sent - n_sent - 1))
-        if error is not None or is_last:
-            self._finish(request, error)

@@ -25,6 +25,8 @@ class EventPipe(Generic[T]):
         self._items: list[T] = []
         self._room = threading.Condition()
         self._ready = asyncio.Event()
+        self._silent = False
+        """The time that ``take_within`` waits has passed."""
         self._ended = False
         self._error: BaseException | None = None
         self._left = False
@@ -54,21 +56,39 @@ class EventPipe(Generic[T]):
 
     async def take(self) -> list[T]:
         """Return the items that have come, at least one; an empty list at the end."""
-        while True:
-            with self._room:
-                items, self._items = self._items, []
-                self._ready.clear()
-                ended, error = self._ended, self._error
-                self._room.notify()
-            if items:
-                if ended:
-                    self._ready.set()
-                return items
-            if error is not None:
-                raise error
-            if ended:
-                return []
+        while (items := self._take()) is None:
             await self._ready.wait()
+        return items
+
+    async def take_within(self, seconds: float) -> list[T] | None:
+        """Return what ``take`` returns, None when nothing came for so many seconds."""
+        if (items := self._take()) is not None:
+            return items
+        self._silent = False
+        timer = self._loop.call_later(seconds, self._be_silent)
+        try:
+            while (items := self._take()) is None and not self._silent:
+                await self._ready.wait()
+        finally:
+            timer.cancel()
+        return items
+
+    def _take(self) -> list[T] | None:
+        """Return what ``take`` returns; None when nothing has come."""
+        with self._room:
+            items, self._items = self._items, []
+            self._ready.clear()
+            ended, error = self._ended, self._error
+            self._room.notify()
+        if items:
+            return items
+        if error is not None:
+            raise error
+        return [] if ended else None
+
+    def _be_silent(self) -> None:
+        self._silent = True
+        self._ready.set()
 
     def leave(self) -> None:
         """Take nothing more: the thread does not wait for room from now on. Callable anywhere."""

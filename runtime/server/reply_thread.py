@@ -10,8 +10,8 @@ import asyncio
 import secrets
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Sequence
+from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -26,6 +26,7 @@ from gptoss.runtime.engine.base import (
 from gptoss.runtime.server.errors import retry_later
 from gptoss.runtime.server.event_pipe import EventPipe
 from gptoss.runtime.server.model_host import Lease, ModelHost
+from gptoss.runtime.server.sse import KEEP_ALIVE_SECONDS, with_keep_alive
 
 E = TypeVar("E")
 T = TypeVar("T", bound="ReplyThread[Any]")
@@ -85,12 +86,23 @@ async def start_threads(
     return replies
 
 
-async def together(replies: Sequence[ReplyThread[E]]) -> AsyncIterator[tuple[int, list[E]]]:
-    """Give the batches of several replies as they come, each with its reply's index."""
+async def together(
+    replies: Sequence[ReplyThread[E]], seconds: float = KEEP_ALIVE_SECONDS
+) -> AsyncGenerator[tuple[int, list[E]] | None]:
+    """Give the batches of several replies as they come, each with its reply's index; None whenever
+    none came for so many seconds.
+    """
     if len(replies) == 1:
-        async for batch in replies[0].batches():
-            yield 0, batch
+        async with aclosing(replies[0].batches_or_silence(seconds)) as own:
+            async for batch in own:
+                yield None if batch is None else (0, batch)
         return
+    async with aclosing(with_keep_alive(_merged(replies), seconds)) as merged:
+        async for item in merged:
+            yield item
+
+
+async def _merged(replies: Sequence[ReplyThread[E]]) -> AsyncGenerator[tuple[int, list[E]]]:
     batches: asyncio.Queue[tuple[int, list[E]] | Exception | None] = asyncio.Queue(1)
 
     async def read(index: int, reply: ReplyThread[E]) -> None:
@@ -193,6 +205,13 @@ class ReplyThread(ABC, Generic[E]):
         write.
         """
         while batch := await self.pipe.take():
+            yield batch
+
+    async def batches_or_silence(self, seconds: float) -> AsyncGenerator[list[E] | None]:
+        """Iterate over what ``batches`` gives; give None whenever nothing came for so many
+        seconds.
+        """
+        while (batch := await self.pipe.take_within(seconds)) is None or batch:
             yield batch
 
     async def __aiter__(self) -> AsyncIterator[E]:

@@ -105,7 +105,7 @@ def conversations(engine: LlamaEngine) -> list[Conversation]:
     prefix = np.random.default_rng(99).integers(0, 250, 500).tolist()
     conversations = [Conversation(seed, prefix) for seed in range(24)]
     for conversation in conversations:
-        for stream in engine._scheduler._streams:  # at rest between requests
+        for stream in engine._scheduler._pool.streams:  # at rest between requests
             stream.clear()
         conversation.learn(engine)
     return conversations
@@ -142,7 +142,7 @@ def test_many_threads(engine: LlamaEngine, conversations: list[Conversation]) ->
 def at_rest(engine: LlamaEngine) -> bool:
     """Wait until nothing runs or waits."""
     deadline = time.monotonic() + 60
-    while engine._scheduler._active or engine._scheduler._waiting:
+    while engine._scheduler._requests.active or engine._scheduler._requests.waiting:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     return True

@@ -63,7 +63,7 @@ def scratch(random_gguf: Path) -> Iterator[Any]:
     engine = LlamaEngine(random_gguf, EngineSettings(n_ctx=N_CTX, n_threads=1))
 
     def logits(prompt: Sequence[int]) -> Row:
-        for stream in engine._scheduler._streams:  # at rest between requests
+        for stream in engine._scheduler._pool.streams:  # at rest between requests
             stream.clear()
         fed = feed(engine, prompt)
         assert fed.timings.reused_tokens == 0
@@ -514,9 +514,9 @@ def test_cancel_stops_a_prompt(slow_engine: LlamaEngine, scratch: Any) -> None:
         if step.done > 0:
             generation.cancel()
     assert generation.timings.generated_tokens == 0
-    while slow_engine._scheduler._active:  # its reader does not wait for the last batch
+    while slow_engine._scheduler._requests.active:  # its reader does not wait for the last batch
         time.sleep(0.01)
-    [stream] = slow_engine._scheduler._streams
+    [stream] = slow_engine._scheduler._pool.streams
     decoded = len(stream.tokens)
     assert 0 < decoded < 16_000
     again = feed(slow_engine, prompt[: decoded + 5])

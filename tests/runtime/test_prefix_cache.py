@@ -78,7 +78,7 @@ def scratch(random_gguf: Path) -> Iterator[Callable[[Sequence[int]], Row]]:
     )
 
     def logits(prompt: Sequence[int]) -> Row:
-        for stream in engine._scheduler._streams:  # at rest between requests
+        for stream in engine._scheduler._pool.streams:  # at rest between requests
             stream.clear()
         fed = feed(engine, prompt)
         assert fed.timings.reused_tokens == 0

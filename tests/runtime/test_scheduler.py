@@ -98,7 +98,7 @@ def test_a_prefix_that_requests_share_is_decoded_once(start: Start, cancel_first
     asked = [submit(scheduler, [*prefix, 3], n=1) for _ in range(4)]
     asked.append(submit(scheduler, [*prefix, 5, 6, 7], n=1))
     if cancel_first:
-        until(lambda: bool(scheduler._active))
+        until(lambda: bool(scheduler._requests.active))
         asked.pop(0).cancel()
     gate.set()
     with ThreadPoolExecutor(5) as pool:
@@ -153,7 +153,7 @@ def test_a_reader_that_stops_reading_pauses_only_itself(start: Start) -> None:
     slow = submit(scheduler, [1], n=500)
     next(slow)
     assert len(list(submit(scheduler, [200], n=300))) == 300
-    [request] = scheduler._active
+    [request] = scheduler._requests.active
     assert request.n_sent in (AHEAD, AHEAD + 1)  # one was read, perhaps before it paused
     assert [next(slow) for _ in range(499)] == [(2 + k) % 900 for k in range(1, 500)]
 
@@ -214,7 +214,7 @@ def test_a_full_queue(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Event()
     scheduler = start(FakeContext(n_streams=1, before_decode=waiting_for(gate)))
     asked = [submit(scheduler, [1])]
-    until(lambda: bool(scheduler._active))
+    until(lambda: bool(scheduler._requests.active))
     asked += [submit(scheduler, [1]) for _ in range(3)]
     with pytest.raises(QueueFullError, match="3 requests are waiting for the model already"):
         submit(scheduler, [1])
@@ -329,7 +329,7 @@ def test_a_time_limit(start: Start, n_streams: int) -> None:
     got: list[int] = []
     with pytest.raises(TimeLimitError, match=r"took longer than 1 s; \d+ tokens"):
         got.extend(first)
-    until(lambda: not scheduler._active and not scheduler._waiting)
+    until(lambda: not scheduler._requests.active and not scheduler._requests.waiting)
     assert list(second) == list(first) == []
     in_time = scheduler.submit([1], greedy, stop=set(), max_tokens=3, time_limit=60)
     assert list(in_time) == [2, 3, 4]
@@ -359,8 +359,8 @@ def test_cancels_at_random_moments(start: Start) -> None:
 
     with ThreadPoolExecutor(12) as pool:
         list(pool.map(one, rng.integers(0, 2**31, 300).tolist()))
-    until(lambda: not scheduler._active)
-    assert not scheduler._waiting
+    until(lambda: not scheduler._requests.active)
+    assert not scheduler._requests.waiting
 
 
 def test_a_context_that_never_returns(start: Start) -> None:

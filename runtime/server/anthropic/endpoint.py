@@ -42,7 +42,6 @@ from gptoss.runtime.server.reply import (
 from gptoss.runtime.server.sse import (
     answer_or_stream,
     named_event,
-    with_keep_alive,
 )
 from gptoss.runtime.server.state import ServerState, owner_of, state_of
 
@@ -190,7 +189,7 @@ async def _stream(state: ServerState, answer: _Answer) -> AsyncIterator[bytes]:
     try:
         async with (
             answer.reply as reply,
-            aclosing(with_keep_alive(reply.batches(), PING_SECONDS)) as batches,
+            aclosing(reply.batches_or_silence(PING_SECONDS)) as batches,
         ):
             async for batch in batches:
                 if batch is None:

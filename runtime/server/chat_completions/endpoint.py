@@ -42,7 +42,6 @@ from gptoss.runtime.server.sse import (
     DONE,
     answer_or_stream,
     data_event,
-    with_keep_alive,
 )
 from gptoss.runtime.server.state import ServerState, owner_of, state_of
 
@@ -145,7 +144,7 @@ async def _stream(state: ServerState, completion: _Completion) -> AsyncIterator[
             for index in range(len(completion.replies))
         ]
         yield b"".join(opening)
-        async for batch in with_keep_alive(together(completion.replies)):
+        async for batch in together(completion.replies):
             if batch is None:
                 yield COMMENT
                 continue

@@ -45,7 +45,6 @@ from gptoss.runtime.server.sse import (
     DONE,
     answer_or_stream,
     data_event,
-    with_keep_alive,
 )
 from gptoss.runtime.server.state import ServerState, state_of
 
@@ -204,7 +203,7 @@ async def _whole(state: ServerState, completion: _Completion) -> bytes:
 async def _stream(state: ServerState, completion: _Completion) -> AsyncIterator[bytes]:
     openings = {i: completion.opening(i) for i in range(len(completion.replies))}
     try:
-        async for batch in with_keep_alive(together(completion.replies)):
+        async for batch in together(completion.replies):
             if batch is None:
                 yield COMMENT
                 continue

@@ -190,7 +190,7 @@ class ResponseRun:
             reply.cancel()
         async with (
             reply,
-            aclosing(with_keep_alive(reply.batches(), PROGRESS_SECONDS)) as batches,
+            aclosing(reply.batches_or_silence(PROGRESS_SECONDS)) as batches,
         ):
             async for batch in batches:
                 if batch is None:
