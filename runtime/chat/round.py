@@ -8,9 +8,9 @@ that the model wrote.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from gptoss.formats.harmony_tokens import ENDS_OF_REPLY
 from gptoss.runtime.chat.events import ReasoningClosed, TextLogprobs
@@ -21,6 +21,7 @@ from gptoss.runtime.engine.base import (
     Generation,
     PromptProgress,
     Sampler,
+    Step,
     TimeLimitError,
     Timings,
 )
@@ -250,14 +251,26 @@ class Round:
         """Give the events of the started generation and return how it ended. Closing the iterator
         cancels the generation and keeps the message that it was in. Raises EngineError.
         """
-        generation, sampler = self._generation, self._constrained
-        if generation is None:
+        reading = self.read(self.generation.steps())
+        return (yield from cast("Generator[RoundEvent, None, End]", reading))  # no step is None
+
+    @property
+    def generation(self) -> Generation:
+        """Return the started generation."""
+        if self._generation is None:
             raise RuntimeError("the round has not been started")
+        return self._generation
+
+    def read(self, steps: Iterator[Step | None]) -> Generator[RoundEvent | None, None, End]:
+        """Give what ``events`` gives, from the steps of the started generation; a None of them is
+        passed on: its reader has nothing to read yet, and does not wait.
+        """
+        generation, sampler = self.generation, self._constrained
         parser, end, n = Parser(self._runner.tokenizer), End.CUT, 0
         announced = sampler is None
         try:
-            for step in generation.steps():
-                if isinstance(step, PromptProgress):
+            for step in steps:
+                if step is None or isinstance(step, PromptProgress):
                     yield step
                     continue
                 if sampler and sampler.closed and not announced and n >= sampler.closed_at:

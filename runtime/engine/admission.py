@@ -126,7 +126,7 @@ class Admission:
         if request.n_sent == 0:
             request.reused = reused
             request.queued_seconds = time.perf_counter() - request.queued_at
-            request.items.put(PromptProgress(reused, request.n_prompt, reused))
+            request.put(PromptProgress(reused, request.n_prompt, reused))
         self.active.append(request)
         return True
 

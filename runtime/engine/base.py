@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,6 +134,10 @@ class PromptProgress:
     reused: int
 
 
+Step = int | PromptProgress
+"""A token id, or how far the prompt has been read."""
+
+
 class Generation(Protocol):
     """One request's tokens, an iterator for one reader.
 
@@ -146,7 +150,7 @@ class Generation(Protocol):
 
     def __next__(self) -> int: ...
 
-    def steps(self) -> Iterator[int | PromptProgress]:
+    def steps(self) -> Iterator[Step]:
         """Iterate over the token ids that any engine generates, preceded by ``PromptProgress``
         while it reads the prompt.
         """
@@ -167,6 +171,21 @@ class Generation(Protocol):
 
     def close(self) -> None:
         """Cancel a request, whichever engine runs it, since nobody reads its tokens any more."""
+        ...
+
+
+@runtime_checkable
+class ListenedGeneration(Protocol):
+    """A generation that can be read without waiting, by an event loop."""
+
+    def listen(self, ready: Callable[[], None]) -> None:
+        """Let ``ready`` be called, from any thread, whenever there is more to read; before the
+        first step is read.
+        """
+        ...
+
+    def steps_so_far(self) -> Iterator[Step | None]:
+        """Iterate over what ``Generation.steps`` gives, and give None instead of waiting."""
         ...
 
 

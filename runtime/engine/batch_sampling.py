@@ -57,9 +57,11 @@ class BatchSampler:
     def draw(self, requests: Sequence[Request], rows: Sequence[Logits]) -> list[Drawn]:
         """Draw one token of each request from its row of logits; none has a draft."""
 
+        def draw_one(request: Request, row: Logits) -> Drawn:
+            return draw_tokens(request, lambda _: row, self._n_ctx)
+
         def draw(some: slice) -> list[Drawn]:
-            pairs = zip(requests[some], rows[some], strict=True)
-            return [draw_tokens(it, lambda _, row=row: row, self._n_ctx) for it, row in pairs]
+            return list(map(draw_one, requests[some], rows[some]))
 
         if not self._is_parallel or len(requests) < 2:
             return draw(slice(None))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -15,6 +15,7 @@ from gptoss.runtime.engine.base import (
     PromptProgress,
     PromptTooLongError,
     Sampler,
+    Step,
     TimeLimitError,
     Timings,
 )
@@ -88,6 +89,8 @@ class Request:
         """A saved state for this prompt was looked for."""
         self.fetch: Fetch | None = None
         self.items: SimpleQueue[list[int] | PromptProgress | _End] = SimpleQueue()
+        self.ready: Callable[[], None] = lambda: None
+        """Called after each of them."""
         self.kept: list[int] = []
         """Tokens sampled and not handed over yet."""
         self.cancelled = False
@@ -172,20 +175,25 @@ class Request:
     def hand_over(self) -> None:
         """Give the reader of this request the tokens that were kept for it."""
         if self.kept:
-            self.items.put(self.kept)
+            self.put(self.kept)
             self.kept = []
+
+    def put(self, item: list[int] | PromptProgress | _End) -> None:
+        """Give the reader of this request one more item."""
+        self.items.put(item)
+        self.ready()
 
     def cancel(self) -> None:
         """Let the reader of this request get no more tokens."""
         self.cancelled = True
-        self.items.put(_End())
+        self.put(_End())
 
     def end(self, error: BaseException | None = None) -> None:
         """Tell the reader of this scheduled request, once, that no more tokens come."""
         if not self.ended:
             self.ended = True
             self.hand_over()
-            self.items.put(_End(error))
+            self.put(_End(error))
 
 
 class Handover:
@@ -256,7 +264,7 @@ class ScheduledGeneration:
             if not isinstance(item, PromptProgress):
                 return item
 
-    def steps(self) -> Iterator[int | PromptProgress]:
+    def steps(self) -> Iterator[Step]:
         """Iterate over the tokens and prompt progress that the scheduler's thread queued for this
         request; implements ``base.Generation.steps``.
         """
@@ -266,7 +274,27 @@ class ScheduledGeneration:
             except StopIteration:
                 return
 
-    def _next(self) -> int | PromptProgress:
+    def listen(self, ready: Callable[[], None]) -> None:
+        """Let the scheduler's thread call ``ready`` with each item; implements
+        ``base.ListenedGeneration.listen``.
+        """
+        self._request.ready = ready
+        ready()  # for what is there already
+
+    def steps_so_far(self) -> Iterator[Step | None]:
+        """Iterate over what is queued for this request; implements
+        ``base.ListenedGeneration.steps_so_far``.
+        """
+        while True:
+            try:
+                yield self._next(waits=False)
+            except Empty:
+                yield None
+            except StopIteration:
+                return
+
+    def _next(self, *, waits: bool = True) -> Step:
+        """Return the next step; raises StopIteration at the end, and Empty instead of waiting."""
         request = self._request
         while not self._over:
             if self._ready and not request.cancelled:
@@ -276,7 +304,7 @@ class ScheduledGeneration:
                 if request.paused and request.n_sent - request.n_read <= AHEAD // 2:
                     self._queue.wake()
                 return token
-            item = self._wait_for_item()
+            item = self._wait_for_item() if waits else self._item_so_far()
             if isinstance(item, _End):
                 self._over = True
                 if item.error is not None:
@@ -298,6 +326,14 @@ class ScheduledGeneration:
             self._queue.check_process()
             self._require_time()
             return None
+
+    def _item_so_far(self) -> list[int] | PromptProgress | _End:
+        """Return what the scheduler's thread has put into the queue; raises Empty."""
+        try:
+            return self._request.items.get_nowait()
+        except Empty:
+            self._require_time()
+            raise
 
     def _require_time(self) -> None:
         """Cancel this scheduled request and raise TimeLimitError once its time limit has passed,

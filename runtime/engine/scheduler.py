@@ -364,4 +364,4 @@ class Scheduler:
         if done in request.checkpoints or done == request.n_prompt:
             self._pool.save_snapshot(stream, shared=done == request.shared_end)
         if request.n_sent == 0:
-            request.items.put(PromptProgress(done, request.n_prompt, request.reused))
+            request.put(PromptProgress(done, request.n_prompt, request.reused))

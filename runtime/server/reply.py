@@ -30,13 +30,13 @@ reader that leaves its ``async for`` early must call ``close``, which never wait
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
 from gptoss.runtime.chat.events import ReasoningClosed, StopReason, TextLogprobs
 from gptoss.runtime.chat.model import Model
 from gptoss.runtime.chat.round import Round, Runner, require_masks
-from gptoss.runtime.engine.base import PromptProgress, Timings
+from gptoss.runtime.engine.base import Generation, PromptProgress, Step, Timings
 from gptoss.runtime.harmony.events import (
     Diagnostic,
     End,
@@ -142,6 +142,8 @@ class Reply(ReplyThread[ReplyEvent]):
         require_masks(model.masks, request.rules, budget)
         super().__init__(model)
         self._request = request
+        self._tokens: list[TokenSampled] = []
+        """Those that were read and not given yet."""
         self._round = Round(
             Runner(model.engine, model.tokenizer, model.masks),
             request.rules,
@@ -150,7 +152,7 @@ class Reply(ReplyThread[ReplyEvent]):
             stop=request.stop,
             max_tokens=request.max_tokens,
             reasoning_budget=request.reasoning_budget,
-            on_token=self._put_token if request.with_tokens else None,
+            on_token=self._note_token if request.with_tokens else None,
         )
 
     def cancel(self) -> None:
@@ -170,17 +172,24 @@ class Reply(ReplyThread[ReplyEvent]):
         """Put the request in the engine's queue."""
         self._round.start(self._request.messages, self.time_limit)
 
-    def events(self) -> Generator[ReplyEvent]:
-        """Read the generation to its end."""
+    @property
+    def generation(self) -> Generation:
+        """Return the generation that was submitted."""
+        return self._round.generation
+
+    def read(self, steps: Iterator[Step | None]) -> Generator[ReplyEvent | None]:
+        """Read the generation to its end by its steps; a None of them is passed on."""
         end = End.CUT
-        events = self._round.events()
+        events = self._round.read(steps)
         try:
             for event in events:
+                yield from self._taken_tokens()
                 if isinstance(event, RoundEnded):
                     end = event.end
                 yield event
         finally:
             events.close()
+        yield from self._taken_tokens()
         yield self._done(end)
 
     def _done(self, end: End) -> ReplyDone:
@@ -193,9 +202,13 @@ class Reply(ReplyThread[ReplyEvent]):
         usage = usage_of(timings, self._round.reasoned)
         return ReplyDone(end, usage, timings, tuple(self._round.messages), cut, stop)
 
-    def _put_token(self, token: int) -> None:
+    def _note_token(self, token: int) -> None:
         recorded = self._round.logprobs
-        self.pipe.put(TokenSampled(token, recorded.popleft() if recorded else None))
+        self._tokens.append(TokenSampled(token, recorded.popleft() if recorded else None))
+
+    def _taken_tokens(self) -> list[TokenSampled]:
+        tokens, self._tokens = self._tokens, []
+        return tokens
 
 
 def usage_of(timings: Timings, reasoning: int = 0) -> Usage:

@@ -1,4 +1,5 @@
-"""A generation under way: a thread of its own reads the engine, the event loop gets its events.
+"""A generation under way: put into the engine's queue by a thread of its own, and read by the event
+loop; where the engine can only be waited for, by that thread.
 
 ``reply.Reply`` reads harmony, ``completions.RawReply`` plain tokens; what is common to them, being
 started, read in batches, cancelled and left, is here.
@@ -10,7 +11,14 @@ import asyncio
 import secrets
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterator,
+    Sequence,
+)
 from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -19,12 +27,15 @@ from gptoss.runtime.chat.events import StopReason
 from gptoss.runtime.chat.model import Model
 from gptoss.runtime.engine.base import (
     EngineClosedError,
+    Generation,
+    ListenedGeneration,
     RpcServerLostError,
+    Step,
     TimeLimitError,
     Timings,
 )
 from gptoss.runtime.server.errors import retry_later
-from gptoss.runtime.server.event_pipe import EventPipe
+from gptoss.runtime.server.event_pipe import EventPipe, Inbox, LoopReader
 from gptoss.runtime.server.model_host import Lease, ModelHost
 from gptoss.runtime.server.sse import KEEP_ALIVE_SECONDS, with_keep_alive
 
@@ -148,16 +159,23 @@ class ReplyThread(ABC, Generic[E]):
         self.timed_out = False
         self._cancelled = False
         self._loop = asyncio.get_running_loop()
-        self.pipe: EventPipe[E] = EventPipe(self._loop)
+        self._pipe: EventPipe[E] = EventPipe()
+        self._inbox: Inbox[E] = self._pipe
+        self._left = False
         self._started: asyncio.Future[None] = self._loop.create_future()
 
     @abstractmethod
     def submit(self) -> None:
         """Put the request in the engine's queue; called in the thread."""
 
+    @property
     @abstractmethod
-    def events(self) -> Generator[E]:
-        """Read the generation to its end; called in the thread."""
+    def generation(self) -> Generation:
+        """Return the generation that was submitted."""
+
+    @abstractmethod
+    def read(self, steps: Iterator[Step | None]) -> Generator[E | None]:
+        """Read the generation to its end by its steps; a None of them is passed on."""
 
     def answer_now(self) -> bool:
         """End the model's reasoning, where there is any."""
@@ -198,20 +216,21 @@ class ReplyThread(ABC, Generic[E]):
     def close(self) -> None:
         """Cancel the reply and read nothing more of it."""
         self.cancel()
-        self.pipe.leave()
+        self._left = True
+        self._inbox.leave()
 
     async def batches(self) -> AsyncIterator[list[E]]:
         """Iterate over the events, as many at a time as have come: what is to be sent in one
         write.
         """
-        while batch := await self.pipe.take():
+        while batch := await self._inbox.take():
             yield batch
 
     async def batches_or_silence(self, seconds: float) -> AsyncGenerator[list[E] | None]:
         """Iterate over what ``batches`` gives; give None whenever nothing came for so many
         seconds.
         """
-        while (batch := await self.pipe.take_within(seconds)) is None or batch:
+        while (batch := await self._inbox.take_within(seconds)) is None or batch:
             yield batch
 
     async def __aiter__(self) -> AsyncIterator[E]:
@@ -242,21 +261,34 @@ class ReplyThread(ABC, Generic[E]):
         except BaseException as error:
             self._in_loop(_fail, self._started, error)
         else:
+            generation = self.generation
+            if isinstance(generation, ListenedGeneration):
+                self._in_loop(self._read_in_loop, generation, when_over)
+                return
             self._in_loop(_succeed, self._started)
-            self._read()
+            self._read_here(generation)
         self._in_loop(when_over)
 
-    def _read(self) -> None:
+    def _read_here(self, generation: Generation) -> None:
         """Read the generation to its end and hand its events to the loop."""
-        events = self.events()
+        events = self.read(generation.steps())
         try:
             for event in events:
-                if not self.pipe.put(event):
+                if event is not None and not self._pipe.put(event):
                     break
             events.close()
-            self.pipe.end()
+            self._pipe.end()
         except BaseException as error:
-            self.pipe.end(error)
+            self._pipe.end(error)
+
+    def _read_in_loop(self, generation: ListenedGeneration, when_over: Callable[[], None]) -> None:
+        """Let the task that takes the events read the generation."""
+        events = self.read(generation.steps_so_far())
+        self._inbox = reader = LoopReader(events, when_over, self.time_limit)
+        generation.listen(reader.ring)
+        if self._left:
+            reader.leave()
+        _succeed(self._started)
 
     def _in_loop(self, call: Callable[..., None], *arguments: object) -> None:
         with suppress(RuntimeError):  # the loop has been closed

@@ -21,6 +21,7 @@ from gptoss.runtime.engine.base import (
     PromptProgress,
     PromptTooLongError,
     Sampler,
+    Step,
     TimeLimitError,
     Timings,
 )
@@ -138,19 +139,23 @@ class RawReply(ReplyThread[RawEvent]):
         if self._cancelled:
             self._generation.cancel()
 
-    def events(self) -> Generator[RawEvent]:
-        """Read the generation to its end."""
-        generation = self._generation
-        assert generation is not None  # noqa: S101 submitted before
+    @property
+    def generation(self) -> Generation:
+        """Return the generation that was submitted."""
+        assert self._generation is not None  # noqa: S101 submitted before
+        return self._generation
+
+    def read(self, steps: Iterator[Step | None]) -> Generator[RawEvent | None]:
+        """Read the generation to its end by its steps; a None of them is passed on."""
+        generation = self.generation
         filter_ = StopFilter(self._request.stop)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         written: list[int] = []
-        steps = generation.steps()
         try:
             if self._request.scored:
                 yield from self._read_prompt(steps)
             for step in steps:
-                if isinstance(step, PromptProgress):
+                if step is None or isinstance(step, PromptProgress):
                     yield step
                     continue
                 if len(written) == self._request.max_tokens:
@@ -171,19 +176,21 @@ class RawReply(ReplyThread[RawEvent]):
             generation.close()
         yield self._done(generation.timings, written, filter_.found)
 
-    def _read_prompt(self, steps: Iterator[int | PromptProgress]) -> Generator[RawEvent]:
+    def _read_prompt(self, steps: Iterator[Step | None]) -> Generator[RawEvent | None]:
         """Give the prompt's tokens as they are drawn. Raises ApiError if the engine draws others:
         one behind another server has a sampler of its own.
         """
         yield PromptToken(self.prompt[0])
-        for expected in self.prompt[1:]:
-            while isinstance(step := next(steps, None), PromptProgress):
+        rest = deque(self.prompt[1:])
+        for step in steps if rest else ():
+            if step is None or isinstance(step, PromptProgress):
                 yield step
-            if step is None:
-                return
-            if step != expected or not self._logprobs:
+                continue
+            if step != rest.popleft() or not self._logprobs:
                 raise invalid("logprobs: not computed for the prompt by this engine", "logprobs")
             yield PromptToken(step, self._logprobs.popleft())
+            if not rest:
+                return
 
     def _done(self, timings: Timings, written: list[int], stop: str | None) -> RawDone:
         ended = stop is not None or any(it in self._stop_ids for it in written[-1:])

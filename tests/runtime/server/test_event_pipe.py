@@ -12,7 +12,7 @@ from gptoss.runtime.server.event_pipe import MAX_UNREAD, EventPipe
 
 
 async def test_items_come_whole_and_in_order() -> None:
-    pipe: EventPipe[int] = EventPipe(asyncio.get_running_loop())
+    pipe: EventPipe[int] = EventPipe()
 
     def put() -> None:
         for i in range(10_000):
@@ -31,7 +31,7 @@ async def test_items_come_whole_and_in_order() -> None:
 
 
 async def test_silence() -> None:
-    pipe: EventPipe[int] = EventPipe(asyncio.get_running_loop())
+    pipe: EventPipe[int] = EventPipe()
     begun = time.monotonic()
     assert await pipe.take_within(0.05) is None
     assert time.monotonic() - begun >= 0.04
@@ -48,7 +48,7 @@ async def test_silence() -> None:
 
 
 async def test_an_error_comes_after_the_last_item() -> None:
-    pipe: EventPipe[int] = EventPipe(asyncio.get_running_loop())
+    pipe: EventPipe[int] = EventPipe()
     pipe.put(1)
     pipe.end(ValueError("broken"))
     assert await pipe.take_within(60) == [1]
@@ -60,7 +60,7 @@ async def test_an_error_comes_after_the_last_item() -> None:
 
 
 async def test_a_loop_that_takes_nothing_stops_the_thread() -> None:
-    pipe: EventPipe[int] = EventPipe(asyncio.get_running_loop())
+    pipe: EventPipe[int] = EventPipe()
     n = 0
 
     def put() -> None:
