@@ -326,17 +326,43 @@ class _Cursor:
         is kept bare for speed.
         """
         at, unpack, sizes = self.at, _U64.unpack_from, list[int]()
-        add, done = sizes.append, 0
-        while done < count:
+        add = sizes.append
+        while len(sizes) < count:
             raw, last = self.raw, len(self.raw) - 8
-            while done < count and at <= last:
+            short = _short_sizes(raw, at, count - len(sizes))
+            sizes += short
+            at += 8 * len(short) + sum(short)
+            for _ in range(count - len(sizes)):
+                if at > last:
+                    break
                 size = unpack(raw, at)[0]
                 add(size)
                 at += 8 + size
-                done += 1
-            self.load(at if done == count else at + 8, what)
+            self.load(at if len(sizes) == count else at + 8, what)
         self.at = at
         return sizes
+
+
+def _short_sizes(raw: bytearray, at: int, most: int) -> list[int]:
+    """Return the lengths of the strings from ``at`` on, at most ``most``, as far as they are less
+    than 256 bytes long, and those in ``raw`` can be told from texts at a glance.
+
+    Such a length is a byte followed by seven zeros. Each must be where the string before it ends:
+    whatever texts contain, the lengths are those that a walk from string to string finds.
+    """
+    stored = np.frombuffer(raw, np.uint8)[at:]
+    n = len(stored) - 7
+    if n <= 0:
+        return []
+    zero = stored == 0
+    ends_length = zero[1 : n + 1].copy()
+    for i in range(2, 8):
+        ends_length &= zero[i : n + i]
+    starts = np.flatnonzero(ends_length)[:most]
+    sizes = stored[starts].astype(np.int64)
+    expected = np.concatenate([[0], (starts + 8 + sizes)[:-1]])
+    wrong = np.flatnonzero(starts != expected[: len(starts)])
+    return sizes[: wrong[0] if len(wrong) else len(sizes)].tolist()  # type: ignore[no-any-return]
 
 
 def _read(source: FileSource, ollama: bool) -> GgufFile:

@@ -168,6 +168,13 @@ def find_problems(file: GgufFile) -> list[KeyProblem]:
 
     Raises ``GgufError`` if a text of the vocabulary is not UTF-8.
     """
+    return find_key_problems(file) + find_vocabulary_problems(file)
+
+
+def find_key_problems(file: GgufFile) -> list[KeyProblem]:
+    """Find the metadata keys of a GGUF with a type or value that llama.cpp cannot use; the texts of
+    the vocabulary are not looked at.
+    """
     problems = [
         problem for key, rule in KEYS.items() if (problem := _check(file, key, rule)) is not None
     ]
@@ -179,7 +186,16 @@ def find_problems(file: GgufFile) -> list[KeyProblem]:
     name = file.metadata.get("general.name")
     if isinstance(name, str) and any(it in name.lower() for it in _NAMES_THAT_FAIL):
         problems.append(KeyProblem("general.name", show(name), "a name without 'phi-3'"))
-    return problems + list(_vocabulary_problems(file.metadata))
+    return problems
+
+
+def find_vocabulary_problems(file: GgufFile) -> list[KeyProblem]:
+    """Find what llama.cpp cannot use in the vocabulary of a GGUF. It takes 0.2 seconds for 201,088
+    tokens.
+
+    Raises ``GgufError`` if a text is not UTF-8.
+    """
+    return list(_vocabulary_problems(file.metadata))
 
 
 def computed_with(metadata: Mapping[str, Any]) -> dict[str, Any]:

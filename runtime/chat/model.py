@@ -123,7 +123,7 @@ def open(  # noqa: A001 as gptoss.open, beside gptoss.load
     UnsupportedModelError, OptionError, OutOfMemoryError, EngineError.
     """
     require_packages("run", "llama_cpp", "llguidance", "psutil", "tiktoken")
-    checked = CheckedFile.open(Path(path))
+    checked = CheckedFile.open(Path(path), vocabulary=False)
     for lora in options.get("loras") or ():
         check_lora(lora, checked.file.tensors)
     plan = plan_load(checked.path, checked.sizes, chats=parallel, options=options)
@@ -132,14 +132,13 @@ def open(  # noqa: A001 as gptoss.open, beside gptoss.load
     # Here, so that the rest works without them: a scripted engine in tests, a remote one.
     from gptoss.runtime.engine.llama_cpp import LlamaEngine
     from gptoss.runtime.models.cache_settings import cache_settings
-    from gptoss.runtime.sampling.constrained import TokenMasks
 
     with ThreadPoolExecutor(1, "gptoss-masks") as pool:  # llama.cpp needs the other processors
-        masks = pool.submit(TokenMasks, checked.tokenizer) if constrained else None
+        reading = pool.submit(_read_vocabulary, checked, constrained=constrained)
 
         def report(share: float) -> None:
-            if masks is not None and masks.done():
-                masks.result()  # raises what is wrong with the vocabulary, and so ends the load
+            if reading.done():
+                reading.result()  # raises what is wrong with the vocabulary, and so ends the load
             if progress is not None:
                 progress(share)
 
@@ -151,12 +150,22 @@ def open(  # noqa: A001 as gptoss.open, beside gptoss.load
             verbose=verbose,
         )
         try:
-            made = None if masks is None else masks.result()
+            masks = reading.result()
             report(1.0)
         except BaseException:
             engine.close()
             raise
-    return Model(engine, checked.tokenizer, made, plan)
+    return Model(engine, checked.tokenizer, masks, plan)
+
+
+def _read_vocabulary(checked: CheckedFile, *, constrained: bool) -> TokenMasks | None:
+    """Build the tokenizer of a checked file, and the masks of its tokens if ``constrained``."""
+    tokenizer = checked.tokenizer
+    if not constrained:
+        return None
+    from gptoss.runtime.sampling.constrained import TokenMasks
+
+    return TokenMasks(tokenizer)
 
 
 class Model(Closing):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from gptoss.errors import GgufError, UnsupportedModelError, quoted
@@ -21,23 +22,32 @@ SHOWN = 3
 """Problems that a message lists."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Model:
     """A checked file: its hyperparameters and its vocabulary. No weights are in memory."""
 
     path: Path
     hparams: HParams
-    tokenizer: Tokenizer
     sizes: ModelSizes
     file: GgufFile
 
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Check the vocabulary, and build its tokenizer; half a second for 201,088 tokens.
+
+        Raises ``GgufError``, ``UnsupportedModelError``.
+        """
+        _refuse(self.file, llama_cpp_keys.find_vocabulary_problems(self.file))
+        return Tokenizer.from_gguf(self.file)
+
     @classmethod
-    def open(cls, path: Path) -> Model:
+    def open(cls, path: Path, *, vocabulary: bool = True) -> Model:
         """Check the GGUF ``path`` before it is loaded, and read everything before its weights.
 
-        Raises ``GgufError`` for a file that is not a GGUF, is truncated or incomplete, or that
-        llama.cpp cannot compute; ``UnsupportedModelError`` for another architecture or tokenizer,
-        and for a folder.
+        Without ``vocabulary``, its texts are checked when the tokenizer is first used: the engine
+        gives none of them to llama.cpp. Raises ``GgufError`` for a file that is not a GGUF, is
+        truncated or incomplete, or that llama.cpp cannot compute; ``UnsupportedModelError`` for
+        another architecture or tokenizer, and for a folder.
         """
         if path.is_dir():
             raise UnsupportedModelError(
@@ -50,16 +60,25 @@ class Model:
             raise UnsupportedModelError(
                 f"{path}: general.architecture is {quoted(architecture)}; expected {ARCHITECTURE!r}"
             )
-        check_computable(file)
+        _check_header(file)
         sizes = ModelSizes.from_gguf(file)
-        return cls(path, sizes.hparams, Tokenizer.from_gguf(file), sizes, file)
+        model = cls(path, sizes.hparams, sizes, file)
+        if vocabulary:
+            _ = model.tokenizer
+        return model
 
 
 def check_computable(file: GgufFile) -> None:
     """Check before loading that llama.cpp can compute this GGUF; raise ``GgufError``, with the
     command that repairs it, if not.
     """
-    _refuse(file, llama_cpp_keys.find_problems(file))
+    _check_header(file)
+    _refuse(file, llama_cpp_keys.find_vocabulary_problems(file))
+
+
+def _check_header(file: GgufFile) -> None:
+    """Check everything but the texts of the vocabulary."""
+    _refuse(file, llama_cpp_keys.find_key_problems(file))
     hparams = HParams.from_gguf(file.metadata, str(file.path))
     _refuse(file, llama_cpp_types.find_problems(file, hparams))
 

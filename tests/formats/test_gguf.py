@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gptoss.errors import GgufError
+from gptoss.formats import gguf as formats_gguf
 from gptoss.formats.gguf import GgufFile, StringArray
 
 U32, U64 = struct.Struct("<I").pack, struct.Struct("<Q").pack
@@ -207,6 +208,31 @@ def test_damaged_strings_are_found_when_looked_at(tmp_path: Path) -> None:
 def array_of(texts: list[bytes]) -> StringArray:
     raw = b"".join(U64(len(it)) + it for it in texts)
     return StringArray(raw, [*map(len, texts)], "a.gguf: a")
+
+
+TEXTS = st.lists(
+    st.sampled_from([b"", b"\0", b"a", b"\0" * 7, b"\3" + b"\0" * 7, b"ab" * 127, b"c" * 256])
+    | st.binary(max_size=12),
+    max_size=40,
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(TEXTS, st.integers(1, 80))
+def test_lengths_of_strings_are_those_of_a_walk(
+    tmp_path: Path, texts: list[bytes], first_read: int
+) -> None:
+    """Whatever the texts contain, and wherever the part of the file that was read ends."""
+    path = tmp_path / "a.gguf"
+    strings = U64(len(texts)) + b"".join(map(text, texts))
+    path.write_bytes(
+        file(key("a", ARRAY, U32(STRING) + strings) + key("b", UINT32, U32(7)), keys=2)
+    )
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(formats_gguf, "FIRST_READ", first_read)
+        metadata = GgufFile.open(path).metadata
+    assert metadata["a"]._sizes.tolist() == [*map(len, texts)]
+    assert metadata["b"] == 7
 
 
 @settings(deadline=None)

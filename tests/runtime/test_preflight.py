@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import gptoss
 from gptoss.errors import GgufError
 from gptoss.runtime.models.preflight import Model
+from gptoss.runtime.sampling.sampler import greedy
 from support.llama_child import Outcome, run_files
 from support.variations import FAILS, HARMLESS, MOVES, Edit, base_gguf, varier
 
@@ -58,3 +60,19 @@ def test_what_fails_is_refused(name: str, varied: Callable[[Edit], Path]) -> Non
     with pytest.raises(GgufError, match=r"cannot compute .* gptoss-convert .* -o ") as caught:
         Model.open(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", FAILS)
+def test_what_is_refused_is_not_loaded(name: str, varied: Callable[[Edit], Path]) -> None:
+    """A vocabulary is checked while llama.cpp loads, which reads none of its texts."""
+    with pytest.raises(GgufError, match=r"cannot compute .* gptoss-convert .* -o "):
+        gptoss.open(varied(FAILS[name]), parallel=1, n_ctx=256)
+
+
+def test_the_size_of_a_vocabulary_is_the_number_of_its_tokens(
+    varied: Callable[[Edit], Path],
+) -> None:
+    path = varied(HARMLESS["vocabulary size"])
+    with gptoss.open(path, parallel=1, n_ctx=256) as model:
+        tokens = [model.tokenizer.n_vocab - 1]
+        assert list(model.engine.generate(tokens, greedy, stop=set(), max_tokens=2))
