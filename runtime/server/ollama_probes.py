@@ -49,9 +49,13 @@ _TAG = having(
     details=having(format=TEXT, family=TEXT, quantization_level=TEXT),
 )
 
+_ERROR = having(error=TEXT)
+
 PATHS = {
-    "/api/version": {"get": operation("Ollama's version", having(version=TEXT))},
-    "/api/tags": {"get": operation("The models' names (Ollama)", having(models=listed(_TAG)))},
+    "/api/version": {"get": operation("Ollama's version", having(version=TEXT), error=_ERROR)},
+    "/api/tags": {
+        "get": operation("The models' names (Ollama)", having(models=listed(_TAG)), error=_ERROR)
+    },
 }
 
 ROUTES = [

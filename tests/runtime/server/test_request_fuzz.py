@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
+import gptoss
+from gptoss.converter.convert import convert
+from gptoss.runtime.chat.model import Model
 from gptoss.runtime.engine.base import Sampler
 from gptoss.runtime.sampling.constrained import TokenMasks
 from support.fake_engine import ScriptedEngine
@@ -28,7 +34,10 @@ from support.request_mutations import (
 )
 from support.server import scripted
 from support.server_tools import Server, cell, mcp_call, tool_client, tools_of
+from support.stress import scaled
 from support.tokens import byte_tokenizer
+
+CHECKPOINT = Path(__file__).resolve().parents[2] / "tiny" / "checkpoint"
 
 ANSWER = "<|channel|>final<|message|>4<|return|>"
 CALL = '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"a": 1}<|call|>'
@@ -100,16 +109,22 @@ async def run(client: httpx.AsyncClient, given: Sequence[Attack]) -> Counter[int
 
 
 @asynccontextmanager
-async def fuzzed(seed: int) -> AsyncIterator[httpx.AsyncClient]:
-    with tools_of(Server(), with_builtins=True) as tools:
+async def fuzzed(
+    seed: int, make: Callable[[], Model] | None = None
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a server with all tools, over turns of any kind, or over a model."""
+    with tools_of(Server()) as tools:
         engine, masks = AnyTurn(seed), TokenMasks(byte_tokenizer())
-        async with tool_client(engine, tools, make=lambda: scripted(engine, masks)) as client:
+        made = make or (lambda: scripted(engine, masks))
+        async with tool_client(engine, tools, make=made) as client:
             yield client
 
 
-async def everything(seed: int, number: int) -> Counter[int]:
+async def everything(
+    seed: int, number: int, make: Callable[[], Model] | None = None
+) -> Counter[int]:
     """Requests to all endpoints, then below a conversation."""
-    async with fuzzed(seed) as client:
+    async with fuzzed(seed, make) as client:
         found = await run(client, list(attacks(seed, number)))
         made = (await client.post("/v1/conversations", json={})).json()["id"]
         below = {f"/v1/conversations/{made}/{it}".rstrip("/"): body
@@ -131,9 +146,8 @@ async def test_the_requests_are_valid_to_begin_with(path: str) -> None:
 
 
 async def test_hostile_requests(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        found = await everything(seed=20, number=320)
-    assert [it for it in caplog.records if it.levelno >= logging.ERROR] == []
+    found = await everything(seed=20, number=320)
+    assert errors(caplog) == []
     assert found[200] > 20
     assert found[400] > 100
 
@@ -153,9 +167,30 @@ async def test_items_with_one_id_at_once() -> None:
         assert len(listed) == len({it["id"] for it in listed}) == 2 * statuses[200]
 
 
+def errors(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [it for it in caplog.records if it.levelno >= logging.ERROR]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
-async def test_many_hostile_requests(seed: int, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        await everything(seed, 2_400)
-    assert [it for it in caplog.records if it.levelno >= logging.ERROR] == []
+async def test_many_hostile_requests(caplog: pytest.LogCaptureFixture) -> None:
+    """Memory does not grow with their number either; each server's own is freed."""
+    process = psutil.Process()
+    sizes = []
+    for seed in range(6):
+        await everything(seed, scaled(1_600))
+        gc.collect()
+        sizes.append(process.memory_info().rss)
+    print(f"6 times {scaled(1_800)} requests, MB after each: {[it >> 20 for it in sizes]}")
+    assert sizes[-1] - sizes[2] < 60 << 20
+    assert errors(caplog) == []
+
+
+@pytest.mark.slow
+async def test_hostile_requests_to_the_trained_model(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gguf = tmp_path / "tiny.gguf"
+    convert(CHECKPOINT, gguf)
+    found = await everything(7, scaled(200), lambda: gptoss.open(gguf, n_ctx=2048, n_threads=1))
+    assert found[200] > 10
+    assert errors(caplog) == []
