@@ -133,6 +133,7 @@ _RAW = (
     "'a'",
 )
 """Texts in a value's place that are not JSON, or hardly."""
+_NEEDED = ("messages", "input", "prompt", "model", "max_tokens", "text", "items", "tools")
 _HOLE = "\x01hole\x01"
 _NAMES = (
     "type",
@@ -170,6 +171,8 @@ def attacks(seed: int, number: int, bodies: dict[str, Any] | None = None) -> Ite
 def changed(valid: Any, rng: random.Random) -> bytes:
     """Return the bytes of a valid body with one to four changes."""
     tree = copy.deepcopy(valid)
+    if rng.random() < 0.6:  # with fewer fields more of the requests are answered
+        tree = {key: it for key, it in tree.items() if key in _NEEDED or rng.random() < 0.3}
     raw = None
     for _ in range(rng.choice((1, 1, 1, 2, 2, 4))):
         tree = _change(tree, rng)

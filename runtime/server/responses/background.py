@@ -95,14 +95,8 @@ class BackgroundRuns:
         """Make a response in a task. ``keep_alive`` is called from time to time with the time until
         which it is to be taken for alive.
 
-        Raises ApiError 429 if there are too many.
+        It is in the store already, so it is made even where another has taken the last place since.
         """
-        if len(self._runs) >= MAX_RUNNING:
-            wait = {"Retry-After": str(RETRY_SECONDS)}
-            raise ApiError(
-                429, "too many responses in the background", "queue_full", None,
-                "rate_limit_error", wait,
-            )  # fmt: skip
         background = BackgroundRun(run, owner)
         self._runs[run.id] = background
         for work in (self._make(background, events), self._keep_alive(background, keep_alive)):

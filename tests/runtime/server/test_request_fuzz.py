@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 import random
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -55,15 +56,15 @@ class AnyTurn(ScriptedEngine):
     def __init__(self, seed: int) -> None:
         super().__init__(n_ctx=200_000)
         self._rng = random.Random(seed)
+        self._lock = threading.Lock()
 
     def generate(self, prompt: Sequence[int], sampler: Sampler, **options: Any) -> FakeGeneration:
-        self.prompts.clear()
-        self.generations.clear()
-        self.checkpoints.clear()
-        self.time_limits.clear()
-        turns = TURNS if self._rng.random() < 0.6 else [it.turn for it in (*GOOD, *MALFORMED)]
-        self._scripts = iter([self._rng.choice(turns)])
-        return super().generate(prompt, sampler, **options)
+        with self._lock:
+            for kept in (self.prompts, self.generations, self.checkpoints, self.time_limits):
+                kept.clear()
+            turns = TURNS if self._rng.random() < 0.6 else [it.turn for it in (*GOOD, *MALFORMED)]
+            self._scripts = iter([self._rng.choice(turns)])
+            return super().generate(prompt, sampler, **options)
 
 
 def check(attack: Attack, answer: httpx.Response) -> None:
