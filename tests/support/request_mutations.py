@@ -46,7 +46,7 @@ VALID: dict[str, Any] = {
         "metadata": {"a": "b"}, "store": True, "user": "u",
     },
     "/v1/completions": {
-        "prompt": ["Hi", [1, 2]], "max_tokens": 5, "n": 1, "echo": True, "logprobs": 2,
+        "prompt": ["Hi", [1, 2]], "max_tokens": 5, "n": 1, "echo": False, "logprobs": 2,
         "stop_token_ids": [7], "return_token_ids": True, **_SAMPLING,
     },
     "/v1/responses": {
@@ -94,20 +94,26 @@ VALID: dict[str, Any] = {
     "/v1/messages/count_tokens": {"model": "tiny", "messages": _ASKED},
     "/v1/conversations": {"metadata": {"a": "b"}, "items": [{"role": "user", "content": "Hi"}]},
     "/page/replies": {"text": "Hi", "effort": "low", "tools_off": ["python"]},
+    "/page/login": {"token": "a" * 43},
+    "/page/replies/none/approvals/1": {"allowed": True, "always": False, "reason": "no"},
 }  # fmt: skip
 """A request with nearly every field, by path."""
 
 OF_CONVERSATIONS: dict[str, Any] = {
-    "items": {"items": [
+    "/v1/conversations/{id}/items": {"items": [
         {"role": "user", "content": "Hi"},
         {"type": "function_call", "call_id": "c9", "name": "f", "arguments": "{}"},
         {"type": "function_call_output", "call_id": "c9", "output": [
             {"type": "input_text", "text": "2"}]},
         {"type": "mcp_list_tools", "id": "mcpl_1", "server_label": "a", "tools": []},
     ]},
-    "": {"metadata": {"c": "d"}},
+    "/v1/conversations/{id}": {"metadata": {"c": "d"}},
+    "PATCH /page/conversations/{id}": {"title": "New"},
+    "/page/conversations/{id}/branch": {"keep": 2},
+    "/page/replies": {"text": "Hi", "conversation": "{id}", "keep": 1},
+    "/v1/responses": {"input": "Hi", "conversation": {"id": "{id}"}},
 }  # fmt: skip
-"""The same below a conversation's path."""
+"""Requests about a conversation; ``{id}`` is its id."""
 
 HOSTILE: list[Any] = [
     None, True, False, 0, -1, 1, 2**31, 2**63 - 1, 2**63, -(2**63), 2**64, 10**30, 1e308, -1e308,
@@ -152,20 +158,24 @@ _NAMES = (
 
 @dataclass(frozen=True)
 class Attack:
-    """One request: its path, and the bytes of its body."""
+    """One request: its method, its path, and the bytes of its body."""
 
+    method: str
     path: str
     body: bytes
 
 
-def attacks(seed: int, number: int, bodies: dict[str, Any] | None = None) -> Iterator[Attack]:
-    """Give changed requests."""
+def attacks(
+    seed: int, number: int, bodies: dict[str, Any] = VALID, identity: str = ""
+) -> Iterator[Attack]:
+    """Give changed requests; ``identity`` is the id of the conversation that they are about."""
     rng = random.Random(seed)
-    bodies = VALID if bodies is None else bodies
-    paths = list(bodies)
+    names = list(bodies)
     for i in range(number):
-        path = paths[i % len(paths)]
-        yield Attack(path, changed(bodies[path], rng))
+        name = names[i % len(names)]
+        method, _, path = name.rpartition(" ")
+        body = changed(bodies[name], rng).replace(b"{id}", identity.encode())
+        yield Attack(method or "POST", path.replace("{id}", identity), body)
 
 
 def changed(valid: Any, rng: random.Random) -> bytes:
