@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from starlette.requests import Request
 
 from gptoss.runtime.server.errors import ApiError, invalid
-from gptoss.text import SURROGATE
+from gptoss.text import SURROGATE, printable
 
 MAX_BODY_BYTES = 32 << 20
 """The largest body: a context of 131,072 tokens is half a megabyte of English."""
@@ -43,7 +43,15 @@ async def read_object(request: Request) -> dict[str, Any]:
 
 
 async def read_body(request: Request) -> bytes:
-    """Read the whole body; raises ApiError 408 and 413."""
+    """Read the whole body; raises ApiError 408, 413, and 415 for one that is compressed."""
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.strip().lower() not in ("", "identity"):
+        raise ApiError(
+            415,
+            f"the body is compressed ({printable(coding[:40])}); send it as it is",
+            "unsupported_encoding",
+            headers={"Connection": "close"},
+        )
     length = request.headers.get("content-length", "")
     if length.isascii() and length.isdecimal() and int(length[:20]) > MAX_BODY_BYTES:
         raise _too_large()

@@ -45,6 +45,7 @@ _REFUSALS = {
     "408": "the body did not arrive in time",
     "409": "the object was changed meanwhile",
     "413": "the body is too large",
+    "415": "the body is compressed",
     "421": "a foreign Host",
     "429": "too many requests are waiting",
     "500": "an internal error",

@@ -177,6 +177,19 @@ def test_errors(served: Served) -> None:
 # Anthropic's
 
 
+def test_what_is_not_here(served: Served) -> None:
+    """Other parts of OpenAI's API, and a base URL without /v1: the error says what to do."""
+    with pytest.raises(openai.NotFoundError, match="gpt-oss gives no embeddings"):
+        served.openai.embeddings.create(model="gpt-oss-20b", input="Hi")
+    with pytest.raises(openai.NotFoundError, match="no sound and no pictures"):
+        served.openai.images.generate(model="gpt-oss-20b", prompt="a cat")
+    bare = served.openai.with_options(base_url=str(served.openai.base_url).removesuffix("v1/"))
+    with pytest.raises(openai.NotFoundError, match="base URL must end in /v1"):
+        bare.chat.completions.create(model="gpt-oss-20b", messages=say("Hi"))
+    with pytest.raises(anthropic.NotFoundError, match="no such path"):
+        served.anthropic.messages.batches.list()
+
+
 def test_messages(served: Served) -> None:
     asked: Any = {"model": "tiny", "max_tokens": 500, "messages": say("Hi")}
     message = served.anthropic.messages.create(**asked)

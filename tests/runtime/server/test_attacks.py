@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import socket
@@ -198,6 +199,18 @@ def test_a_body_that_is_too_large(server: Address) -> None:
             assert connection.recv(65536).split()[1] == b"413"
         except ConnectionError:
             assert sent < 2 * body.MAX_BODY_BYTES
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd", "br", "gzip, identity", "x\tevil"])
+def test_a_body_that_is_compressed(server: Address, coding: str) -> None:
+    """It is refused before anything is unpacked."""
+    content = gzip.compress(b" " * 50_000_000)
+    header = f"Content-Encoding: {coding}"
+    status, _, answer = request(server, CHAT, header, method="POST", content=content)
+    assert (status, answer["error"]["code"]) == (415, "unsupported_encoding")
+    plain = json.dumps(ASK).encode()
+    identity = request(server, CHAT, "Content-Encoding: identity", method="POST", content=plain)
+    assert identity[0] == 200
 
 
 def test_slow_bodies_and_slow_headers(server: Address, monkeypatch: pytest.MonkeyPatch) -> None:
