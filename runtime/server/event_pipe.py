@@ -98,11 +98,12 @@ class Inbox(ABC, Generic[T]):
         self._silent = False
         timer = self._loop.call_later(seconds, self._be_silent)
         try:
-            while (items := self._take()) is None and not self._silent:
+            while True:
                 await self._ready.wait()
+                if (items := self._take()) is not None or self._silent:
+                    return items
         finally:
             timer.cancel()
-        return items
 
     def _be_silent(self) -> None:
         self._silent = True
