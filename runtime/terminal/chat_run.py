@@ -90,6 +90,8 @@ def run_chat(asked: ChatRequest) -> int:
         if terminal is not None and not asked.approve_all:
             approval = Approval(approve_by_key(terminal))
             functions = [replace(tool, needs_approval=True) for tool in functions]
+        if asked.approve_all and asked.builtin.ask:
+            raise OptionError("--ask-all and --approve-all are mutually exclusive")
         builtin = builtin_groups(asked.builtin)
         for group in builtin:
             stack.callback(group.close)

@@ -19,6 +19,7 @@ from gptoss.runtime.store.errors import NotFoundError
 from gptoss.runtime.store.owners import LOCAL_OWNER
 from gptoss.runtime.store.store import Store
 from gptoss.runtime.tools.approval import Approval
+from gptoss.runtime.tools.earlier import KeepsState, earlier_sessions
 from gptoss.runtime.tools.functions import Tool
 from gptoss.runtime.tools.groups import ToolGroup
 from gptoss.runtime.tools.toolbox import Toolbox
@@ -227,11 +228,15 @@ class Session:
 
     def _enter(self, conversation: str | None, stored: Iterable[Message]) -> None:
         """Go on in another conversation: tools that were allowed in the one before are asked for
-        again.
+        again, and what the built-in ones kept of it is dropped.
         """
         self.conversation, self._stored = conversation, list(stored)
         if self._approval is not None:
             self._approval.forget()
+        for group in self.groups:
+            if isinstance(group, KeepsState):
+                group.start_over()
+                group.go_on(earlier_sessions(self.chat.history))
 
     def _find(self, store: Store, wanted: str | None) -> Conversation:
         recent = store.conversations.recent(LOCAL_OWNER, limit=1000)

@@ -18,11 +18,12 @@ BROWSERS = (NO_SEARCH, "searxng", "brave", "exa")
 @dataclass(frozen=True, slots=True)
 class BuiltinTools:
     """Which of the built-in tools are on. ``folders`` are for python: PATH, or PATH:rw to let it
-    write there."""
+    write there. ``ask``: a person has to allow each call."""
 
     python: bool = False
     folders: tuple[str, ...] = ()
     browser: str | None = None
+    ask: bool = False
 
 
 def builtin_groups(asked: BuiltinTools) -> list[ToolGroup]:
@@ -39,14 +40,14 @@ def builtin_groups(asked: BuiltinTools) -> list[ToolGroup]:
         from gptoss.runtime.tools.python.session import Folder, PythonLimits
 
         folders = tuple(Folder(path, writable) for path, writable in _folders(asked.folders))
-        groups.append(PythonTool(PythonLimits(folders=folders)))
+        groups.append(PythonTool(PythonLimits(folders=folders), needs_approval=asked.ask))
     if asked.browser is not None:
         require_packages("browser", "httpcore", "lxml")
         from gptoss.runtime.tools.browser.group import BrowserTool
         from gptoss.runtime.tools.browser.search import search_from_environment
 
         search = None if asked.browser == NO_SEARCH else search_from_environment(asked.browser)
-        groups.append(BrowserTool(search))
+        groups.append(BrowserTool(search, needs_approval=asked.ask))
     return groups
 
 

@@ -95,7 +95,3 @@ class Browser(Protocol):
     def url_in(self, text: str) -> str | None:
         """Return the URL that a call refers to, before it runs."""
         ...
-
-    def begin_at(self, cursor: int) -> None:
-        """Leave out the cursors before this one."""
-        ...

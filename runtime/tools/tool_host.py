@@ -14,12 +14,13 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from gptoss.runtime.closing import Closing
 from gptoss.runtime.harmony.messages import Namespace
-from gptoss.runtime.tools.builtin import BROWSER
+from gptoss.runtime.tools.builtin import BROWSER, PYTHON
+from gptoss.runtime.tools.earlier import NO_SESSIONS, EarlierSessions, KeepsState
 from gptoss.runtime.tools.groups import Browser, GroupResult, ToolGroup
 
 MAX_SESSIONS = 8
@@ -85,17 +86,21 @@ class ToolHost(Closing):
         spare = make()
         self.builtins: tuple[Namespace, ...] = tuple(it.namespace for it in spare)
         """What the operator turned on of the tools that the model was trained with."""
+        self._asks = frozenset(it.namespace.name for it in spare if it.needs_approval)
         for group in spare:
             group.close()
 
-    def groups(self, conversation: str, first_cursor: int = 0) -> tuple[ToolGroup, ...]:
+    def groups(
+        self, conversation: str, earlier: EarlierSessions = NO_SESSIONS
+    ) -> tuple[ToolGroup, ...]:
         """Return all tools for a conversation, named by any string. Nothing begins before a call.
 
-        May wait for MCP servers that are still being started. ``first_cursor``: see
-        ``SessionGroup``.
+        May wait for MCP servers that are still being started. ``earlier`` is what the conversation
+        shows of sessions that have ended.
         """
         builtin = tuple(
-            SessionGroup(self, conversation, space, first_cursor) for space in self.builtins
+            SessionGroup(self, conversation, it, earlier, needs_approval=it.name in self._asks)
+            for it in self.builtins
         )
         return (*builtin, *(self.shared.groups if self.shared is not None else ()))
 
@@ -216,15 +221,20 @@ class SessionGroup:
     to the host."""
 
     is_builtin = True
-    needs_approval = False
 
     def __init__(
-        self, host: ToolHost, conversation: str, namespace: Namespace, first_cursor: int = 0
+        self,
+        host: ToolHost,
+        conversation: str,
+        namespace: Namespace,
+        earlier: EarlierSessions = NO_SESSIONS,
+        *,
+        needs_approval: bool = False,
     ) -> None:
-        """``first_cursor`` is where a new session's ``browser`` begins to count pages, since an
-        earlier session of the conversation had the numbers before."""
+        """``earlier``: what a new session takes up."""
+        self.needs_approval = needs_approval
         self._host = host
-        self._first_cursor = first_cursor
+        self._earlier = earlier
         self._conversation = conversation
         self._namespace = namespace
 
@@ -238,8 +248,10 @@ class SessionGroup:
         with self._host.borrowed(self._conversation, self._namespace.name, cancelled) as group:
             if group is None:
                 return GroupResult("error: the call was cancelled", True)
-            if self._first_cursor and self.browser is not None:
-                self.browser.begin_at(self._first_cursor)
+            if isinstance(group, KeepsState):
+                group.go_on(self._earlier)
+            if self._namespace == PYTHON:  # should the session end before the next call
+                self._earlier = replace(self._earlier, cells=True)
             return group.call(recipient, text, cancelled)
 
     @property

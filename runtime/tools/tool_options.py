@@ -37,6 +37,12 @@ _OPTIONS = (
         help="Let the model open pages of the public web; searches need SEARXNG_URL, BRAVE_API_KEY "
         "or EXA_API_KEY in the environment.",
     ),
+    click.option(
+        "--ask-all",
+        is_flag=True,
+        help="Ask a person before each call of python and browser too, at the terminal and on the "
+        "page; else they run unasked.",
+    ),
 )
 
 
@@ -51,6 +57,9 @@ def pop_tool_options(arguments: dict[str, Any]) -> tuple[BuiltinTools, Path | No
     """Remove these options from a command's arguments; return the built-in tools that are asked
     for, and the file with MCP servers."""
     builtin = BuiltinTools(
-        arguments.pop("python_tool"), arguments.pop("python_folders"), arguments.pop("browser")
+        arguments.pop("python_tool"),
+        arguments.pop("python_folders"),
+        arguments.pop("browser"),
+        arguments.pop("ask_all"),
     )
     return builtin, arguments.pop("mcp")

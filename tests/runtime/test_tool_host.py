@@ -137,7 +137,7 @@ def test_what_is_wrong_is_refused_before_the_server_listens() -> None:
 
 def test_chat_and_serve_have_the_same_options_for_tools() -> None:
     pages = [CliRunner().invoke(run.cli, [it, "--help"]).output for it in ("chat", "serve")]
-    for name in ("--python ", "--python-folder", "--browser", "--mcp"):
+    for name in ("--python ", "--python-folder", "--browser", "--mcp", "--ask-all"):
         texts = {page.partition(f"  {name}")[2].partition("\n  --")[0] for page in pages}
         assert len(texts) == 1, texts
         assert texts != {""}

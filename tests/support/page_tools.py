@@ -41,11 +41,16 @@ class Cells:
     """A ``python`` with an answer for each cell: a result, or what makes it."""
 
     is_builtin = True
-    needs_approval = False
     namespace: Namespace = PYTHON
 
-    def __init__(self, answers: Mapping[str, GroupResult | Callable[[], GroupResult]]) -> None:
+    def __init__(
+        self,
+        answers: Mapping[str, GroupResult | Callable[[], GroupResult]],
+        *,
+        needs_approval: bool = False,
+    ) -> None:
         self._answers = answers
+        self.needs_approval = needs_approval
 
     def call(self, recipient: str, text: str, cancelled: threading.Event) -> GroupResult:  # noqa: ARG002
         answer = self._answers[text]

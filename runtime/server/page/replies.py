@@ -28,6 +28,7 @@ from gptoss.runtime.server.state import ServerState, state_of
 from gptoss.runtime.store.conversations import Conversation, Entry
 from gptoss.runtime.store.owners import LOCAL_OWNER
 from gptoss.runtime.tools.approval import MAX_REASON_CHARACTERS, Approval, Decision
+from gptoss.runtime.tools.earlier import earlier_sessions
 
 MAX_QUESTION_CHARACTERS = 2_000_000
 
@@ -112,7 +113,6 @@ async def _started(
         settings = replace(settings, date=date)
     off, allowed = switched_off(about.get("tools_off")), page.allowed[before.id]
     host, sources = state.tool_host, sources_of(abouts)
-    first_cursor = max(sources, default=-1) + 1
 
     def url_of(cursor: int) -> str | None:
         browser = host.browser(before.id)
@@ -122,6 +122,7 @@ async def _started(
 
     def make_chat() -> Chat:
         approval = Approval(reply.ask, allowed)
+        groups = host.groups(before.id, earlier_sessions(before.messages))
         messages = [
             it for it in before.messages if it.role in (Role.USER, Role.ASSISTANT, Role.TOOL)
         ]
@@ -129,7 +130,7 @@ async def _started(
             model.engine,
             model.tokenizer,
             model.masks,
-            toolbox=toolbox_of(page.tools, host.groups(before.id, first_cursor), off, approval),
+            toolbox=toolbox_of(page.tools, groups, off, approval),
             settings=settings,
             messages=messages,
             owns_engine=False,

@@ -28,6 +28,7 @@ from gptoss.runtime.server.responses.writer import ResponseWriter
 from gptoss.runtime.server.state import ServerState
 from gptoss.runtime.store.owners import new_id
 from gptoss.runtime.tools.builtin import BROWSER
+from gptoss.runtime.tools.earlier import earlier_sessions
 from gptoss.runtime.tools.groups import Browser
 from gptoss.runtime.tools.tool_host import ToolHost
 from gptoss.runtime.tools.toolbox import Toolbox
@@ -55,7 +56,7 @@ def new_run(
     container = _container(host, owner, asked, prepared, identity)
     session = session_of(owner, container)
     pages = pages_in(prepared.reply.messages)
-    groups = host.groups(session, 1 + max(pages, default=-1))
+    groups = host.groups(session, earlier_sessions(prepared.reply.messages))
     seal = state.responses.seal if asked.encrypted else None
     control = model.tokenizer.control
     with_browser = asked.tools.server.has(BROWSER)

@@ -29,6 +29,7 @@ from gptoss.runtime.tools.browser.page import (
 )
 from gptoss.runtime.tools.browser.search import Hit, Search
 from gptoss.runtime.tools.builtin import BROWSER
+from gptoss.runtime.tools.earlier import EarlierSessions
 from gptoss.runtime.tools.groups import GroupResult
 
 VIEW_CHARACTERS = 4_096
@@ -50,10 +51,16 @@ class BrowserTool:
     """See ``groups.ToolGroup``. One browser for each conversation; one call at a time."""
 
     is_builtin = True
-    needs_approval = False
 
-    def __init__(self, search: Search | None = None, fetcher: Fetcher | None = None) -> None:
+    def __init__(
+        self,
+        search: Search | None = None,
+        fetcher: Fetcher | None = None,
+        *,
+        needs_approval: bool = False,
+    ) -> None:
         """Without ``search`` only pages whose URL is known can be opened."""
+        self.needs_approval = needs_approval
         self._search = search
         self._fetcher = fetcher or Fetcher()
         self._pages: list[Page | None] = []
@@ -116,11 +123,16 @@ class BrowserTool:
         except (_CallError, IndexError):
             return None
 
-    def begin_at(self, cursor: int) -> None:
-        """Leave out the cursors before this one, which an earlier session had."""
+    def go_on(self, earlier: EarlierSessions) -> None:
+        """Leave out the cursors that an earlier session had."""
         with self._lock:
-            missing = cursor - len(self._pages)
+            missing = earlier.next_cursor - len(self._pages)
             self._pages += [None] * max(0, missing)
+
+    def start_over(self) -> None:
+        """Forget the browser's pages, and count cursors from 0 again."""
+        with self._lock:
+            self._pages = []
 
     def _do_search(self, arguments: dict[str, Any]) -> GroupResult:
         query = arguments.get("query")

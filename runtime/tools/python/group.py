@@ -6,6 +6,7 @@ import threading
 
 from gptoss.runtime.harmony.messages import Namespace
 from gptoss.runtime.tools.builtin import PYTHON
+from gptoss.runtime.tools.earlier import EarlierSessions
 from gptoss.runtime.tools.groups import GroupResult
 from gptoss.runtime.tools.python.session import PythonLimits, PythonSession
 
@@ -14,11 +15,14 @@ class PythonTool:
     """See ``groups.ToolGroup``. One session for each conversation."""
 
     is_builtin = True
-    needs_approval = False
-    """Cells reach no network and no files but folders that the person named."""
 
-    def __init__(self, limits: PythonLimits | None = None) -> None:
-        """Raises PythonToolError, MissingPackageError."""
+    def __init__(self, limits: PythonLimits | None = None, *, needs_approval: bool = False) -> None:
+        """Raises PythonToolError, MissingPackageError.
+
+        Cells reach no network and no files but folders that the person named; they run unasked
+        unless ``needs_approval``.
+        """
+        self.needs_approval = needs_approval
         self._session = PythonSession(limits)
 
     @property
@@ -31,6 +35,15 @@ class PythonTool:
         if recipient != PYTHON.name:
             return GroupResult(f"error: there is no tool {recipient}; send code to python", True)
         return self._session.run(text, cancelled)
+
+    def go_on(self, earlier: EarlierSessions) -> None:
+        """Tell the model at its first cell that the variables of earlier ones are lost."""
+        if earlier.cells:
+            self._session.announce_loss()
+
+    def start_over(self) -> None:
+        """End the session of ``python``; the next cell begins a new one."""
+        self._session.start_over()
 
     def close(self) -> None:
         """End the session of ``python``."""

@@ -53,6 +53,10 @@ _ENVIRONMENT = (
 )  # fmt: skip
 
 
+VARIABLES_LOST = "[this is a new session: variables of earlier cells are lost]"
+"""Before the output of the first cell, where the conversation had cells before."""
+
+
 class PythonToolError(GptossError):
     """The built-in python cannot start, or a folder for it cannot be used."""
 
@@ -96,6 +100,18 @@ class PythonSession:
         self._answers: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
+        self._used = self._announces_loss = False
+
+    def announce_loss(self) -> None:
+        """Begin the output of the first cell with ``VARIABLES_LOST``; without effect after it."""
+        if not self._used:
+            self._announces_loss = True
+
+    def start_over(self) -> None:
+        """End the process; the next cell starts a new one, as the first cell of its session."""
+        with self._lock:
+            self._end()
+            self._used = self._announces_loss = False
 
     def run(self, code: str, cancelled: threading.Event) -> GroupResult:
         """Run one cell of Python and return its output, tracebacks included."""
@@ -108,12 +124,13 @@ class PythonSession:
                 return GroupResult(_lost(cancelled, "the session could not be started"), True)
             request = {"code": replace_surrogates(code), "seconds": self._limits.seconds}
             answer = self._ask(request, self._limits.seconds + GRACE_SECONDS, cancelled)
+            first, self._used = not self._used, True
             if answer is None:
                 self._end()
                 return GroupResult(_lost(cancelled, "the session crashed"), True)
             if answer["ended"] is not None:
                 self._end()
-            return self._result(answer)
+            return self._result(answer, announce_loss=first and self._announces_loss)
 
     def close(self) -> None:
         """End the Python session's process. A cell that runs on another thread ends with it."""
@@ -184,8 +201,9 @@ class PythonSession:
                     with contextlib.suppress(OSError):
                         stream.close()
 
-    def _result(self, answer: dict[str, Any]) -> GroupResult:
-        parts = [shortened(answer[name]) for name in ("stdout", "stderr") if answer[name]]
+    def _result(self, answer: dict[str, Any], *, announce_loss: bool) -> GroupResult:
+        parts = [VARIABLES_LOST] if announce_loss else []
+        parts += [shortened(answer[name]) for name in ("stdout", "stderr") if answer[name]]
         if answer["cut"]:
             parts.append("[output cut: it was too long]")
         figures = tuple(Figure(base64.b64decode(it)) for it in answer["figures"])

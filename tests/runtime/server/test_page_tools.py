@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import struct
 from typing import Any
@@ -249,6 +250,23 @@ async def test_groups_and_their_switches() -> None:
         for wrong in bad:
             body = {"text": "x", "tools_off": wrong}
             assert (await client.post("/page/replies", json=body)).status_code == 400
+
+
+async def test_built_in_tools_ask_where_the_operator_wants_it() -> None:
+    host = ToolHost(lambda: [Cells({"1": figures(text="one")}, needs_approval=True)])
+    async with page_with(host, python_call("1"), DONE, python_call("1"), DONE) as (client, _):
+        groups = (await client.get("/page/tools")).json()["groups"]
+        assert groups == [{"name": "python", "tools": [], "asks": True}]
+        for allowed in (True, False):
+            made = (await client.post("/page/replies", json={"text": "Go on"})).json()["reply"]
+            path = f"/page/replies/{made}/approvals/0"
+            decision = {"allowed": allowed}
+            while (await client.post(path, json=decision)).status_code == 404:
+                await asyncio.sleep(0.01)
+            events = (await client.get(f"/page/replies/{made}/events")).text
+            assert '{"type":"approval","part":0,"name":"python"}' in events
+            assert ('"text":"one"' in events) == allowed
+            assert ("did not approve" in events) != allowed
 
 
 async def test_settings_that_were_edited_switch_nothing_off() -> None:

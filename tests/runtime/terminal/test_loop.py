@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +19,18 @@ from gptoss.runtime.harmony.messages import Effort
 from gptoss.runtime.store.owners import LOCAL_OWNER
 from gptoss.runtime.store.store import Store
 from gptoss.runtime.terminal import plain_terminal
-from gptoss.runtime.terminal.approval import approve_by_key
+from gptoss.runtime.terminal.approval import MAX_CALL_CHARACTERS, approve_by_key
 from gptoss.runtime.terminal.commands import BY_NAME, is_command, run_command
 from gptoss.runtime.terminal.loop import answer_lines, converse
 from gptoss.runtime.terminal.plain_terminal import PlainTerminal
 from gptoss.runtime.terminal.printer import Printer
+from gptoss.runtime.terminal.safe_text import SHOWN_LENGTH
 from gptoss.runtime.terminal.session import Session
 from gptoss.runtime.tools.approval import Approval
+from gptoss.runtime.tools.builtin import PYTHON
+from gptoss.runtime.tools.earlier import EarlierSessions
 from gptoss.runtime.tools.functions import Tool
+from gptoss.runtime.tools.groups import GroupResult
 from support.fake_engine import ScriptedEngine, engine_of
 from support.tokens import byte_tokenizer
 
@@ -400,6 +405,63 @@ def test_another_conversation_asks_again(talk: Talk) -> None:
     assert len(questions) == 1
     talk(given, "/clear", "three", "four")
     assert len(questions) == 2
+
+
+def test_a_call_of_several_lines_is_shown_whole() -> None:
+    questions: list[str] = []
+
+    class No:
+        def ask_key(self, question: str, keys: str) -> str:  # noqa: ARG002
+            questions.append(question)
+            return "n"
+
+        def ask_text(self, question: str) -> str:
+            raise NotImplementedError
+
+    ask = approve_by_key(No())
+    choice = "? y yes, n no, a always here, r no with a reason"
+    ask("python", "for i in range(3):\n    print('\x1b[2J')\n")
+    ask("functions.f", "x" * SHOWN_LENGTH + "end")
+    ask("functions.f", "x" * (MAX_CALL_CHARACTERS + 1_234))
+    assert questions[0] == (
+        f"  for i in range(3):\n      print('\\x1b[2J')\nRun this in python{choice}"
+    )
+    assert questions[1] == f"  {'x' * SHOWN_LENGTH}end\nRun this in f{choice}"
+    assert questions[2].endswith(f"\n  [1,234 more characters]\nRun this in f{choice}")
+
+
+class Remembering:
+    """A built-in tool that notes when another conversation begins."""
+
+    is_builtin = True
+    needs_approval = False
+    namespace = PYTHON
+
+    def __init__(self) -> None:
+        self.begun: list[EarlierSessions] = []
+
+    def call(self, recipient: str, text: str, cancelled: threading.Event) -> GroupResult:  # noqa: ARG002
+        return GroupResult("1")
+
+    def start_over(self) -> None:
+        self.begun.append(EarlierSessions())
+
+    def go_on(self, earlier: EarlierSessions) -> None:
+        self.begun[-1] = earlier
+
+    def close(self) -> None: ...
+
+
+def test_another_conversation_has_another_session(talk: Talk) -> None:
+    """Variables of one conversation are not those of another; a copy keeps them."""
+    python = Remembering()
+    cell = "<|channel|>analysis to=python code<|message|>1<|call|>"
+    with Store(None) as store:
+        given = session(cell, *[FINAL] * 3, store=store, groups=[python])
+        talk(given, "run", "/branch", "more")
+        assert python.begun == []
+        talk(given, "/clear", "new", "/resume 2")
+        assert python.begun == [EarlierSessions(), EarlierSessions(cells=True)]
 
 
 def test_another_model(talk: Talk) -> None:

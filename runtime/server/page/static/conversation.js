@@ -198,7 +198,9 @@ export class ConversationView {
     const made = await request("POST", `/page/conversations/${this.id}/branch`, { keep });
     this.changed(made);
     await this.open(made.id);
-    $("status").textContent = "This is a copy; the conversation before it is unchanged.";
+    const cells = this.messages.querySelector('[data-tool="python"]');
+    const lost = cells ? " Python starts anew: variables are not copied." : "";
+    $("status").textContent = `This is a copy; the conversation before it is unchanged.${lost}`;
   }
 
   edit(article, text, entry) {

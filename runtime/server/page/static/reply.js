@@ -79,6 +79,7 @@ export class ReplyView {
       view.summary = element("summary", {}, title);
       view.text = element("pre", { class: "plain", dir: "auto", tabIndex: 0 });
       view.element = element("details", { class: kind, open: kind === "call" }, view.summary, view.text);
+      if (kind === "call") view.element.dataset.tool = name;
     }
     this.element.append(view.element);
     return view;
