@@ -24,7 +24,7 @@ from gptoss.runtime.terminal.commands import resumed
 from gptoss.runtime.terminal.json_lines import JsonLines
 from gptoss.runtime.terminal.loop import Terminal, answer, answer_lines, converse
 from gptoss.runtime.terminal.printer import Printer, Show
-from gptoss.runtime.terminal.session import LoadModel, Session, SessionModel
+from gptoss.runtime.terminal.session import FindModel, OpenModel, Session, SessionModel
 from gptoss.runtime.terminal.tool_import import import_function
 from gptoss.runtime.tools.approval import Approval
 from gptoss.runtime.tools.builtin_groups import BuiltinTools, builtin_groups
@@ -100,8 +100,9 @@ def run_chat(asked: ChatRequest) -> int:
         store = _store(asked)
         if store is not None:
             stack.enter_context(store)
-        load = _loader(asked)
-        model, name = load(asked.model)
+        find = _finder(asked)
+        opened = find(asked.model)
+        model, name = opened()
         stack.callback(model.close)
         session = Session(
             model,
@@ -111,7 +112,8 @@ def run_chat(asked: ChatRequest) -> int:
             groups=groups,
             approval=approval,
             store=store,
-            load=load,
+            find=find,
+            opened=opened,
             say=console.say,
         )
         stack.callback(session.close)
@@ -202,34 +204,39 @@ def _prompt(asked: str | None) -> str | None:
     return f"{asked}\n\n{piped}" if piped.strip() else asked
 
 
-def _loader(asked: ChatRequest) -> LoadModel:
-    """Return the function that finds and loads a model by name."""
+def _finder(asked: ChatRequest) -> FindModel:
+    """Return the function that finds a model by name."""
 
-    def load(name: str) -> tuple[SessionModel, str]:
-        if asked.engine.base_url is not None:
-            return _remote(asked, asked.engine.base_url, name)
+    def find(name: str) -> OpenModel:
+        url = asked.engine.base_url
+        if url is not None:
+            return lambda: _remote(asked, url, name)
         if asked.engine.remote != REMOTE_AUTO:
             raise OptionError("--remote needs --base-url")
         gguf = asked.finder.find(name, yes=asked.yes)
-        size = gguf.stat().st_size if gguf.is_file() else 0
-        title = f"loading {gguf.name}"
-        if asked.plain:
-            console.say(title)
-        shown = not (asked.as_json or asked.plain)
-        with progress_bars.progress_bar(title, size, shown=shown) as advance:
-            model = open_model(
-                gguf,
-                parallel=1,
-                constrained=asked.engine.constrained,
-                force=asked.engine.force,
-                disk_cache=asked.engine.disk_cache,
-                progress=_in_bytes(advance, size),
-                verbose=asked.engine.verbose,
-                **asked.engine.options,
-            )
-        return model, _shown_name(name, gguf)
+        return lambda: (_load(asked, gguf), _shown_name(name, gguf))
 
-    return load
+    return find
+
+
+def _load(asked: ChatRequest, gguf: Path) -> SessionModel:
+    """Load a model in this process, and show how far that is."""
+    size = gguf.stat().st_size if gguf.is_file() else 0
+    title = f"loading {gguf.name}"
+    if asked.plain:
+        console.say(title)
+    shown = not (asked.as_json or asked.plain)
+    with progress_bars.progress_bar(title, size, shown=shown) as advance:
+        return open_model(
+            gguf,
+            parallel=1,
+            constrained=asked.engine.constrained,
+            force=asked.engine.force,
+            disk_cache=asked.engine.disk_cache,
+            progress=_in_bytes(advance, size),
+            verbose=asked.engine.verbose,
+            **asked.engine.options,
+        )
 
 
 def _remote(asked: ChatRequest, base_url: str, name: str) -> tuple[SessionModel, str]:

@@ -26,7 +26,7 @@ LEAVING = ("exit", "quit", "bye", ":q")
 @dataclass(frozen=True, slots=True)
 class Result:
     """What a command did. ``text`` is printed; ``ask`` is sent to the model; ``draft`` is put into
-    the input line; ``leave`` ends the program.
+    the input line, and what is sent then replaces the last turn; ``leave`` ends the program.
     """
 
     text: str = ""
@@ -179,8 +179,10 @@ def _edit(session: Session, argument: str) -> Result:
     question = session.last_question()
     if question is None:
         raise ChatError("/edit: there is no message yet")
+    if not argument:
+        return Result(draft=question)
     session.chat.undo()
-    return Result(ask=argument) if argument else Result(draft=question)
+    return Result(ask=argument)
 
 
 def _undo(session: Session, _: str) -> Result:

@@ -51,11 +51,11 @@ class Terminal(Protocol):
 
 def converse(session: Session, terminal: Terminal) -> None:
     """Talk with a person until they leave. An error, or Ctrl-C, ends a reply and nothing more."""
-    draft = ""
+    edited = Result()
     while True:
         try:
-            line = terminal.read(draft)
-            draft = ""
+            before, edited = edited, Result()
+            line = terminal.read(before.draft or "")
             if line is None:
                 return
             result = _carried_out(session, line)
@@ -63,8 +63,10 @@ def converse(session: Session, terminal: Terminal) -> None:
                 terminal.say(result.text)
             if result.leave:
                 return
-            draft = result.draft or ""
+            edited = result
             if result.ask is not None:
+                if before.draft is not None:
+                    session.chat.undo()
                 _answer(session, terminal, result.ask)
         except KeyboardInterrupt:
             continue

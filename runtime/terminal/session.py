@@ -43,8 +43,10 @@ class SessionModel(Protocol):
         ...
 
 
-LoadModel = Callable[[str], tuple[SessionModel, str]]
-"""Loads a model by its name; returns it with the name that is shown."""
+OpenModel = Callable[[], tuple[SessionModel, str]]
+"""Loads a model that was found; returns it with the name that is shown."""
+FindModel = Callable[[str], OpenModel]
+"""Finds a model by its name; raises GptossError."""
 Say = Callable[[str], None]
 
 LISTED = 20
@@ -92,15 +94,17 @@ class Session:
         groups: Iterable[ToolGroup] = (),
         approval: Approval | None = None,
         store: Store | None = None,
-        load: LoadModel | None = None,
+        find: FindModel | None = None,
+        opened: OpenModel | None = None,
         say: Say = lambda _: None,
     ) -> None:
+        """``find`` finds other models; ``opened`` loads this one once more."""
         self.model = model
         self.name = name
         self.tools = Tools(tuple(tools))
         self.groups, self._approval = tuple(groups), approval
         self.stats = Stats()
-        self._load = load
+        self._find_model, self._opened = find, opened
         self._say = say
         self._store = None if store is None else _for_model(store, model)
         self._stored: list[Message] = []
@@ -188,13 +192,23 @@ class Session:
 
     def use_model(self, name: str) -> None:
         """Load another model and go on with it. Raises GptossError, and then keeps the old one."""
-        if self._load is None:
+        if self._find_model is None or self._opened is None:
             raise ChatError("no other model can be loaded here")
-        settings, history = self.chat.settings, self.chat.history
+        wanted = self._find_model(name)
         self.model.close()  # two may not fit into memory
-        self.model, self.name = self._load(name)
+        try:
+            self._take(*wanted())
+        except BaseException:
+            self._take(*self._opened())
+            raise
+        self._opened = wanted
+
+    def _take(self, model: SessionModel, name: str) -> None:
+        """Go on with a model that was loaded."""
+        settings, history = self.chat.settings, self.chat.history
+        self.model, self.name = model, name
         if self._store is not None:
-            self._store = _for_model(self._store, self.model)
+            self._store = _for_model(self._store, model)
         self.chat = self._chat(settings, [replace(it, tokens=None) for it in history])
 
     def replace_history(self, messages: Sequence[Message]) -> None:

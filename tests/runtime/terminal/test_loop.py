@@ -25,7 +25,7 @@ from gptoss.runtime.terminal.loop import answer_lines, converse
 from gptoss.runtime.terminal.plain_terminal import PlainTerminal
 from gptoss.runtime.terminal.printer import Printer
 from gptoss.runtime.terminal.safe_text import SHOWN_LENGTH
-from gptoss.runtime.terminal.session import Session
+from gptoss.runtime.terminal.session import OpenModel, Session
 from gptoss.runtime.tools.approval import Approval
 from gptoss.runtime.tools.builtin import PYTHON
 from gptoss.runtime.tools.earlier import EarlierSessions
@@ -159,6 +159,28 @@ def test_regenerate_edit_undo(talk: Talk) -> None:
 
 def test_an_edited_question_is_offered(talk: Talk) -> None:
     assert answers(talk(session(FINAL), "my question", "/edit"))[-1] == "my question"
+
+
+@pytest.mark.parametrize(
+    ("typed", "kept"),
+    [
+        (("changed",), ["changed", "Two."]),
+        (("^C", "more"), ["my question", "Four.", "more", "Two."]),
+        (("", "more"), ["my question", "Four.", "more", "Two."]),
+        (("/stats", "more"), ["my question", "Four.", "more", "Two."]),
+    ],
+)
+def test_editing_replaces_the_last_turn_once_it_is_sent(
+    talk: Talk, typed: tuple[str, ...], kept: list[str]
+) -> None:
+    given = session(FINAL, final("Two."))
+    talk(given, "my question", "/edit", *typed)
+    assert [it.text for it in given.chat.history] == kept
+
+
+def test_a_draft_is_offered_once(talk: Talk) -> None:
+    shown = talk(session(FINAL), "my question", "/edit", "^C", "^C")
+    assert shown.count("my question") == 1
 
 
 def test_context_and_stats(talk: Talk) -> None:
@@ -466,13 +488,33 @@ def test_another_conversation_has_another_session(talk: Talk) -> None:
 
 def test_another_model(talk: Talk) -> None:
     other = Model(ScriptedEngine(final("other")), byte_tokenizer())
-    given = session(FINAL, load=lambda name: (other, name.upper()))
+    given = session(FINAL, find=lambda name: lambda: (other, name.upper()), opened=no_model)
     before = engine_of(given.chat)
     shown = talk(given, "a", "/model b", "c")
     assert "model: B" in shown
     assert "other" in shown
     assert before.closed
     assert [it.text for it in given.chat.history] == ["a", "Four.", "c", "other"]
+
+
+def no_model() -> tuple[Model, str]:
+    raise ChatError("it does not fit")
+
+
+def test_a_model_that_is_not_found_or_does_not_load(talk: Talk) -> None:
+    """The one before goes on, with the conversation."""
+    again = Model(ScriptedEngine(final("again")), byte_tokenizer())
+
+    def find(name: str) -> OpenModel:
+        if name == "gone":
+            raise ChatError("gone: not found")
+        return no_model
+
+    given = session(FINAL, FINAL, find=find, opened=lambda: (again, "scripted"))
+    shown = talk(given, "a", "/model gone", "b", "/model big", "c")
+    assert "error: gone: not found" in shown
+    assert "error: it does not fit" in shown
+    assert [it.text for it in given.chat.history] == ["a", "Four.", "b", "Four.", "c", "again"]
 
 
 def test_a_command_is_a_word() -> None:
