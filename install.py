@@ -23,6 +23,8 @@ from typing import IO
 
 ROOT = Path(__file__).resolve().parent
 LEAST_PYTHON = (3, 11)
+DEFAULT_EXTRAS = "run,serve"
+"""The terminal, and the server with its page."""
 COMPILED_EXTRA = "run"
 """The extra with llama.cpp, for which there must be a compiler."""
 PROGRAM = "#include <thread>\nint main() { return std::thread::hardware_concurrency() == 9999; }\n"
@@ -70,7 +72,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--venv", type=Path, default=Path(".venv"), help="the environment's folder")
     parser.add_argument(
         "--extras",
-        default=COMPILED_EXTRA,
+        default=DEFAULT_EXTRAS,
         help="extras of the package, with commas; '' installs what converts and checks, "
         "which needs no compiler (default: %(default)s)",
     )

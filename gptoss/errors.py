@@ -44,6 +44,8 @@ code 2.
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib.util import find_spec
 from reprlib import Repr
 
@@ -125,5 +127,14 @@ def install_command(extra: str) -> str:
     except (KeyError, TypeError, ValueError):
         folder = None
     if folder is None:
-        return f'pip install "{DISTRIBUTION}[{extra}]"'
-    return f'pip install -e "{folder}[{extra}]"'
+        return f'{_pip()} install "{DISTRIBUTION}[{extra}]"'
+    return f'{_pip()} install -e "{folder}[{extra}]"'
+
+
+def _pip() -> str:
+    """Return how pip is called for the environment that runs this program: a command that was
+    started by its path runs in one that is not activated.
+    """
+    if sys.prefix == sys.base_prefix or os.environ.get("VIRTUAL_ENV") == sys.prefix:
+        return "pip"
+    return f'"{sys.executable}" -m pip' if " " in sys.executable else f"{sys.executable} -m pip"

@@ -215,8 +215,8 @@ cli.add_command(remote_command)
     type=click.Choice(REMOTE),
     default=REMOTE[0],
     show_default=True,
-    help="How the server at --base-url is spoken with. messages: any API like OpenAI's Chat "
-    "Completions; MODEL is then the server's name for it.",
+    help="Protocol of the server at --base-url. messages: any API like OpenAI's Chat Completions; "
+    "MODEL is then the server's name for it.",
 )
 @click.option("--force", is_flag=True, help="Load the model even if it does not fit into memory.")
 @click.option("--verbose", is_flag=True, help="Show llama.cpp's log on stderr.")
@@ -240,7 +240,7 @@ cli.add_command(remote_command)
 )
 @click.option("--hide-reasoning", is_flag=True, help="Do not print the reasoning.")
 @click.option(
-    "--approve-all", is_flag=True, help="Run tools without asking; at a terminal you are asked."
+    "--approve-all", is_flag=True, help="Run all tools without asking; the default is to ask."
 )
 @click.pass_context
 def chat(
@@ -264,7 +264,7 @@ def chat(
 ) -> None:
     """Talk with MODEL; it is downloaded first if needed.
 
-    MODEL is 20b, 120b, OWNER/NAME on the Hub or its page, a GGUF, or a checkpoint folder. One that
+    MODEL is 20b, 120b, OWNER/NAME on the Hub or its URL, a GGUF, or a checkpoint folder. One that
     is not on this machine is downloaded, converted and verified first, after asking.
 
     Without -p, this is a conversation: at a terminal with line editing, otherwise one message per

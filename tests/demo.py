@@ -33,8 +33,9 @@ NEXT = f"""
 ── what to type next
    talk with gpt-oss-20b, which is downloaded first (14 GB):
       {COMMANDS / "gptoss-run"} chat 20b
-   talk with this small model:
-      {COMMANDS / "gptoss-run"} chat {os.path.relpath(CHECKPOINT)}"""
+   talk with this small model, in the terminal or in the browser:
+      {COMMANDS / "gptoss-run"} chat {os.path.relpath(CHECKPOINT)}
+      {COMMANDS / "gptoss-run"} serve {os.path.relpath(CHECKPOINT)}"""
 
 
 def get_weather(city: str) -> dict[str, object]:

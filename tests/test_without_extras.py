@@ -91,4 +91,9 @@ def test_an_extra_is_installed_from_where_the_toolkit_was(
             return origin
 
     monkeypatch.setattr(metadata, "distributions", lambda name: [Installed()])  # noqa: ARG005
+    monkeypatch.setattr(sys, "prefix", "/home/me/.venv")
+    monkeypatch.setenv("VIRTUAL_ENV", "/home/me/.venv")
     assert install_command("mcp") == command
+    monkeypatch.delenv("VIRTUAL_ENV")  # not activated: another pip would be found
+    monkeypatch.setattr(sys, "executable", "/home/me/.venv/bin/python")
+    assert install_command("mcp") == f"/home/me/.venv/bin/python -m {command}"

@@ -64,7 +64,7 @@ def models_command(as_json: bool) -> None:
 def pull_command(finder: LibraryFinder, model: str, yes: bool) -> None:
     """Download MODEL, convert it if needed, and check it.
 
-    MODEL is 20b, 120b, OWNER/NAME on the Hub, or its page. An interrupted pull is resumed by the
+    MODEL is 20b, 120b, OWNER/NAME on the Hub, or its URL. An interrupted pull is resumed by the
     next one. A model that is complete is not downloaded again.
 
     \b

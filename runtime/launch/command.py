@@ -34,7 +34,11 @@ DEFAULT_URL = "http://127.0.0.1:8080"
     "--model", metavar="MODEL", help="Start a server for this model; end it with the client."
 )
 @click.option(
-    "--url", default=DEFAULT_URL, show_default=True, help="The running server to use otherwise."
+    "--url",
+    default=DEFAULT_URL,
+    show_default=True,
+    metavar="URL",
+    help="The running server to use where --model is not given.",
 )
 @click.option("--key-file", type=console.PATH, metavar="FILE", help="File with the server's key.")
 @click.option("--context", "n_ctx", type=int, metavar="N", help="With --model: context in tokens.")

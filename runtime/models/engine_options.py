@@ -37,7 +37,8 @@ _OPTIONS = (
         "n_ctx",
         type=int,
         metavar="N",
-        help="Context in tokens for each chat.  [default: 32768, or less where it has to be]",
+        help="Context in tokens for each chat.  [default: 32768, or less if the model or the "
+        "memory has less]",
     ),
     click.option("--kv-type", type=click.Choice(get_args(KvType)), help="Type of keys and values."),
     click.option(

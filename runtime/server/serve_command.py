@@ -35,15 +35,22 @@ _LOADING = ("chats", "sleep_after", "no_disk_cache")
 @click.command("serve")
 @click.argument("model", nargs=-1, required=True)
 @click.option("--yes", "-y", is_flag=True, help="Do not ask before a model is downloaded.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="ADDRESS",
+    help="Address to listen on.",
+)
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
     default=8080,
     show_default=True,
+    metavar="N",
     help="Port to listen on; 0 takes a free one.",
 )
-@click.option("--no-auth", is_flag=True, help="Demand no key; on a loopback address only.")
+@click.option("--no-auth", is_flag=True, help="Require no key; on a loopback address only.")
 @click.option("--tls-cert", type=console.PATH, metavar="FILE", help="Certificate chain (PEM).")
 @click.option("--tls-key", type=console.PATH, metavar="FILE", help="Private key (PEM).")
 @click.option(
@@ -121,14 +128,27 @@ def serve_command(
     client: str | None,
     **options: Any,
 ) -> None:
-    """Serve MODEL with OpenAI's and Anthropic's APIs.
+    """Serve MODEL: a chat page for the browser, and OpenAI's and Anthropic's APIs.
 
     MODEL is a GGUF, or a name as for `chat`, such as 20b. The first one is loaded at once, a
     further one when a request names it. With --base-url another server runs it, and nothing is
     loaded here.
 
-    With --python, --browser and --mcp the server runs these tools for clients that ask for them
-    with /v1/responses, and for the page.
+    The page is at the server's address; a link that logs in once is printed. With --python,
+    --browser and --mcp the server runs these tools for the page, and for clients that ask for them
+    with /v1/responses.
+
+    \b
+    Examples:
+      gptoss-run serve 20b
+      gptoss-run serve 20b --python --browser none --ask-all
+      gptoss-run serve model.gguf --port 0 --json
+      gptoss-run serve 20b --print-config codex
+
+    \b
+    Exit codes:
+      2    the input or the request is invalid
+      130  ended by Ctrl-C          143  terminated
     """
     require_packages("run", "llama_cpp", "llguidance", "tiktoken")
     require_packages("serve", "starlette", "uvicorn")

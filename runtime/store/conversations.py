@@ -222,15 +222,18 @@ class Conversations:
         self._database.write(delete)
 
     def branch(self, owner: str, identity: str, length: int) -> Conversation:
-        """Begin a conversation with a copy of another's settings and first ``length`` entries."""
+        """Begin a conversation with a copy of another's settings and first ``length`` entries; its
+        title says that it is one.
+        """
         copy = new_id("conv")
 
         def insert(connection: sqlite3.Connection) -> None:
             _found(connection, owner, identity)
             now = time.time()
             connection.execute(
-                """INSERT INTO conversations SELECT ?, owner, title, ?, ?, settings, metadata, id
-                    FROM conversations WHERE id = ?""",
+                """INSERT INTO conversations SELECT ?, owner,
+                    CASE WHEN title LIKE '% (copy)' THEN title ELSE title || ' (copy)' END,
+                    ?, ?, settings, metadata, id FROM conversations WHERE id = ?""",
                 (copy, now, now, identity),
             )
             connection.execute(

@@ -50,7 +50,7 @@ class EngineRequest:
     base_url: str | None = None
     """Another server that runs the model; then only its tokenizer is read from the file."""
     remote: str = REMOTE_AUTO
-    """How that server is spoken with: one of ``REMOTE``."""
+    """The protocol of that server: one of ``REMOTE``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +118,8 @@ def run_chat(asked: ChatRequest) -> int:
         )
         stack.callback(session.close)
         if asked.resume is not None or asked.continue_last:
-            found = session.resume(asked.resume)
-            console.say(resumed(found.summary.title, len(found.entries)))
+            text = resumed(session.resume(asked.resume))
+            console.say(text if talk else text.partition("\n")[0])
         if terminal is not None:
             terminal.begin(session)
             converse(session, terminal)
@@ -251,7 +251,7 @@ def _remote(asked: ChatRequest, base_url: str, name: str) -> tuple[SessionModel,
         raise OptionError(f"the server at --base-url decides this; omit: {named}")
     level = asked.engine.remote
     if level == REMOTE_AUTO and not gives_token_ids(base_url):
-        console.say("the server gives no token ids; it is spoken with by messages")
+        console.say("the server gives no token ids; using its messages API")
         level = REMOTE_MESSAGES
     if level == REMOTE_MESSAGES:
         model = open_messages(base_url, name)

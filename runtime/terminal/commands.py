@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -12,12 +13,18 @@ from gptoss.atomic import replace_file
 from gptoss.errors import GptossError, OutputError
 from gptoss.runtime.chat.settings import ChatError
 from gptoss.runtime.harmony.messages import Effort, Message, Role
+from gptoss.runtime.store.conversations import Conversation
 from gptoss.runtime.store.message_json import messages_from_json, messages_to_json
+from gptoss.runtime.terminal.safe_text import shortened
 from gptoss.runtime.terminal.session import Session
+from gptoss.runtime.tools.groups import ToolGroup
 
 _NOT_SAVED = "/load: {}: not a conversation that /save wrote as .json"
 FILE_LIMIT = 2**26
 """Bytes of a conversation's file that are read."""
+
+SHOWN_OF_LAST = 300
+"""Characters of the last question and answer that are shown where a conversation is continued."""
 
 LEAVING = ("exit", "quit", "bye", ":q")
 """Words that alone, without a slash, mean to leave."""
@@ -115,14 +122,24 @@ def _tools(session: Session, argument: str) -> Result:
         session.set_tools(names, on=action == "on")
     elif action:
         raise ChatError(f"/tools: {action!r} is not on or off; then the names of tools")
+    tools = session.tools
+    about = [it.declaration.description.partition("\n")[0] for it in tools.functions]
+    about += [_about_group(it) for it in tools.groups]
     lines = [
-        f"{'off' if tool.declaration.name in session.tools.off else 'on':4}"
-        f"{tool.declaration.name}  {tool.declaration.description.partition(chr(10))[0]}"
-        for tool in session.tools.all
+        f"{'off' if name in tools.off else 'on':4}{name}  {text}"
+        for name, text in zip(tools.names, about, strict=True)
     ]
     return Result(
-        "\n".join(lines) or "no tools; name some: gptoss-run chat MODEL --tools FILE.py:f"
+        "\n".join(lines)
+        or "no tools; gptoss-run chat has --tools FILE.py:FUNCTION, --python, --browser, --mcp FILE"
     )
+
+
+def _about_group(group: ToolGroup) -> str:
+    about = "built in"
+    if not group.is_builtin:
+        about = f"MCP server: {', '.join(it.name for it in group.namespace.functions)}"
+    return about + ("; asks before each call" if group.needs_approval else "")
 
 
 def _system(session: Session, argument: str) -> Result:
@@ -198,20 +215,34 @@ def _branch(session: Session, _: str) -> Result:
 
 def _conversations(session: Session, argument: str) -> Result:
     rows = [
-        f"{i + 1:3}  {it.title or 'without a title'}  ({it.length} messages, {it.id[:13]})"
+        f"{i + 1:3}  {it.title or 'without a title'}  "
+        f"({_when(it.updated)}, {it.length} messages, {it.id[:13]})"
         for i, it in enumerate(session.recent(argument))
     ]
     return Result("\n".join(rows) or "no conversations")
 
 
+def _when(seconds: float) -> str:
+    """Return a time of this machine's clock: today's without the date."""
+    then = datetime.fromtimestamp(seconds)
+    today = then.date() == datetime.now().date()
+    return f"{then:%H:%M}" if today else f"{then:%Y-%m-%d %H:%M}"
+
+
 def _resume(session: Session, argument: str) -> Result:
-    found = session.resume(argument or None)
-    return Result(resumed(found.summary.title, len(found.entries)))
+    return Result(resumed(session.resume(argument or None)))
 
 
-def resumed(title: str | None, length: int) -> str:
-    """Return the sentence that tells which conversation is continued."""
-    return f"continuing: {title or 'without a title'} ({length} messages)"
+def resumed(found: Conversation) -> str:
+    """Return what is printed when a conversation is continued: which one, and its last turn."""
+    about = found.summary
+    lines = [f"continuing: {about.title or 'without a title'} ({about.length} messages)"]
+    last = {it.role: it for it in found.messages if it.role == Role.USER or it.channel == "final"}
+    if Role.USER in last:
+        lines.append(f"> {shortened(last[Role.USER].text, SHOWN_OF_LAST)}")
+    if Role.ASSISTANT in last:
+        lines.append(shortened(last[Role.ASSISTANT].text, SHOWN_OF_LAST))
+    return "\n".join(lines)
 
 
 def _stats(session: Session, _: str) -> Result:

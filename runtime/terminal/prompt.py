@@ -33,10 +33,10 @@ class CommandCompleter(Completer):
             return
         name, space, rest = text[1:].partition(" ")
         if not space:
-            for known in COMMANDS:
-                for word in known.names:
-                    if word.startswith(name):
-                        yield Completion(word, -len(name), display_meta=known.help)
+            for known in COMMANDS:  # by another name only where the first one does not fit
+                word = next((it for it in known.names if it.startswith(name)), None)
+                if word is not None:
+                    yield Completion(word, -len(name), display_meta=known.help)
             return
         command = BY_NAME.get(name)
         if command is None:

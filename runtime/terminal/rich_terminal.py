@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from typing import TextIO
+
+from rich.cells import cell_len
 
 from gptoss.runtime.chat.settings import ChatError
 from gptoss.runtime.harmony.messages import Effort
@@ -36,10 +39,10 @@ class RichTerminal:
     def begin(self, session: Session) -> None:
         """Take the session whose effort and context the bar shows."""
         self._session = session
-        self._show = with_links(self._view, session.groups)
+        self._show = with_links(self._view, session.tools.groups)
         self._prompt = Prompt(
             open_history(history_path() if self._keep_history else None),
-            tools=[tool.declaration.name for tool in session.tools.all],
+            tools=session.tools.names,
             bar=self._bar,
             next_effort=self._next_effort,
             show_reasoning=self._show_reasoning,
@@ -76,8 +79,18 @@ class RichTerminal:
 
     def say(self, text: str) -> None:
         """Print lines that are not the model's."""
-        self._out.write(printable_lines(text) + "\n")
+        lines = printable_lines(text).split("\n")
+        self._out.write("\n".join(it for line in lines for it in self._wrapped(line)) + "\n")
         self._out.flush()
+
+    def _wrapped(self, line: str) -> list[str]:
+        """Break a line at words; a word that is longer than a line, such as a path, stays whole."""
+        columns = self._columns()
+        if cell_len(line) <= columns:
+            return [line]
+        return textwrap.wrap(
+            line, columns, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
+        )
 
     def ask_key(self, question: str, keys: str) -> str:
         """Ask for one of the keys during a reply; n where none can be pressed."""
@@ -120,6 +133,9 @@ class RichTerminal:
         except ChatError:
             return None
 
+    def _columns(self) -> int:
+        return os.get_terminal_size(self._out.fileno()).columns
+
     def _bar(self) -> str:
         session = self._session
         if session is None:
@@ -130,7 +146,7 @@ class RichTerminal:
             share = 100 * self._used // chat.n_ctx
             parts.append(f"context {self._used:,} of {chat.n_ctx:,} ({share} %)")
         parts.append("/help")
-        columns = os.get_terminal_size(self._out.fileno()).columns
+        columns = self._columns()
         while len(parts) > 1 and len(" · ".join(parts)) >= columns:
             parts.pop()
         return " · ".join(parts)[: max(1, columns - 1)]

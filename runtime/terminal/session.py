@@ -22,7 +22,7 @@ from gptoss.runtime.tools.approval import Approval
 from gptoss.runtime.tools.earlier import KeepsState, earlier_sessions
 from gptoss.runtime.tools.functions import Tool
 from gptoss.runtime.tools.groups import ToolGroup
-from gptoss.runtime.tools.toolbox import Toolbox
+from gptoss.runtime.tools.toolbox import AnyTool, Toolbox
 
 
 class SessionModel(Protocol):
@@ -66,15 +66,25 @@ class Stats:
 
 @dataclass
 class Tools:
-    """The functions that may be called; those in ``off`` are not declared to the model."""
+    """The functions and groups that may be called; those in ``off`` are not declared to the
+    model.
+    """
 
-    all: tuple[Tool, ...] = ()
+    functions: tuple[Tool, ...] = ()
+    groups: tuple[ToolGroup, ...] = ()
     off: set[str] = field(default_factory=set)
 
     @property
-    def on(self) -> list[Tool]:
-        """Return the tools that are declared to the model now."""
-        return [tool for tool in self.all if tool.declaration.name not in self.off]
+    def names(self) -> list[str]:
+        """Return the names by which they are switched on and off."""
+        functions = [it.declaration.name for it in self.functions]
+        return [*functions, *(it.namespace.name for it in self.groups)]
+
+    @property
+    def on(self) -> list[AnyTool]:
+        """Return what is declared to the model now."""
+        pairs = zip(self.names, (*self.functions, *self.groups), strict=True)
+        return [tool for name, tool in pairs if name not in self.off]
 
 
 class Session:
@@ -101,8 +111,8 @@ class Session:
         """``find`` finds other models; ``opened`` loads this one once more."""
         self.model = model
         self.name = name
-        self.tools = Tools(tuple(tools))
-        self.groups, self._approval = tuple(groups), approval
+        self.tools = Tools(tuple(tools), tuple(groups))
+        self._approval = approval
         self.stats = Stats()
         self._find_model, self._opened = find, opened
         self._say = say
@@ -182,7 +192,7 @@ class Session:
 
     def set_tools(self, names: Sequence[str], *, on: bool) -> None:
         """Declare tools to the model, or no longer; raises ChatError for an unknown name."""
-        known = [tool.declaration.name for tool in self.tools.all]
+        known = self.tools.names
         for name in names:
             if name not in known:
                 raise ChatError(f"tool is {name!r}; known: {', '.join(known) or 'none'}")
@@ -247,7 +257,7 @@ class Session:
         self.conversation, self._stored = conversation, list(stored)
         if self._approval is not None:
             self._approval.forget()
-        for group in self.groups:
+        for group in self.tools.groups:
             if isinstance(group, KeepsState):
                 group.start_over()
                 group.go_on(earlier_sessions(self.chat.history))
@@ -271,7 +281,7 @@ class Session:
     def _chat(self, settings: Settings, history: Iterable[Message]) -> Chat:
         return Chat.over(
             self.model.runner,
-            toolbox=Toolbox([*self.tools.on, *self.groups], self._approval),
+            toolbox=Toolbox(self.tools.on, self._approval),
             settings=settings,
             messages=history,
         )

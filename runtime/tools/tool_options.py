@@ -40,8 +40,8 @@ _OPTIONS = (
     click.option(
         "--ask-all",
         is_flag=True,
-        help="Ask a person before each call of python and browser too, at the terminal and on the "
-        "page; else they run unasked.",
+        help="Also ask before each call of python and browser, at the terminal and on the page; by "
+        "default they run without asking.",
     ),
 )
 

@@ -22,6 +22,7 @@ from support.page_site import (
     check_axe,
     check_quiet,
     open_page,
+    wait_until,
 )
 
 pytestmark = pytest.mark.oracle
@@ -103,6 +104,51 @@ def test_reloading_in_the_middle_of_a_reply(browser: Browser, serve: Serve) -> N
     check_quiet(site)
 
 
+AT_END = (
+    "(({scrollHeight, scrollTop, clientHeight}) => scrollHeight - scrollTop - clientHeight < 2)"
+    "(document.getElementById('messages'))"
+)
+
+
+def test_a_reload_shows_the_end_and_follows_it(browser: Browser, serve: Serve) -> None:
+    """Also where much comes before it, which is laid out only when it is seen."""
+    gate = threading.Semaphore(200)
+    site = serve(ScriptedEngine(answer("word\n\n" * 100), before_token=waiting_for(gate)))
+    entries = [Entry(user("Go")), Entry(final(f"{EVERYTHING}\n\n" * 4))] * 5
+    entries = [Entry(it.message) for it in entries]
+    made = site.store.conversations.create(LOCAL_OWNER, entries)
+    page = open_page(browser, site)
+    page.locator("#conversations button").click()
+    wait_until(page, AT_END)
+    ask(page, "More")
+    expect(page.locator(".answer").last).to_contain_text("word")
+    page.reload()
+    assert made.id in page.url
+    expect(page.locator(".answer").last).to_contain_text("word")
+    expect(page.locator("#question")).to_be_focused()
+    wait_until(page, AT_END)
+    gate.release(10_000)
+    expect(page.locator("#send")).to_be_visible()
+    wait_until(page, AT_END)
+    page.mouse.move(600, 300)
+    page.mouse.wheel(0, -2_000)
+    wait_until(page, f"!({AT_END})")
+    check_quiet(site)
+
+
+def test_a_streamed_answer_looks_as_it_does_after_a_reload(browser: Browser, serve: Serve) -> None:
+    site = serve(ScriptedEngine(answer(EVERYTHING)))
+    page = open_page(browser, site)
+    ask(page, "Show everything")
+    expect(page.locator("#send")).to_be_visible()
+    height = "it => Math.round(it.getBoundingClientRect().height)"
+    streamed = page.locator(".answer").evaluate(height)
+    page.reload()
+    expect(page.locator(".answer h1")).to_be_visible()
+    assert page.locator(".answer").evaluate(height) == streamed
+    check_quiet(site)
+
+
 def test_a_lost_connection(browser: Browser, serve: Serve) -> None:
     gate = threading.Semaphore(150)
     site = serve(ScriptedEngine(answer("word " * 100), before_token=waiting_for(gate)))
@@ -129,6 +175,7 @@ def test_stop_and_regenerate(browser: Browser, serve: Serve) -> None:
         page.press("#question", "Escape")
     gate.release(10_000)
     expect(page.locator(".note")).to_have_text("Stopped.")
+    expect(page.locator("#status")).to_contain_text("Stopped")
     expect(page.locator("#send")).to_be_visible()
     page.get_by_role("button", name="Regenerate").click()
     expect(page.locator(".answer")).to_have_text("another")
@@ -150,8 +197,12 @@ def test_edit_and_branch(browser: Browser, serve: Serve) -> None:
     expect(page.locator(".answer").last).to_have_text("three")
     expect(page.locator("#send")).to_be_visible()
     page.locator(".question").last.get_by_role("button", name="Edit").click()
+    page.get_by_label("Edit your message").fill("dropped")
+    page.keyboard.press("Escape")
+    expect(page.locator(".question .text")).to_have_text(["first", "third"])
+    page.keyboard.press("Enter")  # the button has the focus again
     page.get_by_label("Edit your message").fill("changed")
-    page.locator(".question").last.get_by_role("button", name="Send").click()
+    page.keyboard.press("Enter")
     expect(page.locator(".answer")).to_have_text(["one", "four"])
     expect(page.locator(".question .text")).to_have_text(["first", "changed"])
     page.locator("#conversations button").last.click()
@@ -250,7 +301,7 @@ EVERYTHING = """# Title
 Text with `code`, [a link](http://a.example/) and $x^2$.
 
 | a | b |
-|---|---|
+|---|--:|
 | 1 | 2 |
 
 ```python
@@ -286,8 +337,8 @@ def test_accessibility(browser: Browser, serve: Serve, scheme: Any, width: int) 
 def test_everything_by_keyboard(browser: Browser, serve: Serve) -> None:
     site = serve(ScriptedEngine(answer("one"), answer("two")))
     page = open_page(browser, site)
-    page.keyboard.press("Tab")
-    expect(page.locator(".skip")).to_be_focused()
+    expect(page.locator("#question")).to_be_focused()
+    page.locator(".skip").focus()
     page.keyboard.press("Enter")
     page.keyboard.type("first")
     page.keyboard.press("Shift+Enter")

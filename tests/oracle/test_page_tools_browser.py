@@ -24,6 +24,7 @@ from support.page_site import (
     check_axe,
     check_quiet,
     open_page,
+    wait_until,
 )
 from support.page_tools import Cells, Notes, Shared, figures, png, python_call
 from support.web import Answer, serve_web
@@ -40,7 +41,7 @@ def check_figure(page: Page, width: int | None = None) -> None:
     expect(picture).to_be_visible(timeout=60_000)
     expect(picture).to_have_attribute("src", re.compile("^blob:"))
     expect(picture).to_have_attribute("alt", "Figure 1 of python")
-    page.wait_for_function("document.querySelector('.picture img').naturalWidth > 0")
+    wait_until(page, "document.querySelector('.picture img').naturalWidth > 0")
     if width is not None:
         assert picture.evaluate("it => it.naturalWidth") == width
 

@@ -16,7 +16,9 @@ PIECES = (
     "A paragraph\nof two lines.\n\n", "# Heading\n", "text\n===\n", "- one\n- two\n\n  more\n",
     "1. a\n", "```python\nx = 1\n\ny = 2\n```\n", "```\nunclosed\n", "``` inline ``` code\n",
     "> quoted\nlazy\n",
-    "| a | b |\n|---|---|\n| 1 | 2 |\n\n", "    indented code\n", "---\n", "-", "*", "\n", "\n\n",
+    "| a | b |\n|---|---|\n| 1 | 2 |\n\n",
+    "| a | b | c |\n|:--|--:|:-:|\n| 1 | 2 | 3 |\n\n",
+    "    indented code\n", "---\n", "-", "*", "\n", "\n\n",
     "$x^2$ and \\(y\\) cost $5 and $6\n", "$$\n\\frac{a}{b}\n$$\n", "\\[\n\\sum_i i\n\\]\n",
     "\\[ z \\]\n",
     "**bold** _it_ ~~gone~~ `code`\n", "[link](https://a.example/x)\n", "<b>html</b>\n",
@@ -145,3 +147,12 @@ def test_long_texts_are_rendered_block_by_block() -> None:
         stream.push(f"Paragraph {i} with **words**.\n\n")
         assert len(stream.take()) <= 2
         assert len(stream._tail) < 100
+
+
+def test_columns_are_aligned_without_styles() -> None:
+    """The page's Content-Security-Policy refuses styles in elements."""
+    html = render("| a | b | c | d |\n|:--|--:|:-:|---|\n| 1 | 2 | 3 | 4 |\n")
+    cells = ['class="left">1', 'class="right">2', 'class="center">3', "<td>4"]
+    assert [it for it in cells if it not in html] == []
+    assert html.count('class="right"') == 2
+    assert "style" not in html

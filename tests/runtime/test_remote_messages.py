@@ -445,9 +445,9 @@ def test_the_command_finds_out_that_there_are_no_token_ids(chatting: Any) -> Non
         server.chunks = WHOLE
         assert not gives_token_ids(server.url)
         out, err = chatting("m", "--base-url", server.url, "-p", "2 + 2?")
-        assert (out, "spoken with by messages" in err) == ("4\n", True)
+        assert (out, "using its messages API" in err) == ("4\n", True)
         out, err = chatting("m", "--base-url", server.url, "--remote", "messages", "-p", "2 + 2?")
-        assert (out, "spoken with by messages" in err) == ("4\n", False)
+        assert (out, "using its messages API" in err) == ("4\n", False)
 
 
 def test_options_of_the_command(chatting: Any) -> None:

@@ -110,6 +110,16 @@ def ask(page: Page, text: str) -> None:
     page.press("#question", "Enter")
 
 
+def wait_until(page: Page, expression: str) -> None:
+    """Wait for JavaScript to be true: ``Page.wait_for_function`` needs what the page's
+    Content-Security-Policy forbids.
+    """
+    end = time.monotonic() + 20
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, expression
+        page.wait_for_timeout(50)
+
+
 def check_quiet(site: Site) -> None:
     """No complaint of the browser (a refused script is one), and no other host was asked."""
     assert site.problems == []

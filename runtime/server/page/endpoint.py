@@ -35,14 +35,15 @@ from gptoss.runtime.server.beside import ABOUT, figure_name, read_abouts
 from gptoss.runtime.server.body import read_object
 from gptoss.runtime.server.errors import ApiError, invalid, not_found, to_json
 from gptoss.runtime.server.fields import Fields
+from gptoss.runtime.server.model_host import ServedModel
 from gptoss.runtime.server.page.figures import figure_response, is_showable
 from gptoss.runtime.server.page.files import send_file
 from gptoss.runtime.server.page.groups import described_groups, switched_off
 from gptoss.runtime.server.page.parts import Event
 from gptoss.runtime.server.page.replies import REPLY_ROUTES
 from gptoss.runtime.server.page.stored import stored_parts
-from gptoss.runtime.server.page.summaries import described, stored
-from gptoss.runtime.server.state import state_of
+from gptoss.runtime.server.page.summaries import context_of, described, stored
+from gptoss.runtime.server.state import ServerState, state_of
 from gptoss.runtime.store.conversations import Conversation
 from gptoss.runtime.store.owners import LOCAL_OWNER
 from gptoss.runtime.store.store import Store
@@ -57,8 +58,8 @@ async def _login(request: Request) -> Response:
 
 
 async def _status(request: Request) -> Response:
-    models = state_of(request).models
-    model = models.loaded or models.served[0]
+    state = state_of(request)
+    models, model = state.models, _model(state)
     return JSONResponse(
         {
             "model": model.id,
@@ -69,6 +70,11 @@ async def _status(request: Request) -> Response:
             "version": __version__,
         }
     )
+
+
+def _model(state: ServerState) -> ServedModel:
+    """Return the model that the page uses."""
+    return state.models.loaded or state.models.served[0]
 
 
 async def _list(request: Request) -> Response:
@@ -95,6 +101,7 @@ async def _get(request: Request) -> Response:
             "tools_off": sorted(switched_off(settings.get("tools_off"))),
             "parts": parts,
             "reply": None if running is None else running.id,
+            "context": context_of(found.summary, _model(state).n_ctx),
         }
     )
 

@@ -118,7 +118,7 @@ def parser() -> MarkdownIt:
     md.enable(["table", "strikethrough"])
     math_plugin(md)
     md.validateLink = is_safe_link  # type: ignore[method-assign]
-    for name in ("fence", "code_block", "image", "link_open"):
+    for name in ("fence", "code_block", "image", "link_open", "th_open", "td_open"):
         md.add_render_rule(name, globals()[f"_{name}"])
     return md
 
@@ -167,6 +167,17 @@ def _image(self: Any, tokens: Sequence[Token], index: int, options: Any, env: An
         return escape(text)
     return f'<a href="{escape(url)}" {_REL}>{escape(text)}</a>'
 
+
+def _cell(self: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:  # noqa: ARG001
+    """Begin a cell of a table. Its alignment is a class: the page refuses styles in elements."""
+    token = tokens[index]
+    side = _ALIGNED.get(str(token.attrs.get("style", "")))
+    return f"<{token.tag}>" if side is None else f'<{token.tag} class="{side}">'
+
+
+_th_open = _td_open = _cell
+
+_ALIGNED = {f"text-align:{side}": side for side in ("left", "center", "right")}
 
 _REL = 'rel="noopener noreferrer nofollow" target="_blank"'
 

@@ -22,7 +22,7 @@ from gptoss.runtime.server.page.figures import figure_response
 from gptoss.runtime.server.page.groups import switched_off, toolbox_of
 from gptoss.runtime.server.page.run import PageReply
 from gptoss.runtime.server.page.stored import Finished, entries_of, sources_of
-from gptoss.runtime.server.page.summaries import described, stored
+from gptoss.runtime.server.page.summaries import CONTEXT, described, stored
 from gptoss.runtime.server.sse import COMMENT, EventStream, with_keep_alive
 from gptoss.runtime.server.state import ServerState, state_of
 from gptoss.runtime.store.conversations import Conversation, Entry
@@ -136,12 +136,15 @@ async def _started(
             owns_engine=False,
         )
 
-    def keep(messages: Sequence[Message], finished: list[Finished]) -> None:
+    def keep(messages: Sequence[Message], finished: list[Finished], used: int) -> None:
         entries, attached = entries_of(messages[1:], finished)  # the question is stored already
         if entries:
             length = len(before.entries) + 1
-            page.store.conversations.append(LOCAL_OWNER, before.id, entries, expected=length)
+            conversations = page.store.conversations
+            conversations.append(LOCAL_OWNER, before.id, entries, expected=length)
             page.store.attachments.add(LOCAL_OWNER, before.id, attached)
+            counted = {**about, CONTEXT: {"used": used, "length": length + len(entries)}}
+            conversations.update(LOCAL_OWNER, before.id, settings=counted)
 
     page.replies.add(reply)
     state.models.running[reply.id] = reply

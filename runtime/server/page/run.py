@@ -42,8 +42,9 @@ APPROVAL_SECONDS = 1_800.0
 UrlOf = Callable[[int], str | None]
 """Gives the address of a page that the browser has shown, by its cursor."""
 
-Keep = Callable[[Sequence[Message], list[Finished]], None]
-"""Keeps the messages that a reply adds to its conversation, the question first, and its calls."""
+Keep = Callable[[Sequence[Message], list[Finished], int], None]
+"""Keeps the messages that a reply adds to its conversation, the question first, its calls, and how
+many tokens the conversation then has."""
 
 
 class PageReply:
@@ -167,8 +168,9 @@ class PageReply:
                 elif isinstance(event, ToolFinished):
                     finished.append(self._finished(event))
                 self._queue.put(event)
-        keep(chat.history[n_before:], finished)
-        return done_event(ended, chat.count_tokens(), chat.n_ctx)
+        used = chat.count_tokens()
+        keep(chat.history[n_before:], finished, used)
+        return done_event(ended, used, chat.n_ctx)
 
     def _finished(self, event: ToolFinished) -> Finished:
         """Note which page the browser has shown by a call, before the page reads of it."""

@@ -13,6 +13,21 @@ from gptoss.runtime.store.errors import ConflictError, NotFoundError, StoreError
 T = TypeVar("T")
 
 
+CONTEXT = "context"
+"""The setting with the tokens that a conversation has, ``used``, at a ``length`` in entries."""
+
+
+def context_of(it: Summary, n_ctx: int) -> dict[str, int] | None:
+    """Return how much of the context a conversation uses; None where it is not known, or other
+    messages are there by now.
+    """
+    known = it.settings.get(CONTEXT)
+    if not n_ctx or not isinstance(known, dict) or known.get("length") != it.length:
+        return None
+    used = known.get("used")
+    return {"used": used, "n_ctx": n_ctx} if isinstance(used, int) else None
+
+
 def described(it: Summary) -> dict[str, Any]:
     """Describe a conversation in the page's list."""
     return {

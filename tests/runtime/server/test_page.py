@@ -74,6 +74,7 @@ async def test_a_reply_and_what_is_stored() -> None:
     assert blocks["html"] == ["<p>It is <strong>4</strong>.</p>\n"]
     assert events[-1]["type"] == "done"
     assert events[-1]["context"]["n_ctx"] == 100_000
+    assert shown["context"] == events[-1]["context"], "also when it is opened later"
     assert [(it["kind"], it.get("text", it.get("html"))) for it in shown["parts"]] == [
         ("user", "2 + 2?"),
         ("reasoning", "2 + 2"),
@@ -116,6 +117,8 @@ async def test_a_branch_leaves_the_conversation_as_it_is() -> None:
         copy = (await client.post(f"{path}/branch", json={"keep": 1})).json()
         assert (copy["length"], copy["branched_from"]) == (1, made["conversation"]["id"])
         assert (await client.get(path)).json()["length"] == 3
+        shorter = (await client.get(f"/page/conversations/{copy['id']}")).json()
+        assert shorter["context"] is None
 
 
 def waiting_for(go_on: threading.Event) -> Callable[[], None]:

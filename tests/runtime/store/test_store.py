@@ -93,6 +93,8 @@ def test_branch_truncate_and_delete(store: Store) -> None:
     branch = store.conversations.branch(ME, made.id, 2)
     assert branch.messages == tuple(said[:2])
     assert branch.summary.branched_from == made.id
+    assert branch.summary.title == f"{made.summary.title} (copy)"
+    assert store.conversations.branch(ME, branch.id, 2).summary.title == branch.summary.title
     store.conversations.append(ME, branch.id, entries(m.user("e")))
     store.conversations.truncate(ME, made.id, 3)
     assert store.conversations.load(ME, made.id).messages == tuple(said[:3])

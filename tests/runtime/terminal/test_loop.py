@@ -32,6 +32,7 @@ from gptoss.runtime.tools.earlier import EarlierSessions
 from gptoss.runtime.tools.functions import Tool
 from gptoss.runtime.tools.groups import GroupResult
 from support.fake_engine import ScriptedEngine, engine_of
+from support.page_tools import Notes
 from support.tokens import byte_tokenizer
 
 FINAL = "<|channel|>final<|message|>Four.<|return|>"
@@ -286,7 +287,7 @@ def test_resuming_by_number_or_id(talk: Talk, store: Store) -> None:
     talk(given, "old", "/clear", "new")
     shown = talk(given, "/conversations", "/conversations OLD", "/resume 2")
     assert [it.split()[1] for it in shown.splitlines()[:3]] == ["new", "old", "old"]
-    assert shown.endswith("continuing: old (2 messages)\n")
+    assert shown.endswith("continuing: old (2 messages)\n> old\nFour.\n")
     identity = given.conversation or ""
     assert given.resume(identity[:20]).id == identity
     with pytest.raises(ChatError, match="no conversation has this id"):
@@ -499,6 +500,22 @@ def test_another_model(talk: Talk) -> None:
 
 def no_model() -> tuple[Model, str]:
     raise ChatError("it does not fit")
+
+
+def test_groups_of_tools_are_listed_and_switched_off(talk: Talk) -> None:
+    given = session(FINAL, FINAL, tools=[Tool.of(now)], groups=[Remembering(), Notes()])
+    shown = talk(given, "/tools", "/tools off python", "a", "/tools on", "b")
+    assert shown.splitlines()[:6] == [
+        "on  now  Tell the time.",
+        "on  python  built in",
+        "on  notes  MCP server: add; asks before each call",
+        "on  now  Tell the time.",
+        "off python  built in",
+        "on  notes  MCP server: add; asks before each call",
+    ]
+    first, second = engine_of(given.chat).prompts
+    assert ("## python" in first, "## python" in second) == (False, True)
+    assert "namespace notes" in first
 
 
 def test_a_model_that_is_not_found_or_does_not_load(talk: Talk) -> None:

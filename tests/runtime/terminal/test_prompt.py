@@ -23,7 +23,8 @@ def completions(text: str) -> list[str]:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("/re", ["reasoning", "regenerate", "retry", "resume", "reset"]),
+        ("/re", ["reasoning", "regenerate", "resume", "reset"]),
+        ("/ex", ["exit"]),
         ("/effort ", ["low", "medium", "high"]),
         ("/think hi", ["high"]),
         ("/tools o", ["on", "off"]),

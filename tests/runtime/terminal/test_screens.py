@@ -83,6 +83,25 @@ def test_a_reply_at_80_by_24(start: Start) -> None:
     assert "\x1b[1m" in screen.text(styled=True), "bold"
 
 
+def test_a_question_is_edited(start: Start) -> None:
+    screen = start(FINAL.format("One."), FINAL.format("Two."))
+    screen.wait_for(READY, PROMPT)
+    screen.keys("first", "Enter")
+    screen.wait_for("One.", PROMPT)
+    screen.keys("/edit")
+    screen.wait_for("change the last question")  # in the menu
+    screen.keys("Enter")
+    screen.wait_for("\n> first")
+    screen.keys("C-c")
+    screen.wait_for("\n>\n")
+    screen.keys("/edit", "Enter")
+    screen.wait_for("> first\n>", "> /edit\n> first")
+    screen.keys(" question", "Enter")
+    screen.wait_for("> first question", "Two.", PROMPT)
+    screen.keys("/context", "Enter")
+    screen.wait_for("2 messages")
+
+
 def test_reasoning_unfolds_by_a_key(start: Start) -> None:
     screen = start(THINK.format("One.\nTwo.\nThree.\n" * 20) + FINAL.format("x"), seconds=0.02)
     screen.wait_for(READY, PROMPT)
@@ -207,6 +226,16 @@ def test_resizing_in_the_middle(start: Start) -> None:
 
 
 @pytest.mark.parametrize("columns", [20, 40])
+def test_lines_of_the_program_break_at_words(start: Start, columns: int) -> None:
+    screen = start(columns=columns)
+    screen.wait_for(">")
+    screen.keys("/tools", "Enter")
+    shown = screen.wait_for("--mcp")
+    assert any(line.rstrip().endswith("FILE") for line in shown.splitlines())
+    assert all(word in shown for word in ("FILE.py:FUNCTION,", "--python,", "--browser,"))
+
+
+@pytest.mark.parametrize("columns", [20, 40])
 def test_a_narrow_terminal(start: Start, columns: int) -> None:
     screen = start(THINK.format("Hm. " * 30) + FINAL.format("A **reply**."), columns=columns)
     screen.wait_for(">")
@@ -253,7 +282,7 @@ def test_leaving_and_resuming_with_a_real_model(tmp_path: Path) -> None:
         screen.keys("/bye", "Enter")
         screen.wait_for("exited 0")
     with Screen([*command, "--continue"], tmp_path, environment=user(tmp_path)) as screen:
-        screen.wait_for("continuing: What is 17 + 25? (3 messages)", READY)
+        screen.wait_for("continuing: What is 17 + 25? (3 messages)", "17 + 25 = 42.", READY)
         screen.keys("Thanks, bye!", "Enter")
         screen.wait_for("tokens/s", PROMPT)
         screen.keys("/conversations", "Enter")

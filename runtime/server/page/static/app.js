@@ -26,10 +26,15 @@ async function go(id) {
     history.replaceState(null, "", id ? `#${id}` : location.pathname);
     if (id) await conversation.open(id);
     else conversation.clear();
-    $("question").focus();
+    focusQuestion();
   } catch (error) {
     report(error);
   }
+}
+
+// Not on a phone, where it would open the keyboard.
+function focusQuestion() {
+  if (matchMedia("(pointer: fine)").matches) $("question").focus();
 }
 
 function submit() {
@@ -133,6 +138,7 @@ try {
   tools.load().catch(report);
   const id = location.hash.slice(1);
   if (id) await go(id);
+  else focusQuestion();
 } catch (error) {
   report(error);
 }

@@ -16,8 +16,12 @@ export class ConversationView {
     this.messages.addEventListener("scroll", () => {
       this.atEnd = this.isAtEnd();
     });
-    // A picture takes its place when it has been loaded.
-    this.messages.addEventListener("load", () => this.atEnd && this.scrollToEnd(), true);
+    // What a person unfolds stays where it is.
+    this.messages.addEventListener("click", (event) => {
+      if (event.target.closest("summary")) this.atEnd = false;
+    });
+    // What is shown grows: a picture when it has been loaded, an article when it is laid out first.
+    this.sizes = new ResizeObserver(() => this.atEnd && this.scrollToEnd());
     this.clear();
   }
 
@@ -28,6 +32,7 @@ export class ConversationView {
     this.reply = null;
     this.length = 0;
     for (const reply of this.messages.querySelectorAll(".reply")) reply.view.release();
+    this.sizes.disconnect();
     this.messages.replaceChildren();
     this.tools.set([]);
     this.showTitle("New conversation");
@@ -48,8 +53,9 @@ export class ConversationView {
     this.tools.set(found.tools_off);
     $("menu").hidden = false;
     this.showParts(found.parts);
+    this.showContext(found.context);
     this.scrollToEnd();
-    if (found.reply) await this.follow(found.reply);
+    if (found.reply) this.follow(found.reply).catch((error) => this.report(error));
   }
 
   showParts(parts) {
@@ -71,7 +77,7 @@ export class ConversationView {
     const edit = element("button", { type: "button", class: "quiet", onclick: () => this.edit(article, text, entry) }, "Edit");
     const article = element("article", { class: "question", "aria-label": "Your message" }, shown, element("div", { class: "actions" }, edit));
     article.dataset.entry = entry;
-    this.messages.append(article);
+    this.append(article);
   }
 
   newReply(entry) {
@@ -80,8 +86,13 @@ export class ConversationView {
     );
     view.element.view = view;
     view.element.dataset.entry = entry;
-    this.messages.append(view.element);
+    this.append(view.element);
     return view;
+  }
+
+  append(article) {
+    this.messages.append(article);
+    this.sizes.observe(article);
   }
 
   addReplyActions(reply) {
@@ -136,13 +147,11 @@ export class ConversationView {
     view.element.ariaBusy = "true";
     try {
       for await (const events of replyEvents(id, leave.signal)) {
-        const atEnd = this.isAtEnd();
         for (const event of events) {
           view.apply(event);
           this.note(event);
         }
         $("answer-now").hidden = !view.reasoning;
-        if (atEnd) this.scrollToEnd();
       }
     } catch (error) {
       if (!leave.signal.aborted) this.report(error);
@@ -178,9 +187,10 @@ export class ConversationView {
       $("status").textContent = "";
     } else if (event.type === "done") {
       const usage = event.usage;
+      const end = event.cut === "cancelled" ? "Stopped" : "Done";
       $("status").textContent = usage?.generated
-        ? `Done: ${usage.generated} tokens, ${usage.tokens_per_second} a second`
-        : "Done";
+        ? `${end}: ${usage.generated} tokens, ${usage.tokens_per_second} a second`
+        : end;
       this.showContext(event.context);
     }
   }
@@ -206,13 +216,27 @@ export class ConversationView {
   edit(article, text, entry) {
     if (this.reply) return;
     const field = element("textarea", { value: text, rows: Math.min(12, text.split("\n").length + 1), dir: "auto", ariaLabel: "Edit your message" });
+    const before = [...article.children];
+    const send = () => field.value.trim() && this.send(field.value, entry).catch((error) => this.report(error));
+    const cancel = () => {
+      article.replaceChildren(...before);
+      article.querySelector("button").focus();
+    };
+    field.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+        event.preventDefault();
+        send();
+      } else if (event.key === "Escape") {
+        event.stopPropagation();
+        cancel();
+      }
+    });
     const buttons = element(
       "div",
       { class: "row" },
-      element("button", { type: "button", onclick: () => field.value.trim() && this.send(field.value, entry).catch((error) => this.report(error)) }, "Send"),
-      element("button", { type: "button", class: "quiet", onclick: () => article.replaceChildren(...before) }, "Cancel"),
+      element("button", { type: "button", class: "quiet", onclick: cancel }, "Cancel"),
+      element("button", { type: "button", onclick: send }, "Send"),
     );
-    const before = [...article.children];
     article.replaceChildren(field, buttons);
     field.focus();
   }
@@ -260,6 +284,7 @@ export class ConversationView {
   }
 
   scrollToEnd() {
+    this.atEnd = true;
     this.messages.scrollTop = this.messages.scrollHeight;
   }
 }

@@ -108,7 +108,7 @@ export class ReplyView {
       this.decide(event.part, decision);
     };
     const button = (name, act) => element("button", { type: "button", onclick: act }, name);
-    const reason = element("input", { type: "text", maxLength: 2000, placeholder: "Reason to refuse, for the model", ariaLabel: "Reason to refuse, for the model" });
+    const reason = element("input", { type: "text", maxLength: 2000, placeholder: "Reason to refuse", ariaLabel: "Reason to refuse, for the model" });
     const refuse = () => answer({ allowed: false, reason: reason.value });
     reason.addEventListener("keydown", (key) => {
       if (key.key === "Enter") refuse();
