@@ -7,7 +7,7 @@ into the terminal's history and is never drawn again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TextIO
 
 from rich.console import Console, RenderableType
@@ -28,9 +28,9 @@ from gptoss.runtime.harmony.messages import tool_name
 from gptoss.runtime.terminal.figures import save_figures
 from gptoss.runtime.terminal.live_region import LiveRegion
 from gptoss.runtime.terminal.markdown_view import MarkdownView
-from gptoss.runtime.terminal.safe_text import shortened
+from gptoss.runtime.terminal.safe_text import first_lines, shortened
 from gptoss.runtime.terminal.wording import CLOSED, PromptClock, ending, summary
-from gptoss.text import printable_lines
+from gptoss.text import printable, printable_lines
 
 FRAME = 1 / 12
 """Seconds between two drawings at least."""
@@ -132,7 +132,7 @@ class LiveView:
     def _end_message(self) -> None:
         if self._in_call:
             self._in_call = False
-            self._print(_bullet(shortened(printable_lines(self._call)) + ")"))
+            self._draw(_call(self._call), force=True)
         elif self._channel == "analysis":
             self._unfold_new(complete=True)
             seconds = self._clock() - self._begun
@@ -157,7 +157,7 @@ class LiveView:
     def _show_tool(self, event: ToolFinished) -> None:
         self._status = ""
         style = "red" if event.error else "dim"
-        result = Text(shortened(printable_lines(event.result)), style=style)
+        result = Text(first_lines(event.result), style=style)
         result.append(f"  {event.seconds * 1000:.0f} ms", style="dim")
         self._print(Padding(result, (0, 0, 0, 2)))
         for line in save_figures(event.figures):
@@ -230,6 +230,16 @@ class LiveView:
 def reasoning_text(text: str) -> RenderableType:
     """Return reasoning as it is shown unfolded: dim, marked at the left, wrapped at words."""
     return Padding(Text(printable_lines(text), style="dim"), (0, 0, 0, 2))
+
+
+def _call(call: str) -> Iterator[RenderableType]:
+    """Return a call, ``name(text``, as it is printed: on one line, or code as its lines."""
+    name, _, text = call.partition("(")
+    if "\n" in text.strip():
+        yield _bullet(printable(name))
+        yield Padding(Text(first_lines(text)), (0, 0, 0, 2))
+    else:
+        yield _bullet(shortened(printable_lines(call)) + ")")
 
 
 def _bullet(text: str) -> Text:

@@ -152,6 +152,18 @@ def test_a_reply_with_its_reasoning_unfolded() -> None:
     assert rest == ENDING
 
 
+def test_code_and_its_output_are_shown_as_lines() -> None:
+    code = "for i in range(2):\n    print(i)\n"
+    numbers = "\n".join(map(str, range(40)))
+    events = [
+        *message("analysis", code, recipient="python"), ToolStarted("python", code),
+        ToolFinished("python", code, numbers, False, 0.012), REPLY[-1],
+    ]  # fmt: skip
+    lines = shown(events).split("\n")
+    assert lines[:3] == ["● python", "  for i in range(2):", "      print(i)"]
+    assert lines[3:16] == [*(f"  {i}" for i in range(12)), "  … 28 more lines  12 ms"]
+
+
 def test_while_it_comes() -> None:
     assert shown(REPLY[:2]).startswith("… reading 2,000 of 5,000 tokens, ")
     assert shown(REPLY[:5]) == "▸ reasoning 2 s (Ctrl-O unfolds)  t it."

@@ -13,8 +13,13 @@ export class ConversationView {
     this.changed = changed;
     this.messages = $("messages");
     this.atEnd = true;
+    // Only a person scrolls up: articles that are laid out first move the end, and not the place.
+    let before = 0;
     this.messages.addEventListener("scroll", () => {
-      this.atEnd = this.isAtEnd();
+      const now = this.messages.scrollTop;
+      if (this.isAtEnd()) this.atEnd = true;
+      else if (now < before) this.atEnd = false;
+      before = now;
     });
     // What a person unfolds stays where it is.
     this.messages.addEventListener("click", (event) => {
