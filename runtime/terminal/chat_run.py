@@ -194,7 +194,16 @@ def _store(asked: ChatRequest) -> Store | None:
 
 def _prompt(asked: str | None) -> str | None:
     """Return the prompt of ``-p`` with what is piped to standard input; ``-`` means that alone."""
-    if asked is None or (asked != "-" and sys.stdin.isatty()):
+    if asked is None:
+        return None
+    prompt = _with_stdin(asked)
+    if not prompt.strip():
+        raise OptionError("the prompt is empty; give -p a text, or pipe one to standard input")
+    return prompt
+
+
+def _with_stdin(asked: str) -> str:
+    if asked != "-" and sys.stdin.isatty():
         return asked
     piped = sys.stdin.read(STDIN_LIMIT + 1)
     if len(piped) > STDIN_LIMIT:

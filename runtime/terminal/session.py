@@ -83,7 +83,8 @@ class Tools:
     @property
     def on(self) -> list[AnyTool]:
         """Return what is declared to the model now."""
-        pairs = zip(self.names, (*self.functions, *self.groups), strict=True)
+        tools: tuple[AnyTool, ...] = (*self.functions, *self.groups)
+        pairs = zip(self.names, tools, strict=True)
         return [tool for name, tool in pairs if name not in self.off]
 
 

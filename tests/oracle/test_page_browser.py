@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
 from gptoss.runtime.harmony.messages import final, user
 from gptoss.runtime.store.conversations import Entry
@@ -114,17 +114,16 @@ def test_a_reload_shows_the_end_and_follows_it(browser: Browser, serve: Serve) -
     """Also where much comes before it, which is laid out only when it is seen."""
     gate = threading.Semaphore(200)
     site = serve(ScriptedEngine(answer("word\n\n" * 100), before_token=waiting_for(gate)))
-    entries = [Entry(user("Go")), Entry(final(f"{EVERYTHING}\n\n" * 4))] * 5
-    entries = [Entry(it.message) for it in entries]
+    entries = [Entry(it) for _ in range(4) for it in (user("Go"), final(f"{EVERYTHING}\n\n" * 2))]
     made = site.store.conversations.create(LOCAL_OWNER, entries)
     page = open_page(browser, site)
     page.locator("#conversations button").click()
     wait_until(page, AT_END)
     ask(page, "More")
-    expect(page.locator(".answer").last).to_contain_text("word")
+    expect(page.locator(".answer").last).to_contain_text("word", timeout=20_000)
     page.reload()
     assert made.id in page.url
-    expect(page.locator(".answer").last).to_contain_text("word")
+    expect(page.locator(".answer").last).to_contain_text("word", timeout=20_000)
     expect(page.locator("#question")).to_be_focused()
     wait_until(page, AT_END)
     gate.release(10_000)
@@ -207,6 +206,25 @@ def test_edit_and_branch(browser: Browser, serve: Serve) -> None:
     expect(page.locator(".question .text")).to_have_text(["first", "changed"])
     page.locator("#conversations button").last.click()
     expect(page.locator(".answer")).to_have_text(["one", "two"])
+    check_quiet(site)
+
+
+def test_a_question_that_comes_quickly_has_its_place(browser: Browser, serve: Serve) -> None:
+    """The page learns from the store how long the conversation is, which may take a while."""
+    site = serve(ScriptedEngine(answer("one"), answer("two")))
+    page = open_page(browser, site)
+
+    def slowly(route: Route) -> None:
+        page.wait_for_timeout(500)
+        route.continue_()
+
+    page.route("**/page/conversations/*", slowly)
+    for text, reply in (("first", "one"), ("second", "two")):
+        ask(page, text)
+        expect(page.locator(".answer").last).to_have_text(reply)
+        expect(page.locator("#send")).to_be_visible()
+    entries = page.locator(".question").evaluate_all("all => all.map((it) => it.dataset.entry)")
+    assert entries == ["0", "3"]
     check_quiet(site)
 
 

@@ -182,6 +182,12 @@ def test_two_ways_to_say_what_the_answer_is(refused: Refused, random_gguf: Path)
     assert "mutually exclusive; give only one" in said
 
 
+@pytest.mark.parametrize("prompt", ["", " ", "-"])
+def test_an_empty_prompt(refused: Refused, random_gguf: Path, prompt: str) -> None:
+    said = refused("chat", random_gguf, "-p", prompt)
+    assert said.startswith("error: the prompt is empty; give -p a text")
+
+
 def test_rules_need_constraints(refused: Refused, random_gguf: Path) -> None:
     said = refused("chat", random_gguf, "--regex", "a", "--unconstrained")
     assert "need constrained sampling" in said

@@ -88,9 +88,7 @@ def test_a_question_is_edited(start: Start) -> None:
     screen.wait_for(READY, PROMPT)
     screen.keys("first", "Enter")
     screen.wait_for("One.", PROMPT)
-    screen.keys("/edit")
-    screen.wait_for("change the last question")  # in the menu
-    screen.keys("Enter")
+    screen.keys("/edit", "Enter")
     screen.wait_for("> /edit\n> first\n", PROMPT)
     screen.keys("C-c")
     screen.wait_for("> /edit\n> first\n>\n", PROMPT)

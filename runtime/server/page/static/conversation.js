@@ -163,16 +163,21 @@ export class ConversationView {
     }
     if (leave.signal.aborted) return;
     view.element.ariaBusy = "false";
-    this.reply = null;
-    this.showRunning(false);
-    await this.refresh();
+    try {
+      await this.refresh(); // the next question's place is known after it
+    } finally {
+      if (!leave.signal.aborted) {
+        this.reply = null;
+        this.showRunning(false);
+      }
+    }
   }
 
   // The stored conversation says what was kept of the reply.
   async refresh() {
     const leave = this.leave;
     const found = await request("GET", `/page/conversations/${this.id}`);
-    if (leave.signal.aborted || this.reply) return;
+    if (leave.signal.aborted) return;
     this.length = found.length;
     for (const reply of this.messages.querySelectorAll(".reply")) this.addReplyActions(reply);
     this.changed(found);
