@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from typing import Generic, TypeVar
-from weakref import WeakKeyDictionary
 
 MAX_UNREAD = 256
 """Items that wait for the loop; then the thread waits, and so, in the end, the model. As many are
@@ -34,7 +34,7 @@ class Bell:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        self._loop = weakref.ref(loop)  # else ``_bells`` would keep it alive
         self._rung: deque[asyncio.Event] = deque()
         self._called = False
 
@@ -42,10 +42,11 @@ class Bell:
         """Let the loop set ``ready`` soon."""
         # No lock: a garbage collection may end a generation, and so ring, in the middle of this.
         self._rung.append(ready)
-        if not self._called:
+        loop = self._loop()
+        if not self._called and loop is not None:
             self._called = True
             with suppress(RuntimeError):  # the loop has been closed
-                self._loop.call_soon_threadsafe(self._wake)
+                loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
         self._called = False  # first: what is rung from now on may come too late for this
@@ -53,7 +54,7 @@ class Bell:
             self._rung.popleft().set()
 
 
-_bells: WeakKeyDictionary[asyncio.AbstractEventLoop, Bell] = WeakKeyDictionary()
+_bells: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Bell] = weakref.WeakKeyDictionary()
 
 
 def running_bell() -> Bell:
@@ -231,4 +232,5 @@ class LoopReader(Inbox[T]):
         if self._timer is not None:
             self._timer.cancel()
         self._ready.set()
-        self._when_over()
+        when_over, self._when_over = self._when_over, lambda: None  # it may refer to what has this
+        when_over()

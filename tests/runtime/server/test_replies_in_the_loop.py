@@ -4,10 +4,12 @@ pauses only itself, and every way out ends the generation and gives the model ba
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -120,6 +122,28 @@ async def test_a_reader_that_takes_nothing_pauses_only_itself() -> None:
         async for batch in batches:
             got += batch
         assert text_of(got) == LETTERS
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_a_reply_that_is_over_is_freed_at_once(whole: bool) -> None:
+    """No cycle keeps its prompt and its tokens until the next garbage collection."""
+    engine = ScheduledEngine(ANSWER)
+    gc.collect()
+    gc.disable()
+    try:
+        async with host(engine) as models:
+            reply = await start_reply(models, None, REQUEST)
+            if whole:
+                await reply.collect()
+            else:
+                async with reply:
+                    pass
+            await until(lambda: engine.is_idle and not models.running, "the reply goes on")
+            freed = weakref.ref(reply)
+            del reply
+            assert freed() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("leave", ["close", "cancel", "close in a thread"])
@@ -273,7 +297,8 @@ async def test_a_bell_wakes_the_loop_once_for_all() -> None:
             waking.append(call)
 
     waking: list[Callable[[], None]] = []
-    bell = Bell(Loop())  # type: ignore[arg-type]
+    loop = Loop()
+    bell = Bell(loop)  # type: ignore[arg-type]
     events = [asyncio.Event() for _ in range(5)]
     for event in events:
         bell.ring(event)
