@@ -1,7 +1,7 @@
 """The engine on the 20b-sized file: peak memory beside the plan, a control group of 13 GiB, speed
-beside llama-bench, and the time to the first token. Linux only.
+beside llama-bench and beside a bare loop, and the time to the first token. Linux only.
 
-    python tests/bench_memory.py FILE.gguf memory|group|speed [--llama-bench PATH] [--rounds 3]
+    python tests/bench_memory.py FILE.gguf memory|group|speed|loop [--llama-bench PATH] [--rounds 3]
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ N_PROMPT = 160
 N_DECODE = 32
 
 
-def run_child(*arguments: object, group: Path | None = None) -> dict[str, Any]:
+def run_child(*arguments: object, group: Path | None = None) -> Any:
     """Run this file's ``child`` in a process of its own, in a control group if one is given."""
 
     def enter() -> None:
@@ -45,8 +45,7 @@ def run_child(*arguments: object, group: Path | None = None) -> dict[str, Any]:
     )
     if done.returncode != 0:
         raise SystemExit(f"{arguments}: exit code {done.returncode}: {done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def child(path: Path, n_ctx: int, kv_type: str, repack: str, n_decode: int) -> None:
@@ -97,6 +96,49 @@ def child(path: Path, n_ctx: int, kv_type: str, repack: str, n_decode: int) -> N
         )
     )
     model.close()
+
+
+def loop_child(path: Path, repack: str, rounds: int) -> None:
+    """Print what a token takes in a chat, and in a loop of ``llama_decode`` over a second context
+    of the same model, in turns: so both read the same weights of the same memory.
+    """
+    import llama_cpp.llama_cpp as lib
+
+    import gptoss
+    from gptoss.runtime.engine.loader import context_params
+
+    model = gptoss.open(path, parallel=1, n_ctx=4096, kv_type="f16", repack=repack)
+    chat = model.chat(sampling=gptoss.Sampling(temperature=1), seed=1, max_tokens=N_DECODE)
+    loaded = model.engine._scheduler._context._loaded  # type: ignore[attr-defined]
+    context = lib.llama_init_from_model(loaded.model, context_params(loaded.settings))
+
+    def chat_token() -> float:
+        chat.reset()
+        begin = end = 0.0
+        for event in chat.send("Tell me something long."):
+            if isinstance(event, gptoss.PromptProgress):
+                begin = time.perf_counter()
+            elif isinstance(event, gptoss.TextDelta):
+                end = time.perf_counter()
+            elif isinstance(event, gptoss.ReplyEnded):
+                assert event.timings.generated_tokens == N_DECODE, event
+        return (end - begin) / N_DECODE
+
+    def loop_token() -> float:
+        lib.llama_memory_clear(lib.llama_get_memory(context), True)
+        prompt = (lib.llama_token * N_PROMPT)(*((i * 7919 + 11) % 199_000 for i in range(N_PROMPT)))
+        lib.llama_decode(context, lib.llama_batch_get_one(prompt, N_PROMPT))
+        begin = time.perf_counter()
+        for i in range(N_DECODE):
+            token = (lib.llama_token * 1)((i * 104_729 + 5) % 199_000)
+            lib.llama_decode(context, lib.llama_batch_get_one(token, 1))
+            lib.llama_get_logits_ith(context, -1)
+        return (time.perf_counter() - begin) / N_DECODE
+
+    pairs = [(loop_token(), chat_token()) for _ in range(rounds + 1)][1:]
+    lib.llama_free(context)
+    model.close()
+    print(json.dumps(pairs))
 
 
 def _read_bytes() -> int:
@@ -176,6 +218,17 @@ def speed_rows(path: Path, llama_bench: Path, rounds: int) -> Iterator[str]:
         )
 
 
+def loop_rows(path: Path, rounds: int) -> Iterator[str]:
+    """A chat with constraint and parsing beside a bare loop, as mapped and as repacked."""
+    yield "| | a bare loop, ms a token | a chat, more |"
+    yield "|---|---|---|"
+    for repack in ("no", "now"):
+        pairs = run_child("loop", path, repack, rounds)
+        bare = statistics.median(loop for loop, _ in pairs)
+        more = statistics.median(chat - loop for loop, chat in pairs)
+        yield f"| repack {repack} | {bare * 1e3:.1f} | {more * 1e3:+.2f} ms ({more / bare:+.1%}) |"
+
+
 def _peer(llama_bench: Path, path: Path, *options: object) -> list[float]:
     """Return the tokens per second of two runs of llama-bench's one test."""
     done = subprocess.run(
@@ -201,20 +254,24 @@ def _gb(n: int) -> str:
 
 def main() -> None:
     """Measure what was asked for, or run as a child."""
+    if sys.argv[1:3] == ["child", "loop"]:
+        loop_child(Path(sys.argv[3]), sys.argv[4], int(sys.argv[5]))
+        return
     if sys.argv[1] == "child":
         path, n_ctx, kv_type, repack, n_decode = sys.argv[2:]
         child(Path(path), int(n_ctx), kv_type, repack, int(n_decode))
         return
     parser = argparse.ArgumentParser()
     parser.add_argument("gguf", type=Path)
-    parser.add_argument("what", choices=("memory", "group", "speed"))
+    parser.add_argument("what", choices=("memory", "group", "speed", "loop"))
     parser.add_argument("--llama-bench", type=Path, default=Path("llama-bench"))
-    parser.add_argument("--rounds", type=int, default=3, help="of speed")
+    parser.add_argument("--rounds", type=int, default=3, help="of speed and loop")
     asked = parser.parse_args()
     rows = {
         "memory": lambda: memory_rows(asked.gguf),
         "group": lambda: group_rows(asked.gguf),
         "speed": lambda: speed_rows(asked.gguf, asked.llama_bench, asked.rounds),
+        "loop": lambda: loop_rows(asked.gguf, asked.rounds),
     }
     for row in rows[asked.what]():
         print(row, flush=True)
