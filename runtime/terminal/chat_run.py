@@ -117,13 +117,17 @@ def run_chat(asked: ChatRequest) -> int:
             say=console.say,
         )
         stack.callback(session.close)
+        continued = ""
         if asked.resume is not None or asked.continue_last:
-            text = resumed(session.resume(asked.resume))
-            console.say(text if talk else text.partition("\n")[0])
+            continued = resumed(session.resume(asked.resume))
         if terminal is not None:
             terminal.begin(session)
+            if continued:
+                terminal.say(continued)
             converse(session, terminal)
             return console.ExitCode.DONE
+        if continued:
+            console.say(continued.partition("\n")[0])
         return _without_a_person(session, prompt, _show(asked, out, groups))
 
 

@@ -119,6 +119,7 @@ class Session:
         self._say = say
         self._store = None if store is None else _for_model(store, model)
         self._stored: list[Message] = []
+        self._listed: list[str] = []
         self.conversation: str | None = None
         """The conversation's id in the store, once it has a turn."""
         self.chat = self._chat(settings, ())
@@ -233,13 +234,17 @@ class Session:
         """List the conversations in the store, the last used first; those that have ``text``."""
         if self._store is None:
             return []
+        conversations = self._store.conversations
         if text:
-            return self._store.conversations.search(LOCAL_OWNER, text, limit=LISTED)
-        return self._store.conversations.recent(LOCAL_OWNER, limit=LISTED)
+            found = conversations.search(LOCAL_OWNER, text, limit=LISTED)
+        else:
+            found = conversations.recent(LOCAL_OWNER, limit=LISTED)
+        self._listed = [it.id for it in found]
+        return found
 
     def resume(self, wanted: str | None) -> Conversation:
         """Go on with an earlier conversation: the last one, or that of an id, its beginning, or its
-        number in the list. Raises ChatError.
+        number in the list that was shown last. Raises ChatError.
         """
         if self._store is None:
             raise ChatError("conversations are not kept here")
@@ -269,8 +274,9 @@ class Session:
             raise ChatError("there is no earlier conversation")
         if wanted is None:
             return store.conversations.load(LOCAL_OWNER, recent[0].id)
-        if wanted.isdecimal() and 1 <= int(wanted) <= min(len(recent), LISTED):
-            return store.conversations.load(LOCAL_OWNER, recent[int(wanted) - 1].id)
+        listed = self._listed or [it.id for it in recent[:LISTED]]
+        if wanted.isdecimal() and 1 <= int(wanted) <= len(listed):
+            return store.conversations.load(LOCAL_OWNER, listed[int(wanted) - 1])
         named = [it for it in recent if it.id.startswith(wanted)]
         if len(named) != 1:
             problem = "no conversation has this id" if not named else "several ids begin so"

@@ -285,13 +285,22 @@ def test_a_conversation_goes_on_with_its_settings_and_tokens(talk: Talk, store: 
 def test_resuming_by_number_or_id(talk: Talk, store: Store) -> None:
     given = session(FINAL, FINAL, store=store)
     talk(given, "old", "/clear", "new")
-    shown = talk(given, "/conversations", "/conversations OLD", "/resume 2")
-    assert [it.split()[1] for it in shown.splitlines()[:3]] == ["new", "old", "old"]
+    shown = talk(given, "/conversations OLD", "/conversations", "/resume 2")
+    assert [it.split()[1] for it in shown.splitlines()[:3]] == ["old", "new", "old"]
     assert shown.endswith("continuing: old (2 messages)\n> old\nFour.\n")
     identity = given.conversation or ""
     assert given.resume(identity[:20]).id == identity
     with pytest.raises(ChatError, match="no conversation has this id"):
         given.resume("conv_nothing")
+
+
+def test_numbers_are_those_of_the_list_that_was_shown(talk: Talk, store: Store) -> None:
+    given = session(*[FINAL] * 4, store=store)
+    talk(given, "apples", "/clear", "pears", "/clear", "plums")
+    shown = talk(given, "/conversations pea", "/resume 1")
+    assert "continuing: pears" in shown
+    shown = talk(given, "/conversations", "more", "/resume 1")
+    assert "continuing: plums" in shown, "though the order is another one by now"
 
 
 def test_a_branch_leaves_the_conversation_before_as_it_is(talk: Talk, store: Store) -> None:
