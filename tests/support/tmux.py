@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import subprocess
@@ -13,6 +14,10 @@ from typing import Self
 
 PATIENCE = 120.0
 """Seconds until what is waited for counts as missing; on a loaded machine all takes longer."""
+
+
+_NUMBERS = itertools.count()
+"""A server that ends may still hold its socket: each one has its own."""
 
 
 class Screen:
@@ -28,7 +33,7 @@ class Screen:
         environment: Mapping[str, str] = {},
     ) -> None:
         """``folder`` is the program's current one, and where tmux has its socket."""
-        self._socket = folder / "tmux"
+        self._socket = folder / f"tmux-{next(_NUMBERS)}"
         variables = [f"{name}={value}" for name, value in environment.items()]
         line = shlex.join(["env", *variables, *map(str, command)])
         size = ["-x", str(columns), "-y", str(rows)]
