@@ -45,6 +45,7 @@ def device_functions() -> Any:
             "ggml_backend_reg_dev_get": (pointer, [pointer, size]),
             "ggml_backend_buft_name": (ctypes.c_char_p, [pointer]),
             "ggml_backend_dev_buffer_type": (pointer, [pointer]),
+            "ggml_backend_cpu_buffer_type": (pointer, []),
         },
     }
     found = {}

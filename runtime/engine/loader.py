@@ -22,6 +22,7 @@ from gptoss.runtime.engine.page_cache import PAGE, ResidentPages
 from gptoss.runtime.engine.rpc import LOSS, connect, devices_of
 from gptoss.runtime.engine.settings import FLASH_ATTENTION, KV_TYPES, EngineSettings
 from gptoss.runtime.engine.threads import physical_cores, run_interruptibly
+from gptoss.runtime.engine.zeroed_memory import clear_without_touching
 
 Progress = Callable[[float], None]
 """Called with the share of the load that is done, 0 to 1, on the thread that loads. An exception
@@ -189,6 +190,7 @@ class _Loader:
         params, kept = model_params(self._settings, self._gpus, n_vocab)
         params.progress_callback = lib.llama_progress_callback(advance)
         lib.llama_backend_init()
+        clear_without_touching()
         loaded: list[Any] = []
 
         def load() -> None:
