@@ -14,14 +14,15 @@ MIN_CHUNK = 16
 def plan_batch(
     requests: Sequence[Request], n_batch: int, most_beside: int
 ) -> list[tuple[Request, Chunk]]:
-    """Plan a batch of the scheduler's active requests: one token of each generating one, then an
+    """Plan a batch of the scheduler's active requests: one token of each generating one and an
     equal share of each prompt; at most ``most_beside`` tokens of prompts beside a generating one.
+
+    In the order of the streams: llama.cpp decodes neighbours together, and what is out of order
+    one after the other, for as long each.
     """
     running = [it for it in requests if not it.paused]
     generating = [it for it in running if it.is_generating]
     planned = [(it, next_chunk(it, 1)) for it in generating]
-    if len(generating) == len(running):
-        return planned
     prompts = [it for it in running if not it.is_generating]
     room = n_batch - len(generating)
     if generating:
@@ -32,7 +33,7 @@ def plan_batch(
             chunk = next_chunk(request, share)
             planned.append((request, chunk))
             room -= len(chunk.tokens)
-    return planned
+    return sorted(planned, key=lambda it: it[1].stream)
 
 
 def next_chunk(request: Request, limit: int) -> Chunk:

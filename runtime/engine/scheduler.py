@@ -242,7 +242,7 @@ class Scheduler:
         most_beside = int(self._prefill_rate * STALL_SECONDS)
         planned = plan_batch(self._requests.active, self._context.n_batch, most_beside)
         self._decoding = [request for request, _ in planned]
-        if planned and not planned[-1][0].is_generating:
+        if not all(it.is_generating for it in self._decoding):
             for request in self._decoding:  # the next token of those that generate may take a while
                 request.hand_over()
         return [chunk for _, chunk in planned]

@@ -84,6 +84,18 @@ def test_first_come_first_served(start: Start) -> None:
     assert all(it.first_token_seconds > it.queued_seconds for it in (x.timings for x in asked))
 
 
+def test_a_batch_is_in_the_order_of_the_streams(start: Start) -> None:
+    """However requests come and go: llama.cpp decodes only neighbours together."""
+    context = FakeContext(n_streams=4)
+    scheduler = start(context)
+    asked = [submit(scheduler, [7 * i] * (1 + 5 * (i % 7)), n=5 + 9 * i % 13) for i in range(40)]
+    with ThreadPoolExecutor(40) as pool:
+        list(pool.map(list, asked))
+    streams = [[chunk.stream for chunk in batch] for batch in context.batches]
+    assert all(it == sorted(it) for it in streams)
+    assert [0, 1, 2, 3] in streams
+
+
 def n_decoded(context: FakeContext) -> int:
     return sum(len(chunk.tokens) for batch in context.batches for chunk in batch)
 
