@@ -109,7 +109,8 @@ def loop_child(path: Path, repack: str, rounds: int) -> None:
     import gptoss
     from gptoss.runtime.engine.loader import context_params
 
-    model = gptoss.open(path, parallel=1, n_ctx=4096, kv_type="f16", repack=repack)
+    options: dict[str, Any] = {"n_ctx": 4096, "kv_type": "f16", "repack": repack}
+    model = gptoss.open(path, parallel=1, **options)
     chat = model.chat(sampling=gptoss.Sampling(temperature=1), seed=1, max_tokens=N_DECODE)
     loaded = model.engine._scheduler._context._loaded  # type: ignore[attr-defined]
     context = lib.llama_init_from_model(loaded.model, context_params(loaded.settings))
