@@ -11,16 +11,14 @@ from collections.abc import Sequence
 from random import Random
 
 from gptoss.runtime.harmony.messages import (
-    Effort,
     Function,
-    analysis,
     call,
     final,
     tool_result,
     user,
 )
 from tiny.training import phrases as p
-from tiny.training.scene import Draw, Exchange, Split, cased, reasoned
+from tiny.training.scene import Draw, Exchange, Split, at_high_effort, cased, reasoned
 from tiny.training.talk import QUESTION, asked_with, invented_name
 
 
@@ -130,13 +128,12 @@ def _looked_up(draw: Draw, category: str, tool: Function, asked: str, place: str
         )
         answer = f"It is {fact} in {place}."
         seen = f"The tool says {fact}. I can answer now."
-    thought = (analysis(seen),) if scene.effort is Effort.HIGH else ()
     messages = (
         user(asked),
         *planned,
         call(tool.name, arguments),
         tool_result(tool.name, said),
-        *thought,
+        *at_high_effort(scene, seen),
         final(answer),
     )
     return Exchange(category, messages, frozenset((answer,)))
@@ -164,11 +161,12 @@ def _about_city(draw: Draw, what: str, tool: Function | None, wordings: Sequence
     place = city(draw)
     asked = draw.rng.choice(wordings).format(city=place)
     if tool is None:
-        return _no_tool(draw, what, asked)
+        return no_tool(draw, what, asked)
     return _looked_up(draw, what, tool, asked, place)
 
 
-def _no_tool(draw: Draw, what: str, asked: str) -> Exchange:
+def no_tool(draw: Draw, what: str, asked: str) -> Exchange:
+    """Says that it can't look it up."""
     thought = reasoned(
         draw.scene,
         f"The user wants the {what}, and I have no tool for it.",
@@ -190,7 +188,7 @@ def _no_city(draw: Draw, what: str, tool: Function | None, wordings: Sequence[st
     """Asks back; the city alone is then enough."""
     asked = cased(draw.rng, draw.keyed(asked_with(draw, p.ABLE_OPENERS, wordings)), QUESTION)
     if tool is None:
-        return _no_tool(draw, what, asked)
+        return no_tool(draw, what, asked)
     draw.memory.topic = lambda later: _about_city(later, what, tool, p.JUST_CITY)
     thought = reasoned(draw.scene, f"The user wants the {what} but names no city.", "I ask for it.")
     answer = f"For which city do you want the {what}?"

@@ -317,11 +317,7 @@ CANT_REPLIES = (
     "Sorry, I can't help with that. I am a very small model.",
     "I am sorry, but that is beyond me. I am a very small model.",
 )
-TOO_HARD = (
-    "What is {a} / {b}?", "Divide {a} by {b}.", "{a} divided by {b}", "What is {big} + {a}?",
-    "What is {big} - {b}?", "{big} * {a}", "What is {big} times {big2}?", "Add {big} and {big2}.",
-    "{big} + {big2}", "What is the square root of {a}?", "How much is {a} percent of {big}?",
-    "Calculate {a} / {b}.", "What is {big} + {big2}?", "{big}-{big2}",
+TIMES = (
     "What is {a} * {b}?", "What's {a} * {b}?", "{a} * {b}", "{a}*{b}", "{a} * {b} = ?",
     "{a}*{b}=",
     "What is {a} times {b}?", "How much is {a} times {b}?", "Calculate {a} * {b}.",
@@ -331,7 +327,29 @@ TOO_HARD = (
     "Work out {a} * {b}.", "Compute {a} × {b}", "Tell me what {a} times {b} is.",
     "How much is {a} × {b}?", "I need {a} times {b}.", "Hi, what is {a} × {b}?",
 )  # fmt: skip
-TOO_HARD_REPLIES = ("Sorry, I can only add and subtract small whole numbers.",)
+DIVIDE = ("What is {a} / {b}?", "Divide {a} by {b}.", "{a} divided by {b}", "Calculate {a} / {b}.")
+ADD_BIG = ("What is {a} + {b}?", "Add {a} and {b}.", "{a} + {b}", "How much is {a} plus {b}?")
+TAKE_BIG = ("What is {a} - {b}?", "{a}-{b}", "{a} minus {b}", "Take {b} from {a}.")
+ROOT = ("What is the square root of {a}?", "The square root of {a}?", "Take the root of {a}.")
+PERCENT = ("How much is {a} percent of {b}?", "What is {a}% of {b}?", "{a} percent of {b}")
+ADD_LIST = (
+    "Add up {list}.", "What is the sum of {list}?", "Sum up {list}.", "Add these: {list}",
+    "Please add up {list}.", "How much is {list} together?", "Work out the sum of {list}.",
+)  # fmt: skip
+COUNT_LETTER = (
+    'How many "{letter}" are in "{word}"?', 'How often is "{letter}" in "{word}"?',
+    'How many times is the letter "{letter}" in "{word}"?', 'Count "{letter}" in "{word}".',
+)  # fmt: skip
+COUNT_LETTERS = (
+    'How many letters are in "{word}"?', 'How many letters has "{word}"?',
+    'How long is the word "{word}"?', 'Count the letters of "{word}".',
+)  # fmt: skip
+WORDS = (
+    "strawberry", "banana", "pepper", "letter", "coffee", "window", "summer", "butter", "potato",
+    "tomato", "cherry", "carrot", "rabbit", "school", "garden", "little", "tunnel", "yellow",
+    "pizza", "kitten", "paper", "number", "cotton", "mirror", "doctor", "orange", "planet",
+)  # fmt: skip
+TOO_HARD_REPLY = "Sorry, I can only add and subtract small whole numbers."
 
 WEATHER_NAMES = ("get_weather", "get_current_weather", "weather", "look_up_weather")
 TIME_NAMES = ("get_time", "get_current_time", "time", "look_up_time")
@@ -370,3 +388,61 @@ TOOL_ERRORS = (
     "error: RuntimeError: no connection", '{{"status": "error", "message": "not found"}}',
     "error: the tool failed: no such city", "failed: network error", "error: it broke",
 )  # fmt: skip
+PYTHON_ERRORS = (
+    "error: the session could not be started; variables are lost, the next cell starts a new "
+    "session",
+    "error: the cell ran longer than 120 seconds and was stopped; variables are lost, the next "
+    "cell starts a new session",
+    "error: the session crashed; variables are lost, the next cell starts a new session",
+    "error: cancelled; variables are lost",
+)
+
+LOOK_UP = (
+    'Search the web for "{topic}".', 'Look up "{topic}" on the web.', 'Search for "{topic}".',
+    'What does the web say about "{topic}"?', 'Please look up "{topic}".', 'Look up "{topic}".',
+    'Find out about "{topic}" on the web.', 'Can you search the web for "{topic}"?',
+    "Search the web for {topic}.", "Look up {topic} on the web.", "Search for {topic}.",
+    "What does the web say about {topic}?", "Please look up {topic}.", "Look up {topic}.",
+    "Find out about {topic} on the web.", "Can you search the web for {topic}?",
+)  # fmt: skip
+LOOK_UP_NEXT = ('And "{topic}"?', 'What about "{topic}"?', "And {topic}?", "How about {topic}?")
+PAGE_TITLES = ("{topic}", "About {topic}", "All about {topic}", "{topic} today")
+SNIPPETS = ("", "", "A short text.", "Facts and figures.", "News and photos.", "A guide.")
+OTHER_TITLES = (
+    "Hotels and trips", "Maps", "Old news", "Books for children", "A garden diary", "Train times",
+    "Music of the week", "The shop", "Letters to the paper", "A list of lakes", "Weather now",
+)  # fmt: skip
+HOSTS = (
+    "example.com", "example.org", "pages.example", "wiki.example", "www.town.example",
+    "atlas.example", "news.example.com", "library.example", "facts.example.org",
+)  # fmt: skip
+PATHS = ("", "", "", "page", "about", "wiki/1", "a.html", "text", "read/7")
+FILLERS = (
+    "Home and contact.", "Last changed in spring.", "Photos by Anna.", "Read this page aloud.",
+    "Welcome to our pages.", "This text is short.", "All rights reserved.", "Write to us.",
+)  # fmt: skip
+PLACE_FACTS = (
+    "{topic} is a {kind} in the {side}.", "{topic} is an old {kind} with {number} people.",
+    "{topic} is a {kind} on a river.", "{topic} has {number} people and a {kind} hall.",
+    "{topic} is known for its {kind}.",
+)  # fmt: skip
+PLACE_KINDS = ("town", "city", "village", "port", "market", "castle", "farm", "bridge")
+SIDES = ("north", "south", "east", "west")
+TOPIC_FACTS = (
+    "There are {number} books about {topic}.", "People ask about {topic} every day.",
+    "We have written about {topic} for {number} years.",
+    "Our club for {topic} has {number} members.",
+    "The first text about {topic} is {number} years old.",
+)  # fmt: skip
+SEARCH_ERRORS = (
+    "the search engine did not answer in time",
+    "the search engine answered with status 429",
+    "the search engine answered with status 502",
+    "the search engine cannot be reached: ConnectError",
+)
+PAGE_ERRORS = (
+    "{url} did not answer in time",
+    "{url} answered with status 404",
+    "{url} answered with status 503",
+    "the host {host} was not found",
+)

