@@ -71,7 +71,6 @@ def python() -> Iterator[gptoss.PythonTool]:
     ("question", "code", "printed"),
     [
         ("What is 47 * 36?", "print(47 * 36)", "1692"),
-        ("Add up 12, 45, 7 and 30.", "print(sum([12, 45, 7, 30]))", "94"),
         ('How many "r" are in "strawberry"?', 'print("strawberry".count("r"))', "3"),
     ],
 )
@@ -99,17 +98,21 @@ def test_small_sums_are_still_worked_out_without_python(
 def test_a_cell_in_gptoss_run_chat(gguf: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [
-            sys.executable, "-m", "gptoss.runtime.cli", "chat", gguf, "--python", "--no-save",
-            "-p", "What is 47 * 36?", "--temperature", "0", "--hide-reasoning", "--json",
+            Path(sys.executable).with_name("gptoss-run"), "chat", gguf, "--python", "--no-save",
+            "-p", "What is 47 * 36?", "--temperature", "0", "--json", "--threads", "1",
         ],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
+        cwd=tmp_path, input="", capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    print(done.stdout)
+    events = {it["event"]: it for it in map(json.loads, done.stdout.splitlines())}
+    ran = events["tool_finished"]
+    assert (ran["name"], ran["arguments"]) == ("python", "print(47 * 36)")
+    assert (ran["result"], ran["error"]) == ("1692", False)
+    assert events["message_ended"]["text"] == "The result is 1692."
 
 
 def search(query: str, n: int) -> Sequence[Hit]:
-    return [Hit("Maps", "http://example.com/maps"), Hit(query, "http://example.com/")][:n]
+    return [Hit(query, "http://example.com/"), Hit("Maps", "http://example.com/maps")][:n]
 
 
 @pytest.fixture
@@ -126,14 +129,7 @@ def test_it_searches_opens_and_cites(model: gptoss.Model, web: Web, reasoning: s
     reply = chat_of(model, browser, reasoning=reasoning).ask("Look up Paris on the web.")
     assert_whole(reply)
     calls = [(call.name, json.loads(call.arguments)) for call in reply.calls]
-    assert calls == [("browser.search", {"query": "Paris"}), ("browser.open", {"id": 1})]
+    assert calls == [("browser.search", {"query": "Paris"}), ("browser.open", {"id": 0})]
     assert reply.text == f"The page says: {FACT}【1†L4】"
     linked = with_links(reply.text, browser.url_of)
     assert linked == f"The page says: {FACT}[example.com](http://example.com/)"
-
-
-def test_it_says_that_a_search_failed(model: gptoss.Model) -> None:
-    reply = chat_of(model, BrowserTool()).ask("Search the web for cats.")
-    assert_whole(reply)
-    assert [call.error for call in reply.calls] == [True]
-    assert reply.text == "Sorry, the search failed."
