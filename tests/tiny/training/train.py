@@ -48,14 +48,18 @@ from tiny.training.world import LEARNED, draw_builtin, draw_scene, draw_session
 
 SEED = 20261124
 RANKS = 2000
-WITHOUT_BROWSER = (BatchShape((), 2, 768, 45), BatchShape((PYTHON,), 2, 768, 55))
-WITH_BROWSER = (
-    BatchShape((BROWSER,), 1, 1536, 62),
-    BatchShape((PYTHON, BROWSER), 1, 2048, 25),
-    BatchShape((BROWSER, PYTHON), 1, 2048, 13),
+SHAPES = (
+    (
+        BatchShape((BROWSER,), 1, 1536, 30),
+        BatchShape((PYTHON, BROWSER), 1, 2048, 10),
+        BatchShape((BROWSER, PYTHON), 1, 2048, 5),
+        BatchShape((PYTHON,), 3, 768, 30),
+        BatchShape((), 3, 768, 25),
+    ),
+    (BatchShape((), 3, 768, 60), BatchShape((PYTHON,), 3, 768, 40)),
 )
-"""What one thread and the other draw: the declaration of ``browser`` alone has 650 ids."""
-THREADS = 2
+"""What each thread draws: the declaration of ``browser`` alone has 650 ids."""
+THREADS = len(SHAPES)
 STEPS = 2600
 WARMUP = 60
 RATE = 1.5e-3
@@ -145,8 +149,7 @@ def train(
     print(f"{shape.describe()}; {sum(w.numel() for w in params.values()):,} weights", flush=True)
     adam = torch.optim.AdamW(params.values(), betas=(0.9, 0.98), weight_decay=0.0)
     rate = RATE * RESUMED_SHARE if resumed else RATE
-    shapes = (WITH_BROWSER, WITHOUT_BROWSER)
-    drawn = [batches(seed + i, words, shapes[i], LEARNED) for i in range(THREADS)]
+    drawn = [batches(seed + i, words, shapes, LEARNED) for i, shapes in enumerate(SHAPES)]
     pool = ThreadPoolExecutor(THREADS)
     losses: list[float] = []
     start = time.monotonic()

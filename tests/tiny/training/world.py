@@ -37,9 +37,11 @@ KINDS: Kinds = {
     compute: 4, look_up: 2.5,
 }  # fmt: skip
 """What is asked, and how often."""
-BUILTIN_SHARE, LEARNED_BUILTIN_SHARE = 0.5, 0.7
+BUILTIN_SHARE, LEARNED_BUILTIN_SHARE = 0.5, 0.6
 """How often what is asked is for a built-in tool that is turned on, and so in training."""
-LEARNED: Kinds = {**KINDS, add_up: 42, weather: 28, time: 24, introduce: 9, recall: 3}
+LEARNED: Kinds = {
+    **KINDS, add_up: 64, weather: 28, time: 24, introduce: 9, recall: 3, compute: 9, look_up: 4,
+}  # fmt: skip
 """In training: with more sums, and more names to copy, which take longest to learn."""
 
 BUILTIN_SETS: tuple[tuple[Namespace, ...], ...] = (
