@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import uvicorn
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from gptoss.runtime.chat.model import Model
 from gptoss.runtime.server.app import create_app
 from gptoss.runtime.server.page.login import LoginLinks
 from gptoss.runtime.server.security import Access
@@ -63,8 +64,11 @@ def sites() -> Iterator[Serve]:
     servers: list[tuple[uvicorn.Server, threading.Thread, Store]] = []
 
     def start(
-        engine: ScriptedEngine, tools: Sequence[Tool] = (), host: ToolHost | None = None
+        engine: ScriptedEngine | Callable[[], Model],
+        tools: Sequence[Tool] = (),
+        host: ToolHost | None = None,
     ) -> Site:
+        """``engine`` is a script, or opens a model."""
         listener = socket.create_server(("127.0.0.1", 0))
         store, links = Store(None), LoginLinks()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -72,7 +76,8 @@ def sites() -> Iterator[Serve]:
         made: list[uvicorn.Server] = []
 
         async def run() -> None:
-            models = host_of(lambda: scripted(engine))
+            scripts = isinstance(engine, ScriptedEngine)
+            models = host_of((lambda: scripted(engine)) if scripts else engine)
             app = create_app(models, Access(KEY), store, links, tools, host)
             made.append(uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none")))
             await made[0].serve(sockets=[listener])

@@ -20,8 +20,8 @@ from gptoss.runtime.tools.browser.citations import with_links
 from gptoss.runtime.tools.browser.group import BrowserTool
 from gptoss.runtime.tools.browser.search import Hit
 from support.web import Answer, Web, serve_web
+from tiny.training.score import TOOLS_CHECKPOINT
 
-CHECKPOINT = Path(__file__).parent / "checkpoint"
 TOO_HARD = "Sorry, I can only add and subtract small whole numbers."
 FACT = "Paris is an old town with 42 people."
 
@@ -29,7 +29,7 @@ FACT = "Paris is an old town with 42 people."
 @pytest.fixture(scope="module")
 def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
-    convert(CHECKPOINT, path)
+    convert(TOOLS_CHECKPOINT, path)
     return path
 
 

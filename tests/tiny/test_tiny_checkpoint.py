@@ -22,6 +22,8 @@ FOLDER = score.CHECKPOINT
 MOST_BYTES = 8_000_000
 WELL_FORMED, RIGHT = 0.98, 0.90
 """Shares that it reaches at least."""
+WELL_FORMED_WITH_TOOLS = 0.97
+LEAST_WITH_TOOLS = {"python": 0.8, "browser": 0.55}
 FEW = 60
 OTHER_ROUNDING = 0.01
 """How far shares may be from the card's: another processor rounds sums otherwise."""
@@ -137,7 +139,25 @@ def test_it_talks(gguf: Path) -> None:
 def test_it_talks_as_the_card_says(gguf: Path) -> None:
     answers = score.score(gguf, score.QUESTIONS)
     _check(answers)
+    _check_card(answers, "Scores")
+
+
+@pytest.mark.slow
+def test_it_uses_tools_as_the_card_says(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    convert(score.TOOLS_CHECKPOINT, path)
+    answers = score.score(path, score.QUESTIONS, tools=True)
+    assert score.shares(answers)[0] >= WELL_FORMED_WITH_TOOLS
+    _check_card(answers, "Scores with tools")
+    for name, least in LEAST_WITH_TOOLS.items():
+        of_topic = [it for it in answers if it.session.last.category == name]
+        assert sum(it.right for it in of_topic) >= least * len(of_topic)
+
+
+def _check_card(answers: list[score.Answer], heading: str) -> None:
+    """The shares are those of the table in the card's section."""
     card = (FOLDER.parent / "README.md").read_text("utf-8")
+    section = card.split(f"## {heading}\n")[1].split("\n## ")[0]
     for name, found in zip(("well formed", "right"), score.shares(answers), strict=True):
-        ((part, whole),) = re.findall(rf"^{name} .*\((\d+) of (\d+)\)", card, re.MULTILINE)
+        ((part, whole),) = re.findall(rf"^{name} .*\((\d+) of (\d+)\)", section, re.MULTILINE)
         assert abs(int(part) / int(whole) - found) <= OTHER_ROUNDING

@@ -21,15 +21,15 @@ from gptoss.runtime.tools.tool_host import ToolHost
 from support.server import KEY, URL, host_of, lifespan
 from support.server_tools import Cells
 from support.web import Answer, serve_web
+from tiny.training.score import TOOLS_CHECKPOINT
 
-CHECKPOINT = Path(__file__).parent / "checkpoint"
 FACT = "Paris is an old town with 42 people."
 
 
 @pytest.fixture(scope="module")
 def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
-    convert(CHECKPOINT, path)
+    convert(TOOLS_CHECKPOINT, path)
     return path
 
 

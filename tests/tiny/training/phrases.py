@@ -350,6 +350,12 @@ WORDS = (
     "pizza", "kitten", "paper", "number", "cotton", "mirror", "doctor", "orange", "planet",
 )  # fmt: skip
 TOO_HARD_REPLY = "Sorry, I can only add and subtract small whole numbers."
+TOO_HARD = (
+    "What is {a} / {b}?", "Divide {a} by {b}.", "{a} divided by {b}", "What is {big} + {a}?",
+    "What is {big} - {b}?", "{big} * {a}", "What is {big} times {big2}?", "Add {big} and {big2}.",
+    "{big} + {big2}", "What is the square root of {a}?", "How much is {a} percent of {big}?",
+    "Calculate {a} / {b}.", "What is {big} + {big2}?", "{big}-{big2}", *TIMES,
+)  # fmt: skip
 
 WEATHER_NAMES = ("get_weather", "get_current_weather", "weather", "look_up_weather")
 TIME_NAMES = ("get_time", "get_current_time", "time", "look_up_time")

@@ -137,3 +137,15 @@ def beyond(draw: Draw) -> Exchange:
 
     thoughts = ("The user wants something I was not made for.", "I say honestly that I can't.")
     return small_talk(draw, "beyond it", make, p.CANT_REPLIES, thoughts, ("",))
+
+
+def too_hard(draw: Draw) -> Exchange:
+    rng = draw.rng
+
+    def make() -> str:
+        big, big2 = rng.randrange(200, 10000), rng.randrange(200, 10000)
+        a, b = rng.randrange(2, 100), rng.randrange(2, 100)
+        return rng.choice(p.TOO_HARD).format(a=a, b=b, big=big, big2=big2)
+
+    thoughts = ("The user wants a sum that is too hard for me.", "I say honestly that I can't.")
+    return small_talk(draw, "too hard", make, (p.TOO_HARD_REPLY,), thoughts, ("",))

@@ -23,13 +23,13 @@ from support.rendering import render_all
 from support.tokens import byte_tokenizer
 from tiny.training.scene import Draw, Exchange, Session, Split
 from tiny.training.sums import Sum, working
-from tiny.training.world import KINDS, draw_builtin, draw_scene, draw_session
+from tiny.training.world import KINDS, TOOL_KINDS, draw_builtin, draw_scene, draw_session
 
 
 def sessions(split: Split, count: int, seed: int = 7) -> Iterator[Session]:
     rng = Random(seed)
     for _ in range(count):
-        yield draw_session(rng, draw_scene(rng, draw_builtin(rng)), split)
+        yield draw_session(rng, draw_scene(rng, draw_builtin(rng)), split, TOOL_KINDS)
 
 
 def test_same_seed_same_conversations() -> None:
@@ -103,7 +103,7 @@ def _equations(text: str) -> Iterator[tuple[str, str]]:
 def test_reasoning_grows_with_effort_in_every_kind() -> None:
     drawn = map(Random, range(200))
     scenes = [draw_scene(rng, draw_builtin(rng)) for rng in drawn]
-    for kind in KINDS:
+    for kind in {**KINDS, **TOOL_KINDS}:
         length = dict.fromkeys(Effort, 0.0)
         for effort in Effort:
             of = [scene for scene in scenes if scene.effort is effort]
@@ -151,14 +151,15 @@ def _check_turn(words: Tokenizer, said: list[Message], turn: list[Message]) -> N
 
 def _exchanges(category: str, count: int, builtin: tuple[Namespace, ...]) -> list[Exchange]:
     rng = Random(5)
-    drawn = (draw_session(rng, draw_scene(rng, builtin), Split.TRAIN) for _ in range(count))
+    scenes = (draw_scene(rng, builtin) for _ in range(count))
+    drawn = (draw_session(rng, scene, Split.TRAIN, TOOL_KINDS) for scene in scenes)
     return [e for session in drawn for e in session.exchanges if e.category == category]
 
 
 def test_without_the_built_in_tools_nothing_is_sent_to_them() -> None:
     rng = Random(5)
     for _ in range(500):
-        session = draw_session(rng, draw_scene(rng), Split.TRAIN)
+        session = draw_session(rng, draw_scene(rng), Split.TRAIN, TOOL_KINDS)
         for message in (m for e in session.exchanges for m in e.messages):
             assert message.recipient is None or message.channel == "commentary"
 

@@ -44,7 +44,7 @@ from tiny.training.model import (
 from tiny.training.rows import BatchShape, Row, batch_of, batches, branch
 from tiny.training.scene import Session, Split
 from tiny.training.vocabulary import cut_down, tokenizer
-from tiny.training.world import LEARNED, draw_builtin, draw_scene, draw_session
+from tiny.training.world import LEARNED, TOOL_KINDS, draw_builtin, draw_scene, draw_session
 
 SEED = 20261124
 RANKS = 2000
@@ -143,7 +143,7 @@ def train(
     words = tokenizer(tokenizer_json)
     rng = Random(SEED - 1)
     scenes = (draw_scene(rng, draw_builtin(rng)) for _ in range(200))
-    held_out = [draw_session(rng, scene, Split.TEST) for scene in scenes]
+    held_out = [draw_session(rng, scene, Split.TEST, TOOL_KINDS) for scene in scenes]
     initial = checkpoint.read(resumed)[0] if resumed else init_params(shape, seed)
     params = {n: w.requires_grad_() for n, w in initial.items()}
     print(f"{shape.describe()}; {sum(w.numel() for w in params.values()):,} weights", flush=True)

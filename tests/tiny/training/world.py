@@ -25,6 +25,7 @@ from tiny.training.talk import (
     leave,
     recall,
     thank,
+    too_hard,
     who,
 )
 from tiny.training.web import look_up
@@ -34,13 +35,19 @@ Kinds = Mapping[Callable[[Draw], Exchange], float]
 KINDS: Kinds = {
     add_up: 30, weather: 14, time: 12, beyond: 8, greet: 6, how: 4, who: 4, able: 5, thank: 4,
     leave: 4, introduce: 4, recall: 2, date: 4, weather_somewhere: 2.5, time_somewhere: 2.5,
-    compute: 4, look_up: 2.5,
+    too_hard: 4,
 }  # fmt: skip
 """What is asked, and how often."""
+TOOL_KINDS: Kinds = {
+    **{kind: often for kind, often in KINDS.items() if kind is not too_hard},
+    compute: 4, look_up: 2.5,
+}  # fmt: skip
+"""What is asked of a model that has learned to use python and the browser."""
 BUILTIN_SHARE, LEARNED_BUILTIN_SHARE = 0.5, 0.6
 """How often what is asked is for a built-in tool that is turned on, and so in training."""
 LEARNED: Kinds = {
-    **KINDS, add_up: 64, weather: 28, time: 24, introduce: 9, recall: 3, compute: 9, look_up: 4,
+    **TOOL_KINDS, add_up: 64, weather: 28, time: 24, introduce: 9, recall: 3,
+    compute: 9, look_up: 4,
 }  # fmt: skip
 """In training: with more sums, and more names to copy, which take longest to learn."""
 
