@@ -76,8 +76,10 @@ def sites() -> Iterator[Serve]:
         made: list[uvicorn.Server] = []
 
         async def run() -> None:
-            scripts = isinstance(engine, ScriptedEngine)
-            models = host_of((lambda: scripted(engine)) if scripts else engine)
+            if isinstance(engine, ScriptedEngine):
+                models = host_of(lambda: scripted(engine))
+            else:
+                models = host_of(engine)
             app = create_app(models, Access(KEY), store, links, tools, host)
             made.append(uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none")))
             await made[0].serve(sockets=[listener])
