@@ -84,9 +84,12 @@ def _clear(buffer: int, value: int) -> None:
 
 
 def _discard(start: int, size: int) -> bool:
-    """Discard whole pages of private memory, which reads as zeros afterwards; return False where
-    the kernel refuses, as for locked memory.
+    """Discard whole pages; return whether they read as zeros afterwards. The kernel refuses locked
+    memory, and memory that another allocator shares with other processes keeps its content: the
+    first byte tells.
     """
     madvise = ctypes.CDLL(None).madvise
     pages = ctypes.c_void_p(start), ctypes.c_size_t(size)
-    return bool(madvise(*pages, _DONTNEED) == 0)
+    first = ctypes.c_uint8.from_address(start)
+    first.value = 1
+    return bool(madvise(*pages, _DONTNEED) == 0 and first.value == 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,17 @@ def test_every_byte_is_what_was_asked_for(
         clear(buffer, value)
         assert (found == value).all()
         found[:] = 3
+
+
+def test_memory_that_others_share_is_written() -> None:
+    """Pages of a shared mapping keep their content when one process discards them."""
+    with mmap.mmap(-1, SIZE) as shared:
+        found = np.frombuffer(shared, np.uint8)
+        found[:] = 3
+        it = zeroed_memory._Buffer(context=found.ctypes.data, size=SIZE)
+        zeroed_memory._clear(ctypes.addressof(it), 0)
+        assert not found.any()
+        del found
 
 
 def test_a_context_takes_memory_where_it_is_used(random_gguf: Path) -> None:
