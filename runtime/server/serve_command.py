@@ -128,11 +128,11 @@ def serve_command(
     client: str | None,
     **options: Any,
 ) -> None:
-    """Serve MODEL: a chat page for the browser, and OpenAI's and Anthropic's APIs.
+    """Serve MODEL: a page for the browser, and APIs for programs.
 
-    MODEL is a GGUF, or a name as for `chat`, such as 20b. The first one is loaded at once, a
-    further one when a request names it. With --base-url another server runs it, and nothing is
-    loaded here.
+    The APIs are OpenAI's and Anthropic's. MODEL is a GGUF, or a name as for `chat`, such as 20b.
+    The first one is loaded at once, a further one when a request names it. With --base-url another
+    server runs it, and nothing is loaded here.
 
     The page is at the server's address; a link that logs in once is printed. With --python,
     --browser and --mcp the server runs these tools for the page, and for clients that ask for them
