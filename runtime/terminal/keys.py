@@ -137,11 +137,14 @@ else:
 
     @contextmanager
     def _unbuffered() -> Iterator[None]:
-        """Give each key at once and print none; signals stay."""
+        """Give each key at once and print none; signals stay, and Ctrl-C drops nothing that was
+        typed before it and is not read yet.
+        """
         descriptor = sys.stdin.fileno()
         before = termios.tcgetattr(descriptor)
         changed = termios.tcgetattr(descriptor)
         changed[3] &= ~(termios.ICANON | termios.ECHO | termios.IEXTEN)
+        changed[3] |= termios.NOFLSH
         changed[0] &= ~termios.ICRNL
         termios.tcsetattr(descriptor, termios.TCSANOW, changed)
         try:

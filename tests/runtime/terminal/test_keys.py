@@ -55,6 +55,15 @@ def test_keys_do_what_they_are_for_and_the_rest_is_typed_ahead(keyboard: int) ->
     assert termios.tcgetattr(sys.stdin) == before
 
 
+def test_ctrl_c_drops_nothing_typed_before_it(keyboard: int) -> None:
+    """Both come at once, so that nothing was read when the terminal sees Ctrl-C."""
+    listener = KeyListener({})
+    with listener.listening():
+        os.write(keyboard, b"next\x03")
+        wait_until(lambda: listener.typed_ahead == "next")
+    assert listener.typed_ahead == "next"
+
+
 def test_what_follows_a_line_end_is_not_typed_ahead(keyboard: int) -> None:
     pressed: list[str] = []
     listener = KeyListener({"\x0f": lambda: pressed.append("o")})
