@@ -31,7 +31,7 @@ from gptoss.runtime.server.responses.server_items import pages_in, result_messag
 from gptoss.runtime.server.responses.turn import Turn
 from gptoss.runtime.server.responses.writer import Event, ResponseWriter
 from gptoss.runtime.server.sse import with_keep_alive
-from gptoss.runtime.store.errors import StoreError
+from gptoss.runtime.store.errors import ConflictError, StoreError
 from gptoss.runtime.store.owners import new_id
 from gptoss.runtime.tools.groups import Browser
 from gptoss.runtime.tools.toolbox import Outcome
@@ -292,8 +292,9 @@ class ResponseRun:
         found = api_error(error)
         if found.status >= 500 and not isinstance(error, ApiError | StoreError):
             log_failure(_log, f"response {self.id}", error)
-        if isinstance(error, StoreError):
-            _log.error("response %s was not stored: %s", self.id, error)
+        if isinstance(error, StoreError):  # a client that continued elsewhere is no fault of ours
+            level = logging.WARNING if isinstance(error, ConflictError) else logging.ERROR
+            _log.log(level, "response %s was not stored: %s", self.id, error)
         self.status, self._completed, self.error = "failed", None, found
 
     def _whole(self, kind: str) -> Event:
