@@ -82,7 +82,9 @@ async def test_a_prompt_is_scored(stream: bool) -> None:
         *byte_tokenizer().encode("b"),
     ]
     n_vocab = byte_tokenizer().n_vocab
-    asked = {"prompt": tokens, "echo": True, "logprobs": 1, "max_tokens": 2, "stream": stream}
+    asked = {
+        "prompt": tokens, "echo": True, "logprobs": 1, "max_tokens": 2, "stream": stream, "seed": 1,
+    }  # fmt: skip
     async with client_of(lambda: scripted(RandomEngine(n_vocab, 1))) as client:
         response = await client.post("/v1/completions", json=asked)
     choices = [it["choices"][0] for it in objects_of(response.text) if it["choices"]]
