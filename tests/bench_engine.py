@@ -75,19 +75,21 @@ def streamed_chat(gguf: Path, temperature: float) -> Measure:
         max_tokens=N_TOKENS,
     )
 
-    def measure() -> float:
-        chat.reset()
-        first = last = 0.0
-        for event in chat.send("Tell me something long."):
-            if isinstance(event, gptoss.PromptProgress):
-                first = time.perf_counter()
-            elif isinstance(event, gptoss.TextDelta):
-                last = time.perf_counter()
-            elif isinstance(event, gptoss.ReplyEnded):
-                assert event.timings.generated_tokens == N_TOKENS, event
-        return (last - first) / N_TOKENS
+    return partial(token_seconds, chat, N_TOKENS)
 
-    return measure
+
+def token_seconds(chat: gptoss.Chat, n_tokens: int) -> float:
+    """Seconds a token of a new conversation's reply, which must have as many."""
+    chat.reset()
+    first = last = 0.0
+    for event in chat.send("Tell me something long."):
+        if isinstance(event, gptoss.PromptProgress):
+            first = time.perf_counter()
+        elif isinstance(event, gptoss.TextDelta):
+            last = time.perf_counter()
+        elif isinstance(event, gptoss.ReplyEnded):
+            assert event.timings.generated_tokens == n_tokens, event
+    return (last - first) / n_tokens
 
 
 def serve(make: Callable[[Path], Measure], gguf: Path, parent: Connection) -> None:

@@ -105,6 +105,7 @@ def loop_child(path: Path, repack: str, rounds: int) -> None:
     of the same model, in turns: so both read the same weights of the same memory.
     """
     import llama_cpp.llama_cpp as lib
+    from bench_engine import token_seconds
 
     import gptoss
     from gptoss.runtime.engine.loader import context_params
@@ -114,18 +115,6 @@ def loop_child(path: Path, repack: str, rounds: int) -> None:
     chat = model.chat(sampling=gptoss.Sampling(temperature=1), seed=1, max_tokens=N_DECODE)
     loaded = model.engine._scheduler._context._loaded  # type: ignore[attr-defined]
     context = lib.llama_init_from_model(loaded.model, context_params(loaded.settings))
-
-    def chat_token() -> float:
-        chat.reset()
-        begin = end = 0.0
-        for event in chat.send("Tell me something long."):
-            if isinstance(event, gptoss.PromptProgress):
-                begin = time.perf_counter()
-            elif isinstance(event, gptoss.TextDelta):
-                end = time.perf_counter()
-            elif isinstance(event, gptoss.ReplyEnded):
-                assert event.timings.generated_tokens == N_DECODE, event
-        return (end - begin) / N_DECODE
 
     def loop_token() -> float:
         lib.llama_memory_clear(lib.llama_get_memory(context), True)
@@ -138,7 +127,7 @@ def loop_child(path: Path, repack: str, rounds: int) -> None:
             lib.llama_get_logits_ith(context, -1)
         return (time.perf_counter() - begin) / N_DECODE
 
-    pairs = [(loop_token(), chat_token()) for _ in range(rounds + 1)][1:]
+    pairs = [(loop_token(), token_seconds(chat, N_DECODE)) for _ in range(rounds + 1)][1:]
     lib.llama_free(context)
     model.close()
     print(json.dumps(pairs))

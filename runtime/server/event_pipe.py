@@ -110,7 +110,8 @@ class Inbox(ABC, Generic[T]):
         self._silent = True
         self._ready.set()
 
-    def _ring(self) -> None:
+    def ring(self) -> None:
+        """Say, from any thread, that there is more to take."""
         self._bell.ring(self._ready)
 
 
@@ -137,7 +138,7 @@ class EventPipe(Inbox[T]):
             self._items.append(item)
             first = len(self._items) == 1
         if first:
-            self._ring()
+            self.ring()
         return True
 
     def end(self, error: BaseException | None = None) -> None:
@@ -146,7 +147,7 @@ class EventPipe(Inbox[T]):
         """
         with self._room:
             self._ended, self._error = True, error
-        self._ring()
+        self.ring()
 
     def _take(self) -> list[T] | None:
         with self._room:
@@ -189,10 +190,6 @@ class LoopReader(Inbox[T]):
         self._timer: asyncio.TimerHandle | None = None
         if time_limit is not None:
             self._timer = self._loop.call_later(time_limit + LATE_SECONDS, self._ready.set)
-
-    def ring(self) -> None:
-        """Say, from any thread, that there is more to read."""
-        self._ring()
 
     def leave(self) -> None:
         """Close the generator soon."""

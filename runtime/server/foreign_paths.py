@@ -8,8 +8,10 @@ from __future__ import annotations
 
 _OURS = ("chat/completions", "completions", "responses", "messages", "models", "conversations")
 _NO_EMBEDDINGS = "gpt-oss gives no embeddings; they need a model made for them"
+_NO_RANKING = "gpt-oss does not rank; that needs a model made for it"
 _COUNT = "POST /v1/responses/input_tokens counts tokens; POST /v1/completions gives token ids"
 _MODELS = "GET /v1/models lists the models and their context, GET /metrics has the counters"
+_LM_STUDIO = "LM Studio's own API is not here; use /v1/chat/completions or /v1/responses"
 _TEXT_ONLY = "this server has text alone, no sound and no pictures"
 _NOT_STORED = "this server keeps responses and conversations, nothing else of that kind"
 
@@ -19,9 +21,9 @@ _SAID = {
     "/embeddings": _NO_EMBEDDINGS,
     "/api/embed": _NO_EMBEDDINGS,
     "/api/embeddings": _NO_EMBEDDINGS,
-    "/rerank": "gpt-oss does not rank; that needs a model made for it",
-    "/reranking": "gpt-oss does not rank; that needs a model made for it",
-    "/v1/rerank": "gpt-oss does not rank; that needs a model made for it",
+    "/rerank": _NO_RANKING,
+    "/reranking": _NO_RANKING,
+    "/v1/rerank": _NO_RANKING,
     "/v1/moderations": "there is no moderation model here",
     "/tokenize": _COUNT,
     "/detokenize": _COUNT,
@@ -32,8 +34,8 @@ _SAID = {
     "/infill": "this model does not fill gaps",
 }
 _SAID_BELOW = {
-    "/api/v0/": "LM Studio's own API is not here; use /v1/chat/completions or /v1/responses",
-    "/api/v1/": "LM Studio's own API is not here; use /v1/chat/completions or /v1/responses",
+    "/api/v0/": _LM_STUDIO,
+    "/api/v1/": _LM_STUDIO,
     "/api/": "of Ollama's own API only /api/version and /api/tags are here; "
     "use /v1/chat/completions or /v1/responses",
     "/v1/audio/": _TEXT_ONLY,

@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from gptoss import __version__
+from gptoss.runtime.harmony.fields import HARMONY_NAME
 
 Schema = dict[str, Any]
 
 ANYTHING: Schema = {}
 ANY_OBJECT: Schema = {"type": "object"}
 TEXT: Schema = {"type": "string"}
+TOOL_NAME: Schema = {"type": "string", "pattern": f"^{HARMONY_NAME.pattern}$"}
 BOOLEAN: Schema = {"type": "boolean"}
 COUNT: Schema = {"type": "integer", "minimum": 0}
 

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 from playwright.sync_api import Browser, expect
 
 import gptoss
-from gptoss.converter.convert import convert
 from gptoss.runtime.chat.settings import Settings
 from gptoss.runtime.sampling.parameters import Sampling
 from gptoss.runtime.server.page import replies
 from gptoss.runtime.tools.browser.group import BrowserTool
-from gptoss.runtime.tools.browser.search import Hit
 from gptoss.runtime.tools.builtin_groups import BuiltinTools, builtin_groups
 from gptoss.runtime.tools.tool_host import ToolHost
 from support.page_site import Serve, ask, check_quiet, open_page
-from support.web import Answer, serve_web
-from tiny.training.score import TOOLS_CHECKPOINT
+from support.tiny_tools import FACT, paris, search, tools_gguf
 
 pytestmark = pytest.mark.oracle
-
-FACT = "Paris is an old town with 42 people."
 
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], gptoss.Model]:
-    path = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
-    convert(TOOLS_CHECKPOINT, path)
+    path = tools_gguf(tmp_path_factory.mktemp("tiny"))
     return lambda: gptoss.open(path, n_ctx=4096, n_threads=1)
 
 
@@ -53,20 +47,13 @@ def test_a_cell(browser: Browser, serve: Serve, load: Callable[[], gptoss.Model]
         check_quiet(site)
 
 
-def search(query: str, n: int) -> Sequence[Hit]:
-    return [Hit(query, "http://example.com/"), Hit("Maps", "http://example.com/maps")][:n]
-
-
 def test_a_search(browser: Browser, serve: Serve, load: Callable[[], gptoss.Model]) -> None:
-    with serve_web() as web:
-        page_of_paris = f"<title>Paris</title><h1>Paris</h1><p>{FACT}</p>"
-        web.answers["/"] = Answer(page_of_paris.encode())
-        with ToolHost(lambda: [BrowserTool(search, web.fetcher())]) as host:
-            site = serve(load, host=host)
-            page = open_page(browser, site)
-            ask(page, "Look up Paris on the web.")
-            answer = page.locator(".answer")
-            expect(answer).to_have_text(f"The page says: {FACT}example.com", timeout=60_000)
-            expect(answer.locator("a")).to_have_attribute("href", "http://example.com/")
-            expect(page.locator(".call summary")).to_have_count(2)
-            check_quiet(site)
+    with paris() as web, ToolHost(lambda: [BrowserTool(search, web.fetcher())]) as host:
+        site = serve(load, host=host)
+        page = open_page(browser, site)
+        ask(page, "Look up Paris on the web.")
+        answer = page.locator(".answer")
+        expect(answer).to_have_text(f"The page says: {FACT}example.com", timeout=60_000)
+        expect(answer.locator("a")).to_have_attribute("href", "http://example.com/")
+        expect(page.locator(".call summary")).to_have_count(2)
+        check_quiet(site)

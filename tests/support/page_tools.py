@@ -20,7 +20,7 @@ from gptoss.runtime.tools.builtin import PYTHON
 from gptoss.runtime.tools.groups import Figure, GroupResult
 from gptoss.runtime.tools.tool_host import ToolHost
 from support.fake_engine import ScriptedEngine
-from support.server import KEY, URL, host_of, lifespan, scripted
+from support.server import KEY, client_of_app, host_of, scripted
 
 
 def png(width: int = 40, height: int = 30, level: int = 200) -> bytes:
@@ -101,14 +101,7 @@ async def page_with(
     engine = ScriptedEngine(*turns, n_ctx=1_000_000)
     with host, store or Store(None) as kept:
         app = create_app(host_of(lambda: scripted(engine)), Access(KEY), kept, tool_host=host)
-        async with (
-            lifespan(app),
-            httpx.AsyncClient(
-                transport=httpx.ASGITransport(app, raise_app_exceptions=False),
-                base_url=URL,
-                headers={"Authorization": f"Bearer {KEY}"},
-            ) as client,
-        ):
+        async with client_of_app(app) as client:
             yield client, engine
 
 

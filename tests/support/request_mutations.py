@@ -254,7 +254,7 @@ def _change(tree: Any, rng: random.Random) -> Any:
 
 
 def _dumps(tree: Any, rng: random.Random) -> str:
-    """Return a JSON text; now and then a name of it stands there twice."""
+    """Return a JSON text; sometimes with a name twice."""
     text = json.dumps(tree, ensure_ascii=rng.random() < 0.5)
     if rng.random() < 0.1 and text.startswith('{"'):
         return text[:-1] + f", {text[1 : text.index(':')]}: {json.dumps(rng.choice(HOSTILE))}}}"

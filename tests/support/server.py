@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import httpx
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gptoss.runtime.chat.model import Model
 from gptoss.runtime.engine.base import Engine
@@ -96,4 +96,18 @@ async def client_of_app(app: ASGIApp, **headers: str) -> AsyncIterator[httpx.Asy
             headers=given,
         ) as client,
     ):
+        yield client
+
+
+@asynccontextmanager
+async def client_of_owners(app: ASGIApp) -> AsyncIterator[httpx.AsyncClient]:
+    """As ``client_of_app``; the client's header ``x-owner`` says whose conversations it sees."""
+
+    async def with_owner(scope: Scope, receive: Receive, send: Send) -> None:
+        for name, value in scope.get("headers", ()):
+            if name == b"x-owner":
+                scope["owner"] = value.decode()
+        await app(scope, receive, send)
+
+    async with client_of_app(with_owner) as client:
         yield client

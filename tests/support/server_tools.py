@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
-from starlette.types import Receive, Scope, Send
 
 from gptoss.runtime.harmony.messages import Function, Namespace
 from gptoss.runtime.server.app import create_app
@@ -26,7 +25,7 @@ from gptoss.runtime.tools.builtin import PYTHON
 from gptoss.runtime.tools.groups import Figure, GroupResult, ListedTool, ToolGroup
 from gptoss.runtime.tools.tool_host import ToolHost
 from support.fake_engine import ScriptedEngine
-from support.server import KEY, URL, host_of, lifespan, scripted
+from support.server import KEY, client_of_owners, host_of, scripted
 from support.web import Answer, Web, serve_web
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 8
@@ -163,19 +162,7 @@ async def tool_client(
     with tools.host(**limits) as host:
         made = make or (lambda: scripted(engine))
         app = create_app(host_of(made, engine.n_ctx), Access(KEY), store, tool_host=host)
-
-        async def with_owner(scope: Scope, receive: Receive, send: Send) -> None:
-            for name, value in scope["headers"]:
-                if name == b"x-owner":
-                    scope["owner"] = value.decode()
-            await app(scope, receive, send)
-
-        transport = httpx.ASGITransport(with_owner, raise_app_exceptions=False)
-        headers = {"Authorization": f"Bearer {KEY}"}
-        async with (
-            lifespan(app),
-            httpx.AsyncClient(transport=transport, base_url=URL, headers=headers) as client,
-        ):
+        async with client_of_owners(app) as client:
             yield client
 
 

@@ -9,8 +9,8 @@ import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+
+from gptoss.runtime.closing import Closing
 
 PATIENCE = 120.0
 """Seconds until what is waited for counts as missing; on a loaded machine all takes longer."""
@@ -20,7 +20,7 @@ _NUMBERS = itertools.count()
 """A server that ends may still hold its socket: each one has its own."""
 
 
-class Screen:
+class Screen(Closing):
     """A program running in a terminal of ``columns`` × ``rows``."""
 
     def __init__(
@@ -40,15 +40,8 @@ class Screen:
         shell = f"cd {shlex.quote(str(folder))}; {line}; echo exited $?; exec sleep 1000"
         self._tmux("-f", os.devnull, "new-session", "-d", *size, shell)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End the program and its terminal."""
         self._tmux("kill-server")
 
     def keys(self, *keys: str) -> None:

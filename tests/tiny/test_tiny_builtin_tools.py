@@ -5,32 +5,27 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import gptoss
-from gptoss.converter.convert import convert
 from gptoss.runtime.chat.events import Reply
 from gptoss.runtime.harmony.events import End
 from gptoss.runtime.sampling.parameters import Sampling
 from gptoss.runtime.tools.browser.citations import with_links
 from gptoss.runtime.tools.browser.group import BrowserTool
-from gptoss.runtime.tools.browser.search import Hit
-from support.web import Answer, Web, serve_web
-from tiny.training.score import TOOLS_CHECKPOINT
+from support.tiny_tools import FACT, paris, search, tools_gguf
+from support.web import Web
 
 TOO_HARD = "Sorry, I can only add and subtract small whole numbers."
-FACT = "Paris is an old town with 42 people."
 
 
 @pytest.fixture(scope="module")
 def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
-    convert(TOOLS_CHECKPOINT, path)
-    return path
+    return tools_gguf(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -111,15 +106,9 @@ def test_a_cell_in_gptoss_run_chat(gguf: Path, tmp_path: Path) -> None:
     assert events["message_ended"]["text"] == "The result is 1692."
 
 
-def search(query: str, n: int) -> Sequence[Hit]:
-    return [Hit(query, "http://example.com/"), Hit("Maps", "http://example.com/maps")][:n]
-
-
 @pytest.fixture
 def web() -> Iterator[Web]:
-    with serve_web() as web:
-        page = f"<title>Paris</title><h1>Paris</h1><p>{FACT}</p>"
-        web.answers["/"] = Answer(page.encode())
+    with paris() as web:
         yield web
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -11,26 +11,19 @@ import httpx
 import pytest
 
 import gptoss
-from gptoss.converter.convert import convert
 from gptoss.runtime.server.app import create_app
 from gptoss.runtime.server.security import Access
 from gptoss.runtime.tools.browser.group import BrowserTool
-from gptoss.runtime.tools.browser.search import Hit
 from gptoss.runtime.tools.groups import ToolGroup
 from gptoss.runtime.tools.tool_host import ToolHost
-from support.server import KEY, URL, host_of, lifespan
+from support.server import KEY, client_of_app, host_of
 from support.server_tools import Cells
-from support.web import Answer, serve_web
-from tiny.training.score import TOOLS_CHECKPOINT
-
-FACT = "Paris is an old town with 42 people."
+from support.tiny_tools import FACT, paris, search, tools_gguf
 
 
 @pytest.fixture(scope="module")
 def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
-    convert(TOOLS_CHECKPOINT, path)
-    return path
+    return tools_gguf(tmp_path_factory.mktemp("tiny"))
 
 
 @asynccontextmanager
@@ -42,12 +35,7 @@ async def client_of(gguf: Path, *groups: ToolGroup) -> AsyncIterator[httpx.Async
 
     with ToolHost(lambda: groups) as host:
         app = create_app(host_of(load, 4096), Access(KEY), tool_host=host)
-        transport = httpx.ASGITransport(app)
-        headers = {"Authorization": f"Bearer {KEY}"}
-        async with (
-            lifespan(app),
-            httpx.AsyncClient(transport=transport, base_url=URL, headers=headers) as client,
-        ):
+        async with client_of_app(app) as client:
             yield client
 
 
@@ -72,13 +60,8 @@ async def test_a_cell_in_a_response(gguf: Path) -> None:
     assert message["content"][0]["text"] == "The result is 1692."
 
 
-def search(query: str, n: int) -> Sequence[Hit]:
-    return [Hit(query, "http://example.com/"), Hit("Maps", "http://example.com/maps")][:n]
-
-
 async def test_a_search_a_page_and_a_citation_in_a_response(gguf: Path) -> None:
-    with serve_web() as web:
-        web.answers["/"] = Answer(f"<title>Paris</title><h1>Paris</h1><p>{FACT}</p>".encode())
+    with paris() as web:
         async with client_of(gguf, BrowserTool(search, web.fetcher())) as client:
             output = await output_of(client, "Look up Paris on the web.", "web_search")
     found, opened, message = output

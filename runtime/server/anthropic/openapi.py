@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from gptoss.runtime.harmony.fields import HARMONY_NAME
 from gptoss.runtime.server.anthropic.messages import MAX_MESSAGES
 from gptoss.runtime.server.anthropic.request import (
     IGNORED,
@@ -20,6 +19,7 @@ from gptoss.runtime.server.openapi import (
     ANYTHING,
     COUNT,
     TEXT,
+    TOOL_NAME,
     Schema,
     closed,
     having,
@@ -50,13 +50,12 @@ _STOP: Schema = {
     "pattern": r"\S",
 }
 
-_NAME: Schema = {"type": "string", "pattern": f"^{HARMONY_NAME.pattern}$"}
 _TOOL: Schema = {
     "description": "the client runs it; tools that Anthropic's servers define are refused",
     "type": "object",
     "properties": {
         "type": {"enum": ["custom", None]},
-        "name": _NAME,
+        "name": TOOL_NAME,
         "description": nullable("string"),
         "input_schema": ANY_OBJECT,
     },

@@ -6,10 +6,10 @@ Responses API also what the server runs itself (``server_tools``).
 
 from __future__ import annotations
 
-from gptoss.runtime.harmony.fields import HARMONY_NAME
 from gptoss.runtime.server.chat_completions.tools import RESERVED, SYNTAXES
 from gptoss.runtime.server.openapi import (
     TEXT,
+    TOOL_NAME,
     Schema,
     closed,
     listed,
@@ -40,7 +40,6 @@ from gptoss.runtime.server.responses.server_tools import (
 )
 from gptoss.runtime.server.responses.tools import MAX_TOOLS, OFFERED
 
-_NAME: Schema = {"type": "string", "pattern": f"^{HARMONY_NAME.pattern}$"}
 _ABOUT = nullable("string")
 
 
@@ -80,19 +79,19 @@ _FORMAT: Schema = {
 FUNCTION = _both_forms(
     "function",
     "the client runs it; its arguments keep to ``parameters``, a JSON schema of an object",
-    {"name": _NAME, "description": _ABOUT, "parameters": nullable("object")},
+    {"name": TOOL_NAME, "description": _ABOUT, "parameters": nullable("object")},
 )
 CUSTOM = _both_forms(
     "custom",
     "the client runs it; it is given text, perhaps of a grammar",
-    {"name": _NAME, "description": _ABOUT, "format": _FORMAT},
+    {"name": TOOL_NAME, "description": _ABOUT, "format": _FORMAT},
 )
 NAMESPACE: Schema = {
     "description": "a group of functions and custom tools",
     **_open(
         {
             "type": {"const": "namespace"},
-            "name": {**_NAME, "not": {"enum": list(RESERVED)}},
+            "name": {**TOOL_NAME, "not": {"enum": list(RESERVED)}},
             "description": _ABOUT,
             "tools": listed({"anyOf": [FUNCTION, CUSTOM]}),
         },

@@ -20,7 +20,7 @@ from gptoss.runtime.server.security import Access
 from gptoss.runtime.store.store import Store
 from gptoss.runtime.tools.functions import Tool
 from support.fake_engine import ScriptedEngine
-from support.server import KEY, URL, host_of, lifespan, scripted
+from support.server import KEY, client_of_app, host_of, scripted
 
 THOUGHT = "<|channel|>analysis<|message|>2 + 2<|end|><|start|>assistant"
 ANSWER = "<|channel|>final<|message|>It is **4**.<|return|>"
@@ -33,14 +33,7 @@ async def page_of(engine: ScriptedEngine, links: LoginLinks | None = None,
                   ) -> AsyncIterator[httpx.AsyncClient]:  # fmt: skip
     with Store(None) as store:
         app = create_app(host_of(lambda: scripted(engine)), Access(key), store, links, tools)
-        async with (
-            lifespan(app),
-            httpx.AsyncClient(
-                transport=httpx.ASGITransport(app, raise_app_exceptions=False),
-                base_url=URL,
-                headers={"Authorization": f"Bearer {KEY}"},
-            ) as client,
-        ):
+        async with client_of_app(app) as client:
             yield client
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gptoss.runtime.server.app import create_app
 from gptoss.runtime.server.responses import run as run_module
@@ -23,7 +22,7 @@ from gptoss.runtime.store.responses import StoredResponse
 from gptoss.runtime.store.store import Store
 from support.fake_engine import ScriptedEngine
 from support.responses import check_events, events_of
-from support.server import KEY, URL, host_of, lifespan, scripted
+from support.server import KEY, client_of_owners, host_of, scripted
 
 THOUGHT = "<|channel|>analysis<|message|>2 + 2<|end|><|start|>assistant"
 ANSWER = "<|channel|>final<|message|>It is 4.<|return|>"
@@ -40,20 +39,7 @@ async def client_of(
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client whose header ``x-owner`` says whose conversations it sees."""
     app = create_app(host_of(lambda: scripted(engine), engine.n_ctx), Access(KEY), store)
-
-    async def with_owner(scope: Scope, receive: Receive, send: Send) -> None:
-        for name, value in scope["headers"]:
-            if name == b"x-owner":
-                scope["owner"] = value.decode()
-        await app(scope, receive, send)
-
-    served: ASGIApp = with_owner
-    transport = httpx.ASGITransport(served, raise_app_exceptions=False)
-    headers = {"Authorization": f"Bearer {KEY}"}
-    async with (
-        lifespan(app),
-        httpx.AsyncClient(transport=transport, base_url=URL, headers=headers) as client,
-    ):
+    async with client_of_owners(app) as client:
         yield client
 
 
