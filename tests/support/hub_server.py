@@ -90,15 +90,27 @@ def well(_: Request) -> None:
 
 
 def every(n: int, fault: Fault, place: str | None = None) -> Misbehave:
-    """Every ``n``-th request, of those to ``place`` if given, goes wrong, the first one too."""
+    """Every ``n``-th request, of those to ``place`` if given, goes wrong, the first one too.
+
+    With ``n`` above 1 a repeated request goes well: several readers take turns by chance, and else
+    one of them might get all the faults until it gives up.
+    """
     count = 0
+    failed: set[tuple[str, str, tuple[int, int] | None]] = set()
 
     def misbehave(request: Request) -> Fault | None:
         nonlocal count
         if place not in (None, request.place):
             return None
         count += 1
-        return fault if count % n == 1 or n == 1 else None
+        key = (request.place, request.file, request.range)
+        if n > 1 and key in failed:
+            failed.remove(key)
+            return None
+        if n > 1 and count % n != 1:
+            return None
+        failed.add(key)
+        return fault
 
     return misbehave
 
