@@ -15,7 +15,8 @@ from gptoss.converter.gguf.vocab import Vocabulary
 from gptoss.converter.transforms.to_checkpoint import READABLE
 from gptoss.errors import GgufError, UnsupportedModelError, quoted
 from gptoss.formats import harmony_tokens
-from gptoss.formats.gguf import GgufFile, GgufTensor, StringArray
+from gptoss.formats.gguf import GgufFile, GgufTensor
+from gptoss.formats.gguf_strings import StringArray
 from gptoss.formats.hparams import HParams
 from gptoss.formats.llama_cpp_keys import token_problems
 from gptoss.formats.o200k import BYTE_LEVEL, PRE_TOKENIZER

@@ -27,7 +27,8 @@ from gptoss.errors import CheckpointError, GgufError, UnsupportedModelError, quo
 from gptoss.formats import harmony_tokens, published
 from gptoss.formats.bounded_json import read_json
 from gptoss.formats.checkpoint import CONFIG, CONFIG_LIMIT
-from gptoss.formats.gguf import GgufFile, StringArray
+from gptoss.formats.gguf import GgufFile
+from gptoss.formats.gguf_strings import StringArray
 from gptoss.formats.hparams import ARCHITECTURE, GGUF_KEYS, YARN_BETAS, HParams
 from gptoss.formats.llama_cpp_keys import find_problems
 

@@ -20,7 +20,8 @@ import numpy as np
 from gguf.constants import GGUFValueType, TokenType
 
 from gptoss.errors import quoted
-from gptoss.formats.gguf import GgufFile, StringArray
+from gptoss.formats.gguf import GgufFile
+from gptoss.formats.gguf_strings import StringArray
 from gptoss.formats.hparams import ARCHITECTURE, FLOAT_LIMITS, GGUF_KEYS, INTEGER_LIMITS, is_within
 from gptoss.formats.o200k import PRE_TOKENIZER
 

@@ -24,7 +24,8 @@ from gptoss.converter.hub.repository import (
 )
 from gptoss.errors import GgufError
 from gptoss.formats.checkpoint import CONFIG, read_config
-from gptoss.formats.gguf import HEADER_LIMIT, GgufFile
+from gptoss.formats.gguf import GgufFile
+from gptoss.formats.gguf_cursor import HEADER_LIMIT
 from gptoss.formats.hparams import HParams
 from gptoss.library.names import HubModel, did_you_mean
 from gptoss.runtime.models.sizes import TokenTable, sparse_gguf

@@ -10,7 +10,7 @@ from gguf.constants import TokenType
 
 from gptoss.errors import CheckpointError, quoted
 from gptoss.formats.bounded_json import read_json
-from gptoss.formats.gguf import StringArray
+from gptoss.formats.gguf_strings import StringArray
 from gptoss.formats.harmony_tokens import (
     CALL,
     END,

@@ -15,7 +15,8 @@ import numpy as np
 
 from gptoss.errors import CheckpointError, UnsupportedModelError, quoted
 from gptoss.formats.checkpoint import Checkpoint
-from gptoss.formats.gguf import GgufFile, StringArray
+from gptoss.formats.gguf import GgufFile
+from gptoss.formats.gguf_strings import StringArray
 from gptoss.formats.harmony_tokens import END, ENDS_OF_REPLY
 from gptoss.formats.hparams import ARCHITECTURE, GGUF_KEYS, HParams
 from gptoss.formats.llama_cpp_keys import ABSENT, computed_with, find_problems, show

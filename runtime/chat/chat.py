@@ -29,26 +29,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from gptoss.runtime.chat.async_stream import AsyncReplyStream
+from gptoss.runtime.chat.chat_setup import ChatSetup, limits_of
 from gptoss.runtime.chat.events import HistoryShortened, Reply, ReplyEnded, collect
-from gptoss.runtime.chat.full_context import (
-    ContextUsage,
-    WhenFull,
-    room_for_prompt,
-    shortened,
-    summary_message,
-)
+from gptoss.runtime.chat.full_context import ContextUsage, WhenFull, make_room, room_for_prompt
 from gptoss.runtime.chat.reply_stream import ReplyStream
-from gptoss.runtime.chat.response_format import AnyResponseFormat, resolve_response_format
+from gptoss.runtime.chat.response_format import AnyResponseFormat
 from gptoss.runtime.chat.round import Runner
 from gptoss.runtime.chat.runner import ChatRunner
-from gptoss.runtime.chat.settings import CONSTRAINED_TOKENS, ChatError, Limits, Settings
+from gptoss.runtime.chat.settings import ChatError, Settings
 from gptoss.runtime.chat.turn import Turn
 from gptoss.runtime.closing import Closing
 from gptoss.runtime.engine.base import Engine
-from gptoss.runtime.harmony.messages import Effort, Message, Role, developer, system, user
+from gptoss.runtime.harmony.messages import Effort, Message, Role, user
 from gptoss.runtime.harmony.tokenizer import Tokenizer
-from gptoss.runtime.sampling.grammar import Rules, ToolChoice
-from gptoss.runtime.sampling.sampler import RandomSampler
+from gptoss.runtime.sampling.grammar import Rules
 from gptoss.runtime.sampling.stop_strings import checked_stop
 from gptoss.runtime.tools.toolbox import AnyTool, Toolbox
 
@@ -101,15 +95,14 @@ class Chat(Closing):
     ) -> None:
         self._runner = runner
         self._owns_runner = owns_runner
-        self._toolbox = toolbox or Toolbox()
-        self._settings = settings or Settings()
+        self._setup = ChatSetup(settings or Settings(), toolbox or Toolbox())
         self._messages = list(messages)
         self._turn: Turn | None = None
         self._closed = False
         # Reentrant: a garbage collection in this thread may settle another reply of this chat.
         self._lock = threading.RLock()
-        runner.prepare(self._settings, self._rules(self._settings, None, None))
-        self._sampler = self._new_sampler()
+        self._prepare(self._setup)
+        self._sampler = self._setup.new_sampler()
 
     @property
     def settings(self) -> Settings:
@@ -118,28 +111,29 @@ class Chat(Closing):
         Setting raises ChatError and ConstraintError for what cannot be kept, and then changes
         nothing. Another ``sampling`` or ``seed`` begins a new stream of random numbers.
         """
-        return self._settings
+        return self._setup.settings
 
     @settings.setter
     def settings(self, settings: Settings) -> None:
         if not isinstance(settings, Settings):
             raise ChatError(f"settings is a {type(settings).__name__}; it must be a Settings")
-        self._runner.prepare(settings, self._rules(settings, None, None))
+        self._prepare(replace(self._setup, settings=settings))
         with self._lock:
-            before, self._settings = self._settings, settings
-            if (before.sampling, before.seed) != (settings.sampling, settings.seed):
-                self._sampler = self._new_sampler()
+            before, self._setup = self._setup, replace(self._setup, settings=settings)
+            changed = settings.sampling, settings.seed
+            if (before.settings.sampling, before.settings.seed) != changed:
+                self._sampler = self._setup.new_sampler()
 
     @property
     def effort(self) -> Effort:
         """Return how much the model reasons in this chat; may be set between turns, by name too."""
-        return self._settings.effort
+        return self._setup.settings.effort
 
     @effort.setter
     def effort(self, effort: Effort) -> None:
-        changed = replace(self._settings, effort=effort)
+        changed = replace(self._setup.settings, effort=effort)
         with self._lock:
-            self._settings = changed
+            self._setup = replace(self._setup, settings=changed)
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -147,7 +141,7 @@ class Chat(Closing):
         under way.
         """
         with self._lock:
-            return (*self._first_messages(), *self._messages)
+            return (*self._setup.first_messages(), *self._messages)
 
     @property
     def history(self) -> tuple[Message, ...]:
@@ -163,7 +157,7 @@ class Chat(Closing):
     @history.setter
     def history(self, messages: Iterable[Message]) -> None:
         changed = list(messages)
-        self._runner.check_messages((*self._first_messages(), *changed))
+        self._runner.check_messages((*self._setup.first_messages(), *changed))
         with self._lock:
             self._require_rest()
             self._messages = changed
@@ -195,7 +189,7 @@ class Chat(Closing):
         loaded.
         """
         return Chat.over(
-            self._runner, toolbox=self._toolbox, settings=self._settings, messages=self.history
+            self._runner, toolbox=self.tools, settings=self.settings, messages=self.history
         )
 
     @property
@@ -215,7 +209,7 @@ class Chat(Closing):
     def context_usage(self) -> ContextUsage:
         """Count the tokens of this chat's parts, without a reply under way."""
         with self._lock:
-            first, whole = self._first_messages(), self.messages
+            first, whole = self._setup.first_messages(), self.messages
         counts = [self._runner.count(messages) for messages in (first[:1], first, whole)]
         return ContextUsage(self.n_ctx, counts[0], counts[1] - counts[0], counts[2] - counts[1])
 
@@ -224,19 +218,17 @@ class Chat(Closing):
         """Return this chat's tools; set others between turns, as a ``Toolbox`` or a list. Setting
         raises ToolError, ConstraintError, ChatError.
         """
-        return self._toolbox
+        return self._setup.toolbox
 
     @tools.setter
     def tools(self, tools: Toolbox | Iterable[AnyTool]) -> None:
         with self._lock:
             self._require_rest()
-            before = self._toolbox
-            self._toolbox = tools if isinstance(tools, Toolbox) else Toolbox(tools, before.approve)
-            try:
-                self._runner.prepare(self._settings, self._rules(self._settings, None, None))
-            except BaseException:
-                self._toolbox = before
-                raise
+            if not isinstance(tools, Toolbox):
+                tools = Toolbox(tools, self.tools.approve)
+            changed = replace(self._setup, toolbox=tools)
+            self._prepare(changed)
+            self._setup = changed
 
     def send(
         self,
@@ -255,19 +247,19 @@ class Chat(Closing):
         """
         with self._lock:
             self._require_open()
-            settings = self._settings
-            rules = self._rules(settings, tool_choice, response_format)
+            setup = self._setup
+            rules = self._rules(setup, tool_choice, response_format)
             self._require_rest()
             shortened = self._make_room(user(text))
             turn = self._turn = Turn(
                 self._runner,
-                self._toolbox,
+                setup.toolbox,
                 self.messages,
                 user(text),
                 rules,
-                _limits_of(rules, settings.limits),
+                limits_of(rules, setup.settings.limits),
                 self._sampler,
-                checked_stop(settings.stop),
+                checked_stop(setup.settings.stop),
                 shortened,
             )
         return ReplyStream(turn, self._settle)
@@ -339,7 +331,7 @@ class Chat(Closing):
         with self._lock:
             self._drop_turn()
             self._messages = []
-            self._sampler = self._new_sampler()
+            self._sampler = self._setup.new_sampler()
 
     def close(self) -> None:
         """Close this chat: cancel the reply under way and free the engine's memory. May be called
@@ -368,22 +360,16 @@ class Chat(Closing):
 
     def _make_room(self, question: Message) -> HistoryShortened | None:
         """Leave out this chat's oldest turns if the next one would not leave room for a reply."""
-        when_full, limits = self._settings.when_full, self._settings.limits
-        if when_full == WhenFull.ERROR:
+        settings, first = self.settings, self._setup.first_messages()
+        if settings.when_full == WhenFull.ERROR:
             return None
-        first = self._first_messages()
 
         def count(history: Sequence[Message]) -> int:
             return self._runner.count((*first, *history, question))
 
-        room = room_for_prompt(self.n_ctx, limits.max_tokens)
-        left_out, kept = shortened(self._messages, count, room)
-        if not left_out:
-            return None
-        if callable(when_full):
-            kept.insert(0, summary_message(when_full(left_out)))
-        self._messages = kept
-        return HistoryShortened(len(left_out), callable(when_full))
+        room = room_for_prompt(self.n_ctx, settings.limits.max_tokens)
+        self._messages, left_out = make_room(self._messages, count, room, settings.when_full)
+        return left_out
 
     def _require_open(self) -> None:
         if self._closed:
@@ -395,43 +381,21 @@ class Chat(Closing):
                 "the reply before this one is still being read; finish, cancel or close it"
             )
 
-    def _new_sampler(self) -> RandomSampler:
-        return RandomSampler(self._settings.sampling, self._settings.seed)
-
-    def _first_messages(self) -> list[Message]:
-        settings, tools = self._settings, self._toolbox
-        first = [system(date=settings.date, effort=settings.effort, tools=tools.builtins)]
-        if settings.instructions is not None or tools.declarations or tools.namespaces:
-            first.append(developer(settings.instructions, tools.declarations, tools.namespaces))
-        return first
+    def _prepare(self, setup: ChatSetup) -> None:
+        """Prepare what a turn of this chat needs; raises ChatError, ConstraintError,
+        SamplingError.
+        """
+        self._runner.prepare(setup.settings, self._rules(setup))
 
     def _rules(
         self,
-        settings: Settings,
-        tool_choice: str | None,
-        response_format: AnyResponseFormat | None,
+        setup: ChatSetup,
+        tool_choice: str | None = None,
+        response_format: AnyResponseFormat | None = None,
     ) -> Rules:
-        """Combine this chat's settings with what ``send`` was given into the constraints of one
-        turn; raises ChatError.
+        """Return the constraints of one turn, checked by what runs this chat's rounds; raises
+        ChatError.
         """
-        form = settings.response_format if response_format is None else response_format
-        rules = Rules(
-            functions=self._toolbox.declarations,
-            namespaces=(*self._toolbox.builtins, *self._toolbox.namespaces),
-            tool_choice=tool_choice or settings.tool_choice,
-            parallel_calls=settings.parallel_calls,
-            response_format=resolve_response_format(form),
-        )
-        self._runner.check(settings, rules)
+        rules = setup.rules(tool_choice, response_format)
+        self._runner.check(setup.settings, rules)
         return rules
-
-
-def _limits_of(rules: Rules, limits: Limits) -> Limits:
-    """Return the limits of one turn: with a default for the tokens where a form is required."""
-    is_free = rules.response_format is None and rules.tool_choice in (
-        ToolChoice.AUTO,
-        ToolChoice.NONE,
-    )
-    if is_free or limits.max_tokens is not None:
-        return limits
-    return replace(limits, max_tokens=CONSTRAINED_TOKENS)

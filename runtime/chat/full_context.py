@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from gptoss.runtime.chat.events import HistoryShortened
 from gptoss.runtime.harmony.messages import Message, Role, user
 
 SUMMARY_HEADING = "Summary of the conversation so far:\n"
@@ -72,6 +73,18 @@ def shortened(
     return list(history[:start]), list(history[start:])
 
 
-def summary_message(text: str) -> Message:
-    """Return the message that takes the place of the turns that were left out."""
-    return user(SUMMARY_HEADING + text)
+def make_room(
+    history: Sequence[Message],
+    count: Callable[[Sequence[Message]], int],
+    room: int,
+    when_full: WhenFull | str | Summarise,
+) -> tuple[list[Message], HistoryShortened | None]:
+    """Return the history without its oldest turns if it has more than ``room`` tokens, with their
+    summary where ``when_full`` summarises; and what was left out, if anything.
+    """
+    left_out, kept = shortened(history, count, room)
+    if not left_out:
+        return kept, None
+    if callable(when_full):
+        kept.insert(0, user(SUMMARY_HEADING + when_full(left_out)))
+    return kept, HistoryShortened(len(left_out), callable(when_full))

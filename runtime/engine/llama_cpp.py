@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from gptoss.errors import InvalidFileError
-from gptoss.formats.gguf import GgufFile, StringArray
+from gptoss.formats.gguf import GgufFile
+from gptoss.formats.gguf_strings import StringArray
 from gptoss.runtime.engine.base import EngineError, ForkedProcessError, Logits, Sampler
 from gptoss.runtime.engine.context import Chunk
 from gptoss.runtime.engine.file_stamp import FileStamp

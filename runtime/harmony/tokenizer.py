@@ -19,7 +19,7 @@ from gguf.constants import TokenType
 from numpy.typing import NDArray
 
 from gptoss.errors import GgufError, UnsupportedModelError
-from gptoss.formats.gguf import StringArray
+from gptoss.formats.gguf_strings import StringArray
 from gptoss.formats.harmony_tokens import REQUIRED
 from gptoss.formats.o200k import BYTE_LEVEL, O200K_PATTERN, PRE_TOKENIZER
 

@@ -29,7 +29,8 @@ from gptoss.converter.convert import convert
 from gptoss.errors import CheckpointError, GgufError, InvalidFileError
 from gptoss.formats.byte_source import FileSource
 from gptoss.formats.checkpoint import Checkpoint
-from gptoss.formats.gguf import HEADER_LIMIT, MAX_ELEMENTS, MAX_KEYS, MAX_TENSORS, GgufFile
+from gptoss.formats.gguf import MAX_ELEMENTS, MAX_KEYS, MAX_TENSORS, GgufFile
+from gptoss.formats.gguf_cursor import HEADER_LIMIT
 from gptoss.formats.safetensors import HEADER_LIMIT as JSON_LIMIT
 from gptoss.formats.safetensors import read_header
 from support import safetensors_files

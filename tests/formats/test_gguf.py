@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gptoss.errors import GgufError
-from gptoss.formats import gguf as formats_gguf
-from gptoss.formats.gguf import GgufFile, StringArray
+from gptoss.formats import gguf_cursor
+from gptoss.formats.gguf import GgufFile
+from gptoss.formats.gguf_strings import StringArray
 
 U32, U64 = struct.Struct("<I").pack, struct.Struct("<Q").pack
 VALUES: dict[str, tuple[str, Any]] = {
@@ -229,7 +230,7 @@ def test_lengths_of_strings_are_those_of_a_walk(
         file(key("a", ARRAY, U32(STRING) + strings) + key("b", UINT32, U32(7)), keys=2)
     )
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(formats_gguf, "FIRST_READ", first_read)
+        patched.setattr(gguf_cursor, "FIRST_READ", first_read)
         metadata = GgufFile.open(path).metadata
     assert metadata["a"]._sizes.tolist() == [*map(len, texts)]
     assert metadata["b"] == 7

@@ -9,7 +9,8 @@ from collections import Counter
 
 import pytest
 
-from gptoss.runtime.chat.chat import Chat, _limits_of
+from gptoss.runtime.chat.chat import Chat
+from gptoss.runtime.chat.chat_setup import limits_of
 from gptoss.runtime.chat.events import ReplyEnded, StopReason
 from gptoss.runtime.chat.settings import CONSTRAINED_TOKENS, Limits, Settings
 from gptoss.runtime.harmony.events import End
@@ -120,7 +121,7 @@ def test_ten_thousand_random_moments() -> None:
 def test_a_required_form_has_a_limit() -> None:
     """A form without an end would fill the context; free text is limited by it alone."""
     free, regex = Rules(), Rules(response_format=Regex("[0-9]+"))
-    assert _limits_of(free, Limits()).max_tokens is None
-    assert _limits_of(regex, Limits()).max_tokens == CONSTRAINED_TOKENS
-    assert _limits_of(Rules(tool_choice="required"), Limits()).max_tokens == CONSTRAINED_TOKENS
-    assert _limits_of(regex, Limits(max_tokens=20_000)).max_tokens == 20_000
+    assert limits_of(free, Limits()).max_tokens is None
+    assert limits_of(regex, Limits()).max_tokens == CONSTRAINED_TOKENS
+    assert limits_of(Rules(tool_choice="required"), Limits()).max_tokens == CONSTRAINED_TOKENS
+    assert limits_of(regex, Limits(max_tokens=20_000)).max_tokens == 20_000

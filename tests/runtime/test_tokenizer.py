@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptoss.errors import GgufError, UnsupportedModelError
-from gptoss.formats.gguf import GgufFile, StringArray
+from gptoss.formats.gguf import GgufFile
+from gptoss.formats.gguf_strings import StringArray
 from gptoss.formats.o200k import BYTE_LEVEL
 from gptoss.runtime.harmony.tokenizer import MAX_SPACE, Tokenizer, _spelled
 from support.tokens import CONTROL, byte_tokenizer
