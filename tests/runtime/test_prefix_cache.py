@@ -2,94 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from gptoss.errors import OutputError
 from gptoss.formats.gguf import GgufFile
-from gptoss.runtime.chat.model import open as open_model
-from gptoss.runtime.engine import cache_command as command_module
 from gptoss.runtime.engine import cache_folder, saved_state, stream_pool
-from gptoss.runtime.engine.cache_command import cache_command
-from gptoss.runtime.engine.drafts import BatchCosts
-from gptoss.runtime.engine.kv_reuse import Stream, common_prefix
 from gptoss.runtime.engine.llama_cpp import LlamaEngine
 from gptoss.runtime.engine.model_key import ModelFiles
 from gptoss.runtime.engine.prefix_cache import CacheSettings
 from gptoss.runtime.engine.settings import EngineSettings
-from gptoss.runtime.sampling.sampler import greedy
 from support.forced_replies import (
+    N_CTX,
     NOISE,
-    Row,
+    Scratch,
+    Start,
     difference,
     feed,
     random_tokens,
 )
-from support.stress import scaled
-
-N_CTX = 4096
-
-CHEAP = BatchCosts((1, 65), (1, 1.5))
-"""Drafts pay for themselves."""
-
-Start = Callable[..., LlamaEngine]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def start(random_gguf: Path, folder: Path) -> Iterator[Start]:
-    """Starts engines that share one cache folder."""
-    engines = []
-
-    def make(n_sequences: int = 1, memory: int = 64 << 20, **options: Any) -> LlamaEngine:
-        cache = options.pop("cache", CacheSettings(memory, folder))
-        standard: dict[str, Any] = {"n_ctx": N_CTX, "n_threads": 1, "n_sequences": n_sequences}
-        engine = LlamaEngine(random_gguf, EngineSettings(**standard | options), cache=cache)
-        engines.append(engine)
-        return engine
-
-    yield make
-    for engine in engines:
-        engine.close()
-
-
-@pytest.fixture(scope="module")
-def scratch(random_gguf: Path) -> Iterator[Callable[[Sequence[int]], Row]]:
-    """A function that gives the logits after a prompt, decoded with nothing in memory."""
-    engine = LlamaEngine(
-        random_gguf, EngineSettings(n_ctx=N_CTX, n_threads=1), cache=CacheSettings(memory=0)
-    )
-
-    def logits(prompt: Sequence[int]) -> Row:
-        for stream in engine._scheduler._pool.streams:  # at rest between requests
-            stream.clear()
-        fed = feed(engine, prompt)
-        assert fed.timings.reused_tokens == 0
-        return fed.rows[0]
-
-    yield logits
-    engine.close()
-
-
-Scratch = Callable[[Sequence[int]], Row]
-
 
 # --- after a restart --------------------------------------------------------------------------
 
@@ -385,219 +322,3 @@ def test_a_cache_folder_that_cannot_be_used(
     assert len(feed(engine, random_tokens(600), random_tokens(5)).rows) == 5
     assert [it.levelno for it in caplog.records] == [logging.WARNING]
     assert "no cache of prompts on disk" in caplog.text
-
-
-# --- random steps -----------------------------------------------------------------------------
-
-
-@dataclass
-class Steps:
-    """Conversations that are edited, regenerated, branched, continued, evicted and restarted; at
-    each step the logits are compared with those of a cold run."""
-
-    start: Start
-    scratch: Scratch
-    seed: int
-    n_sequences: int = 2
-    memory: int = 400_000
-    restarts: float = 0.12
-    before_restart: Callable[[], None] = lambda: None
-    drafts: bool = False
-    reused: int = 0
-    worst: float = 0.0
-    rng: np.random.Generator = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.rng = np.random.default_rng(self.seed)
-        self.common = random_tokens(300, seed=self.seed)
-        self.chats: list[list[int]] = [list(self.common) for _ in range(self.n_sequences + 2)]
-        self.ends: list[list[int]] = [[300] for _ in self.chats]
-        self.engine = self.new_engine()
-
-    def new_engine(self) -> LlamaEngine:
-        """Start one, with drafts and without in turn."""
-        self.drafts = not self.drafts
-        costs = CHEAP if self.drafts else None
-        return self.start(self.n_sequences, self.memory, draft_costs=costs)
-
-    def run(self, n: int) -> None:
-        for _ in range(n):
-            if self.rng.random() < self.restarts:
-                self.engine.close()
-                self.before_restart()
-                self.engine = self.new_engine()
-            self.step()
-
-    def step(self) -> None:
-        """One prompt: from one of the last prompts' ends, the chat's end, or anywhere."""
-        i = int(self.rng.integers(len(self.chats)))
-        chat, ends = self.chats[i], self.ends[i]
-        anywhere = int(self.rng.integers(len(chat) + 1))
-        keep = int(self.rng.choice([len(chat), *ends[-2:], anywhere]))
-        most = self.rng.choice([100, 800])  # more than the window layers' memory has
-        new = random_tokens(int(self.rng.integers(1, most)), seed=int(self.rng.integers(1 << 30)))
-        prompt = [*chat[: min(keep, 2000)], *new]
-        reply = random_tokens(int(self.rng.integers(1, 200)), seed=int(self.rng.integers(1 << 30)))
-        reply += prompt[:100]  # which can be drafted
-        checkpoints = sorted({300, *(it for it in ends[-2:] if it < keep), keep} - {0})
-        fed = feed(self.engine, prompt, reply, checkpoints=checkpoints)
-        self.reused += fed.timings.reused_tokens
-        for row, whole in ((fed.rows[0], prompt), (fed.rows[-1], [*prompt, *reply[:-1]])):
-            self.worst = float(np.maximum(self.worst, difference(row, self.scratch(whole))))
-        self.chats[i] = [*prompt, *reply]
-        self.ends[i] = [*(it for it in ends if it < len(prompt)), len(prompt)]
-
-
-def test_random_steps(start: Start, scratch: Scratch, monkeypatch: pytest.MonkeyPatch) -> None:
-    drafted = []
-    drop = Stream.drop_rejected
-
-    def watched(stream: Stream, position: int) -> None:
-        drafted.append(position)
-        drop(stream, position)
-
-    monkeypatch.setattr(Stream, "drop_rejected", watched)
-    steps = Steps(start, scratch, 0)
-    steps.run(16)
-    assert drafted
-    assert steps.worst < NOISE
-    assert steps.reused > 3000
-
-
-def damage(folder: Path) -> Callable[[], None]:
-    """Return what changes bytes in the states of every file, as a bad disk would."""
-
-    def change() -> None:
-        for path in folder.iterdir():
-            section = cache_folder.CacheFolder(folder).open_header(path.name).header.attention
-            raw = np.fromfile(path, np.uint8)
-            values = raw[section.offset + section.size // 2 : section.offset + section.size]
-            values[2000::4001] ^= 0x7F  # llama.cpp reads what is between as numbers of its own
-            raw.tofile(path)
-
-    return change
-
-
-def test_random_steps_over_damaged_files(start: Start, scratch: Scratch, folder: Path) -> None:
-    steps = Steps(start, scratch, 2, restarts=0.4, before_restart=damage(folder))
-    steps.run(12)
-    assert steps.worst < NOISE
-
-
-def unchecked(file: Any, section: saved_state.Section) -> saved_state.State:
-    """``read_section`` without its checksum."""
-    state = np.empty(section.size, np.uint8)
-    file.seek(section.offset)
-    file.readinto(state.data)
-    return state
-
-
-def rewind_without_snapshot(stream: Stream, prompt: Sequence[int]) -> int:
-    """``Stream.rewind`` with the places to go back to, but not what was saved there."""
-    position = stream.reach(prompt)
-    stream._memory.truncate(stream.number, position)
-    stream._forget_from(position)
-    return position
-
-
-def rewind_unchecked(stream: Stream, prompt: Sequence[int]) -> int:
-    """``Stream.rewind`` as llama.cpp allows it."""
-    position = min(common_prefix(stream.tokens, prompt), len(prompt) - 1)
-    stream._memory.truncate(stream.number, position)
-    stream._forget_from(position)
-    return position
-
-
-@pytest.mark.parametrize(
-    ("left_out", "seed"), [("a snapshot", 3), ("a rewind's check", 3), ("a checksum", 12)]
-)
-def test_random_steps_would_see_what_is_left_out(
-    start: Start,
-    scratch: Scratch,
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    left_out: str,
-    seed: int,
-) -> None:
-    """Proof that the test can fail: the product broken in one place."""
-    steps = Steps(start, scratch, seed, restarts=0.4, before_restart=damage(folder))
-    match left_out:
-        case "a snapshot":
-            monkeypatch.setattr(Stream, "rewind", rewind_without_snapshot)
-        case "a rewind's check":
-            monkeypatch.setattr(Stream, "rewind", rewind_unchecked)
-        case _:
-            monkeypatch.setattr(cache_folder, "read_section", unchecked)
-    for _ in range(30):
-        steps.run(1)
-        if not steps.worst < 3 * NOISE:  # damage may give NaN
-            break
-    else:
-        pytest.fail(f"{steps.worst} at most")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("n_sequences", [1, 2, 3])
-def test_many_random_steps(start: Start, scratch: Scratch, n_sequences: int) -> None:
-    steps = Steps(start, scratch, seed=n_sequences, n_sequences=n_sequences)
-    steps.run(scaled(25))
-    assert steps.worst < NOISE
-    assert steps.reused > 3_000
-
-
-# --- the command ------------------------------------------------------------------------------
-
-
-def run_cache(*arguments: str) -> tuple[int, str]:
-    done = CliRunner().invoke(cache_command, [*arguments])
-    return done.exit_code, done.output
-
-
-def test_the_command_lists_and_clears(
-    start: Start, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(command_module, "default_folder", lambda: folder)
-    assert run_cache("list") == (0, f"0 files, 0.0 MB in {folder}\n")
-    assert run_cache("clear") == (0, "removed 0 files, 0.0 MB\n")
-    assert not folder.exists()
-    engine = start()
-    feed(engine, random_tokens(600))
-    engine.close()
-    cache = cache_folder.CacheFolder(folder)
-    state = cache.read(cache.open_header(cache.files()[0].name), N_CTX)
-    cache.write(replace(state, tokens=state.tokens[::-1].copy()), bytes(32), "\x1b[2Jevil.gguf")
-    (folder / f"{'0' * 16}-{'1' * 32}.kv").write_text("garbage")
-    (folder / "notes.txt").write_text("a user's own")
-    code, text = run_cache("list")
-    assert code == 0
-    assert "600 tokens of random.gguf" in text
-    assert "600 tokens of \\x1b[2Jevil.gguf" in text
-    assert "not used: the file is truncated" in text
-    assert "3 files" in text
-    listed = json.loads(run_cache("list", "--json")[1])
-    assert [it["tokens"] for it in listed["files"]].count(600) == 2
-    assert listed["bytes"] == sum(it["bytes"] for it in listed["files"])
-    code, text = run_cache("clear", "--json")
-    assert (code, json.loads(text)["removed"], json.loads(text)["left"]) == (0, 3, 0)
-    assert [it.name for it in folder.iterdir()] == ["notes.txt"]
-
-
-def test_the_command_without_a_usable_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setattr(command_module, "default_folder", lambda: tmp_path / "file")
-    for name in ("list", "clear"):
-        done = CliRunner().invoke(cache_command, [name])
-        assert isinstance(done.exception, OutputError)
-
-
-def test_an_option_turns_it_off(
-    random_gguf: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of gptoss.open, for chats with more tokens than a file is worth."""
-    monkeypatch.setenv("GPTOSS_CACHE", str(folder))
-    for disk_cache, n_files in ((False, 0), (True, 1)):
-        with open_model(random_gguf, n_ctx=2048, n_threads=1, disk_cache=disk_cache) as model:
-            list(model.engine.generate(random_tokens(600), greedy, stop=set(), max_tokens=2))
-        assert len(list(folder.glob("prefixes/*"))) == n_files

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptoss.runtime.engine.base import Engine, Logits, Timings
+
+if TYPE_CHECKING:
+    from gptoss.runtime.engine.llama_cpp import LlamaEngine
+
+N_CTX = 4096
+"""Tokens of context that each conversation has."""
 
 N_TOKENS = 272
 """Of the random model's vocabulary."""
@@ -17,6 +24,12 @@ NOISE = 0.06
 """Relative difference of logits that another split into batches may give: 0.037 was seen."""
 
 Row = NDArray[np.float32]
+
+Scratch = Callable[[Sequence[int]], Row]
+"""Gives the logits after a prompt that is decoded with nothing in memory."""
+
+Start = Callable[..., "LlamaEngine"]
+"""Starts an engine, with so many sequences, bytes for saved states, and options."""
 
 
 class Forced:
