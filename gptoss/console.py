@@ -124,13 +124,21 @@ def _exit_code(command: click.Command) -> int:
 
 def _show_usage(error: click.ClickException) -> None:
     """Print click's usage error on stderr, with quotations of the command line made printable."""
-    lines = [f"Error: {error.format_message()}"]
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        for line in error.format_message().splitlines():  # the whole help, and nothing of a person
+            say(line)
+        return
+    lines = [f"Error: {error.format_message().replace(_CHOICE, ' ')}"]
     context = error.ctx if isinstance(error, click.UsageError) else None
     if context is not None:
         hint = f"Try '{context.command_path} {context.help_option_names[0]}' for help."
         lines = [*context.get_usage().splitlines(), hint, "", *lines]
     for line in lines:
         say(line)
+
+
+_CHOICE = "\n\t"
+"""Before each choice that click lists for a missing argument."""
 
 
 def _described(error: Exception) -> str:

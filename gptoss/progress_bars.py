@@ -34,7 +34,7 @@ def meter(title: str, *, shown: bool = True) -> Iterator[Progress]:
 @contextmanager
 def meters(*titles: str, shown: bool = True) -> Iterator[list[Progress]]:
     """Show one progress bar after another for several steps of a command; each appears when it is
-    first set.
+    first set. The first is there from the beginning, and goes if a later step begins before it.
     """
     # Three columns stay free: "^C", which the terminal adds, would wrap a full line.
     console = Console(stderr=True, width=max(20, Console(stderr=True).width - 3))
@@ -79,7 +79,11 @@ def _setter(progress: RichProgress, title: str, *, visible: bool) -> Progress:
         nonlocal begun
         if begun:
             progress.update(task, completed=done, total=total)
-        else:  # what an earlier run did does not count for the rate
+        else:
+            for it in progress.tasks:
+                if it.total is None:
+                    progress.update(it.id, visible=False)
+            # What an earlier run did does not count for the rate.
             progress.reset(task, completed=done, total=total, visible=True)
             begun = True
 

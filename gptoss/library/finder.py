@@ -110,8 +110,13 @@ class LibraryFinder:
         GptossError.
         """
         model = hub_model(name)
+        if model is None and Path(name).exists():
+            raise OptionError(
+                f"{name}: is on this machine; gptoss-run chat {name} uses it from here"
+            )
         if model is None:
-            raise OptionError(f"{name}: is not on the Hub{did_you_mean(name)}")
+            problem = did_you_mean(name, otherwise="name 20b, 120b, or OWNER/NAME on the Hub")
+            raise OptionError(f"{name}: is not on the Hub{problem}")
         return Wanted(key(model), hub_source(model, console.say))
 
     def stored(self, name: str) -> Stored | None:

@@ -67,14 +67,26 @@ def hub_model(name: str) -> HubModel | None:
     return None
 
 
-def did_you_mean(name: str, known: Collection[str] = ()) -> str:
-    """Return ``; did you mean openai/gpt-oss-20b?`` for a name that is close to a known one, or
-    what may be named where none is.
+_ANY = "name a GGUF, a checkpoint folder, 20b, 120b, or OWNER/NAME on the Hub"
+
+
+def did_you_mean(
+    name: str,
+    known: Collection[str] = (),
+    *,
+    published: bool = True,
+    otherwise: str = _ANY,
+) -> str:
+    """Return ``; did you mean openai/gpt-oss-20b?`` for a name that is close to a known one, with
+    or without its owner; ``otherwise`` where none is. ``published`` adds the published models to
+    the known ones.
     """
-    names = {it.casefold(): ALIASES.get(it, it) for it in (*ALIASES, *known)}
+    names = {it.casefold(): it for it in known}
+    if published:
+        names = ALIASES | names
     names |= {it.rpartition("/")[2].casefold(): it for it in known}
     whole = name.rstrip("/").casefold()
     for text in (whole, whole.rpartition("/")[2].removesuffix(".gguf")):
         if close := get_close_matches(text, names, n=1, cutoff=0.7):
             return f"; did you mean {names[close[0]]}?"
-    return "; name a GGUF, a checkpoint folder, 20b, 120b, or OWNER/NAME on the Hub"
+    return f"; {otherwise}"

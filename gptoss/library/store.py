@@ -127,7 +127,12 @@ class ModelFolder:
             return named[0]
         if named:
             raise OptionError(f"{name}: several models: {', '.join(it.name for it in named)}")
-        problem = did_you_mean(name, [it.name for it in found])
+        problem = did_you_mean(
+            name,
+            [it.name for it in found],
+            published=False,
+            otherwise="gptoss-run models lists them",
+        )
         raise OptionError(f"{name}: no such model in {self.root}{problem}")
 
     def prepare(self, name: str) -> Path:

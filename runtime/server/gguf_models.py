@@ -54,7 +54,7 @@ def served_model(
             **fixed,
         )
 
-    return _named(checked, load, context, aliases)
+    return _named(checked, load, context, aliases, plan=str(plan))
 
 
 def remote_model(base_url: str, path: Path, aliases: tuple[str, ...] = ()) -> ServedModel:
@@ -91,10 +91,11 @@ def _named(
     context: int,
     aliases: tuple[str, ...],
     owned_by: str = "local",
+    plan: str = "",
 ) -> ServedModel:
     size = _SIZES.get(checked.hparams.num_hidden_layers)
     if size is not None:
         aliases += (f"gpt-oss-{size}", f"gpt-oss:{size}", f"openai/gpt-oss-{size}")
     created = int(checked.path.stat().st_mtime)
     name = checked.path.name.removesuffix(".gguf")
-    return ServedModel(name, load, context, aliases, created, owned_by)
+    return ServedModel(name, load, context, aliases, created, owned_by, plan)

@@ -49,7 +49,8 @@ class ServedModel:
     """A model as clients name it: by its ``id`` or one of ``aliases``.
 
     ``n_ctx`` is the context in tokens, 0 until it is known; ``created`` a Unix time. A model that
-    another server runs is ``owned_by`` "remote".
+    another server runs is ``owned_by`` "remote". ``plan`` tells a person what the model takes of
+    this machine's memory; empty where another server runs it.
     """
 
     id: str
@@ -58,6 +59,7 @@ class ServedModel:
     aliases: tuple[str, ...] = ()
     created: int = 0
     owned_by: str = "local"
+    plan: str = ""
 
 
 class HostState(StrEnum):

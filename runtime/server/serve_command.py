@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,12 @@ _LOADING = ("chats", "sleep_after", "no_disk_cache")
     show_default=True,
     metavar="N",
     help="Port to listen on; 0 takes a free one.",
+)
+@click.option(
+    "--open/--no-open",
+    "open_page",
+    default=None,
+    help="Open the page in the browser; the default where a person and a desktop are here.",
 )
 @click.option("--no-auth", is_flag=True, help="Require no key; on a loopback address only.")
 @click.option("--tls-cert", type=console.PATH, metavar="FILE", help="Certificate chain (PEM).")
@@ -109,6 +116,7 @@ def serve_command(
     yes: bool,
     host: str,
     port: int,
+    open_page: bool | None,
     no_auth: bool,
     tls_cert: Path | None,
     tls_key: Path | None,
@@ -134,9 +142,9 @@ def serve_command(
     The first one is loaded at once, a further one when a request names it. With --base-url another
     server runs it, and nothing is loaded here.
 
-    The page is at the server's address; a link that logs in once is printed. With --python,
-    --browser and --mcp the server runs these tools for the page, and for clients that ask for them
-    with /v1/responses.
+    The page is at the server's address. It is opened in the browser, and a link that logs in once
+    is printed. With --python, --browser and --mcp the server runs these tools for the page, and for
+    clients that ask for them with /v1/responses.
 
     \b
     Examples:
@@ -164,6 +172,7 @@ def serve_command(
     )
     from gptoss.runtime.server.model_host import ModelHost, require_own_names
     from gptoss.runtime.server.page.login import LoginLinks
+    from gptoss.runtime.server.page.open_browser import has_desktop, opened_in_browser
     from gptoss.runtime.server.security import Access
     from gptoss.runtime.server.uvicorn_server import HttpServer
     from gptoss.runtime.store.store import default_path
@@ -216,8 +225,11 @@ def serve_command(
         if key is not None:
             click.echo(f"key in {key_path}", err=True)
         links = LoginLinks()
-        login = "" if key is None else f"#login={links.create()}"
-        click.echo(f"page, with a link that works once: {url}/{login}", err=True)
+
+        def page_url() -> str:
+            return f"{url}/" if key is None else f"{url}/#login={links.create()}"
+
+        click.echo(f"page, with a link that works once: {page_url()}", err=True)
         if as_json:
             sys.stdout.write(json.dumps({"event": "listening", "url": url}) + "\n")
             sys.stdout.flush()
@@ -228,7 +240,15 @@ def serve_command(
             app = create_app(models, access, kept, links, tool_host=tools)
             await HttpServer(app, models, tls).serve([listener])
 
-        asyncio.run(serve())
+        if open_page is None:
+            open_page = loopback and not as_json and _has_person() and has_desktop()
+        with opened_in_browser(page_url()) if open_page else nullcontext():
+            asyncio.run(serve())
+
+
+def _has_person() -> bool:
+    """Report whether a person started the server at a terminal, and reads what it prints."""
+    return all(it.isatty() for it in (sys.stdin, sys.stdout, sys.stderr))
 
 
 def open_tool_host(builtin: BuiltinTools, mcp: Path | None) -> ToolHost:

@@ -18,6 +18,7 @@ from gptoss.runtime.store.message_json import messages_from_json, messages_to_js
 from gptoss.runtime.terminal.safe_text import shortened
 from gptoss.runtime.terminal.session import Session
 from gptoss.runtime.tools.groups import ToolGroup
+from gptoss.text import plural
 
 _NOT_SAVED = "/load: {}: not a conversation that /save wrote as .json"
 FILE_LIMIT = 2**26
@@ -161,7 +162,7 @@ def _save(session: Session, argument: str) -> Result:
         replace_file(path, f"{text}\n".encode("utf-8", "replace"))
     except OSError as error:
         raise OutputError(f"/save: {path}: {error.strerror}") from error
-    return Result(f"saved {len(messages)} messages to {path}")
+    return Result(f"saved {plural(len(messages), 'message')} to {path}")
 
 
 def _load(session: Session, argument: str) -> Result:
@@ -185,7 +186,7 @@ def _load(session: Session, argument: str) -> Result:
         raise ChatError(_NOT_SAVED.format(path))
     session.replace_history(messages)
     session.save_turn()
-    return Result(f"loaded {len(messages)} messages from {path}")
+    return Result(f"loaded {plural(len(messages), 'message')} from {path}")
 
 
 def _regenerate(session: Session, _: str) -> Result:
@@ -248,8 +249,9 @@ def resumed(found: Conversation) -> str:
 def _stats(session: Session, _: str) -> Result:
     it = session.stats
     rate = it.generated_tokens / it.seconds if it.seconds else 0.0
+    replies = "reply" if it.replies == 1 else "replies"
     return Result(
-        f"{it.replies} replies; {it.prompt_tokens:,} prompt tokens, {it.reused_tokens:,} of them "
+        f"{it.replies} {replies}; {it.prompt_tokens:,} prompt tokens, {it.reused_tokens:,} of them "
         f"reused; {it.generated_tokens:,} generated at {rate:.1f} tokens/s"
     )
 
@@ -267,7 +269,7 @@ def context_lines(session: Session) -> Iterator[str]:
     first.history = ()
     base = first.count_tokens()
     yield f"  {base:9,}  system message, instructions and tools"
-    yield f"  {used - base:9,}  {len(chat.history)} messages"
+    yield f"  {used - base:9,}  {plural(len(chat.history), 'message')}"
 
 
 def _clear(session: Session, _: str) -> Result:

@@ -51,12 +51,13 @@ class KeyListener:
         ended = threading.Event()
         with _unbuffered():
             thread = threading.Thread(target=self._listen, args=(ended,), name="keys", daemon=True)
-            thread.start()
             try:
+                thread.start()  # Ctrl-C may come before it returns
                 yield
             finally:
                 ended.set()
-                thread.join()
+                if thread.is_alive():
+                    thread.join()
 
     def ask(self, allowed: str) -> str:
         """Wait for one of the ``allowed`` keys, and return it; Ctrl-C interrupts.
@@ -146,8 +147,8 @@ else:
         changed[3] &= ~(termios.ICANON | termios.ECHO | termios.IEXTEN)
         changed[3] |= termios.NOFLSH
         changed[0] &= ~termios.ICRNL
-        termios.tcsetattr(descriptor, termios.TCSANOW, changed)
         try:
+            termios.tcsetattr(descriptor, termios.TCSANOW, changed)
             yield
         finally:
             termios.tcsetattr(descriptor, termios.TCSANOW, before)

@@ -78,9 +78,18 @@ def test_removing(run: Command, models: Path) -> None:
     assert run("rm", "20b", "--yes").out == f"removed {CHECKPOINT}\n"
     assert not (models / CHECKPOINT).exists()
     assert (models / GGUF).exists()
-    again = run("rm", CHECKPOINT, "--yes")
+    again = run("rm", "20b", "--yes")
     assert again.code == 2
-    assert "no such model in" in again.err
+    assert again.err.endswith(f"no such model in {models}; gptoss-run models lists them\n")
+    assert "did you mean ggml-org/gpt-oss-20b-GGUF?" in run("rm", CHECKPOINT).err
+
+
+@pytest.mark.usefixtures("hub")
+def test_pulling_what_is_on_this_machine(run: Command, gguf: Path) -> None:
+    said = run("pull", gguf).err
+    assert said == f"error: {gguf}: is on this machine; gptoss-run chat {gguf} uses it from here\n"
+    said = run("pull", "nothing.gguf").err
+    assert said.endswith("is not on the Hub; name 20b, 120b, or OWNER/NAME on the Hub\n")
 
 
 @pytest.mark.usefixtures("pulled")

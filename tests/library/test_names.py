@@ -68,6 +68,7 @@ def test_did_you_mean(name: str, meant: str) -> None:
 
 def test_nothing_near() -> None:
     assert did_you_mean("llama.gguf").startswith("; name a GGUF")
+    assert did_you_mean("20b", published=False, otherwise="none is") == "; none is"
     assert did_you_mean("my-tune", ["local/my-tune-1"]) == "; did you mean local/my-tune-1?"
 
 

@@ -65,9 +65,7 @@ def test_asking(browser: Browser, serve: Serve) -> None:
     expect(page.locator(".reasoning .plain")).to_have_text("Let me think.")
     ask(page, "Show code")
     expect(page.locator(".answer .code .language")).to_have_text("python")
-    expect(page.get_by_role("button", name="Copy")).to_have_count(2)
-    page.locator(".reply").first.get_by_role("button", name="Copy").click()
-    assert page.evaluate("navigator.clipboard.readText()") == "It is 4."
+    expect(page.get_by_role("button", name="Copy", exact=True)).to_have_count(2)
     check_quiet(site)
 
 

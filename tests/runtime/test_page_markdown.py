@@ -95,7 +95,7 @@ HOSTILE = (
 
 ALLOWED = frozenset(
     ("p", "h1", "h2", "a", "code", "pre", "figure", "figcaption", "span", "table", "thead", "tbody",
-     "tr", "th", "td", "math", "mrow", "mi", "mo", "mn", "mtext", "mspace")
+     "tr", "th", "td", "button", "math", "mrow", "mi", "mo", "mn", "mtext", "mspace")
 )  # fmt: skip
 
 

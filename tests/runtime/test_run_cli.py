@@ -305,6 +305,20 @@ def test_help(run: Run, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPa
     assert ("Exit codes:" in done.out) == ("chat" in arguments)
 
 
+@pytest.mark.parametrize("arguments", [(), ("cache",), ("tools",), ("remote",)])
+def test_a_command_without_its_command(run: Run, arguments: tuple[str, ...]) -> None:
+    """The first thing that many type: the help, as lines."""
+    done = run(*arguments)
+    assert (done.code, done.out) == (2, "")
+    assert done.err == run(*arguments, "--help").out
+
+
+def test_a_missing_choice(refused: Refused) -> None:
+    lines = refused("launch").splitlines()
+    assert lines[-1].startswith("Error: Missing argument '{")
+    assert lines[-1].endswith("Choose from: claude, codex, opencode")
+
+
 def test_the_command_as_installed(tmp_path: Path, random_gguf: Path) -> None:
     """With a tool of the current folder, and where not every character can be written."""
     (tmp_path / "my_tools.py").write_text("def now() -> str:\n    return 'noon'\n")

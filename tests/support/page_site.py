@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import uvicorn
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
 
 from gptoss.runtime.chat.model import Model
 from gptoss.runtime.server.app import create_app
@@ -53,6 +53,17 @@ class Site:
     store: Store
     hosts: set[str] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
+    dialogs: list[str | None] = field(default_factory=list)
+    """What a person answers to the dialogs that come; None cancels one."""
+
+    def answer_dialog(self, dialog: Dialog) -> None:
+        if not self.dialogs:
+            self.problems.append(f"dialog: {dialog.message}")
+        answer = self.dialogs.pop(0) if self.dialogs else None
+        if answer is None:
+            dialog.dismiss()
+        else:
+            dialog.accept(answer)
 
 
 Serve = Callable[..., Site]
@@ -106,7 +117,7 @@ def open_page(browser: Browser, site: Site, path: str | None = None, **options: 
     page.on("request", lambda request: site.hosts.add(urlsplit(request.url).netloc))
     page.on("console", lambda it: site.problems.append(it.text) if it.type == "error" else None)
     page.on("pageerror", lambda error: site.problems.append(str(error)))
-    page.on("dialog", lambda dialog: site.problems.append(f"dialog: {dialog.message}"))
+    page.on("dialog", site.answer_dialog)
     page.goto(path or site.link)
     expect(page.locator("#model")).to_have_text("tiny")
     return page

@@ -2,7 +2,7 @@
 
     GET    /                                         the page; /page/NAME its files
     POST   /page/login                               {token} → {key}
-    GET    /page/status                              model, context, load progress
+    GET    /page/status                              model, context, plan, load progress
     GET    /page/tools                               the groups of tools that can be used
     GET    /page/conversations[?q=TEXT]              the last used first
     GET    /page/conversations/ID                    its parts, and the reply under way
@@ -64,6 +64,7 @@ async def _status(request: Request) -> Response:
         {
             "model": model.id,
             "n_ctx": model.n_ctx,
+            "plan": model.plan,
             "state": models.state.value,
             "progress": round(models.progress, 3),
             "error": models.error,

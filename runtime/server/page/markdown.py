@@ -145,7 +145,9 @@ def _code(code: str, language: str, *, plain: bool) -> str:
     html = escape(code) if plain or len(code) > MAX_HIGHLIGHTED else highlighted(code, language)
     label = f'<span class="language">{escape(language[:30])}</span>'
     return (
-        f'<figure class="code"><figcaption>{label}</figcaption>'
+        f'<figure class="code"><figcaption>{label}'
+        '<button type="button" class="quiet copy-code" aria-label="Copy code">Copy</button>'
+        "</figcaption>"
         f'<pre tabindex="0"><code>{html}</code></pre></figure>\n'
     )
 

@@ -6,7 +6,7 @@ Events are JSON objects with a ``type``:
     part       part, kind, name            a part begins: reasoning, preamble, answer or call
     text       part, text                  more of a reasoning or of a call's arguments, as text
     blocks     part, from, html            HTML of blocks, in place of those from an index on
-    end        part, seconds               the part is complete
+    end        part, seconds, source?      the part is complete; the Markdown of its blocks
     approval   part, name                  a person must allow the call
     code       part, html                  a call's text once more, coloured
     running    name                        a tool runs
@@ -80,6 +80,8 @@ class _Part:
     """Not sent yet."""
     sent_at: float = 0.0
     render_seconds: float = 0.0
+    source: str = ""
+    """The Markdown that was sent as blocks."""
 
 
 class PartWriter:
@@ -153,7 +155,9 @@ class PartWriter:
             if text:
                 yield {"type": "text", "part": part.number, "text": printable_lines(text)}
             return
-        part.markdown.push(part.cited.push(text) + (part.cited.finish() if whole else ""))
+        more = part.cited.push(text) + (part.cited.finish() if whole else "")
+        part.source += more
+        part.markdown.push(more)
         blocks = part.markdown.finish() if whole else part.markdown.take()
         if blocks:
             html = [block.html for block in blocks]
@@ -174,7 +178,8 @@ class PartWriter:
         if part is not None:
             yield from self._send(part, whole=True)
             seconds = round(time.monotonic() - part.begun, 1)
-            yield {"type": "end", "part": part.number, "seconds": seconds}
+            source = {} if part.markdown is None else {"source": part.source}
+            yield {"type": "end", "part": part.number, "seconds": seconds, **source}
 
     def _result(self, event: ToolFinished) -> Iterator[Event]:
         parts = self._calls.get((event.name, event.arguments))

@@ -64,6 +64,25 @@ def test_ctrl_c_drops_nothing_typed_before_it(keyboard: int) -> None:
     assert listener.typed_ahead == "next"
 
 
+def test_ctrl_c_as_the_keyboard_is_taken(keyboard: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that reads it ends: otherwise the next prompt would get no keys."""
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        raise KeyboardInterrupt
+
+    before = termios.tcgetattr(sys.stdin)
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    listener = KeyListener({})
+    with pytest.raises(KeyboardInterrupt), listener.listening():
+        pytest.fail("it was interrupted")
+    assert not [it for it in threading.enumerate() if it.name == "keys"]
+    assert termios.tcgetattr(sys.stdin) == before
+    os.write(keyboard, b"x")
+    assert listener.typed_ahead == ""
+
+
 def test_what_follows_a_line_end_is_not_typed_ahead(keyboard: int) -> None:
     pressed: list[str] = []
     listener = KeyListener({"\x0f": lambda: pressed.append("o")})

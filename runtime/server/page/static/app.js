@@ -10,7 +10,7 @@ const report = (error) => {
   $("status").textContent = error.message;
 };
 
-const sidebar = new Sidebar((id) => go(id));
+const sidebar = new Sidebar((id) => go(id), report);
 const tools = new ToolSwitches();
 const conversation = new ConversationView(tools, (summary) => {
   if (location.hash.slice(1) !== summary.id) history.replaceState(null, "", `#${summary.id}`);
@@ -63,14 +63,14 @@ const ACTIONS = {
     conversation.showTitle(changed.title);
     await sidebar.load();
   },
-  copy: () => navigator.clipboard.writeText(conversation.asText()),
+  copy: () => conversation.copy(conversation.asText()),
   export: async () => {
     const content = await request("GET", `/page/conversations/${conversation.id}/export`);
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([JSON.stringify(content, null, 2)], { type: "application/json" }));
     link.download = "conversation.json";
     link.click();
-    URL.revokeObjectURL(link.href);
+    setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // some browsers read it later
   },
   delete: async () => {
     if (!confirm("Delete this conversation? This cannot be undone.")) return;
@@ -83,6 +83,7 @@ const ACTIONS = {
 async function showStatus() {
   const status = await request("GET", "/page/status");
   $("model").textContent = status.model;
+  $("plan").textContent = status.plan || `${status.n_ctx.toLocaleString()} tokens of context`;
   if (status.state === "loading") {
     $("status").textContent = `Loading the model: ${Math.round(100 * status.progress)}%`;
     setTimeout(() => showStatus().catch(report), 500);
@@ -110,7 +111,7 @@ $("new").addEventListener("click", () => go(null));
 for (const button of document.querySelectorAll("[data-action]")) {
   button.addEventListener("click", () => {
     $("menu").open = false;
-    Promise.resolve(ACTIONS[button.dataset.action]()).catch(report);
+    ACTIONS[button.dataset.action]().catch(report);
   });
 }
 // A menu closes when something else is clicked, or by Escape.

@@ -21,9 +21,11 @@ export class ConversationView {
       else if (now < before) this.atEnd = false;
       before = now;
     });
-    // What a person unfolds stays where it is.
     this.messages.addEventListener("click", (event) => {
+      // What a person unfolds stays where it is.
       if (event.target.closest("summary")) this.atEnd = false;
+      const code = event.target.closest(".copy-code")?.closest("figure").querySelector("code");
+      if (code) this.copy(code.textContent);
     });
     // What is shown grows: a picture when it has been loaded, an article when it is laid out first.
     this.sizes = new ResizeObserver(() => this.atEnd && this.scrollToEnd());
@@ -35,6 +37,7 @@ export class ConversationView {
     this.leave = new AbortController();
     this.id = null;
     this.reply = null;
+    this.opening = null;
     this.length = 0;
     for (const reply of this.messages.querySelectorAll(".reply")) reply.view.release();
     this.sizes.disconnect();
@@ -46,8 +49,13 @@ export class ConversationView {
     $("menu").hidden = true;
   }
 
-  async open(id) {
+  open(id) {
     this.clear();
+    this.opening = this.load(id);
+    return this.opening;
+  }
+
+  async load(id) {
     const leave = this.leave;
     const found = await request("GET", `/page/conversations/${id}`);
     if (leave.signal.aborted) return;
@@ -112,16 +120,36 @@ export class ConversationView {
       element(
         "div",
         { class: "actions" },
-        button("Copy", () => navigator.clipboard.writeText(reply.view.answer)),
+        button("Copy", () => this.copy(reply.view.answer)),
         button("Regenerate", () => this.regenerate(entry)),
-        button("Branch", () => this.branch(next())),
+        button("Branch", () => this.branch(next()).catch((error) => this.report(error))),
       ),
     );
   }
 
   async send(text, keep) {
+    const leave = this.leave;
+    this.stopping = false;
+    this.showRunning(true);
+    try {
+      await this.opening; // of which the question is the next one
+      if (leave.signal.aborted) throw new Error("Not sent: another conversation is shown now.");
+      await this.begin(text, keep);
+    } catch (error) {
+      if (!leave.signal.aborted) this.showRunning(false);
+      throw error;
+    }
+    if (leave.signal.aborted) return; // it runs on
+    if (this.stopping) this.stop().catch((error) => this.report(error));
+    await this.follow(this.reply);
+  }
+
+  async begin(text, keep) {
+    const leave = this.leave;
     const body = { text, effort: $("effort").value, conversation: this.id ?? undefined, keep, tools_off: this.tools.get() };
     const made = await request("POST", "/page/replies", body);
+    if (leave.signal.aborted) return;
+    this.reply = made.reply;
     const isNew = this.id === null;
     this.id = made.conversation.id;
     if (keep !== undefined) this.cutTo(keep);
@@ -131,7 +159,6 @@ export class ConversationView {
     $("menu").hidden = false;
     this.changed(made.conversation);
     this.scrollToEnd();
-    await this.follow(made.reply);
   }
 
   cutTo(keep) {
@@ -149,6 +176,7 @@ export class ConversationView {
     this.reply = id;
     this.showRunning(true);
     const view = this.newReply(this.length);
+    this.view = view;
     view.element.ariaBusy = "true";
     try {
       for await (const events of replyEvents(id, leave.signal)) {
@@ -252,12 +280,25 @@ export class ConversationView {
   }
 
   async stop() {
-    if (this.reply) await request("POST", `/page/replies/${this.reply}/stop`);
+    if (!this.reply) this.stopping = true; // as soon as the server has the question
+    else await request("POST", `/page/replies/${this.reply}/stop`);
   }
 
   async answerNow() {
     $("answer-now").hidden = true;
+    this.view.reasoning = false;
     if (this.reply) await request("POST", `/page/replies/${this.reply}/answer-now`);
+  }
+
+  async copy(text) {
+    try {
+      // Browsers have it for pages of this machine, and over HTTPS.
+      if (!navigator.clipboard) throw new Error("no access to the clipboard without HTTPS; select the text");
+      await navigator.clipboard.writeText(text);
+      $("status").textContent = "Copied";
+    } catch (error) {
+      $("status").textContent = `Not copied: ${error.message}`;
+    }
   }
 
   asText() {

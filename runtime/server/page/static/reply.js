@@ -53,6 +53,7 @@ export class ReplyView {
         break;
       case "end":
         this.reasoning = false;
+        if (event.source !== undefined) view.element.dataset.source = event.source;
         if (view.kind === "reasoning") view.summary.textContent = `Reasoned for ${event.seconds} s`;
         break;
       case "approval":
@@ -159,7 +160,7 @@ export class ReplyView {
     this.pictures = [];
   }
 
-  // The answer's text, to be copied.
+  // The answer as it was written, in Markdown, to be copied.
   get answer() {
     return [...this.element.querySelectorAll(".answer")]
       .map((it) => it.dataset.source ?? it.innerText)

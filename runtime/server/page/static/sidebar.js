@@ -6,13 +6,14 @@ import { element } from "./reply.js";
 const $ = (id) => document.getElementById(id);
 
 export class Sidebar {
-  // `open(id)` is called when a conversation is chosen.
-  constructor(open) {
+  // `open(id)` is called when a conversation is chosen, `report(error)` when a search fails.
+  constructor(open, report) {
     this.open = open;
     this.current = null;
+    this.asked = 0;
     $("search").addEventListener("input", () => {
       clearTimeout(this.waiting);
-      this.waiting = setTimeout(() => this.load(), 200);
+      this.waiting = setTimeout(() => this.load().catch(report), 200);
     });
     $("show-sidebar").addEventListener("click", () => this.show(true));
     $("hide-sidebar").addEventListener("click", () => this.show(false));
@@ -22,7 +23,9 @@ export class Sidebar {
   async load() {
     const text = $("search").value.trim();
     const query = text ? `?q=${encodeURIComponent(text)}` : "";
+    const asked = ++this.asked;
     const { conversations } = await request("GET", `/page/conversations${query}`);
+    if (asked !== this.asked) return; // an answer that comes late
     const rows = conversations.map((it) => this.row(it));
     if (!rows.length) rows.push(element("li", { class: "empty" }, text ? "Nothing found" : "No conversations yet"));
     $("conversations").replaceChildren(...rows);
