@@ -60,7 +60,7 @@ def generation_bench(gguf: Path) -> Iterator[str]:
 
 def drafts_bench(gguf: Path) -> Iterator[str]:
     """Drafts on the 20b-sized file: costs of batches, text that repeats and text that does not."""
-    for figure in bench_drafts.figures(gguf, 192):
+    for figure in bench_drafts.figures(gguf, 512):
         yield f"drafts: {figure.what} {figure.value:.3g} {figure.unit}"
 
 

@@ -1,6 +1,6 @@
 """What drafts by prompt lookup gain on text that repeats, and lose on text that does not.
 
-    python tests/bench_drafts.py MODEL.gguf [--tokens 256]
+    python tests/bench_drafts.py MODEL.gguf [--tokens 512]
 
 The cost of batches is measured first. Then a reply is forced, so that a model of random weights
 does. The text of the prompt with one change: without drafts, with, with, without, so that a machine
@@ -116,7 +116,7 @@ def main() -> int:
     """Print each figure as soon as it is known."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path)
-    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--tokens", type=int, default=512)
     options = parser.parse_args()
     kept = True
     for figure in figures(options.model, options.tokens):

@@ -1,7 +1,7 @@
 """The engine on the 20b-sized file: peak memory beside the plan, a control group of 13 GiB, speed
-beside llama-bench and beside a bare loop, and the time to the first token. Linux only.
+beside a bare loop, and the time to the first token. Linux only.
 
-    python tests/bench_memory.py FILE.gguf memory|group|speed|loop [--llama-bench PATH] [--rounds 3]
+    python tests/bench_memory.py FILE.gguf memory|group|loop [--rounds 3]
 """
 
 from __future__ import annotations
@@ -192,34 +192,6 @@ def group_rows(path: Path) -> Iterator[str]:
         yield f"| {n_ctx:,} | {it['kv_type']} | {it['decode']:.2f} | {read:.2f} MB |"
 
 
-def speed_rows(path: Path, llama_bench: Path, rounds: int) -> Iterator[str]:
-    """Prefill and decode beside llama-bench at its default, which repacks: medians of rounds in
-    turns, since the memory of a shared machine is slower at one time than at another. All decode
-    behind a prompt of the same length.
-    """
-    prefills, decodes = list[float](), list[float]()
-    ours = {"now": list[dict[str, Any]](), "no": list[dict[str, Any]]()}
-    for _ in range(rounds):
-        prefills += _peer(llama_bench, path, "-p", N_PROMPT, "-n", 0)
-        decodes += _peer(llama_bench, path, "-p", 0, "-n", N_DECODE, "-d", N_PROMPT)
-        for repack, found in ours.items():
-            found.append(run_child(path, 4096, "f16", repack, N_DECODE + 2))
-    prefill, decode = statistics.median(prefills), statistics.median(decodes)
-    yield "| | prefill, tokens/s | decode, tokens/s | load |"
-    yield "|---|---|---|---|"
-    yield f"| llama-bench, repacked | {prefill:.2f} | {decode:.2f} | |"
-    for repack, found in ours.items():
-        medians = {
-            key: statistics.median(it[key] for it in found)
-            for key in ("prefill_rate", "decode", "loaded")
-        }
-        yield (
-            f"| gptoss, repack {repack} | {medians['prefill_rate']:.2f} "
-            f"({medians['prefill_rate'] / prefill:.2f}) | {medians['decode']:.2f} "
-            f"({medians['decode'] / decode:.2f}) | {medians['loaded']:.1f} s |"
-        )
-
-
 def loop_rows(path: Path, rounds: int) -> Iterator[str]:
     """A chat with constraint and parsing beside a bare loop, as mapped and as repacked."""
     yield "| | a bare loop, ms a token | a chat, more |"
@@ -229,19 +201,6 @@ def loop_rows(path: Path, rounds: int) -> Iterator[str]:
         bare = statistics.median(loop for loop, _ in pairs)
         more = statistics.median(chat - loop for loop, chat in pairs)
         yield f"| repack {repack} | {bare * 1e3:.1f} | {more * 1e3:+.2f} ms ({more / bare:+.1%}) |"
-
-
-def _peer(llama_bench: Path, path: Path, *options: object) -> list[float]:
-    """Return the tokens per second of two runs of llama-bench's one test."""
-    done = subprocess.run(
-        [llama_bench, "-m", path, "-r", "2", "-o", "json", *map(str, options)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    [row] = json.loads(done.stdout)
-    samples: list[float] = row["samples_ts"]
-    return samples
 
 
 def drop(path: Path) -> None:
@@ -265,14 +224,12 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser()
     parser.add_argument("gguf", type=Path)
-    parser.add_argument("what", choices=("memory", "group", "speed", "loop"))
-    parser.add_argument("--llama-bench", type=Path, default=Path("llama-bench"))
-    parser.add_argument("--rounds", type=int, default=3, help="of speed and loop")
+    parser.add_argument("what", choices=("memory", "group", "loop"))
+    parser.add_argument("--rounds", type=int, default=3, help="of loop")
     asked = parser.parse_args()
     rows = {
         "memory": lambda: memory_rows(asked.gguf),
         "group": lambda: group_rows(asked.gguf),
-        "speed": lambda: speed_rows(asked.gguf, asked.llama_bench, asked.rounds),
         "loop": lambda: loop_rows(asked.gguf, asked.rounds),
     }
     for row in rows[asked.what]():

@@ -15,31 +15,10 @@ from pathlib import Path
 from gptoss.errors import install_command
 from gptoss.runtime.engine.base import EngineError
 
-SPIN_COUNT = "1000"
-"""How often a thread of GNU's OpenMP looks, at each barrier of a decode, whether the others have
-come, before it sleeps: for about 0.03 ms. Its default is several ms, which a thread spends on a
-processor that the awaited one needs as soon as anything else runs: the server, its clients, other
-programs."""
-
-
-@contextmanager
-def _short_waits() -> Iterator[None]:
-    """Set how threads wait for a library that is loaded in the block; an explicit choice stays."""
-    ours = not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys()
-    if ours:
-        os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
-    try:
-        yield
-    finally:
-        if ours:  # the programs that this process starts choose for themselves
-            del os.environ["GOMP_SPINCOUNT"]
-
-
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # else a failed assertion runs gdb on this process
 try:
-    with _short_waits():
-        import llama_cpp
-        import llama_cpp.llama_cpp as lib
+    import llama_cpp
+    import llama_cpp.llama_cpp as lib
 except (ImportError, OSError, RuntimeError) as error:
     raise EngineError(
         f"llama.cpp cannot be loaded ({error}); install it: {install_command('run')}"
