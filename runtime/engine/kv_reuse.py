@@ -66,6 +66,10 @@ class Memory(Protocol):
         """Copy the KV cache of sequence ``source`` to ``target``; return False when that failed."""
         ...
 
+    def state_bytes(self, stream: int) -> int:
+        """Return how many bytes the whole state of a sequence has, without copying it."""
+        ...
+
     def save_attention(self, stream: int) -> State | None:
         """Save the full-attention layers' KV of a sequence as bytes; None when it cannot be
         saved.
@@ -128,6 +132,13 @@ class Stream:
             return
         self.tokens = list(source.tokens)
         self._snapshots = list(source._snapshots)
+
+    @property
+    def nbytes(self) -> int:
+        """Return how many bytes a copy of this stream's state takes."""
+        return self._memory.state_bytes(self.number) + sum(
+            it.state.nbytes for it in self._snapshots
+        )
 
     def state(self, most: int = MAX_SNAPSHOTS) -> SavedState | None:
         """Copy this stream's state out of the context, with at most ``most`` of its snapshots; None

@@ -326,6 +326,13 @@ class LlamaContext:
         state = self._state(source, 0)
         return state is not None and self._set_state(target, state, 0)
 
+    def state_bytes(self, stream: int) -> int:
+        """Ask llama.cpp for the size of a sequence's whole state; implements
+        ``kv_reuse.Memory``.
+        """
+        size: int = lib.llama_state_seq_get_size_ext(self._context, stream, 0)
+        return size
+
     def save_attention(self, stream: int) -> State | None:
         """Copy the full-attention layers' part of a sequence's state out of llama.cpp; implements
         ``kv_reuse.Memory``.

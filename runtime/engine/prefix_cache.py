@@ -205,12 +205,26 @@ class PrefixCache:
         if self._disk is None:
             return
         state = replace(state, snapshots=first_and_last(state.snapshots, SNAPSHOTS_ON_DISK))
-        if wait and not self._has_room(state.nbytes):
-            self._disk.wait()
-            self._refresh()
-        if self._has_room(state.nbytes):
+        if self.may_write(state.nbytes, wait=wait):
             self._writing.append(state)
             self._disk.write(state, lambda: self._written.put(state))
+
+    def may_keep(self, nbytes: int) -> bool:
+        """Report whether a state of so many bytes may be copied to be kept, in memory or on
+        disk.
+        """
+        return nbytes <= self._limit or self.may_write(nbytes)
+
+    def may_write(self, nbytes: int, *, wait: bool = False) -> bool:
+        """Report whether a state of so many bytes may be copied to be written to disk; with
+        ``wait``, as soon as the others are written.
+        """
+        if self._disk is None:
+            return False
+        if wait and not self._has_room(nbytes):
+            self._disk.wait()
+            self._refresh()
+        return self._has_room(nbytes)
 
     def close(self) -> None:
         """Write what is in memory to disk, and wait until it is there."""

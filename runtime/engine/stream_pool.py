@@ -95,6 +95,8 @@ class StreamPool:
         """Keep the conversation that a stream is about to lose."""
         if self._cache is None or len(stream.tokens) < WORTH_COPYING:
             return
+        if not self._cache.may_keep(stream.nbytes):  # gigabytes, in vain, for a long conversation
+            return
         state = stream.state()
         if state is not None:
             self._cache.keep(state)
@@ -112,6 +114,8 @@ class StreamPool:
         )
 
     def _write(self, stream: Stream, *, only_last: bool = False, wait: bool = False) -> None:
+        if self._cache is None or not self._cache.may_write(stream.nbytes, wait=wait):
+            return
         state = stream.state(1) if only_last else stream.state()
-        if state is not None and self._cache is not None:
+        if state is not None:
             self._cache.write(state, wait=wait)

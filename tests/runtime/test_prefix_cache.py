@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from gptoss.formats.gguf import GgufFile
-from gptoss.runtime.engine import cache_folder, saved_state, stream_pool
-from gptoss.runtime.engine.llama_cpp import LlamaEngine
+from gptoss.runtime.engine import cache_folder, prefix_cache, saved_state, stream_pool
+from gptoss.runtime.engine.llama_cpp import LlamaContext, LlamaEngine
 from gptoss.runtime.engine.model_key import ModelFiles
 from gptoss.runtime.engine.prefix_cache import CacheSettings
 from gptoss.runtime.engine.settings import EngineSettings
@@ -76,7 +76,7 @@ def test_what_conversations_share_is_on_disk_at_once(start: Start, scratch: Scra
 PROCESS = """
 import sys
 from pathlib import Path
-from gptoss.runtime.engine.llama_cpp import LlamaEngine
+from gptoss.runtime.engine.llama_cpp import LlamaContext, LlamaEngine
 from gptoss.runtime.engine.prefix_cache import CacheSettings
 from gptoss.runtime.engine.settings import EngineSettings
 from gptoss.runtime.sampling.sampler import greedy
@@ -204,6 +204,29 @@ def test_what_memory_has_no_room_for_goes_to_disk(start: Start, scratch: Scratch
         until_written(engine)
         assert fed.timings.reused_tokens == 400
         assert difference(fed.rows[0], scratch([*chat, 1])) < NOISE
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_what_may_not_be_kept_is_not_copied(
+    start: Start, folder: Path, monkeypatch: pytest.MonkeyPatch, on_disk: bool
+) -> None:
+    """A copy of a long conversation takes gigabytes, which nobody has planned."""
+    monkeypatch.setattr(prefix_cache, "IN_TRANSIT", 400_000)
+    copied = []
+    copy = LlamaContext.save_attention
+
+    def watched(context: LlamaContext, stream: int) -> saved_state.State | None:
+        state = copy(context, stream)
+        copied.append(None if state is None else state.nbytes)
+        return state
+
+    monkeypatch.setattr(LlamaContext, "save_attention", watched)
+    engine = start(cache=CacheSettings(400_000, folder if on_disk else None))
+    feed(engine, random_tokens(1000), checkpoints=[900])  # 512,000 bytes
+    feed(engine, random_tokens(300, seed=1))  # takes its place
+    feed(engine, random_tokens(1000, seed=2))
+    engine.close()
+    assert [it is not None and it < 200_000 for it in copied] == [True]
 
 
 def test_a_branch_in_the_only_stream_keeps_what_it_leaves(start: Start, scratch: Scratch) -> None:

@@ -87,6 +87,9 @@ class FakeContext:
         self.held[target] = list(self.held[source])
         return True
 
+    def state_bytes(self, stream: int) -> int:
+        return 2 * as_bytes(self.held[stream]).nbytes
+
     def save_attention(self, stream: int) -> State:
         return as_bytes(self.held[stream])
 
