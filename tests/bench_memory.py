@@ -173,6 +173,10 @@ def memory_rows(path: Path) -> Iterator[str]:
         it = run_child(path, n_ctx, "f16", "no", 8)
         off = it["needed"] / it["peak"] - 1
         yield f"| {n_ctx:,} | {_gb(it['peak'])} | {_gb(it['needed'])} | {off:+.1%} |"
+    yield ""
+    yield "Peak memory of the process, pages of the file included, once all memory that is reserved"
+    yield "is in use, as when the context is full; one run each. The plan's constant for the"
+    yield "process itself is measured too; only the differences between contexts are predictions."
 
 
 def group_rows(path: Path) -> Iterator[str]:
