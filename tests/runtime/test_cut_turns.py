@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from itertools import count
 
 import pytest
 
 from gptoss.runtime.chat.chat import Chat
 from gptoss.runtime.chat.events import ReplyEnded, StopReason, ToolStarted
-from gptoss.runtime.chat.settings import ChatError
+from gptoss.runtime.chat.settings import ChatError, Limits, Settings
+from gptoss.runtime.engine.base import TimeLimitError
 from gptoss.runtime.harmony.errors import (
     ConversationError,
     ConversationTooLongError,
@@ -17,7 +19,7 @@ from gptoss.runtime.harmony.events import Diagnostic, End, TextDelta
 from gptoss.runtime.harmony.messages import Role
 from gptoss.runtime.tools.toolbox import Toolbox
 from support.fake_engine import ScriptedEngine
-from support.scripted_chats import ANALYSIS, CALL, FINAL, REASONED, chat_of, prompts, said
+from support.scripted_chats import ANALYSIS, CALL, FINAL, REASONED, add, chat_of, prompts, said
 from support.tokens import byte_tokenizer, spell
 
 
@@ -48,6 +50,27 @@ def test_the_limit_is_of_the_turn_not_of_the_round() -> None:
     spent = chat_of(ANALYSIS + CALL, max_tokens=n)
     assert spent.ask("2+2?").end == End.CUT
     assert said(spent) == []
+
+
+def test_a_time_limit_is_of_the_turn_too() -> None:
+    """The second round has what the first one has left; what was given until then stays."""
+    counted, n = count(), len(spell(ANALYSIS + CALL)) + len(spell(FINAL)) - 3
+
+    def check() -> None:
+        if next(counted) == n:
+            raise TimeLimitError("the request took longer than its time limit")
+
+    engine = ScriptedEngine(ANALYSIS + CALL, FINAL, FINAL, before_token=check)
+    settings = Settings(limits=Limits(reply_seconds=60))
+    chat = Chat(engine, byte_tokenizer(), toolbox=Toolbox([add]), settings=settings)
+    reply = chat.ask("2+2?")
+    assert (reply.end, reply.cut, reply.text) == (End.CUT, StopReason.TIME, "Fou")
+    first, second = engine.time_limits
+    assert first is not None
+    assert second is not None
+    assert 60 >= first > second > 0
+    assert said(chat)[-1] == ("assistant", "final", "Fou")
+    assert chat.ask("Again").text == "Four."
 
 
 def test_end_of_text_is_not_replayed() -> None:

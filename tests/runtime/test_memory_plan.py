@@ -17,6 +17,7 @@ import gptoss
 from gptoss.converter.convert import convert
 from gptoss.errors import OptionError
 from gptoss.formats.gguf import GgufFile
+from gptoss.runtime.engine import llama_cpp
 from gptoss.runtime.engine.base import OutOfMemoryError
 from gptoss.runtime.engine.buffer_sizes import Buffers, measure_buffers
 from gptoss.runtime.engine.devices import Device, Kind
@@ -200,10 +201,19 @@ def test_a_model_that_does_not_fit_is_one_line_of_what_helps() -> None:
         ({"gpus": (), "n_gpu_layers": 2}, "n_gpu_layers is 2 but gpus names none"),
     ],
 )
-def test_what_cannot_be_wished_for(tiny: Path, options: Any, message: str) -> None:
-    with pytest.raises(OptionError, match=message) as raised:
+def test_what_cannot_be_wished_for(
+    tiny: Path, options: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said before anything is loaded."""
+    monkeypatch.setattr(llama_cpp, "load", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(OptionError, match=message) as planned:
         memory_plan(tiny, **options)
-    assert "\n" not in str(raised.value)
+    assert "\n" not in str(planned.value)
+    if "chats" in options:
+        options = {"parallel": options["chats"]}
+    with pytest.raises(OptionError) as opened:
+        gptoss.open(tiny, **options)
+    assert str(opened.value) == str(planned.value)
 
 
 def test_a_misspelt_option(tiny: Path) -> None:
