@@ -8,6 +8,7 @@ import ctypes
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -79,6 +80,7 @@ def load(
     model = loader.load_model(n_vocab)
     context: Any = None
     try:
+        loader.report(_LOADED)
         adapters = [loader.load_adapter(model, it.path) for it in settings.loras]
         stop = stop or StopFlag()
         context = loader.new_context(model, stop)
@@ -188,24 +190,22 @@ class _Loader:
         if not self._copies:
             self._read_pages(begin)
         params, kept = model_params(self._settings, self._gpus, n_vocab)
-        params.progress_callback = lib.llama_progress_callback(advance)
+        if self._copies or self._stop.go_on_callback is None:
+            params.progress_callback = lib.llama_progress_callback(advance)
+        else:
+            params.progress_callback = self._stop.go_on_callback
+            params.progress_callback_user_data = self._stop.go_on_address
         lib.llama_backend_init()
         clear_without_touching()
-        loaded: list[Any] = []
+        name = os.fsencode(self._path)
 
-        def load() -> None:
-            loaded.append(lib.llama_model_load_from_file(os.fsencode(self._path), params))
-            kept.clear()
+        def load(_: object = kept) -> Any:  # lives as long as a call that is left behind
+            return lib.llama_model_load_from_file(name, params)
 
-        try:
-            self._run(load)
-        except BaseException:
-            for model in filter(None, loaded):  # it was ready before the abort was seen
-                lib.llama_model_free(model)
-            raise
-        if not loaded[0]:
+        model = self._make(load, lib.llama_model_free)
+        if not model:
             raise explain_failure(f"{self._path}: llama.cpp cannot load it")
-        return loaded[0]
+        return model
 
     def load_adapter(self, model: Any, path: Path) -> Any:
         """Load a LoRA adapter for the model; the model frees it. Raises EngineError."""
@@ -219,21 +219,15 @@ class _Loader:
         params = context_params(self._settings)
         params.abort_callback = stop.callback
         params.abort_callback_data = stop.address
-        made: list[Any] = []
-        try:
-            self._run(lambda: made.append(lib.llama_init_from_model(model, params)))
-        except BaseException:
-            for context in filter(None, made):
-                lib.llama_free(context)
-            raise
-        if not made[0]:
+        context = self._make(lambda: lib.llama_init_from_model(model, params), lib.llama_free)
+        if not context:
             it = self._settings
             times = f"{it.n_sequences} × " if it.n_sequences > 1 else ""
             raise explain_failure(
                 f"cannot create a context of {times}{it.n_ctx} tokens; "
                 "a smaller one may fit in memory"
             )
-        return made[0]
+        return context
 
     def apply(self, context: Any, adapters: Sequence[Any]) -> None:
         """Apply the adapters to every token of the context. Raises EngineError."""
@@ -273,6 +267,27 @@ class _Loader:
         this process's.
         """
         np.memmap(self._path, np.uint8, "r", start, (length,))[::PAGE].max()
+
+    def _make(self, call: Callable[[], Any], free: Callable[[Any], None]) -> Any:
+        """Make a call of llama.cpp that creates something, and return that; None for a failure, of
+        which the log has the reason. ``free`` is for what was created before a cancel was seen.
+
+        Where weights are mapped, the call needs no lock of Python's: only one that has failed is
+        made again with the log. Before, most of the vocabulary's masks were waited for.
+        """
+        made: list[Any] = []
+        silent = () if self._copies else (LOG.silenced(),)
+        try:
+            for mode in (*silent, nullcontext()):
+                with mode:
+                    self._run(lambda: made.append(call()))
+                if made[-1]:
+                    return made[-1]
+        except BaseException:
+            for it in filter(None, made):
+                free(it)
+            raise
+        return None
 
     def _run(self, call: Callable[[], T]) -> T:
         """Make a call of llama.cpp that progress is reported during, and that can be cancelled."""
