@@ -129,7 +129,10 @@ def test_arrows_inside_a_room(room: str) -> None:
     [
         ("llama_cpp", {"runtime/engine/library.py"}),
         # One in this process, one in the process that can be ended.
-        ("llguidance", {f"runtime/sampling/{name}.py" for name in ("compiler", "compile_worker")}),
+        (
+            "llguidance",
+            {f"runtime/sampling/{name}.py" for name in ("llguidance_calls", "compile_worker")},
+        ),
     ],
 )
 def test_who_touches_a_library(library: str, users: set[str]) -> None:

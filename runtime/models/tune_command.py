@@ -41,7 +41,13 @@ def tune_command(context: click.Context, /, model: str, yes: bool, as_json: bool
     options = {"n_ctx": min(N_CTX, sizes.hparams.max_position_embeddings), "n_gpu_layers": 0}
     plan_load(gguf, sizes, chats=1, options={**options, "repack": "no"}).require()  # type: ignore[typeddict-item]
     say = console.say if as_json else click.echo
-    tuning = tune(gguf, thread_numbers(), repack=can_repack(), say=say)
+    tuning = tune(
+        gguf,
+        thread_numbers(),
+        n_vocab=sizes.hparams.vocab_size,
+        repack=can_repack(),
+        say=say,
+    )
     path = write_tuning(sizes, tuning)
     if as_json:
         click.echo(json.dumps(asdict(tuning)))

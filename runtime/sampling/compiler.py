@@ -1,6 +1,4 @@
-"""Compiles grammars to llguidance matchers: the only module of this process that imports
-llguidance.
-"""
+"""Compiles grammars to llguidance matchers."""
 
 from __future__ import annotations
 
@@ -34,7 +32,13 @@ from gptoss.runtime.sampling.llguidance_schema import (
 )
 
 try:
-    from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+    from gptoss.runtime.sampling.llguidance_calls import (
+        STRING_SLICES,
+        Matcher,
+        Tokens,
+        Vocabulary,
+        make_tokens,
+    )
 except ImportError as error:
     raise EngineError(
         f"llguidance cannot be loaded ({error}); install it: {install_command('run')}"
@@ -44,11 +48,8 @@ from gptoss.runtime.sampling.compile_worker import STACK_BYTES, TRIED_TOKENS
 
 _log = logging.getLogger(__name__)
 
-Matcher = LLMatcher
 T = TypeVar("T")
 Words = NDArray[np.int32]
-
-_LIMITS = LLParserLimits(verbose_errors=False)
 
 _REMEMBERED = 256
 """Compiled schemas, expressions and grammars kept for later turns."""
@@ -61,7 +62,7 @@ class CompiledPart:
     """A part's matcher in its initial state, to be copied; None for free text. ``unenforced`` are
     the schema keywords that the matcher does not enforce."""
 
-    matcher: LLMatcher | None
+    matcher: Matcher | None
     unenforced: tuple[Keyword, ...] = ()
 
 
@@ -69,18 +70,21 @@ class Compiler:
     """Compiles the grammars of one vocabulary, each once. Safe to share between threads."""
 
     def __init__(self, tokenizer: Tokenizer, special_ids: list[int], text_bits: Words) -> None:
-        self._llg = LLTokenizer(TokenizerWrapper(_Tokens(tokenizer, special_ids)), slices=[])
+        self._vocabulary = Vocabulary(
+            tokenizer.all_bytes, tokenizer.control["<|endoftext|>"], special_ids, tokenizer.encode
+        )
+        self._tokens = make_tokens(self._vocabulary)
         self._text_bits = text_bits
-        self._structures = _Remembered[str, LLMatcher]()
+        self._structures = _Remembered[str, Matcher]()
         self._parts = _Remembered[str, CompiledPart | ConstraintError]()
 
-    def compile_structure(self, lark: str) -> LLMatcher:
+    def compile_structure(self, lark: str) -> Matcher:
         """Compile the grammar of a turn's structure, which this package wrote, to an llguidance
         matcher; raises ConstraintError.
         """
         matcher = self._structures.get(lark)
         if matcher is None:
-            matcher = _matcher(self._llg, {"lark_grammar": lark})
+            matcher = _matcher(self._tokens, {"lark_grammar": lark})
             if matcher.is_error():
                 raise ConstraintError("tools", short_reason(matcher.get_error()))
             self._structures.put(lark, matcher)
@@ -121,7 +125,7 @@ class Compiler:
         ]
         made: list[CompiledPart | ConstraintError] = []
         for part, reading, tried in zip(parts, readings, self._try(grammars), strict=True):
-            if isinstance(tried, LLMatcher):
+            if not isinstance(tried, str):
                 made.append(CompiledPart(tried, reading.unenforced if reading else ()))
             elif reading is not None:
                 made.append(self._compile_less(part, reading, tried))
@@ -147,7 +151,7 @@ class Compiler:
         if bad:
             reading = _read(part, bad)
             [tried] = self._try([reading.grammar])
-            if isinstance(tried, LLMatcher):
+            if not isinstance(tried, str):
                 _log.info("%s: checked afterwards, not while generated: %s", part.field, [*bad])
                 return CompiledPart(tried, reading.unenforced)
             problem = tried
@@ -156,15 +160,15 @@ class Compiler:
             return ConstraintError(part.field, f"{problem}{costly and f'; see {costly}'}")
         _log.warning("%s: any JSON object instead of its schema: %s", part.field, problem)
         [tried] = self._try([json_grammar(ANY_OBJECT)])
-        matcher = tried if isinstance(tried, LLMatcher) else None
+        matcher = tried if not isinstance(tried, str) else None
         return CompiledPart(matcher, ((part.field, "schema"),))
 
-    def _try(self, grammars: Sequence[Mapping[str, Any]]) -> list[LLMatcher | str]:
+    def _try(self, grammars: Sequence[Mapping[str, Any]]) -> list[Matcher | str]:
         """Compile each grammar to an llguidance matcher, or return llguidance's error for it."""
         texts = [json.dumps({"grammars": [grammar]}) for grammar in grammars]
         risky = [t for t, grammar in zip(texts, grammars, strict=True) if not is_plain(grammar)]
         problems = dict(zip(risky, problems_of(risky), strict=True)) if risky else {}
-        tried: list[LLMatcher | str] = []
+        tried: list[Matcher | str] = []
         for text, grammar in zip(texts, grammars, strict=True):
             if (problem := problems.get(text)) is not None:
                 tried.append(short_reason(problem))
@@ -174,7 +178,7 @@ class Compiler:
             tried.append(matcher if problem is None else short_reason(problem))
         return tried
 
-    def _generate_some(self, matcher: LLMatcher) -> str | None:
+    def _generate_some(self, matcher: Matcher) -> str | None:
         """Generate a few tokens with a freshly compiled matcher and return its error: many do not
         show before.
         """
@@ -194,17 +198,17 @@ class Compiler:
         return matcher.get_error() or None
 
     @cached_property
-    def _sliced(self) -> LLTokenizer:
-        """Return the tokenizer with llguidance's precomputed masks of JSON's strings.
+    def _sliced(self) -> Tokens:
+        """Return the vocabulary with llguidance's precomputed masks of JSON's strings.
 
         They take as long as the rest of it, and a turn's structure uses none.
         """
-        return self._llg.with_slices(LLTokenizer.general_slices())
+        return make_tokens(self._vocabulary, STRING_SLICES)
 
 
-def _matcher(tokens: LLTokenizer, grammar: Mapping[str, Any]) -> LLMatcher:
+def _matcher(tokens: Tokens, grammar: Mapping[str, Any]) -> Matcher:
     text = json.dumps({"grammars": [grammar]})
-    return _on_a_deep_stack(lambda: LLMatcher(tokens, text, limits=_LIMITS, log_level=0))
+    return _on_a_deep_stack(lambda: tokens.compile(text))
 
 
 K = TypeVar("K")
@@ -229,21 +233,6 @@ class _Remembered(Generic[K, V]):
             self._values[key] = value
             if len(self._values) > _REMEMBERED:
                 self._values.popitem(last=False)
-
-
-class _Tokens:
-    """The tokenizer interface of llguidance, which requires an encoder but never uses it."""
-
-    bos_token_id = None
-
-    def __init__(self, tokenizer: Tokenizer, special_token_ids: list[int]) -> None:
-        self.eos_token_id = tokenizer.control["<|endoftext|>"]
-        self.tokens = [tokenizer.token_bytes(i) for i in range(tokenizer.n_vocab)]
-        self.special_token_ids = special_token_ids
-        self._encode = tokenizer.encode
-
-    def __call__(self, text: str | bytes) -> list[int]:
-        return self._encode(text if isinstance(text, str) else text.decode("utf-8", "replace"))
 
 
 def _check_keywords(schema: Mapping[str, Any], field: str) -> None:

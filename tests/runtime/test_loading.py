@@ -16,10 +16,10 @@ import pytest
 
 import gptoss
 from gptoss.errors import UnsupportedModelError
-from gptoss.runtime.engine import loader
-from gptoss.runtime.engine.base import ModelFileChangedError, OutOfMemoryError
+from gptoss.runtime.engine import library, loader
+from gptoss.runtime.engine.base import EngineError, ModelFileChangedError, OutOfMemoryError
 from gptoss.runtime.engine.context import Chunk
-from gptoss.runtime.engine.library import LOG
+from gptoss.runtime.engine.library import LOG, StopFlag
 from gptoss.runtime.engine.llama_cpp import LlamaContext, LlamaEngine
 from gptoss.runtime.engine.page_cache import ResidentPages
 from gptoss.runtime.engine.prefix_cache import CacheSettings
@@ -190,6 +190,52 @@ def _vocabulary(model: Any) -> tuple[int, int]:
     """Return the type and the size of the vocabulary that llama.cpp has for a model."""
     vocabulary = lib.llama_model_get_vocab(model)
     return lib.llama_vocab_type(vocabulary), lib.llama_vocab_n_tokens(vocabulary)
+
+
+def test_a_mapped_load_waits_for_no_lock_of_pythons(
+    random_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of Python is called while llama.cpp loads, except where it allocates memory."""
+    lines: list[bytes] = []
+    monkeypatch.setattr(LOG, "_callback", lib.llama_log_callback(lambda *it: lines.append(it[1])))
+    flags: list[object] = []
+    original = lib.llama_model_load_from_file
+
+    def spied(path: bytes, params: Any) -> Any:
+        flags.append(params.progress_callback_user_data)
+        return original(path, params)
+
+    monkeypatch.setattr(lib, "llama_model_load_from_file", spied)
+    loaded = loader.load(random_gguf, EngineSettings(n_ctx=256), lambda _: None)
+    assert lines == []
+    loaded.free()
+    assert bool(flags[0]) == library._POINTERS_APART
+    monkeypatch.undo()
+    lib.llama_log_set(LOG._callback, None)
+    with LOG.collected() as collected:  # as much as it says where its log is wanted
+        loader.load(random_gguf, EngineSettings(n_ctx=256), lambda _: None).free()
+    assert len(collected) > 100
+
+
+def test_why_a_mapped_load_failed_is_in_its_error(random_gguf: Path, tmp_path: Path) -> None:
+    """llama.cpp says it when it is asked again."""
+    path = tmp_path / "short.gguf"
+    path.write_bytes(random_gguf.read_bytes()[:-100_000])
+    with pytest.raises(EngineError, match=r"cannot load it: .*not within the file bounds"):
+        loader.load(path, EngineSettings(n_ctx=256), lambda _: None)
+    assert LOG._n_silent == 0
+
+
+@pytest.mark.skipif(not library._POINTERS_APART, reason="a callback in Python is used here")
+def test_the_stop_flag_ends_a_load() -> None:
+    flag = StopFlag()
+    go_on = flag.go_on_callback
+    assert go_on is not None
+    assert go_on(0.5, flag.go_on_address)
+    flag.set()
+    assert not go_on(0.5, flag.go_on_address)
+    flag.clear()
+    assert go_on(0.5, flag.go_on_address)
 
 
 def test_out_of_memory_is_told_with_what_each_device_has() -> None:

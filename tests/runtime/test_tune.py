@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from click.testing import CliRunner
 
 from gptoss.runtime.engine import tune as measuring
 from gptoss.runtime.engine.drafts import LONGEST, BatchCosts
+from gptoss.runtime.engine.settings import EngineSettings
 from gptoss.runtime.engine.tuning import Tuning
 from gptoss.runtime.models import tune_profile
 from gptoss.runtime.models.memory import Memory
@@ -106,6 +109,45 @@ def test_the_plan_uses_what_was_measured() -> None:
     assert planned(TUNING, n_threads=1).n_threads == 1
     assert planned(None).repack == "later"
     assert planned(replace(TUNING, repack_gain=1.01)).repack == "no"
+
+
+class Meters:
+    """Stands in for contexts: seconds a token by whether the experts are repacked, and one
+    interruption."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, speeds: Iterable[float]) -> None:
+        self.opened: list[tuple[str, int | None]] = []
+        self._speeds = iter(speeds)
+        monkeypatch.setattr(measuring, "load", self._load)
+        monkeypatch.setattr(measuring, "LlamaContext", lambda loaded: loaded)
+        monkeypatch.setattr(measuring, "_batch_costs", lambda *_: TUNING.batch_costs)
+        monkeypatch.setattr(measuring._Meter, "_decode", self._decode)
+        monkeypatch.setattr(measuring._Meter, "set_threads", lambda *_: None)
+
+    def _load(
+        self, _: Path, settings: EngineSettings, __: object, *, n_vocab: int | None = None
+    ) -> SimpleNamespace:
+        self.opened.append((settings.repack, n_vocab))
+        self._n, self._token = 0, next(self._speeds)
+        return SimpleNamespace(context=0, free=lambda: None)
+
+    def _decode(self, n: int) -> float:
+        """Three of the first few decodes take ten times as long."""
+        self._n += 1
+        slow = 4 < self._n <= 7
+        return self._token * n * (10 if slow else 1)
+
+
+def test_repacked_experts_are_compared_over_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before and after, so that a machine that slows down meanwhile favours neither; and without a
+    vocabulary, which no decode needs."""
+    meters = Meters(monkeypatch, [0.10, 0.10, 0.14])
+    said: list[str] = []
+    found = measuring.tune(Path("m"), (2,), n_vocab=320, repack=True, say=said.append)
+    assert meters.opened == [("no", 320), ("now", 320), ("no", 320)]
+    assert found.repack_gain == pytest.approx(1.2)
+    assert found.decode == pytest.approx(1 / 0.12, rel=0.01)
+    assert said[-1].startswith("repacked experts: 10.00 tokens/s, 1.20 times as fast")
 
 
 def test_the_command(random_gguf: Path, profile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
