@@ -29,6 +29,9 @@ MAX_SESSIONS = 8
 IDLE_SECONDS = 1_200.0
 """A session without a call for so long is ended."""
 
+TOOL_SECONDS = 1_200.0
+"""How long the calls of one response of a server may take together, and a call on its page."""
+
 _POLL_SECONDS = 0.1
 
 MakeGroups = Callable[[], Sequence[ToolGroup]]

@@ -146,7 +146,7 @@ async def _delete(request: Request) -> Response:
     if running is not None:
         running.cancel()
     await stored(lambda: state.page.store.conversations.delete(LOCAL_OWNER, identity))
-    state.page.allowed.pop(identity, None)
+    state.page.forget(identity)
     await asyncio.to_thread(state.tool_host.end, identity)
     return JSONResponse({"id": identity, "deleted": True})
 

@@ -29,6 +29,7 @@ from gptoss.runtime.store.conversations import Conversation, Entry
 from gptoss.runtime.store.owners import LOCAL_OWNER
 from gptoss.runtime.tools.approval import MAX_REASON_CHARACTERS, Approval, Decision
 from gptoss.runtime.tools.earlier import earlier_sessions
+from gptoss.runtime.tools.tool_host import TOOL_SECONDS
 
 MAX_QUESTION_CHARACTERS = 2_000_000
 
@@ -108,10 +109,11 @@ async def _started(
     lease = await state.models.acquire(None)
     model, page = lease.model, state.page
     about = before.summary.settings
-    settings = Settings(effort=asked.effort, limits=Limits(reply_seconds=state.models.time_limit))
+    limits = Limits(tool_seconds=TOOL_SECONDS, reply_seconds=state.models.time_limit)
+    settings = Settings(effort=asked.effort, limits=limits)
     if isinstance(date := about.get("date"), str):
         settings = replace(settings, date=date)
-    off, allowed = switched_off(about.get("tools_off")), page.allowed[before.id]
+    off, allowed = switched_off(about.get("tools_off")), page.allowed_in(before.id)
     host, sources = state.tool_host, sources_of(abouts)
 
     def url_of(cursor: int) -> str | None:

@@ -32,6 +32,9 @@ _log = logging.getLogger(__name__)
 KEPT_SECONDS = 300.0
 """A reply's events are kept this long after its end."""
 
+MAX_KEPT = 32
+"""Replies of which they are kept then, the last ones."""
+
 HELD_SECONDS = 0.1
 """Text that is held back is sent when nothing has come for so long."""
 
@@ -96,14 +99,16 @@ class PageReply:
     def cancel(self) -> None:
         """End the page's reply as soon as possible; calls that wait for approval are refused."""
         self._cancelled = True
-        if self._chat is not None:
-            self._chat.cancel()
+        chat = self._chat
+        if chat is not None:
+            chat.cancel()
         for question in list(self._questions.values()):
             question.answer(Decision(False))
 
     def answer_now(self) -> bool:
         """End the reasoning of the page's reply: it goes on with its answer."""
-        return self._chat is not None and self._chat.answer_now()
+        chat = self._chat
+        return chat is not None and chat.answer_now()
 
     def decide(self, part: int, decision: Decision) -> bool:
         """Allow or refuse a call of the page's reply; return False where none waits."""
@@ -225,6 +230,7 @@ class PageReply:
 
     def _end(self) -> None:
         self.ended_at = time.monotonic()
+        self._chat = None  # its conversation may be large
         self._changed.set()
         self._when_over()
 
@@ -260,13 +266,11 @@ class PageReplies:
 
     def add(self, reply: PageReply) -> None:
         """Keep a reply of the page until a while after its end."""
-        now = time.monotonic()
-        self._replies = {
-            identity: it
-            for identity, it in self._replies.items()
-            if it.ended_at is None or now - it.ended_at < KEPT_SECONDS
-        }
-        self._replies[reply.id] = reply
+        oldest = time.monotonic() - KEPT_SECONDS
+        running = [it for it in self._replies.values() if it.ended_at is None]
+        ended = [it for it in self._replies.values() if it.ended_at and it.ended_at > oldest]
+        ended.sort(key=lambda it: it.ended_at or 0.0)
+        self._replies = {it.id: it for it in (*ended[-MAX_KEPT:], *running, reply)}
 
     def get(self, identity: str) -> PageReply | None:
         """Return a reply of the page by its id."""

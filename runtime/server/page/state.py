@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass, field
 
 from gptoss.runtime.server.page.login import LoginLinks
 from gptoss.runtime.server.page.run import PageReplies
 from gptoss.runtime.store.store import Store
 from gptoss.runtime.tools.functions import Tool
+
+MAX_REMEMBERED = 1_000
+"""Conversations of which it is remembered what the person allowed."""
 
 
 @dataclass(slots=True)
@@ -22,6 +24,20 @@ class PageState:
     links: LoginLinks = field(default_factory=LoginLinks)
     tools: tuple[Tool, ...] = ()
     """Tools that the operator gives to the page's conversations; each call needs approval."""
-    allowed: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    """By conversation, the tools that the person allowed for all of it."""
     replies: PageReplies = field(default_factory=PageReplies)
+    _allowed: dict[str, set[str]] = field(default_factory=dict)
+
+    def allowed_in(self, conversation: str) -> set[str]:
+        """Return the tools that the person allowed for all of a conversation, to be added to.
+
+        Those of the conversations that were used longest ago are asked for again.
+        """
+        allowed = self._allowed.pop(conversation, None) or set()
+        self._allowed[conversation] = allowed  # as the last used
+        while len(self._allowed) > MAX_REMEMBERED:
+            del self._allowed[next(iter(self._allowed))]
+        return allowed
+
+    def forget(self, conversation: str) -> None:
+        """Forget what was allowed in a conversation."""
+        self._allowed.pop(conversation, None)

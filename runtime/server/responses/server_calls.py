@@ -16,10 +16,8 @@ from dataclasses import dataclass, field, replace
 from gptoss.runtime.server.responses.server_tools import ServerKind
 from gptoss.runtime.server.responses.tools import Called
 from gptoss.runtime.tools.cancel import CancelToken
+from gptoss.runtime.tools.tool_host import TOOL_SECONDS
 from gptoss.runtime.tools.toolbox import Outcome, Toolbox
-
-TOOL_SECONDS = 1_200.0
-"""How long the calls of one response may take together."""
 
 
 @dataclass(frozen=True, slots=True)
