@@ -43,6 +43,7 @@ from gptoss.runtime.server.responses import endpoint as responses
 from gptoss.runtime.server.responses.openapi import PATHS as RESPONSE_PATHS
 from gptoss.runtime.server.responses.state import ResponsesState
 from gptoss.runtime.server.security import Access, SecurityMiddleware, send_error
+from gptoss.runtime.server.sse import SEND_BODY
 from gptoss.runtime.server.state import ServerState, state_of
 from gptoss.runtime.store.store import Store
 from gptoss.runtime.tools.functions import Tool
@@ -127,6 +128,21 @@ ROUTES = [
 _ROUTE_OF = {route.endpoint: route.path for route in ROUTES}
 
 
+def _query_parameters() -> dict[object, frozenset[str]]:
+    """Return the query parameters that are read, by the endpoint, of all that the document has."""
+    read: dict[object, frozenset[str]] = {}
+    for route in ROUTES:
+        described = DOCUMENT["paths"].get(route.path.replace(":path}", "}"), {})
+        for method in route.methods or ():
+            if (found := described.get(method.lower())) is not None:
+                names = {it["name"] for it in found.get("parameters", ()) if it["in"] == "query"}
+                read[route.endpoint] = frozenset(names) | anthropic.QUERY.get(route.path, set())
+    return read
+
+
+_QUERY_OF = _query_parameters()
+
+
 def create_app(
     models: ModelHost,
     access: Access,
@@ -180,13 +196,15 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         identity = scope["request_id"] = f"req_{secrets.token_hex(12)}"
+        scope[SEND_BODY] = send
         status = 0
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                named = [(b"x-request-id", identity.encode()), *ignored_header(scope)]
+                ignored = ignored_header(scope, _QUERY_OF.get(scope.get("endpoint")))
+                named = [(b"x-request-id", identity.encode()), *ignored]
                 message["headers"] = [*message["headers"], *named]
             await send(message)
 

@@ -143,9 +143,12 @@ def error_object(error: ApiError, path: str) -> dict[str, Any]:
     return {"error": openai}
 
 
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
 def to_json(value: object) -> bytes:
     """Return a JSON text in UTF-8 on one line, as every response and event has it."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return _JSON.encode(value).encode()
 
 
 def _said(error: BaseException) -> str:

@@ -18,6 +18,8 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from typing import Generic, TypeVar
 
+from gptoss.runtime.server.lazy_timer import LazyTimer
+
 MAX_UNREAD = 256
 """Items that wait for the loop; then the thread waits, and so, in the end, the model. As many are
 taken at a time."""
@@ -73,6 +75,7 @@ class Inbox(ABC, Generic[T]):
         self._loop = asyncio.get_running_loop()
         self._bell = running_bell()
         self._ready = asyncio.Event()
+        self._silence = LazyTimer(self._be_silent)
         self._silent = False
         """The time that ``take_within`` waits has passed."""
 
@@ -97,14 +100,14 @@ class Inbox(ABC, Generic[T]):
         if (items := self._take()) is not None:
             return items
         self._silent = False
-        timer = self._loop.call_later(seconds, self._be_silent)
+        self._silence.set(seconds)
         try:
             while True:
                 await self._ready.wait()
                 if (items := self._take()) is not None or self._silent:
                     return items
         finally:
-            timer.cancel()
+            self._silence.clear()
 
     def _be_silent(self) -> None:
         self._silent = True

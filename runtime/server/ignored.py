@@ -1,12 +1,13 @@
-"""Fields of a request that are accepted and change nothing here: the response names them, in the
-header ``x-ignored-fields``. Its form is the same in every API, in streams too.
+"""Fields and query parameters of a request that are accepted and change nothing here: the response
+names them, in the header ``x-ignored-fields``. Its form is the same in every API, in streams too.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
+from urllib.parse import parse_qsl
 
 from starlette.requests import Request
 
@@ -15,7 +16,7 @@ HEADER = b"x-ignored-fields"
 MAX_NAMES = 32
 """Names in the header."""
 
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,80}")
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,80}(\[\])?")
 _KEY = "ignored"
 
 
@@ -26,9 +27,17 @@ def report_ignored(request: Request, data: Mapping[str, Any], names: Iterable[st
     request.scope[_KEY] = [it for it in names if _is_given(data, it)]
 
 
-def ignored_header(scope: Mapping[str, Any]) -> list[tuple[bytes, bytes]]:
-    """Return the header for a request's response, if there is anything to report."""
-    names = sorted(it for it in scope.get(_KEY, ()) if _NAME.fullmatch(it))[:MAX_NAMES]
+def ignored_header(
+    scope: Mapping[str, Any], read: Collection[str] | None = None
+) -> list[tuple[bytes, bytes]]:
+    """Return the header for a request's response, if there is anything to report. ``read`` are the
+    query parameters that are read; None reports none of the others.
+    """
+    given = {*scope.get(_KEY, ())}
+    if read is not None and scope["query_string"]:
+        query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        given |= {name for name, _ in query if name.removesuffix("[]") not in read}
+    names = sorted(it for it in given if _NAME.fullmatch(it))[:MAX_NAMES]
     return [(HEADER, ", ".join(names).encode())] if names else []
 
 

@@ -30,8 +30,9 @@ reader that leaves its ``async for`` early must call ``close``, which never wait
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from gptoss.runtime.chat.events import ReasoningClosed, StopReason, TextLogprobs
 from gptoss.runtime.chat.model import Model
@@ -168,6 +169,10 @@ class Reply(ReplyThread[ReplyEvent]):
         """
         return self._round.close_reasoning()
 
+    def joined(self, events: list[ReplyEvent]) -> list[ReplyEvent]:
+        """Join neighbouring pieces of a message's text."""
+        return joined_text(events)
+
     def submit(self) -> None:
         """Put the request in the engine's queue."""
         self._round.start(self._request.messages, self.time_limit)
@@ -183,7 +188,8 @@ class Reply(ReplyThread[ReplyEvent]):
         events = self._round.read(steps)
         try:
             for event in events:
-                yield from self._taken_tokens()
+                if self._tokens:
+                    yield from self._taken_tokens()
                 if isinstance(event, RoundEnded):
                     end = event.end
                 yield event
@@ -209,6 +215,23 @@ class Reply(ReplyThread[ReplyEvent]):
     def _taken_tokens(self) -> list[TokenSampled]:
         tokens, self._tokens = self._tokens, []
         return tokens
+
+
+def joined_text(events: Sequence[ReplyEvent]) -> list[ReplyEvent]:
+    """Return events with neighbouring pieces of one message's text as one."""
+    joined: list[ReplyEvent] = []
+    texts: list[str] = []
+    for event, following in zip_longest(events, events[1:]):
+        if not isinstance(event, TextDelta):
+            joined.append(event)
+        elif isinstance(following, TextDelta):
+            texts.append(event.text)
+        elif texts:
+            joined.append(TextDelta("".join((*texts, event.text)), event.channel))
+            texts = []
+        else:
+            joined.append(event)
+    return joined
 
 
 def usage_of(timings: Timings, reasoning: int = 0) -> Usage:

@@ -177,6 +177,10 @@ class ReplyThread(ABC, Generic[E]):
     def read(self, steps: Iterator[Step | None]) -> Generator[E | None]:
         """Read the generation to its end by its steps; a None of them is passed on."""
 
+    def joined(self, events: list[E]) -> list[E]:
+        """Join events that can be sent as one."""
+        return events
+
     def answer_now(self) -> bool:
         """End the model's reasoning, where there is any."""
         return False
@@ -224,14 +228,14 @@ class ReplyThread(ABC, Generic[E]):
         write.
         """
         while batch := await self._inbox.take():
-            yield batch
+            yield self.joined(batch)
 
     async def batches_or_silence(self, seconds: float) -> AsyncGenerator[list[E] | None]:
         """Iterate over what ``batches`` gives; give None whenever nothing came for so many
         seconds.
         """
         while (batch := await self._inbox.take_within(seconds)) is None or batch:
-            yield batch
+            yield None if batch is None else self.joined(batch)
 
     async def __aiter__(self) -> AsyncIterator[E]:
         async for batch in self.batches():

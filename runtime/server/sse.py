@@ -7,14 +7,15 @@ prompt, the next token, or room in the connection.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gptoss.runtime.server.errors import to_json
+from gptoss.runtime.server.lazy_timer import LazyTimer
 
 KEEP_ALIVE_SECONDS = 15.0
 """Silence after which a stream that has nothing to say sends a comment."""
@@ -25,12 +26,28 @@ DONE = b"data: [DONE]\n\n"
 SEND_SECONDS = 300.0
 """A client that takes nothing for this long is disconnected."""
 
+SEND_BODY = "gptoss.send_body"
+"""Where a request's scope has the server's own ``send``: what is around the routes has nothing to
+do with the body of a response that has begun."""
+
 T = TypeVar("T")
 
 
 def data_event(value: object) -> bytes:
     """Return one event without a name, as OpenAI's chat completions stream them."""
     return b"data: " + to_json(value) + b"\n\n"
+
+
+class EventTemplate:
+    """Events without a name that begin with the same fields, which are written once."""
+
+    def __init__(self, head: Mapping[str, Any]) -> None:
+        """``head`` has at least one field."""
+        self._head = b"data: " + to_json(head)[:-1] + b","
+
+    def event(self, fields: Mapping[str, Any]) -> bytes:
+        """Return ``data_event`` of the head and other fields, at least one."""
+        return self._head + to_json(fields)[1:] + b"\n\n"
 
 
 def named_event(name: str, value: object) -> bytes:
@@ -50,13 +67,15 @@ class EventStream(Response):
         closed.
         """
         super().__init__(media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self._sending: asyncio.Task[None] | None = None
+        self._is_late = False
         del self.headers["content-length"]
         self._chunks = chunks
         self._on_disconnect = on_disconnect
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events until they end or the client leaves."""
-        sending = asyncio.ensure_future(self._send(send))
+        self._sending = sending = asyncio.create_task(self._send(send, scope.get(SEND_BODY, send)))
         leaving = asyncio.ensure_future(_disconnected(receive))
         try:
             await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -65,26 +84,34 @@ class EventStream(Response):
                 self._on_disconnect()
             leaving.cancel()
             await _cancelled(sending)
+        if self._is_late:
+            raise TimeoutError(f"the client took nothing for {SEND_SECONDS:g} s")
         if not sending.cancelled():
             sending.result()
 
-    async def _send(self, send: Send) -> None:
+    async def _send(self, send: Send, send_body: Send) -> None:
         start = {
             "type": "http.response.start",
             "status": self.status_code,
             "headers": self.raw_headers,
         }
         await send(start)
+        patience = LazyTimer(self._give_up)
         try:
             async for chunk in self._chunks:
-                body = {"type": "http.response.body", "body": chunk, "more_body": True}
-                async with asyncio.timeout(SEND_SECONDS):  # wait_for would begin a task each time
-                    await send(body)
+                patience.set(SEND_SECONDS)
+                await send_body({"type": "http.response.body", "body": chunk, "more_body": True})
+                patience.clear()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
+            patience.close()
             close = getattr(self._chunks, "aclose", None)
             if close is not None:
                 await close()
+
+    def _give_up(self) -> None:
+        if self._sending is not None:
+            self._is_late = self._sending.cancel()
 
 
 async def unless_disconnected(receive: Receive, work: Awaitable[T]) -> T | None:

@@ -16,6 +16,7 @@ from gptoss.runtime.tools.browser.search import Hit
 from gptoss.runtime.tools.builtin_groups import BuiltinTools, builtin_groups
 from gptoss.runtime.tools.mcp.servers import McpServers
 from gptoss.runtime.tools.tool_host import ToolHost
+from support.cells import Cells, cell
 from support.fake_engine import ScriptedEngine
 from support.page_site import (
     Serve,
@@ -26,7 +27,7 @@ from support.page_site import (
     open_page,
     wait_until,
 )
-from support.page_tools import Cells, Notes, Shared, figures, png, python_call
+from support.page_tools import Notes, Shared, figures, png
 from support.web import Answer, serve_web
 
 pytestmark = pytest.mark.oracle
@@ -50,7 +51,7 @@ def test_a_cell_that_draws(browser: Browser, serve: Serve) -> None:
     """With the real tool: the model plots, the person sees the figure, now and later."""
     code = "import matplotlib.pyplot as plt\nplt.plot([1, 4, 9])\nprint('drawn')"
     with ToolHost(lambda: builtin_groups(BuiltinTools(python=True))) as host:
-        site = serve(ScriptedEngine(python_call(code), answer("A curve.")), host=host)
+        site = serve(ScriptedEngine(cell(code), answer("A curve.")), host=host)
         page = open_page(browser, site)
         ask(page, "Plot it")
         check_figure(page)
@@ -69,7 +70,7 @@ def test_a_cell_that_draws(browser: Browser, serve: Serve) -> None:
 
 def test_a_cell_that_fails_stays_open(browser: Browser, serve: Serve) -> None:
     cells = Cells({"1/0": figures(text="ZeroDivisionError: division by zero", error=True)})
-    site = serve(ScriptedEngine(python_call("1/0"), answer("No.")), host=ToolHost(lambda: [cells]))
+    site = serve(ScriptedEngine(cell("1/0"), answer("No.")), host=ToolHost(lambda: [cells]))
     page = open_page(browser, site)
     ask(page, "Divide")
     expect(page.locator(".answer")).to_have_text("No.")
@@ -196,7 +197,7 @@ def test_hostile_output_is_harmless(browser: Browser, serve: Serve) -> None:
         }
     )
     engine = ScriptedEngine(
-        python_call(HOSTILE.replace("<|", "<")), python_call("huge"), answer("done"), n_ctx=10**7
+        cell(HOSTILE.replace("<|", "<")), cell("huge"), answer("done"), n_ctx=10**7
     )
     cells._answers = {**cells._answers, HOSTILE.replace("<|", "<"): cells._answers[HOSTILE]}
     site = serve(engine, host=ToolHost(lambda: [cells]))
@@ -231,7 +232,7 @@ def test_accessibility(browser: Browser, serve: Serve, scheme: Any, width: int) 
     cells = Cells({code: figures(png(400, 300), text="0: 0.0\n1: 1.0\n2: 1.414"),
                    "1/0": figures(text="ZeroDivisionError", error=True)})  # fmt: skip
     host = ToolHost(lambda: [cells], Shared(Notes()))
-    engine = ScriptedEngine(python_call(code), python_call("1/0"), NOTE, answer("done"))
+    engine = ScriptedEngine(cell(code), cell("1/0"), NOTE, answer("done"))
     site = serve(engine, host=host)
     page = open_page(browser, site, color_scheme=scheme)
     page.set_viewport_size({"width": width, "height": 800})

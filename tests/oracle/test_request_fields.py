@@ -33,17 +33,10 @@ from gptoss.runtime.server.errors import ApiError
 from gptoss.runtime.server.responses import request as responses
 from gptoss.runtime.server.responses.server_tools import Turned
 from gptoss.runtime.tools.builtin import BROWSER, PYTHON
+from support.cells import cell
 from support.fake_engine import ScriptedEngine
 from support.responses import events_of
-from support.server_tools import (
-    Server,
-    browse,
-    cell,
-    mcp_call,
-    thought,
-    tool_client,
-    tools_of,
-)
+from support.server_tools import Server, browse, mcp_call, thought, tool_client, tools_of
 
 pytestmark = pytest.mark.oracle
 

@@ -17,19 +17,11 @@ from pydantic import TypeAdapter
 
 from gptoss.runtime.store.owners import LOCAL_OWNER
 from gptoss.runtime.store.store import Store
+from support.cells import cell
 from support.fake_engine import ScriptedEngine
 from support.responses import check_events, events_of
 from support.server import KEY, URL
-from support.server_tools import (
-    Server,
-    Tools,
-    browse,
-    cell,
-    mcp_call,
-    thought,
-    tool_client,
-    tools_of,
-)
+from support.server_tools import Server, Tools, browse, mcp_call, thought, tool_client, tools_of
 from support.stored_conversation import entries
 
 pytestmark = pytest.mark.oracle

@@ -6,7 +6,7 @@ import json
 import struct
 import threading
 import zlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,7 +16,6 @@ from gptoss.runtime.harmony.messages import Function, Namespace
 from gptoss.runtime.server.app import create_app
 from gptoss.runtime.server.security import Access
 from gptoss.runtime.store.store import Store
-from gptoss.runtime.tools.builtin import PYTHON
 from gptoss.runtime.tools.groups import Figure, GroupResult
 from gptoss.runtime.tools.tool_host import ToolHost
 from support.fake_engine import ScriptedEngine
@@ -35,28 +34,6 @@ def png(width: int = 40, height: int = 30, level: int = 200) -> bytes:
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
     )
-
-
-class Cells:
-    """A ``python`` with an answer for each cell: a result, or what makes it."""
-
-    is_builtin = True
-    namespace: Namespace = PYTHON
-
-    def __init__(
-        self,
-        answers: Mapping[str, GroupResult | Callable[[], GroupResult]],
-        *,
-        needs_approval: bool = False,
-    ) -> None:
-        self._answers = answers
-        self.needs_approval = needs_approval
-
-    def call(self, recipient: str, text: str, cancelled: threading.Event) -> GroupResult:  # noqa: ARG002
-        answer = self._answers[text]
-        return answer if isinstance(answer, GroupResult) else answer()
-
-    def close(self) -> None: ...
 
 
 class Notes:
@@ -83,11 +60,6 @@ class Shared:
         self.groups = self.servers = groups
 
     def close(self) -> None: ...
-
-
-def python_call(code: str) -> str:
-    """A cell, as the model sends it."""
-    return f"<|channel|>analysis to=python code<|message|>{code}<|call|>"
 
 
 def figures(*pictures: bytes, text: str = "", error: bool = False) -> GroupResult:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import ast
-import contextlib
-import io
 import json
 import threading
-import traceback
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -21,53 +17,14 @@ from gptoss.runtime.server.security import Access
 from gptoss.runtime.store.store import Store
 from gptoss.runtime.tools.browser.group import BrowserTool
 from gptoss.runtime.tools.browser.search import Hit
-from gptoss.runtime.tools.builtin import PYTHON
-from gptoss.runtime.tools.groups import Figure, GroupResult, ListedTool, ToolGroup
+from gptoss.runtime.tools.groups import GroupResult, ListedTool, ToolGroup
 from gptoss.runtime.tools.tool_host import ToolHost
+from support.cells import Cells
 from support.fake_engine import ScriptedEngine
 from support.server import KEY, client_of_owners, host_of, scripted
 from support.web import Answer, Web, serve_web
 
-PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 8
 FJORD = b"<title>Fjords</title><p>The Sognefjord is 205 km long.</p>"
-
-
-class Cells:
-    """A ``python`` of this process: cells share their variables; ``plot()`` gives a figure, and
-    ``wait()`` runs until the call is cancelled.
-    """
-
-    is_builtin = True
-    needs_approval = False
-    namespace: Namespace = PYTHON
-
-    def __init__(self) -> None:
-        self.waiting = threading.Event()
-        self.ended = threading.Event()
-        self._figures: list[Figure] = []
-        self._names: dict[str, Any] = {"plot": lambda: self._figures.append(Figure(PNG))}
-
-    def call(self, recipient: str, text: str, cancelled: threading.Event) -> GroupResult:  # noqa: ARG002
-        self._names["wait"] = lambda: self._wait(cancelled)
-        self._figures = []
-        out = io.StringIO()
-        try:
-            with contextlib.redirect_stdout(out):
-                cell = ast.parse(text)
-                for part in cell.body:
-                    exec(compile(ast.Interactive([part]), "<cell>", "single"), self._names)  # noqa: S102
-        except Exception as error:
-            text = out.getvalue() + "".join(traceback.format_exception_only(error))
-            return GroupResult(text.rstrip("\n"), True)
-        return GroupResult(out.getvalue().rstrip("\n"), False, tuple(self._figures))
-
-    def _wait(self, cancelled: threading.Event) -> None:
-        self.waiting.set()
-        cancelled.wait(60)
-        self.ended.set()
-        raise TimeoutError("cancelled")
-
-    def close(self) -> None: ...
 
 
 ECHO: dict[str, Any] = {"type": "object", "properties": {"text": {"type": "string"}}}
@@ -168,11 +125,6 @@ async def tool_client(
 
 def thought(text: str) -> str:
     return f"<|channel|>analysis<|message|>{text}<|end|><|start|>assistant"
-
-
-def cell(code: str, end: str = "<|call|>") -> str:
-    """A call of ``python`` as the model writes it."""
-    return f"<|channel|>analysis to=python code<|message|>{code}{end}"
 
 
 def browse(what: str, end: str = "<|call|>", **arguments: Any) -> str:

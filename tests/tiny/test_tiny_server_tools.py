@@ -16,8 +16,8 @@ from gptoss.runtime.server.security import Access
 from gptoss.runtime.tools.browser.group import BrowserTool
 from gptoss.runtime.tools.groups import ToolGroup
 from gptoss.runtime.tools.tool_host import ToolHost
+from support.cells import Cells
 from support.server import KEY, client_of_app, host_of
-from support.server_tools import Cells
 from support.tiny_tools import FACT, paris, search, tools_gguf
 
 

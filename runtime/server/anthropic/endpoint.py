@@ -217,6 +217,10 @@ def _is_beta(request: Request) -> bool:
     return "anthropic-beta" in request.headers or request.query_params.get("beta") == "true"
 
 
+QUERY = {path: {"beta"} for path in (PATH, f"{PATH}/count_tokens")}
+"""Query parameters that are read. With ``beta=true`` unknown fields are accepted; the document
+describes requests without it."""
+
 ROUTES = [
     Route(PATH, _create, methods=["POST"]),
     Route(f"{PATH}/count_tokens", _count_tokens, methods=["POST"]),

@@ -40,6 +40,7 @@ from gptoss.runtime.server.reply_thread import ReplyGroup, start_threads, togeth
 from gptoss.runtime.server.sse import (
     COMMENT,
     DONE,
+    EventTemplate,
     answer_or_stream,
     data_event,
 )
@@ -138,9 +139,10 @@ async def _stream(state: ServerState, completion: _Completion) -> AsyncIterator[
     head = completion.head("chat.completion.chunk")
     if completion.request.include_usage:
         head["usage"] = None
+    template = EventTemplate(head)
     try:
         opening = [
-            _chunk(head, index, {"role": "assistant", "content": ""})
+            _chunk(template, index, {"role": "assistant", "content": ""})
             for index in range(len(completion.replies))
         ]
         yield b"".join(opening)
@@ -148,7 +150,7 @@ async def _stream(state: ServerState, completion: _Completion) -> AsyncIterator[
             if batch is None:
                 yield COMMENT
                 continue
-            sent = b"".join(_chunks(completion, head, *batch))
+            sent = b"".join(_chunks(completion, template, *batch))
             await _remember(state, completion, batch[0])
             if sent:
                 yield sent
@@ -164,24 +166,24 @@ async def _stream(state: ServerState, completion: _Completion) -> AsyncIterator[
 
 
 def _chunks(
-    completion: _Completion, head: dict[str, Any], index: int, events: Sequence[ReplyEvent]
+    completion: _Completion, template: EventTemplate, index: int, events: Sequence[ReplyEvent]
 ) -> list[bytes]:
     """Return the chunks for some events of one choice."""
     writer = completion.writers[index]
     deltas: list[Delta] = [delta for event in events for delta in writer.write(event)]
     chunks = [
-        _chunk(head, index, delta_object(delta), logprobs=completion.logprobs([delta]))
+        _chunk(template, index, delta_object(delta), logprobs=completion.logprobs([delta]))
         for delta in merged(deltas)
     ]
     if writer.done is not None:
         chunks.append(
-            _chunk(head, index, {}, writer.finish_reason, timings=timings_object(writer.done))
+            _chunk(template, index, {}, writer.finish_reason, timings=timings_object(writer.done))
         )
     return chunks
 
 
 def _chunk(
-    head: dict[str, Any],
+    template: EventTemplate,
     index: int,
     delta: dict[str, Any],
     finish_reason: str | None = None,
@@ -189,7 +191,7 @@ def _chunk(
     **more: Any,
 ) -> bytes:
     choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
-    return data_event(head | {"choices": [choice]} | more)
+    return template.event({"choices": [choice]} | more)
 
 
 async def _remember(state: ServerState, completion: _Completion, index: int) -> None:

@@ -43,6 +43,7 @@ from gptoss.runtime.server.reply_thread import ReplyGroup, start_threads, togeth
 from gptoss.runtime.server.sse import (
     COMMENT,
     DONE,
+    EventTemplate,
     answer_or_stream,
     data_event,
 )
@@ -202,6 +203,7 @@ async def _whole(state: ServerState, completion: _Completion) -> bytes:
 
 async def _stream(state: ServerState, completion: _Completion) -> AsyncIterator[bytes]:
     openings = {i: completion.opening(i) for i in range(len(completion.replies))}
+    template = EventTemplate(completion.head)
     try:
         async for batch in together(completion.replies):
             if batch is None:
@@ -213,7 +215,7 @@ async def _stream(state: ServerState, completion: _Completion) -> AsyncIterator[
                 choice.add(event)
             if choice.texts or choice.done is not None:
                 sent = completion.choice(index) | openings.pop(index, {})
-                yield data_event(completion.head | {"choices": [sent]})
+                yield template.event({"choices": [sent]})
         usage = _usage(state, completion)
         if completion.asked.include_usage:
             yield data_event(completion.head | {"choices": [], "usage": usage})

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -17,15 +18,11 @@ from gptoss.runtime.server.body import parse_json, read_body, read_object
 from gptoss.runtime.server.errors import invalid, not_found
 from gptoss.runtime.server.fields import Fields
 from gptoss.runtime.server.page.figures import MAX_FIGURES
+from gptoss.runtime.server.responses.include import Seal, wanted_of, with_included
 from gptoss.runtime.server.responses.items import ContextItem, messages_from_items
 from gptoss.runtime.server.responses.listing import listed_items, page_of
 from gptoss.runtime.server.responses.prepare import context_of_entries, entries_of
-from gptoss.runtime.server.responses.request import (
-    INCLUDABLE,
-    OUTPUTS,
-    read_input,
-    read_metadata,
-)
+from gptoss.runtime.server.responses.request import OUTPUTS, read_input, read_metadata
 from gptoss.runtime.server.responses.server_items import CODE_CALL, container_of, images
 from gptoss.runtime.server.responses.stored_items import StoredItem, stored_items
 from gptoss.runtime.server.responses.tools import Tools
@@ -75,36 +72,36 @@ async def _delete(request: Request) -> Response:
 
 
 async def _list_items(request: Request) -> Response:
-    wanted = _include(request)
+    wanted = wanted_of(request)
     stored = await _stored(request)
     page = page_of(_listed(stored.items), request.query_params)
-    if OUTPUTS in wanted:
-        await asyncio.to_thread(stored.add_figures, page["data"])
+    page["data"] = await asyncio.to_thread(stored.with_included, page["data"], wanted)
     return JSONResponse(page)
 
 
 async def _add_items(request: Request) -> Response:
+    wanted = wanted_of(request)
     found = await _load(request)
     fields = Fields(await read_object(request))
-    fields.refuse_unknown(("items", "include"))
+    fields.refuse_unknown(("items",))
     fields.required("items")
     entries = _new_entries(fields, list(found.entries), found.id)
     await asyncio.to_thread(
         _conversations(request).append, owner_of(request), _id(request), entries
     )
-    added = _listed(stored_items(entries, ""))
+    seal = partial(state_of(request).responses.seal.seal, owner_of(request))
+    added = with_included(_listed(stored_items(entries, "")), wanted, seal)
     return JSONResponse(page_of(added, {"order": "asc", "limit": "100"}))
 
 
 async def _get_item(request: Request) -> Response:
     wanted = request.path_params["item_id"]
-    include = _include(request)
+    include = wanted_of(request)
     stored = await _stored(request)
     for item in _listed(stored.items):
         if item["id"] == wanted:
-            if OUTPUTS in include:
-                await asyncio.to_thread(stored.add_figures, [item])
-            return JSONResponse(item)
+            [shown] = await asyncio.to_thread(stored.with_included, [item], include)
+            return JSONResponse(shown)
     raise not_found("no such item", param="item_id")
 
 
@@ -146,9 +143,18 @@ class _Stored:
     identity: str
     items: list[StoredItem]
     abouts: Mapping[str, About]
+    seal: Seal
 
-    def add_figures(self, listed: Sequence[dict[str, Any]]) -> None:
-        """Add the figures of cells that the page has shown to their items; blocks."""
+    def with_included(
+        self, listed: Sequence[dict[str, Any]], wanted: frozenset[str]
+    ) -> list[dict[str, Any]]:
+        """Return items with what a client wants of them; blocks."""
+        if OUTPUTS in wanted:
+            self._add_figures(listed)
+        return with_included(listed, wanted, self.seal)
+
+    def _add_figures(self, listed: Sequence[dict[str, Any]]) -> None:
+        """Add the figures of cells that the page has shown to their items."""
         results = {it.call: it.entry.id for it in self.items if it.call is not None}
         for item in listed:
             about = self.abouts.get(results.get(item["id"], ""), {})
@@ -169,22 +175,12 @@ async def _stored(request: Request) -> _Stored:
     ids = [entry.id for entry in found.entries]
     abouts = dict(zip(ids, read_abouts(found.entries, kept), strict=True))
     items = stored_items(found.entries, container_of(found.id), abouts)
-    return _Stored(store, owner, found.id, items, abouts)
+    seal = partial(state_of(request).responses.seal.seal, owner)
+    return _Stored(store, owner, found.id, items, abouts, seal)
 
 
 def _listed(items: Sequence[StoredItem]) -> list[dict[str, Any]]:
     return [it.item for it in items if it.item is not None]
-
-
-def _include(request: Request) -> list[str]:
-    """Read the query's ``include``, which clients write as ``include[]`` too."""
-    query = request.query_params
-    wanted = [*query.getlist("include"), *query.getlist("include[]")]
-    for name in wanted:
-        if name not in INCLUDABLE:
-            problem = f"include: {name[:80]!r} is not supported"
-            raise invalid(problem, "include", "unsupported_value")
-    return wanted
 
 
 async def _load(request: Request) -> Conversation:

@@ -21,14 +21,23 @@ from gptoss.runtime.server.fields import Fields
 from gptoss.runtime.server.ignored import report_ignored
 from gptoss.runtime.server.reply import Reply, ReplyRequest, start_reply
 from gptoss.runtime.server.responses.background import ALIVE_SECONDS
+from gptoss.runtime.server.responses.include import (
+    KEPT_ONLY,
+    lacks_figures,
+    not_kept,
+    wanted_of,
+    with_included,
+)
 from gptoss.runtime.server.responses.keeping import remember, written_entries
 from gptoss.runtime.server.responses.listing import page_of
 from gptoss.runtime.server.responses.new_run import new_run, turned_on
 from gptoss.runtime.server.responses.prepare import Prepared, prepare
 from gptoss.runtime.server.responses.request import (
+    ENCRYPTED,
     IGNORED,
     IGNORED_WITHIN,
     KNOWN,
+    OUTPUTS,
     ResponsesRequest,
     read_request,
 )
@@ -195,14 +204,22 @@ async def _retrieve(request: Request) -> Response:
     query = Fields(dict(request.query_params))
     stream = query.choice("stream", ("true", "false")) == "true"
     after = _starting_after(query)
+    wanted = wanted_of(request)
     background = state.responses.background.find(owner, identity)
     if background is not None:
-        if stream:
-            return EventStream(_encoded(background.follow(after)))
-        return JSONResponse(background.run.body())
+        if not stream:
+            return JSONResponse(background.run.body())
+        for name in sorted(wanted & {ENCRYPTED, *KEPT_ONLY} - background.run.request.include):
+            raise not_kept(name)
+        return EventStream(_encoded(background.follow(after)))
     found = await asyncio.to_thread(_find, state, owner, identity)
+    output = found.body["output"]
+    if OUTPUTS in wanted and lacks_figures(output):
+        report_ignored(request, request.query_params, ("include", "include[]"))
     if not stream:
-        return JSONResponse(found.body)
+        seal = partial(state.responses.seal.seal, owner)
+        return JSONResponse({**found.body, "output": with_included(output, wanted, seal)})
+    with_included(output, wanted, None)
     events = await asyncio.to_thread(state.responses.store.responses.events, owner, identity)
     if events is None:
         raise invalid("Only responses made in the background can be streamed again.", "stream")
@@ -272,6 +289,7 @@ async def _input_items(request: Request) -> Response:
     """List what was sent with a response's request."""
     state, owner = state_of(request), owner_of(request)
     found = await asyncio.to_thread(_find, state, owner, request.path_params["response_id"])
+    wanted_of(request)  # what was sent is listed as it was sent
     return JSONResponse(page_of(found.input, request.query_params))
 
 

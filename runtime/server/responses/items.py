@@ -26,9 +26,9 @@ from typing import Any
 from gptoss.runtime.harmony import messages as m
 from gptoss.runtime.harmony.fields import HARMONY_NAME, NAME_RULE
 from gptoss.runtime.harmony.messages import FUNCTIONS, Message, Role
-from gptoss.runtime.server.chat_completions.messages import PICTURE_NOTE
 from gptoss.runtime.server.errors import ApiError, invalid
 from gptoss.runtime.server.fields import Fields
+from gptoss.runtime.server.responses.item_text import text_of
 from gptoss.runtime.server.responses.server_items import (
     APPROVAL_REQUEST,
     APPROVAL_RESPONSE,
@@ -49,15 +49,6 @@ from gptoss.runtime.server.responses.turn import Approved
 CALLS = ("function_call", "custom_tool_call")
 OUTPUTS = ("function_call_output", "custom_tool_call_output")
 
-_TEXT_PARTS = {
-    "input_text": "text",
-    "output_text": "text",
-    "text": "text",
-    "summary_text": "text",
-    "reasoning_text": "text",
-    "refusal": "refusal",
-}
-_PICTURES = ("input_image", "image_url", "computer_screenshot")
 _ROLES = ("user", "assistant", "system", "developer")
 
 
@@ -416,26 +407,3 @@ def _call_id(fields: Fields) -> str:
     if not identity:
         raise fields.error("call_id", "is missing", "missing_required_parameter")
     return identity
-
-
-def text_of(fields: Fields, name: str, *, pictures: bool = False) -> str:
-    """Return the text of an item's field: a string, or text parts joined; notes for ``pictures``
-    where they are allowed.
-    """
-    value = fields.data.get(name)
-    if value is None and name in ("content", "summary"):
-        return ""
-    if isinstance(value, str):
-        return value
-    texts = []
-    for i, part in enumerate(fields.sequence(name) or []):
-        at = Fields({"part": part}, f"{fields.path}.{name}[{i}]")
-        inner = Fields(at.mapping("part") or {}, at.path)
-        kind = inner.text("type", 128)
-        if pictures and kind in _PICTURES:
-            texts.append(PICTURE_NOTE)
-        elif kind in _TEXT_PARTS:
-            texts.append(inner.text(_TEXT_PARTS[kind], 50_000_000) or "")
-        else:
-            raise inner.error("type", f"{str(kind)[:80]!r}: this model reads text only")
-    return "".join(texts)

@@ -108,12 +108,15 @@ _CONVERSATION = having(
     metadata={"type": "object", "additionalProperties": TEXT},
 )
 
+_INCLUDE: dict[str, Schema] = {"include": {"type": "array", "items": {"enum": list(INCLUDABLE)}}}
 _PAGE: dict[str, Schema] = {
+    **_INCLUDE,
     "order": {"enum": ["asc", "desc"]},
     "after": {"type": "string", "maxLength": 200},
     "limit": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE},
 }
 _STREAMED: dict[str, Schema] = {
+    **_INCLUDE,
     "stream": {"enum": ["true", "false"]},
     "starting_after": {"type": "integer", "minimum": 0, "maximum": 10**12 - 1},
 }
@@ -133,7 +136,7 @@ _NEW_ITEMS = listed(ANY_OBJECT, maxItems=MAX_ADDED)
 _NEW_CONVERSATION = closed(
     {"metadata": _METADATA, "items": {"anyOf": [{"type": "null"}, _NEW_ITEMS]}}
 )
-_ADDED_ITEMS = closed({"items": _NEW_ITEMS, "include": ANYTHING}, "items")
+_ADDED_ITEMS = closed({"items": _NEW_ITEMS}, "items")
 
 PATHS: dict[str, Any] = {
     "/v1/responses": {"post": operation("Make a response", _RESPONSE, body=_BODY, streams=True)},
@@ -182,11 +185,15 @@ PATHS: dict[str, Any] = {
             "List a conversation's items", _ITEMS, path=_ID_OF_CONVERSATION, query=_PAGE
         ),
         "post": operation(
-            "Add items to a conversation", _ITEMS, path=_ID_OF_CONVERSATION, body=_ADDED_ITEMS
+            "Add items to a conversation",
+            _ITEMS,
+            path=_ID_OF_CONVERSATION,
+            query=_INCLUDE,
+            body=_ADDED_ITEMS,
         ),
     },
     f"{_CONVERSATIONS}/{{conversation_id}}/items/{{item_id}}": {
-        "get": operation("Retrieve an item", _ITEM, path=_ID_OF_ITEM),
+        "get": operation("Retrieve an item", _ITEM, path=_ID_OF_ITEM, query=_INCLUDE),
         "delete": operation("Delete an item", _CONVERSATION, path=_ID_OF_ITEM),
     },
 }

@@ -31,10 +31,12 @@ class Seal:
         """``secret`` are 32 random bytes that are the same whenever the server runs."""
         self._fernet = Fernet(base64.urlsafe_b64encode(secret))
 
-    def seal(self, owner: str, message: Message, tokenizer: Tokenizer) -> str:
-        """Return a message of reasoning as text that only this server can read."""
+    def seal(self, owner: str, message: Message, tokenizer: Tokenizer | None = None) -> str:
+        """Return a message of reasoning as text that only this server can read. Without the
+        ``tokenizer`` its token ids are left out.
+        """
         held: dict[str, Any] = {"owner": owner, "text": message.text}
-        if message.tokens is not None:
+        if message.tokens is not None and tokenizer is not None:
             held |= {"vocabulary": vocabulary_of(tokenizer), "tokens": list(message.tokens)}
         return self._fernet.encrypt(json.dumps(held).encode()).decode()
 

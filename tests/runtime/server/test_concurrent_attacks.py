@@ -13,11 +13,12 @@ import pytest
 
 from gptoss.runtime.engine.base import Sampler
 from gptoss.runtime.tools.groups import GroupResult
+from support.cells import cell
 from support.fake_engine import ScriptedEngine
 from support.generation import FakeGeneration
 from support.request_mutations import CONTROL
 from support.responses import check_events, events_of
-from support.server_tools import Server, Tools, cell, mcp_call, tool_client, tools_of
+from support.server_tools import Server, Tools, mcp_call, tool_client, tools_of
 from support.tool_requests import ANSWER, ASK, MAIL, posted
 
 ROUNDS = 12

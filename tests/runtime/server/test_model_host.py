@@ -5,16 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
+from gptoss.converter.convert import convert
 from gptoss.errors import OptionError
 from gptoss.runtime.chat.model import Model
 from gptoss.runtime.engine.base import EngineError
+from gptoss.runtime.server.app import create_app
 from gptoss.runtime.server.errors import ApiError
+from gptoss.runtime.server.gguf_models import served_model
 from gptoss.runtime.server.model_host import HostState, ModelHost, ServedModel, require_own_names
+from gptoss.runtime.server.security import Access
 from support.fake_engine import ScriptedEngine
-from support.server import scripted
+from support.server import KEY, client_of_app, scripted
+
+CHECKPOINT = Path(__file__).resolve().parents[2] / "tiny" / "checkpoint"
 
 
 @dataclass
@@ -102,6 +109,32 @@ async def test_a_load_that_fails_is_reported_and_tried_again() -> None:
     async with host.lease("a"):
         assert host.state == HostState.READY
     await host.close()
+
+
+async def test_a_model_file_that_vanishes(tmp_path: Path) -> None:
+    """It is asked for again while it sleeps: the file is gone, then back."""
+    path, elsewhere = tmp_path / "tiny.gguf", tmp_path / "moved.gguf"
+    convert(CHECKPOINT, path)
+    served = served_model(
+        path, parallel=1, options={"n_ctx": 512, "n_threads": 1}, disk_cache=False
+    )
+    models = ModelHost([served], sleep_after=0.01)
+    asked = {"prompt": "a", "max_tokens": 1}
+    async with client_of_app(create_app(models, Access(KEY))) as client:
+        assert (await client.post("/v1/completions", json=asked)).status_code == 200
+        async with asyncio.timeout(30):
+            while models.state != HostState.SLEEPING:
+                await asyncio.sleep(0.01)
+        path.rename(elsewhere)
+        for _ in range(2):
+            answer = await client.post("/v1/completions", json=asked)
+            assert answer.status_code == 503
+            error = answer.json()["error"]
+            assert error["message"] == "the model tiny cannot be loaded"
+            assert "retry-after" in answer.headers
+            assert (await client.get("/health")).json() == {"status": "failed"}
+        elsewhere.rename(path)
+        assert (await client.post("/v1/completions", json=asked)).status_code == 200
 
 
 async def test_nothing_is_lent_after_the_end() -> None:

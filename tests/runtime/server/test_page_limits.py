@@ -7,19 +7,19 @@ import time
 
 import pytest
 
-from gptoss.runtime.server.page import replies, run, state
+from gptoss.runtime.server.page import run, state
 from gptoss.runtime.server.page.run import PageReplies, PageReply
 from gptoss.runtime.server.page.state import PageState
 from gptoss.runtime.tools.groups import GroupResult
-from gptoss.runtime.tools.tool_host import TOOL_SECONDS, ToolHost
-from support.page_tools import Cells, figures, page_with, python_call, replied
+from gptoss.runtime.tools.tool_host import ToolHost
+from support.cells import Cells, cell
+from support.page_tools import figures, page_with, replied
 
 DONE = "<|channel|>final<|message|>done<|return|>"
 
 
 async def test_a_tool_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert replies.TOOL_SECONDS == TOOL_SECONDS, "that of the API's tools"
-    monkeypatch.setattr(replies, "TOOL_SECONDS", 0.2)
+    monkeypatch.setattr("gptoss.runtime.server.page.replies.TOOL_SECONDS", 0.2)
     released = threading.Event()
 
     def hang() -> GroupResult:
@@ -27,7 +27,7 @@ async def test_a_tool_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
         return figures(text="late")
 
     host = ToolHost(lambda: [Cells({"hang": hang})])
-    async with page_with(host, python_call("hang"), DONE) as (client, engine):
+    async with page_with(host, cell("hang"), DONE) as (client, engine):
         _, events = await replied(client)
         released.set()
     [result] = [it for it in events if it["type"] == "result"]

@@ -25,6 +25,7 @@ from gptoss.runtime.chat.model import Model
 from gptoss.runtime.engine.base import Sampler
 from gptoss.runtime.sampling.constrained import TokenMasks
 from gptoss.runtime.server.app import ROUTES
+from support.cells import cell
 from support.fake_engine import ScriptedEngine
 from support.generation import FakeGeneration
 from support.malformed import GOOD, MALFORMED
@@ -36,7 +37,7 @@ from support.request_mutations import (
     attacks,
 )
 from support.server import scripted
-from support.server_tools import Server, cell, mcp_call, tool_client, tools_of
+from support.server_tools import Server, mcp_call, tool_client, tools_of
 from support.stress import scaled
 from support.tokens import byte_tokenizer
 

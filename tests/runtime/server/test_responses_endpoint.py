@@ -4,56 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
-from gptoss.runtime.server.app import create_app
 from gptoss.runtime.server.responses import run as run_module
 from gptoss.runtime.server.responses.run import ResponseRun
-from gptoss.runtime.server.security import Access
 from gptoss.runtime.store.owners import LOCAL_OWNER
 from gptoss.runtime.store.responses import StoredResponse
 from gptoss.runtime.store.store import Store
 from support.fake_engine import ScriptedEngine
 from support.responses import check_events, events_of
-from support.server import KEY, client_of_owners, host_of, scripted
-
-THOUGHT = "<|channel|>analysis<|message|>2 + 2<|end|><|start|>assistant"
-ANSWER = "<|channel|>final<|message|>It is 4.<|return|>"
-CALL = '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"a": 1}<|call|>'
-PARAMETERS = {"type": "object", "properties": {"a": {"type": "integer"}}}
-TOOLS = [{"type": "function", "name": "f", "parameters": PARAMETERS}]
-RESULT = "<|start|>functions.f to=assistant<|channel|>commentary<|message|>7<|end|>"
-ASK = {"model": "tiny", "input": "2 + 2?"}
-
-
-@asynccontextmanager
-async def client_of(
-    engine: ScriptedEngine, store: Store | None = None
-) -> AsyncIterator[httpx.AsyncClient]:
-    """A client whose header ``x-owner`` says whose conversations it sees."""
-    app = create_app(host_of(lambda: scripted(engine), engine.n_ctx), Access(KEY), store)
-    async with client_of_owners(app) as client:
-        yield client
-
-
-async def posted(client: httpx.AsyncClient, **asked: Any) -> dict[str, Any]:
-    response = await client.post("/v1/responses", json=ASK | asked)
-    assert response.status_code == 200, response.text
-    body: dict[str, Any] = response.json()
-    return body
-
-
-def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
-    assert response.status_code == status, response.text
-    error: dict[str, Any] = response.json()["error"]
-    return error
+from support.responses_client import (
+    ANSWER,
+    ASK,
+    CALL,
+    RESULT,
+    THOUGHT,
+    TOOLS,
+    client_of,
+    error_of,
+    hold,
+    posted,
+    until,
+)
 
 
 async def test_a_whole_answer() -> None:
@@ -262,90 +237,6 @@ async def test_a_conversation_that_changed_meanwhile_fails_the_response() -> Non
         )
         release.set()
         assert error_of(await asking, 409)["code"] == "conflict"
-
-
-def hold(engine: ScriptedEngine) -> threading.Event:
-    """Make the engine wait before each token until the event is set."""
-    release = threading.Event()
-    engine._before_token = lambda: (release.wait(30), None)[1]
-    return release
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-async def test_background_is_retrieved_and_its_stream_resumed() -> None:
-    engine = ScriptedEngine(THOUGHT + ANSWER)
-    async with client_of(engine) as client:
-        release = hold(engine)
-        body = await posted(client, background=True)
-        assert body["status"] == "queued"
-        url = f"/v1/responses/{body['id']}"
-        await until(lambda: bool(engine.prompts))
-        assert (await client.get(url)).json()["status"] == "in_progress"
-        following = asyncio.ensure_future(client.get(f"{url}?stream=true"))
-        await asyncio.sleep(0.05)
-        release.set()
-        events = events_of((await following).text)
-        whole = check_events(events)
-        assert [it["type"] for it in events[:3]] == [
-            "response.created", "response.queued", "response.in_progress"
-        ]  # fmt: skip
-        assert whole["status"] == "completed"
-        assert (await client.get(url)).json() == whole
-        for after in (-1, 0, 5, len(events) - 2, len(events) + 5):
-            query = f"?stream=true&starting_after={after}" if after >= 0 else "?stream=true"
-            assert events_of((await client.get(url + query)).text) == events[after + 1 :]
-        error_of(await client.get(f"{url}?starting_after=x"), 400)
-        assert (await client.post(f"{url}/cancel")).json() == whole
-
-
-async def test_background_is_cancelled() -> None:
-    engine = ScriptedEngine(THOUGHT + ANSWER)
-    async with client_of(engine) as client:
-        release = hold(engine)
-        asked = ASK | {"background": True, "stream": True}
-        streaming = asyncio.ensure_future(client.post("/v1/responses", json=asked))
-        await until(lambda: bool(engine.prompts))
-        [run] = client_runs(client)
-        cancelling = asyncio.ensure_future(client.post(f"/v1/responses/{run}/cancel"))
-        await until(lambda: engine.generations[0].cancelled)
-        release.set()
-        cancelled = (await cancelling).json()
-        assert cancelled["status"] == "cancelled"
-        assert check_events(events_of((await streaming).text)) == cancelled
-        assert (await client.get(f"/v1/responses/{run}")).json() == cancelled
-        assert engine.generations[0].cancelled
-
-
-def client_runs(client: httpx.AsyncClient) -> list[str]:
-    """The ids of the responses in the background."""
-    transport: Any = client._transport
-    app = transport.app.__closure__[0].cell_contents
-    return list(app._state.responses.background._runs)
-
-
-async def test_only_background_responses_are_cancelled_or_streamed_again() -> None:
-    async with client_of(ScriptedEngine(ANSWER)) as client:
-        body = await posted(client)
-        error_of(await client.post(f"/v1/responses/{body['id']}/cancel"), 400)
-        error_of(await client.get(f"/v1/responses/{body['id']}?stream=true"), 400)
-        error_of(
-            await client.post("/v1/responses", json=ASK | {"background": True, "store": False}), 400
-        )
-
-
-async def test_a_response_that_was_lost_with_its_server_is_failed() -> None:
-    with Store(None) as store:
-        body = {"id": "resp_1", "status": "in_progress", "background": True, "output": []}
-        lost = StoredResponse("resp_1", 1e12, None, body, (), alive_until=1.0)
-        store.responses.put(LOCAL_OWNER, lost)
-        async with client_of(ScriptedEngine(), store) as client:
-            found = (await client.get("/v1/responses/resp_1")).json()
-            assert (found["status"], found["error"]["code"]) == ("failed", "server_error")
 
 
 async def test_a_conversation_that_is_too_long() -> None:

@@ -16,16 +16,10 @@ import pytest
 from gptoss.runtime.server.responses import new_run, run
 from gptoss.runtime.server.responses.server_calls import ServerCalls
 from gptoss.runtime.tools.groups import GroupResult
+from support.cells import cell
 from support.fake_engine import ScriptedEngine
 from support.responses import check_events, events_of
-from support.server_tools import (
-    Server,
-    Tools,
-    cell,
-    mcp_call,
-    tool_client,
-    tools_of,
-)
+from support.server_tools import Server, Tools, mcp_call, tool_client, tools_of
 from support.tool_requests import (
     ANSWER,
     ASK,

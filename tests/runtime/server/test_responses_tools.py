@@ -13,17 +13,9 @@ from gptoss.runtime.server.errors import ApiError
 from gptoss.runtime.server.responses.new_run import turned_on
 from gptoss.runtime.server.responses.request import read_request
 from gptoss.runtime.store.store import Store
+from support.cells import PNG, cell
 from support.fake_engine import ScriptedEngine
-from support.server_tools import (
-    PNG,
-    Tools,
-    browse,
-    cell,
-    mcp_call,
-    thought,
-    tool_client,
-    tools_of,
-)
+from support.server_tools import Tools, browse, mcp_call, thought, tool_client, tools_of
 from support.tool_requests import (
     ANSWER,
     ASK,

@@ -19,8 +19,9 @@ from gptoss.runtime.store.store import Store
 from gptoss.runtime.tools.browser.group import BrowserTool
 from gptoss.runtime.tools.browser.search import Hit
 from gptoss.runtime.tools.tool_host import ToolHost
+from support.cells import Cells, cell
 from support.fake_engine import ScriptedEngine
-from support.page_tools import Cells, figures, page_with, png, python_call, replied
+from support.page_tools import figures, page_with, png, replied
 from support.server import KEY, client_of_app, host_of, scripted
 from support.server_tools import browse
 from support.stored_conversation import call, entries, result
@@ -117,7 +118,7 @@ async def test_the_page_and_the_api_agree() -> None:
             BrowserTool(lambda q, n: [Hit(q, address)][:n], web.fetcher()),
         ])  # fmt: skip
         cites = "<|channel|>final<|message|>205 km【1†L0】.<|return|>"
-        turns = (python_call("draw"), python_call("error"), browse("search", query="fjords"),
+        turns = (cell("draw"), cell("error"), browse("search", query="fjords"),
                  browse("open", id=0), cites)  # fmt: skip
         async with page_with(host, *turns, DONE, DONE) as (client, engine):
             conversation, _ = await replied(client)
