@@ -47,8 +47,9 @@ types: $(VENV)/.dev  ## check the types for Linux, macOS and Windows
 dist: $(VENV)/.dev  ## build wheel and source archive, check and install them
 	$(BIN)/python tests/dist.py
 
-gpu-check: $(VENV)/.dev  ## check layers, memory and speed on an NVIDIA card, if there is one
-	@$(BIN)/python tests/gpu_check.py || test $$? = 3
+gpu-check:  ## check layers, memory and speed on an NVIDIA card, if there is one
+	@python=$(BIN)/python; test -x $$python || python=$(PYTHON); \
+	$$python tests/gpu_check.py || test $$? = 3
 
 bench: $(VENV)/.oracle  ## measure a 20b-sized model: 55 GB of disk, half an hour, Linux
 	$(BIN)/python tests/bench.py
