@@ -159,10 +159,19 @@ def _save(session: Session, argument: str) -> Result:
     else:
         text = "\n\n".join(_transcript(messages))
     try:
+        if path.is_file() and not _was_saved(path):
+            raise OutputError(f"/save: {path}: is another file; name one that is not there")
         replace_file(path, f"{text}\n".encode("utf-8", "replace"))
     except OSError as error:
         raise OutputError(f"/save: {path}: {error.strerror}") from error
     return Result(f"saved {plural(len(messages), 'message')} to {path}")
+
+
+def _was_saved(path: Path) -> bool:
+    """Report whether a file begins as one that ``/save`` wrote, so that it may be replaced."""
+    with path.open("rb") as file:
+        begin = file.read(8)
+    return begin in (b"", b"\n", b"[]\n") or begin.startswith((b"## You", b"[\n {"))
 
 
 def _load(session: Session, argument: str) -> Result:

@@ -9,6 +9,7 @@ from typing import Protocol
 from gptoss import console
 from gptoss.errors import GptossError
 from gptoss.runtime.chat.events import ReplyEnded
+from gptoss.runtime.harmony.errors import ConversationTooLongError
 from gptoss.runtime.terminal.commands import LEAVING, Result, is_command, run_command
 from gptoss.runtime.terminal.printer import Show
 from gptoss.runtime.terminal.session import Session
@@ -71,7 +72,14 @@ def converse(session: Session, terminal: Terminal) -> None:
         except KeyboardInterrupt:
             continue
         except GptossError as error:
-            terminal.say(f"error: {console.one_line(str(error))}")
+            terminal.say(f"error: {console.one_line(str(error))}{_remedy(error)}")
+
+
+def _remedy(error: GptossError) -> str:
+    """Return which commands help against an error of a reply."""
+    if isinstance(error, ConversationTooLongError):
+        return "; here, /clear begins a new one and /undo shortens this one"
+    return ""
 
 
 def _answer(session: Session, terminal: Terminal, text: str) -> None:

@@ -235,7 +235,7 @@ import sys
 from huggingface_hub import constants
 from gptoss.library.cli import main
 constants.ENDPOINT = {endpoint!r}
-sys.argv = ["gptoss-run", "pull", {name!r}, "--yes"]
+sys.argv = ["gptoss-run", "chat", {name!r}, "--yes", *{options!r}]
 main()
 """
 
@@ -245,9 +245,11 @@ main()
 def test_killed_twice(
     hub: HubServer, models: Path, published: Path, name: str, run: Command
 ) -> None:
-    """A cut leaves no half file at its place, and what is there is not downloaded again."""
+    """From nothing to the first answer in one command: a cut leaves no half file at its place, and
+    what is there is not downloaded again.
+    """
     hub.misbehave = lambda request: Fault(pause=0.03) if request.place == "cdn" else None
-    code = KILLED.format(endpoint=hub.endpoint, name=name)
+    code = KILLED.format(endpoint=hub.endpoint, name=name, options=ONE)
     for _ in range(2):
         child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
         sent = hub.sent
@@ -259,10 +261,14 @@ def test_killed_twice(
         assert not list(models.glob("*/*/*.gguf")), "nothing at its place"
         assert not list(models.glob("*/*/model.json"))
     hub.misbehave = lambda _: None
-    done = run("pull", name, "--yes")
+    done = run("chat", name, "--yes", *ONE)
     assert done.code == 0, done.err
+    assert json.loads(done.out.splitlines()[-1])["event"] == "reply_ended"
     [gguf] = models.glob("*/*/*.gguf")
     assert verify(published, gguf).proven
+    hub.forget()
+    assert run("chat", name, *ONE).code == 0
+    assert not hub.requests, "the second start asks nobody"
     assert not [path for path in models.rglob("*") if path.name.endswith(".part")]
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -82,16 +83,29 @@ def test_closing_a_stream_ends_the_reply(server: SpawnedServer) -> None:
         assert list(after)
 
 
-def test_killed_in_the_middle_of_an_answer(server: SpawnedServer) -> None:
-    pid, port = server.pid, server.base_url
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SIGKILL",
+        pytest.param(
+            "SIGABRT", marks=pytest.mark.skipif(sys.platform == "win32", reason="signals")
+        ),
+    ],
+)
+def test_killed_in_the_middle_of_an_answer(server: SpawnedServer, name: str) -> None:
+    """By the system, or by an assertion of ggml, which aborts its process."""
+    pid, port, restarts = server.pid, server.base_url, server.restarts
     assert pid is not None
     deltas = iter(server.stream(ASK, **LONG))
     next(deltas)
-    psutil.Process(pid).kill()
+    if name == "SIGABRT":
+        psutil.Process(pid).send_signal(signal.SIGABRT)
+    else:
+        psutil.Process(pid).kill()
     with pytest.raises(gptoss.EngineError, match="ended during the reply"):
         list(deltas)
     server.wait_ready(SECONDS)
-    assert (server.restarts, server.base_url) == (1, port)
+    assert (server.restarts, server.base_url) == (restarts + 1, port)
     assert server.pid != pid
     with server.stream(ASK, max_tokens=5) as stream:
         assert list(stream)

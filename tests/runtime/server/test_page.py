@@ -7,12 +7,15 @@ import json
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from gptoss.runtime.server.app import create_app
+from gptoss.runtime.server.gguf_models import served_model
+from gptoss.runtime.server.model_host import ModelHost
 from gptoss.runtime.server.page.files import OPEN_PATHS
 from gptoss.runtime.server.page.login import LoginLinks
 from gptoss.runtime.server.page.parts import PartWriter
@@ -191,12 +194,24 @@ async def test_search_rename_export() -> None:
         assert [it["role"] for it in exported["messages"]] == ["user", "assistant"]
 
 
+async def test_the_status_has_the_plan(random_gguf: Path) -> None:
+    served = served_model(random_gguf, parallel=1, options={"n_ctx": 512})
+    with Store(None) as store:
+        app = create_app(ModelHost([served]), Access(KEY), store)
+        async with client_of_app(app) as client:
+            status = (await client.get("/page/status")).json()
+    assert status["plan"].startswith("random.gguf fits: 512 tokens of context take ")
+    assert status["n_ctx"] == 512
+
+
 async def test_the_login_link_works_once() -> None:
     links = LoginLinks()
-    token = links.create()
+    other, token = links.create(), links.create()
+    assert links.redeem(other), "each is valid of its own"
+    assert not links.redeem("\ud800")
     async with page_of(ScriptedEngine(), links) as client:
         del client.headers["Authorization"]
-        for wrong in ("", "x", token + "x", None, 5, "é"):
+        for wrong in ("", "x", token + "x", other, None, 5, "é"):
             response = await client.post("/page/login", json={"token": wrong})
             assert response.status_code in (400, 403), wrong
         assert (await client.post("/page/login", json={"token": token})).json() == {"key": KEY}

@@ -110,6 +110,17 @@ def test_saving_and_loading(talk: Talk, tmp_path: Path) -> None:
     assert (tmp_path / "talk.md").read_text("utf-8") == "## You\n\na\n\n## gpt-oss\n\nan answer\n"
 
 
+def test_no_other_file_is_replaced(talk: Talk, tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("my notes")
+    given = session(FINAL, FINAL)
+    said = talk(given, f"/save {tmp_path / 'notes.md'}")
+    assert said.endswith("notes.md: is another file; name one that is not there\n")
+    assert (tmp_path / "notes.md").read_text() == "my notes"
+    for name in ("talk.md", "talk.json"):
+        save = f"/save {tmp_path / name}"
+        assert "error" not in talk(given, save, "a", save, save, "/clear", save)
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "{}", "[1]", '[{"role": "x", "content": "a"}]', "[" * 100_000, '[{"role": "user"}]'],

@@ -155,6 +155,7 @@ def test_ctrl_c_stops_the_reply_and_the_conversation_goes_on(talk: Talk) -> None
 def test_an_error_ends_the_reply_not_the_conversation(talk: Talk) -> None:
     shown = talk(session(FINAL, n_ctx=700), "x" * 1000, "b")
     assert shown.startswith("error: ")
+    assert "; here, /clear begins a new one and /undo shortens this one\n" in shown
     assert "Four." in shown
 
 

@@ -40,7 +40,7 @@ function focusQuestion() {
 function submit() {
   const field = $("question");
   const text = field.value;
-  if (!text.trim() || conversation.reply) return;
+  if (!text.trim() || conversation.running) return;
   field.value = "";
   fit();
   conversation.send(text).catch((error) => {
@@ -126,7 +126,7 @@ document.addEventListener("keydown", (event) => {
     open.querySelector("summary").focus();
     return;
   }
-  if (event.key === "Escape" && conversation.reply) conversation.stop().catch(report);
+  if (event.key === "Escape" && conversation.running) conversation.stop().catch(report);
   if (event.ctrlKey && event.shiftKey && event.key.toLowerCase() === "o") {
     event.preventDefault();
     go(null);

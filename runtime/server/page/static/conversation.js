@@ -91,6 +91,7 @@ export class ConversationView {
     const article = element("article", { class: "question", "aria-label": "Your message" }, shown, element("div", { class: "actions" }, edit));
     article.dataset.entry = entry;
     this.append(article);
+    return article;
   }
 
   newReply(entry) {
@@ -144,16 +145,27 @@ export class ConversationView {
     await this.follow(this.reply);
   }
 
+  // Sends a question; the answer comes when the model has been loaded.
   async begin(text, keep) {
     const leave = this.leave;
+    const early = keep === undefined ? this.showQuestion(text, this.length) : null;
+    this.scrollToEnd();
     const body = { text, effort: $("effort").value, conversation: this.id ?? undefined, keep, tools_off: this.tools.get() };
-    const made = await request("POST", "/page/replies", body);
+    let made;
+    try {
+      made = await request("POST", "/page/replies", body);
+    } catch (error) {
+      early?.remove();
+      throw error;
+    }
     if (leave.signal.aborted) return;
     this.reply = made.reply;
     const isNew = this.id === null;
     this.id = made.conversation.id;
-    if (keep !== undefined) this.cutTo(keep);
-    this.showQuestion(text, this.length);
+    if (keep !== undefined) {
+      this.cutTo(keep);
+      this.showQuestion(text, this.length);
+    }
     this.length += 1;
     if (isNew) this.showTitle(made.conversation.title);
     $("menu").hidden = false;
@@ -237,7 +249,7 @@ export class ConversationView {
     const question = [...this.messages.querySelectorAll(".question")]
       .filter((it) => Number(it.dataset.entry) < entry)
       .at(-1);
-    if (question && !this.reply) {
+    if (question && !this.running) {
       this.send(question.querySelector(".text").textContent, Number(question.dataset.entry)).catch((error) => this.report(error));
     }
   }
@@ -252,7 +264,7 @@ export class ConversationView {
   }
 
   edit(article, text, entry) {
-    if (this.reply) return;
+    if (this.running) return;
     const field = element("textarea", { value: text, rows: Math.min(12, text.split("\n").length + 1), dir: "auto", ariaLabel: "Edit your message" });
     const before = [...article.children];
     const send = () => field.value.trim() && this.send(field.value, entry).catch((error) => this.report(error));
@@ -280,8 +292,10 @@ export class ConversationView {
   }
 
   async stop() {
-    if (!this.reply) this.stopping = true; // as soon as the server has the question
-    else await request("POST", `/page/replies/${this.reply}/stop`);
+    if (!this.reply) {
+      this.stopping = true; // as soon as the server has the question
+      $("status").textContent = "Stopping";
+    } else await request("POST", `/page/replies/${this.reply}/stop`);
   }
 
   async answerNow() {
@@ -320,6 +334,7 @@ export class ConversationView {
   }
 
   showRunning(running) {
+    this.running = running;
     $("stop").hidden = !running;
     $("send").hidden = running;
     if (!running) $("answer-now").hidden = true;
