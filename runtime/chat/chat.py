@@ -29,7 +29,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from gptoss.runtime.chat.async_stream import AsyncReplyStream
-from gptoss.runtime.chat.chat_setup import ChatSetup, limits_of
+from gptoss.runtime.chat.chat_setup import ChatSetup, checked_messages, limits_of
 from gptoss.runtime.chat.events import HistoryShortened, Reply, ReplyEnded, collect
 from gptoss.runtime.chat.full_context import ContextUsage, WhenFull, make_room, room_for_prompt
 from gptoss.runtime.chat.reply_stream import ReplyStream
@@ -96,7 +96,7 @@ class Chat(Closing):
         self._runner = runner
         self._owns_runner = owns_runner
         self._setup = ChatSetup(settings or Settings(), toolbox or Toolbox())
-        self._messages = list(messages)
+        self._messages = checked_messages(messages)
         self._turn: Turn | None = None
         self._closed = False
         # Reentrant: a garbage collection in this thread may settle another reply of this chat.
@@ -156,7 +156,7 @@ class Chat(Closing):
 
     @history.setter
     def history(self, messages: Iterable[Message]) -> None:
-        changed = list(messages)
+        changed = checked_messages(messages)
         self._runner.check_messages((*self._setup.first_messages(), *changed))
         with self._lock:
             self._require_rest()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from gptoss.errors import quoted
 from gptoss.runtime.chat.response_format import AnyResponseFormat, resolve_response_format
 from gptoss.runtime.chat.settings import CONSTRAINED_TOKENS, Limits, Settings
-from gptoss.runtime.harmony.messages import Message, developer, system
+from gptoss.runtime.harmony.errors import ConversationError
+from gptoss.runtime.harmony.messages import Message, Role, developer, system
 from gptoss.runtime.sampling.grammar import Rules, ToolChoice
 from gptoss.runtime.sampling.sampler import RandomSampler
 from gptoss.runtime.tools.toolbox import Toolbox
@@ -46,6 +49,21 @@ class ChatSetup:
             parallel_calls=settings.parallel_calls,
             response_format=resolve_response_format(form),
         )
+
+
+def checked_messages(messages: Iterable[Message]) -> list[Message]:
+    """Return a chat's history as a list; raises ConversationError for what are not messages."""
+    if not isinstance(messages, Iterable):
+        raise ConversationError(None, "", f"{quoted(messages)} is not a list of gptoss.Message")
+    checked = list(messages)
+    for index, message in enumerate(checked):
+        if not isinstance(message, Message):
+            problem = f"is a {type(message).__name__}; it must be a gptoss.Message"
+            raise ConversationError(index, "", problem)
+        if not isinstance(message.role, Role):
+            problem = f"is {quoted(message.role)}; it must be a gptoss.Role, such as Role.USER"
+            raise ConversationError(index, "role", problem)
+    return checked
 
 
 def limits_of(rules: Rules, limits: Limits) -> Limits:

@@ -27,7 +27,7 @@ from gptoss.runtime.chat.round import Runner
 from gptoss.runtime.chat.runner import ChatRunner
 from gptoss.runtime.closing import Closing
 from gptoss.runtime.engine.base import Engine
-from gptoss.runtime.engine.settings import EngineOptions
+from gptoss.runtime.engine.settings import EngineOptions, checked_loras
 from gptoss.runtime.harmony.tokenizer import Tokenizer
 from gptoss.runtime.models.lora import check_lora
 from gptoss.runtime.models.memory_plan import MemoryPlan
@@ -124,7 +124,7 @@ def open(  # noqa: A001 as gptoss.open, beside gptoss.load
     """
     require_packages("run", "llama_cpp", "llguidance", "psutil", "tiktoken")
     checked = CheckedFile.open(Path(path), vocabulary=False)
-    for lora in options.get("loras") or ():
+    for lora in checked_loras(options.get("loras") or ()):
         check_lora(lora, checked.file.tensors)
     plan = plan_load(checked.path, checked.sizes, chats=parallel, options=options)
     if not force:

@@ -14,7 +14,7 @@ from gptoss.runtime.closing import Closing
 from gptoss.runtime.embed.chat_stream import ChatStream
 from gptoss.runtime.embed.supervisor import ProcessState, Supervisor
 from gptoss.runtime.embed.wire import ChildOptions
-from gptoss.runtime.engine.settings import EngineOptions
+from gptoss.runtime.engine.settings import EngineOptions, checked_loras
 
 if TYPE_CHECKING:
     import anthropic
@@ -49,6 +49,10 @@ def spawn(
     """
     require_packages("run", "llama_cpp", "llguidance", "tiktoken")
     require_packages("serve", "starlette", "uvicorn")
+    unknown = sorted(options.keys() - EngineOptions.__annotations__.keys())
+    if unknown:
+        raise TypeError(f"unexpected keyword argument {unknown[0]!r}")
+    checked_loras(options.get("loras") or ())
     asked = ChildOptions(
         path=str(Path(path).absolute()),
         key=secrets.token_urlsafe(32),
@@ -138,8 +142,10 @@ class SpawnedServer(Closing):
 
     def stream(self, messages: Sequence[Mapping[str, Any]], **fields: Any) -> ChatStream:
         """Ask for a reply to ``messages``, as OpenAI's chat completions have them, and stream it;
-        ``fields`` are further ones of the request. Raises EngineError.
+        ``fields`` are further ones of the request. Raises EngineError, also while a child that
+        crashed is started again (see ``wait_ready``).
         """
+        self._supervisor.require_running()
         body = {"model": self.model, "messages": list(messages), **fields}
         return ChatStream(self._supervisor.port, self.api_key, body)
 

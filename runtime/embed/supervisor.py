@@ -89,6 +89,7 @@ class Supervisor:
         self._options = options
         self._restart = restart
         self._owner = os.getpid()
+        self._listens = False
         self._changed = threading.Condition()
         self._process: subprocess.Popen[bytes] | None = None
         self._crashes: deque[float] = deque(maxlen=MAX_CRASHES)
@@ -126,6 +127,21 @@ class Supervisor:
                 if self._answers():
                     return
                 time.sleep(_POLL_SECONDS)  # it has just ended: that is about to be noticed
+
+    def require_running(self) -> None:
+        """Raise EngineError where no server listens: nothing may be sent to its port, which
+        another program may have taken.
+        """
+        with self._changed:
+            if self.state == ProcessState.FAILED and self.error is not None:
+                raise self.error
+            if self.state == ProcessState.CLOSED:
+                raise EngineError("the server has been closed")
+            if not self._listens:
+                raise EngineError(
+                    "the server has not started yet, or loads the model again; call wait_ready() "
+                    "before a request"
+                )
 
     def _answers(self) -> bool:
         """Report whether the server answers."""
@@ -192,6 +208,7 @@ class Supervisor:
             match event:
                 case Listening():
                     self.port, self.model, self.n_ctx = event.port, event.model, event.n_ctx
+                    self._listens = True
                 case Loading(share):
                     self.progress = share
                 case Ready() if self.state == ProcessState.LOADING:
@@ -203,6 +220,7 @@ class Supervisor:
     def _goes_on(self, code: int) -> bool:
         """Decide after the process has ended whether another is started."""
         with self._changed:
+            self._listens = False
             was_ready, reason = self.state == ProcessState.READY, _ended(code)
             if self.state in (ProcessState.FAILED, ProcessState.CLOSED):
                 return False

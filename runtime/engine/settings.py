@@ -34,10 +34,34 @@ FLASH_ATTENTION: dict[FlashAttention, int] = {"auto": -1, "off": 0, "on": 1}
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """A LoRA adapter as a GGUF, and the factor that its product is multiplied by."""
+    """A LoRA adapter as a GGUF, and the factor that its product is multiplied by.
+
+    ``path`` may be given as a string. Raises OptionError.
+    """
 
     path: Path
     scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "path", Path(self.path))
+        except TypeError:
+            raise OptionError(f"{quoted(self.path)} is not the path of a LoRA adapter") from None
+        if isinstance(self.scale, bool) or not isinstance(self.scale, int | float):
+            raise OptionError(
+                f"{self.path}: the scale is {quoted(self.scale)}; it must be a finite number"
+            )
+
+
+def checked_loras(loras: object) -> tuple[Lora, ...]:
+    """Return adapters as they were given; raises OptionError for what are not ``Lora`` values."""
+    given = tuple(loras) if isinstance(loras, list | tuple) else (loras,)
+    for lora in given:
+        if not isinstance(lora, Lora):
+            raise OptionError(
+                f"loras has {quoted(lora)}; it must be a list of gptoss.Lora(path, scale)"
+            )
+    return given
 
 
 class EngineOptions(TypedDict, total=False):
@@ -104,6 +128,7 @@ class EngineSettings:
         _require_count("n_cpu_experts", self.n_cpu_experts, 0, 2**31 - 1)
         if self.n_threads is not None:
             _require_count("n_threads", self.n_threads, 1, MAX_THREADS)
+        checked_loras(self.loras)
         _require_choice("kv_type", self.kv_type, get_args(KvType))
         _require_choice("repack", self.repack, get_args(Repack))
         _require_choice("flash_attention", self.flash_attention, get_args(FlashAttention))

@@ -40,12 +40,24 @@ def messages_from_json(text: str, *, with_tokens: bool = False) -> tuple[Message
     try:
         values = json.loads(text)
         if not isinstance(values, list):
-            raise ValueError("not a list")
+            raise ValueError("it is not a list")
         messages = tuple(map(_message_from_json, values))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        problem = f"the JSON text does not hold messages: {type(error).__name__}"
+        problem = f"the JSON text does not hold messages: {_described(error)}"
         raise ConversationError(None, "", problem) from None
     return messages if with_tokens else tuple(replace(m, tokens=None) for m in messages)
+
+
+def _described(error: Exception) -> str:
+    """Say what is wrong with a JSON text of messages."""
+    match error:
+        case RecursionError():
+            return "it is nested too deeply"
+        case KeyError():
+            return f"a message has no {error}"
+        case ValueError():
+            return str(error)
+    return "a value has another type"
 
 
 def _message_to_json(message: Message) -> dict[str, Any]:
@@ -61,10 +73,10 @@ def _message_to_json(message: Message) -> dict[str, Any]:
 def _message_from_json(value: Mapping[str, Any]) -> Message:
     tokens = value.get("tokens")
     if tokens is not None and not all(type(token) is int and token >= 0 for token in tokens):
-        raise ValueError("token ids")
+        raise ValueError("tokens of a message are not token ids")
     header = {name: value.get(name) for name in _HEADER_FIELDS}
     if not all(it is None or isinstance(it, str) for it in header.values()):
-        raise ValueError("header")
+        raise ValueError("a field of a message's header is not text")
     return Message(
         Role(value["role"]),
         _content_from_json(value["content"]),
@@ -171,7 +183,7 @@ def _format_from_json(value: Mapping[str, Any] | None) -> ResponseFormat | None:
             return Regex(pattern)
         case {"lark": text}:
             return Lark(text)
-    raise ValueError("text format")
+    raise ValueError("a tool has an unknown text format")
 
 
 def _dumps(value: object) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -105,6 +105,15 @@ def rpc_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_RPC_OPTIONS):
         command = option(command)
     return command
+
+
+def flags_of(names: Iterable[str]) -> list[str]:
+    """Return the options of the command that runs as they are typed, by the names of its arguments:
+    ``--ctx`` for ``n_ctx``.
+    """
+    params = click.get_current_context().command.params
+    typed = {it.name: it.opts[0] for it in params if it.name is not None}
+    return sorted(typed[name] for name in names)
 
 
 def pop_engine_options(arguments: dict[str, Any]) -> EngineOptions:

@@ -8,6 +8,7 @@ import click
 
 from gptoss import console
 from gptoss.errors import OptionError
+from gptoss.runtime.remote.address import origin_of
 from gptoss.runtime.remote.keys import remove_key, store_key
 
 MAX_KEY_CHARACTERS = 4_096
@@ -34,6 +35,7 @@ def set_command(url: str) -> None:
 
     The key is asked for, or read from standard input where that is a pipe.
     """
+    origin_of(url)  # a wrong address is reported before a key is asked for
     if sys.stdin.isatty():
         key = click.prompt("Key", hide_input=True, err=True)
     else:

@@ -17,7 +17,11 @@ from gptoss.errors import OptionError, require_packages
 from gptoss.runtime.chat.model import DEFAULT_PARALLEL
 from gptoss.runtime.chat.settings import MAX_SECONDS
 from gptoss.runtime.engine.settings import EngineOptions
-from gptoss.runtime.models.engine_options import engine_options, pop_engine_options
+from gptoss.runtime.models.engine_options import (
+    engine_options,
+    flags_of,
+    pop_engine_options,
+)
 from gptoss.runtime.models.finder import model_finder
 from gptoss.runtime.server.client_configs import CONFIGS, ServerSettings, print_config
 from gptoss.runtime.tools.builtin_groups import BuiltinTools, builtin_groups
@@ -287,8 +291,8 @@ def _require_remote_options(model: tuple[str, ...], engine: EngineOptions) -> No
         *(it for it in _LOADING if source(it) != ParameterSource.DEFAULT),
     ]
     if given:
-        named = ", ".join(sorted(it.replace("_", "-") for it in given))
-        raise OptionError(f"the server at --base-url decides this; omit: {named}")
+        named = ", ".join(flags_of(given))
+        raise OptionError(f"the server at --base-url decides this; omit {named}")
     if len(model) > 1:
         raise OptionError("--base-url takes one MODEL; start a server for each")
 

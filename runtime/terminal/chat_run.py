@@ -15,6 +15,7 @@ from gptoss.errors import GptossError, OptionError, require_packages
 from gptoss.runtime.chat.model import open as open_model
 from gptoss.runtime.chat.settings import Settings
 from gptoss.runtime.engine.settings import EngineOptions
+from gptoss.runtime.models.engine_options import flags_of
 from gptoss.runtime.models.finder import ModelFinder
 from gptoss.runtime.sampling.sampler import RandomSampler
 from gptoss.runtime.store.store import Store, default_path
@@ -260,8 +261,8 @@ def _remote(asked: ChatRequest, base_url: str, name: str) -> tuple[SessionModel,
 
     given = [option for option, value in asked.engine.options.items() if value]
     if given:
-        named = ", ".join(sorted(it.replace("_", "-") for it in given))
-        raise OptionError(f"the server at --base-url decides this; omit: {named}")
+        named = ", ".join(flags_of(given))
+        raise OptionError(f"the server at --base-url decides this; omit {named}")
     level = asked.engine.remote
     if level == REMOTE_AUTO and not gives_token_ids(base_url):
         console.say("the server gives no token ids; using its messages API")

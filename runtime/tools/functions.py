@@ -113,7 +113,9 @@ def described(problem: BaseException) -> str:
     name = type(problem).__name__
     try:
         return f"{name}: {problem}"
-    except Exception:
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # of the exception's own __str__
         return name
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from gptoss.errors import quoted
 from gptoss.runtime.harmony.messages import FUNCTIONS, Function, Namespace, tool_name
 from gptoss.runtime.tools.approval import Approve, decision_of, refusal
 from gptoss.runtime.tools.cancel import CURRENT_TOKEN, CancelToken
@@ -48,6 +49,13 @@ class Toolbox:
         """``approve`` is asked before a call that needs it; without it such calls are refused.
         Raises ToolError for a function that cannot be declared, or two of one name.
         """
+        if isinstance(tools, str) or not isinstance(tools, Iterable):
+            example = getattr(tools, "__name__", "get_weather")
+            raise ToolError(
+                f"tools is of type {type(tools).__name__}; it must be a list, such as [{example}]"
+            )
+        if approve is not None and not callable(approve):
+            raise ToolError(f"approve is {quoted(approve)}; it must be a function")
         self._tools: dict[str, Tool] = {}
         self._groups: dict[str, ToolGroup] = {}
         self.approve = approve
@@ -55,7 +63,12 @@ class Toolbox:
             if isinstance(getattr(given, "namespace", None), Namespace):
                 self._add_group(given)  # type: ignore[arg-type]
                 continue
-            tool = given if isinstance(given, Tool) else Tool.of(given)  # type: ignore[arg-type]
+            if not callable(given) and not isinstance(given, Tool):
+                raise ToolError(
+                    f"{quoted(given)} cannot be a tool; give a function, a Tool, or a group of "
+                    "tools (Tool.from_schema takes a JSON schema)"
+                )
+            tool = given if isinstance(given, Tool) else Tool.of(given)
             name = tool.declaration.name
             if name in self._tools:
                 raise ToolError(f"two tools are called {name!r}; rename one")

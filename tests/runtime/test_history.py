@@ -55,6 +55,33 @@ def test_texts_without_messages(text: str) -> None:
         messages_from_json(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [("{", "Expecting property name"), ("{}", "it is not a list"),
+     ('[{"role": "user"}]', "a message has no 'content'"), ("[" * 100_000, "nested too deeply"),
+     ('[{"role": "user", "content": "x", "tokens": ["a"]}]', "not token ids"),
+     ('[{"role": "boss", "content": "x"}]', "'boss' is not a valid Role")],
+)  # fmt: skip
+def test_what_is_wrong_with_such_a_text(text: str, problem: str) -> None:
+    with pytest.raises(ConversationError, match=problem):
+        messages_from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("messages", "problem"),
+    [(None, "None is not a list of gptoss.Message"), ("hi", r"messages\[0\]: is a str"),
+     ([user("a"), {"role": "user", "content": "b"}], r"messages\[1\]: is a dict"),
+     ([Message("user", "a")], r"messages\[0\].role: is 'user'")],  # type: ignore[arg-type]
+)  # fmt: skip
+def test_what_is_not_a_history(messages: Any, problem: str) -> None:
+    chat = Chat(ScriptedEngine(FINAL), byte_tokenizer(), messages=[user("Hi.")])
+    with pytest.raises(ConversationError, match=problem):
+        chat.history = messages
+    assert len(chat.history) == 1
+    with pytest.raises(ConversationError, match=problem):
+        Chat(ScriptedEngine(FINAL), byte_tokenizer(), messages=messages)
+
+
 def test_usage_of_the_context() -> None:
     settings = Settings(instructions="Be brief.")
     chat = Chat(ScriptedEngine(FINAL, n_ctx=2000), byte_tokenizer(), settings=settings)

@@ -191,3 +191,16 @@ def test_open_keeps_states_of_adapters_too(
             list(generation)
             found.append(generation.timings.reused_tokens)
     assert found == [0, 299]
+
+
+def test_how_an_adapter_is_given(random_gguf: Path, tmp_path: Path) -> None:
+    assert Lora("adapter.gguf").path == Path("adapter.gguf")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match=r"adapter\.gguf: the scale is '2'"):
+        Lora(Path("adapter.gguf"), "2")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="None is not the path of a LoRA adapter"):
+        Lora(None)  # type: ignore[arg-type]
+    adapter = write_adapter(tmp_path / "adapter.gguf", random_gguf)
+    for loras in ((str(adapter),), str(adapter), adapter):
+        for function in (gptoss.open, gptoss.memory_plan):
+            with pytest.raises(OptionError, match=r"it must be a list of gptoss\.Lora"):
+                function(random_gguf, loras=loras)  # type: ignore[arg-type]

@@ -171,6 +171,12 @@ def test_a_server_that_repeats_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     assert SECRET not in str(caught.value)
 
 
+def test_a_wrong_address_is_reported_before_the_key_is_read() -> None:
+    result = CliRunner().invoke(remote_command, ["key", "set", "ftp://x"], input="")
+    assert isinstance(result.exception, RemoteError)
+    assert "is not an address" in str(result.exception)
+
+
 def test_the_command(keyring: FakeKeyring) -> None:
     run = CliRunner().invoke
     done = run(remote_command, ["key", "set", "https://example.org"], input=f"{SECRET}\n")

@@ -117,6 +117,11 @@ class SpeechlessError(Exception):
         raise ValueError
 
 
+class EndingError(BaseException):
+    def __str__(self) -> str:
+        raise SystemExit
+
+
 @pytest.mark.parametrize(
     ("problem", "text"),
     [
@@ -124,6 +129,7 @@ class SpeechlessError(Exception):
         (ValueError("half: \ud83d"), "error: ValueError: half: \ufffd"),
         (SystemExit(0), "error: SystemExit: 0"),
         (SpeechlessError(), "error: SpeechlessError"),
+        (EndingError(), "error: EndingError"),
     ],
 )
 def test_whatever_a_tool_raises_is_its_answer(problem: BaseException, text: str) -> None:

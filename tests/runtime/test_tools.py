@@ -435,6 +435,22 @@ def test_names() -> None:
         Toolbox([later, later])
 
 
+@pytest.mark.parametrize(
+    ("tools", "problem"),
+    [(later, r"tools is of type function; it must be a list, such as \[later\]"),
+     (None, "tools is of type NoneType"), ("later", "tools is of type str; it must be a list"),
+     ([{"type": "function"}], "cannot be a tool; give a function, a Tool, or a group")],
+)  # fmt: skip
+def test_what_are_not_tools(tools: Any, problem: str) -> None:
+    with pytest.raises(ToolError, match=problem):
+        Toolbox(tools)
+
+
+def test_what_cannot_approve() -> None:
+    with pytest.raises(ToolError, match="approve is True; it must be a function"):
+        Toolbox([later], True)  # type: ignore[arg-type]
+
+
 def test_missing_hints_take_anything() -> None:
     def any_thing(x):  # type: ignore[no-untyped-def]
         return json.dumps(x)

@@ -208,8 +208,30 @@ def test_the_engine_s_options_reach_the_child(random_gguf: Path) -> None:
         gptoss.spawn(random_gguf, kv_type="q8_0", flash_attention="off")
     with pytest.raises(gptoss.OptionError, match="which others can reach"):
         gptoss.spawn(random_gguf, rpc=("10.0.0.7:50052",))
-    with pytest.raises(TypeError, match="object is not"):
-        gptoss.spawn(random_gguf, loras=(object(),))  # type: ignore[arg-type]
+    with pytest.raises(gptoss.OptionError, match=r"loras has .*; it must be a list of"):
+        gptoss.spawn(random_gguf, loras=("adapter.gguf",))  # type: ignore[arg-type]
+
+
+def test_an_option_that_is_none() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'nctx'"):
+        gptoss.spawn("any.gguf", nctx=512)  # type: ignore[call-arg]
+
+
+def test_a_request_where_no_server_runs(random_gguf: Path) -> None:
+    """The key goes to no port that another program may have by now."""
+    with gptoss.spawn(random_gguf, n_ctx=512, restart=False) as server:
+        assert server.pid is not None
+        psutil.Process(server.pid).kill()
+        deadline = time.monotonic() + SECONDS
+        while server.state != ProcessState.FAILED:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        with pytest.raises(gptoss.EngineError, match="process ended: "):
+            server.stream(ASK)
+    server = gptoss.spawn(random_gguf, n_ctx=512)
+    server.close()
+    with pytest.raises(gptoss.EngineError, match="the server has been closed"):
+        server.stream(ASK)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="an open file cannot be truncated on Windows")
