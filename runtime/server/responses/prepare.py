@@ -17,13 +17,13 @@ from gptoss.runtime.harmony.messages import (
 from gptoss.runtime.server.errors import invalid, not_found
 from gptoss.runtime.server.reply import ReplyRequest
 from gptoss.runtime.server.responses.context import beginning_of, gives_date, truncated
+from gptoss.runtime.server.responses.item_text import text_of
 from gptoss.runtime.server.responses.items import (
     CALLS,
     OUTPUTS,
     ContextItem,
     item_type,
     messages_from_items,
-    text_of,
 )
 from gptoss.runtime.server.responses.listing import listed_items
 from gptoss.runtime.server.responses.request import ResponsesRequest
