@@ -5,8 +5,9 @@
 
 The tiny model with the full vocabulary as in bench_engine.py, temperature 1, streamed.
 
-**Overhead.** One client: a reply of ``gptoss-run serve`` read over HTTP, and the same reply of a
-chat in a process of its own, in turns. Wall time a token, from the first text to the last.
+**Overhead.** One client: a reply of ``gptoss-run serve``, read over HTTP as bytes, and the same
+reply of a chat in a process of its own, in turns. Wall time a token, from the first text to the
+last.
 
 **Load.** 16 clients send the requests of each turn: a shared system prompt, short questions of
 which no two are equal, 100 tokens each. In turns: this project's ``/v1/chat/completions``, and
@@ -21,6 +22,8 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import re
+import socket
 import statistics
 import subprocess
 import sys
@@ -53,6 +56,8 @@ LOAD_TOKENS = 100
 PACED_TOKENS = 200
 SYSTEM = "You answer the questions of visitors of a botanical garden, briefly. " * 20
 QUESTION = "Tell me something long."
+TEXT = re.compile(rb'"delta":{"(reasoning|content|tool_calls)":')
+"""An event with text of the reply."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,7 @@ def post(port: int, path: str, body: bytes) -> http.client.HTTPResponse:
 
 def last_events(answer: bytes) -> list[dict[str, Any]]:
     """The last events of a stream, which say how many tokens there were."""
-    lines = [line[6:] for line in answer.splitlines()[-8:] if line.startswith(b"data: {")]
+    lines = [line[6:] for line in answer.splitlines()[-12:] if line.startswith(b"data: {")]
     return [json.loads(line) for line in lines]
 
 
@@ -198,20 +203,23 @@ def chat_in_process(gguf: Path) -> Measure:
 
 
 def paced_over_http(port: int) -> float:
-    """Seconds a token of a reply of this project's server."""
+    """Seconds a token of a reply of this project's server, from its first text on. The client only
+    reads bytes: what one makes of them is not the server's time."""
     body = {
         "messages": [{"role": "user", "content": QUESTION}], "temperature": 1.0, "seed": 1,
         "max_tokens": PACED_TOKENS, "stream": True,
     }  # fmt: skip
-    response = post(port, "/v1/chat/completions", json.dumps(body).encode())
-    first, last, lines = 0.0, 0.0, []
-    for line in response:
-        if b'"reasoning"' in line or b'"content":' in line:
-            last = time.perf_counter()
-            first = first or last
-        lines.append(line)
-    assert generated(b"".join(lines)) == PACED_TOKENS, lines[-4:]
-    return (last - first) / PACED_TOKENS
+    content = json.dumps(body).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n"
+    arrived = []
+    with socket.create_connection(("127.0.0.1", port), 120) as connection:
+        connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        while part := connection.recv(1 << 18):
+            arrived.append((time.perf_counter(), part))
+    # The role comes before the prompt is read; the last event has no text.
+    texts = [at for at, part in arrived if TEXT.search(part)]
+    assert generated(b"".join(part for _, part in arrived)) == PACED_TOKENS, arrived[-1]
+    return (texts[-1] - texts[0]) / PACED_TOKENS
 
 
 def overhead_figures(gguf: Path, port: int, runs: int) -> Iterator[Figure]:
