@@ -54,6 +54,10 @@ Words = NDArray[np.int32]
 _REMEMBERED = 256
 """Compiled schemas, expressions and grammars kept for later turns."""
 
+_REMEMBERED_CHARACTERS = 500_000
+"""Characters of what they were compiled from, together, unless the last alone has more. A compiled
+one takes a quarter of a megabyte, and a hundred bytes more for each of them."""
+
 _starting = threading.Lock()
 
 
@@ -75,8 +79,8 @@ class Compiler:
         )
         self._tokens = make_tokens(self._vocabulary)
         self._text_bits = text_bits
-        self._structures = _Remembered[str, Matcher]()
-        self._parts = _Remembered[str, CompiledPart | ConstraintError]()
+        self._structures = _Remembered[Matcher]()
+        self._parts = _Remembered[CompiledPart | ConstraintError]()
 
     def compile_structure(self, lark: str) -> Matcher:
         """Compile the grammar of a turn's structure, which this package wrote, to an llguidance
@@ -211,28 +215,36 @@ def _matcher(tokens: Tokens, grammar: Mapping[str, Any]) -> Matcher:
     return _on_a_deep_stack(lambda: tokens.compile(text))
 
 
-K = TypeVar("K")
 V = TypeVar("V")
 
 
-class _Remembered(Generic[K, V]):
-    """A cache of the most recently used values. Safe to share between threads."""
+class _Remembered(Generic[V]):
+    """A cache of the most recently used values, by a text that says how large they are. Safe to
+    share between threads.
+    """
 
     def __init__(self) -> None:
-        self._values: OrderedDict[K, V] = OrderedDict()
+        self._values: OrderedDict[str, V] = OrderedDict()
+        self._characters = 0
         self._lock = threading.Lock()
 
-    def get(self, key: K) -> V | None:
+    def get(self, key: str) -> V | None:
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
             return self._values.get(key)
 
-    def put(self, key: K, value: V) -> None:
+    def put(self, key: str, value: V) -> None:
         with self._lock:
+            if key not in self._values:
+                self._characters += len(key)
             self._values[key] = value
-            if len(self._values) > _REMEMBERED:
-                self._values.popitem(last=False)
+            while len(self._values) > 1 and self._is_full():
+                forgotten, _ = self._values.popitem(last=False)
+                self._characters -= len(forgotten)
+
+    def _is_full(self) -> bool:
+        return len(self._values) > _REMEMBERED or self._characters > _REMEMBERED_CHARACTERS
 
 
 def _check_keywords(schema: Mapping[str, Any], field: str) -> None:
