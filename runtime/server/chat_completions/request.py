@@ -127,8 +127,7 @@ def read_chat_request(data: Mapping[str, Any]) -> ChatRequest:
         sampling=read_sampling(fields),
         seed=read_seed(fields),
         stop=read_stop(fields),
-        max_tokens=fields.integer("max_completion_tokens", 1, MAX_TOKENS)
-        or fields.integer("max_tokens", 1, MAX_TOKENS),
+        max_tokens=_read_max_tokens(fields),
         reasoning_budget=fields.integer("reasoning_budget", 0, MAX_TOKENS),
         with_tokens=logprobs,
     )
@@ -143,6 +142,15 @@ def read_chat_request(data: Mapping[str, Any]) -> ChatRequest:
         options is not None and options.boolean("include_usage"),
         logprobs,
     )
+
+
+def _read_max_tokens(fields: Fields) -> int | None:
+    """Read the limit of tokens, which has an older name too."""
+    most = fields.integer("max_completion_tokens", 1, MAX_TOKENS)
+    older = fields.integer("max_tokens", 1, MAX_TOKENS)
+    if most is not None and older is not None and most != older:
+        raise fields.error("max_tokens", "contradicts max_completion_tokens; give one of them")
+    return most or older
 
 
 def read_effort(fields: Fields) -> str:

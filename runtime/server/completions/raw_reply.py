@@ -19,7 +19,6 @@ from gptoss.runtime.engine.base import (
     Generation,
     Logits,
     PromptProgress,
-    PromptTooLongError,
     Sampler,
     Step,
     TimeLimitError,
@@ -30,7 +29,7 @@ from gptoss.runtime.sampling.logprobs import TokenLogprob, token_logprob
 from gptoss.runtime.sampling.sampler import RandomSampler
 from gptoss.runtime.sampling.stop_strings import StopFilter
 from gptoss.runtime.server.completions.request import RawRequest
-from gptoss.runtime.server.errors import invalid
+from gptoss.runtime.server.errors import ApiError, invalid
 from gptoss.runtime.server.reply import Usage
 from gptoss.runtime.server.reply_thread import ReplyThread
 
@@ -98,11 +97,11 @@ class RawReply(ReplyThread[RawEvent]):
             raise invalid(f"prompt: token {max(given)}; the vocabulary has {n_vocab}", "prompt")
         room = model.engine.n_ctx
         if isinstance(given, str) and len(given) > room * model.tokenizer.longest:
-            raise PromptTooLongError(f"the prompt has more than {room} tokens")
+            raise _too_long(f"has more than the {room} tokens that the context holds")
         request.sampling.require_vocabulary(n_vocab)
         self.prompt = model.tokenizer.encode(given) if isinstance(given, str) else list(given)
         if len(self.prompt) >= room:
-            raise PromptTooLongError(f"{len(self.prompt)} tokens, the context holds {room}")
+            raise _too_long(f"has {len(self.prompt)} tokens; the context holds {room}")
         self._n_given = 1 if request.scored else len(self.prompt)
         """Tokens that the engine is given to read; the others are drawn."""
         self._request = request
@@ -208,3 +207,7 @@ class RawReply(ReplyThread[RawEvent]):
         if token in self._stop_ids or (self._request.skip_control and token in self._control):
             return b""
         return self.model.tokenizer.token_bytes(token)
+
+
+def _too_long(problem: str) -> ApiError:
+    return invalid(f"prompt: {problem}", "prompt", "context_length_exceeded")

@@ -13,12 +13,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from gptoss.runtime.chat.model import Model
+from gptoss.runtime.harmony.errors import ConversationTooLongError
 from gptoss.runtime.harmony.messages import Message
 from gptoss.runtime.harmony.render import render_for_completion
 from gptoss.runtime.server.body import read_object
 from gptoss.runtime.server.errors import api_error, invalid, not_found
 from gptoss.runtime.server.fields import Fields
 from gptoss.runtime.server.ignored import report_ignored
+from gptoss.runtime.server.model_host import ModelHost
 from gptoss.runtime.server.reply import Reply, ReplyRequest, start_reply
 from gptoss.runtime.server.responses.background import ALIVE_SECONDS
 from gptoss.runtime.server.responses.include import (
@@ -65,7 +67,7 @@ async def _create(request: Request) -> Response:
     if made is None:
         return Response(status_code=_LEFT)
     run, prepared = made
-    start = partial(start_reply, state.models, served.id)
+    start = partial(_start, state.models, served.id)
     if asked.background:
         return await _in_background(state, owner, run, prepared, start)
     started = await unless_disconnected(request.receive, _started(run, start))
@@ -112,6 +114,14 @@ async def _started(run: ResponseRun, start: Start) -> Start:
         return replies.pop() if replies else await start(asked)
 
     return start_next
+
+
+async def _start(models: ModelHost, model_id: str, asked: ReplyRequest) -> Reply:
+    """Start a reply; what is too long is named as this API names it."""
+    try:
+        return await start_reply(models, model_id, asked)
+    except ConversationTooLongError as error:
+        raise ConversationTooLongError(error.index, error.limit, "input") from error
 
 
 async def _raise(error: Exception, asked: ReplyRequest) -> Reply:  # noqa: ARG001

@@ -67,7 +67,7 @@ async def test_what_is_refused() -> None:
             ({"prompt": "a", "suffix": "b"}, "suffix"),
             ({"prompt": "a", "max_tokens": -1}, "max_tokens"),
             ({"prompt": "a", "prompt_logprobs": 1}, "prompt_logprobs"),
-            ({"prompt": "a" * 100_000}, "messages"),
+            ({"prompt": "a" * 100_000}, "prompt"),
         ):
             response = await client.post("/v1/completions", json=asked)
             assert (response.status_code, response.json()["error"]["param"]) == (400, param), asked

@@ -57,7 +57,7 @@ BETWEEN_FIELDS = {
     # A rule between two fields refuses what each of them may be.
     *("background", "best_of", "conversation", "n", "previous_response_id", "stream"),
     *("stream_options", "thinking", "tool_choice", "top_logprobs", "logprobs"),
-    *("input", "server_label", "server_url"),
+    *("input", "max_completion_tokens", "max_tokens", "server_label", "server_url"),
 }
 
 
