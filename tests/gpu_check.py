@@ -43,7 +43,7 @@ OPTIONS = (
 )  # fmt: skip
 CUDA = (
     "-DGGML_CUDA=ON", "-DCMAKE_CUDA_ARCHITECTURES=native", "-DGGML_CUDA_NCCL=OFF",
-    "-DGGML_CUDA_NO_VMM=ON", "-DGGML_CUDA_FA_QUANTS=f16-f16",
+    "-DGGML_CUDA_NO_VMM=ON", "-DGGML_CUDA_FA_QUANTS=f16-f16", "-DGGML_CUDA_COMPRESSION_MODE=none",
 )  # fmt: skip
 """One card, without the driver's library to link with, and with the type of keys and values that is
 the default: a shorter build."""
@@ -126,11 +126,12 @@ def configure(archive: Path, build: Path, *options: str) -> Path:
 
 
 def build_for_this_card(nvcc: Path) -> Path:
-    """Build llama.cpp for the card of this machine; return the folder with its libraries."""
+    """Build llama.cpp for the card of this machine, or go on with that; return the folder with its
+    libraries.
+    """
     build = FOLDER / "cuda"
     libraries = build / "out" / "bin"
     if not (libraries / "libllama.so").exists():
-        shutil.rmtree(build, ignore_errors=True)
         found = [f"-DCMAKE_CUDA_COMPILER={nvcc}", *cublas_options(nvcc, sys.path)]
         libraries = configure(FOLDER / ARCHIVE, build, *found, *CUDA)
         jobs = str(os.cpu_count() or 4)
