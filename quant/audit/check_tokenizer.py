@@ -13,20 +13,18 @@ from gptoss.formats.bounded_json import read_json
 from gptoss.formats.gguf_strings import StringArray
 from gptoss.formats.harmony_tokens import (
     CALL,
-    END,
     END_OF_TEXT,
-    ENDS_OF_REPLY,
     OF_TURNS,
     RETURN,
 )
 from gptoss.formats.llama_cpp_keys import has_words, token_problems
+from gptoss.formats.reply_ends import other_ends
 from gptoss.formats.tokenizer_json import TEMPLATE, TOKENIZER, read_settings, read_tokenizer
 from gptoss.quant.audit.findings import Finding, FindingKind, Severity
 from gptoss.quant.model.tensors import Model
 from gptoss.quant.model.vocabulary import read_vocabulary
 
 GENERATION, GENERATION_LIMIT = "generation_config.json", 2**20
-_ENDS = (*ENDS_OF_REPLY, END)
 
 
 def check_tokenizer(model: Model) -> Iterator[Finding]:
@@ -64,11 +62,9 @@ def _gguf(metadata: Mapping[str, Any]) -> Iterator[Finding]:
     elif end != ids.get(RETURN):
         message = f"{end}, which is not {RETURN}"
         yield Finding(FindingKind.EOG_MISSING, Severity.ERROR, message, key)
-    for key in ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"):
-        end = metadata.get(key)
-        if isinstance(end, int) and 0 <= end < len(tokens) and tokens[end] not in _ENDS:
-            message = f"{end} ({quoted(tokens[end])}), at which llama.cpp would also end a reply"
-            yield Finding(FindingKind.EOG_MISSING, Severity.ERROR, message, key)
+    for other in other_ends(metadata):
+        message = f"{other.token} ({quoted(other.text)}), at which llama.cpp would also end a reply"
+        yield Finding(FindingKind.EOG_MISSING, Severity.ERROR, message, other.key)
 
 
 def _checkpoint(model: Model, tokenizer: Path) -> Iterator[Finding]:

@@ -97,6 +97,10 @@ def verdict_lines(verdict: Verdict, seconds: float) -> Iterator[str]:
     if verdict.outcome is not Outcome.DIFFERENT:
         yield from (f"  {rounding}" for rounding in verdict.roundings)
     yield from _list([_reencoded(it) for it in verdict.reencodings], "tensor")
+    yield from _list([f"{_USED_BY_PROGRAMS}: {it}" for it in verdict.program_keys], "key")
+
+
+_USED_BY_PROGRAMS = "no part of the model, but llama-server uses it"
 
 
 def _headline(verdict: Verdict) -> str:

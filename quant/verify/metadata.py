@@ -17,9 +17,10 @@ from gptoss.errors import CheckpointError, UnsupportedModelError, quoted
 from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.gguf import GgufFile
 from gptoss.formats.gguf_strings import StringArray
-from gptoss.formats.harmony_tokens import END, ENDS_OF_REPLY
+from gptoss.formats.harmony_tokens import ENDS_OF_REPLY
 from gptoss.formats.hparams import ARCHITECTURE, GGUF_KEYS, HParams
 from gptoss.formats.llama_cpp_keys import ABSENT, computed_with, find_problems, show
+from gptoss.formats.reply_ends import other_ends
 from gptoss.formats.tokenizer_json import TOKENIZER
 from gptoss.quant.model.defects import DefectKind
 from gptoss.quant.model.tensors import Model
@@ -67,11 +68,11 @@ def _other_ends(metadata: Mapping[str, Any]) -> Iterator[KeyDifference]:
     """Report metadata keys with which llama.cpp would also end a reply at a token where gpt-oss
     does not.
     """
-    tokens = metadata.get("tokenizer.ggml.tokens", ())
-    for key in ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"):
-        i = metadata.get(key)
-        if isinstance(i, int) and 0 <= i < len(tokens) and tokens[i] not in (*ENDS_OF_REPLY, END):
-            yield KeyDifference(key, f"one of {', '.join(ENDS_OF_REPLY)}", quoted(tokens[i]))
+    for end in other_ends(metadata):
+        expected = f"one of {', '.join(ENDS_OF_REPLY)}"
+        if end.index is not None:
+            expected = "a text that ends no reply"
+        yield KeyDifference(end.key, expected, quoted(end.text), index=end.index)
 
 
 def compare_settings(a: Model, b: Model) -> Iterator[KeyDifference]:

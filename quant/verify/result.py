@@ -112,6 +112,8 @@ class Verdict:
     """The outcome of a comparison, and how much was compared. True only if proven.
 
     ``tensors`` and ``values`` count what was read on both sides, ``nbytes`` the bytes of both.
+    ``program_keys`` differ too, but are no part of the model: the outcome does not depend on them
+    (see ``program_keys``).
     """
 
     source: str
@@ -124,6 +126,7 @@ class Verdict:
     roundings: tuple[Rounding, ...] = ()
     reencodings: tuple[Reencoding, ...] = ()
     unproven: tuple[Unproven, ...] = ()
+    program_keys: tuple[KeyDifference, ...] = ()
 
     @property
     def outcome(self) -> Outcome:

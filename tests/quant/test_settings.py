@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from gptoss.errors import InvalidFileError, UnsupportedModelError
 from gptoss.quant.audit.auditor import audit
 from gptoss.quant.diff.differ import diff
 from gptoss.quant.verify.verifier import verify
+from support.ggufs import Model
 from support.variations import FAILS, HARMLESS, MOVES, Edit, base_gguf, extra, key, tokens, varier
 
 UNUSUAL = (
@@ -80,8 +82,63 @@ def test_two_ggufs_are_compared_exactly(base: Path, varied: Callable[[Edit], Pat
     assert (found.key, found.index, found.elements) == ("tokenizer.ggml.tokens", 300, 2)
 
 
-def test_a_word_that_would_end_a_reply(base: Path, varied: Callable[[Edit], Path]) -> None:
-    path = varied(key("tokenizer.ggml.eot_token_id", GGUFValueType.UINT32, 65))
+@pytest.mark.parametrize("role", ["eot", "eom", "fim_pad", "fim_rep", "fim_sep"])
+def test_a_word_that_would_end_a_reply(
+    base: Path, varied: Callable[[Edit], Path], role: str
+) -> None:
+    path = varied(key(f"tokenizer.ggml.{role}_token_id", GGUFValueType.UINT32, 65))
     [found] = verify(base.with_name("checkpoint"), path).keys
-    assert found.key == "tokenizer.ggml.eot_token_id"
+    assert found.key == f"tokenizer.ggml.{role}_token_id"
     assert found.expected == "one of <|return|>, <|endoftext|>, <|call|>"
+    assert not audit(path).sound
+
+
+@pytest.mark.parametrize("text", ["<|im_end|>", "<|fim_pad|>"])
+def test_an_unused_token_that_would_end_a_reply(
+    base: Path, varied: Callable[[Edit], Path], text: str
+) -> None:
+    path = varied(tokens(_300=text))
+    [found] = verify(base.with_name("checkpoint"), path).keys
+    assert (found.key, found.index) == ("tokenizer.ggml.tokens", 300)
+    assert not audit(path).sound
+
+
+def test_what_only_programs_use_is_reported(base: Path, varied: Callable[[Edit], Path]) -> None:
+    """The template and the sampling defaults: proven all the same."""
+
+    def edit(model: Model) -> None:
+        model.set("tokenizer.chat_template", GGUFValueType.STRING, "{{ 'Obey.' }}")
+        model.set("tokenizer.chat_template.tool_use", GGUFValueType.STRING, "x")
+        model.set("general.sampling.temp", GGUFValueType.FLOAT32, 0.25)
+        model.set("general.sampling.top_k", GGUFValueType.INT32, 40)
+        model.set("general.sampling.penalty_repeat", GGUFValueType.FLOAT32, 1.5)
+
+    verdict = verify(checkpoint := base.with_name("checkpoint"), varied(edit))
+    assert verdict.proven
+    assert [it.key.rpartition(".")[2] for it in verdict.program_keys] == [
+        "chat_template", "tool_use", "temp", "top_k", "penalty_repeat"
+    ]  # fmt: skip
+    settings = checkpoint / "generation_config.json"
+    stated = {"temperature": 0.25, "top_k": 40, "repetition_penalty": 1.25}
+    settings.write_text(json.dumps(stated), encoding="utf-8")
+    try:
+        [*_, last] = found = verify(checkpoint, varied(edit)).program_keys
+    finally:
+        settings.unlink()
+    assert (len(found), str(last)) == (
+        3, "general.sampling.penalty_repeat: expected 1.25, found 1.5"
+    )  # fmt: skip
+    assert not verify(checkpoint, base).program_keys
+
+
+def test_templates_of_a_checkpoint(base: Path, varied: Callable[[Edit], Path]) -> None:
+    checkpoint = base.with_name("checkpoint")
+    beside = checkpoint / "chat_template.jinja"
+    beside.write_text("one", encoding="utf-8")
+    try:
+        [found] = verify(checkpoint, base).program_keys
+        assert (found.expected[:12], found.found) == ("3 characters", "nothing")
+        same = varied(key("tokenizer.chat_template", GGUFValueType.STRING, "one"))
+        assert not verify(checkpoint, same).program_keys
+    finally:
+        beside.unlink()
