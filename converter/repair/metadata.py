@@ -31,6 +31,7 @@ from gptoss.formats.gguf import GgufFile
 from gptoss.formats.gguf_strings import StringArray
 from gptoss.formats.hparams import ARCHITECTURE, GGUF_KEYS, YARN_BETAS, HParams
 from gptoss.formats.llama_cpp_keys import find_problems
+from gptoss.formats.reply_ends import ENDING_KEYS, ENDING_TEXTS
 
 OLLAMA = "gptoss"
 """Ollama's name of the architecture."""
@@ -48,7 +49,6 @@ _OF_PARTS = frozenset((Keys.Split.LLM_KV_SPLIT_NO, Keys.Split.LLM_KV_SPLIT_COUNT
                        Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT, Keys.General.ALIGNMENT))  # fmt: skip
 """Keys about a file's layout; the repaired file has its own."""
 _KINDS = frozenset(TokenType)
-_OTHER_ENDS = (Keys.Tokenizer.EOT_ID, Keys.Tokenizer.EOM_ID)
 _RESERVED, _PAD = re.compile(r"<\|reserved_\d+\|>"), re.compile(r"\[PAD\d+\]")
 
 
@@ -307,14 +307,15 @@ def _correct_types(tokens: Sequence[str], types: list[int]) -> None:
 
 
 def _name_unused(tokens: list[str], types: Sequence[int]) -> None:
-    """Rename unused tokens of a GGUF in repair where llama.cpp would fail: texts that are empty or
-    another token's.
+    """Rename unused tokens of a GGUF in repair where llama.cpp would fail, or end a reply: texts
+    that are empty, another token's, or another model's end.
 
     No text is encoded to them, so only that they differ matters.
     """
     taken = Counter(tokens)
     for i, (token, kind) in enumerate(zip(tokens, types, strict=True)):
-        if kind != TokenType.UNUSED or (taken[token] == 1 and token and "\0" not in token):
+        is_usable = taken[token] == 1 and token and "\0" not in token
+        if kind != TokenType.UNUSED or (is_usable and token not in ENDING_TEXTS):
             continue
         names = chain([f"[PAD{i}]"], (f"[PAD{i}-{n}]" for n in count()))
         tokens[i] = next(name for name in names if not taken[name])
@@ -345,7 +346,7 @@ def _changes(
     renamed = sum(_renamed(key) != key for key in file.metadata)
     if renamed:
         yield Change(f"{renamed} keys", f"{OLLAMA}.*", f"{ARCHITECTURE}.*", "llama.cpp's name")
-    for key in _OTHER_ENDS:
+    for key in ENDING_KEYS:
         if key in given and not _ends(given[key], wanted):
             why = f"only {', '.join(harmony_tokens.ENDS_OF_REPLY)} end a reply"
             yield Change(key, _text(given[key]), None, why)

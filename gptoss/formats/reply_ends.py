@@ -1,6 +1,6 @@
 """Where llama.cpp ends a reply beside the tokens at which gpt-oss does.
 
-Source: llama.cpp as packaged in llama-cpp-python 0.3.36, ``llama-vocab.cpp`` (``load``), which takes
+Source: llama.cpp as packaged in llama-cpp-python 0.3.36, ``llama-vocab.cpp`` (``load``). It takes
 the end-of-generation tokens from these keys, and from texts of the vocabulary.
 """
 
@@ -15,7 +15,10 @@ from gguf.constants import TokenType
 from gptoss.formats.gguf_strings import StringArray
 from gptoss.formats.harmony_tokens import END, ENDS_OF_REPLY
 
-_ROLES = ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+ENDING_KEYS = tuple(
+    f"tokenizer.ggml.{role}_token_id" for role in ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+)
+"""The keys, beside that of the EOS, whose tokens end a reply."""
 _ALLOWED = (*ENDS_OF_REPLY, END)
 
 ENDING_TEXTS = frozenset((
@@ -48,11 +51,10 @@ def other_ends(metadata: Mapping[str, Any]) -> Iterator[OtherEnd]:
     tokens = metadata.get(key)
     if not isinstance(tokens, StringArray | Sequence):
         return
-    for role in _ROLES:
-        named = f"tokenizer.ggml.{role}_token_id"
-        i = metadata.get(named)
+    for name in ENDING_KEYS:
+        i = metadata.get(name)
         if isinstance(i, int) and 0 <= i < len(tokens) and tokens[i] not in _ALLOWED:
-            yield OtherEnd(named, i, tokens[i])
+            yield OtherEnd(name, i, tokens[i])
     types = metadata.get("tokenizer.ggml.token_type")
     kinds = types if isinstance(types, tuple | list) else ()
     for i in (i for i, kind in enumerate(kinds[: len(tokens)]) if kind == TokenType.UNUSED):

@@ -116,6 +116,13 @@ def too_few_tokens(model: Model) -> None:
         model.keys[key] = (kinds[0], kinds[1], values[:-20])
 
 
+def another_model_s_end(model: Model) -> None:
+    kind, element, texts = model.keys["tokenizer.ggml.tokens"]
+    *kinds, types = model.keys["tokenizer.ggml.token_type"]
+    model.keys["tokenizer.ggml.tokens"] = (kind, element, [*texts[:-1], "<|im_end|>"])
+    model.keys["tokenizer.ggml.token_type"] = (kinds[0], kinds[1], [*types[:-1], 5])
+
+
 def another_name(model: Model) -> None:
     model.rename(lambda name: name.replace("attn_output", "attn_out"))
 
@@ -151,6 +158,10 @@ DEFECTS: dict[str, tuple[Callable[[Model], None], tuple[str, ...]]] = {
     "an end too many": (
         with_key("tokenizer.ggml.eot_token_id", U32, 265), ("eot_token_id: 265 → removed",)
     ),
+    "an end of another kind": (
+        with_key("tokenizer.ggml.fim_sep_token_id", U32, 65), ("fim_sep_token_id: 65 → removed",)
+    ),
+    "an end of another model": (another_model_s_end, ("tokens: 320 values → 320 values",)),
     "a bos of its own": (
         with_key("tokenizer.ggml.add_bos_token", GGUFValueType.BOOL, True),
         ("add_bos_token: True → False",),
