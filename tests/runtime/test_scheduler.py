@@ -49,7 +49,7 @@ def submit(scheduler: Scheduler, prompt: Sequence[int], n: int = 5) -> Scheduled
 
 def waiting_for(gate: threading.Event) -> Callable[[Sequence[Chunk]], None]:
     def wait(_: Sequence[Chunk]) -> None:
-        gate.wait()
+        gate.wait(60)  # a test that fails does not hang
 
     return wait
 
