@@ -6,18 +6,19 @@ import datetime
 import json
 import sys
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gptoss import console, progress_bars
 from gptoss.errors import GptossError, OptionError
 from gptoss.formats.gguf import GgufFile
-from gptoss.library.download import sha256_of
-from gptoss.library.elsewhere import Found, find_elsewhere
 from gptoss.library.finder import LibraryFinder
 from gptoss.library.store import ModelFolder, Stored
 from gptoss.runtime.models.preflight import check_computable
+
+if TYPE_CHECKING:
+    from gptoss.library.elsewhere import Found
 
 NAMES = ("size", "last used", "name", "verdict")
 
@@ -34,6 +35,8 @@ def models_command(as_json: bool) -> None:
     Exit codes:
       0    listed
     """
+    from gptoss.library.elsewhere import find_elsewhere
+
     folder = ModelFolder()
     own, others = list(folder.all()), list(find_elsewhere())
     if as_json:
@@ -144,6 +147,8 @@ def _own(folder: ModelFolder, model: str) -> Stored:
 
 def _changed_files(stored: Stored) -> list[str]:
     """Return what is wrong with a stored model's files, a line for each file that changed."""
+    from gptoss.library.download import sha256_of
+
     problems = []
     with progress_bars.progress_bar("verifying", stored.nbytes) as advance:
         for name in stored.record.files:

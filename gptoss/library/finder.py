@@ -18,17 +18,13 @@ import click
 from gptoss import console, progress_bars
 from gptoss.errors import MissingPackageError, OptionError, OutputError, require_packages
 from gptoss.library.names import ALIASES, HubModel, did_you_mean, hub_model
-from gptoss.library.sources import (
-    Cost,
-    LocalCheckpoint,
-    Source,
-    Steps,
-    hub_source,
-    is_complete_checkpoint,
-)
 from gptoss.library.store import ModelFolder, Stored
 
-if TYPE_CHECKING:  # without psutil it cannot be imported, and nothing is planned
+if TYPE_CHECKING:
+    # With the converter, which a chat with a model that is there starts without.
+    from gptoss.library.sources import Cost, Source, Steps
+
+    # Without psutil it cannot be imported, and nothing is planned.
     from gptoss.runtime.models.memory_plan import MemoryPlan
 
 
@@ -109,6 +105,8 @@ class LibraryFinder:
         """Return where the named model can be got from, whether or not it is here already. Raises
         GptossError.
         """
+        from gptoss.library.sources import hub_source
+
         model = hub_model(name)
         if model is None and Path(name).exists():
             raise OptionError(
@@ -149,6 +147,8 @@ class LibraryFinder:
 
     def _in_folder(self, path: Path) -> Path | Stored | Wanted:
         """Return the GGUF in a folder, or the checkpoint there to be converted."""
+        from gptoss.library.sources import LocalCheckpoint, is_complete_checkpoint
+
         if not is_complete_checkpoint(path):
             ggufs = [it for it in sorted(path.glob("*.gguf")) if _is_first_part(it)]
             if len(ggufs) == 1:
@@ -204,6 +204,8 @@ def _print_plan(lines: Sequence[str]) -> None:
 @contextmanager
 def steps(*, shown: bool = True) -> Iterator[Steps]:
     """Draw the progress bars of downloading, converting and verifying."""
+    from gptoss.library.sources import Steps
+
     titles = ("downloading", "converting", "verifying")
     with progress_bars.meters(*titles, shown=shown) as meters:
         yield Steps(meters[0], meters[1], meters[2], console.say)

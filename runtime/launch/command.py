@@ -17,7 +17,6 @@ import click
 
 from gptoss import console
 from gptoss.errors import OptionError
-from gptoss.runtime.embed.spawned import spawn
 from gptoss.runtime.launch.programs import PROGRAMS, Launch, Program, Target
 from gptoss.runtime.launch.running_server import ask_server
 from gptoss.runtime.models.finder import model_finder
@@ -91,6 +90,8 @@ def _server(
         key = key_in(key_file or default_key_path())
         yield ask_server(url.rstrip("/").removesuffix("/v1"), key), key
         return
+    from gptoss.runtime.embed.spawned import spawn  # other commands start without it
+
     with spawn(gguf, n_ctx=n_ctx) as server:
         yield ServerSettings(server.url, server.model, server.n_ctx), server.api_key
 
