@@ -19,6 +19,13 @@ from gptoss.runtime.engine.base import EngineError, OutOfMemoryError
 from gptoss.runtime.engine.devices import Device, check_offload, select_gpus
 from gptoss.runtime.engine.ggml import buffer_overrides, gpu_handles, list_devices
 from gptoss.runtime.engine.library import LOG, StopFlag, lib
+from gptoss.runtime.engine.mapped_pages import (
+    Range,
+    can_enter_pages,
+    enter_pages,
+    mapped_ranges,
+    without_pages,
+)
 from gptoss.runtime.engine.page_cache import PAGE, ResidentPages
 from gptoss.runtime.engine.rpc import LOSS, connect, devices_of
 from gptoss.runtime.engine.settings import FLASH_ATTENTION, KV_TYPES, EngineSettings
@@ -200,7 +207,13 @@ class _Loader:
         name = os.fsencode(self._path)
 
         def load(_: object = kept) -> Any:  # lives as long as a call that is left behind
-            return lib.llama_model_load_from_file(name, params)
+            if self._copies or not can_enter_pages():
+                return lib.llama_model_load_from_file(name, params)
+            before = mapped_ranges(self._path)
+            with without_pages():
+                model = lib.llama_model_load_from_file(name, params)
+            self._enter_pages(sorted(mapped_ranges(self._path) - before))
+            return model
 
         model = self._make(load, lib.llama_model_free)
         if not model:
@@ -288,6 +301,15 @@ class _Loader:
                 free(it)
             raise
         return None
+
+    def _enter_pages(self, ranges: Sequence[Range]) -> None:
+        """Have all pages of the mapped file at hand before the first token needs them."""
+        begin = self._share
+
+        def advance(share: float) -> None:
+            self._share = max(self._share, begin + share * (_LOADED - begin))
+
+        enter_pages(ranges, advance, lambda: self._stop.is_set)
 
     def _run(self, call: Callable[[], T]) -> T:
         """Make a call of llama.cpp that progress is reported during, and that can be cancelled."""
