@@ -2,9 +2,9 @@
 
 llama.cpp maps a file with ``MAP_POPULATE``: one call enters the pages of 12.1 GB, on one processor,
 for 1.3 s. Meanwhile the process's memory map is locked, so any thread that needs memory waits, with
-Python's lock perhaps, and all others with it: the masks that are made beside the load, an event loop.
-On a machine with several NUMA nodes llama.cpp maps without that flag. So it gets that answer here,
-and the pages are entered afterwards in steps of milliseconds, by two threads.
+Python's lock perhaps, and all others with it: the masks that are made beside the load, an event
+loop. On a machine with several NUMA nodes llama.cpp maps without that flag. So it gets that answer
+here, and the pages are entered afterwards in steps of milliseconds, by two threads.
 """
 
 from __future__ import annotations

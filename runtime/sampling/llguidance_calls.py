@@ -2,8 +2,8 @@
 its Python classes.
 
 Its class ``LLTokenizer`` takes half a second for 201,088 tokens and holds the lock all the time: no
-other thread of the program can run Python, so an event loop stops. The shared library of the same package
-also exports llguidance's C interface. Calls that take long release the lock, the others, of
+other thread of the program can run Python, so an event loop stops. The shared library of the same
+package also exports llguidance's C interface. Calls that take long release the lock, the others, of
 microseconds, do not.
 """
 
