@@ -161,13 +161,12 @@ def open(  # noqa: A001 as gptoss.open, beside gptoss.load
 def _read_vocabulary(checked: CheckedFile, *, constrained: bool) -> TokenMasks | None:
     """Build the tokenizer of a checked file, and the masks of its tokens if ``constrained``."""
     tokenizer = checked.tokenizer
-    masks = None
-    if constrained:
-        from gptoss.runtime.sampling.constrained import TokenMasks
-
-        masks = TokenMasks(tokenizer)
     tokenizer.prepare()
-    return masks
+    if not constrained:
+        return None
+    from gptoss.runtime.sampling.constrained import TokenMasks
+
+    return TokenMasks(tokenizer)
 
 
 class Model(Closing):

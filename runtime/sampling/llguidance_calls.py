@@ -228,7 +228,8 @@ class _NativeTokens:
             token_lens=sizes.ctypes.data,
             token_bytes=raw.ctypes.data,
             tokenize_assumes_string=True,
-            tokenize_fn=ctypes.cast(self._tokenize, _ADDRESS).value,
+            # Not by a cast: that keeps the function, and so the tokenizer, in a cycle.
+            tokenize_fn=_ADDRESS.from_buffer(self._tokenize).value,
             slices=ctypes.addressof(names),
         )
         problem = ctypes.create_string_buffer(1000)

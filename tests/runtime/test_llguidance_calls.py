@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import threading
+import weakref
 from typing import Any
 
 import llguidance
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 from gptoss.runtime.sampling import llguidance_calls
+from gptoss.runtime.sampling.constrained import TokenMasks
 from gptoss.runtime.sampling.llguidance_calls import (
     STRING_SLICES,
     Matcher,
@@ -150,6 +153,19 @@ def test_matchers_in_threads_share_one_vocabulary(both: tuple[Tokens, Tokens]) -
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_a_tokenizer_is_freed_with_its_tokens() -> None:
+    """At once, not when Python looks for cycles: one of the full vocabulary has 100 MB."""
+    tokenizer = byte_tokenizer()
+    left = weakref.ref(tokenizer)
+    gc.disable()
+    try:
+        masks = TokenMasks(tokenizer)
+        del tokenizer, masks
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 def test_memory_is_given_back() -> None:
