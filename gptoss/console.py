@@ -176,6 +176,16 @@ def say(sentence: str) -> None:
         click.echo(one_line(sentence), err=True)
 
 
+def confirm(question: str, *, default: bool) -> bool:
+    """Ask the person at the terminal a question, and return whether the answer is yes; raises
+    KeyboardInterrupt for Ctrl-C and at the end of the input.
+    """
+    try:
+        return click.confirm(one_line(question), default=default, err=True)
+    except click.Abort as error:
+        raise KeyboardInterrupt from error
+
+
 def answer(text: str) -> None:
     """Print a command's result on stdout, JSON or lines; made printable except for line ends."""
     click.echo("\n".join(map(printable, text.split("\n"))))

@@ -105,7 +105,8 @@ def rm_command(model: str, yes: bool) -> None:
         if not sys.stdin.isatty():
             raise OptionError(f"{stored.name}: add --yes to remove it without being asked")
         size = f"{stored.nbytes / 1e9:.1f} GB"
-        click.confirm(f"Remove {stored.name} ({size})?", abort=True, err=True)
+        if not console.confirm(f"Remove {stored.name} ({size})?", default=False):
+            raise OptionError(f"{stored.name}: was not removed")
     folder.remove(stored)
     console.answer_lines([f"removed {stored.name}"])
 

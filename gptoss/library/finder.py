@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-import click
-
 from gptoss import console, progress_bars
 from gptoss.errors import MissingPackageError, OptionError, OutputError, require_packages
 from gptoss.library.names import ALIASES, HubModel, did_you_mean, hub_model
@@ -49,7 +47,7 @@ class LibraryFinder:
         """Return the GGUF of the model that a command names; ask, and get it, where it is not
         there.
 
-        Raises GptossError, and click.Abort where the person declines.
+        Raises GptossError, also where the person declines, and KeyboardInterrupt.
         """
         require_packages("run", *NEEDED_TO_RUN)  # before anything is downloaded
         found = self._on_disk(name)
@@ -77,7 +75,7 @@ class LibraryFinder:
         return nullcontext(found.gguf) if isinstance(found, Stored) else found.source.vocabulary()
 
     def pull(self, wanted: Wanted, *, yes: bool, must_run: bool = True) -> Stored:
-        """Get a model: show what that takes, ask, get it. Raises GptossError, click.Abort.
+        """Get a model: show what that takes, ask, get it. Raises GptossError, KeyboardInterrupt.
 
         ``must_run`` refuses a model that does not fit into this machine's memory.
         """
@@ -212,12 +210,13 @@ def steps(*, shown: bool = True) -> Iterator[Steps]:
 
 
 def _confirm(name: str, *, yes: bool) -> None:
-    """Ask whether to go on; raises click.Abort for no, OptionError where nobody can be asked."""
+    """Ask whether to go on; raises OptionError for no, and where nobody can be asked."""
     if yes:
         return
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise OptionError(f"{name} is not on this machine; add --yes to get it without being asked")
-    click.confirm("Continue?", default=True, abort=True, err=True)
+    if not console.confirm("Continue?", default=True):
+        raise OptionError(f"{name} is not on this machine, and nothing was done")
 
 
 def _memory(headers: Path) -> MemoryPlan | None:

@@ -20,7 +20,7 @@ class ModelFinder(Protocol):
         """Return the GGUF of the model that a command names, a file that is there and complete.
 
         It may have to be downloaded and converted; the person is asked first, unless ``yes``.
-        Raises GptossError where there is none, click.Abort where the person declines.
+        Raises GptossError where there is none, also where the person declines.
         """
         ...
 

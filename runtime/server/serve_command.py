@@ -233,7 +233,8 @@ def serve_command(
         def page_url() -> str:
             return f"{url}/" if key is None else f"{url}/#login={links.create()}"
 
-        click.echo(f"page, with a link that works once: {page_url()}", err=True)
+        once = "" if key is None else ", with a link that works once"
+        click.echo(f"page{once}: {page_url()}", err=True)
         if as_json:
             sys.stdout.write(json.dumps({"event": "listening", "url": url}) + "\n")
             sys.stdout.flush()

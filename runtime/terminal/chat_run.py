@@ -25,7 +25,13 @@ from gptoss.runtime.terminal.commands import resumed
 from gptoss.runtime.terminal.json_lines import JsonLines
 from gptoss.runtime.terminal.loop import Terminal, answer, answer_lines, converse
 from gptoss.runtime.terminal.printer import Printer, Show
-from gptoss.runtime.terminal.session import FindModel, OpenModel, Session, SessionModel
+from gptoss.runtime.terminal.session import (
+    FindModel,
+    OpenModel,
+    Session,
+    SessionModel,
+    earlier_conversation,
+)
 from gptoss.runtime.terminal.tool_import import import_function
 from gptoss.runtime.tools.approval import Approval
 from gptoss.runtime.tools.builtin_groups import BuiltinTools, builtin_groups
@@ -101,6 +107,8 @@ def run_chat(asked: ChatRequest) -> int:
         store = _store(asked)
         if store is not None:
             stack.enter_context(store)
+            if asked.resume is not None or asked.continue_last:
+                earlier_conversation(store, asked.resume)  # before a load, which takes a while
         find = _finder(asked)
         opened = find(asked.model)
         model, name = opened()

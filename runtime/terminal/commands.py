@@ -78,7 +78,7 @@ def is_command(line: str) -> bool:
 # --- the commands -----------------------------------------------------------------------------
 
 
-def _help(_: Session, argument: str) -> Result:
+def _help(session: Session, argument: str) -> Result:
     if argument:
         command = BY_NAME.get(argument.removeprefix("/").casefold())
         if command is None:
@@ -88,9 +88,13 @@ def _help(_: Session, argument: str) -> Result:
     rows = [(f"/{it.names[0]} {it.argument}".rstrip(), it.help) for it in COMMANDS]
     width = max(len(usage) for usage, _ in rows) + 2
     lines = [f"{usage:{width}}{text}" for usage, text in rows]
-    return Result("\n".join([*lines, "", KEYS]))
+    return Result("\n".join([*lines, "", KEYS if session.takes_keys else PLAIN_KEYS]))
 
 
+PLAIN_KEYS = """\
+\"\"\" … \"\"\"      a message of several lines
+//text         a message that begins with a slash
+Ctrl-C         stops a reply            Ctrl-D   leaves"""
 KEYS = """\
 \"\"\" … \"\"\"      a message of several lines; Alt-Enter begins a new line too
 //text         a message that begins with a slash

@@ -26,6 +26,7 @@ class PlainTerminal:
     def begin(self, session: Session) -> None:
         """Print how a conversation is begun."""
         self._show = with_links(self._printer, session.tools.groups)
+        session.takes_keys = False
         self.say(f"{session.name}; /help lists the commands")
 
     def read(self, draft: str) -> str | None:

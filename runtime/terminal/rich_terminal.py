@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 from rich.cells import cell_len
@@ -95,23 +97,32 @@ class RichTerminal:
     def ask_key(self, question: str, keys: str) -> str:
         """Ask for one of the keys during a reply; n where none can be pressed."""
         self._view.pause()
-        self._echo(f"{printable_lines(question)} ")
-        try:
-            key = "n" if self._listener is None else self._listener.ask(keys)
-        except EOFError:
-            key = "n"
-        self._echo(f"{key}\n")
+        key = "n"
+        with self._question(question), suppress(EOFError):
+            if self._listener is not None:
+                key = self._listener.ask(keys)
+                self._echo(key)
         return key
 
     def ask_text(self, question: str) -> str:
         """Ask for a line of text during a reply."""
-        self._echo(f"{printable_lines(question)} ")
-        try:
-            text = "" if self._listener is None else self._listener.ask_line(self._echo)
-        except EOFError:
-            text = ""
-        self._echo("\n")
+        text = ""
+        with self._question(question), suppress(EOFError):
+            if self._listener is not None:
+                text = self._listener.ask_line(self._echo)
         return text
+
+    @contextmanager
+    def _question(self, question: str) -> Iterator[None]:
+        """Print a question, and end its line after the answer, also where that is Ctrl-C. What is
+        above its last line is code, which stays as it is.
+        """
+        *code, last = printable_lines(question).split("\n")
+        self._echo("\n".join([*code, *self._wrapped(last)]) + " ")
+        try:
+            yield
+        finally:
+            self._echo("\n")
 
     def _echo(self, text: str) -> None:
         self._out.write(text)

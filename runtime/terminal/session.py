@@ -120,6 +120,8 @@ class Session:
         self._store = None if store is None else _for_model(store, model)
         self._stored: list[Message] = []
         self._listed: list[str] = []
+        self.takes_keys = True
+        """Whether the terminal takes keys other than Ctrl-C and Ctrl-D."""
         self.conversation: str | None = None
         """The conversation's id in the store, once it has a turn."""
         self.chat = self._chat(settings, ())
@@ -248,7 +250,8 @@ class Session:
         """
         if self._store is None:
             raise ChatError("conversations are not kept here")
-        found = self._find(self._store, wanted)
+        identity = earlier_conversation(self._store, wanted, self._listed)
+        found = self._store.conversations.load(LOCAL_OWNER, identity)
         about = found.summary.settings
         known = {it.name: about[it.name] for it in _KEPT if it.fits(about.get(it.name))}
         self.change(**known)
@@ -267,21 +270,6 @@ class Session:
             if isinstance(group, KeepsState):
                 group.start_over()
                 group.go_on(earlier_sessions(self.chat.history))
-
-    def _find(self, store: Store, wanted: str | None) -> Conversation:
-        recent = store.conversations.recent(LOCAL_OWNER, limit=1000)
-        if not recent:
-            raise ChatError("there is no earlier conversation")
-        if wanted is None:
-            return store.conversations.load(LOCAL_OWNER, recent[0].id)
-        listed = self._listed or [it.id for it in recent[:LISTED]]
-        if wanted.isdecimal() and 1 <= int(wanted) <= len(listed):
-            return store.conversations.load(LOCAL_OWNER, listed[int(wanted) - 1])
-        named = [it for it in recent if it.id.startswith(wanted)]
-        if len(named) != 1:
-            problem = "no conversation has this id" if not named else "several ids begin so"
-            raise ChatError(f"conversation is {wanted!r}: {problem}; /conversations lists them")
-        return store.conversations.load(LOCAL_OWNER, named[0].id)
 
     # ------------------------------------------------------------------------------------------
 
@@ -307,6 +295,25 @@ class Session:
         except GptossError as error:
             self._say(f"warning: the conversation is not kept any more: {error}")
             self._store = None
+
+
+def earlier_conversation(store: Store, wanted: str | None, listed: Sequence[str] = ()) -> str:
+    """Return the id of an earlier conversation: the last one, or that of an id, its beginning, or
+    its number in a list of ids that was shown. Raises ChatError.
+    """
+    recent = store.conversations.recent(LOCAL_OWNER, limit=1000)
+    if not recent:
+        raise ChatError("there is no earlier conversation")
+    if wanted is None:
+        return recent[0].id
+    listed = listed or [it.id for it in recent[:LISTED]]
+    if wanted.isdecimal() and 1 <= int(wanted) <= len(listed):
+        return listed[int(wanted) - 1]
+    named = [it.id for it in recent if it.id.startswith(wanted)]
+    if len(named) != 1:
+        problem = "no conversation has this id" if not named else "several ids begin so"
+        raise ChatError(f"conversation is {wanted!r}: {problem}; /conversations lists them")
+    return named[0]
 
 
 @dataclass(frozen=True)

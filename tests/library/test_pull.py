@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -107,6 +108,36 @@ def test_nobody_can_be_asked(run: Command, hub: HubServer, models: Path) -> None
     done = run("chat", "20b", *ONE)
     assert done.code == 2
     assert "add --yes" in done.err
+    assert not models.exists()
+    assert not any(it.place == "cdn" for it in hub.requests), "no weights"
+
+
+class Keyboard(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("typed", "code", "said"),
+    [
+        ("n\n", 2, f"error: {CHECKPOINT} is not on this machine, and nothing was done\n"),
+        ("", 130, "interrupted\n"),
+    ],
+)
+def test_who_declines_gets_nothing(
+    run: Command,
+    hub: HubServer,
+    models: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    typed: str,
+    code: int,
+    said: str,
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Keyboard(typed))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    done = run("chat", "20b")
+    assert "Continue? [Y/n]: " in done.out + done.err
+    assert (done.code, done.err[-len(said) :]) == (code, said)
     assert not models.exists()
     assert not any(it.place == "cdn" for it in hub.requests), "no weights"
 

@@ -245,8 +245,8 @@ def test_continuing(run: Run, random_gguf: Path) -> None:
     assert (first.code, second.code, third.code) == (0, 0, 0)
     refused = run("chat", random_gguf, "-c", "--no-save", "-p", "x")
     assert refused.code == 2
-    refused = run("chat", random_gguf, "--resume", "conv_x", "-p", "x")
-    assert "no conversation has this id" in refused.err
+    refused = run("chat", "none.gguf", "--resume", "conv_x", "-p", "x")
+    assert "no conversation has this id" in refused.err, "before anything is loaded"
 
 
 def test_json_one_object_a_line(run: Run, random_gguf: Path) -> None:

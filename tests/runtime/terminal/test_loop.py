@@ -14,6 +14,7 @@ from gptoss.runtime.chat.settings import ChatError
 from gptoss.runtime.harmony.messages import Effort
 from gptoss.runtime.terminal.commands import BY_NAME, is_command, run_command
 from gptoss.runtime.terminal.loop import answer_lines
+from gptoss.runtime.terminal.plain_terminal import PlainTerminal
 from gptoss.runtime.terminal.printer import Printer
 from support.fake_engine import engine_of
 from support.terminal_session import FINAL, Talk, final, session
@@ -83,6 +84,15 @@ def test_help_names_every_command(talk: Talk) -> None:
         assert command.help in shown
     assert max(map(len, shown.splitlines())) <= 80
     assert "/effort, /reasoning, /think" in talk(session(), "/help effort")
+
+
+def test_help_of_a_plain_terminal_names_no_keys_that_it_does_not_take() -> None:
+    given = session()
+    assert "Ctrl-T" in run_command(given, "/help").text
+    PlainTerminal(io.StringIO()).begin(given)
+    shown = run_command(given, "/help").text
+    assert "Ctrl-C" in shown
+    assert not [it for it in ("Ctrl-T", "Ctrl-O", "Alt-") if it in shown]
 
 
 def test_settings(talk: Talk) -> None:

@@ -191,6 +191,18 @@ def test_a_tool_is_asked_for(start: Start) -> None:
     assert shown.count('● act({"what": "x"})') == 2
 
 
+def test_ctrl_c_at_a_question_in_a_narrow_terminal(start: Start) -> None:
+    options = ("--tools", "mytools.py:act")
+    screen = start(CALL, FINAL.format("Done."), options=options, columns=60)
+    screen.wait_for("/help", PROMPT)
+    screen.keys("a", "Enter")
+    screen.wait_for("a always here, r no\nwith a reason")
+    screen.keys("C-c")
+    screen.wait_for("a always here, r no\nwith a reason\nstopped\n>", PROMPT)
+    screen.keys("b", "Enter")
+    screen.wait_for("Done.", PROMPT)
+
+
 def test_ten_thousand_lines(start: Start) -> None:
     lines = "".join(f"line {i}\n" for i in range(10_000))
     screen = start(FINAL.format(f"```\n{lines}```"))

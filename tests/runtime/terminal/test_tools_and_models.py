@@ -196,10 +196,12 @@ def test_a_model_that_is_not_found_or_does_not_load(talk: Talk) -> None:
     def find(name: str) -> OpenModel:
         if name == "gone":
             raise ChatError("gone: not found")
+        if name == "asked":  # whether to download it
+            raise KeyboardInterrupt
         return no_model
 
     given = session(FINAL, FINAL, find=find, opened=lambda: (again, "scripted"))
-    shown = talk(given, "a", "/model gone", "b", "/model big", "c")
+    shown = talk(given, "a", "/model gone", "/model asked", "b", "/model big", "c")
     assert "error: gone: not found" in shown
     assert "error: it does not fit" in shown
     assert [it.text for it in given.chat.history] == ["a", "Four.", "b", "Four.", "c", "again"]
