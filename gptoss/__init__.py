@@ -122,6 +122,7 @@ if TYPE_CHECKING:
     from gptoss.runtime.tools.functions import Tool as Tool
     from gptoss.runtime.tools.mcp.servers import McpServers as McpServers
     from gptoss.runtime.tools.python.group import PythonTool as PythonTool
+    from gptoss.runtime.tools.python.session import PythonFolder as PythonFolder
     from gptoss.runtime.tools.python.session import PythonLimits as PythonLimits
     from gptoss.runtime.tools.python.session import PythonToolError as PythonToolError
     from gptoss.runtime.tools.toolbox import Toolbox as Toolbox
@@ -289,6 +290,7 @@ _NAMES = {
     "gptoss.runtime.tools.mcp.servers": ("McpServers",),
     "gptoss.runtime.tools.python.group": ("PythonTool",),
     "gptoss.runtime.tools.python.session": (
+        "PythonFolder",
         "PythonLimits",
         "PythonToolError",
     ),
@@ -364,6 +366,7 @@ __all__ = [
     "ProcessState",
     "PromptProgress",
     "PromptTooLongError",
+    "PythonFolder",
     "PythonLimits",
     "PythonTool",
     "PythonToolError",

