@@ -9,6 +9,7 @@ import os
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -48,16 +49,22 @@ class KeyListener:
         if not sys.stdin.isatty():
             yield
             return
-        ended = threading.Event()
+        ended, over = threading.Event(), threading.Event()
+
+        def listen() -> None:
+            try:
+                self._listen(ended)
+            finally:
+                over.set()
+
         with _unbuffered():
-            thread = threading.Thread(target=self._listen, args=(ended,), name="keys", daemon=True)
+            thread = threading.Thread(target=listen, name="keys", daemon=True)
             try:
                 thread.start()  # Ctrl-C may come before it returns
                 yield
             finally:
                 ended.set()
-                if thread.is_alive():
-                    thread.join()
+                _wait_through_interrupts(over)
 
     def ask(self, allowed: str) -> str:
         """Wait for one of the ``allowed`` keys, and return it; Ctrl-C interrupts.
@@ -119,6 +126,21 @@ class KeyListener:
                     del self._typed[-1:]
                 else:
                     self._typed.append("\n" if key == "\r" else key)
+
+
+def _wait_through_interrupts(over: threading.Event) -> None:
+    """Wait until no key is read here any more: the next prompt would not get it. Ctrl-C meanwhile
+    is raised afterwards.
+    """
+    interrupted: KeyboardInterrupt | None = None
+    end = time.monotonic() + 10 * POLL_SECONDS  # a thread that could not be started is not over
+    while not over.is_set() and (left := end - time.monotonic()) > 0:
+        try:
+            over.wait(left)
+        except KeyboardInterrupt as error:
+            interrupted = error
+    if interrupted is not None:
+        raise interrupted
 
 
 if sys.platform == "win32":

@@ -18,6 +18,7 @@ if sys.platform == "win32":
     pytest.skip("pseudo-terminals", allow_module_level=True)
 
 import pty
+import select
 import termios
 
 
@@ -77,10 +78,35 @@ def test_ctrl_c_as_the_keyboard_is_taken(keyboard: int, monkeypatch: pytest.Monk
     listener = KeyListener({})
     with pytest.raises(KeyboardInterrupt), listener.listening():
         pytest.fail("it was interrupted")
-    assert not [it for it in threading.enumerate() if it.name == "keys"]
     assert termios.tcgetattr(sys.stdin) == before
-    os.write(keyboard, b"x")
-    assert listener.typed_ahead == ""
+    check_free(keyboard)
+
+
+def test_ctrl_c_as_the_keyboard_is_given_back(
+    keyboard: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = threading.Event.wait
+    waits: list[float | None] = []
+
+    def interrupted_once(event: threading.Event, timeout: float | None = None) -> bool:
+        if threading.current_thread() is threading.main_thread():
+            waits.append(timeout)
+            if len(waits) == 1:
+                raise KeyboardInterrupt
+        return wait(event, timeout)
+
+    listener = KeyListener({})
+    with pytest.raises(KeyboardInterrupt), listener.listening():
+        monkeypatch.setattr(threading.Event, "wait", interrupted_once)
+    assert len(waits) == 2
+    check_free(keyboard)
+
+
+def check_free(keyboard: int) -> None:
+    """What is typed now is for whoever reads next."""
+    os.write(keyboard, b"x\n")
+    assert select.select([sys.stdin], [], [], 10)[0], "another reader took it"
+    assert os.read(sys.stdin.fileno(), 10) == b"x\n"
 
 
 def test_what_follows_a_line_end_is_not_typed_ahead(keyboard: int) -> None:
