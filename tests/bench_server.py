@@ -5,9 +5,8 @@
 
 The tiny model with the full vocabulary as in bench_engine.py, temperature 1, streamed.
 
-**Overhead.** One client: a reply of ``gptoss-run serve``, read over HTTP as bytes, and the same
-reply of a chat in a process of its own, in turns. Wall time a token, from the first text to the
-last.
+**Overhead.** One client: a reply read over HTTP, as bytes, and the same reply of a chat in the same
+process, in turns. Wall time a token, from the first text to the last.
 
 **Load.** 16 clients send the requests of each turn: a shared system prompt, short questions of
 which no two are equal, 100 tokens each. In turns: this project's ``/v1/chat/completions``, and
@@ -20,14 +19,17 @@ else the machine does. Exit code 1 when a figure is missed.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import http.client
 import json
+import multiprocessing
 import re
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,19 +37,24 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
-from bench_engine import Measure, full_vocabulary_model, measured_in_turns
+from bench_engine import full_vocabulary_model
 from bench_parallel import CLIENTS, N_CTX, TOP_K, llama_server
 
 import gptoss
 from bench_harmony import Figure
 from gptoss.runtime.harmony.render import render_for_completion
 from gptoss.runtime.harmony.tokenizer import Tokenizer
+from gptoss.runtime.server.app import create_app
 from gptoss.runtime.server.chat_completions.request import read_chat_request
+from gptoss.runtime.server.model_host import ModelHost, ServedModel
+from gptoss.runtime.server.security import Access
+from gptoss.runtime.server.uvicorn_server import HttpServer
 
 SERVE = (sys.executable, "-c", "from gptoss.library.cli import main; main()", "serve")
 SLOTS = max(CLIENTS)
@@ -185,21 +192,24 @@ def load_figures(targets: dict[str, Target], ours: str, n: int, turns: int) -> I
         yield Figure("... failed requests", loads[name].errors, "", most_failed)
 
 
-def chat_in_process(gguf: Path) -> Measure:
-    """Seconds a token of a reply that is read in this process."""
+def serve_and_chat(gguf: Path, parent: Connection) -> None:
+    """A server, and a chat over the same model, in a process of their own: of two processes one
+    decodes faster, by more than HTTP costs. Sends the port, then seconds a token of a reply that is
+    read in this process, for each message from the parent; None ends it."""
     model = gptoss.open(gguf, n_ctx=N_CTX, parallel=SLOTS)
+    models = ModelHost([ServedModel("full", lambda progress: model, N_CTX)])  # noqa: ARG005
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = HttpServer(create_app(models, Access(None)), models)
+    threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True).start()
+    parent.send(listener.getsockname()[1])
     chat = model.chat(seed=1, max_tokens=PACED_TOKENS)
-
-    def measure() -> float:
+    while parent.recv() is not None:
         chat.reset()
-        first = last = 0.0
-        for event in chat.send(QUESTION):
-            if isinstance(event, gptoss.TextDelta):
-                last = time.perf_counter()
-                first = first or last
-        return (last - first) / PACED_TOKENS
-
-    return measure
+        read = (
+            time.perf_counter() for it in chat.send(QUESTION) if isinstance(it, gptoss.TextDelta)
+        )
+        times = list(read)
+        parent.send((times[-1] - times[0]) / PACED_TOKENS)
 
 
 def paced_over_http(port: int) -> float:
@@ -222,13 +232,21 @@ def paced_over_http(port: int) -> float:
     return (texts[-1] - texts[0]) / PACED_TOKENS
 
 
-def overhead_figures(gguf: Path, port: int, runs: int) -> Iterator[Figure]:
+def overhead_figures(gguf: Path, runs: int) -> Iterator[Figure]:
     """Medians of what a token takes in the process, and of what HTTP adds."""
-    paced_over_http(port)
-    kinds = {"in process": chat_in_process}
-    found = measured_in_turns(kinds, gguf, runs, {"HTTP": partial(paced_over_http, port)})
-    inside = found["in process"]
-    over = [there - here for there, here in zip(found["HTTP"], inside, strict=True)]
+    spawn = multiprocessing.get_context("spawn")
+    pipe, theirs = spawn.Pipe()
+    spawn.Process(target=serve_and_chat, args=(gguf, theirs), daemon=True).start()
+    port = pipe.recv()
+    inside, over = [], []
+    for run in range(-1, runs):
+        pipe.send(True)
+        here, there = pipe.recv(), paced_over_http(port)
+        if run >= 0:  # the first ones read the prompt
+            inside.append(here)
+            over.append(there - here)
+    pipe.send(None)
+    print("HTTP minus chat, ms a token:", [round(it * 1e3, 2) for it in sorted(over)])
     yield Figure("a chat in one process, a token", statistics.median(inside) * 1e3, "ms", 100)
     yield Figure("... over HTTP, more", statistics.median(over) * 1e3, "ms", 0.3)
 
@@ -237,8 +255,8 @@ def figures(gguf: Path, options: argparse.Namespace) -> Iterator[Figure]:
     """The overhead first, on a machine that does nothing else; then the load."""
     ours = "gptoss-run serve"
     with ExitStack() as servers:
+        yield from overhead_figures(gguf, options.runs)
         port = servers.enter_context(our_server(gguf))
-        yield from overhead_figures(gguf, port, options.runs)
         targets = {ours: Target(port, "/v1/chat/completions", chat_body)}
         if options.llama_server is not None:
             theirs = servers.enter_context(llama_server(options.llama_server, gguf))

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 
 class LazyTimer:
-    """Calls a method when a deadline has passed that was neither moved nor cleared by then.
+    """Calls a method when its deadline has passed, unless that was moved or removed before.
 
-    The event loop has one timer for it, which looks at the deadline only when it fires: moving the
-    deadline on costs nothing. The method's object is not kept alive.
+    The event loop has one timer for it, which reads the deadline when it fires: moving the deadline
+    makes no timer. The method's object is not kept alive.
     """
 
     def __init__(self, when_late: Callable[[], None]) -> None:
@@ -22,17 +22,17 @@ class LazyTimer:
         self._handle: asyncio.TimerHandle | None = None
 
     def set(self, seconds: float) -> None:
-        """Be late in so many seconds."""
+        """Move the deadline to so many seconds from now."""
         self._deadline = self._loop.time() + seconds
         if self._handle is None or self._handle.when() > self._deadline:
             self._arm(self._deadline)
 
     def clear(self) -> None:
-        """Be late no more."""
+        """Remove the deadline."""
         self._deadline = None
 
     def close(self) -> None:
-        """Clear the deadline, and take the timer out of the loop."""
+        """Remove the deadline, and the timer from the loop."""
         self.clear()
         if self._handle is not None:
             self._handle.cancel()
