@@ -148,10 +148,10 @@ class Tokenizer:
     def _encoding(self) -> tiktoken.Encoding:
         import tiktoken  # part of the extra "run": the commands' help works without it
 
-        ranks: dict[Any, int] = {self._bytes[i]: i for i in self.text_ids}
-        for i in self.text_ids[::_PAUSE_EVERY]:
-            del ranks[self._bytes[i]]
-            ranks[_Pause(self._bytes[i])] = i
+        ranks: dict[Any, int] = {
+            self._bytes[i] if n % _PAUSE_EVERY else _Pause(self._bytes[i]): i
+            for n, i in enumerate(self.text_ids)
+        }
         options: dict[str, Any] = {"pat_str": O200K_PATTERN, "special_tokens": {}}
         try:
             return tiktoken.Encoding("gptoss", mergeable_ranks=ranks, **options)
