@@ -83,12 +83,34 @@ def compare_settings(a: Model, b: Model) -> Iterator[KeyDifference]:
     the hyperparameters are compared.
     """
     differences = list(_compare(_settings(a), _settings(b)))
+    reported = {difference.key for difference in differences}
+    differences += [it for it in _different_ends(a, b) if it.key not in reported]
     yield from differences
     reported = {difference.key for difference in differences}
     one, other = ({it.tensor: it.message for it in m.defects if it.kind in _HARMS} for m in (a, b))
     for key in {**one, **other}:
         if key.partition("[")[0] not in reported and one.get(key) != other.get(key):
             yield KeyDifference(key, one.get(key, _NO_DEFECT), other.get(key, _NO_DEFECT))
+
+
+def _different_ends(a: Model, b: Model) -> Iterator[KeyDifference]:
+    """Report the tokens at which llama.cpp would end a reply of one model only; of a checkpoint,
+    none but gpt-oss's own.
+    """
+    one, other = (
+        {(it.key, it.index): it.text for it in other_ends(model.metadata)}
+        if model.tokenizer is None
+        else {}
+        for model in (a, b)
+    )
+    for place in {**one, **other}:
+        if one.get(place) != other.get(place):
+            key, index = place
+            yield KeyDifference(key, _end(one.get(place)), _end(other.get(place)), index=index)
+
+
+def _end(text: str | None) -> str:
+    return "no end of a reply" if text is None else quoted(text)
 
 
 def _settings(model: Model) -> dict[str, Any]:

@@ -91,6 +91,10 @@ def test_a_word_that_would_end_a_reply(
     assert found.key == f"tokenizer.ggml.{role}_token_id"
     assert found.expected == "one of <|return|>, <|endoftext|>, <|call|>"
     assert not audit(path).sound
+    for other in (base, base.with_name("checkpoint")):
+        assert [it.key for it in diff(other, path).keys] == [found.key]
+        assert [it.key for it in diff(path, other).keys] == [found.key]
+    assert not diff(path, path).keys
 
 
 @pytest.mark.parametrize("text", ["<|im_end|>", "<|fim_pad|>"])
@@ -101,6 +105,7 @@ def test_an_unused_token_that_would_end_a_reply(
     [found] = verify(base.with_name("checkpoint"), path).keys
     assert (found.key, found.index) == ("tokenizer.ggml.tokens", 300)
     assert not audit(path).sound
+    assert [it.key for it in diff(base.with_name("checkpoint"), path).keys] == [found.key]
 
 
 def test_what_only_programs_use_is_reported(base: Path, varied: Callable[[Edit], Path]) -> None:
