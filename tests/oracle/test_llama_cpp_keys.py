@@ -11,6 +11,7 @@ import re
 import pytest
 
 from gptoss.formats.llama_cpp_keys import KEYS, PREFIX
+from gptoss.formats.reply_ends import ENDING_KEYS, ENDING_TEXTS
 from support import peers
 
 pytestmark = pytest.mark.oracle
@@ -59,3 +60,20 @@ def test_the_search_finds_what_is_known() -> None:
         PREFIX + "attention.sliding_window_pattern", "tokenizer.ggml.eot_token_id",
     }  # fmt: skip
     assert expected <= keys_read()
+
+
+def test_every_end_of_a_reply_is_known() -> None:
+    """The texts and the keys of which llama.cpp's source makes ends of a reply."""
+    source = (peers.llama_cpp() / "src" / "llama-vocab.cpp").read_text("utf-8")
+    parts = (
+        ("// find EOT token", "// find FIM_PRE token"),
+        ("// find FIM_PAD token", "// auto-detect unused tokens"),
+        ("special_eog_ids.clear()", 't.first == "<|channel|>"'),
+    )
+    texts: set[str] = set()
+    for begin, end in parts:
+        part = source[source.index(begin) :]
+        texts |= set(re.findall(r't\.first == "([^"]+)"', part[: part.index(end)]))
+    assert texts == ENDING_TEXTS
+    roles = set(re.findall(r"special_eog_ids\.insert\(special_(\w+)_id\)", source))
+    assert {f"tokenizer.ggml.{role}_token_id" for role in roles - {"eos"}} == set(ENDING_KEYS)
