@@ -39,6 +39,7 @@ from gptoss.runtime.harmony.render import (
 from gptoss.runtime.harmony.tokenizer import Tokenizer
 from gptoss.runtime.tools import builtin
 from support import conversations, peers, server_tools
+from support.cells import cell
 from support.fake_engine import ScriptedEngine
 from support.random_turns import Sequences, check_replay
 from support.rendering import completion_of, kept_by_openai_harmony
@@ -211,9 +212,9 @@ async def test_a_session_with_the_servers_tools_equals_openai_harmonys(
         server_tools.thought("Look.") + server_tools.browse("search", query="fjords"),
         server_tools.browse("open", id=0),
         server_tools.browse("find", pattern="205"),
-        server_tools.cell("x = 205"),
-        server_tools.thought("Divide.") + server_tools.cell("x / 0"),
-        server_tools.cell("print(x * 2)"),
+        cell("x = 205"),
+        server_tools.thought("Divide.") + cell("x / 0"),
+        cell("print(x * 2)"),
         server_tools.mcp_call("mail_box.echo", text="410"),
         "<|channel|>final<|message|>410 km【1†L2】.<|return|>",
     )

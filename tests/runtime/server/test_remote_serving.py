@@ -260,10 +260,10 @@ def refused(random_gguf: Path) -> Refused:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--ctx", "100"], "n-ctx"),
-        (["--chats", "2"], "chats"),
-        (["--gpu-layers", "1", "--sleep-after", "9"], "n-gpu-layers, sleep-after"),
-        (["--no-disk-cache"], "no-disk-cache"),
+        (["--ctx", "100"], "omit --ctx"),
+        (["--chats", "2"], "omit --chats"),
+        (["--gpu-layers", "1", "--sleep-after", "9"], "omit --gpu-layers, --sleep-after"),
+        (["--no-disk-cache"], "omit --no-disk-cache"),
         (["another.gguf"], "one MODEL"),
     ],
 )
