@@ -30,8 +30,9 @@ from numpy.typing import NDArray
 from gptoss.errors import UnsupportedModelError
 from gptoss.runtime.engine.base import EngineError, Logits, Sampler
 from gptoss.runtime.harmony.tokenizer import Tokenizer
-from gptoss.runtime.sampling.compiler import Compiler, Matcher, short_reason
+from gptoss.runtime.sampling.compiler import Compiler, short_reason
 from gptoss.runtime.sampling.grammar import ANSWER, ReasoningStop, Rules, closing, turn_grammar
+from gptoss.runtime.sampling.llguidance_calls import Matcher
 from gptoss.runtime.sampling.llguidance_schema import Keyword
 from gptoss.runtime.sampling.repetition import LoopDetector
 
