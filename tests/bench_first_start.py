@@ -38,6 +38,7 @@ class Machine:
     def __init__(self, folder: Path, hub: HubServer, group: Path) -> None:
         self._group = group
         self.models = folder / "models"
+        self._log = folder / "log"
         self._environment = {
             **os.environ,
             "HOME": str(folder),
@@ -53,7 +54,7 @@ class Machine:
         return subprocess.Popen(
             [sys.executable, "-c", COMMAND, "chat", "20b", "--yes", *ONE],
             env=self._environment, preexec_fn=enter, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=self._log.open("a"),
         )  # fmt: skip
 
     def first_token(self) -> tuple[float, float]:
@@ -66,8 +67,9 @@ class Machine:
         for line in process.stdout:
             if not reading and json.loads(line)["event"] == "prompt_progress":
                 reading = time.perf_counter() - begun
-        if process.wait() not in (0, 4):  # 4: the reply was cut, by --max-tokens
-            raise SystemExit(f"exit code {process.returncode}")
+        if process.wait() not in (0, 1):  # 1: the reply was cut, by --max-tokens
+            said = self._log.read_text("utf-8", "replace")[-2000:]
+            raise SystemExit(f"exit code {process.returncode}: {said}")
         return reading, time.perf_counter() - begun
 
 
