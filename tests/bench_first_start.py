@@ -19,11 +19,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench_memory import control_group
+import bench_memory
 
 from gptoss.quant.verify.verifier import verify
 from support.hub_server import HubServer
 from support.posix import SIGKILL
+
+assert sys.platform == "linux", "this bench needs Linux"
 
 ONE = ("-p", "Hi", "--max-tokens", "1", "--json", "--no-disk-cache")
 KILLED_AT = (0.3, 0.9)
@@ -79,7 +81,7 @@ def rows(checkpoint: Path, limit: int) -> Iterator[str]:
     with (
         tempfile.TemporaryDirectory(dir=checkpoint.parent) as folder,
         HubServer({"openai/gpt-oss-20b": checkpoint}) as hub,
-        control_group(limit) as group,
+        bench_memory.control_group(limit) as group,
     ):
         machine = Machine(Path(folder), hub, group)
         for share in KILLED_AT:
