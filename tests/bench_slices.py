@@ -26,6 +26,8 @@ from typing import Any
 
 from bench_harmony import Figure
 
+assert sys.platform != "win32", "this bench needs signals that stop a program"
+
 
 @dataclass(frozen=True)
 class Kind:
