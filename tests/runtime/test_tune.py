@@ -112,7 +112,7 @@ def test_the_plan_uses_what_was_measured() -> None:
 
 
 class Meters:
-    """Stands in for contexts: seconds a token by whether the experts are repacked, and one
+    """Contexts with scripted seconds a token, for mapped and for repacked experts, and one
     interruption."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, speeds: Iterable[float]) -> None:

@@ -56,7 +56,7 @@ def test_where_a_browser_is_seen(
 
 @pytest.fixture
 def browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program that stands in for the browser; the file that holds its arguments."""
+    """Set a script as the browser, and return the file that it writes its arguments to."""
     program = tmp_path / "browser.py"
     program.write_text(BROWSER)
     monkeypatch.setenv("BROWSER", f"'{sys.executable}' '{program}' %s")

@@ -103,7 +103,7 @@ def test_ctrl_c_as_the_keyboard_is_given_back(
 
 
 def check_free(keyboard: int) -> None:
-    """What is typed now is for whoever reads next."""
+    """Keys that are typed after the reply belong to the next prompt."""
     os.write(keyboard, b"x\n")
     assert select.select([sys.stdin], [], [], 10)[0], "another reader took it"
     assert os.read(sys.stdin.fileno(), 10) == b"x\n"
