@@ -178,6 +178,20 @@ def test_every_folder_is_a_package() -> None:
     assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
 
 
+ORACLE_TESTS = sorted((ROOT / "tests/oracle").rglob("test_*.py"))
+
+
+@pytest.mark.parametrize("path", ORACLE_TESTS, ids=lambda path: path.stem)
+def test_what_needs_other_software_is_left_out_of_the_quick_tests(path: Path) -> None:
+    """Their runs do not install it; a machine that has it would not notice a missing mark."""
+    marks = [
+        ast.unparse(node.value)
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark"
+    ]
+    assert "pytest.mark.oracle" in "".join(marks)
+
+
 @pytest.mark.slow
 def test_wheel_holds_every_module(tmp_path: Path) -> None:
     subprocess.run(

@@ -17,9 +17,12 @@ from gptoss.runtime.sampling.constrained import TokenMasks
 from support import peers
 from support.checkpoints import random_checkpoint
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="only Linux tells how long a thread waited for a processor"
-)
+pytestmark = [
+    pytest.mark.oracle,
+    pytest.mark.skipif(
+        sys.platform != "linux", reason="only Linux tells how long a thread waited for a processor"
+    ),
+]
 
 TICK = 0.005
 ATTEMPTS = 3

@@ -41,6 +41,8 @@ from gptoss.runtime.sampling.sampler import RandomSampler
 from support import peers
 from support.checkpoints import random_checkpoint
 
+pytestmark = pytest.mark.oracle
+
 MAX_TOKENS = 400
 BUDGET = 40
 STOP = ("<|return|>", "<|call|>", "<|endoftext|>")
@@ -201,7 +203,6 @@ def judge(scene: Scene, events: list[Any], n: int, found: Counter[str]) -> None:
     found["whole"] += 1
 
 
-@pytest.mark.oracle
 def test_turns_of_random_weights(tmp_path: Path) -> None:
     checkpoint = random_checkpoint(tmp_path / "checkpoint", layers=2, heads=2, experts=2)
     convert(checkpoint, tmp_path / "random.gguf", dense="f32")
@@ -212,7 +213,6 @@ def test_turns_of_random_weights(tmp_path: Path) -> None:
     assert min(found["cut"], found["closed"], found["calls"], found["structured answers"]) > 100
 
 
-@pytest.mark.oracle
 def test_turns_of_random_weights_over_the_full_vocabulary(tmp_path: Path) -> None:
     checkpoint = random_checkpoint(
         tmp_path / "checkpoint",
