@@ -363,15 +363,18 @@ while True:
     state = rng.integers(0, 256, 4_000_000, np.uint8)
     tokens = rng.integers(0, 1000, n, np.int32)
     folder.write(SavedState(tokens, state, (Snapshot(n, state[:1000]),)), bytes(range(32)), "m")
+    print("written", flush=True)
 """
 
 
 def _kill_at(tmp_path: Path, seed: int, delay: float) -> None:
+    """Kill a writer some seconds after it began; the first one, after it has written a state."""
     with subprocess.Popen(
         [sys.executable, "-c", CHILD, tmp_path, str(seed)], stdout=subprocess.PIPE
     ) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"ready\n"
+        assert seed > 0 or child.stdout.readline() == b"written\n"
         time.sleep(delay)
         child.kill()
 

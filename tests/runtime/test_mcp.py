@@ -91,21 +91,30 @@ def test_one_that_does_not_start_is_reported_and_the_others_go_on() -> None:
         "mcpServers": {
             "dead": started("--dead"),
             "missing": {"command": "no-such-program-here"},
-            "silent": started("--silent"),
             "off": {**started(), "disabled": True},
             "refused": {"url": "http://127.0.0.1:9/mcp"},
             "good": started(),
         }
     }
-    with McpServers(config, start_seconds=6, needs_approval=False) as servers:
+    with McpServers(config, start_seconds=60, needs_approval=False) as servers:
         assert [it.namespace.name for it in servers.groups] == ["good"]
         told = " / ".join(servers.problems)
-        for name in ("dead", "missing", "silent", "refused"):
+        for name in ("dead", "missing", "refused"):
             assert f"MCP server '{name}': " in told
         assert "no-such-program-here" in told
-        assert "'silent': did not answer in time" in told
         assert called(servers.groups[0], "echo", {"text": "Hi"}) == ("Hi ", False)
     assert not any(it.name == "gptoss-mcp" and it.is_alive() for it in threading.enumerate())
+
+
+def test_one_that_says_nothing_is_reported_and_the_others_go_on() -> None:
+    config = {"mcpServers": {"silent": started("--silent"), "good": started()}}
+    for seconds in (1, 5, 25):  # on a busy machine the good one is late at first too
+        with McpServers(config, start_seconds=seconds, needs_approval=False) as servers:
+            assert "MCP server 'silent': did not answer in time" in servers.problems[0]
+            if servers.groups:
+                assert called(servers.groups[0], "echo", {"text": "Hi"}) == ("Hi ", False)
+                return
+    raise AssertionError("the good server did not start")
 
 
 CALL = '<|channel|>commentary to=test_one.echo <|constrain|>json<|message|>{"text":"A"}<|call|>'

@@ -149,7 +149,9 @@ def hello(major: int = 7, minor: int = 0) -> bytes:
 
 
 def speaking(*answers: bytes) -> Answers:
-    """Give one answer to each request that is read whole; then close."""
+    """Give one answer to each request that is read whole; then close, what else comes being read:
+    a connection that is closed before is reset.
+    """
 
     def answer(connection: socket.socket) -> None:
         for data in answers:
@@ -158,6 +160,9 @@ def speaking(*answers: bytes) -> Answers:
             if size:
                 connection.recv(size, socket.MSG_WAITALL)
             connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(4096):
+            pass
 
     return answer
 

@@ -117,10 +117,11 @@ def test_a_cancel_ends_running_tools(act: str, tools: list[Any]) -> None:
 def test_calls_side_by_side() -> None:
     """Each waits for the other: one after the other would never end."""
     together = threading.Barrier(2, timeout=LONG / 4)
+    two_is_reported = threading.Event()
 
     def one() -> str:
         together.wait()
-        time.sleep(0.2)
+        assert two_is_reported.wait(LONG / 4)
         return "1"
 
     def two() -> str:
@@ -128,7 +129,11 @@ def test_calls_side_by_side() -> None:
         return "2"
 
     chat = chat_with(one, two, script=calls_of("one", "two"))
-    events = list(chat.send("?"))
+    events = []
+    for event in chat.send("?"):
+        events.append(event)
+        if isinstance(event, ToolFinished) and event.name == "two":
+            two_is_reported.set()
     kinds = [type(it).__name__ for it in events if isinstance(it, ToolStarted | ToolFinished)]
     assert kinds == ["ToolStarted", "ToolStarted", "ToolFinished", "ToolFinished"]
     finished = [it.name for it in events if isinstance(it, ToolFinished)]

@@ -65,6 +65,10 @@ async def until(condition: Callable[[], bool], what: str) -> None:
         await asyncio.sleep(0.002)
 
 
+def has_reply_threads() -> bool:
+    return any(it.name == "gptoss-reply" for it in threading.enumerate())
+
+
 def text_of(events: list[ReplyEvent]) -> str:
     return "".join(it.text for it in events if isinstance(it, TextDelta))
 
@@ -82,7 +86,7 @@ async def test_no_thread_reads_and_nothing_is_lost() -> None:
     async with host(engine) as models:
         asked = [start_reply(models, None, REQUEST) for _ in range(9)]
         replies = [await it for it in asked]
-        await asyncio.sleep(0.05)  # the threads that put them into the queue end
+        await until(lambda: not has_reply_threads(), "the threads that queue requests go on")
         are_started.set()
         for events in await asyncio.gather(*(it.collect() for it in replies)):
             assert text_of(events) == LETTERS
@@ -139,6 +143,7 @@ async def test_a_reply_that_is_over_is_freed_at_once(whole: bool) -> None:
                 async with reply:
                     pass
             await until(lambda: engine.is_idle and not models.running, "the reply goes on")
+            await until(lambda: not has_reply_threads(), "the thread that queued it goes on")
             freed = weakref.ref(reply)
             del reply
             assert freed() is None
@@ -234,10 +239,19 @@ async def test_an_engine_that_fails() -> None:
 
 async def test_silence_while_the_prompt_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(anthropic, "PING_SECONDS", 0.02)
+    pinged = threading.Event()
+    write = anthropic.named_event
+
+    def note(name: str, event: Any) -> bytes:
+        if name == "ping":
+            pinged.set()
+        return write(name, event)
+
+    monkeypatch.setattr(anthropic, "named_event", note)
 
     def wait(chunks: Any) -> None:
         if is_prompt(chunks):
-            time.sleep(0.1)
+            assert pinged.wait(30)
 
     engine = ScheduledEngine(ANSWER, before_decode=wait)
     async with client_of(lambda: scripted(engine)) as client:
