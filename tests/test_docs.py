@@ -27,6 +27,8 @@ from support.documents import DOCUMENTS, ROOT, RUN, SHOWN, blocks, commands
 from support.hub_server import HubServer
 
 CHECKPOINT = ROOT / "tests" / "tiny" / "checkpoint"
+QUICK = ROOT / "docs" / "clients.md"
+"""The document with the fewest commands; the others take half a minute each."""
 NOT_RUN = 8
 """Blocks that are not run, each for a reason that its marker states."""
 MAY_BE_1 = re.compile(r"gptoss-quant (diff|audit|report)\b")
@@ -102,7 +104,7 @@ RUNNABLE = [
 
 @pytest.mark.parametrize(
     "document",
-    [RUNNABLE[0], *(pytest.param(it, marks=pytest.mark.slow) for it in RUNNABLE[1:])],
+    [pytest.param(it, marks=() if it == QUICK else pytest.mark.slow) for it in RUNNABLE],
     ids=said,
 )
 def test_what_a_document_shows_works(

@@ -272,7 +272,7 @@ main()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-@pytest.mark.parametrize("name", [CHECKPOINT, GGUF])
+@pytest.mark.parametrize("name", [CHECKPOINT, pytest.param(GGUF, marks=pytest.mark.slow)])
 def test_killed_twice(
     hub: HubServer, models: Path, published: Path, name: str, run: Command
 ) -> None:

@@ -39,11 +39,11 @@ def tuned(base: Path, tmp_path: Path) -> Path:
     return shutil.copytree(base, tmp_path / "tuned")
 
 
-@pytest.fixture(params=[2**18, 100], ids=["large pieces", "small pieces"], autouse=True)
+@pytest.fixture(params=[2**18, 500], ids=["large pieces", "small pieces"], autouse=True)
 def piece(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "CHUNK", request.param)
     monkeypatch.setattr(compare_tensors, "CHUNK", request.param // 32 * 32)
-    monkeypatch.setattr(compare_tensors, "TASK", 2**22 if request.param > 100 else 3 * 96)
+    monkeypatch.setattr(compare_tensors, "TASK", 2**22 if request.param > 500 else 3 * 480)
 
 
 def values(blocks: Region, scales: Region) -> mxfp4.Floats:

@@ -105,7 +105,8 @@ def test_what_cannot_be_kept_is_refused_with_its_place(
     assert problem in refused.value.problem
 
 
-def test_a_costly_schema_names_what_costs() -> None:
+def test_a_costly_schema_names_what_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptoss.runtime.sampling.compile_guard.MAX_SECONDS", 1)
     numbers = [{"type": "integer", "multipleOf": n} for n in (997, 991, 983, 977)]
     schema = {"type": "object", "properties": {"n": {"anyOf": numbers}}, "required": ["n"]}
     with pytest.raises(

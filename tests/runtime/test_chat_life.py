@@ -149,6 +149,7 @@ from gptoss.runtime.chat.settings import ChatError
 from gptoss.runtime.engine.base import EngineError
 from gptoss.runtime.harmony.events import TextDelta
 path, moments, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+total = moments
 rng = random.Random(seed)
 failures, counts = [], {}
 
@@ -231,7 +232,7 @@ while moments > 0 and not failures:
     except EngineError:
         pass
 assert not failures, failures
-assert counts["cancelled"] > 100, counts
+assert counts["cancelled"] > total / 10, counts
 print("done", counts, file=sys.stderr)
 print("done")
 """
@@ -247,8 +248,8 @@ def run_moments(path: Path, moments: int, seed: int) -> None:
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
 
-def test_a_thousand_random_moments(random_gguf: Path) -> None:
-    run_moments(random_gguf, 1000, seed=1)
+def test_random_moments(random_gguf: Path) -> None:
+    run_moments(random_gguf, 300, seed=1)
 
 
 @pytest.mark.slow

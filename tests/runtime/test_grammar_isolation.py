@@ -176,7 +176,7 @@ PRODUCT = "start: A\nA: " + " & ".join(f"/(a{{{n}}})*/" for n in (97, 89, 83, 79
 def test_what_takes_too_much_is_refused(
     wanted: ResponseFormat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gptoss.runtime.sampling.compile_guard.MAX_SECONDS", 6)
+    monkeypatch.setattr("gptoss.runtime.sampling.compile_guard.MAX_SECONDS", 1)
     begun = time.perf_counter()
     with pytest.raises(ConstraintError, match=r"takes more than .* to compile; make it simpler"):
         masks().compile(Rules(response_format=wanted))
@@ -186,7 +186,7 @@ def test_what_takes_too_much_is_refused(
 def test_one_tool_that_takes_too_much_costs_the_others_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gptoss.runtime.sampling.compile_guard.MAX_SECONDS", 6)
+    monkeypatch.setattr("gptoss.runtime.sampling.compile_guard.MAX_SECONDS", 1)
     bomb = Function("bomb", parameters={"type": "object", "properties": {"n": REMAINDERS}})
     plain = Function("plain", parameters={"type": "object", "properties": {"n": {"enum": [1]}}})
     compiled = masks().compile(Rules((plain, bomb)))
@@ -225,7 +225,7 @@ def test_what_was_compiled_is_not_compiled_again(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_process_says_which_grammar_was_at_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptoss.runtime.sampling.compile_guard.MAX_SECONDS", 3)
+    monkeypatch.setattr("gptoss.runtime.sampling.compile_guard.MAX_SECONDS", 2)
     grammars: list[dict[str, Any]] = [{"json_schema": REMAINDERS}, {"lark_grammar": "start: /a/"}]
     grammars += [{"lark_grammar": "start: nothing"}, {"lark_grammar": "start: <|end|>"}]
     assert not any(is_plain(grammar) for grammar in grammars)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +144,10 @@ def base_gguf(folder: Path) -> Path:
 def varier(base: Path, folder: Path) -> Callable[[Edit], Path]:
     """Return a function that writes a variation of a GGUF to a new file in ``folder``."""
 
+    loaded = ggufs.load(base)
+
     def make(edit: Edit) -> Path:
-        model = ggufs.load(base)
+        model = deepcopy(loaded)
         edit(model)
         return ggufs.save(folder / f"{len(list(folder.iterdir()))}.gguf", model)
 

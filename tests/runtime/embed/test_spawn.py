@@ -88,7 +88,11 @@ def test_closing_a_stream_ends_the_reply(server: SpawnedServer) -> None:
     [
         "SIGKILL",
         pytest.param(
-            "SIGABRT", marks=pytest.mark.skipif(sys.platform == "win32", reason="signals")
+            "SIGABRT",
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(sys.platform == "win32", reason="signals"),
+            ],
         ),
     ],
 )

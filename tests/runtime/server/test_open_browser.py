@@ -97,7 +97,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="BROWSER is not used there")
-@pytest.mark.parametrize("option", ["--open", "--no-open", None])
+@pytest.mark.parametrize(
+    "option", ["--open", None, pytest.param("--no-open", marks=pytest.mark.slow)]
+)
 def test_serving_opens_the_page(
     browser: Path, tiny: Path, tmp_path: Path, option: str | None
 ) -> None:

@@ -18,8 +18,10 @@ import pytest
 
 from gptoss.converter.convert import convert
 from gptoss.errors import OptionError
+from gptoss.runtime.cli import main
 from gptoss.runtime.server.api_key import key_in
 from gptoss.runtime.server.listening import is_loopback, listen, read_tls, require_safe, url_of
+from support.commands import Command, command
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "tiny" / "checkpoint"
 COMMAND = [sys.executable, "-c", "from gptoss.runtime.cli import main; main()", "serve"]
@@ -89,6 +91,18 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
                          "APPDATA": home, "LOCALAPPDATA": home, "PYTHONPATH": root}  # fmt: skip
 
 
+@pytest.fixture
+def run(
+    environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Command:
+    """``gptoss-run`` in this process, with the folders of another user."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return command("gptoss-run", main, monkeypatch, capsys)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -98,12 +112,19 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         (["missing.gguf", "--port", "70000"], "--port"),
     ],
 )
-def test_errors_are_one_line(options: list[str], said: str, environment: dict[str, str]) -> None:
+def test_errors_are_one_line(options: list[str], said: str, run: Command) -> None:
+    done = run("serve", *options)
+    assert done.code == 2
+    assert said in done.err.splitlines()[-1]
+    assert "Traceback" not in done.err
+
+
+def test_the_process_ends_with_one_line_too(environment: dict[str, str]) -> None:
     done = subprocess.run(
-        [*COMMAND, *options], env=environment, capture_output=True, text=True, timeout=120
+        [*COMMAND, "missing.gguf"], env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 2
-    assert said in done.stderr.splitlines()[-1]
+    assert "missing.gguf" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
 
