@@ -5,8 +5,9 @@
 A machine that is shared becomes faster and slower by tens of percent within minutes, so two runs
 one after the other compare moments, not programs. Here both programs hold their model at the same
 time and take turns: one is stopped (SIGSTOP) while the other works. llama-bench's samples that were
-cut by a stop are left out: they are the slowest. Both models must fit into memory at once: repacked
-experts are copies. Medians count. Exit code 1 when a figure is missed.
+cut by a stop are left out, and so are our first ones of each slice, for which caches are as cold.
+Both models must fit into memory at once: repacked experts are copies. Medians count. Exit code 1
+when a figure is missed.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Kind:
 N_PROMPT = 64
 """Tokens of which each chooses 4 of 32 experts: nearly all experts are read."""
 
-KINDS = {"decode": Kind(8, 100, 5), "prefill": Kind(N_PROMPT, 24, 8)}
+KINDS = {"decode": Kind(8, 100, 5), "prefill": Kind(N_PROMPT, 60, 8)}
 
 
 def child(path: Path, repack: str) -> None:
@@ -85,7 +86,7 @@ def child(path: Path, repack: str) -> None:
                 (times[i + kind.n] - times[i]) / kind.n
                 for i in range(0, len(times) - kind.n, kind.n)
             ]
-        print(json.dumps(found), flush=True)
+        print(json.dumps(found[1:]), flush=True)
 
 
 class Ours:
@@ -139,16 +140,23 @@ def compared(
     return mine, [ns / 1e9 / kind.n for ns in row["samples_ns"]]
 
 
+def uncut(times: list[float]) -> list[float]:
+    """What is left of samples without those that took half as long again as the median."""
+    return [it for it in times if it < 1.5 * statistics.median(times)]
+
+
 def figures(path: Path, repack: str, llama_bench: Path) -> Iterator[Figure]:
     ours = Ours(path, repack)
     for what in KINDS:
         mine, theirs = compared(what, path, repack, llama_bench, ours)
-        uncut = [it for it in theirs if it < 1.5 * statistics.median(theirs)]
-        print(f"{what}: {len(mine)} samples, {len(uncut)} of {len(theirs)} of llama-bench")
-        for who, times in ("ours", mine), ("llama-bench", uncut):
+        mine, theirs = uncut(mine), uncut(theirs)
+        for who, times in ("ours", mine), ("llama-bench", theirs):
             low, middle, high = statistics.quantiles([1 / it for it in times], n=4)
-            print(f"{who}: {middle:.2f} tokens/s, the middle half {low:.2f} to {high:.2f}")
-        ratio = statistics.median(uncut) / statistics.median(mine)
+            print(
+                f"{what}, {who}: {len(times)} samples, median {middle:.2f} tokens/s, "
+                f"the middle half {low:.2f} to {high:.2f}"
+            )
+        ratio = statistics.median(theirs) / statistics.median(mine)
         yield Figure(f"{what}, times as fast as llama-bench", ratio, "", 0.97, at_least=True)
     ours.close()
 
