@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiktoken
 
 import gptoss
 from gptoss.runtime.harmony.tokenizer import Tokenizer
+from gptoss.runtime.models.preflight import Model
 from gptoss.runtime.sampling.constrained import TokenMasks
 from support import peers
 from support.checkpoints import random_checkpoint
@@ -29,16 +31,28 @@ ATTEMPTS = 3
 """Of which the best counts: on a busy machine others have an influence."""
 
 
-BOUND = 0.1
-"""Seconds. On a machine that does nothing else it is 0.05 at most; it was 0.46."""
-
-
 @pytest.fixture(scope="module")
 def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("full")
     source = random_checkpoint(folder / "source", vocab=201088, tokenizer_folder=peers.tokenizer())
     gptoss.convert(source, folder / "full.gguf")
     return folder / "full.gguf"
+
+
+@pytest.fixture(scope="module")
+def whole_tables(gguf: Path) -> float:
+    """Seconds for which tiktoken holds Python's lock while it makes an encoding of its own accord:
+    what stalls are compared with, as machines differ. 0.17 s where loads stopped a loop for 0.05 s
+    at most, and once for 0.46 s.
+    """
+    tokenizer = Model.open(gguf).tokenizer
+    ranks = {tokenizer.token_bytes(i): i for i in tokenizer.text_ids}
+    seconds = []
+    for _ in range(ATTEMPTS):
+        begun = time.thread_time()
+        tiktoken.Encoding("whole", pat_str="x", mergeable_ranks=ranks, special_tokens={})
+        seconds.append(time.thread_time() - begun)
+    return min(seconds)
 
 
 def clocks() -> tuple[float, float]:
@@ -75,7 +89,7 @@ async def test_a_stall_is_measured() -> None:
 
 
 async def test_loading_does_not_stop_an_event_loop(
-    gguf: Path, monkeypatch: pytest.MonkeyPatch
+    gguf: Path, whole_tables: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All but the tables of tiktoken, which are a call of their own."""
     monkeypatch.setattr(Tokenizer, "prepare", lambda _: None)
@@ -84,23 +98,19 @@ async def test_loading_does_not_stop_an_event_loop(
     stall = await best_of(lambda: opened.append(gptoss.open(gguf, **options)))
     for model in opened:
         model.close()
-    assert stall < BOUND
+    assert stall < 0.5 * whole_tables
 
 
-async def test_tiktokens_tables_stop_it_for_a_moment(gguf: Path) -> None:
-    """0.1 s on the machine it was measured on, where they took 0.17 s without pauses."""
-    from gptoss.runtime.models.preflight import Model
-
+async def test_tiktokens_tables_stop_it_for_a_moment(gguf: Path, whole_tables: float) -> None:
+    """With pauses while it reads the tokens, for 0.6 of the time."""
     tokenizers = iter([Model.open(gguf).tokenizer for _ in range(ATTEMPTS)])
-    assert await best_of(lambda: next(tokenizers).prepare()) < 0.25
+    assert await best_of(lambda: next(tokenizers).prepare()) < 0.85 * whole_tables
 
 
-async def test_the_masks_of_json_do_not_stop_it(gguf: Path) -> None:
+async def test_the_masks_of_json_do_not_stop_it(gguf: Path, whole_tables: float) -> None:
     """They are made when the first schema is asked for, while others generate."""
-    from gptoss.runtime.models.preflight import Model
-
     tokenizer = Model.open(gguf).tokenizer
     tokenizer.prepare()
     masks = [TokenMasks(tokenizer) for _ in range(ATTEMPTS)]
     compilers = iter([it._compiler for it in masks])
-    assert await best_of(lambda: next(compilers)._sliced) < BOUND
+    assert await best_of(lambda: next(compilers)._sliced) < 0.5 * whole_tables
