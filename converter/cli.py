@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from gptoss import console, progress_bars
+from gptoss.console import ExitCode
 from gptoss.converter import cli_gguf
 from gptoss.converter.convert import (
     Conversion,
@@ -19,7 +20,7 @@ from gptoss.converter.convert import (
     plan_conversion,
 )
 from gptoss.converter.dense_types import Dense
-from gptoss.converter.estimate import estimate
+from gptoss.converter.estimate import Estimate, estimate
 from gptoss.converter.gguf.split import parse_size
 from gptoss.converter.options import ConvertOptions
 from gptoss.converter.source import open_input
@@ -179,7 +180,7 @@ def command(
     if cli_gguf.is_gguf(Path(source)):
         if only_plan:
             fits = cli_gguf.plan(Path(source), out, to, base, limit, as_json, verbose)
-            context.exit(0 if fits else 1)
+            context.exit(ExitCode.DONE if fits else ExitCode.NO)
         cli_gguf.run(Path(source), _required(context, out), to, base, limit, as_json)
         return
     options = ConvertOptions(
@@ -195,13 +196,8 @@ def command(
         with open_input(source, stream=stream, headers_only=True, say=console.say) as given:
             opened, planned = plan_conversion(given, options)
             found = estimate(planned, out, limit)
-        for note in opened.notes:
-            console.say(f"note: {note}")
-        if as_json:
-            console.answer(json.dumps(found.to_json()))
-        else:
-            console.answer_lines(found.lines(verbose=verbose))
-        context.exit(0 if found.fits else 1)
+        _print_plan(found, opened.notes, as_json=as_json, verbose=verbose)
+        context.exit(ExitCode.DONE if found.fits else ExitCode.NO)
     out = _required(context, out)
     try:
         with (
@@ -214,7 +210,8 @@ def command(
             )
     except VerificationError as error:
         console.say(f"error: {error}")
-        context.exit(3 if error.verdict.outcome is Outcome.NOT_JUDGED else 1)
+        undecided = error.verdict.outcome is Outcome.NOT_JUDGED
+        context.exit(ExitCode.NOT_JUDGED if undecided else ExitCode.NO)
     if as_json:
         console.answer(json.dumps(_summary(done)))
         return
@@ -234,6 +231,15 @@ def parse_type_overrides(given: tuple[str, ...]) -> dict[str, str]:
             raise OptionError(f"--type {option!r}: {group} already has the type {types[group]}")
         types[group] = name
     return types
+
+
+def _print_plan(found: Estimate, notes: Sequence[str], *, as_json: bool, verbose: bool) -> None:
+    for note in notes:
+        console.say(f"note: {note}")
+    if as_json:
+        console.answer(json.dumps(found.to_json()))
+    else:
+        console.answer_lines(found.lines(verbose=verbose))
 
 
 def _required(context: click.Context, out: Path | None) -> Path:

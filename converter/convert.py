@@ -187,11 +187,7 @@ def convert_input(
         resumed, sha256 = writer.write_files(
             files, staging, watch.progress, watch.say, given.stream
         )
-        if given.stream and (names := given.stream.unverified()):
-            watch.say(
-                f"note: {', '.join(names)} was not read whole in one run, so its sha256 could not "
-                "be compared with the one that the Hub publishes"
-            )
+        _report_unverified(given, watch)
         seconds = perf_counter() - began
         first = staging.path(files[0].name)
         verdict = _verified(given, opened, first, out, watch) if verify else None
@@ -221,6 +217,14 @@ def convert_input(
     )
 
 
+def _report_unverified(given: Input, watch: Watch) -> None:
+    if given.stream and (names := given.stream.unverified()):
+        watch.say(
+            f"note: {', '.join(names)} was not read whole in one run, so its sha256 could not be "
+            "compared with the one that the Hub publishes"
+        )
+
+
 def _keys(
     checkpoint: Checkpoint, given: Input, experts: ExpertType
 ) -> tuple[EncodedKeys, Sequence[str]]:
@@ -228,9 +232,10 @@ def _keys(
     weights are converted.
     """
     given.fetch_tokenizer()
-    words = vocab.read(checkpoint.tokenizer, checkpoint.hparams.vocab_size)
+    vocabulary = vocab.read(checkpoint.tokenizer, checkpoint.hparams.vocab_size)
     name = given.name or checkpoint.name
-    return encode_keys(metadata(checkpoint.hparams, words, name, experts)), vocab.find_notes(words)
+    entries = metadata(checkpoint.hparams, vocabulary, name, experts)
+    return encode_keys(entries), vocab.find_notes(vocabulary)
 
 
 def _check_targets(opened: Opened, targets: list[Path]) -> None:

@@ -23,8 +23,8 @@ from gptoss.formats.safetensors import TensorInfo
 from gptoss.formats.tensor_map import NamedTensor, TensorRole, tensors
 from gptoss.quant import mxfp4
 
-LOOKED_AT = 2 * mxfp4.BLOCK
-"""Rows of the first expert that are compared, and as many columns."""
+COMPARED = 2 * mxfp4.BLOCK
+"""Rows of the first expert that are compared with the base's, and as many columns."""
 
 SAMPLED = 4 * mxfp4.BLOCK
 """Rows of the first expert that are enough to see on which grid they lie."""
@@ -73,7 +73,7 @@ def inputs_first(
     """
     for named in square(base.hparams, stored_tensors):
         (info,) = stored_tensors[named.gguf]
-        n = min(LOOKED_AT, info.shape[-1])
+        n = min(COMPARED, info.shape[-1])
         stored = _rows(info, n)
         outputs_first, transposed = _base_rows(base_stored[named.gguf], n)
         to_outputs, to_inputs = (_squared(stored - it) for it in (outputs_first, transposed))

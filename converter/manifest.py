@@ -17,13 +17,12 @@ from typing import Any, Self
 from gptoss import __version__
 from gptoss.atomic import write_flushed
 from gptoss.converter.output import OutputFile, describe_tensors
-from gptoss.errors import GgufError
+from gptoss.errors import DISTRIBUTION, GgufError
 from gptoss.formats.gguf import GgufFile
 from gptoss.quant.verify.result import Verdict
 
 SUFFIX = ".manifest.json"
 FORMAT = 1
-PACKAGE = "gptoss-toolkit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,7 @@ def manifest(
     """
     return {
         "format": FORMAT,
-        "tool": {"name": PACKAGE, "version": __version__},
+        "tool": {"name": DISTRIBUTION, "version": __version__},
         "source": {
             "place": origin.place,
             "revision": origin.revision,

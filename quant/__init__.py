@@ -7,7 +7,7 @@ audit     what is wrong with a model, from the model alone
 diff      two models compared
 report    an audit and a diff as one HTML page
 info      what a model is, from its headers
-parallel  results of threads as they finish
+parallel  threads: how many, and their results as they finish
 location  where a value is within a tensor
 cli       the command ``gptoss-quant``
 """

@@ -1,11 +1,15 @@
-"""Results of threads, in the order in which they finish."""
+"""Threads: how many, and their results in the order in which they finish."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any, TypeVar
+
+WORKERS = min(8, os.cpu_count() or 1)
+"""Threads that read and compare a model."""
 
 F = TypeVar("F", bound=Future[Any])
 

@@ -14,13 +14,11 @@ import numpy as np
 from gguf.constants import TokenType
 
 from gptoss.converter.gguf.vocab import Vocabulary
-from gptoss.formats.checkpoint import CONFIG
+from gptoss.formats.checkpoint import CONFIG, GENERATION
 from gptoss.formats.harmony_tokens import ENDS_OF_REPLY
 from gptoss.formats.hparams import HARD_CODED, HParams
 from gptoss.formats.o200k import O200K_PATTERN
 from gptoss.formats.tokenizer_json import SETTINGS, TEMPLATE, TOKENIZER
-
-GENERATION = "generation_config.json"
 
 _BYTE_LEVEL = {"type": "ByteLevel", "use_regex": True, "trim_offsets": True}
 _NO_FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)

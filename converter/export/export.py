@@ -108,8 +108,7 @@ def export(
     rounded = tuple(_rounded(found.tensors))
     sizes = {part.name: part.nbytes for part in parts}
     origin = manifests.Origin.of_gguf(found.file)
-    print_of = fingerprint(parts)
-    with Staging(out, sizes, (*small, MANIFEST), print_of) as staging:
+    with Staging(out, sizes, (*small, MANIFEST), fingerprint(parts)) as staging:
         _, sha256 = writer.write_files(parts, staging, progress, say or silent)
         with os_errors_as_output_error(out):
             manifest = staging.path(MANIFEST)

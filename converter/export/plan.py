@@ -20,7 +20,7 @@ from gptoss.errors import UnsupportedModelError
 from gptoss.formats.gguf import GgufFile, GgufTensor
 from gptoss.formats.hparams import HParams
 from gptoss.formats.safetensors import DTYPE_BYTES
-from gptoss.formats.tensor_map import HfTensor, NamedTensor, TensorRole, tensors
+from gptoss.formats.tensor_map import HfTensor, TensorRole, group_by_source
 
 MXFP4 = GGMLQuantizationType.MXFP4
 
@@ -40,18 +40,17 @@ def plan(file: GgufFile, hparams: HParams, form: Form) -> list[TensorPlan]:
     a type that ``form`` cannot be made from.
     """
     check_tensors(file, hparams)
-    takers: dict[tuple[HfTensor, ...], list[NamedTensor]] = {}
-    for named in tensors(hparams):
-        takers.setdefault(named.sources, []).append(named)
     planned: list[TensorPlan] = []
-    for made, named_by in takers.items():
-        found = tuple(file.tensors[named.gguf] for named in named_by)
-        if named_by[0].role is not TensorRole.EXPERTS:
+    for sharing in group_by_source(hparams).values():
+        first = sharing[0]
+        made = first.sources
+        found = tuple(file.tensors[named.gguf] for named in sharing)
+        if first.role is not TensorRole.EXPERTS:
             planned.append(_dense(made[0], found))
         elif form is Form.HF:
-            planned += _mxfp4(made, found, named_by[0].shape[-1])
+            planned += _mxfp4(made, found, first.shape[-1])
         else:
-            planned.append(_bf16_experts(made[0], found, named_by[0].shape))
+            planned.append(_bf16_experts(made[0], found, first.shape))
     return planned
 
 

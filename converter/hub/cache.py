@@ -46,6 +46,7 @@ def download(wanted: HubId, *, shown: bool = False, say: Say | None = None) -> P
 
     class Silent(tqdm):
         def __init__(self, *args: Any, **settings: Any) -> None:
+            # tqdm has no types.
             super().__init__(*args, **settings | {"disable": True})  # type: ignore[no-untyped-call]
 
     # Errors are reported here, in one line.
@@ -79,7 +80,7 @@ def download(wanted: HubId, *, shown: bool = False, say: Say | None = None) -> P
         try:
             return snapshot(local=False)
         except Exception as error:
-            retry.wait(client.passing(error, wanted.repository, str(wanted)))
+            retry.wait(client.as_transient(error, wanted.repository, str(wanted)))
 
 
 def check(folder: Path, progress: Callable[[int, int], None]) -> Mapping[str, str]:

@@ -45,7 +45,7 @@ HEADER_SECONDS = 90.0
 GRACE_SECONDS = 60.0
 SLOWEST = 10_000.0
 """Bytes a second that a server must send on average, after so many seconds of grace."""
-PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses that may be temporary."""
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
@@ -150,7 +150,7 @@ class Client:
             except Exception as reason:  # an address that no request can be made for
                 raise HubError(f"{quoted(url)}: cannot be requested: {reason}") from reason
             self.reached = True
-            if response.status_code in PASSING:
+            if response.status_code in TRANSIENT:
                 raise TransientError(f"status {response.status_code}", _asked(response.headers))
             try:
                 yield response
@@ -188,7 +188,7 @@ class Client:
         stack.push(context.__exit__)
         return response
 
-    def passing(self, error: BaseException, repository: str, what: str) -> TransientError:
+    def as_transient(self, error: BaseException, repository: str, what: str) -> TransientError:
         """Convert an error of huggingface_hub's HTTP client to a failure that is worth another
         attempt; raises ``HubError`` for others.
         """
@@ -198,7 +198,7 @@ class Client:
         response: Response | None = getattr(error, "response", None)
         if response is not None:
             self.reached = True
-            if response.status_code in PASSING:
+            if response.status_code in TRANSIENT:
                 return TransientError(f"status {response.status_code}", _asked(response.headers))
             raise self.refusal(response, repository, what) from error
         if isinstance(error, self._offline):
@@ -287,7 +287,7 @@ class RetryPolicy:
                 "rerun the command then"
             ) from error
         longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (self._failures - 1))
-        pause = random.uniform(longest / 2, longest) if error.after is None else error.after  # noqa: S311
+        pause = random.uniform(longest / 2, longest) if error.after is None else error.after  # noqa: S311 no secret
         _log.info("%s: %s; retrying in %.1f s", self._what, error, pause)
         if pause >= WORTH_SAYING:
             self._client.say(f"{self._what}: {error}; retrying in {pause:.0f} s")

@@ -15,7 +15,8 @@ from queue import SimpleQueue
 from typing import Self
 
 from gptoss.converter.hub.client import HubError
-from gptoss.converter.hub.remote_file import RemoteFile, Span
+from gptoss.converter.hub.remote_file import RemoteFile
+from gptoss.formats.byte_source import Span
 
 CHUNK = 2**23
 """The most bytes per request."""

@@ -13,13 +13,10 @@ from typing import Protocol
 
 from gptoss.converter.hub.range_requests import HubFile, Ranges
 from gptoss.errors import CheckpointError
-from gptoss.formats.byte_source import Buffer, bytes_of
+from gptoss.formats.byte_source import Buffer, Span, bytes_of
 
 WAITING = 16
 """The most chunks that may wait for earlier ones to be hashed; beyond it, hashing is abandoned."""
-
-Span = tuple[int, int]
-"""A byte range of a file: begin and end."""
 
 
 class Ahead(Protocol):

@@ -26,9 +26,9 @@ from gptoss.converter.hub.client import (
 )
 from gptoss.converter.hub.range_requests import HubFile, Ranges
 from gptoss.converter.hub.read_ahead import ReadAhead
-from gptoss.converter.hub.remote_file import HashMismatchError, RemoteFile, Span
+from gptoss.converter.hub.remote_file import HashMismatchError, RemoteFile
 from gptoss.formats.bounded_json import parse_json
-from gptoss.formats.byte_source import ByteSource
+from gptoss.formats.byte_source import ByteSource, Span
 from gptoss.formats.checkpoint import CONFIG, CONFIG_LIMIT, INDEX, INDEX_LIMIT
 from gptoss.formats.tokenizer_json import (
     SETTINGS,

@@ -19,8 +19,6 @@ from gptoss.converter.transforms.floats import STORED, widen
 from gptoss.formats.safetensors import TensorInfo
 from gptoss.formats.tensor_map import Rows
 
-ROWS = {Rows.ALL: slice(None), Rows.EVEN: slice(0, None, 2), Rows.ODD: slice(1, None, 2)}
-
 
 class Reader:
     """Reads parts of tensors; each thread keeps the last matrix of each kind."""
@@ -180,7 +178,7 @@ class PairedFactors:
         """
         found = np.ones(self._outputs, np.float32)
         for rows, pair in self._pairs[expert].items():
-            found[ROWS[rows]] = pair.scale
+            found[rows.indices] = pair.scale
         return found
 
     def _left(self, expert: int) -> Floats:
@@ -188,7 +186,7 @@ class PairedFactors:
         found = np.zeros((self._outputs, sum(pair.rank for pair in pairs.values())), np.float32)
         at = 0
         for rows, pair in pairs.items():
-            found[ROWS[rows], at : at + pair.rank] = self._reader.rows(pair.b, 0, pair.b.shape[0])
+            found[rows.indices, at : at + pair.rank] = self._reader.rows(pair.b, 0, pair.b.shape[0])
             at += pair.rank
         return found
 

@@ -95,13 +95,13 @@ def plan(file: GgufFile, base: Base | None) -> tuple[HParams, list[Entry], list[
     given = {_renamed(key): value for key, value in file.metadata.items() if key not in _OF_PARTS}
     _check_architecture(file)
     hparams, reasons = _hparams(file, given, base)
-    words, more = _vocabulary(file, given, base, hparams.vocab_size)
+    vocabulary, more = _vocabulary(file, given, base, hparams.vocab_size)
     reasons |= more
     wanted = [Entry(Keys.General.ARCHITECTURE, GGUFValueType.STRING, ARCHITECTURE)]
     if file.metadata[Keys.General.ARCHITECTURE] == OLLAMA:  # whose numbers are its own, too
         number = FILE_TYPES[ExpertType.MXFP4]
         wanted.append(Entry(Keys.General.FILE_TYPE, GGUFValueType.UINT32, number))
-    wanted += [*model_keys(hparams), *tokenizer_keys(words)]
+    wanted += [*model_keys(hparams), *tokenizer_keys(vocabulary)]
     changes = list(_changes(file, given, wanted, reasons))
     changed = {change.key for change in changes}
     kept = {_renamed(key): entry for key, entry in _entries(file).items() if key not in _OF_PARTS}
@@ -243,11 +243,13 @@ def _vocabulary(
     template = gguf_source.template(file)
     if base is not None:
         found = base.vocabulary
-        words = Vocabulary(
+        vocabulary = Vocabulary(
             found.tokens, found.types, found.merges, found.bos, found.eos, found.pad,
             chat_template=template or found.chat_template,
         )  # fmt: skip
-        return words, why | {entry.key: "as the base has it" for entry in tokenizer_keys(words)}
+        return vocabulary, why | {
+            entry.key: "as the base has it" for entry in tokenizer_keys(vocabulary)
+        }
     tokens = list(_texts(file, given, Keys.Tokenizer.LIST))
     if not tokens or not harmony_tokens.CONTROL - {harmony_tokens.END_OF_PROMPT} <= set(tokens):
         raise UnsupportedModelError(
@@ -262,9 +264,9 @@ def _vocabulary(
     for role, key in (("bos", Keys.Tokenizer.BOS_ID), ("pad", Keys.Tokenizer.PAD_ID)):
         if type(given.get(key)) is int and 0 <= given[key] < len(tokens):
             roles[role] = given[key]
-    words = Vocabulary(tokens, types, merges, **roles, chat_template=template)
-    gguf_source.check(words, str(file.path))
-    return words, why | {
+    vocabulary = Vocabulary(tokens, types, merges, **roles, chat_template=template)
+    gguf_source.check(vocabulary, str(file.path))
+    return vocabulary, why | {
         Keys.Tokenizer.LIST: "one for each row of the embedding, all different",
         Keys.Tokenizer.TOKEN_TYPE: "control tokens are such, unused ones too",
         Keys.Tokenizer.BOS_ID: harmony_tokens.ROLES["bos"],

@@ -136,8 +136,7 @@ def _write(found: RepairPlan, out: Path, progress: Progress | None, say: Say | N
     sizes = {part.name: part.nbytes for part in found.files}
     manifest = manifests.path_of(out)
     origin = manifests.Origin.of_gguf(found.file)
-    print_of = fingerprint(found.files)
-    with Staging(out, sizes, (manifest.name,), print_of) as staging:
+    with Staging(out, sizes, (manifest.name,), fingerprint(found.files)) as staging:
         _, sha256 = writer.write_files(found.files, staging, progress, say or silent)
         made = manifests.manifest(origin, None, found.files, sha256, None)
         with os_errors_as_output_error(out):

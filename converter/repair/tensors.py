@@ -21,11 +21,11 @@ from gptoss.converter.export.gguf_source import as_tensor_info
 from gptoss.converter.output import TensorPlan
 from gptoss.converter.plan import plan_tensor
 from gptoss.converter.transforms.base import COPY, Bytes, Transform
-from gptoss.converter.transforms.to_checkpoint import floats
+from gptoss.converter.transforms.to_checkpoint import decode
 from gptoss.errors import GgufError, UnsupportedModelError, quoted
 from gptoss.formats.gguf import GgufFile, GgufTensor
 from gptoss.formats.hparams import HParams
-from gptoss.formats.llama_cpp_types import computable_types
+from gptoss.formats.llama_cpp_types import FUSED, SEPARATE, computable_types
 from gptoss.formats.tensor_map import NamedTensor, Rows, TensorRole, tensors
 from gptoss.quant import mxfp4
 from gptoss.text import plural
@@ -46,9 +46,6 @@ OTHER_NAMES = {
 
 GATE_UP, INTERLEAVED = "ffn_gate_up_exps", ("ffn_gate_exps", "ffn_up_exps")
 """A tensor that holds the rows of two, interleaved."""
-
-QKV, STACKED = "attn_qkv", ("attn_q", "attn_k", "attn_v")
-"""A tensor that holds the rows of three, one after the other."""
 
 Shapes = dict[str, tuple[int, ...]]
 """Row-major shapes by llama.cpp's names."""
@@ -121,10 +118,10 @@ def _in_block(
         whole = (named.shape[0], 2 * named.shape[1], *named.shape[2:])
         how = f"{GATE_UP}.{rest} split into gate and up"
         return Found(_shaped(both, whole), named.rows, how)
-    stack = file.tensors.get(f"{block}{QKV}.{rest}")
-    if role in STACKED and stack is not None:
-        parts = [f"{block}{part}.{rest}" for part in STACKED]
-        how = f"{QKV}.{rest} split into q, k and v"
+    stack = file.tensors.get(f"{block}{FUSED}.{rest}")
+    if role in SEPARATE and stack is not None:
+        parts = [f"{block}{part}.{rest}" for part in SEPARATE]
+        how = f"{FUSED}.{rest} split into q, k and v"
         return Found(_part(stack, named.gguf, parts, shapes), how=how)
     return None
 
@@ -190,7 +187,7 @@ def _copying(
     n_values, n_bytes = GGML_QUANT_SIZES[kind]
 
     def widen(source: Bytes, out: Bytes) -> None:
-        out.view("<f4")[:] = floats(kind, source)
+        out.view("<f4")[:] = decode(kind, source)
 
     return _select_rows(f"{kind.name} to F32", rows, n_bytes, 4 * n_values, widen)
 

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
-Words = NDArray[np.uint16]
+Bf16Bits = NDArray[np.uint16]
+"""BF16 values as their bits; numpy has no such dtype."""
 Floats = NDArray[np.float32]
 
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from gptoss.converter.dense_types import Dense
 from gptoss.converter.transforms.base import (
     COPY,
+    Bf16Bits,
     Bytes,
     Floats,
     OutOfRangeError,
     Transform,
-    Words,
 )
 from gptoss.formats.tensor_map import Rows
 
@@ -35,7 +35,7 @@ _BELOW_HALF = np.uint32(0x3EFFFFFF)
 """The largest float32 below 0.5, as its bits."""
 
 
-def _widen(words: Words, out: Floats) -> None:
+def _widen(words: Bf16Bits, out: Floats) -> None:
     """Widen BF16 to float32: the same bits with 16 zeros below; exact."""
     np.left_shift(words, np.uint32(16), out=out.view(_U32), dtype=_U32)
 
@@ -92,20 +92,20 @@ def _to_q8_0(sources: Sequence[Bytes], out: Bytes) -> None:
             _check_scales(target["scale"][start : start + step], values=words)
 
 
-def _block_maxima(magnitudes: Words) -> Words:
+def _block_maxima(magnitudes: Bf16Bits) -> Bf16Bits:
     """Find the largest magnitude of each 32 BF16 values ``[n, 32]``, for Q8_0; without its sign
     BF16 sorts as its bits do.
 
     numpy reduces short rows one at a time, which is four times slower than these long ones.
     """
     columns = np.ascontiguousarray(magnitudes.view("<u8").T).view(_U16)
-    found: Words = columns.max(axis=0)
+    found: Bf16Bits = columns.max(axis=0)
     for _ in range(2):
         found = np.maximum(found[0::2], found[1::2])
     return found
 
 
-def _check_scales(halves: NDArray[np.float16], *, values: Words) -> None:
+def _check_scales(halves: NDArray[np.float16], *, values: Bf16Bits) -> None:
     """Raise ``OutOfRangeError`` when finite BF16 values ``[n, 32]`` got a Q8_0 scale that is
     infinite.
     """
@@ -137,9 +137,8 @@ DENSE: Mapping[Dense, Transform] = {
 @cache
 def every_second_to_f32(rows: Rows) -> Transform:
     """Make the transform of gate's or up's published BF16 bias (even or odd values) to F32."""
-    first = [Rows.EVEN, Rows.ODD].index(rows)
 
     def apply(sources: Sequence[Bytes], out: Bytes) -> None:
-        _widen(sources[0].view(_U16)[first::2], out.view("<f4"))
+        _widen(sources[0].view(_U16)[rows.indices], out.view("<f4"))
 
     return Transform(f"BF16 to F32, {rows.value} values", (4,), 4, apply)

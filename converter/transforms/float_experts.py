@@ -31,8 +31,6 @@ from gptoss.quant.mxfp4 import encoder
 CHUNK_VALUES = 2**18
 """Approximate number of values converted at once."""
 
-_ROWS = {Rows.ALL: slice(None), Rows.EVEN: slice(0, None, 2), Rows.ODD: slice(1, None, 2)}
-
 
 class ExpertType(StrEnum):
     """The type of the experts' weights in the GGUF."""
@@ -103,7 +101,7 @@ class ExpertLayout:
         """
         shape = (self.inputs, self.outputs) if self.inputs_first else (self.outputs, self.inputs)
         matrix = raw.view(STORED[self.dtype]).reshape(shape)
-        matrix = (matrix.T if self.inputs_first else matrix)[_ROWS[rows]]
+        matrix = (matrix.T if self.inputs_first else matrix)[rows.indices]
         step = max(1, CHUNK_VALUES // self.inputs)
         for start in range(0, len(matrix), step):
             chunk = slice(start, min(start + step, len(matrix)))
@@ -130,8 +128,8 @@ def encode(layout: ExpertLayout, rows: Rows, stats: RoundingStats, *, with_base:
         bases: tuple[Bytes, Bytes] | None = None
         if with_base:
             bases = (
-                sources[1].reshape(*base_shape, mxfp4.HF_BYTES)[:, _ROWS[rows]],
-                sources[2].reshape(base_shape)[:, _ROWS[rows]],
+                sources[1].reshape(*base_shape, mxfp4.HF_BYTES)[:, rows.indices],
+                sources[2].reshape(base_shape)[:, rows.indices],
             )
         check_finite(sources[0], layout.dtype)
         for i, (raw, target) in enumerate(zip(raws, targets, strict=True)):

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from gptoss.converter.dense_types import Dense
 from gptoss.converter.transforms import bf16
 from gptoss.converter.transforms.base import (
+    Bf16Bits,
     Bytes,
     Floats,
     NonFiniteError,
     OutOfRangeError,
     Transform,
-    Words,
 )
 from gptoss.formats.tensor_map import Rows
 
@@ -59,7 +59,7 @@ def widen(values: NDArray[np.generic], dtype: str) -> Floats:
     return values.astype(np.float32)
 
 
-def to_bf16(values: Floats) -> Words:
+def to_bf16(values: Floats) -> Bf16Bits:
     """Convert float32 values to the nearest BF16, ties to even, as uint16 bits, for a GGUF's BF16
     tensors; a NaN stays a NaN.
 
@@ -70,7 +70,7 @@ def to_bf16(values: Floats) -> Words:
     rounded &= np.uint32(1)
     rounded += np.uint32(0x7FFF)
     rounded += bits
-    words: Words = (rounded >> np.uint32(16)).astype("<u2")
+    words: Bf16Bits = (rounded >> np.uint32(16)).astype("<u2")
     nan = np.isnan(values)
     if nan.any():
         words[nan] = (bits[nan] >> np.uint32(16)).astype("<u2") | np.uint16(0x40)
@@ -130,14 +130,14 @@ def exact(dtype: str, rows: Rows) -> Transform:
     if dtype == "BF16":
         return bf16.TO_F32 if rows is Rows.ALL else bf16.every_second_to_f32(rows)
     stored = STORED[dtype]
-    first, step = {Rows.ALL: (0, 1), Rows.EVEN: (0, 2), Rows.ODD: (1, 2)}[rows]
+    every = 1 if rows is Rows.ALL else 2
 
     def apply(sources: Sequence[Bytes], out: Bytes) -> None:
-        out.view("<f4")[:] = sources[0].view(stored)[first::step]
+        out.view("<f4")[:] = sources[0].view(stored)[rows.indices]
 
     name = "copy" if dtype == "F32" else f"{dtype} to F32"
     name += "" if rows is Rows.ALL else f", {rows.value} values"
-    return Transform(name, (step * stored.itemsize,), 4, apply)
+    return Transform(name, (every * stored.itemsize,), 4, apply)
 
 
 def _by_gguf(to: Dense) -> Callable[[Floats], Bytes]:

@@ -13,7 +13,7 @@ import numpy as np
 from gguf import quants
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from gptoss.converter.transforms.base import COPY, Bytes, Floats, Transform, Words
+from gptoss.converter.transforms.base import COPY, Bf16Bits, Bytes, Floats, Transform
 from gptoss.converter.transforms.floats import STORED, widen
 from gptoss.converter.transforms.floats import to_bf16 as nearest_bf16
 from gptoss.quant import mxfp4
@@ -32,7 +32,7 @@ CHUNK_VALUES = 2**16
 """Values converted at once; scratch arrays then fit in the cache."""
 
 
-def floats(kind: GGMLQuantizationType, raw: Bytes) -> Floats:
+def decode(kind: GGMLQuantizationType, raw: Bytes) -> Floats:
     """Decode whole GGUF blocks of type ``kind``, one of ``READABLE``, to float32[n], to convert
     them back to a checkpoint.
     """
@@ -48,7 +48,7 @@ def floats(kind: GGMLQuantizationType, raw: Bytes) -> Floats:
 
 
 @cache
-def _mxfp4_words() -> Words:
+def _mxfp4_table() -> Bf16Bits:
     """Tabulate the BF16 bits of every MXFP4 code under every scale, by ``scale << 4 | code``, to
     decode a GGUF's experts; each is exact.
     """
@@ -56,15 +56,15 @@ def _mxfp4_words() -> Words:
     return nearest_bf16(mxfp4.decode(codes, np.arange(256, dtype=np.uint8))).reshape(-1)
 
 
-def words(kind: GGMLQuantizationType, raw: Bytes) -> Words:
+def decode_bf16(kind: GGMLQuantizationType, raw: Bytes) -> Bf16Bits:
     """Decode whole GGUF blocks of type ``kind``, one of ``READABLE``, to the nearest BF16 as
     uint16[n], to convert them back to a checkpoint.
     """
     if kind is not GGMLQuantizationType.MXFP4:
-        return nearest_bf16(floats(kind, raw))
+        return nearest_bf16(decode(kind, raw))
     blocks = raw.reshape(-1, mxfp4.GGML_BYTES)
     index = blocks[:, :1].astype(np.uint16) << np.uint16(4) | mxfp4.codes_from_ggml(blocks)
-    found: Words = np.take(_mxfp4_words(), index.reshape(-1))
+    found: Bf16Bits = np.take(_mxfp4_table(), index.reshape(-1))
     return found
 
 
@@ -87,7 +87,7 @@ def to_bf16(kind: GGMLQuantizationType) -> Transform:
         blocks, target = sources[0].reshape(-1, n_bytes), out.view(_U16).reshape(-1, n_values)
         for start in range(0, len(blocks), step):
             chunk = blocks[start : start + step].reshape(-1)
-            target[start : start + step] = words(kind, chunk).reshape(-1, n_values)
+            target[start : start + step] = decode_bf16(kind, chunk).reshape(-1, n_values)
 
     return Transform(f"{kind.name} to BF16", (n_bytes,), 2 * n_values, apply)
 
@@ -101,7 +101,7 @@ def interleave(kinds: tuple[GGMLQuantizationType, ...]) -> Transform:
 
     def apply(sources: Sequence[Bytes], out: Bytes) -> None:
         for i, (kind, source) in enumerate(zip(kinds, sources, strict=True)):
-            out.view(_U16)[i :: len(kinds)] = words(kind, source)
+            out.view(_U16)[i :: len(kinds)] = decode_bf16(kind, source)
 
     reads = tuple(unit // GGML_QUANT_SIZES[it][0] * GGML_QUANT_SIZES[it][1] for it in kinds)
     return Transform(f"{_names(kinds)} to BF16, interleaved", reads, 2 * len(kinds) * unit, apply)
@@ -165,7 +165,7 @@ def transpose_experts(
             for start in range(0, rows, step):
                 part = slice(start, start + step)
                 chunks = [
-                    words(kind, raw[e, part].reshape(-1))
+                    decode_bf16(kind, raw[e, part].reshape(-1))
                     for kind, raw in zip(kinds, raws, strict=True)
                 ]
                 merged = np.stack(chunks, axis=-1).view(together).reshape(-1, columns)

@@ -29,7 +29,6 @@ from gptoss.converter.write.staging import (
     os_errors_as_output_error,
 )
 from gptoss.converter.write.tasks import (
-    Span,
     Task,
     bytes_written,
     open_output,
@@ -39,7 +38,7 @@ from gptoss.converter.write.tasks import (
     write_all,
 )
 from gptoss.errors import OutputError
-from gptoss.formats.byte_source import ByteSource
+from gptoss.formats.byte_source import ByteSource, Span
 from gptoss.progress import Progress, Say, silent
 
 MAX_WORKERS = 8

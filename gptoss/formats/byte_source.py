@@ -22,6 +22,8 @@ from gptoss.errors import InvalidFileError
 
 Buffer = bytearray | memoryview | NDArray[Any]
 """A writable, C-contiguous buffer."""
+Span = tuple[int, int]
+"""A byte range of a file: begin and end."""
 
 
 class ByteSource(Protocol):

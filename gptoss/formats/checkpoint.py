@@ -26,9 +26,11 @@ from gptoss.formats.tensor_map import HfTensor, NamedTensor, hf_tensors, tensors
 from gptoss.formats.tokenizer_json import TOKENIZER
 
 CONFIG = "config.json"
+GENERATION = "generation_config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG_LIMIT = 2**20
+"""The maximum size of either config in bytes."""
 INDEX_LIMIT = 2**22
 SHARD_LIMIT = 4096
 Weights = Callable[[str], ByteSource | None]

@@ -34,6 +34,13 @@ class Rows(Enum):
     EVEN = "even"
     ODD = "odd"
 
+    @property
+    def indices(self) -> slice:
+        """Return the indices of these rows in the source, to be used on any array of its rows."""
+        return {Rows.ALL: slice(None), Rows.EVEN: slice(0, None, 2), Rows.ODD: slice(1, None, 2)}[
+            self
+        ]
+
 
 @dataclass(frozen=True, slots=True)
 class Row:

@@ -20,8 +20,6 @@ from gptoss.runtime.models.preflight import check_computable
 if TYPE_CHECKING:
     from gptoss.library.elsewhere import Found
 
-NAMES = ("size", "last used", "name", "verdict")
-
 
 @click.command("models")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")

@@ -1,9 +1,9 @@
 """Check a model's numbers without its source: what is wrong, and where.
 
 One pass counts every tensor (`statistics`). The findings come from these counts, from a second look
-at the few places they point to, and from samples of the layers' structure: `check_experts`,
-`check_dense`, `check_neurons`, `check_channels`, `check_tokenizer`. A single changed weight cannot
-be found without the source: see `gptoss.quant.verify`.
+at the few places they point to, and from samples of the layers' structure: the modules
+`check_*`, each about one kind of finding. A single changed weight cannot be found without the
+source: see `gptoss.quant.verify`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from gptoss.progress import Progress
 from gptoss.quant.audit import (
     check_channels,
     check_dense,
+    check_duplicates,
     check_experts,
     check_model,
     check_neurons,
@@ -35,6 +36,7 @@ from gptoss.quant.audit.statistics import Counted, DenseStatistics
 from gptoss.quant.model.loader import open_model
 from gptoss.quant.model.reader import TensorReader
 from gptoss.quant.model.tensors import Model
+from gptoss.quant.parallel import WORKERS
 from gptoss.text import plural
 
 ATTENTION = ("attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight")
@@ -147,7 +149,7 @@ def _findings(model: Model, files: TensorReader, counted: Counted) -> Iterator[F
         by_name.setdefault(part.tensor, []).append(part)
     packed = {tensor.name: tensor for tensor in model.experts if tensor.name in by_name}
     layers = list(check_neurons.layers(model.experts))
-    with ThreadPoolExecutor(statistics.WORKERS) as pool:
+    with ThreadPoolExecutor(WORKERS) as pool:
         looks: list[Iterator[list[Finding]]] = [
             pool.map(lambda *it: list(check_dense.check_tensor(files, *it)), loose, counted.dense),
             pool.map(
@@ -160,7 +162,7 @@ def _findings(model: Model, files: TensorReader, counted: Counted) -> Iterator[F
         yield from check_channels.check_channels(files, model, pool)
     if counted.experts:
         yield from check_experts.check_outliers(counted.experts, _attention(model, counted.dense))
-    yield from check_experts.check_duplicates(files, packed, counted.experts)
+    yield from check_duplicates.check_duplicates(files, packed, counted.experts)
 
 
 def _attention(model: Model, counted: Sequence[DenseStatistics]) -> dict[int, float]:

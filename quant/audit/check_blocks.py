@@ -87,15 +87,15 @@ def locate(
     fill: list[NDArray[np.int16]] = []
     k, blocks = len(tensor.parts), tensor.columns // mxfp4.BLOCK
     for expert in experts:
-        for slab in iter_expert_rows(files, tensor, expert):
-            first, last = slab.words[..., 0], slab.words[..., 1]
+        for chunk in iter_expert_rows(files, tensor, expert):
+            first, last = chunk.words[..., 0], chunk.words[..., 1]
             byte = first & np.uint64(255)
             alike = (first == last) & (first == byte * _REPEAT)
             no_code = ((first | last) & _MAGNITUDES) == 0
-            at = np.nonzero(scales[slab.scales] | alike | no_code)
-            row = expert * tensor.rows + (slab.row + at[0]) * k + tensor.parts.index(slab.part)
+            at = np.nonzero(scales[chunk.scales] | alike | no_code)
+            row = expert * tensor.rows + (chunk.row + at[0]) * k + tensor.parts.index(chunk.part)
             index.append(row * blocks + at[1])
-            scale.append(slab.scales[at])
+            scale.append(chunk.scales[at])
             zero.append(no_code[at])
             fill.append(np.where(alike[at], byte[at].astype(np.int16), np.int16(-1)))
         if sum(map(len, index)) >= _LIMIT:

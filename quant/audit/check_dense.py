@@ -98,7 +98,7 @@ def _runs(files: TensorReader, tensor: DenseTensor) -> Iterator[tuple[int, int, 
         ends = np.append(np.flatnonzero(raw[1:] != raw[:-1]) + 1, len(raw))
         begins = np.insert(ends[:-1], 0, 0)
         long = ends - begins >= check_blocks.FILL
-        long[[0, -1]] = True  # these may go on beyond the piece
+        long[[0, -1]] = True  # these may go on beyond the chunk
         for begin, end in zip(begins[long].tolist(), ends[long].tolist(), strict=True):
             if start + begin == offset + size and int(raw[begin]) == byte:
                 size += end - begin

@@ -1,8 +1,8 @@
-"""Checks on expert tensors in MXFP4: scale and code histograms, zeros, siblings, duplicates."""
+"""Checks on expert tensors in MXFP4: scale and code histograms, zeros, siblings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +31,6 @@ RATIO = 3.0
 """Octaves between a tensor's root mean square and its siblings' that are worth a warning."""
 WRONG = 6.0
 """The same for an error: no training makes a factor of 64."""
-MAX_PAIRS = 64
-"""Pairs of experts that are compared byte for byte, at most."""
-CHUNK = 2**20
-"""Bytes of two experts that are compared at once."""
 
 
 def check_tensor(
@@ -343,61 +339,3 @@ def _of_part(
     place: Location | None = None,
 ) -> Finding:
     return Finding(kind, severity, f"{part.part}: {message}", part.tensor, part.layer, place)
-
-
-# --- duplicates -------------------------------------------------------------------------------
-
-Expert = tuple[ExpertTensor, int]
-
-
-def check_duplicates(
-    files: TensorReader, tensors: Mapping[str, ExpertTensor], counted: Sequence[ExpertStatistics]
-) -> Iterator[Finding]:
-    """Report experts equal to an earlier expert, in this or another layer; dead experts are left
-    out.
-    """
-    first: dict[bytes, Expert] = {}
-    proven = 0
-    for it in counted:
-        if it.part is not tensors[it.tensor].parts[0]:
-            continue  # gate and up of a checkpoint are one tensor: once is enough
-        for expert in range(it.experts):
-            if it.zero_blocks[expert] == it.blocks:
-                continue
-            mine = tensors[it.tensor], expert
-            mark = it.part.encode() + it.scales[expert].tobytes() + it.codes[expert].tobytes()
-            other = first.setdefault(mark, mine)
-            if other != mine and proven < MAX_PAIRS and _equal_bytes(files, mine, other):
-                proven += 1
-                yield _duplicate(mine, other)
-
-
-def _duplicate(mine: Expert, other: Expert) -> Finding:
-    where = f"expert {other[1]}"
-    if other[0].name != mine[0].name:
-        where += f" of {other[0].name}"
-    return Finding(
-        FindingKind.DUPLICATE_EXPERT,
-        Severity.ERROR,
-        f"the same weights as {where}, byte for byte",
-        mine[0].name,
-        mine[0].layer,
-        Location(mine[1]),
-    )
-
-
-def _equal_bytes(files: TensorReader, mine: Expert, other: Expert) -> bool:
-    """Return whether two suspected duplicate experts, of tensors of equal size, hold the same
-    bytes.
-    """
-    if mine[0].nbytes != other[0].nbytes or len(mine[0].extents) != len(other[0].extents):
-        return False
-    for one, two in zip(mine[0].extents, other[0].extents, strict=True):
-        size = one.nbytes // mine[0].experts
-        for start in range(0, size, CHUNK):
-            n = min(CHUNK, size - start)
-            a = files.read("one", one, mine[1] * size + start, n)
-            b = files.read("other", two, other[1] * size + start, n)
-            if (a != b).any():
-                return False
-    return True

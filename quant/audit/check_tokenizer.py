@@ -10,6 +10,7 @@ from gguf.constants import TokenType
 
 from gptoss.errors import CheckpointError, quoted
 from gptoss.formats.bounded_json import read_json
+from gptoss.formats.checkpoint import CONFIG, CONFIG_LIMIT, GENERATION
 from gptoss.formats.gguf_strings import StringArray
 from gptoss.formats.harmony_tokens import (
     CALL,
@@ -23,8 +24,6 @@ from gptoss.formats.tokenizer_json import TEMPLATE, TOKENIZER, read_settings, re
 from gptoss.quant.audit.findings import Finding, FindingKind, Severity
 from gptoss.quant.model.tensors import Model
 from gptoss.quant.model.vocabulary import read_vocabulary
-
-GENERATION, GENERATION_LIMIT = "generation_config.json", 2**20
 
 
 def check_tokenizer(model: Model) -> Iterator[Finding]:
@@ -88,10 +87,10 @@ def _checkpoint(model: Model, tokenizer: Path) -> Iterator[Finding]:
     settings = read_settings(tokenizer)
     if not (tokenizer / TEMPLATE).is_file() and not settings.get("chat_template"):
         yield Finding(FindingKind.TEMPLATE_MISSING, Severity.WARNING, "no template", TEMPLATE)
-    generation = _optional(folder / GENERATION, GENERATION_LIMIT)
+    generation = _optional(folder / GENERATION, CONFIG_LIMIT)
     named = generation.get("eos_token_id", config.get("eos_token_id"))
     ends = named if isinstance(named, list) else [named]
-    where = GENERATION if "eos_token_id" in generation else "config.json"
+    where = GENERATION if "eos_token_id" in generation else CONFIG
     for token, severity in ((RETURN, Severity.ERROR), (CALL, Severity.WARNING)):
         if token in ids and ids[token] not in ends and ends != [None]:
             message = f"eos_token_id does not include {token} ({ids[token]})"

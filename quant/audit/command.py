@@ -12,6 +12,7 @@ import click
 import numpy as np
 
 from gptoss import console, progress_bars
+from gptoss.console import ExitCode
 from gptoss.quant.audit.auditor import Audit, Verdict, audit
 from gptoss.quant.audit.findings import Finding, FindingKind
 from gptoss.quant.audit.histogram import ExpertStatistics
@@ -19,7 +20,11 @@ from gptoss.quant.model.tensors import Part
 
 SHOWN = 6
 """Findings of a kind that are listed; all of them are in the JSON."""
-EXIT_CODES = {Verdict.SOUND: 0, Verdict.UNSOUND: 1, Verdict.NOT_JUDGED: 3}
+EXIT_CODES = {
+    Verdict.SOUND: ExitCode.DONE,
+    Verdict.UNSOUND: ExitCode.NO,
+    Verdict.NOT_JUDGED: ExitCode.NOT_JUDGED,
+}
 
 
 @click.command("audit")

@@ -140,7 +140,7 @@ class CodeCounter:
             lowest = bits & -bits
             np.bitwise_and(planes[lowest], planes[bits ^ lowest], out=planes[bits])
         np.bitwise_count(planes, out=ones)
-        # In 32 bits: twice as fast, and a slab has nowhere near so many.
+        # In 32 bits: twice as fast, and a chunk has far fewer.
         counts = ones.sum(axis=1, dtype=np.uint32).astype(np.int64)
         for bit in (1, 2, 4, 8):
             for bits in range(16):

@@ -7,7 +7,6 @@ over an eighth of them, evenly spread.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,9 +35,8 @@ from gptoss.quant.model.tensors import (
     Part,
 )
 from gptoss.quant.mxfp4 import Bytes, Floats
-from gptoss.quant.parallel import as_finished
+from gptoss.quant.parallel import WORKERS, as_finished
 
-WORKERS = min(8, os.cpu_count() or 1)
 EXPERTS = "ffn_exps"
 """The role of an expert tensor that is not in MXFP4."""
 DENSE_TASK = 2**24
@@ -131,13 +129,14 @@ def count(model: Model, files: TensorReader, progress: Progress | None = None) -
     return Counted(tuple(experts), tuple(counted))
 
 
-Expert = dict[Part, ExpertCounter]
+PartCounters = dict[Part, ExpertCounter]
+"""The counters of one expert."""
 
 
 def _all(
-    of_experts: Sequence[Sequence[Future[tuple[int, Expert]]]],
+    of_experts: Sequence[Sequence[Future[tuple[int, PartCounters]]]],
     of_dense: Sequence[Sequence[Future[tuple[int, list[DenseCount]]]]],
-) -> list[Future[tuple[int, Expert]] | Future[tuple[int, list[DenseCount]]]]:
+) -> list[Future[tuple[int, PartCounters]] | Future[tuple[int, list[DenseCount]]]]:
     experts = [task for tasks in of_experts for task in tasks]
     return [*experts, *(task for tasks in of_dense for task in tasks)]
 
@@ -187,7 +186,9 @@ def _dense_chunk(encoding: Encoding) -> int:
     return max(1, blocks) * dtypes.block_bytes(encoding)
 
 
-def _count_expert(files: TensorReader, tensor: ExpertTensor, expert: int) -> tuple[int, Expert]:
+def _count_expert(
+    files: TensorReader, tensor: ExpertTensor, expert: int
+) -> tuple[int, PartCounters]:
     rows = tensor.rows // len(tensor.parts)
     counters = {part: ExpertCounter(rows) for part in tensor.parts}
     for chunk in iter_expert_rows(files, tensor, expert):
@@ -201,7 +202,7 @@ def _count_expert(files: TensorReader, tensor: ExpertTensor, expert: int) -> tup
 _local = threading.local()
 
 
-def _joined(tensor: ExpertTensor, experts: Sequence[Expert]) -> Iterator[ExpertStatistics]:
+def _joined(tensor: ExpertTensor, experts: Sequence[PartCounters]) -> Iterator[ExpertStatistics]:
     """Join the experts' counters to the statistics of each part of an expert tensor, one row per
     expert.
     """

@@ -10,6 +10,7 @@ from time import perf_counter
 import click
 
 from gptoss import console, progress_bars
+from gptoss.console import ExitCode
 from gptoss.quant.diff.differ import diff
 from gptoss.quant.diff.result import Diff, Verdict
 from gptoss.quant.verify.result import KeyDifference
@@ -18,7 +19,11 @@ SHOWN = 24
 """Changed tensors that are listed; all of them are in the JSON."""
 OTHERS = 6
 """Settings and tensors of other kinds that are listed."""
-EXIT_CODES = {Verdict.SAME: 0, Verdict.DIFFERENT: 1, Verdict.NOT_JUDGED: 3}
+EXIT_CODES = {
+    Verdict.SAME: ExitCode.DONE,
+    Verdict.DIFFERENT: ExitCode.NO,
+    Verdict.NOT_JUDGED: ExitCode.NOT_JUDGED,
+}
 
 
 @click.command("diff")

@@ -17,14 +17,13 @@ from pathlib import Path
 from gptoss.formats.tensor_map import tensors
 from gptoss.progress import Progress
 from gptoss.quant import mxfp4
-from gptoss.quant.audit.statistics import WORKERS
 from gptoss.quant.diff.compare_tensors import Difference, Pair, Side, sum_of_squares, tasks
 from gptoss.quant.diff.result import Diff, ExpertChange, TensorChange
 from gptoss.quant.model.defects import DefectKind
 from gptoss.quant.model.loader import open_model
 from gptoss.quant.model.reader import TensorReader
 from gptoss.quant.model.tensors import GATE_UP_BIAS, Model, Part
-from gptoss.quant.parallel import as_finished
+from gptoss.quant.parallel import WORKERS, as_finished
 from gptoss.quant.verify.metadata import compare_settings
 
 
@@ -82,7 +81,7 @@ def _match(a: Model, b: Model) -> tuple[dict[str, Pair], tuple[str, ...], tuple[
             pairs[name] = pair
         else:
             apart.append(f"{name}: shape {pair.a.shape} and {pair.b.shape}")
-    return pairs, tuple(apart), tuple(sorted(unread | (extra[0] & extra[1])))
+    return pairs, tuple(apart), tuple(sorted(unread))
 
 
 def _sides(model: Model) -> dict[str, Side]:

@@ -15,7 +15,7 @@ from gptoss.quant.model.loader import open_model
 from gptoss.quant.model.tensors import MXFP4, Encoding, Model
 
 
-class TensorGroup(StrEnum):
+class TensorKind(StrEnum):
     """Tensors that are commonly stored in the same type."""
 
     EXPERTS = "experts"
@@ -27,22 +27,22 @@ class TensorGroup(StrEnum):
 
 
 _GROUPS = {
-    "token_embd.weight": TensorGroup.EMBEDDING,
-    "output.weight": TensorGroup.OUTPUT,
-    "attn_q.weight": TensorGroup.ATTENTION,
-    "attn_k.weight": TensorGroup.ATTENTION,
-    "attn_v.weight": TensorGroup.ATTENTION,
-    "attn_qkv.weight": TensorGroup.ATTENTION,
-    "attn_output.weight": TensorGroup.ATTENTION,
+    "token_embd.weight": TensorKind.EMBEDDING,
+    "output.weight": TensorKind.OUTPUT,
+    "attn_q.weight": TensorKind.ATTENTION,
+    "attn_k.weight": TensorKind.ATTENTION,
+    "attn_v.weight": TensorKind.ATTENTION,
+    "attn_qkv.weight": TensorKind.ATTENTION,
+    "attn_output.weight": TensorKind.ATTENTION,
 }
-"""The group of a tensor by its GGUF name without the layer."""
+"""The kind of a tensor by its GGUF name without the layer."""
 
 
 @dataclass(frozen=True, slots=True)
 class TypeUse:
     """How many tensors of a group are stored in one type."""
 
-    group: TensorGroup
+    group: TensorKind
     type: str
     tensors: int
     nbytes: int
@@ -104,14 +104,14 @@ def _parameters(model: Model) -> int:
 
 
 def _types(model: Model) -> Iterator[TypeUse]:
-    found: dict[tuple[TensorGroup, str], list[int]] = {}
+    found: dict[tuple[TensorKind, str], list[int]] = {}
     for expert in model.experts:
-        key = TensorGroup.EXPERTS, _type_name(expert.encoding)
+        key = TensorKind.EXPERTS, _type_name(expert.encoding)
         found.setdefault(key, []).append(expert.nbytes)
     for dense in model.dense:
-        key = _GROUPS.get(dense.role, TensorGroup.OTHER), _type_name(dense.encoding)
+        key = _GROUPS.get(dense.role, TensorKind.OTHER), _type_name(dense.encoding)
         found.setdefault(key, []).append(dense.extent.nbytes)
-    for group in TensorGroup:
+    for group in TensorKind:
         for (of_group, kind), sizes in found.items():
             if of_group is group:
                 yield TypeUse(group, kind, len(sizes), sum(sizes))

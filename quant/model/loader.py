@@ -29,6 +29,7 @@ from gptoss.quant.model.tensors import (
     ExpertTensor,
     Extent,
     Model,
+    Part,
     layer_of,
     part_of,
     role_of,
@@ -113,62 +114,59 @@ class _CheckpointLoader:
         """Load the checkpoint's expert tensor, in MXFP4 blocks or floats, that holds these parts,
         and note defects of its entry.
         """
+        base = sharing[0].sources[0].name.removesuffix("_blocks")
+        info = self._tensors.get(base)
+        if info is None:
+            yield from self._mxfp4_experts(sharing)
+        else:
+            self._taken.add(base)
+            yield from self._float_experts(sharing, info, base)
+
+    def _mxfp4_experts(self, sharing: list[NamedTensor]) -> Iterator[ExpertTensor]:
         first = sharing[0]
         layer = layer_of(first.gguf) or 0
-        n_experts, rows, columns = first.shape
-        rows *= len(sharing)
-        parts = tuple(part_of(named.gguf) for named in sharing)
-        base = first.sources[0].name.removesuffix("_blocks")
-        if base in self._tensors:
-            info = self._take(base, layer)
-            if info is None:
-                return
-            encoding = _float_encoding(info.dtype)
-            transposed = info.shape == (n_experts, rows, columns) and rows != columns
-            if transposed:
-                self.defects.append(
-                    Defect(
-                        DefectKind.EXPERTS_TRANSPOSED,
-                        f"shape {info.shape}; {(n_experts, columns, rows)} is expected",
-                        base,
-                        layer,
-                    )
-                )
-            elif not self._fits(info, (n_experts, columns, rows), layer):
-                return
-            if encoding is Encoding.OTHER:
-                self.unread.append(base)
-                return
-            yield ExpertTensor(
-                info.name,
-                layer,
-                parts,
-                n_experts,
-                rows,
-                columns,
-                encoding,
-                (_extent(info),),
-                not transposed,
-            )
-            return
         infos = [self._take(source.name, layer) for source in first.sources]
-        if None in infos:
-            return
-        whole = [info for info in infos if info is not None]
-        if all(
+        found = [info for info in infos if info is not None]
+        if len(found) == len(first.sources) and all(
             self._fits(info, source.shape, layer, source.dtype)
-            for info, source in zip(whole, first.sources, strict=True)
+            for info, source in zip(found, first.sources, strict=True)
         ):
             yield ExpertTensor(
-                whole[0].name.removesuffix("_blocks").removesuffix(".blocks"),
+                found[0].name.removesuffix("_blocks").removesuffix(".blocks"),
                 layer,
-                parts,
-                n_experts,
-                rows,
-                columns,
+                _parts(sharing),
+                *_expert_shape(sharing),
                 Encoding.MXFP4_HF,
-                tuple(_extent(info) for info in whole),
+                tuple(_extent(info) for info in found),
             )
+
+    def _float_experts(
+        self, sharing: list[NamedTensor], info: TensorInfo, name: str
+    ) -> Iterator[ExpertTensor]:
+        layer = layer_of(sharing[0].gguf) or 0
+        n_experts, rows, columns = _expert_shape(sharing)
+        expected = (n_experts, columns, rows)
+        transposed = info.shape == (n_experts, rows, columns) and rows != columns
+        if transposed:
+            message = f"shape {info.shape}; {expected} is expected"
+            self.defects.append(Defect(DefectKind.EXPERTS_TRANSPOSED, message, name, layer))
+        elif not self._fits(info, expected, layer):
+            return
+        encoding = _float_encoding(info.dtype)
+        if encoding is Encoding.OTHER:
+            self.unread.append(name)
+            return
+        yield ExpertTensor(
+            info.name,
+            layer,
+            _parts(sharing),
+            n_experts,
+            rows,
+            columns,
+            encoding,
+            (_extent(info),),
+            not transposed,
+        )
 
     def dense(self, sharing: list[NamedTensor]) -> Iterator[DenseTensor]:
         """Load the checkpoint's dense tensor that holds these named tensors, and note defects of
@@ -224,6 +222,16 @@ class _CheckpointLoader:
             )
         )
         return False
+
+
+def _parts(sharing: list[NamedTensor]) -> tuple[Part, ...]:
+    return tuple(part_of(named.gguf) for named in sharing)
+
+
+def _expert_shape(sharing: list[NamedTensor]) -> tuple[int, int, int]:
+    """Return experts, rows and columns of the tensor that holds these parts, one row per output."""
+    n_experts, rows, columns = sharing[0].shape
+    return n_experts, rows * len(sharing), columns
 
 
 def _files(located: Iterable[TensorInfo] | Iterable[GgufTensor]) -> tuple[ByteSource, ...]:

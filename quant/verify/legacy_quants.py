@@ -138,8 +138,8 @@ class _Blocks:
     highest: NDArray[np.int64]
 
 
-class SmallBlock(BlockComparison):
-    """One of the four types: ``bits`` per code, and whether it has a minimum."""
+class LegacyQuant(BlockComparison):
+    """Floats against Q5_0, Q5_1, Q4_0 or Q4_1: ``bits`` per code, and whether it has a minimum."""
 
     lanes = BLOCK
 

@@ -18,7 +18,7 @@ from gptoss.quant.model.dtypes import FLOATS, encoding_of
 from gptoss.quant.model.tensors import Encoding
 from gptoss.quant.verify.comparators import BF16, F16, F32, Comparison, Mxfp4, Plain, WidenedMxfp4
 from gptoss.quant.verify.encoded_mxfp4 import EncodedMxfp4
-from gptoss.quant.verify.legacy_quants import Q8_0, SmallBlock
+from gptoss.quant.verify.legacy_quants import Q8_0, LegacyQuant
 from gptoss.quant.verify.result import Problem, TensorDifference, Unproven
 
 _FLOATS: dict[GGMLQuantizationType, type[Plain]] = {
@@ -52,7 +52,7 @@ def select_comparison(source: str, found: GGMLQuantizationType) -> Comparison:
         return Q8_0(floats)
     if found is GGMLQuantizationType.MXFP4:
         return EncodedMxfp4(floats)
-    return SmallBlock(int(found.name[1]), found.name.endswith("_1"), floats)
+    return LegacyQuant(int(found.name[1]), found.name.endswith("_1"), floats)
 
 
 @dataclass(frozen=True, slots=True)

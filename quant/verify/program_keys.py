@@ -1,5 +1,5 @@
-"""Compare what is no part of the model, but what programs take from a GGUF: the chat template, and
-defaults for sampling.
+"""Compare what programs take from a GGUF besides the model: the chat template, and defaults for
+sampling.
 
 llama-server and llama-cli render conversations with the template, and sample as
 ``general.sampling.*`` says. ``gptoss-run`` uses neither. So a difference is reported, and the
@@ -16,7 +16,7 @@ from typing import Any
 from gptoss.errors import CheckpointError
 from gptoss.formats.bounded_json import read_json
 from gptoss.formats.byte_source import FileSource
-from gptoss.formats.checkpoint import Checkpoint
+from gptoss.formats.checkpoint import CONFIG_LIMIT, GENERATION, Checkpoint
 from gptoss.formats.gguf import GgufFile
 from gptoss.formats.llama_cpp_keys import ABSENT, show
 from gptoss.formats.tokenizer_json import SETTINGS_LIMIT, TEMPLATE, read_settings
@@ -24,8 +24,6 @@ from gptoss.quant.verify.result import KeyDifference
 
 _TEMPLATE = "tokenizer.chat_template"
 _SAMPLING = "general.sampling."
-_GENERATION = "generation_config.json"
-_GENERATION_LIMIT = 2**20
 _NAMES = {"temp": ("temperature",), "penalty_repeat": ("penalty_repeat", "repetition_penalty")}
 """The fields of generation_config.json where a key has another name; as in gguf's ``Metadata``."""
 
@@ -77,10 +75,10 @@ def _summary(template: object) -> str:
 
 def _sampling(folder: Path, gguf: GgufFile) -> Iterator[KeyDifference]:
     found = {key: value for key, value in gguf.metadata.items() if key.startswith(_SAMPLING)}
-    path = folder / _GENERATION
+    path = folder / GENERATION
     if not found:
         return  # not every converter writes them
-    config = read_json(path, CheckpointError, limit=_GENERATION_LIMIT) if path.is_file() else {}
+    config = read_json(path, CheckpointError, limit=CONFIG_LIMIT) if path.is_file() else {}
     for key, value in found.items():
         name = key.removeprefix(_SAMPLING)
         given = next((config[it] for it in _NAMES.get(name, (name,)) if it in config), None)

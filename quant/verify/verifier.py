@@ -24,7 +24,7 @@ from gptoss.formats.gguf import GgufFile
 from gptoss.formats.tensor_map import tensors
 from gptoss.progress import Progress
 from gptoss.quant.model.reader import TensorReader
-from gptoss.quant.parallel import as_finished
+from gptoss.quant.parallel import WORKERS, as_finished
 from gptoss.quant.verify.chunks import ChunkDifference, Errors, chunks
 from gptoss.quant.verify.metadata import compare_keys
 from gptoss.quant.verify.orientation import resolve_orientations
@@ -38,8 +38,6 @@ from gptoss.quant.verify.result import (
     Unproven,
     Verdict,
 )
-
-WORKERS = min(8, os.cpu_count() or 1)
 
 
 def verify(
@@ -67,8 +65,8 @@ def verify(
     checkpoint = source
     if not isinstance(checkpoint, Checkpoint):
         _check_order(Path(checkpoint), Path(gguf))
-        words = Path(tokenizer) if tokenizer else None
-        checkpoint = Checkpoint.open(Path(checkpoint), tokenizer=words)
+        folder = Path(tokenizer) if tokenizer else None
+        checkpoint = Checkpoint.open(Path(checkpoint), tokenizer=folder)
     file = GgufFile.open(Path(gguf))
     checkpoint.check_tensors()
     keys = compare_keys(checkpoint, file)

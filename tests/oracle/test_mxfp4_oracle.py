@@ -30,7 +30,7 @@ from gptoss.quant.model.dtypes import FLOATS
 from gptoss.quant.mxfp4 import Bytes, Floats
 from gptoss.quant.mxfp4.encoder import encode
 from gptoss.quant.verify.encoded_mxfp4 import EncodedMxfp4
-from gptoss.quant.verify.legacy_quants import Q8_0, SmallBlock
+from gptoss.quant.verify.legacy_quants import Q8_0, LegacyQuant
 
 pytestmark = pytest.mark.oracle
 
@@ -225,7 +225,7 @@ def dense_values() -> tuple[np.ndarray, Floats]:
 @pytest.mark.parametrize("name", ["q4_0", "q4_1", "q5_0", "q5_1"])
 def test_smaller_blocks_are_judged_by_ggmls_own_rounding(ggml: ctypes.CDLL, name: str) -> None:
     bits, exact = dense_values()
-    comparison = SmallBlock(bits=int(name[1]), has_minimum=name.endswith("1"))
+    comparison = LegacyQuant(bits=int(name[1]), has_minimum=name.endswith("1"))
     packed = np.empty((len(exact), comparison.found_bytes), np.uint8)
     by_ggml(ggml, f"quantize_row_{name}_ref", exact, packed, exact.size)
     source = bits.view(np.uint8)

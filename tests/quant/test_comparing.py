@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gptoss.quant.mxfp4 import Bytes
 from gptoss.quant.verify.comparators import BF16, F16, F32, Comparison
-from gptoss.quant.verify.legacy_quants import Q8_0, SmallBlock
+from gptoss.quant.verify.legacy_quants import Q8_0, LegacyQuant
 
 Words = NDArray[np.uint16]
 
@@ -105,7 +105,7 @@ def clear_cut(bits: int, has_minimum: bool) -> Words:
 @SMALL
 def test_small_blocks_equal_twin_and_no_other_bit_is_right(bits: int, has_minimum: bool) -> None:
     words = clear_cut(bits, has_minimum)
-    comparison = SmallBlock(bits, has_minimum)
+    comparison = LegacyQuant(bits, has_minimum)
     packed = b"".join(
         twin_small_block([value(int(it)) for it in block], bits, has_minimum) for block in words
     )
@@ -124,7 +124,7 @@ def test_small_blocks_equal_twin_and_no_other_bit_is_right(bits: int, has_minimu
 @SMALL
 def test_small_blocks_taken_for_right_are_within_the_bound(bits: int, has_minimum: bool) -> None:
     """Half a step, or where the largest code ends the range a whole one."""
-    comparison = SmallBlock(bits, has_minimum)
+    comparison = LegacyQuant(bits, has_minimum)
     for block in clear_cut(bits, has_minimum)[:40]:
         exact = [value(int(it)) for it in block]
         found = np.frombuffer(twin_small_block(exact, bits, has_minimum), np.uint8)[None]
@@ -140,7 +140,7 @@ def test_a_block_of_zeros_in_small_blocks() -> None:
     source = [np.zeros((1, 64), np.uint8)]
     for bits, has_minimum in ((4, False), (4, True), (5, False), (5, True)):
         found = np.frombuffer(twin_small_block([0.0] * 32, bits, has_minimum), np.uint8)[None]
-        assert SmallBlock(bits, has_minimum).equal(source, found)
+        assert LegacyQuant(bits, has_minimum).equal(source, found)
 
 
 @SMALL
@@ -149,7 +149,7 @@ def test_small_blocks_that_cannot_hold_the_values_are_never_right(
 ) -> None:
     words = np.full((1, 32), 0x3F80, np.uint16)
     words[0, 3] = np.float32(3e38).view(np.uint32) >> np.uint32(16)
-    comparison = SmallBlock(bits, has_minimum)
+    comparison = LegacyQuant(bits, has_minimum)
     found = np.full((1, comparison.found_bytes), 0xFF, np.uint8)
     found[0, :2] = np.frombuffer(np.float16(-np.inf if not has_minimum else np.inf), np.uint8)
     assert not comparison.equal([words.view(np.uint8)], found)

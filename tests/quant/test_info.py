@@ -11,7 +11,7 @@ import pytest
 import gptoss
 from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.gguf import GgufFile
-from gptoss.quant.info.summary import TensorGroup
+from gptoss.quant.info.summary import TensorKind
 from support.commands import Command
 from support.planted import Copying
 
@@ -35,11 +35,11 @@ def test_types_are_counted_by_group(converted: dict[str, Path], dense: str) -> N
     layers = gptoss.info(converted[dense]).hparams.num_hidden_layers
     kind = dense.upper()
     assert found == {
-        (TensorGroup.EXPERTS, "MXFP4"): 3 * layers,
-        (TensorGroup.ATTENTION, kind): 4 * layers,
-        (TensorGroup.EMBEDDING, kind): 1,
-        (TensorGroup.OUTPUT, kind): 1,
-        (TensorGroup.OTHER, "F32"): len(GgufFile.open(converted[dense]).tensors) - 7 * layers - 2,
+        (TensorKind.EXPERTS, "MXFP4"): 3 * layers,
+        (TensorKind.ATTENTION, kind): 4 * layers,
+        (TensorKind.EMBEDDING, kind): 1,
+        (TensorKind.OUTPUT, kind): 1,
+        (TensorKind.OTHER, "F32"): len(GgufFile.open(converted[dense]).tensors) - 7 * layers - 2,
     }
 
 
