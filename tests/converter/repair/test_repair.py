@@ -1,104 +1,24 @@
-"""A GGUF put right: every defect by itself, another tool's file, and what needs nothing."""
+"""A GGUF put right: every defect by itself, several files, a base, and what needs nothing."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from gguf import quants
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType, TokenType
+from gguf.constants import GGUFValueType, TokenType
 
-from gptoss.converter.convert import convert
 from gptoss.converter.repair.repair import Repair, repair
-from gptoss.errors import (
-    CheckpointError,
-    GgufError,
-    GptossError,
-    OptionError,
-    OutputError,
-    UnsupportedModelError,
-)
-from gptoss.formats.gguf import GgufFile
-from gptoss.quant.verify.verifier import verify
-from support import ggufs, llama_child, ollama
+from gptoss.errors import CheckpointError, GgufError, OptionError, OutputError
+from support import ggufs
 from support.checkpoints import random_checkpoint
 from support.commands import Command
 from support.ggufs import Model
+from support.repairs import ROPE, same, with_key, without
 
 STRING, U32, F32 = GGUFValueType.STRING, GGUFValueType.UINT32, GGUFValueType.FLOAT32
-ROPE = "gpt-oss.rope."
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    """With the published models' number of experts used, which no shape shows."""
-    return random_checkpoint(
-        tmp_path / "model", hidden=96, intermediate=160, experts=6, top_k=4, heads=6, kv_heads=3,
-        chat_template="{{ messages }}",
-    )  # fmt: skip
-
-
-@pytest.fixture
-def good(checkpoint: Path) -> Path:
-    out = checkpoint.with_name("good.gguf")
-    convert(checkpoint, out, dense="bf16")
-    return out
-
-
-@pytest.fixture
-def repaired(good: Path) -> Callable[..., Repair]:
-    """Do something to the good file, and repair it."""
-
-    def repaired(damage: Callable[[Model], object], **options: Any) -> Repair:
-        model = ggufs.load(good)
-        damage(model)
-        broken = ggufs.save(good.with_name("broken.gguf"), model)
-        return repair(broken, good.with_name("repaired.gguf"), **options)
-
-    return repaired
-
-
-def same(one: Path, other: Path) -> bool:
-    """Whether two files hold the same keys and tensors, in whatever order."""
-    a, b = GgufFile.open(one), GgufFile.open(other)
-    raws = one.read_bytes(), other.read_bytes()
-    keys = {
-        key: (file.types[key], list(value) if hasattr(value, "__len__") else value)
-        for file in (a, b)
-        for key, value in file.metadata.items()
-    }
-    assert a.metadata.keys() == b.metadata.keys()
-    for file in (a, b):
-        for key, value in file.metadata.items():
-            found = list(value) if hasattr(value, "__len__") else value
-            assert keys[key] == (file.types[key], found), key
-    assert a.tensors.keys() == b.tensors.keys()
-    for name, tensor in a.tensors.items():
-        other_tensor = b.tensors[name]
-        assert (tensor.type, tensor.shape) == (other_tensor.type, other_tensor.shape), name
-        bytes_of = [
-            raw[t.offset : t.offset + t.nbytes]
-            for raw, t in zip(raws, (tensor, other_tensor), strict=True)
-        ]
-        assert bytes_of[0] == bytes_of[1], name
-    return True
-
-
-def without(*keys: str) -> Callable[[Model], None]:
-    def damage(model: Model) -> None:
-        for key in keys:
-            del model.keys[key]
-
-    return damage
-
-
-def with_key(key: str, kind: GGUFValueType, value: Any) -> Callable[[Model], None]:
-    return lambda model: model.set(key, kind, value)
 
 
 def plain_control_tokens(model: Model) -> None:
@@ -302,167 +222,6 @@ def test_a_base_of_another_size(repaired: Callable[..., Repair], tmp_path: Path)
         repaired(without(), base=tmp_path / "gone")
 
 
-# --- Ollama's files ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("qkv", [False, True])
-def test_a_file_of_ollamas(
-    repaired: Callable[..., Repair], checkpoint: Path, good: Path, qkv: bool
-) -> None:
-    """Every tensor becomes what llama.cpp's converter would have written, to the bit."""
-
-    def damage(model: Model) -> None:
-        ollama.keys(model)
-        ollama.tensors(model, checkpoint)
-        if qkv:
-            ollama.stack_qkv(model)
-
-    done = repaired(damage)
-    found = ggufs.load(done.out)
-    del found.keys["tokenizer.ggml.eos_token_ids"]  # its own, and of no harm
-    for name in ("fast", "slow"):  # llama.cpp has these by itself
-        found.set(f"gpt-oss.rope.scaling.yarn_beta_{name}", F32, {"fast": 32.0, "slow": 1.0}[name])
-    *kinds, tokens = found.keys["tokenizer.ggml.tokens"]
-    names = {f"[PAD{n}]": f"[PAD{272 + n}]" for n in range(48)}
-    found.keys["tokenizer.ggml.tokens"] = (kinds[0], kinds[1], [names.get(t, t) for t in tokens])
-    assert same(ggufs.save(good.with_name("found.gguf"), found), good)
-    assert verify(checkpoint, good).proven
-    told = "\n".join(done.changes)
-    for part in (
-        "general.architecture: gptoss → gpt-oss", "gptoss.* → gpt-oss.*",
-        "expert_feed_forward_length: 160", "scaling.type: yarn", "eos_token_id: 257 → 260",
-        "4 tensors: ffn_gate_up_exps.weight split into gate and up",
-        "tensors: Ollama's MXFP4 reordered as ggml has it", "tensors: BF16 widened to F32",
-        "2 tensors: attn_sinks renamed to attn_sinks.weight",
-    ):  # fmt: skip
-        assert part in told
-    assert ("attn_qkv.weight split into q, k and v" in told) == qkv
-
-
-@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0"])
-def test_small_tensors_in_other_types(
-    repaired: Callable[..., Repair], good: Path, kind: str
-) -> None:
-    """llama.cpp ends the process on them; widened they are values that the type had kept."""
-    names = ["output_norm.weight", "blk.1.attn_q.bias", "blk.0.ffn_down_exps.bias"]
-    other = GGMLQuantizationType[kind]
-    kept = {}
-
-    def damage(model: Model) -> None:
-        for name in names:
-            _, shape, raw = model.tensors[name]
-            values = raw.view("<f4").reshape(shape)
-            stored = quants.quantize(values, other)
-            kept[name] = quants.dequantize(stored, other).astype(np.float32).reshape(shape)
-            model.tensors[name] = (other, shape, stored.reshape(-1).view(np.uint8))
-
-    done = repaired(damage)
-    note = "; the rounding to Q8_0 stays" if kind == "Q8_0" else ""
-    assert done.changes == (f"3 tensors: {kind} widened to F32{note}",)
-    found = ggufs.values_of(done.out)
-    for name in names:
-        assert np.array_equal(found[name], kept[name])
-    unchanged = ggufs.tensors_of(done.out).items() - ggufs.tensors_of(good).items()
-    assert {name for name, _ in unchanged} <= set(names)
-
-
-def test_ollamas_blocks_are_refused_by_whoever_would_misread_them(
-    good: Path, checkpoint: Path
-) -> None:
-    ggufs.edited(good, lambda model: ollama.tensors(model, checkpoint))
-    with pytest.raises(
-        GgufError, match="unknown type 4, which is Ollama's MXFP4; convert it: gptoss-convert"
-    ):
-        GgufFile.open(good)
-
-
-# --- what cannot be repaired --------------------------------------------------------------------
-
-
-def drop(name: str) -> Callable[[Model], None]:
-    return lambda model: model.tensors.pop(name) and None
-
-
-def add_tensor(model: Model) -> None:
-    model.tensors["rope_freqs.weight"] = model.tensors["output_norm.weight"]
-
-
-def typed(name: str, kind: GGMLQuantizationType) -> Callable[[Model], None]:
-    """Give a tensor zeros of another type."""
-
-    def damage(model: Model) -> None:
-        _, shape, _ = model.tensors[name]
-        n_values, n_bytes = GGML_QUANT_SIZES[kind]
-        raw = np.zeros(math.prod(shape) // n_values * n_bytes, np.uint8)
-        model.tensors[name] = (kind, shape, raw)
-
-    return damage
-
-
-def another_vocabulary(model: Model) -> None:
-    *kinds, tokens = model.keys["tokenizer.ggml.tokens"]
-    tokens = [token.replace("<|", "<") for token in tokens]
-    model.keys["tokenizer.ggml.tokens"] = (kinds[0], kinds[1], tokens)
-
-
-@pytest.mark.parametrize(
-    ("damage", "error", "message"),
-    [
-        (
-            with_key("general.architecture", STRING, "llama"),
-            UnsupportedModelError,
-            "is 'llama'; only",
-        ),
-        (
-            with_key("tokenizer.ggml.model", STRING, "llama"),
-            UnsupportedModelError,
-            "model is 'llama'",
-        ),
-        (another_vocabulary, UnsupportedModelError, "lacks harmony's control tokens"),
-        (without("tokenizer.ggml.merges"), GgufError, "merges; give the checkpoint as --base"),
-        (without("tokenizer.ggml.tokens"), GgufError, "tokens; give the checkpoint as --base"),
-        (
-            drop("blk.1.attn_q.weight"),
-            GgufError,
-            "no tensor blk.1.attn_q.weight, nor one by another",
-        ),
-        (drop("token_embd.weight"), GgufError, "show its hidden_size are missing"),
-        (add_tensor, GgufError, "gpt-oss has no tensor 'rope_freqs.weight'"),
-        (
-            typed("output_norm.weight", GGMLQuantizationType.I8),
-            UnsupportedModelError,
-            "'output_norm.weight' is I8; llama.cpp cannot compute it in that type; convert the",
-        ),
-        (
-            typed("output.weight", GGMLQuantizationType.F64),
-            UnsupportedModelError,
-            "'output.weight' is F64; llama.cpp cannot compute it in that type",
-        ),
-        (with_key("gpt-oss.block_count", U32, 3), GgufError, "no tensor blk.2"),
-        (with_key("gpt-oss.block_count", STRING, "2"), GgufError, "expected a whole number"),
-        (with_key(ROPE + "freq_base", F32, float("nan")), GgufError, "expected 10 to"),
-    ],
-)
-def test_what_cannot_be_repaired(
-    repaired: Callable[..., Repair],
-    good: Path,
-    damage: Callable[[Model], None],
-    error: type[GptossError],
-    message: str,
-) -> None:
-    with pytest.raises(error, match=message):
-        repaired(damage)
-    assert not good.with_name("repaired.gguf").exists()
-
-
-def test_the_source_is_never_overwritten(good: Path) -> None:
-    ggufs.edited(good, without("tokenizer.ggml.pre"))
-    before = good.read_bytes()
-    with pytest.raises(OutputError, match="is the file to be repaired"):
-        repair(good, good)
-    assert good.read_bytes() == before
-
-
 # --- the command ------------------------------------------------------------------------------
 
 
@@ -489,38 +248,3 @@ def test_the_command_lists_what_it_changed(good: Path, checkpoint: Path, run: Co
     summary = json.loads(said)
     assert len(summary["changes"]) == 2
     assert summary["bytes"] == out.stat().st_size
-
-
-def with_tokens(**texts: str) -> Callable[[Model], None]:
-    """Give tokens other texts: ``t300="x"``."""
-
-    def damage(model: Model) -> None:
-        *kinds, tokens = model.keys["tokenizer.ggml.tokens"]
-        new = list(tokens)
-        for i, text in texts.items():
-            new[int(i[1:])] = text
-        model.keys["tokenizer.ggml.tokens"] = (kinds[0], kinds[1], new)
-
-    return damage
-
-
-def test_unused_tokens_get_texts_of_their_own(repaired: Callable[..., Repair]) -> None:
-    """llama.cpp ends the process on texts that are empty, have a NUL, or occur twice."""
-    damage = with_tokens(t300="", t301="<|call|>", t302="[PAD303]", t304="a\0", t305="[PAD306-0]")
-    done = repaired(damage)
-    tokens = list(GgufFile.open(done.out).metadata["tokenizer.ggml.tokens"])
-    named = ["[PAD300]", "[PAD301]", "[PAD302]", "[PAD303]", "[PAD304]", "[PAD306-0]", "[PAD306]"]
-    assert tokens[300:307] == named
-    assert ["tokens" in change for change in done.changes] == [True]
-    [outcome] = llama_child.run_files([done.out], n_prompt=4)
-    assert outcome.logits is not None
-
-
-@pytest.mark.parametrize(
-    "damage", [with_tokens(t5="A"), with_tokens(t7=""), with_tokens(t258="<|channel|>")]
-)
-def test_used_tokens_of_one_text_are_refused(
-    repaired: Callable[..., Repair], damage: Callable[[Model], None]
-) -> None:
-    with pytest.raises(GgufError, match=r"tokenizer\.ggml\.tokens\[\d+\] is .*, expected a"):
-        repaired(damage)
