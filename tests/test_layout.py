@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import zipfile
@@ -176,6 +177,25 @@ def test_checking_a_model_from_python_loads_no_console(name: str) -> None:
     modules = loaded_by(f"from gptoss import {name}")
     assert "gptoss.quant" in modules
     assert not modules & {"click", "rich", "gptoss.console"}
+
+
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+
+
+def test_the_architecture_names_files_that_exist() -> None:
+    named = re.findall(r"`([\w./]+(?:\.py|/))`", ARCHITECTURE)
+    bare = {"setup.py", "request.py"}
+    assert {it for it in named if "/" not in it} <= bare
+    assert [it for it in named if "/" in it and not (ROOT / it).exists()] == []
+
+
+def test_the_architecture_names_every_folder() -> None:
+    folders = {
+        path.parent.relative_to(ROOT).as_posix()
+        for room in ("quant", "converter", "runtime")
+        for path in FOLDERS[room].glob("*/__init__.py")
+    }
+    assert [folder for folder in sorted(folders) if f"`{folder}/`" not in ARCHITECTURE] == []
 
 
 def test_every_folder_is_a_package() -> None:

@@ -210,7 +210,7 @@ def steps(*, shown: bool = True) -> Iterator[Steps]:
 
 
 def _confirm(name: str, *, yes: bool) -> None:
-    """Ask whether to go on; raises OptionError for no, and where nobody can be asked."""
+    """Ask whether to go on; raises OptionError for no, and without a terminal."""
     if yes:
         return
     if not (sys.stdin.isatty() and sys.stderr.isatty()):

@@ -342,7 +342,7 @@ def _convert(given: Input, folder: Path, steps: Steps, stamp: str | None = None)
 
 
 def _remove_other_commits(folder: Path, kept: Path) -> None:
-    """Remove what was downloaded of a checkpoint's other commits, which nobody will continue."""
+    """Remove what was downloaded of a checkpoint's other commits; it will not be used."""
     for path in (*folder.glob("checkpoint-*"), *folder.glob(".checkpoint-*.part")):
         if path not in (kept, folder_of(kept)):
             shutil.rmtree(path, ignore_errors=True)

@@ -100,7 +100,7 @@ def verdict_lines(verdict: Verdict, seconds: float) -> Iterator[str]:
     yield from _list([f"{_USED_BY_PROGRAMS}: {it}" for it in verdict.program_keys], "key")
 
 
-_USED_BY_PROGRAMS = "no part of the model, but llama-server uses it"
+_USED_BY_PROGRAMS = "not part of the model, but llama-server uses it"
 
 
 def _headline(verdict: Verdict) -> str:

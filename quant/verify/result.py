@@ -112,7 +112,7 @@ class Verdict:
     """The outcome of a comparison, and how much was compared. True only if proven.
 
     ``tensors`` and ``values`` count what was read on both sides, ``nbytes`` the bytes of both.
-    ``program_keys`` differ too, but are no part of the model: the outcome does not depend on them
+    ``program_keys`` differ too, but do not belong to the model: the outcome ignores them
     (see ``program_keys``).
     """
 
