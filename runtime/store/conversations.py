@@ -157,11 +157,6 @@ class Conversations:
         row, entries = self._database.read(select)
         return Conversation(_summary(row), tuple(map(self._entry, entries)))
 
-    def latest(self, owner: str) -> Conversation | None:
-        """Load the conversation that an owner used last; None if there is none."""
-        found = self.recent(owner, limit=1)
-        return self.load(owner, found[0].id) if found else None
-
     def append(
         self, owner: str, identity: str, entries: Sequence[Entry], *, expected: int | None = None
     ) -> None:

@@ -3,7 +3,7 @@
 StoreError               the store cannot be opened, read or written
 ├── CorruptStoreError    the file is damaged, or not a store; it is left as it is
 ├── StoreFullError       the store has reached its size limit, or the disk is full
-├── NotFoundError        no such conversation or response, or it belongs to another key
+├── NotFoundError        no such conversation or response, or it belongs to another owner
 └── ConflictError        the conversation was changed by someone else in the meantime
 """
 
@@ -25,7 +25,7 @@ class StoreFullError(StoreError):
 
 
 class NotFoundError(StoreError):
-    """No such conversation or response, or it belongs to another key."""
+    """No such conversation or response, or it belongs to another owner."""
 
 
 class ConflictError(StoreError):

@@ -14,9 +14,10 @@ from gptoss.runtime.harmony.render import render_for_completion
 from gptoss.runtime.harmony.validate import check_conversation
 from gptoss.runtime.sampling.constrained import TokenMasks
 from gptoss.runtime.sampling.grammar import Lark, Regex, Rules
-from gptoss.runtime.server.chat_completions.messages import messages_from_openai, messages_to_openai
-from gptoss.runtime.server.chat_completions.tools import tools_from_openai, tools_to_openai
+from gptoss.runtime.server.chat_completions.messages import messages_from_openai
+from gptoss.runtime.server.chat_completions.tools import tools_from_openai
 from support import conversations
+from support.openai_messages import messages_to_openai, tools_to_openai
 from support.tokens import byte_tokenizer
 
 USER = {"role": "user", "content": "?"}

@@ -1,4 +1,4 @@
-"""Converts OpenAI's ``tools`` lists to harmony's tool declarations and back.
+"""Converts OpenAI's ``tools`` lists to harmony's tool declarations.
 
     {"type": "function", "function": {"name", "description", "parameters"}}    Chat Completions
     {"type": "function", "name", "description", "parameters"}                  Responses
@@ -54,21 +54,6 @@ def tools_from_openai(tools: Sequence[Mapping[str, Any]]) -> ToolList:
         tuple(reader.namespaces.values()),
         tuple(reader.refused),
     )
-
-
-def tools_to_openai(functions: Sequence[Function]) -> list[dict[str, Any]]:
-    """Convert tool declarations of functions that take JSON to an OpenAI ``tools`` list, in the
-    form of Chat Completions.
-    """
-    tools = []
-    for function in functions:
-        declared: dict[str, Any] = {"name": function.name}
-        if function.description:
-            declared["description"] = function.description
-        if function.parameters is not None:
-            declared["parameters"] = dict(function.parameters)
-        tools.append({"type": "function", "function": declared})
-    return tools
 
 
 @dataclass(slots=True)

@@ -16,12 +16,12 @@ from gptoss.runtime.harmony.text_formats import JsonSchema, Lark, Regex
 from gptoss.runtime.store.conversations import Entry, title_from
 from gptoss.runtime.store.errors import ConflictError, CorruptStoreError, NotFoundError
 from gptoss.runtime.store.message_json import messages_from_json, messages_to_json
-from gptoss.runtime.store.owners import LOCAL_OWNER, owner_of_key
+from gptoss.runtime.store.owners import LOCAL_OWNER
 from gptoss.runtime.store.responses import StoredResponse
 from gptoss.runtime.store.store import Store
 from support.tokens import byte_tokenizer, spell
 
-ME, OTHER = LOCAL_OWNER, owner_of_key("sk-other")
+ME, OTHER = LOCAL_OWNER, "another"
 ANSWER = replace(m.final("4"), tokens=tuple(spell("<|channel|>final<|message|>4<|return|>")))
 
 
@@ -63,15 +63,13 @@ def test_token_ids_of_another_vocabulary_are_left_out(tmp_path: Path) -> None:
         assert (found.text, found.tokens) == ("4", None)
 
 
-def test_recent_and_latest(store: Store) -> None:
+def test_recent(store: Store) -> None:
     first, second = (store.conversations.create(ME, title=name) for name in "ab")
     assert [it.title for it in store.conversations.recent(ME)] == ["b", "a"]
     store.conversations.append(ME, first.id, entries(m.user("again")))
-    latest = store.conversations.latest(ME)
-    assert latest is not None
-    assert latest.id == first.id
+    assert [it.id for it in store.conversations.recent(ME)] == [first.id, second.id]
     assert [it.id for it in store.conversations.recent(ME, limit=1, skip=1)] == [second.id]
-    assert store.conversations.latest(OTHER) is None
+    assert store.conversations.recent(OTHER) == []
 
 
 def test_search_finds_what_was_seen_whatever_its_case(store: Store) -> None:
@@ -275,8 +273,3 @@ def test_files_are_readable_by_their_owner_alone(tmp_path: Path) -> None:
     path.chmod(0o644)
     with Store(path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-
-
-def test_owner_of_a_key_does_not_reveal_it() -> None:
-    assert owner_of_key("sk-1") == owner_of_key("sk-1") != owner_of_key("sk-2")
-    assert "sk-1" not in owner_of_key("sk-1")

@@ -10,16 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import quants
-from gguf.constants import GGMLQuantizationType, GGUFValueType
+from gguf.constants import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from gptoss.converter.convert import convert
 from gptoss.converter.export.export import Export, export
-from gptoss.converter.transforms import to_checkpoint
-from gptoss.converter.transforms.base import OutOfRangeError
-from gptoss.converter.transforms.floats import to_bf16
 from gptoss.converter.write import tasks
-from gptoss.errors import GgufError, GptossError, OptionError, OutputError, UnsupportedModelError
+from gptoss.errors import OutputError, UnsupportedModelError
 from gptoss.formats.checkpoint import Checkpoint
 from gptoss.formats.gguf import GgufFile
 from gptoss.quant.mxfp4 import E2M1
@@ -50,19 +47,6 @@ MATRICES = {
 @pytest.fixture(params=SHAPES)
 def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return random_checkpoint(tmp_path / "model", **SHAPES[request.param])
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return random_checkpoint(tmp_path / "model")
-
-
-@pytest.fixture
-def gguf(model: Path) -> Path:
-    """The file made of ``model``, dense parts in BF16."""
-    out = model.with_name("model.gguf")
-    convert(model, out, dense="bf16")
-    return out
 
 
 def tokenizer(folder: Path) -> dict[str, Any]:
@@ -297,71 +281,6 @@ def test_what_bf16_cannot_hold_is_said(gguf: Path, tmp_path: Path) -> None:
     assert done.rounded == ("blk.1.attn_norm.weight",)
 
 
-# --- what cannot be exported ------------------------------------------------------------------
-
-
-def drop(name: str) -> Any:
-    return lambda model: model.tensors.pop(name)
-
-
-def add_tensor(model: ggufs.Model) -> None:
-    model.tensors["rope_freqs.weight"] = model.tensors["output_norm.weight"]
-
-
-def another_shape(model: ggufs.Model) -> None:
-    kind, shape, raw = model.tensors["output.weight"]
-    model.tensors["output.weight"] = (kind, shape[::-1], raw)
-
-
-def another_splitter(model: ggufs.Model) -> None:
-    model.set("tokenizer.ggml.pre", GGUFValueType.STRING, "default")
-
-
-def no_yarn(model: ggufs.Model) -> None:
-    del model.keys["gpt-oss.rope.scaling.type"]
-
-
-def token_twice(model: ggufs.Model) -> None:
-    tokens = model.keys["tokenizer.ggml.tokens"][2]
-    tokens[7] = tokens[8]
-
-
-def empty_merge(model: ggufs.Model) -> None:
-    kinds = GGUFValueType.ARRAY, GGUFValueType.STRING
-    model.keys["tokenizer.ggml.merges"] = (*kinds, ["a b", "a zz"])
-
-
-def end_outside(model: ggufs.Model) -> None:
-    model.set("tokenizer.ggml.eos_token_id", GGUFValueType.UINT32, 5000)
-
-
-@pytest.mark.parametrize(
-    ("damage", "error", "message"),
-    [
-        (drop("blk.1.attn_sinks.weight"), GgufError, "has no tensor blk.1.attn_sinks.weight; "),
-        (add_tensor, GgufError, "unknown tensor 'rope_freqs.weight'"),
-        (another_shape, GgufError, r"output.weight has shape \(320, 64\); expected \(64, 320\)"),
-        (another_splitter, UnsupportedModelError, "pre-tokenizer 'default'; gpt-oss has .*"),
-        (no_yarn, GgufError, "rope.scaling.type is None"),
-        (token_twice, GgufError, r"tokens\[8\] is .*, expected another text than token 7 has"),
-        (empty_merge, GgufError, r"merges\[0\] is 'a b', which makes no token"),
-        (end_outside, GgufError, "eos_token_id is 5000; expected a token's id"),
-    ],
-)
-def test_what_is_no_whole_model(
-    gguf: Path, tmp_path: Path, damage: Any, error: type[GptossError], message: str
-) -> None:
-    ggufs.edited(gguf, damage)
-    with pytest.raises(error, match=message):
-        export(gguf, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_form_that_does_not_exist(gguf: Path, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="unknown form 'onnx'; choose one of hf, hf-bf16"):
-        export(gguf, tmp_path / "out", to="onnx")
-
-
 # --- whole, or not at all ---------------------------------------------------------------------
 
 
@@ -461,32 +380,3 @@ def test_requests_that_make_no_sense(
     assert (code, said, errors.count("\n")) == (2, "", 1)
     assert message in errors
     assert not (tmp_path / "out").exists()
-
-
-# --- rounding ---------------------------------------------------------------------------------
-
-
-def test_every_bf16_value_comes_back() -> None:
-    words = np.arange(2**16, dtype=np.uint16)
-    values = (words.astype(np.uint32) << 16).view(np.float32)
-    back = to_bf16(values)
-    nan = np.isnan(values)
-    assert (back[~nan] == words[~nan]).all()
-    assert (back[nan] == words[nan] | 0x40).all()
-    assert to_checkpoint.is_bf16(values)
-
-
-def test_rounding_to_the_nearest_ties_to_even() -> None:
-    even, odd = np.float32(1.0), np.uint32(0x3F810000).view(np.float32)
-    for base, tie in ((even, 0x3F80), (odd, 0x3F82)):
-        bits = base.view(np.uint32) + np.array([0x7FFF, 0x8000, 0x8001], np.uint32)
-        low = int(base.view(np.uint32) >> 16)
-        assert to_bf16(bits.view(np.float32)).tolist() == [low, tie, low + 1]
-        assert not to_checkpoint.is_bf16(bits.view(np.float32))
-
-
-def test_a_value_beyond_bf16_is_refused() -> None:
-    largest = np.array([np.finfo(np.float32).max, np.inf], np.float32)
-    with pytest.raises(OutOfRangeError):
-        to_bf16(largest)
-    assert to_bf16(largest[1:]).tolist() == [0x7F80]
