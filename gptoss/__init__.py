@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from gptoss.runtime.chat.full_context import WhenFull as WhenFull
     from gptoss.runtime.chat.model import Model as Model
     from gptoss.runtime.chat.model import load as load
-    from gptoss.runtime.chat.model import open as open  # noqa: A004
+    from gptoss.runtime.chat.model import open as open  # noqa: A004 the public name
     from gptoss.runtime.chat.options import ChatOptions as ChatOptions
     from gptoss.runtime.chat.reply_stream import ReplyStream as ReplyStream
     from gptoss.runtime.chat.settings import ChatError as ChatError

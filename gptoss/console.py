@@ -60,7 +60,7 @@ class _Terminated(BaseException):
     """A termination signal. Unwinds the stack like Ctrl-C, so that temporary files are removed."""
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 as signal wants it
     raise _Terminated(number)
 
 
@@ -158,7 +158,7 @@ def _make_streams_safe() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:  # closed by the parent process
-            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 it stays open
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
 

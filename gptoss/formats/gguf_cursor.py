@@ -122,4 +122,5 @@ def _short_sizes(raw: bytearray, at: int, most: int) -> list[int]:
     sizes = stored[starts].astype(np.int64)
     expected = np.concatenate([[0], (starts + 8 + sizes)[:-1]])
     wrong = np.flatnonzero(starts != expected[: len(starts)])
-    return sizes[: wrong[0] if len(wrong) else len(sizes)].tolist()  # type: ignore[no-any-return]
+    found: list[int] = sizes[: wrong[0] if len(wrong) else len(sizes)].tolist()
+    return found

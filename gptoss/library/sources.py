@@ -169,7 +169,7 @@ class HubGguf:
     def vocabulary(self) -> AbstractContextManager[Path]:
         return self.headers()
 
-    def cost(self, folder: Path, free: int) -> Cost:  # noqa: ARG002
+    def cost(self, folder: Path, free: int) -> Cost:  # noqa: ARG002 as in Source
         first = folder / hub.basename(self.offer.weights[0])
         left = self.offer.nbytes - _downloaded(folder_of(first))
         download = 0 if cached_files(self.offer) else left
@@ -177,7 +177,7 @@ class HubGguf:
         check = "the file's SHA-256 is compared with the published one"
         return Cost(origin, download, left, 0, check)
 
-    def get(self, folder: Path, cost: Cost, steps: Steps) -> Record:  # noqa: ARG002
+    def get(self, folder: Path, cost: Cost, steps: Steps) -> Record:  # noqa: ARG002 as in Source
         weights = self.offer.weights
         sizes = {hub.basename(file): file.size for file in weights}
         out = folder / next(iter(sizes))
@@ -214,7 +214,7 @@ class LocalCheckpoint:
         with hub.checkpoint_header(self.path, vocabulary=True) as made:
             yield made.rename(made.with_name(self.path.resolve().name))
 
-    def cost(self, folder: Path, free: int) -> Cost:  # noqa: ARG002
+    def cost(self, folder: Path, free: int) -> Cost:  # noqa: ARG002 as in Source
         sizes = ModelSizes.of(self.path)
         from gptoss.converter.estimate import KEYS_BYTES, TOKEN_BYTES
 
@@ -222,7 +222,7 @@ class LocalCheckpoint:
         check = "every tensor is compared with the checkpoint before the model is used"
         return Cost(str(self.path), 0, written, 0, check)
 
-    def get(self, folder: Path, cost: Cost, steps: Steps) -> Record:  # noqa: ARG002
+    def get(self, folder: Path, cost: Cost, steps: Steps) -> Record:  # noqa: ARG002 as in Source
         from gptoss.converter.source import Input
 
         if self.repository is None:

@@ -69,6 +69,7 @@ def load(
     GgufError, UnsupportedModelError, EngineError, ToolError, SamplingError, ConstraintError,
     ChatError, and what ``progress`` raises.
     """
+    # Each name of _ENGINE is a key of the options.
     engine = {name: options[name] for name in _ENGINE if name in options}  # type: ignore[literal-required]
     chat = cast(ChatOptions, {name: it for name, it in options.items() if name not in engine})
     settings = settings_of(chat)

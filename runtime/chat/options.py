@@ -133,7 +133,7 @@ def with_chat_options(function: _F) -> _F:
         for name in ChatOptions.__annotations__
     ]
     shown = signature.replace(parameters=[*own, *options])
-    function.__signature__ = shown  # type: ignore[attr-defined]
+    function.__signature__ = shown  # type: ignore[attr-defined]  # read by help()
     return function
 
 

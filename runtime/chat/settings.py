@@ -133,5 +133,5 @@ def _require_count(name: str, value: object, least: int) -> None:
 def _require_seconds(name: str, value: object) -> None:
     """Raise ChatError unless a chat setting's ``value`` is a time above 0 in seconds."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 < value <= MAX_SECONDS:  # type: ignore[operator]
+    if not is_number or not 0 < value <= MAX_SECONDS:  # type: ignore[operator]  # checked in is_number
         raise ChatError(f"{name} is {value!r}; it must be above 0 and at most {MAX_SECONDS}")

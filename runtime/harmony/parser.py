@@ -116,7 +116,7 @@ class Parser:
 
     # Between messages
 
-    def _open_header(self, token: int, kind: TokenKind) -> None:  # noqa: ARG002
+    def _open_header(self, token: int, kind: TokenKind) -> None:  # noqa: ARG002 an action
         self._state = State.HEADER
         self._raw = RawHeader()
         self._ids = []
@@ -131,7 +131,7 @@ class Parser:
         self._diagnose("no-start", "text between messages")
         self._header_text(token, kind)
 
-    def _headless_message(self, token: int, kind: TokenKind) -> None:  # noqa: ARG002
+    def _headless_message(self, token: int, kind: TokenKind) -> None:  # noqa: ARG002 an action
         self._diagnose("no-header", "content without a header, taken for the final answer")
         self._begin_headless("final")
 
@@ -147,7 +147,7 @@ class Parser:
 
     # In a header
 
-    def _header_text(self, token: int, kind: TokenKind) -> None:  # noqa: ARG002
+    def _header_text(self, token: int, kind: TokenKind) -> None:  # noqa: ARG002 an action
         self._ids.append(token)
         self._raw.append(self._decode(token))
         text = self._raw.text
@@ -164,14 +164,14 @@ class Parser:
         self._take_header()
         self._add_text(content)
 
-    def _header_channel(self, token: int, kind: TokenKind) -> None:  # noqa: ARG002
+    def _header_channel(self, token: int, kind: TokenKind) -> None:  # noqa: ARG002 an action
         self._ids.append(token)
         self._raw.append(self._flush_decoder())
         if not self._raw.begin_channel():
             self._diagnose("channel-twice", f"a second channel token after {self._raw.channel!r}")
             self._raw.separate()
 
-    def _header_constrain(self, token: int, kind: TokenKind) -> None:  # noqa: ARG002
+    def _header_constrain(self, token: int, kind: TokenKind) -> None:  # noqa: ARG002 an action
         self._ids.append(token)
         self._raw.append(self._flush_decoder())
         if not self._raw.begin_constrain():
@@ -190,7 +190,7 @@ class Parser:
         self._implied_role = None
         self._repaired = True
 
-    def _begin_content(self, token: int, kind: TokenKind) -> None:  # noqa: ARG002
+    def _begin_content(self, token: int, kind: TokenKind) -> None:  # noqa: ARG002 an action
         self._ids.append(token)
         self._raw.append(self._flush_decoder())
         self._take_header()
@@ -221,11 +221,11 @@ class Parser:
 
     # In content
 
-    def _content_text(self, token: int, kind: TokenKind) -> None:  # noqa: ARG002
+    def _content_text(self, token: int, kind: TokenKind) -> None:  # noqa: ARG002 an action
         self._ids.append(token)
         self._add_text(self._decode(token))
 
-    def _end_message(self, token: int, kind: TokenKind) -> None:  # noqa: ARG002
+    def _end_message(self, token: int, kind: TokenKind) -> None:  # noqa: ARG002 an action
         self._ids.append(token)
         self._close_message()
 

@@ -152,12 +152,12 @@ def _search(pattern: str, text: str) -> bool:
         return True
 
 
-def _pattern(validator: Any, pattern: Any, instance: Any, schema: Any) -> Iterator[Any]:  # noqa: ARG001
+def _pattern(validator: Any, pattern: Any, instance: Any, schema: Any) -> Iterator[Any]:  # noqa: ARG001 jsonschema's
     if isinstance(instance, str) and not _search(pattern, instance):
         yield _error(f"{instance!r} does not match {pattern!r}")
 
 
-def _pattern_properties(validator: Any, named: Any, instance: Any, schema: Any) -> Iterator[Any]:  # noqa: ARG001
+def _pattern_properties(validator: Any, named: Any, instance: Any, schema: Any) -> Iterator[Any]:  # noqa: ARG001 jsonschema's
     if isinstance(instance, dict):
         for pattern, inner in named.items():
             for key, value in instance.items():
@@ -194,7 +194,7 @@ def _tuple_items(validator: Any, items: Any, instance: Any, schema: Any) -> Iter
         yield from validator.descend(value, more, path=i)
 
 
-def _dependencies(validator: Any, named: Any, instance: Any, schema: Any) -> Iterator[Any]:  # noqa: ARG001
+def _dependencies(validator: Any, named: Any, instance: Any, schema: Any) -> Iterator[Any]:  # noqa: ARG001 jsonschema's
     """Validate a value against ``dependencies``, as JSON Schema had it until 2019: what must be
     there, or hold, where a property is.
     """

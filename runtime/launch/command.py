@@ -129,7 +129,7 @@ def _signals_for(process: subprocess.Popen[bytes]) -> Iterator[None]:
     def ignore(number: int, frame: FrameType | None) -> None:
         pass
 
-    def pass_on(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    def pass_on(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 as signal wants it
         process.send_signal(number)
 
     handlers = {signal.SIGINT: ignore, signal.SIGTERM: pass_on}

@@ -128,7 +128,7 @@ def pop_engine_options(arguments: dict[str, Any]) -> EngineOptions:
         elif name == "rpc":
             options["rpc"] = () if value is None else tuple(value.split(","))
         elif value is not None:
-            options[name] = value  # type: ignore[literal-required]
+            options[name] = value  # type: ignore[literal-required]  # a key of EngineOptions
     return options
 
 

@@ -44,7 +44,7 @@ class ModelFinder(Protocol):
 class LocalFiles:
     """Takes each name as the path of a file or folder."""
 
-    def find(self, name: str, *, yes: bool) -> Path:  # noqa: ARG002
+    def find(self, name: str, *, yes: bool) -> Path:  # noqa: ARG002 as in ModelFinder
         """Return the path that was named."""
         return Path(name)
 

@@ -39,6 +39,7 @@ def tune_command(context: click.Context, /, model: str, yes: bool, as_json: bool
     gguf = model_finder(context).find(model, yes=yes)
     sizes = ModelSizes.of(gguf)
     options = {"n_ctx": min(N_CTX, sizes.hparams.max_position_embeddings), "n_gpu_layers": 0}
+    # The options are those of ``EngineOptions``.
     plan_load(gguf, sizes, chats=1, options={**options, "repack": "no"}).require()  # type: ignore[typeddict-item]
     say = console.say if as_json else click.echo
     tuning = tune(

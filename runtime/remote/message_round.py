@@ -104,7 +104,7 @@ class MessageRunner:
     def prepare(self, settings: Settings, rules: Rules) -> None:
         """Do nothing: the other server compiles what it is asked for."""
 
-    def count(self, messages: Sequence[Message]) -> int:  # noqa: ARG002
+    def count(self, messages: Sequence[Message]) -> int:  # noqa: ARG002 as in ChatRunner
         """Raise ChatError: the other server's tokens are known only after a reply."""
         raise ChatError("the tokens of this conversation are not known: another server counts them")
 

@@ -184,7 +184,7 @@ def _library() -> Any:
         return None
     functions_ = type("Functions", (), found)
     init, limits = _MatcherInit(), LLParserLimits()
-    functions_.llg_constraint_init_set_defaults(ctypes.addressof(init), 0)  # type: ignore[attr-defined]
+    functions_.llg_constraint_init_set_defaults(ctypes.addressof(init), 0)  # type: ignore[attr-defined]  # from the library
     if any(getattr(init, name) != getattr(limits, name) for name in _LIMITS):
         _log.info("llguidance is called through its Python classes: its settings have changed")
         return None

@@ -59,7 +59,7 @@ _LOADING = ("chats", "sleep_after", "no_disk_cache")
     "--open/--no-open",
     "open_page",
     default=None,
-    help="Open the page in the browser; the default where a person and a desktop are here.",
+    help="Open the page in the browser; the default if a person starts it on a desktop.",
 )
 @click.option("--no-auth", is_flag=True, help="Require no key; on a loopback address only.")
 @click.option("--tls-cert", type=console.PATH, metavar="FILE", help="Certificate chain (PEM).")
