@@ -93,11 +93,11 @@ class Ranges:
                         raise HubError(f"{self.file}: interrupted")
                     left -= len(data)
                     if left < 0:
-                        raise self._inconsistent(f"more than the bytes {begin} to {end - 1} come")
+                        raise self._inconsistent(f"sends more than the bytes {begin} to {end - 1}")
                     self.received += len(data)
                     yield data
                 return
-        raise self._inconsistent("one redirect leads to another")
+        raise self._inconsistent("has too many redirects")
 
     def _check_version(self, response: Response) -> None:
         """Check that the response to a range request is of the file version (ETag, commit, size)
@@ -144,13 +144,13 @@ class Ranges:
         found = response.headers.get("Content-Range", expected if status == 200 else "")
         if found != expected:
             raise self._inconsistent(
-                f"{found[:80] or 'a range not named'!r} comes instead of {expected!r}"
+                f"{found[:80] or 'a range not named'!r} was sent instead of {expected!r}"
             )
         length = response.headers.get("Content-Length", str(end - begin))
         if length != str(end - begin):
             raise self._inconsistent(f"{length:.20} bytes are announced instead of {end - begin}")
         if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise self._inconsistent("comes compressed, which was not asked for")
+            raise self._inconsistent("is compressed, which was not requested")
 
     def _inconsistent(self, what: str) -> HubError:
         return HubError(f"{self.file}: {what}; inconsistent response from the server")

@@ -110,7 +110,7 @@ def _sort(
             continue
         name = standard_name(full.replace(WRAPPED, ""))
         if name not in known:
-            raise CheckpointError(f"{where} would be lost: it matches no gpt-oss tensor")
+            raise CheckpointError(f"{where} matches no gpt-oss tensor")
         if info.shape != known[name].shape:
             raise CheckpointError(
                 f"{where} has shape {info.shape}, the base's {known[name].shape}: the adapter is "

@@ -94,8 +94,8 @@ class _Finder:
         target = self._parameters.get(name)
         if target is None or len(target.shape) != 2:
             raise CheckpointError(
-                f"{a.file}: the adapter of {quoted(module)} would be lost: it matches no gpt-oss "
-                "matrix, or the base has fewer layers than the adapter's"
+                f"{a.file}: the adapter of {quoted(module)} matches no gpt-oss matrix, "
+                "or the base has fewer layers than the adapter's"
             )
         if target.shape != (b.shape[0], a.shape[1]):
             raise _other_base(module, a, b, target.shape)
@@ -110,7 +110,7 @@ class _Finder:
         target = self._parameters.get(expert.parameter)
         if target is None or expert.expert >= target.shape[0]:
             raise CheckpointError(
-                f"{a.file}: the adapter of {quoted(module)} would be lost: the base has fewer "
+                f"{a.file}: the adapter of {quoted(module)} matches no tensor: the base has fewer "
                 "layers or experts than the adapter's"
             )
         _, inputs, outputs = target.shape
@@ -129,7 +129,7 @@ class _Finder:
             target = self._parameters.get(name)
             if target is None:
                 raise CheckpointError(
-                    f"{a.file}: the adapter of {quoted(module)} would be lost: the base has "
+                    f"{a.file}: the adapter of {quoted(module)} matches no tensor: the base has "
                     "fewer layers than the adapter's"
                 )
             n_experts, first, second = target.shape
