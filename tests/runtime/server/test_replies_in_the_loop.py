@@ -34,6 +34,7 @@ from gptoss.runtime.server.reply import (
     TokenSampled,
     start_reply,
 )
+from gptoss.runtime.server.sse import named_event
 from support.scheduled_engine import OPENING, ScheduledEngine, is_prompt
 from support.server import KEY, client_of, host_of, listening, scripted
 
@@ -240,12 +241,11 @@ async def test_an_engine_that_fails() -> None:
 async def test_silence_while_the_prompt_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(anthropic, "PING_SECONDS", 0.02)
     pinged = threading.Event()
-    write = anthropic.named_event
 
     def note(name: str, event: Any) -> bytes:
         if name == "ping":
             pinged.set()
-        return write(name, event)
+        return named_event(name, event)
 
     monkeypatch.setattr(anthropic, "named_event", note)
 
