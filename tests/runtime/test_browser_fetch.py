@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import ipaddress
+import socket
 import threading
 import time
 import zlib
@@ -45,7 +47,8 @@ PRIVATE = (
     "127.0.0.1", "10.0.0.1", "172.16.3.4", "192.168.1.1", "169.254.169.254", "0.0.0.0", "::1", "::",  # noqa: S104
     "fe80::1", "fc00::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::",
     "100.64.0.1", "224.0.0.1", "255.255.255.255", "198.18.0.1", "ff02::1", "240.0.0.1",
-    "2001:0:4136:e378:8000:63bf:80ff:fffe",
+    "2001:0:4136:e378:8000:63bf:80ff:fffe", "fec0::1", "::127.0.0.1", "::ffff:0:127.0.0.1",
+    "64:ff9b:1::7f00:1", "2002:a9fe:a9fe::", "::ffff:a9fe:a9fe", "0.1.2.3", "4000::1",
 )  # fmt: skip
 
 
@@ -65,7 +68,18 @@ def test_public_addresses(address: str) -> None:
     assert is_public(ipaddress.ip_address(address))
 
 
-@pytest.mark.parametrize("url", ["http://localhost/", "http://2130706433/", "http://0x7f.1/"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://localhost/",
+        "http://2130706433/",
+        "http://0x7f.1/",
+        "http://017700000001/",
+        "http://127.1/",
+        "http://0/",
+        "http://[::]/",
+    ],
+)
 def test_spellings_of_loopback(url: str) -> None:
     """With the system's own lookup."""
     with pytest.raises(FetchError, match=r"public web|not found"):
@@ -174,8 +188,7 @@ def test_empty_compressed_chunks_without_end(monkeypatch: pytest.MonkeyPatch) ->
     """Blocks that decompress to nothing are limited by their own size."""
     monkeypatch.setattr(fetch, "MAX_RAW_BYTES", 100_000)
     chunks = iter(lambda: b"\x00\x00\x00\xff\xff" * 1_000, b"")
-    limited = fetch._limited(chunks, time.monotonic() + 60, None)
-    assert decompressed(limited, b"deflate", 1_000) == b""
+    assert decompressed(fetch._limited(chunks), b"deflate", 1_000) == b""
 
 
 def test_a_page_that_drips(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,6 +204,45 @@ def test_a_page_that_drips(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FetchError, match=r"in time|not complete"):
         web.fetcher().fetch("http://example.com/")
     assert time.monotonic() - begun < 30
+
+
+HEADER_DRIPS = {
+    "a header": b"x",
+    "informational responses": b"HTTP/1.1 100 Continue\r\n\r\n",
+    "an early hint": b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", HEADER_DRIPS)
+def test_headers_that_drip(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an end, in pieces that each come in time."""
+    monkeypatch.setattr(fetch, "TOTAL_SECONDS", 1.0)
+    ended = threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        with listener.accept()[0] as connection, contextlib.suppress(OSError):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX-" if name == "a header" else b"")
+            while not ended.wait(0.05):
+                connection.sendall(HEADER_DRIPS[name])
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,), daemon=True)
+        thread.start()
+        web = Web(listener.getsockname()[1], hosts={"example.com": [PUBLIC]})
+        result: list[str] = []
+
+        def read() -> None:
+            with pytest.raises(FetchError) as caught:
+                web.fetcher().fetch("http://example.com/")
+            result.append(str(caught.value))
+
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        reader.join(20)
+        ended.set()
+        thread.join(20)
+    assert result
+    assert "not complete" in result[0]
 
 
 def test_cancel(web: Web) -> None:
@@ -231,6 +283,11 @@ def test_what_is_not_text(web: Web, kind: str) -> None:
         ("text/html", b'<meta charset="windows-1252">\x80', "€"),
         ("text/html; charset=undefined-thing", "é".encode(), "é"),
         ("text/html; charset=rot13", b"abc", "abc"),
+        ("text/html; charset=punycode", b"a-b9", "a-b9"),  # quadratic: 4 MiB would take an hour
+        ("text/html; charset=unicode_escape", rb"\x41", r"\x41"),
+        ("text/html; charset=utf-7", b"+ADw-", "+ADw-"),
+        ("text/html; charset=shift_jis", b"\x82\xa0", "あ"),
+        ("text/html; charset=koi8-r", b"\xc1", "а"),
         ("text/plain", b"\xff", "\ufffd"),
     ],
 )

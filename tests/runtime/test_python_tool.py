@@ -27,6 +27,7 @@ from gptoss.runtime.tools.python.session import (
     PythonToolError,
     shortened,
 )
+from gptoss.runtime.tools.python.worker import MAX_FIGURES
 
 pytestmark = pytest.mark.slow  # the first start compiles for a minute or more
 
@@ -108,6 +109,20 @@ fake.get_fignums, fake.figure, fake.close = lambda: [1], lambda n: Figure(), lam
 before, sys.modules["matplotlib.pyplot"] = sys.modules.get("matplotlib.pyplot"), fake
 """
     assert cell(tool, forged).figures == ()
+    cell(tool, "sys.modules.pop('matplotlib.pyplot')")
+
+
+def test_figures_without_end_are_cut(tool: PythonTool) -> None:
+    """Each would be a file of the terminal's, and a part of the page."""
+    forged = """
+import sys, types
+fake = types.ModuleType("matplotlib.pyplot")
+class Figure:
+    def savefig(self, file, **_): file.write(b"\\x89PNG\\r\\n\\x1a\\n")
+fake.get_fignums, fake.figure, fake.close = lambda: range(5_000), lambda n: Figure(), lambda _: None
+before, sys.modules["matplotlib.pyplot"] = sys.modules.get("matplotlib.pyplot"), fake
+"""
+    assert len(cell(tool, forged).figures) == MAX_FIGURES
     cell(tool, "sys.modules.pop('matplotlib.pyplot')")
 
 

@@ -19,6 +19,7 @@ from PyInstaller.utils.hooks import (
 _HOOKS = "gptoss.runtime.embed.pyinstaller"
 
 hiddenimports = collect_submodules("gptoss.runtime", lambda name: not name.startswith(_HOOKS))
+hiddenimports.append("webbrowser")  # run as a module by ``server.page.open_browser``
 datas = collect_data_files("gptoss.runtime", excludes=["**/pyinstaller/**"])
 binaries = []
 

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 
+from gptoss.runtime.child_process import module_command
+
 _CONTAINER_FILES = ("/.dockerenv", "/run/.containerenv")
 _ELSEWHERE = ("CI", "SSH_CONNECTION", "SSH_TTY", "container")
 """Variables that mean: the person sits at another machine, or nobody does."""
@@ -66,7 +68,7 @@ def _open(file: Path) -> None:
     run in the terminal, away from it.
     """
     subprocess.run(
-        [sys.executable, "-m", "webbrowser", file.as_uri()],
+        [*module_command("webbrowser"), file.as_uri()],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

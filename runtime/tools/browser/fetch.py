@@ -3,14 +3,17 @@
 The model, and every page it reads, may ask for any address. So a host's addresses are looked up
 once, all of them must be public, and the connection goes to one of those: a name that answers
 differently a moment later is not asked again. Redirects take the same way. Bodies are limited in
-compressed and in decompressed bytes, and the whole fetch in time. robots.txt is kept to.
+compressed and in decompressed bytes, and the whole fetch in time, from the first byte of a header
+to the last one of the body. robots.txt is kept to.
 """
 
 from __future__ import annotations
 
+import codecs
 import ipaddress
 import re
 import socket
+import ssl
 import threading
 import time
 import urllib.robotparser
@@ -23,6 +26,7 @@ from urllib.parse import urljoin, urlsplit
 import httpcore
 
 from gptoss.errors import GptossError
+from gptoss.runtime.tools.browser.page import MAX_URL_CHARACTERS
 
 USER_AGENT = "gptoss-toolkit"
 MAX_BYTES = 4 << 20
@@ -30,7 +34,6 @@ MAX_BYTES = 4 << 20
 MAX_RAW_BYTES = 16 << 20
 """Of a page as it is sent: padding that decompresses to little is limited too."""
 MAX_REDIRECTS = 5
-MAX_URL_CHARACTERS = 4_096
 CONNECT_SECONDS = 10.0
 TOTAL_SECONDS = 30.0
 MAX_ROBOTS_BYTES = 512 << 10
@@ -39,7 +42,14 @@ MAX_HOSTS = 256
 
 _READABLE = re.compile(r"text/(html|plain|markdown|csv|xml)|application/(xhtml\+xml|json|xml)")
 _CHARSET = re.compile(rb"""charset\s*=\s*["']?([\w-]+)""", re.IGNORECASE)
+_TEXT_ENCODING = re.compile(
+    r"utf-(8|16|32)|iso8859|iso2022|cp\d|koi8|gb|big5|euc|shift_jis|johab|hz$|tis|kz|mac|ascii"
+)
+"""Encodings that pages are written in, as Python calls them. Others take quadratic time (punycode),
+or are no encodings of text."""
+
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[[str, int], list[Address]]
@@ -77,17 +87,66 @@ def is_public(address: Address) -> bool:
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(inner)
+        if address not in _GLOBAL_UNICAST:  # site-local addresses count as global in ``ipaddress``
+            return False
     return address.is_global and not (
         address.is_multicast or address.is_reserved or address.is_unspecified
     )
 
 
+@dataclass(frozen=True, slots=True)
+class TimeLimit:
+    """When a fetch must be over, on the monotonic clock, and what cancels it before."""
+
+    deadline: float
+    cancelled: threading.Event | None = None
+
+    def left(self, timeout: float | None) -> float:
+        """Return how many seconds one step may take; raises FetchError when time is over."""
+        if self.cancelled is not None and self.cancelled.is_set():
+            raise FetchError("cancelled")
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise FetchError(f"the page was not complete after {TOTAL_SECONDS:g} seconds")
+        return left if timeout is None else min(left, timeout)
+
+
+class _TimedStream(httpcore.NetworkStream):
+    """A connection to the web whose every step ends in time: headers may drip, too."""
+
+    def __init__(self, stream: httpcore.NetworkStream, limit: TimeLimit) -> None:
+        self._stream = stream
+        self._limit = limit
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, self._limit.left(timeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._stream.write(buffer, self._limit.left(timeout))
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> httpcore.NetworkStream:
+        left = self._limit.left(timeout)
+        return _TimedStream(self._stream.start_tls(ssl_context, server_hostname, left), self._limit)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
 class PublicNetwork(httpcore.NetworkBackend):
     """Connects to public addresses of the web only: the one that was checked is connected to."""
 
-    def __init__(self, lookup: Resolve, backend: httpcore.NetworkBackend) -> None:
+    def __init__(self, lookup: Resolve, backend: httpcore.NetworkBackend, limit: TimeLimit) -> None:
         self._lookup = lookup
         self._backend = backend
+        self._limit = limit
 
     def connect_tcp(
         self,
@@ -104,9 +163,11 @@ class PublicNetwork(httpcore.NetworkBackend):
         error: Exception | None = None
         for address in addresses[:4]:
             try:
-                return self._backend.connect_tcp(
-                    str(address), port, timeout, local_address, socket_options
+                left = self._limit.left(timeout)
+                stream = self._backend.connect_tcp(
+                    str(address), port, left, local_address, socket_options
                 )
+                return _TimedStream(stream, self._limit)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as caught:
                 error = caught
         raise error or FetchError(f"{host[:100]} cannot be reached")
@@ -118,17 +179,18 @@ class Fetcher:
     def __init__(
         self, lookup: Resolve = resolve, backend: httpcore.NetworkBackend | None = None
     ) -> None:
-        self._network = PublicNetwork(lookup, backend or httpcore.SyncBackend())
+        self._lookup = lookup
+        self._backend = backend or httpcore.SyncBackend()
         self._robots: dict[str, urllib.robotparser.RobotFileParser] = {}
         self._lock = threading.Lock()
 
     def fetch(self, url: str, cancelled: threading.Event | None = None) -> Fetched:
         """Fetch a page of the web as text; raises FetchError."""
-        deadline = time.monotonic() + TOTAL_SECONDS
+        limit = TimeLimit(time.monotonic() + TOTAL_SECONDS, cancelled)
         for _ in range(MAX_REDIRECTS + 1):
             origin = checked_origin(url)
-            self._check_robots(origin, url, deadline, cancelled)
-            status, headers, body = self._get(url, MAX_BYTES, deadline, cancelled)
+            self._check_robots(origin, url, limit)
+            status, headers, body = self._get(url, MAX_BYTES, limit)
             if status in (301, 302, 303, 307, 308) and b"location" in headers:
                 url = urljoin(url, headers[b"location"].decode("latin-1"))
                 continue
@@ -137,21 +199,16 @@ class Fetcher:
             return _decoded(url, headers, body)
         raise FetchError(f"{url[:300]}: more than {MAX_REDIRECTS} redirects")
 
-    def _check_robots(
-        self, origin: str, url: str, deadline: float, cancelled: threading.Event | None
-    ) -> None:
+    def _check_robots(self, origin: str, url: str, limit: TimeLimit) -> None:
         with self._lock:
             rules = self._robots.get(origin)
         if rules is None:
             rules = urllib.robotparser.RobotFileParser()
             try:
-                status, _, body = self._get(
-                    f"{origin}/robots.txt", MAX_ROBOTS_BYTES, deadline, cancelled
-                )
+                status, _, body = self._get(f"{origin}/robots.txt", MAX_ROBOTS_BYTES, limit)
                 rules.parse(body.decode("utf-8", "replace").splitlines() if status == 200 else [])
             except FetchError:
-                if time.monotonic() > deadline:
-                    raise
+                limit.left(None)
                 rules.parse([])
             with self._lock:
                 if len(self._robots) >= MAX_HOSTS:
@@ -161,14 +218,13 @@ class Fetcher:
             raise FetchError(f"{origin} asks programs not to read this page (robots.txt)")
 
     def _get(
-        self, url: str, limit: int, deadline: float, cancelled: threading.Event | None
+        self, url: str, n_bytes: int, limit: TimeLimit
     ) -> tuple[int, dict[bytes, bytes], bytes]:
         """Get one resource of the web without following redirects: status, headers by name in
-        lower case, and at most ``limit`` bytes of the decompressed body.
+        lower case, and at most ``n_bytes`` bytes of the decompressed body.
         """
-        left = max(0.1, deadline - time.monotonic())
-        wait = min(CONNECT_SECONDS, left)
-        timeouts = dict.fromkeys(("connect", "read", "write", "pool"), wait)
+        timeouts = dict.fromkeys(("connect", "read", "write", "pool"), CONNECT_SECONDS)
+        network = PublicNetwork(self._lookup, self._backend, limit)
         sent: dict[str | bytes, str | bytes] = {
             "User-Agent": USER_AGENT,
             "Accept": "text/html, text/plain;q=0.9, */*;q=0.1",
@@ -177,12 +233,12 @@ class Fetcher:
         }
         try:
             with (
-                httpcore.ConnectionPool(network_backend=self._network) as pool,
+                httpcore.ConnectionPool(network_backend=network) as pool,
                 pool.stream("GET", url, headers=sent, extensions={"timeout": timeouts}) as answer,
             ):
                 headers = {name.lower(): value for name, value in answer.headers}
-                chunks = _limited(answer.iter_stream(), deadline, cancelled)
-                body = decompressed(chunks, headers.get(b"content-encoding", b""), limit)
+                chunks = _limited(answer.iter_stream())
+                body = decompressed(chunks, headers.get(b"content-encoding", b""), n_bytes)
                 return answer.status, headers, body
         except FetchError:
             raise
@@ -211,18 +267,12 @@ def checked_origin(url: str) -> str:
     return f"{parts.scheme}://{host}" + (f":{port}" if port is not None else "")
 
 
-def _limited(
-    chunks: Iterable[bytes], deadline: float, cancelled: threading.Event | None
-) -> Iterator[bytes]:
+def _limited(chunks: Iterable[bytes]) -> Iterator[bytes]:
     n_bytes = 0
     for chunk in chunks:
         n_bytes += len(chunk)
         if n_bytes > MAX_RAW_BYTES:
             return
-        if time.monotonic() > deadline:
-            raise FetchError(f"the page was not complete after {TOTAL_SECONDS:g} seconds")
-        if cancelled is not None and cancelled.is_set():
-            raise FetchError("cancelled")
         yield chunk
 
 
@@ -266,8 +316,13 @@ def _decoded(url: str, headers: dict[bytes, bytes], body: bytes) -> Fetched:
     named = _CHARSET.search(headers.get(b"content-type", b"")) or (
         _CHARSET.search(body[:2_048]) if is_html else None
     )
+    return Fetched(url, is_html, body.decode(_encoding(named), "replace"))
+
+
+def _encoding(named: re.Match[bytes] | None) -> str:
+    """Return the encoding that a page of the web names, UTF-8 where it names none of text."""
     try:
-        text = body.decode(named.group(1).decode("ascii") if named else "utf-8", "replace")
-    except (LookupError, UnicodeError, ValueError):
-        text = body.decode("utf-8", "replace")
-    return Fetched(url, is_html, text)
+        name = codecs.lookup(named[1].decode("ascii") if named else "utf-8").name
+    except (LookupError, ValueError):
+        return "utf-8"
+    return name if _TEXT_ENCODING.match(name) else "utf-8"

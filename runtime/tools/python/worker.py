@@ -32,6 +32,9 @@ FIGURE_BYTES = 8 << 20
 
 FIGURE_SECONDS = 20.0
 
+MAX_FIGURES = 32
+"""Of a cell; further ones are left out. A cell can forge any number of small ones."""
+
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 _SETUP = "import os; os.chdir('/mnt/data'); del os"
@@ -98,6 +101,8 @@ def saved_figures(session: Session) -> list[str]:
             continue
         if png.startswith(_PNG):
             figures.append(base64.b64encode(png).decode())
+        if len(figures) == MAX_FIGURES:
+            break
     return figures
 
 

@@ -4,18 +4,19 @@ gptoss that works in a process of its own, as ``python -m MODULE`` does elsewher
 
 import sys
 
-_MODULES = ("gptoss.runtime.embed.child", "gptoss.runtime.engine.buffer_sizes")
-
 
 def _run_module() -> None:
-    if len(sys.argv) < 3 or sys.argv[1] != "-m" or sys.argv[2] not in _MODULES:
+    if len(sys.argv) < 3 or sys.argv[1] != "-m":
+        return
+    name = sys.argv[2]
+    if not (name.startswith("gptoss.runtime.") or name == "webbrowser"):
         return
     import runpy
 
-    name = sys.argv[2]
     del sys.argv[1:3]
     runpy.run_module(name, run_name="__main__", alter_sys=True)
     sys.exit()
 
 
+sys._gptoss_runs_modules = True  # type: ignore[attr-defined]  # see runtime/child_process.py
 _run_module()
