@@ -217,7 +217,7 @@ class Round:
         return None if self._final_text is None else self._final_text.found
 
     def start(self, messages: Sequence[Message], time_limit: float | None = None) -> None:
-        """Compile the rules, render the conversation and put the request in the engine's queue.
+        """Render the conversation, compile the rules and put the request in the engine's queue.
 
         ``time_limit`` is in seconds from now, waiting included.
 
@@ -226,9 +226,9 @@ class Round:
         """
         runner = self._runner
         self._sampling.require_vocabulary(runner.tokenizer.n_vocab)
-        self._constrained = self._constrain()
         room = runner.engine.n_ctx - 1  # for the prompt: one token at least is to be generated
         prompt = render_for_completion(messages, runner.tokenizer, limit=room)
+        self._constrained = self._constrain()  # last: it can take longer than all the rest
         sampler, self.logprobs = sampler_for_generation(
             self._sampling, self._constrained or self._sampler, runner.tokenizer.text_id_set
         )

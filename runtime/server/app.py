@@ -29,7 +29,7 @@ from gptoss.runtime.server.chat_completions.openapi import PATHS as CHAT_PATHS
 from gptoss.runtime.server.completions import endpoint as completions
 from gptoss.runtime.server.completions.openapi import PATHS as COMPLETION_PATHS
 from gptoss.runtime.server.errors import ApiError, api_error, log_failure, not_found
-from gptoss.runtime.server.foreign_paths import said_of_path
+from gptoss.runtime.server.foreign_paths import said_of_method, said_of_path
 from gptoss.runtime.server.ignored import ignored_header
 from gptoss.runtime.server.model_host import HostState, ModelHost
 from gptoss.runtime.server.models_endpoint import PATHS as MODEL_PATHS
@@ -180,9 +180,14 @@ async def _preload(models: ModelHost) -> None:
         (await models.acquire(None)).release()
 
 
+_REQUEST_ID = (b"x-request-id", b"request-id")
+"""Headers of a response that have its request's id: OpenAI's clients read the first, Anthropic's
+the second."""
+
+
 class RequestMiddleware:
-    """Gives each request an id, in the response's header ``x-request-id``, and counts it. The
-    header ``x-ignored-fields`` names what of the request changed nothing.
+    """Gives each request an id, in the response's headers, and counts it. The header
+    ``x-ignored-fields`` names what of the request changed nothing.
     """
 
     def __init__(self, app: ASGIApp, state: ServerState) -> None:
@@ -204,7 +209,8 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 ignored = ignored_header(scope, _QUERY_OF.get(scope.get("endpoint")))
-                named = [(b"x-request-id", identity.encode()), *ignored]
+                named = [(name, identity.encode()) for name in _REQUEST_ID]
+                named += ignored
                 message["headers"] = [*message["headers"], *named]
             await send(message)
 
@@ -251,7 +257,7 @@ class ErrorMiddleware:
 
 def _router_error(error: HTTPException, path: str) -> ApiError:
     if error.status_code == 405:
-        message, code = "this path does not take that method", "method_not_allowed"
+        message, code = said_of_method(path), "method_not_allowed"
     else:
         message, code = said_of_path(path), "not_found"
     return ApiError(error.status_code, message, code, headers=dict(error.headers or {}))

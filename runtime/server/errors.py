@@ -38,6 +38,8 @@ _STORE = "the store of conversations cannot be read or written; the server's log
 
 _MESSAGE_LIMIT = 1000
 
+ANTHROPIC_PATH = "/v1/messages"
+
 _ANTHROPIC_TYPES = {
     400: INVALID_REQUEST,
     401: "authentication_error",
@@ -54,6 +56,7 @@ class ApiError(Exception):
     """A request that is refused or failed: HTTP status, and the fields of OpenAI's error object.
 
     ``param`` is the request's field that is wrong, ``code`` a word that programs may compare.
+    ``details`` is what Anthropic's clients act upon.
     """
 
     status: int
@@ -62,6 +65,7 @@ class ApiError(Exception):
     param: str | None = None
     kind: str = INVALID_REQUEST
     headers: Mapping[str, str] = field(default_factory=dict)
+    details: Mapping[str, str] = field(default_factory=dict)
 
 
 def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:
@@ -127,11 +131,12 @@ def log_failure(log: logging.Logger, what: str, error: BaseException) -> None:
 def error_object(error: ApiError, path: str) -> dict[str, Any]:
     """Return the JSON body for an error, in the form of the API that ``path`` belongs to."""
     message = printable(error.message)[:_MESSAGE_LIMIT]
-    if path.startswith("/v1/messages"):
+    if path.startswith(ANTHROPIC_PATH):
         kind = _ANTHROPIC_TYPES.get(
             error.status, INVALID_REQUEST if error.status < 500 else "api_error"
         )
-        return {"type": "error", "error": {"type": kind, "message": message}}
+        more = {"details": dict(error.details)} if error.details else {}
+        return {"type": "error", "error": {"type": kind, "message": message, **more}}
     if path.startswith("/api/"):  # Ollama's
         return {"error": message}
     openai = {

@@ -33,7 +33,13 @@ _SAID = {
     "/completion": "use POST /v1/completions",
     "/infill": "this model does not fill gaps",
 }
+_SAID_OF_METHOD = {
+    "/v1/chat/completions": "chat completions are made by POST and not kept; "
+    "/v1/responses keeps responses",
+    "/v1/responses/compact": "conversations are not summarised here; use truncation: auto",
+}
 _SAID_BELOW = {
+    "/v1/chat/completions/": _SAID_OF_METHOD["/v1/chat/completions"],
     "/api/v0/": _LM_STUDIO,
     "/api/v1/": _LM_STUDIO,
     "/api/": "of Ollama's own API only /api/version and /api/tags are here; "
@@ -60,3 +66,8 @@ def said_of_path(path: str) -> str:
     if known is None and path.endswith("/") and path != "/":
         known = "without the slash at the end it may exist"
     return f"no such path: {known or 'GET /openapi.json lists those that there are'}"
+
+
+def said_of_method(path: str) -> str:
+    """Return the message for a path that is here and does not take a request's method."""
+    return _SAID_OF_METHOD.get(path, "this path does not take that method")

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gptoss.runtime.server.errors import ApiError, error_object, to_json
+from gptoss.runtime.server.errors import ANTHROPIC_PATH, ApiError, error_object, to_json
 from gptoss.runtime.server.page import files as page
 
 OPEN_PATHS = frozenset({"/health"}) | page.OPEN_PATHS
@@ -147,8 +147,9 @@ class SecurityMiddleware:
 
 
 async def send_error(error: ApiError, scope: Scope, send: Send) -> None:
-    """Send an error response, in the form of the API that the path belongs to."""
-    body = to_json(error_object(error, scope["path"]))
+    """Send an error response, in the form of the API that the client or the path belongs to."""
+    anthropic = any(name == b"anthropic-version" for name, _ in scope["headers"])
+    body = to_json(error_object(error, ANTHROPIC_PATH if anthropic else scope["path"]))
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     headers += [(key.lower().encode(), value.encode()) for key, value in error.headers.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})

@@ -259,6 +259,38 @@ def test_messages_errors_and_models(served: Served) -> None:
     assert alias.id == "gpt-oss-20b"
 
 
+def test_messages_request_ids(served: Served) -> None:
+    """By the id that the client has, a request is found in the server's log."""
+    message = served.anthropic.messages.create(model="tiny", max_tokens=500, messages=say("Hi"))
+    assert (message._request_id or "").startswith("req_")
+    with pytest.raises(anthropic.NotFoundError) as missing:
+        served.anthropic.models.retrieve("other")
+    assert (missing.value.request_id or "").startswith("req_")
+    assert missing.value.type == "not_found_error"
+
+
+def test_messages_tool_runner(served: Served) -> None:
+    """The runner asks for a thread first; the error makes it send all messages instead."""
+    seen = []
+
+    @anthropic.beta_tool
+    def get_weather(city: str) -> str:
+        """Get the weather.
+
+        Args:
+            city: Where.
+        """
+        seen.append(city)
+        return "rain"
+
+    runner = served.anthropic.beta.messages.tool_runner(
+        model="tiny", max_tokens=500, messages=say("Weather in Oslo?"), tools=[get_weather]
+    )
+    text = runner.until_done().content[-1]
+    assert text.type == "text"
+    assert (text.text, seen) == ("The tool said so.", ["Oslo"])
+
+
 def test_messages_cancellation(served: Served) -> None:
     asked: Any = {"model": "tiny", "max_tokens": 1_000_000, "messages": say(ENDLESS)}
     with served.anthropic.messages.stream(**asked) as stream:

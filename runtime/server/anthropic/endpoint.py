@@ -28,7 +28,7 @@ from gptoss.runtime.server.anthropic.request import (
     read_request,
 )
 from gptoss.runtime.server.body import read_object
-from gptoss.runtime.server.errors import ApiError, api_error, error_object, to_json
+from gptoss.runtime.server.errors import ANTHROPIC_PATH, ApiError, api_error, error_object, to_json
 from gptoss.runtime.server.ignored import report_ignored
 from gptoss.runtime.server.kept_context import remember_round, whole_conversation
 from gptoss.runtime.server.reply import (
@@ -45,7 +45,7 @@ from gptoss.runtime.server.sse import (
 )
 from gptoss.runtime.server.state import ServerState, owner_of, state_of
 
-PATH = "/v1/messages"
+PATH = ANTHROPIC_PATH
 
 PING_SECONDS = 10.0
 """Silence after which a stream sends a ping: while the request waits, or its prompt is read."""
@@ -116,7 +116,7 @@ def stop_reason(done: ReplyDone, *, called: bool) -> tuple[str, str | None]:
 async def _create(request: Request) -> Response:
     state = state_of(request)
     body = await read_object(request)
-    asked = read_request(body, beta=_is_beta(request))
+    asked = await asyncio.to_thread(read_request, body, beta=_is_beta(request))
     report_ignored(request, body, ignored_fields(body))
     return await answer_or_stream(
         request.receive,
@@ -131,7 +131,7 @@ async def _create(request: Request) -> Response:
 async def _count_tokens(request: Request) -> Response:
     state = state_of(request)
     body = await read_object(request)
-    prompt = read_prompt(body, beta=_is_beta(request))
+    prompt = await asyncio.to_thread(read_prompt, body, beta=_is_beta(request))
     report_ignored(request, body, ignored_fields(body, counted=True))
     async with state.models.lease(prompt.model) as model:
         count = await asyncio.to_thread(_count, state, owner_of(request), prompt, model)

@@ -21,6 +21,7 @@ from gptoss.runtime.sampling.parameters import Sampling
 from gptoss.runtime.server.anthropic.messages import read_conversation
 from gptoss.runtime.server.anthropic.thinking import Thinking, read_thinking
 from gptoss.runtime.server.anthropic.tools import read_tool_choice, read_tools
+from gptoss.runtime.server.errors import ApiError
 from gptoss.runtime.server.fields import MAX_TOKENS, Fields
 from gptoss.runtime.server.reply import ReplyRequest
 
@@ -110,8 +111,20 @@ def _fields(body: Mapping[str, Any], beta: bool) -> Fields:
     fields = Fields(body)
     if not beta:
         fields.refuse_unknown(_FIELDS)
+    _refuse_thread(fields)
     fields.refuse_all(REFUSED)
     return fields
+
+
+def _refuse_thread(fields: Fields) -> None:
+    """Refuse ``thread`` with the code upon which the official client's tool runner, which asks for
+    one, sends all messages instead.
+    """
+    try:
+        fields.refuse("thread", REFUSED["thread"])
+    except ApiError as error:
+        error.details = {"error_code": "thread_unsupported_request"}
+        raise
 
 
 def ignored_fields(body: Mapping[str, Any], *, counted: bool = False) -> list[str]:

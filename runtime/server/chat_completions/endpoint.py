@@ -83,7 +83,7 @@ class _Completion(ReplyGroup):
 async def _create(request: Request) -> Response:
     state = state_of(request)
     data = await read_object(request)
-    asked = read_chat_request(data)
+    asked = await asyncio.to_thread(read_chat_request, data)
     report_ignored(request, data, (*IGNORED, *IGNORED_WITHIN))
     owner = owner_of(request)
     return await answer_or_stream(

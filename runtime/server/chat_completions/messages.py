@@ -74,7 +74,7 @@ def conversation_from_openai(
         raise ConversationError(None, "", f"must be an array, not {json_type(messages)}")
     if not messages:
         raise ConversationError(None, "", "the conversation is empty; it needs a message")
-    reader = _Reader(functions, namespaces)
+    reader = _Reader(Tools(functions, namespaces))
     for index, message in enumerate(messages):
         place = FieldPath("messages", index)
         reader.read(place, place.mapping(message))
@@ -88,8 +88,7 @@ def conversation_from_openai(
 class _Reader:
     """Reads message by message; what it holds is what the next one may refer to."""
 
-    functions: tuple[Function, ...]
-    namespaces: tuple[Namespace, ...]
+    tools: Tools
     messages: list[Message] = field(default_factory=list)
     call_ids: dict[int, str] = field(default_factory=dict)
     """Ids of all calls, by the call's index in ``messages``."""
@@ -134,8 +133,9 @@ class _Reader:
             return
         self._opened = True
         instructions = "\n\n".join(self._instructions) if self._instructions else None
-        if instructions is not None or self.functions or self.namespaces:
-            block = m.developer(instructions, self.functions, self.namespaces)
+        functions, namespaces = self.tools.functions, self.tools.namespaces
+        if instructions is not None or functions or namespaces:
+            block = m.developer(instructions, functions, namespaces)
             self.messages.append(replace(block, origin=self._instructed))
 
     def _developer(self, place: FieldPath, message: Mapping[str, Any]) -> None:
@@ -153,11 +153,7 @@ class _Reader:
 
     def _assistant(self, place: FieldPath, message: Mapping[str, Any]) -> None:
         reasoning = _reasoning(place, message)
-        calls = _calls(
-            place.at("tool_calls"),
-            message.get("tool_calls"),
-            Tools(self.functions, self.namespaces),
-        )
+        calls = _calls(place.at("tool_calls"), message.get("tool_calls"), self.tools)
         text = None if message.get("content") is None else _content(place, message)
         if message.get("function_call") is not None:
             raise place.at("function_call").error("is no longer used; send tool_calls")

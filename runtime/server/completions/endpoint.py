@@ -157,7 +157,7 @@ class _Completion(ReplyGroup):
 async def _create(request: Request) -> Response:
     state = state_of(request)
     data = await read_object(request)
-    asked = read_completion_request(data)
+    asked = await asyncio.to_thread(read_completion_request, data)
     report_ignored(request, data, (*IGNORED, *IGNORED_WITHIN))
     return await answer_or_stream(
         request.receive,

@@ -97,6 +97,8 @@ def read_completion_request(data: Mapping[str, Any]) -> CompletionRequest:
     prompts = read_prompts(fields)
     stream = fields.boolean("stream")
     options = fields.fields("stream_options")
+    if options is not None and not stream:
+        raise fields.error("stream_options", "is only allowed when stream is true")
     return CompletionRequest(
         fields.text("model", 256),
         tuple(
@@ -105,7 +107,7 @@ def read_completion_request(data: Mapping[str, Any]) -> CompletionRequest:
             for i in range(n)
         ),
         stream,
-        stream and options is not None and options.boolean("include_usage"),
+        options is not None and options.boolean("include_usage"),
         echo,
         fields.boolean("return_token_ids"),
         logprobs is not None,

@@ -27,9 +27,11 @@ _SPARE = 8
 """Tokens kept free for the beginning of the reply."""
 
 _DATE = re.compile(
-    r"(?:current[ _]date|today(?:['’]s date| is))\W{0,4}(?:is\W)?\s*(?:\w+,?\s)?\d{4}-\d\d-\d\d",
+    r"(?:current[ _]date|today(?:['’]s date| is))\W{0,4}(?:is\W)?\s{0,8}(?:\w{1,16},?\s)?"
+    r"\d{4}-\d\d-\d\d",
     re.IGNORECASE,
 )
+"""Every repetition is bounded: a long text costs no more than its length."""
 _SEARCHED = 200_000
 """Characters of a message in which a date is looked for."""
 

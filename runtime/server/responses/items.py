@@ -143,6 +143,17 @@ class _Reader:
     """Requests for approval without an answer: the call and its place by the request's id."""
     _granted: dict[str, tuple[int, Message, Fields]] = field(default_factory=dict)
     """Approved calls without a result: the index of the result's message, the call, its place."""
+    _before_calls: list[bool] = field(init=False)
+    """By position: whether the assistant goes on to call before anyone else says anything."""
+    _outputs: dict[str, list[int]] = field(default_factory=dict)
+    """The positions of results by call id."""
+
+    def __post_init__(self) -> None:
+        self._before_calls = _before_calls(self.items)
+        for position, context in enumerate(self.items):
+            identity = context.item.get("call_id")
+            if item_type(context.item) in OUTPUTS and isinstance(identity, str):
+                self._outputs.setdefault(identity, []).append(position)
 
     def read(self, position: int) -> None:
         """Convert the item at a position."""
@@ -218,20 +229,10 @@ class _Reader:
         phase = fields.choice("phase", ("commentary", "final_answer"))
         if context.message is not None:
             self._add(context, context.message)
-        elif phase == "commentary" or (phase is None and self._calls_follow(position)):
+        elif phase == "commentary" or (phase is None and self._before_calls[position]):
             self._add(context, Message(Role.ASSISTANT, text, channel="commentary"))
         else:
             self._add(context, m.final(text))
-
-    def _calls_follow(self, position: int) -> bool:
-        """Report whether the assistant goes on to call a tool before anyone else says anything."""
-        for context in self.items[position + 1 :]:
-            kind = item_type(context.item)
-            if kind in CALLS or kind in SERVER_CALLS or kind == APPROVAL_REQUEST:
-                return True
-            if kind != "reasoning" and context.item.get("role") != "assistant":
-                return False
-        return False
 
     def _reasoning(self, context: ContextItem, fields: Fields) -> None:
         sealed = fields.text("encrypted_content", 50_000_000)
@@ -376,14 +377,12 @@ class _Reader:
         self._settle_approvals(position)
         while self._open_calls:
             identity, (_, _) = next(iter(self._open_calls.items()))
-            for later in range(position, len(self.items)):
-                item = self.items[later].item
-                if item_type(item) in OUTPUTS and item.get("call_id") == identity:
-                    self._output(self.items[later], self.items[later].fields)
-                    self._early.add(later)
-                    break
-            else:
+            places = self._outputs.get(identity, ())
+            later = next((it for it in places if it >= position), None)
+            if later is None:
                 raise _no_pair(f"No tool output found for function call {identity}.")
+            self._output(self.items[later], self.items[later].fields)
+            self._early.add(later)
 
     def _settle_approvals(self, position: int) -> None:
         for later in range(position, len(self.items) if self._requests else 0):
@@ -396,6 +395,19 @@ class _Reader:
         for call, _ in self._requests.values():
             self._put(ContextItem({}), result_message(call.recipient or "", NOT_APPROVED))
         self._requests.clear()
+
+
+def _before_calls(items: Sequence[ContextItem]) -> list[bool]:
+    """Report of each item whether a call follows, with at most the assistant's words between."""
+    before, follows = [], False
+    for context in reversed(items):
+        before.append(follows)
+        kind = item_type(context.item)
+        if kind in CALLS or kind in SERVER_CALLS or kind == APPROVAL_REQUEST:
+            follows = True
+        elif kind != "reasoning" and context.item.get("role") != "assistant":
+            follows = False
+    return before[::-1]
 
 
 def _no_pair(message: str) -> ApiError:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from gptoss.runtime.harmony.messages import FUNCTIONS, Function, Namespace
@@ -59,7 +60,7 @@ class Called:
         return f"{self.namespace or FUNCTIONS}.{self.name}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Tools:
     """The tools of a request. ``given`` is what the response reports as ``tools``."""
 
@@ -82,6 +83,10 @@ class Tools:
 
     def all(self) -> dict[str, Called]:
         """Return every tool that the model may call, by its recipient."""
+        return self._known
+
+    @cached_property
+    def _known(self) -> dict[str, Called]:
         spaces = (Namespace(FUNCTIONS, self.functions), *self.namespaces)
         called = [
             Called(it.name, None if space.name == FUNCTIONS else space.name, it.takes_text)
@@ -102,12 +107,19 @@ class Tools:
         """Return the tool that the model has called; its name alone will do where one tool has
         it.
         """
-        known = self.all()
-        if recipient in known:
-            return known[recipient]
-        bare = recipient.removeprefix(f"{FUNCTIONS}.")
-        named = [it for it in known.values() if bare in (it.name, it.recipient)]
+        if recipient in self._known:
+            return self._known[recipient]
+        named = self._named.get(recipient.removeprefix(f"{FUNCTIONS}."), ())
         return named[0] if len(named) == 1 else None
+
+    @cached_property
+    def _named(self) -> dict[str, list[Called]]:
+        """The tools by their names, and by what a call of them is sent to."""
+        named: dict[str, list[Called]] = {}
+        for it in self._known.values():
+            for name in {it.name, it.recipient}:
+                named.setdefault(name, []).append(it)
+        return named
 
     def only(self, wanted: Sequence[Called]) -> Tools:
         """Return these tools without those that are not ``wanted``."""
