@@ -12,6 +12,7 @@ import sys
 import time
 from typing import Any
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -26,6 +27,9 @@ HEADER_SECONDS = 15.0
 """The longest that a client may take for a request's headers, from its first byte on."""
 
 MAX_HEADER_BYTES = 64 * 1024
+
+MAX_AHEAD_BYTES = 64 * 1024
+"""What is read of the next requests while one is answered."""
 
 
 def _max_connections() -> int:
@@ -72,8 +76,11 @@ class GuardedProtocol(H11Protocol):
         super().data_received(data)
         if self.is_idle:
             self._expect_request()
-        else:
-            self._stop_waiting()
+            return
+        self._stop_waiting()
+        if self.conn.their_state is h11.DONE and len(self.conn.trailing_data[0]) <= MAX_AHEAD_BYTES:
+            # The next request waits. While nothing is read, nobody sees that the client leaves.
+            self.flow.resume_reading()
 
     def on_response_complete(self) -> None:
         """Begin to wait for the connection's next request."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from gptoss.runtime.server import body, sse
 from support.raw_http import Address, exchange, request
-from support.responding_engine import ENDLESS, RespondingEngine, Script
+from support.responding_engine import ENDLESS, ENDLESS_TOKENS, RespondingEngine, Script
 from support.server import KEY, listening, scripted
 
 CHAT = "/v1/chat/completions"
@@ -162,3 +162,31 @@ def test_a_client_that_reads_nothing(
         while not (engine.generations and engine.generations[-1].cancelled):
             assert time.monotonic() < deadline, "the reply of a client that reads nothing goes on"
             time.sleep(0.05)
+
+
+@pytest.mark.parametrize("more", [b"\r\n", HIDDEN, HIDDEN * 300], ids=["a line", "one", "many"])
+def test_a_client_that_leaves_after_it_has_sent_more(
+    server: Address, engine: RespondingEngine, more: bytes
+) -> None:
+    """Bytes after a request wait for their turn; the client's leaving is noticed all the same."""
+    content = json.dumps({"messages": [{"role": "user", "content": ENDLESS}]}).encode()
+    before = len(engine.generations)
+    with socket.create_connection(server, 30) as connection:
+        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(content) + content)
+        wait_for(lambda: len(engine.generations) > before)
+        connection.sendall(more)
+        time.sleep(0.2)  # they arrive before the end of the connection
+    wait_for(lambda: engine.generations[before].cancelled)
+    assert engine.generations[before].timings.generated_tokens < ENDLESS_TOKENS
+
+
+def test_requests_one_after_another_in_one_write(server: Address) -> None:
+    request = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    assert received(server, request * 500).count(b"HTTP/1.1 200 ") == 500
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
