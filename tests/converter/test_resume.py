@@ -41,6 +41,8 @@ writer.JOURNAL_SECONDS, tasks.CHUNK = 0.05, 2**14
 cli.main()
 """
 """The command, slow enough for the moment of a signal to matter; its first argument says how."""
+PATIENCE = 300
+"""Seconds after which a process hangs, however busy the machine."""
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,7 @@ def journal_lines(out: Path) -> int:
 
 
 def wait_for_notes(process: subprocess.Popen[str], out: Path, lines: int) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while journal_lines(out) < lines:
         assert time.monotonic() < deadline, "the journal does not grow"
         assert process.poll() is None, process.communicate()
