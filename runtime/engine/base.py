@@ -214,7 +214,8 @@ class Engine(Protocol):
         ``time_limit``: seconds from this call, waiting included, after which the request ends.
         ``checkpoints`` are positions in the prompt to which later prompts are likely to return:
         the engine can go back there without decoding again. Raises PromptTooLongError,
-        QueueFullError, ForkedProcessError, EngineError (closed, or a token out of range).
+        QueueFullError, ForkedProcessError, EngineError (closed, or a value of a wrong type or out
+        of range).
         """
         ...
 

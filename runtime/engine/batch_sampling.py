@@ -7,13 +7,14 @@ processor that the decode has just left.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 
-from gptoss.runtime.engine.base import Logits
+from gptoss.runtime.engine.base import EngineError, Logits
 from gptoss.runtime.engine.request import Request
+from gptoss.runtime.engine.request_check import checked_draw
+from gptoss.runtime.engine.threads import EngineThread
 
 PARALLEL_VOCABULARY = 32_768
 """Of a smaller vocabulary a draw takes less time than waking a thread."""
@@ -35,10 +36,14 @@ def draw_tokens(request: Request, logits: Callable[[int], Logits], n_ctx: int) -
         for row, drafted in enumerate((*request.drafted, None)):
             if request.cancelled:
                 break
-            token = request.sampler(logits(row))
+            given = logits(row)
+            token = checked_draw(request.sampler(given), len(given))
             is_last = request.send(token) or len(request.target) > n_ctx
             if is_last or token != drafted:
                 return Drawn(is_last)
+    except (StopIteration, StopAsyncIteration, GeneratorExit) as error:
+        # A reader would take it for the end of its iteration, and the reply for a whole one.
+        return Drawn(is_last=False, error=EngineError(f"the sampler raised {error!r}"))
     except BaseException as error:
         return Drawn(is_last=False, error=error)
     return Drawn(is_last=False)
@@ -82,7 +87,7 @@ class _Helper:
     def __init__(self) -> None:
         self._jobs: SimpleQueue[Callable[[], list[Drawn]] | None] = SimpleQueue()
         self._results: SimpleQueue[list[Drawn]] = SimpleQueue()
-        threading.Thread(target=self._run, name="gptoss-sampler", daemon=True).start()
+        EngineThread("gptoss-sampler", self._run).start()
 
     def begin(self, job: Callable[[], list[Drawn]]) -> None:
         self._jobs.put(job)

@@ -101,10 +101,15 @@ class CacheFolder:
         self._limit = limit
         self._known: dict[tuple[str, int, int], CachedFile | None] = {}
         self._scanned = -1
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = path.lstat()
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = path.lstat()
+        except FileExistsError:
+            raise CacheFolderError("is not a folder") from None
+        except ValueError as error:  # a null character
+            raise CacheFolderError(f"cannot be a path ({error})") from None
         if not stat.S_ISDIR(found.st_mode):
-            raise CacheFolderError(f"{path} is not a folder")
+            raise CacheFolderError("is not a folder")
         _check_owner(found)
         if sys.platform != "win32" and stat.S_IMODE(found.st_mode) != 0o700:
             path.chmod(0o700)

@@ -15,6 +15,8 @@ from queue import SimpleQueue
 from gptoss.errors import InvalidFileError
 from gptoss.runtime.engine.cache_folder import CachedFile, CacheFolder
 from gptoss.runtime.engine.saved_state import SavedState
+from gptoss.runtime.engine.threads import EngineThread
+from gptoss.text import printable
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ class DiskTier:
             try:
                 state = self._folder.read(cached, position)
             except FileNotFoundError:
-                _log.info("%s was removed by another process", cached.path)
+                _log.info("%s was removed by another process", printable(str(cached.path)))
             except (InvalidFileError, OSError, MemoryError) as error:
                 self._folder.ignore(cached.path.name, error)
             finally:
@@ -66,7 +68,7 @@ class DiskTier:
             try:
                 if self._folder.write(state, self.key, self._name) is None:
                     _log.info("a state of %d bytes has no room in %s", *self._sizes(state))
-            except OSError as error:
+            except (OSError, MemoryError) as error:
                 self._warn("written", error)
             finally:
                 done()
@@ -89,16 +91,16 @@ class DiskTier:
     def _sizes(self, state: SavedState) -> tuple[int, Path]:
         return state.nbytes, self._folder.path
 
-    def _warn(self, done: str, error: OSError) -> None:
+    def _warn(self, done: str, error: OSError | MemoryError) -> None:
         """Log that the cache folder cannot be used: once as a warning, then as information."""
         level = logging.INFO if self._warned else logging.WARNING
         self._warned = True
         _log.log(
             level,
             "%s cannot be %s (%s); prompts are decoded as usual",
-            self._folder.path,
+            printable(str(self._folder.path)),
             done,
-            error.strerror or error,
+            (isinstance(error, OSError) and error.strerror) or error,
         )
 
 
@@ -107,7 +109,7 @@ class _Worker:
 
     def __init__(self, name: str) -> None:
         self._calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = EngineThread(name, self._run)
 
     def submit(self, call: Callable[[], object]) -> None:
         """Make a call on this thread soon."""
@@ -133,4 +135,7 @@ class _Worker:
 
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:
-            call()
+            try:
+                call()
+            except Exception:  # later calls, and who waits for them, do not depend on this one
+                _log.exception("a fault of the program while a state was read or written")

@@ -73,24 +73,32 @@ class LlamaEngine:
         LOG.verbose = verbose
         self.settings = settings
         cache = cache or CacheSettings()
-        stamp = FileStamp(path)
         header = cache.header or _header(path)
         files = _files(header, settings, cache)
         n_vocab = None if header is None else _count_tokens(header)
+        stamp = FileStamp((path,) if header is None else header.paths)
         try:
             loaded = load(path, settings, progress or (lambda _: None), n_vocab=n_vocab)
+            self._context = LlamaContext(loaded)
         except BaseException:
             stamp.close()
             raise
-        self._context = LlamaContext(loaded)
+        try:
+            stamp.check_paths()
+            if settings.repack == "later":
+                self._context.change_over_to(Repacking(path, settings, loaded.stop, n_vocab, stamp))
+            prefixes = open_cache(cache, files, path.name, self._context.state_format)
+            self._scheduler = Scheduler(
+                self._context, settings.n_ctx, settings.draft_costs, prefixes
+            )
+        except BaseException:
+            self._context.free()
+            stamp.close()
+            raise
         self._stamp = stamp
-        if settings.repack == "later":
-            self._context.change_over_to(Repacking(path, settings, loaded.stop, n_vocab))
-        prefixes = open_cache(cache, files, path.name, self._context.state_format)
-        self._scheduler = Scheduler(self._context, settings.n_ctx, settings.draft_costs, prefixes)
         if settings.rpc:
             LOSS.listen(self._scheduler.fail)
-        self._close = weakref.finalize(self, self._scheduler.close)
+        self._close = weakref.finalize(self, _close, self._scheduler, stamp)
 
     @property
     def is_repacked(self) -> bool:
@@ -130,8 +138,12 @@ class LlamaEngine:
 
     def close(self) -> None:
         """Stop the scheduler and free llama.cpp's model; implements ``base.Engine.close``."""
-        self._scheduler.close()
-        self._stamp.close()
+        _close(self._scheduler, self._stamp)
+
+
+def _close(scheduler: Scheduler, stamp: FileStamp) -> None:
+    scheduler.close()
+    stamp.close()
 
 
 class LlamaContext:

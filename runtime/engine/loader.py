@@ -24,6 +24,7 @@ from gptoss.runtime.engine.mapped_pages import (
     can_enter_pages,
     enter_pages,
     mapped_ranges,
+    read_ahead,
     without_pages,
 )
 from gptoss.runtime.engine.page_cache import PAGE, ResidentPages
@@ -178,8 +179,10 @@ class _Loader:
         self._gpus = gpus
         self._progress = progress
         self._stop = StopFlag()
+        offloads = bool(gpus) and settings.n_gpu_layers != 0
         # llama.cpp reports progress while it copies weights, none while it maps them.
-        self._copies = settings.repack == "now" or (bool(gpus) and settings.n_gpu_layers != 0)
+        self._copies = settings.repack == "now" or offloads
+        self._enters_pages = can_enter_pages() and not offloads
         self._share = 0.0
         self._reported = -1.0
         self._cancelled_at = float("inf")
@@ -189,13 +192,17 @@ class _Loader:
         is given; raises EngineError, and what ``progress`` raises.
         """
         begin = 0.0 if self._copies else 0.9
+        if not self._copies:
+            self._read_pages(begin)
+        before = mapped_ranges(self._path) if self._enters_pages else frozenset()
+        to_advise = [before] if self._enters_pages else []
 
         def advance(share: float, _: object) -> bool:
+            if to_advise:  # the first time: the file has just been mapped
+                read_ahead(mapped_ranges(self._path) - to_advise.pop())
             self._share = begin + share * (_LOADED - begin)
             return not self._stop.is_set
 
-        if not self._copies:
-            self._read_pages(begin)
         params, kept = model_params(self._settings, self._gpus, n_vocab)
         if self._copies or self._stop.go_on_callback is None:
             params.progress_callback = lib.llama_progress_callback(advance)
@@ -207,12 +214,12 @@ class _Loader:
         name = os.fsencode(self._path)
 
         def load(_: object = kept) -> Any:  # lives as long as a call that is left behind
-            if self._copies or not can_enter_pages():
+            if not self._enters_pages:
                 return lib.llama_model_load_from_file(name, params)
-            before = mapped_ranges(self._path)
             with without_pages():
                 model = lib.llama_model_load_from_file(name, params)
-            self._enter_pages(sorted(mapped_ranges(self._path) - before))
+            if not self._copies:
+                self._enter_pages(sorted(mapped_ranges(self._path) - before))
             return model
 
         model = self._make(load, lib.llama_model_free)

@@ -4,7 +4,8 @@ llama.cpp maps a file with ``MAP_POPULATE``: one call enters the pages of 12.1 G
 for 1.3 s. Meanwhile the process's memory map is locked, so any thread that needs memory waits, with
 Python's lock perhaps, and all others with it: the masks that are made beside the load, an event
 loop. On a machine with several NUMA nodes llama.cpp maps without that flag. So it gets that answer
-here, and the pages are entered afterwards in steps of milliseconds, by two threads.
+here, and the pages are entered afterwards in steps of milliseconds, by two threads. Where a model
+is copied, as to repack it, the copying enters them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import mmap
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,15 +93,25 @@ def mapped_ranges(path: Path) -> frozenset[Range]:
     return frozenset(found)
 
 
+def read_ahead(ranges: Iterable[Range]) -> None:
+    """Let the system read mapped files ahead: what llama.cpp advises for NUMA would read single
+    pages from the disk.
+    """
+    for it in ranges:
+        _advise(it, _NORMAL)
+
+
+def _advise(range_: Range, advice: int) -> None:
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(range_.start), ctypes.c_size_t(range_.size), advice)
+
+
 def enter_pages(
     ranges: Sequence[Range], advance: Callable[[float], None], stopped: Callable[[], bool]
 ) -> None:
     """Enter the pages of mapped files in this process's page table; ``advance`` is called with the
     share that is done, on several threads. ``stopped`` is asked before each step.
     """
-    madvise = ctypes.CDLL(None).madvise
-    for it in ranges:  # what llama.cpp advised for NUMA would read single pages from the disk
-        madvise(ctypes.c_void_p(it.start), ctypes.c_size_t(it.size), _NORMAL)
+    read_ahead(ranges)
     steps = [
         Range(start, min(STEP, it.start + it.size - start))
         for it in ranges
@@ -110,7 +121,7 @@ def enter_pages(
 
     def enter(step: Range) -> None:
         if not stopped():
-            madvise(ctypes.c_void_p(step.start), ctypes.c_size_t(step.size), _POPULATE_READ)
+            _advise(step, _POPULATE_READ)
             advance(next(done) / len(steps))
 
     with ThreadPoolExecutor(THREADS, "gptoss-pages") as pool:

@@ -307,6 +307,8 @@ def open_cache(
             disk = DiskTier(folder, files.key(*state_format), name)
         except (OSError, InvalidFileError) as error:
             _log.warning(
-                "no cache of prompts on disk: %s: %s", printable(str(settings.folder)), error
+                "no cache of prompts on disk: %s: %s",
+                printable(str(settings.folder)),
+                (isinstance(error, OSError) and error.strerror) or error,
             )
     return PrefixCache(settings.memory, disk)

@@ -5,16 +5,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Protocol, Self
 
 from gptoss.runtime.engine.base import (
-    EngineError,
     PromptProgress,
-    PromptTooLongError,
-    Sampler,
     Step,
     TimeLimitError,
     Timings,
@@ -22,6 +18,7 @@ from gptoss.runtime.engine.base import (
 from gptoss.runtime.engine.drafts import BatchCosts, Drafter
 from gptoss.runtime.engine.kv_reuse import Stream, common_prefix
 from gptoss.runtime.engine.prefix_cache import Fetch
+from gptoss.runtime.engine.request_check import CheckedRequest
 
 AHEAD = 16
 """Tokens sampled before the reader has taken the first of them; then its sequence pauses."""
@@ -61,24 +58,16 @@ class _End:
 class Request:
     """One request as the scheduler sees it. Its reader holds a ``ScheduledGeneration``."""
 
-    def __init__(
-        self,
-        prompt: Sequence[int],
-        sampler: Sampler,
-        stop: AbstractSet[int],
-        max_tokens: int | None,
-        checkpoints: Sequence[int],
-        time_limit: float | None,
-    ) -> None:
-        self.n_prompt = len(prompt)
-        self.sampler = sampler
-        self.stop = stop
-        self.max_tokens = max_tokens
-        self.checkpoints = frozenset(checkpoints)
-        self.shared_end = min(checkpoints, default=0)
+    def __init__(self, asked: CheckedRequest) -> None:
+        self.n_prompt = len(asked.prompt)
+        self.sampler = asked.sampler
+        self.stop = asked.stop
+        self.max_tokens = asked.max_tokens
+        self.checkpoints = asked.checkpoints
+        self.shared_end = min(asked.checkpoints, default=0)
         """End of what the prompt has in common with other conversations."""
-        self.time_limit = time_limit
-        self.target = list(prompt)
+        self.time_limit = asked.time_limit
+        self.target = list(asked.prompt)
         """The prompt and what was generated: what the stream is to hold."""
         self.stream: Stream | None = None
         self.awaited: Awaited | None = None
@@ -225,22 +214,6 @@ class Awaited:
         if stream is None or leader.cancelled or leader not in active:
             return False
         return len(stream.tokens) < self.n_tokens
-
-
-def check_prompt(prompt: Sequence[int], n_vocab: int, n_ctx: int) -> None:
-    """Raise EngineError, PromptTooLongError for a prompt that no request can have."""
-    if not prompt:
-        raise EngineError("the prompt is empty; it must have at least one token")
-    if min(prompt) < 0 or max(prompt) >= n_vocab:
-        raise EngineError(
-            f"invalid token {min(prompt) if min(prompt) < 0 else max(prompt)}; "
-            f"the vocabulary has 0 to {n_vocab - 1}"
-        )
-    if len(prompt) >= n_ctx:
-        raise PromptTooLongError(
-            f"the prompt has {len(prompt)} tokens, the context holds {n_ctx}; "
-            "start over, or load the model with a larger context"
-        )
 
 
 class ScheduledGeneration:

@@ -14,6 +14,7 @@ their readers. Waiting requests are served in the order they came.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import time
@@ -42,9 +43,10 @@ from gptoss.runtime.engine.request import (
     Handover,
     Request,
     ScheduledGeneration,
-    check_prompt,
 )
+from gptoss.runtime.engine.request_check import check_request
 from gptoss.runtime.engine.stream_pool import StreamPool
+from gptoss.runtime.engine.threads import EngineThread
 
 MAX_WAITING = 256
 """Requests that may wait for a sequence."""
@@ -81,7 +83,7 @@ class Scheduler:
         """Why this thread is stuck in the context, and perhaps holds the lock."""
         self._prefill_rate = MIN_CHUNK / STALL_SECONDS  # tokens per second, as measured so far
         self._pid = os.getpid()
-        self._thread = threading.Thread(target=self._run, name="gptoss-engine", daemon=True)
+        self._thread = EngineThread("gptoss-engine", self._run)
         self._thread.start()
 
     def submit(
@@ -99,10 +101,17 @@ class Scheduler:
         ``base.Engine.generate``.
         """
         self.check_process()
-        check_prompt(prompt, self._context.n_vocab, self.n_ctx)
-        if time_limit is not None and not time_limit > 0:
-            raise EngineError(f"time limit is {time_limit}; expected more than 0 seconds")
-        request = Request(prompt, sampler, stop, max_tokens, checkpoints, time_limit)
+        asked = check_request(
+            prompt,
+            sampler,
+            stop,
+            max_tokens,
+            checkpoints,
+            time_limit,
+            n_vocab=self._context.n_vocab,
+            n_ctx=self.n_ctx,
+        )
+        request = Request(asked)
         with self._entered() as failure:
             if failure is not None:
                 raise failure
@@ -146,7 +155,8 @@ class Scheduler:
 
     def close(self) -> None:
         """End every request of the scheduler, free the context, and wait until its thread has
-        ended.
+        ended; without waiting where that thread may need the caller: on an engine's own thread, and
+        in a signal handler that has interrupted a call of this scheduler.
         """
         if os.getpid() != self._pid:  # a forked child has neither the thread nor the memory
             return
@@ -156,9 +166,15 @@ class Scheduler:
             self._closing = True
             self._context.abort()
             self._changed.notify_all()
-        if threading.current_thread() is not self._thread:  # collected there: it ends by itself
-            while self._thread.is_alive() and self._failure is None:
-                self._thread.join(POLL_SECONDS)
+        if EngineThread.is_current() or self._is_entered():
+            atexit.register(self._await_end)
+        else:
+            self._await_end()
+
+    def _await_end(self) -> None:
+        """Wait until the scheduler's thread has ended, unless it never will."""
+        while self._thread.is_alive() and self._failure is None:
+            self._thread.join(POLL_SECONDS)
 
     def fail(self, error: EngineError) -> None:
         """End every request with ``error``, since the scheduler's thread will never return from the
@@ -182,6 +198,14 @@ class Scheduler:
         finally:
             if held:
                 self._changed.release()
+
+    def _is_entered(self) -> bool:
+        """Report whether this thread holds the lock."""
+        try:
+            self._changed.notify(0)
+        except RuntimeError:
+            return False
+        return True
 
     # The scheduler's thread
 

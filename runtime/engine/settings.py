@@ -16,6 +16,9 @@ MAX_THREADS = 512
 MAX_SEQUENCES = 64
 """Conversations at a time; llama.cpp allows 256, each with memory for a whole context."""
 
+MAX_CELLS = 2**31 - 1
+"""Tokens that a context can hold for all conversations together; the number of more overflows."""
+
 MAX_BATCH = 4096
 """Tokens decoded in one call; more is not faster, and the window layers keep 128 + this."""
 
@@ -121,8 +124,13 @@ class EngineSettings:
         return self.n_sequences + (0 if self.draft_costs is None else LONGEST)
 
     def __post_init__(self) -> None:
-        _require_count("n_ctx", self.n_ctx, 1, 2**31 - 1)
+        _require_count("n_ctx", self.n_ctx, 1, MAX_CELLS)
         _require_count("n_sequences", self.n_sequences, 1, MAX_SEQUENCES)
+        if self.n_ctx * self.n_sequences > MAX_CELLS:
+            raise OptionError(
+                f"{self.n_sequences} conversations of n_ctx {self.n_ctx} tokens each are "
+                f"{self.n_ctx * self.n_sequences}; llama.cpp allows {MAX_CELLS} together"
+            )
         _require_count("n_batch", self.n_batch, 1, MAX_BATCH)
         _require_count("n_gpu_layers", self.n_gpu_layers, ALL_LAYERS, 2**31 - 1)
         _require_count("n_cpu_experts", self.n_cpu_experts, 0, 2**31 - 1)
@@ -132,11 +140,15 @@ class EngineSettings:
         _require_choice("kv_type", self.kv_type, get_args(KvType))
         _require_choice("repack", self.repack, get_args(Repack))
         _require_choice("flash_attention", self.flash_attention, get_args(FlashAttention))
+        if not isinstance(self.draft_costs, BatchCosts | None):
+            raise OptionError(f"draft_costs is {quoted(self.draft_costs)}; it must be a BatchCosts")
         if self.flash_attention == "off" and self.kv_type not in ("f16", "bf16"):
             raise OptionError(
                 f"kv_type {self.kv_type} needs flash attention; "
                 "leave flash_attention at auto, or use kv_type f16"
             )
+        if self.gpus is not None:
+            _require_names("gpus", self.gpus)
         if self.gpus == () and self.n_gpu_layers > 0 and not self.rpc:
             raise OptionError(
                 f"n_gpu_layers is {self.n_gpu_layers} but gpus names none; leave one of them out"
@@ -160,6 +172,12 @@ def _require_count(name: str, value: object, least: int, most: int) -> None:
         raise OptionError(
             f"{name} is {quoted(value)}; it must be a whole number from {least} to {most}"
         )
+
+
+def _require_names(name: str, value: object) -> None:
+    if isinstance(value, list | tuple) and all(isinstance(it, str) for it in value):
+        return
+    raise OptionError(f'{name} is {quoted(value)}; expected several names, such as ("CUDA0",)')
 
 
 def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

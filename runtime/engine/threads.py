@@ -23,6 +23,21 @@ _POLL_SECONDS = 0.05
 """A wait without a limit cannot be interrupted on every system."""
 
 
+class EngineThread(threading.Thread):
+    """A thread that works for an engine. Others wait for it when an engine is closed, so it must
+    never wait for that itself: a sampler may close the engine that calls it, and a garbage
+    collection may drop one on any thread.
+    """
+
+    def __init__(self, name: str, target: Callable[[], object]) -> None:
+        super().__init__(name=name, target=target, daemon=True)
+
+    @staticmethod
+    def is_current() -> bool:
+        """Report whether the caller runs on a thread that works for an engine."""
+        return isinstance(threading.current_thread(), EngineThread)
+
+
 def physical_cores() -> int:
     """Count the physical CPU cores this process may run on, at least 1; logical ones where the
     physical number is unknown.
@@ -68,7 +83,7 @@ def run_interruptibly(
     left behind.
     """
     task = _Task(call)
-    thread = threading.Thread(target=task.run, name="gptoss-load", daemon=True)
+    thread = EngineThread("gptoss-load", task.run)
     try:
         thread.start()
         while not task.done.wait(_POLL_SECONDS):

@@ -12,6 +12,7 @@ from gptoss.runtime.engine import batch_sampling as module
 from gptoss.runtime.engine.base import Logits, Sampler
 from gptoss.runtime.engine.batch_sampling import BatchSampler
 from gptoss.runtime.engine.request import Request
+from gptoss.runtime.engine.request_check import CheckedRequest
 from gptoss.runtime.engine.scheduler import Scheduler
 from gptoss.runtime.sampling.parameters import Sampling
 from gptoss.runtime.sampling.sampler import RandomSampler, greedy
@@ -28,7 +29,7 @@ def sampler() -> Iterator[BatchSampler]:
 
 
 def request(sampler: Sampler, stop: frozenset[int] = frozenset()) -> Request:
-    return Request([1], sampler, stop, None, (), None)
+    return Request(CheckedRequest([1], sampler, stop, None, frozenset(), None))
 
 
 def rows(n: int) -> list[Logits]:

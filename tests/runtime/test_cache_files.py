@@ -184,6 +184,17 @@ def test_a_folder_that_others_may_write_to(tmp_path: Path) -> None:
         CacheFolder(tmp_path / "link")
 
 
+@pytest.mark.parametrize("kind", ["file", "broken link", "null character"])
+def test_a_path_that_can_be_no_folder(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / ("\0" if kind == "null character" else "cache")
+    if kind == "file":
+        path.write_text("")
+    elif kind == "broken link":
+        path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(CacheFolderError, match=r"is not a folder|cannot be a path \(embedded null"):
+        CacheFolder(path)
+
+
 def test_the_scan_names_what_it_ignores_and_leaves_it(
     folder: CacheFolder, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -291,6 +302,37 @@ def test_a_real_disk_that_is_full(
     assert [it.levelno for it in caplog.records] == [logging.WARNING]
     assert [it.name for it in folder.path.iterdir()] == [kept.name]
     assert same(read_only(folder, kept.name), saved())
+    tier.close()
+
+
+@pytest.mark.parametrize("error", [MemoryError("no memory"), ZeroDivisionError("a fault")])
+def test_a_write_that_fails_ends_no_later_one(
+    folder: CacheFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    """Nor does whoever waits for the thread wait in vain."""
+    failing = threading.Event()
+
+    def fail(*_: object) -> None:
+        assert failing.wait(60)
+        raise error
+
+    def wait() -> None:
+        tier.wait()
+        done.set()
+
+    tier, done = DiskTier(folder, KEY, "m"), threading.Event()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_state", fail)
+        tier.write(saved(), lambda: None)
+        threading.Thread(target=wait, daemon=True).start()
+        failing.set()
+        assert done.wait(60)
+    assert str(error) in caplog.text
+    written(tier, saved())
+    assert len(folder.files()) == 1
     tier.close()
 
 

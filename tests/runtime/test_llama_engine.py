@@ -146,6 +146,26 @@ def test_numbers_out_of_range(wrong: dict[str, Any]) -> None:
         EngineSettings(**{"n_ctx": 256, **wrong})
 
 
+def test_more_tokens_than_llama_cpp_can_count() -> None:
+    """It would take the number modulo 2³², and a context of the wrong size."""
+    with pytest.raises(OptionError, match="64 conversations of n_ctx 67108864 tokens each are 42"):
+        EngineSettings(n_ctx=2**26, n_sequences=64)
+    assert EngineSettings(n_ctx=2**20, n_sequences=64).n_ctx == 2**20
+
+
+def test_costs_that_are_none() -> None:
+    """They are used first when a text repeats, on the scheduler's thread."""
+    wrong: Any = 5
+    with pytest.raises(OptionError, match="draft_costs is 5; it must be a BatchCosts"):
+        EngineSettings(n_ctx=256, draft_costs=wrong)
+
+
+@pytest.mark.parametrize("wrong", ["CUDA0", (None,), 0])
+def test_names_of_gpus_that_are_none(wrong: Any) -> None:
+    with pytest.raises(OptionError, match=r"gpus is .*; expected several names"):
+        EngineSettings(n_ctx=256, gpus=wrong)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes are Linux's")
 def test_a_file_whose_name_is_no_text(random_gguf: Path, tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"model-\xff.gguf")

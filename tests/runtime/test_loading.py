@@ -17,7 +17,7 @@ import pytest
 import gptoss
 from gptoss.errors import UnsupportedModelError
 from gptoss.runtime.engine import library, loader
-from gptoss.runtime.engine.base import EngineError, ModelFileChangedError, OutOfMemoryError
+from gptoss.runtime.engine.base import EngineError, OutOfMemoryError
 from gptoss.runtime.engine.context import Chunk
 from gptoss.runtime.engine.library import LOG, StopFlag
 from gptoss.runtime.engine.llama_cpp import LlamaContext, LlamaEngine
@@ -25,7 +25,6 @@ from gptoss.runtime.engine.page_cache import ResidentPages
 from gptoss.runtime.engine.prefix_cache import CacheSettings
 from gptoss.runtime.engine.settings import EngineSettings
 from gptoss.runtime.sampling import constrained
-from gptoss.runtime.sampling.sampler import greedy
 from support.stress import scaled
 
 
@@ -140,30 +139,6 @@ def test_where_the_system_does_not_tell_all_pages_are_read(
     for _ in range(2):
         read_pages(hole)
     assert read == [12 << 20] * 2
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="a mapped file cannot be written to there")
-def test_a_file_that_is_written_to_is_noticed(random_gguf: Path, tmp_path: Path) -> None:
-    path = tmp_path / "model.gguf"
-    path.write_bytes(random_gguf.read_bytes())
-    engine = LlamaEngine(path, EngineSettings(n_ctx=256, n_threads=1))
-    assert len(list(engine.generate([1, 2], greedy, stop=set(), max_tokens=2))) == 2
-    os.utime(path, ns=(1, 1))
-    with pytest.raises(ModelFileChangedError, match=r"model\.gguf: was changed while it is in use"):
-        engine.generate([1, 2], greedy, stop=set())
-    engine.close()
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="a mapped file cannot be replaced there")
-def test_a_file_that_is_replaced_stays_mapped(random_gguf: Path, tmp_path: Path) -> None:
-    path, other = tmp_path / "model.gguf", tmp_path / "other"
-    path.write_bytes(random_gguf.read_bytes())
-    other.write_bytes(b"something else")
-    engine = LlamaEngine(path, EngineSettings(n_ctx=256, n_threads=1))
-    before = list(engine.generate([1, 2], greedy, stop=set(), max_tokens=5))
-    other.replace(path)
-    assert list(engine.generate([1, 2], greedy, stop=set(), max_tokens=5)) == before
-    engine.close()
 
 
 def test_llama_cpp_builds_no_vocabulary_and_computes_the_same(random_gguf: Path) -> None:

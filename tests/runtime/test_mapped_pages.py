@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,26 @@ def test_llama_cpp_enters_none_itself(gguf: Path, monkeypatch: pytest.MonkeyPatc
     [(size, rss, _)] = entered(gguf)
     loaded.free()
     assert rss < size / 2
+
+
+def test_a_model_that_is_copied_is_mapped_without_pages(
+    gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when its experts are repacked while it is used: the copying enters what it reads."""
+    before: list[tuple[int, int, str]] = []
+
+    def watched(ranges: Iterable[Range]) -> None:
+        before.extend(entered(gguf))
+        mapped_pages.read_ahead(ranges)
+
+    monkeypatch.setattr(loader, "read_ahead", watched)
+    monkeypatch.delattr(loader, "enter_pages")
+    loaded = loader.load(gguf, replace(SETTINGS, repack="now"), lambda _: None)
+    after = entered(gguf)
+    loaded.free()
+    [(size, rss, _)] = before
+    assert rss < size / 2
+    assert all(" rr" not in flags for _, _, flags in after)
 
 
 def test_where_the_system_cannot_llama_cpp_enters_them(

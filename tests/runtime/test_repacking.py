@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -134,6 +135,26 @@ def test_a_second_load_that_fails_is_a_warning(
     assert not engine.is_repacked
     engine.close()
     assert "no memory left" in caplog.text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a mapped file cannot be replaced there")
+def test_another_model_at_the_path_is_not_repacked(
+    gguf: Path, held: threading.Event, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The conversation so far was computed by the first one, which stays mapped."""
+    path, other = tmp_path / "model.gguf", tmp_path / "other.gguf"
+    path.write_bytes(gguf.read_bytes())
+    other.write_bytes(gguf.read_bytes())
+    engine = LlamaEngine(path, EngineSettings(n_ctx=512, n_threads=1, repack="later"))
+    other.replace(path)
+    held.set()
+    repacking_ = engine._context._repacking
+    assert repacking_ is not None
+    repacking_._thread.join(30)
+    assert len(list(engine.generate([1, 2], greedy, stop=set(), max_tokens=3))) == 3
+    assert not engine.is_repacked
+    engine.close()
+    assert "model.gguf: was changed or replaced while it was loaded" in caplog.text
 
 
 def test_amx_gets_the_experts_only(monkeypatch: pytest.MonkeyPatch) -> None:

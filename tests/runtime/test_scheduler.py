@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import re
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 
+from gptoss.runtime.engine import batch_sampling
 from gptoss.runtime.engine import request as request_module
 from gptoss.runtime.engine import scheduler as module
 from gptoss.runtime.engine.base import (
+    EngineClosedError,
     EngineError,
     Logits,
     PromptProgress,
     QueueFullError,
+    Sampler,
     TimeLimitError,
 )
 from gptoss.runtime.engine.context import Chunk
@@ -327,6 +333,47 @@ def test_closing_frees_once_whatever_runs() -> None:
                     reader.result(10)
 
 
+@pytest.mark.parametrize("parallel", [False, True])
+def test_a_sampler_that_closes_its_engine(
+    start: Start, monkeypatch: pytest.MonkeyPatch, parallel: bool
+) -> None:
+    """The thread that it is called on, one of two, never waits for itself."""
+    if parallel:
+        monkeypatch.setattr(batch_sampling, "PARALLEL_VOCABULARY", 10)
+    context = FakeContext(n_streams=3)
+    scheduler = start(context)
+    calls: list[str] = []
+
+    def close(logits: Logits) -> int:
+        calls.append(threading.current_thread().name)
+        if len(calls) > 20:
+            scheduler.close()
+        return greedy(logits)
+
+    asked = [scheduler.submit([i], close, stop=set()) for i in (1, 2, 3)]
+    for generation in asked:
+        with pytest.raises(EngineClosedError):
+            list(generation)
+    until(lambda: context.freed)
+    assert {"gptoss-sampler"} & set(calls) == ({"gptoss-sampler"} if parallel else set())
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no such signals")
+def test_a_signal_handler_that_closes_the_engine_in_one_of_its_calls(start: Start) -> None:
+    """The call that it interrupts has the lock, which the scheduler's thread needs to end."""
+    context = FakeContext()
+    scheduler = start(context)
+    before = signal.signal(signal.SIGUSR1, lambda *_: scheduler.close())
+    try:
+        with scheduler._entered():
+            signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    until(lambda: context.freed)
+    with pytest.raises(EngineClosedError):
+        submit(scheduler, [1])
+
+
 @pytest.mark.parametrize("n_streams", [1, 2])
 def test_a_time_limit(start: Start, n_streams: int) -> None:
     """It ends a request that waits, one whose prompt is decoded, and one that generates."""
@@ -347,10 +394,79 @@ def test_a_time_limit(start: Start, n_streams: int) -> None:
     assert list(in_time) == [2, 3, 4]
 
 
-@pytest.mark.parametrize("wrong", [0, -1, float("nan")])
-def test_a_time_limit_that_is_no_time(start: Start, wrong: float) -> None:
-    with pytest.raises(EngineError, match=r"time limit is .*; expected more than 0 seconds"):
-        start(FakeContext()).submit([1], greedy, stop=set(), time_limit=wrong)
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"prompt": [1.5]}, "the prompt must have whole numbers only: 'float' object"),
+        ({"prompt": ["a"]}, "the prompt must have whole numbers only: 'str' object"),
+        ({"prompt": (it for it in ())}, "the prompt is empty"),
+        ({"prompt": [2**70]}, f"invalid token {2**70}; the vocabulary has 0 to 999"),
+        ({"max_tokens": 0}, "max_tokens is 0; it must be 1 or more"),
+        ({"max_tokens": -1}, "max_tokens is -1; it must be 1 or more"),
+        ({"max_tokens": 1.5}, "max_tokens must have whole numbers only"),
+        ({"checkpoints": [None]}, "checkpoints must have whole numbers only: 'NoneType'"),
+        ({"checkpoints": [1.5]}, "checkpoints must have whole numbers only: 'float'"),
+        ({"stop": {"a"}}, "stop must have whole numbers only"),
+        ({"sampler": None}, "the sampler is None; it must be a function"),
+        ({"time_limit": 0}, "time limit is 0; expected more than 0 seconds"),
+        ({"time_limit": -1}, "time limit is -1; expected more than 0 seconds"),
+        ({"time_limit": float("nan")}, "time limit is nan; expected more than 0 seconds"),
+        ({"time_limit": "soon"}, "time limit is 'soon'; expected more than 0 seconds"),
+    ],
+    ids=str,
+)
+def test_a_request_that_cannot_be(start: Start, wrong: dict[str, Any], message: str) -> None:
+    """It is refused where it is made: on the scheduler's thread it would end all others too."""
+    scheduler = start(FakeContext())
+    asked: dict[str, Any] = {"prompt": [1], "sampler": greedy, "stop": set()}
+    with pytest.raises(EngineError, match=re.escape(message)):
+        scheduler.submit(**asked | wrong)
+    assert list(submit(scheduler, [1])) == [2, 3, 4, 5, 6]
+
+
+def test_a_request_of_numpys_numbers(start: Start) -> None:
+    generation = start(FakeContext()).submit(
+        np.array([1, 2]),  # type: ignore[arg-type]
+        greedy,
+        stop={np.int64(6)},  # type: ignore[arg-type]
+        checkpoints=np.array([1]),  # type: ignore[arg-type]
+        time_limit=10**400,
+    )
+    assert list(generation) == [3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("drawn", "message"),
+    [
+        (lambda _: -1, "the sampler drew token -1; the vocabulary has 0 to 999"),
+        (lambda _: 1000, "the sampler drew token 1000; the vocabulary has 0 to 999"),
+        (lambda _: 2**70, f"the sampler drew token {2**70}; the vocabulary"),
+        (lambda _: None, "the sampler's token must have whole numbers only: 'NoneType'"),
+        (lambda _: 1.0, "the sampler's token must have whole numbers only: 'float'"),
+        (lambda _: next(iter(())), r"the sampler raised StopIteration()"),
+    ],
+)
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_sampler_that_draws_what_is_not_there(
+    start: Start, drawn: Sampler, message: str, alone: bool
+) -> None:
+    """Its own request ends with an error; those decoded in the same batch go on."""
+    scheduler = start(FakeContext())
+    good = None if alone else submit(scheduler, [1], n=50)
+    bad = scheduler.submit([2], drawn, stop=set())
+    with pytest.raises(EngineError, match=re.escape(message)):
+        list(bad)
+    assert good is None or list(good) == list(range(2, 52))
+    assert list(submit(scheduler, [1])) == [2, 3, 4, 5, 6]
+
+
+def test_a_sampler_that_draws_numpys_numbers(start: Start) -> None:
+    def draw(logits: Logits) -> Any:
+        return np.argmax(logits)
+
+    tokens = list(start(FakeContext()).submit([1], draw, stop={3}))
+    assert tokens == [2, 3]
+    assert {type(token) for token in tokens} == {int}
 
 
 def test_cancels_at_random_moments(start: Start) -> None:
