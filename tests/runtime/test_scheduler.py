@@ -399,7 +399,7 @@ def test_a_time_limit(start: Start, n_streams: int) -> None:
     [
         ({"prompt": [1.5]}, "the prompt must have whole numbers only: 'float' object"),
         ({"prompt": ["a"]}, "the prompt must have whole numbers only: 'str' object"),
-        ({"prompt": (it for it in ())}, "the prompt is empty"),
+        ({"prompt": iter(())}, "the prompt is empty"),
         ({"prompt": [2**70]}, f"invalid token {2**70}; the vocabulary has 0 to 999"),
         ({"max_tokens": 0}, "max_tokens is 0; it must be 1 or more"),
         ({"max_tokens": -1}, "max_tokens is -1; it must be 1 or more"),
@@ -413,7 +413,6 @@ def test_a_time_limit(start: Start, n_streams: int) -> None:
         ({"time_limit": float("nan")}, "time limit is nan; expected more than 0 seconds"),
         ({"time_limit": "soon"}, "time limit is 'soon'; expected more than 0 seconds"),
     ],
-    ids=str,
 )
 def test_a_request_that_cannot_be(start: Start, wrong: dict[str, Any], message: str) -> None:
     """It is refused where it is made: on the scheduler's thread it would end all others too."""
