@@ -225,7 +225,7 @@ def _costs(state: ServerState, completion: _Completion) -> dict[str, Any]:
     for it in done:
         state.metrics.count_reply(it.end, it.timings)
     return {
-        "usage": usage_object([it.usage for it in done]),
+        "usage": usage_object([it.usage for it in done], completion.request.n),
         "timings": timings_object(done[0]),
     }
 

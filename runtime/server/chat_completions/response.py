@@ -221,15 +221,17 @@ def token_object(token: int, logprob: float, tokenizer: Tokenizer) -> dict[str, 
     }
 
 
-def usage_object(usages: Sequence[Usage]) -> dict[str, Any]:
-    """Return the usage of all choices; the prompt is counted once."""
-    prompt = max((it.prompt for it in usages), default=0)
+def usage_object(usages: Sequence[Usage], n: int) -> dict[str, Any]:
+    """Return the usage of all choices; a prompt, which ``n`` of them share, is counted once."""
+    groups = [usages[i : i + n] for i in range(0, len(usages), n)]
+    prompt = sum(max(it.prompt for it in group) for group in groups)
+    cached = sum(max(it.cached for it in group) for group in groups)
     completion = sum(it.completion for it in usages)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": max((it.cached for it in usages), default=0)},
+        "prompt_tokens_details": {"cached_tokens": cached},
         "completion_tokens_details": {"reasoning_tokens": sum(it.reasoning for it in usages)},
     }
 

@@ -230,7 +230,7 @@ def _usage(state: ServerState, completion: _Completion) -> dict[str, Any]:
     done = [it.done for it in completion.choices if it.done is not None]
     for it in done:
         state.metrics.count_reply("stop" if it.cut is None else it.cut.value, it.timings)
-    return usage_object([it.usage for it in done])
+    return usage_object([it.usage for it in done], completion.asked.n)
 
 
 ROUTES = [Route("/v1/completions", _create, methods=["POST"])]

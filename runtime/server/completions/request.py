@@ -63,10 +63,11 @@ class RawRequest:
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """A checked request: the generations, prompt by prompt, and how to send them."""
+    """A checked request: the generations, ``n`` of each prompt, and how to send them."""
 
     model: str | None
     generations: tuple[RawRequest, ...]
+    n: int = 1
     stream: bool = False
     include_usage: bool = False
     echo: bool = False
@@ -106,6 +107,7 @@ def read_completion_request(data: Mapping[str, Any]) -> CompletionRequest:
             for prompt in prompts
             for i in range(n)
         ),
+        n,
         stream,
         options is not None and options.boolean("include_usage"),
         echo,

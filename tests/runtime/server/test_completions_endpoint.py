@@ -47,9 +47,10 @@ async def test_token_ids_may_be_control_tokens() -> None:
 async def test_several_prompts_and_log_probabilities() -> None:
     n_vocab = byte_tokenizer().n_vocab
     async with client_of(lambda: scripted(RandomEngine(n_vocab, 1))) as client:
-        asked = {"prompt": ["a", "b"], "n": 2, "logprobs": 2, "max_tokens": 5, "seed": 7}
+        asked = {"prompt": ["a", "bcde"], "n": 2, "logprobs": 2, "max_tokens": 5, "seed": 7}
         body = (await client.post("/v1/completions", json=asked)).json()
     assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
+    assert body["usage"]["prompt_tokens"] == 5, "each prompt counts once"
     for choice in body["choices"]:
         entries = choice["logprobs"]
         assert len(entries["tokens"]) == len(entries["token_logprobs"]) <= 5
