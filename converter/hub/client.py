@@ -275,11 +275,14 @@ class RetryPolicy:
         if self._attempts >= MAX_ATTEMPTS or self._failures >= (
             ATTEMPTS if self._client.reached else FIRST_ATTEMPTS
         ):
-            message = (
-                f"{self._what}: tried {self._attempts} times: {error}; run the same command later"
-            )
-            if not self._client.reached:  # only a repository was requested so far
-                message += f"; and there is no local folder {self._what.partition('@')[0]}"
+            message = f"{self._what}: tried {self._attempts} times: {error}; "
+            if self._client.reached:
+                message += "run the same command later"
+            else:  # only a repository was requested so far
+                message += (
+                    "check the network and the proxy (HTTPS_PROXY); and there is no local folder "
+                    f"{self._what.partition('@')[0]}"
+                )
             raise HubError(message) from error
         if error.after is not None and error.after > LONGEST_ASKED:
             raise HubError(

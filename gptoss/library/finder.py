@@ -14,8 +14,14 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from gptoss import console, progress_bars
-from gptoss.errors import MissingPackageError, OptionError, OutputError, require_packages
-from gptoss.library.names import ALIASES, HubModel, did_you_mean, hub_model
+from gptoss.errors import (
+    CheckpointError,
+    MissingPackageError,
+    OptionError,
+    OutputError,
+    require_packages,
+)
+from gptoss.library.names import ALIASES, ANY_NAME, HubModel, did_you_mean, hub_model
 from gptoss.library.store import ModelFolder, Stored
 
 if TYPE_CHECKING:
@@ -25,6 +31,9 @@ if TYPE_CHECKING:
     # Without psutil it cannot be imported, and nothing is planned.
     from gptoss.runtime.models.memory_plan import MemoryPlan
 
+
+LISTED = 5
+"""Models that a message lists."""
 
 NEEDED_TO_RUN = ("llama_cpp", "llguidance", "psutil", "tiktoken")
 
@@ -139,22 +148,27 @@ class LibraryFinder:
             named = [it for it in known if it.name.rpartition("/")[2] == name]
             if len(named) == 1:
                 return named[0]
-            problem = did_you_mean(name, [it.name for it in known])
+            problem = did_you_mean(name, [it.name for it in known], otherwise=_what_is_here(known))
             raise OptionError(f"{name}: no such file, folder or model{problem}")
         return self.wanted(name)
 
     def _in_folder(self, path: Path) -> Path | Stored | Wanted:
         """Return the GGUF in a folder, or the checkpoint there to be converted."""
-        from gptoss.library.sources import LocalCheckpoint, is_complete_checkpoint
+        from gptoss.library.sources import LocalCheckpoint, checkpoint_problem
 
-        if not is_complete_checkpoint(path):
+        if problem := checkpoint_problem(path):
             ggufs = [it for it in sorted(path.glob("*.gguf")) if _is_first_part(it)]
             if len(ggufs) == 1:
                 return ggufs[0]
             if ggufs:
                 names = ", ".join(it.name for it in ggufs[:8])
                 raise OptionError(f"{path}: holds several models; name one file: {names}")
-            return path  # whose preflight says what is wrong
+            if (path / "config.json").exists():
+                raise CheckpointError(problem)
+            raise OptionError(
+                f"{path}: is a folder without a model; expected a GGUF, or a checkpoint's "
+                "config.json and .safetensors files"
+            )
         source = LocalCheckpoint(path)
         digest = sha256(str(path.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:8]
         name = f"local/{quote(path.resolve().name.lstrip('.-') or 'model', safe='')}-{digest}"
@@ -238,6 +252,15 @@ def _free(folder: Path) -> int:
         return shutil.disk_usage(folder).free
     except OSError as reason:
         raise OutputError(f"{folder}: {reason.strerror}") from reason
+
+
+def _what_is_here(known: Sequence[Stored]) -> str:
+    """Return what a command can be given, first the last used models on this machine."""
+    if not known:
+        return ANY_NAME
+    used = sorted(known, key=lambda it: it.last_used.timestamp() if it.last_used else 0.0)
+    names = ", ".join(it.name for it in used[: -LISTED - 1 : -1])
+    return f"on this machine: {names}; or {ANY_NAME}"
 
 
 def _is_first_part(path: Path) -> bool:

@@ -67,7 +67,7 @@ def hub_model(name: str) -> HubModel | None:
     return None
 
 
-_ANY = "name a GGUF, a checkpoint folder, 20b, 120b, or OWNER/NAME on the Hub"
+ANY_NAME = "name a GGUF, a checkpoint folder, 20b, 120b, or OWNER/NAME on the Hub"
 
 
 def did_you_mean(
@@ -75,7 +75,7 @@ def did_you_mean(
     known: Collection[str] = (),
     *,
     published: bool = True,
-    otherwise: str = _ANY,
+    otherwise: str = ANY_NAME,
 ) -> str:
     """Return ``; did you mean openai/gpt-oss-20b?`` for a name that is close to a known one, with
     or without its owner; ``otherwise`` where none is. ``published`` adds the published models to

@@ -269,7 +269,7 @@ def cached_checkpoint(wanted: HubModel) -> Path | None:
     if not commit.isalnum():
         return None
     snapshot = folder / "snapshots" / commit
-    return snapshot if is_complete_checkpoint(snapshot) else None
+    return None if checkpoint_problem(snapshot) else snapshot
 
 
 def cached_files(offer: hub.Offer) -> list[Path]:
@@ -312,14 +312,20 @@ def _take(
         download.check_sha256(target, file.sha256 or "", advance)
 
 
-def is_complete_checkpoint(folder: Path) -> bool:
-    """Check by its headers whether a folder holds a whole gpt-oss checkpoint with tokenizer."""
+def checkpoint_problem(folder: Path) -> str | None:
+    """Return why a folder holds no whole gpt-oss checkpoint with tokenizer, as its headers show;
+    None where it does.
+    """
     try:
         found = Checkpoint.open(folder)
         found.check_tensors()
-    except (GptossError, OSError):
-        return False
-    return (found.tokenizer / "tokenizer.json").is_file()
+    except GptossError as error:
+        return str(error)
+    except OSError as error:
+        return f"{folder}: {error.strerror}"
+    if (found.tokenizer / "tokenizer.json").is_file():
+        return None
+    return f"{folder}: tokenizer.json is missing"
 
 
 def _convert(given: Input, folder: Path, steps: Steps, stamp: str | None = None) -> Record:

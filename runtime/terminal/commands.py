@@ -20,7 +20,7 @@ from gptoss.runtime.terminal.session import Session
 from gptoss.runtime.tools.groups import ToolGroup
 from gptoss.text import plural
 
-_NOT_SAVED = "/load: {}: not a conversation that /save wrote as .json"
+_NOT_SAVED = "/load: {}: not a conversation that /save wrote as .json or the page exported"
 FILE_LIMIT = 2**26
 """Bytes of a conversation's file that are read."""
 
@@ -187,7 +187,7 @@ def _load(session: Session, argument: str) -> Result:
             raw = file.read(FILE_LIMIT + 1)
         if len(raw) > FILE_LIMIT:
             raise ChatError(f"/load: {path}: has more than {FILE_LIMIT:,} bytes")
-        messages = messages_from_json(raw.decode("utf-8"), with_tokens=False)
+        messages = messages_from_json(_messages_of(raw.decode("utf-8")), with_tokens=False)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ChatError(f"/load: {path}: {reason}") from error
@@ -200,6 +200,17 @@ def _load(session: Session, argument: str) -> Result:
     session.replace_history(messages)
     session.save_turn()
     return Result(f"loaded {plural(len(messages), 'message')} from {path}")
+
+
+def _messages_of(text: str) -> str:
+    """Return the list of messages in a file of ``/save``, or in one that the page exported."""
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        exported = json.loads(text)
+    except (ValueError, RecursionError):
+        return text  # which is then refused
+    return json.dumps(exported.get("messages"))
 
 
 def _regenerate(session: Session, _: str) -> Result:

@@ -325,7 +325,7 @@ def test_settings_of_the_hub_that_cannot_be(tmp_path: Path, setting: str, more: 
     [
         ("HF_HUB_OFFLINE=1", ["-o", "out.gguf"], f"to download; {NO_FOLDER}"),
         ("HF_HUB_OFFLINE=1", ["--plan"], "omit --stream or --plan to use what is in the cache"),
-        ("HF_ENDPOINT=http://127.0.0.1:1", ["-o", "out.gguf"], f"command later; {NO_FOLDER}"),
+        ("HF_ENDPOINT=http://127.0.0.1:1", ["-o", "out.gguf"], f"(HTTPS_PROXY); {NO_FOLDER}"),
     ],
 )
 def test_a_folder_that_is_not_there_and_no_hub(

@@ -217,3 +217,30 @@ def test_names_from_files_are_made_printable(run: Command, home: Path, gguf: Pat
     out = run("models").out
     assert "\x1b" not in out
     assert "a\\x1b[2J/b\\nc (LM Studio)" in out
+
+
+def test_a_folder_without_a_model(run: Command, tmp_path: Path, published: Path) -> None:
+    def refused(folder: Path) -> str:
+        done = run("chat", str(folder), "-p", "hi")
+        assert (done.code, done.out) == (2, "")
+        assert done.err.count("\n") == 1
+        assert "gptoss-convert" not in done.err
+        return done.err
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert f"{empty}: is a folder without a model" in refused(empty)
+    for lost in ("tokenizer.json", next(published.glob("*.safetensors")).name):
+        cut = Path(shutil.copytree(published, tmp_path / f"without-{lost}"))
+        (cut / lost).unlink()
+        assert lost in refused(cut)
+
+
+@pytest.mark.usefixtures("pulled")
+def test_an_unknown_name_lists_what_is_here(run: Command) -> None:
+    done = run("chat", "zebra", "-p", "hi")
+    assert done.code == 2
+    assert "zebra: no such file, folder or model; on this machine: " in done.err
+    assert CHECKPOINT in done.err
+    assert GGUF in done.err
+    assert "or name a GGUF" in done.err

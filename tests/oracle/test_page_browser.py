@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,20 +22,12 @@ from support.page_site import (
     check_quiet,
     open_page,
     wait_until,
+    waiting_for,
 )
 
 pytestmark = pytest.mark.oracle
 
 ANSWER = "<|channel|>final<|message|>It is **4**.<|return|>"
-
-
-def waiting_for(gate: threading.Semaphore) -> Callable[[], None]:
-    """The engine gives a token for each release of ``gate``."""
-
-    def wait() -> None:
-        gate.acquire(timeout=20)
-
-    return wait
 
 
 def get_weather(city: str) -> str:

@@ -55,6 +55,8 @@ class Site:
     problems: list[str] = field(default_factory=list)
     dialogs: list[str | None] = field(default_factory=list)
     """What a person answers to the dialogs that come; None cancels one."""
+    stop: Callable[[], None] = lambda: None
+    """Ends the server, and leaves its store and its port for another one."""
 
     def answer_dialog(self, dialog: Dialog) -> None:
         if not self.dialogs:
@@ -72,16 +74,20 @@ Serve = Callable[..., Site]
 @contextmanager
 def sites() -> Iterator[Serve]:
     """Starts servers, as the fixture of a test."""
-    servers: list[tuple[uvicorn.Server, threading.Thread, Store]] = []
+    started: list[Site] = []
 
     def start(
         engine: ScriptedEngine | Callable[[], Model],
         tools: Sequence[Tool] = (),
         host: ToolHost | None = None,
+        after: Site | None = None,
     ) -> Site:
-        """``engine`` is a script, or opens a model."""
-        listener = socket.create_server(("127.0.0.1", 0))
-        store, links = Store(None), LoginLinks()
+        """``engine`` is a script, or opens a model. ``after`` is a stopped server, whose place this
+        one takes.
+        """
+        port = 0 if after is None else urlsplit(after.url).port
+        listener = socket.create_server(("127.0.0.1", port or 0))
+        store, links = Store(None) if after is None else after.store, LoginLinks()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         token = links.create()
         made: list[uvicorn.Server] = []
@@ -99,14 +105,20 @@ def sites() -> Iterator[Serve]:
         thread.start()
         while not made or not made[0].started:
             time.sleep(0.01)
-        servers.append((made[0], thread, store))
-        return Site(url, f"{url}/#login={token}", store)
+
+        def stop() -> None:
+            made[0].force_exit = made[0].should_exit = True
+            thread.join(20)
+            listener.close()
+
+        site = Site(url, f"{url}/#login={token}", store, stop=stop)
+        started.append(site)
+        return site
 
     yield start
-    for server, thread, store in servers:
-        server.force_exit = server.should_exit = True
-        thread.join(20)
-        store.close()
+    for site in started:
+        site.stop()
+        site.store.close()
 
 
 def open_page(browser: Browser, site: Site, path: str | None = None, **options: Any) -> Page:
@@ -136,6 +148,15 @@ def wait_until(page: Page, expression: str) -> None:
     while not page.evaluate(expression):
         assert time.monotonic() < end, expression
         page.wait_for_timeout(50)
+
+
+def waiting_for(gate: threading.Semaphore) -> Callable[[], None]:
+    """The engine gives a token for each release of ``gate``."""
+
+    def wait() -> None:
+        gate.acquire(timeout=20)
+
+    return wait
 
 
 def check_quiet(site: Site) -> None:

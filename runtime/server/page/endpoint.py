@@ -5,6 +5,7 @@
     GET    /page/status                              model, context, plan, load progress
     GET    /page/tools                               the groups of tools that can be used
     GET    /page/conversations[?q=TEXT]              the last used first
+    POST   /page/conversations                       {messages, title?, settings?}, as exported
     GET    /page/conversations/ID                    its parts, and the reply under way
     PATCH  /page/conversations/ID                    {title}
     DELETE /page/conversations/ID
@@ -12,7 +13,7 @@
     POST   /page/conversations/ID/branch             {keep}: a copy of its first entries
     GET    /page/conversations/ID/export             JSON
     POST   /page/replies                             {conversation?, keep?, text, effort,
-                                                     tools_off?} → {reply}
+                                                     instructions?, tools_off?} → {reply}
     GET    /page/replies/ID/events?after=N           server-sent events
     GET    /page/replies/ID/figures/N                PNG
     POST   /page/replies/ID/stop, …/answer-now
@@ -39,10 +40,11 @@ from gptoss.runtime.server.model_host import ServedModel
 from gptoss.runtime.server.page.figures import figure_response, is_showable
 from gptoss.runtime.server.page.files import send_file
 from gptoss.runtime.server.page.groups import described_groups, switched_off
+from gptoss.runtime.server.page.imports import import_conversation
 from gptoss.runtime.server.page.parts import Event
 from gptoss.runtime.server.page.replies import REPLY_ROUTES
 from gptoss.runtime.server.page.stored import stored_parts
-from gptoss.runtime.server.page.summaries import context_of, described, stored
+from gptoss.runtime.server.page.summaries import context_of, described, instructions_in, stored
 from gptoss.runtime.server.state import ServerState, state_of
 from gptoss.runtime.store.conversations import Conversation
 from gptoss.runtime.store.owners import LOCAL_OWNER
@@ -99,6 +101,7 @@ async def _get(request: Request) -> Response:
         described(found.summary)
         | {
             "effort": settings.get("effort", Effort.MEDIUM.value),
+            "instructions": instructions_in(settings) or "",
             "tools_off": sorted(switched_off(settings.get("tools_off"))),
             "parts": parts,
             "reply": None if running is None else running.id,
@@ -170,6 +173,7 @@ ROUTES = [
     Route("/page/status", _status, methods=["GET"]),
     Route("/page/tools", _groups, methods=["GET"]),
     Route("/page/conversations", _list, methods=["GET"]),
+    Route("/page/conversations", import_conversation, methods=["POST"]),
     Route("/page/conversations/{id}", _get, methods=["GET"]),
     Route("/page/conversations/{id}", _patch, methods=["PATCH"]),
     Route("/page/conversations/{id}", _delete, methods=["DELETE"]),

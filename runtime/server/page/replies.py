@@ -22,7 +22,7 @@ from gptoss.runtime.server.page.figures import figure_response
 from gptoss.runtime.server.page.groups import switched_off, toolbox_of
 from gptoss.runtime.server.page.run import PageReply
 from gptoss.runtime.server.page.stored import Finished, entries_of, sources_of
-from gptoss.runtime.server.page.summaries import CONTEXT, described, stored
+from gptoss.runtime.server.page.summaries import CONTEXT, described, instructions_in, stored
 from gptoss.runtime.server.sse import COMMENT, EventStream, with_keep_alive
 from gptoss.runtime.server.state import ServerState, state_of
 from gptoss.runtime.store.conversations import Conversation, Entry
@@ -33,6 +33,8 @@ from gptoss.runtime.tools.tool_host import TOOL_SECONDS
 
 MAX_QUESTION_CHARACTERS = 2_000_000
 
+MAX_INSTRUCTIONS_CHARACTERS = 100_000
+
 MAX_SWITCHES = 200
 """Groups of tools that a conversation may have switched off."""
 
@@ -40,19 +42,23 @@ MAX_SWITCHES = 200
 @dataclass(frozen=True, slots=True)
 class _Asked:
     """A question as the page sends it. ``conversation`` None begins a new one; ``keep`` are its
-    first entries that stay; ``off`` are the groups of tools that are off, None as before.
+    first entries that stay; ``instructions`` and ``off``, the groups of tools that are off, are
+    None as before.
     """
 
     text: str
     effort: Effort
     conversation: str | None
     keep: int | None
+    instructions: str | None
     off: frozenset[str] | None
 
     def changed(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return a conversation's settings with what the question changes."""
         off = {} if self.off is None else {"tools_off": sorted(self.off)}
-        return {**settings, "effort": self.effort.value, **off}
+        text = self.instructions
+        given = {} if text is None else {"instructions": text if text.strip() else None}
+        return {**settings, "effort": self.effort.value, **given, **off}
 
 
 async def _reply(request: Request) -> Response:
@@ -69,6 +75,7 @@ async def _reply(request: Request) -> Response:
         effort_named(fields.text("effort", 20) or Effort.MEDIUM.value),
         fields.text("conversation", 100),
         fields.integer("keep", 0, 1_000_000),
+        fields.text("instructions", MAX_INSTRUCTIONS_CHARACTERS),
         None if off is None else switched_off(off),
     )
     identity = asked.conversation
@@ -110,7 +117,7 @@ async def _started(
     model, page = lease.model, state.page
     about = before.summary.settings
     limits = Limits(tool_seconds=TOOL_SECONDS, reply_seconds=state.models.time_limit)
-    settings = Settings(effort=asked.effort, limits=limits)
+    settings = Settings(effort=asked.effort, limits=limits, instructions=instructions_in(about))
     if isinstance(date := about.get("date"), str):
         settings = replace(settings, date=date)
     off, allowed = switched_off(about.get("tools_off")), page.allowed_in(before.id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from gptoss.runtime.server.errors import ApiError, not_found
@@ -26,6 +26,12 @@ def context_of(it: Summary, n_ctx: int) -> dict[str, int] | None:
         return None
     used = known.get("used")
     return {"used": used, "n_ctx": n_ctx} if isinstance(used, int) else None
+
+
+def instructions_in(settings: Mapping[str, Any]) -> str | None:
+    """Return the instructions for the model in a conversation, also those of the terminal."""
+    found = settings.get("instructions")
+    return found if isinstance(found, str) and found.strip() else None
 
 
 def described(it: Summary) -> dict[str, Any]:

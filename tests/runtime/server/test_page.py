@@ -194,6 +194,56 @@ async def test_search_rename_export() -> None:
         assert [it["role"] for it in exported["messages"]] == ["user", "assistant"]
 
 
+async def test_an_export_is_imported_again() -> None:
+    async with page_of(ScriptedEngine(THOUGHT + ANSWER, THOUGHT + ANSWER)) as client:
+        made = await asked(client, instructions="Be brief.")
+        await events_of(client, made["reply"])
+        path = f"/page/conversations/{made['conversation']['id']}"
+        exported = (await client.get(f"{path}/export")).json()
+        copy = (await client.post("/page/conversations", json=exported)).json()
+        both = [(await client.get(it)).json() for it in (path, f"/page/conversations/{copy['id']}")]
+        await events_of(client, (await asked(client, conversation=copy["id"]))["reply"])
+    assert copy["id"] != made["conversation"]["id"]
+    for name in ("title", "parts", "effort", "instructions", "length"):
+        assert both[0][name] == both[1][name], name
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        None,
+        [],
+        "text",
+        [1],
+        [{"role": "user"}],
+        [{"role": "root", "content": "x"}],
+        [{"role": "developer", "content": {"developer": {"instructions": "x", "tools": []}}}],
+    ],
+)
+async def test_what_is_no_conversation_is_not_imported(messages: object) -> None:
+    async with page_of(ScriptedEngine()) as client:
+        done = await client.post("/page/conversations", json={"messages": messages})
+        listed = (await client.get("/page/conversations")).json()["conversations"]
+    assert (done.status_code, listed) == (400, [])
+
+
+async def test_instructions_of_a_conversation() -> None:
+    """Also those that the terminal's /system gave; they stay where a question has none."""
+    engine = ScriptedEngine(*[THOUGHT + ANSWER] * 3)
+    async with page_of(engine) as client:
+        made = await asked(client, instructions="Rhyme.")
+        await events_of(client, made["reply"])
+        about = made["conversation"]["id"]
+        await events_of(client, (await asked(client, conversation=about))["reply"])
+        shown = (await client.get(f"/page/conversations/{about}")).json()
+        await events_of(
+            client, (await asked(client, conversation=about, instructions=" "))["reply"]
+        )
+        after = (await client.get(f"/page/conversations/{about}")).json()
+    assert (shown["instructions"], after["instructions"]) == ("Rhyme.", "")
+    assert ["Rhyme." in prompt for prompt in engine.prompts] == [True, True, False]
+
+
 async def test_the_status_has_the_plan(random_gguf: Path) -> None:
     served = served_model(random_gguf, parallel=1, options={"n_ctx": 512})
     with Store(None) as store:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from gptoss.runtime.chat.settings import ChatError
+from gptoss.runtime.harmony.messages import final as final_message
+from gptoss.runtime.harmony.messages import user
+from gptoss.runtime.store.conversations import Entry
 from gptoss.runtime.store.owners import LOCAL_OWNER
 from gptoss.runtime.store.store import Store
 from support.terminal_session import FINAL, Talk, final, session
@@ -110,6 +114,18 @@ def test_saving_and_loading(talk: Talk, tmp_path: Path) -> None:
     assert (tmp_path / "talk.md").read_text("utf-8") == "## You\n\na\n\n## gpt-oss\n\nan answer\n"
 
 
+def test_loading_what_the_page_exported(talk: Talk, tmp_path: Path) -> None:
+    with Store(None) as store:
+        entries = [Entry(user("a")), Entry(final_message("an answer"))]
+        made = store.conversations.create(LOCAL_OWNER, entries)
+        exported = store.conversations.export(LOCAL_OWNER, made.id)
+    path = tmp_path / "conversation.json"
+    path.write_text(json.dumps(exported, indent=2), "utf-8")
+    given = session()
+    assert talk(given, f"/load {path}") == f"loaded 2 messages from {path}\n"
+    assert [it.text for it in given.chat.history] == ["a", "an answer"]
+
+
 def test_no_other_file_is_replaced(talk: Talk, tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("my notes")
     given = session(FINAL, FINAL)
@@ -123,7 +139,16 @@ def test_no_other_file_is_replaced(talk: Talk, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{}", "[1]", '[{"role": "x", "content": "a"}]', "[" * 100_000, '[{"role": "user"}]'],
+    [
+        "",
+        "{}",
+        '{"messages": 1}',
+        "{" * 100_000,
+        "[1]",
+        '[{"role": "x", "content": "a"}]',
+        "[" * 100_000,
+        '[{"role": "user"}]',
+    ],
 )
 def test_a_file_that_is_no_conversation(talk: Talk, tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)

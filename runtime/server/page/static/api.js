@@ -9,6 +9,13 @@ export class ApiError extends Error {
   }
 }
 
+// The server cannot be reached: it has ended, or the network is down.
+export class LostError extends Error {
+  constructor() {
+    super("The server does not answer. Check that gptoss-run serve is running.");
+  }
+}
+
 // Exchanges the token of a one-time link for the key, and takes it out of the address.
 export async function login() {
   const token = new URLSearchParams(location.hash.slice(1)).get("login");
@@ -34,12 +41,18 @@ async function send(method, path, body, signal) {
   const key = localStorage.getItem(KEY);
   if (key) headers.Authorization = `Bearer ${key}`;
   if (body !== undefined) headers["Content-Type"] = "application/json";
-  const response = await fetch(path, {
-    method,
-    headers,
-    signal,
-    body: body === undefined ? undefined : JSON.stringify(body),
-  });
+  let response;
+  try {
+    response = await fetch(path, {
+      method,
+      headers,
+      signal,
+      body: body === undefined ? undefined : JSON.stringify(body),
+    });
+  } catch (error) {
+    if (signal?.aborted) throw error;
+    throw new LostError();
+  }
   if (!response.ok) throw new ApiError(response.status, await problem(response));
   return response;
 }
@@ -56,12 +69,14 @@ async function problem(response) {
 }
 
 // Yields arrays of the events of a reply. Reads on after a lost connection; ends after the last.
-export async function* replyEvents(id, signal) {
+// `retrying(failures)` is called before another attempt, and with 0 when one has gone well.
+export async function* replyEvents(id, signal, retrying) {
   let after = 0;
   for (let failures = 0; ; failures++) {
     try {
       const response = await send("GET", `/page/replies/${id}/events?after=${after}`, undefined, signal);
       for await (const batch of readEvents(response.body)) {
+        if (failures) retrying(0);
         failures = 0;
         after = batch.at(-1).number + 1;
         yield batch.map((it) => it.event);
@@ -71,6 +86,7 @@ export async function* replyEvents(id, signal) {
     } catch (error) {
       if (signal.aborted || (error instanceof ApiError && error.status < 500) || failures > 20) throw error;
     }
+    retrying(failures + 1);
     await new Promise((resolve) => setTimeout(resolve, Math.min(5000, 250 * 2 ** failures)));
   }
 }

@@ -1,9 +1,12 @@
 // Starts the page: login, the list, the conversation, keys.
 
-import { login, request } from "./api.js";
+import { LostError, login, request } from "./api.js";
 import { ConversationView } from "./conversation.js";
 import { Sidebar } from "./sidebar.js";
 import { ToolSwitches } from "./tools.js";
+
+const DRAFT = "gptoss-draft";
+const MAX_ROWS = 10;
 
 const $ = (id) => document.getElementById(id);
 const report = (error) => {
@@ -13,17 +16,25 @@ const report = (error) => {
 const sidebar = new Sidebar((id) => go(id), report);
 const tools = new ToolSwitches();
 const conversation = new ConversationView(tools, (summary) => {
-  if (location.hash.slice(1) !== summary.id) history.replaceState(null, "", `#${summary.id}`);
+  if (idInAddress() !== summary.id) address(idInAddress() ? "pushState" : "replaceState", summary.id);
   sidebar.current = summary.id;
   sidebar.load().catch(report);
 });
 
-async function go(id) {
+function idInAddress() {
+  return location.hash.slice(1) || null;
+}
+
+function address(method, id) {
+  history[method](null, "", id ? `#${id}` : location.pathname);
+}
+
+// Shows a conversation, or a new one. `change` is how the address gets to it.
+async function go(id, change = "pushState") {
   try {
-    document.body.classList.remove("with-sidebar");
-    $("shade").hidden = true;
+    sidebar.set(false);
     sidebar.mark(id);
-    history.replaceState(null, "", id ? `#${id}` : location.pathname);
+    if (id !== idInAddress()) address(change, id);
     if (id) await conversation.open(id);
     else conversation.clear();
     focusQuestion();
@@ -41,18 +52,30 @@ function submit() {
   const field = $("question");
   const text = field.value;
   if (!text.trim() || conversation.running) return;
-  field.value = "";
-  fit();
+  type("");
   conversation.send(text).catch((error) => {
-    field.value = text;
-    fit();
+    type(field.value ? `${text}\n${field.value}` : text); // something may have been typed meanwhile
     report(error);
   });
 }
 
-function fit() {
+function type(text) {
+  $("question").value = text;
+  typed();
+}
+
+// What is typed survives a reload of this tab, and has as many rows as it needs.
+function typed() {
   const field = $("question");
-  field.rows = Math.min(10, Math.max(1, field.value.split("\n").length));
+  try {
+    sessionStorage.setItem(DRAFT, field.value);
+  } catch {
+    sessionStorage.removeItem(DRAFT); // longer than what a browser keeps
+  }
+  field.rows = 1;
+  const { lineHeight, paddingTop, paddingBottom } = getComputedStyle(field);
+  const height = field.scrollHeight - parseFloat(paddingTop) - parseFloat(paddingBottom);
+  field.rows = Math.min(MAX_ROWS, Math.max(1, Math.round(height / parseFloat(lineHeight))));
 }
 
 const ACTIONS = {
@@ -75,13 +98,33 @@ const ACTIONS = {
   delete: async () => {
     if (!confirm("Delete this conversation? This cannot be undone.")) return;
     await request("DELETE", `/page/conversations/${conversation.id}`);
-    await go(null);
+    await go(null, "replaceState");
     await sidebar.load();
   },
 };
 
+// A file that was exported here, or that /save wrote in the terminal: a list of messages.
+async function importFile(file) {
+  let content;
+  try {
+    content = JSON.parse(await file.text());
+  } catch {
+    throw new Error(`${file.name} is not a JSON file.`);
+  }
+  if (Array.isArray(content)) content = { messages: content };
+  const { messages, title, settings } = content ?? {};
+  if (!Array.isArray(messages)) throw new Error(`${file.name} holds no exported conversation.`);
+  const made = await request("POST", "/page/conversations", { messages, title, settings });
+  await go(made.id);
+  await sidebar.load();
+}
+
+let version = null;
+
 async function showStatus() {
   const status = await request("GET", "/page/status");
+  version ??= status.version;
+  if (status.version !== version) $("status").textContent = "The server was updated. Reload the page.";
   $("model").textContent = status.model;
   $("plan").textContent = status.plan || `${status.n_ctx.toLocaleString()} tokens of context`;
   if (status.state === "loading") {
@@ -94,11 +137,44 @@ async function showStatus() {
   }
 }
 
+// What has changed while the page was not looked at: other tabs and the terminal use the store too.
+async function comeBack() {
+  if (document.hidden) return;
+  try {
+    const listed = await sidebar.load();
+    await conversation.catchUp(listed.find((it) => it.id === conversation.id));
+    if ($("status").textContent === new LostError().message) $("status").textContent = "";
+    await showStatus();
+  } catch (error) {
+    report(error);
+  }
+}
+
 $("composer").addEventListener("submit", (event) => {
   event.preventDefault();
   submit();
 });
-$("question").addEventListener("input", fit);
+$("import").addEventListener("click", () => $("import-file").click());
+$("import-file").addEventListener("change", () => {
+  const [file] = $("import-file").files;
+  if (file) importFile(file).catch(report);
+  $("import-file").value = ""; // so that the same file can be chosen again
+});
+$("question").addEventListener("input", typed);
+addEventListener("resize", typed);
+addEventListener("focus", comeBack);
+addEventListener("online", comeBack);
+document.addEventListener("visibilitychange", comeBack);
+addEventListener("popstate", () => {
+  // A link of the server that was pasted into this tab changes the address alone.
+  if (location.hash.startsWith("#login=")) location.reload();
+  else go(idInAddress());
+});
+// Its own address would be taken for a conversation.
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  $("question").focus();
+});
 $("question").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
     event.preventDefault();
@@ -126,19 +202,25 @@ document.addEventListener("keydown", (event) => {
     open.querySelector("summary").focus();
     return;
   }
+  if (event.key === "Escape" && sidebar.isOver) return sidebar.show(false);
   if (event.key === "Escape" && conversation.running) conversation.stop().catch(report);
   if (event.ctrlKey && event.shiftKey && event.key.toLowerCase() === "o") {
     event.preventDefault();
     go(null);
   }
+  if (event.ctrlKey && !event.shiftKey && event.key.toLowerCase() === "k") {
+    event.preventDefault();
+    if ($("show-sidebar").checkVisibility()) sidebar.show(true);
+    else $("search").focus();
+  }
 });
 
 try {
+  type(sessionStorage.getItem(DRAFT) ?? "");
   await login();
   await Promise.all([sidebar.load(), showStatus()]);
   tools.load().catch(report);
-  const id = location.hash.slice(1);
-  if (id) await go(id);
+  if (idInAddress()) await go(idInAddress());
   else focusQuestion();
 } catch (error) {
   report(error);

@@ -20,7 +20,10 @@ export class ConversationView {
       if (this.isAtEnd()) this.atEnd = true;
       else if (now < before) this.atEnd = false;
       before = now;
+      this.showWay();
     });
+    $("to-end").addEventListener("click", () => this.scrollToEnd());
+    $("instructions").addEventListener("input", () => this.showInstructions());
     this.messages.addEventListener("click", (event) => {
       // What a person unfolds stays where it is.
       if (event.target.closest("summary")) this.atEnd = false;
@@ -28,7 +31,10 @@ export class ConversationView {
       if (code) this.copy(code.textContent);
     });
     // What is shown grows: a picture when it has been loaded, an article when it is laid out first.
-    this.sizes = new ResizeObserver(() => this.atEnd && this.scrollToEnd());
+    this.sizes = new ResizeObserver(() => {
+      if (this.atEnd) this.scrollToEnd();
+      this.showWay();
+    });
     this.clear();
   }
 
@@ -42,7 +48,9 @@ export class ConversationView {
     for (const reply of this.messages.querySelectorAll(".reply")) reply.view.release();
     this.sizes.disconnect();
     this.messages.replaceChildren();
+    this.showWay();
     this.tools.set([]);
+    this.showInstructions("");
     this.showTitle("New conversation");
     this.showContext(null);
     this.showRunning(false);
@@ -64,6 +72,7 @@ export class ConversationView {
     this.showTitle(found.title);
     $("effort").value = found.effort;
     this.tools.set(found.tools_off);
+    this.showInstructions(found.instructions);
     $("menu").hidden = false;
     this.showParts(found.parts);
     this.showContext(found.context);
@@ -142,7 +151,14 @@ export class ConversationView {
     }
     if (leave.signal.aborted) return; // it runs on
     if (this.stopping) this.stop().catch((error) => this.report(error));
-    await this.follow(this.reply);
+    this.follow(this.reply).catch((error) => this.report(error)); // the question has been sent
+  }
+
+  // Shows what another tab or the terminal has added; `listed` is what the list has of it.
+  async catchUp(listed) {
+    const editing = this.messages.querySelector(".question textarea");
+    if (!listed || listed.id !== this.id || this.running || editing) return;
+    if (listed.length !== this.length) await this.open(this.id);
   }
 
   // Sends a question; the answer comes when the model has been loaded.
@@ -150,15 +166,29 @@ export class ConversationView {
     const leave = this.leave;
     const early = keep === undefined ? this.showQuestion(text, this.length) : null;
     this.scrollToEnd();
-    const body = { text, effort: $("effort").value, conversation: this.id ?? undefined, keep, tools_off: this.tools.get() };
+    const body = {
+      text,
+      effort: $("effort").value,
+      conversation: this.id ?? undefined,
+      keep,
+      instructions: $("instructions").value,
+      tools_off: this.tools.get(),
+    };
     let made;
     try {
       made = await request("POST", "/page/replies", body);
     } catch (error) {
       early?.remove();
+      if (error.status === 409 && !leave.signal.aborted) await this.open(this.id); // another tab's
       throw error;
     }
     if (leave.signal.aborted) return;
+    if (this.id !== null && made.conversation.length !== (keep ?? this.length)) {
+      // Another tab or the terminal has gone on meanwhile.
+      this.changed(made.conversation);
+      await this.open(this.id);
+      return;
+    }
     this.reply = made.reply;
     const isNew = this.id === null;
     this.id = made.conversation.id;
@@ -191,7 +221,10 @@ export class ConversationView {
     this.view = view;
     view.element.ariaBusy = "true";
     try {
-      for await (const events of replyEvents(id, leave.signal)) {
+      const retrying = (failures) => {
+        $("status").textContent = failures ? "The connection is lost. Trying again…" : "";
+      };
+      for await (const events of replyEvents(id, leave.signal, retrying)) {
         for (const event of events) {
           view.apply(event);
           this.note(event);
@@ -200,6 +233,7 @@ export class ConversationView {
       }
     } catch (error) {
       if (!leave.signal.aborted) this.report(error);
+      if (error.status === 404) await this.recover(view);
     }
     if (leave.signal.aborted) return;
     view.element.ariaBusy = "false";
@@ -211,6 +245,16 @@ export class ConversationView {
         this.showRunning(false);
       }
     }
+  }
+
+  // The server does not know the reply any more: it ended a while ago, or the server was restarted.
+  async recover(view) {
+    const leave = this.leave;
+    const { length } = await request("GET", `/page/conversations/${this.id}`);
+    if (leave.signal.aborted) return;
+    if (length > this.length) return this.open(this.id);
+    $("status").textContent = "";
+    view.apply({ type: "error", message: "The server was restarted during this reply, and it was not kept. Regenerate asks again." });
   }
 
   // The stored conversation says what was kept of the reply.
@@ -331,6 +375,15 @@ export class ConversationView {
     if (!context) return;
     $("used").value = context.used / context.n_ctx;
     $("used-text").textContent = `${context.used.toLocaleString()} of ${context.n_ctx.toLocaleString()} tokens`;
+  }
+
+  showInstructions(text) {
+    if (text !== undefined) $("instructions").value = text;
+    $("system-summary").textContent = $("instructions").value.trim() ? "Instructions: on" : "Instructions";
+  }
+
+  showWay() {
+    $("to-end").hidden = this.isAtEnd();
   }
 
   showRunning(running) {

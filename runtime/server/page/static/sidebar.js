@@ -20,16 +20,18 @@ export class Sidebar {
     $("shade").addEventListener("click", () => this.show(false));
   }
 
+  // Returns the conversations that are listed.
   async load() {
     const text = $("search").value.trim();
     const query = text ? `?q=${encodeURIComponent(text)}` : "";
     const asked = ++this.asked;
     const { conversations } = await request("GET", `/page/conversations${query}`);
-    if (asked !== this.asked) return; // an answer that comes late
+    if (asked !== this.asked) return []; // an answer that comes late
     const rows = conversations.map((it) => this.row(it));
     if (!rows.length) rows.push(element("li", { class: "empty" }, text ? "Nothing found" : "No conversations yet"));
     $("conversations").replaceChildren(...rows);
     this.mark(this.current);
+    return conversations;
   }
 
   row(conversation) {
@@ -49,10 +51,19 @@ export class Sidebar {
     }
   }
 
+  get isOver() {
+    return document.body.classList.contains("with-sidebar");
+  }
+
+  // Over the conversation, where the page is narrow.
   show(visible) {
+    this.set(visible);
+    (visible ? $("search") : $("show-sidebar")).focus();
+  }
+
+  set(visible) {
     document.body.classList.toggle("with-sidebar", visible);
     $("shade").hidden = !visible;
     $("show-sidebar").ariaExpanded = String(visible);
-    (visible ? $("search") : $("question")).focus();
   }
 }
