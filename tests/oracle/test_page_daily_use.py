@@ -32,6 +32,12 @@ from support.page_site import (
 pytestmark = pytest.mark.oracle
 
 
+AT_END = (
+    "(({scrollHeight, scrollTop, clientHeight}) => scrollHeight - scrollTop - clientHeight < 2)"
+    "(document.getElementById('messages'))"
+)
+
+
 def store(site: Site, *texts: str) -> list[str]:
     """Conversations with a question and its answer; returns their ids."""
     return [
@@ -217,6 +223,35 @@ def test_the_field_grows_with_long_lines(browser: Browser, serve: Serve) -> None
     page.fill("#question", "a megabyte " * 100_000)
     assert page.evaluate(rows) == 10
     check_quiet(site)
+
+
+def test_the_end_stays_in_view_when_the_field_grows(browser: Browser, serve: Serve) -> None:
+    site = serve(ScriptedEngine())
+    long = "\n\n".join(f"Paragraph {i}." for i in range(100))
+    site.store.conversations.create(LOCAL_OWNER, [Entry(user("Long")), Entry(final(long))])
+    page = open_page(browser, site)
+    page.locator("#conversations button").click()
+    expect(page.get_by_text("Paragraph 99.")).to_be_in_viewport()
+    wait_until(page, AT_END)
+    page.fill("#question", "some words " * 60)
+    wait_until(page, AT_END)
+    check_quiet(site)
+
+
+@pytest.mark.parametrize("width", [1100, 820, 390])
+def test_instructions_are_within_the_page(browser: Browser, serve: Serve, width: int) -> None:
+    page = open_page(browser, serve(ScriptedEngine()))
+    page.set_viewport_size({"width": width, "height": 700})
+    page.locator("#system-summary").click()
+    box = page.locator("#system > div").bounding_box()
+    send = page.locator("#send").bounding_box()
+    effort = page.locator("#effort").bounding_box()
+    assert box is not None
+    assert send is not None
+    assert effort is not None
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= width
+    assert abs(send["y"] - effort["y"]) < 10, "they are in one row"
 
 
 def test_a_message_of_blanks_is_not_sent(browser: Browser, serve: Serve) -> None:

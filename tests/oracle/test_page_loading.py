@@ -103,7 +103,7 @@ def test_a_long_conversation_stays_smooth(browser: Browser, serve: Serve) -> Non
     opening = longest_of_opening(page)
     ask(page, "More")
     expect(page.locator(".answer").last).to_have_text(("word " * 800).strip(), timeout=60_000)
-    expect(page.locator("#send")).to_be_visible()
+    expect(page.locator("#send")).to_be_visible(timeout=60_000)
     streaming = longest(page, -2)
     for _ in range(20):
         page.mouse.move(600, 300)

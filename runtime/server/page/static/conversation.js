@@ -47,6 +47,7 @@ export class ConversationView {
     this.length = 0;
     for (const reply of this.messages.querySelectorAll(".reply")) reply.view.release();
     this.sizes.disconnect();
+    this.sizes.observe(this.messages); // smaller when the field below grows
     this.messages.replaceChildren();
     this.showWay();
     this.tools.set([]);
