@@ -132,6 +132,9 @@ ENDS_THE_SESSION = {
     "import os; os._exit(1)": "ended the session",
     "exit()": "ended the session",
     "import sys; sys.setrecursionlimit(10**9)\ndef f(n): return f(n + 1)\nf(0)": "crashed",
+    "import sys; sys.modules.clear()": "removed what Python needs",
+    "import gc\nfor it in gc.get_objects():\n  if type(it) is dict: it.clear()": "removed what",
+    "import signal; signal.raise_signal(signal.SIGABRT)": "crashed",
 }
 
 
@@ -167,6 +170,14 @@ NOTHING_GETS_OUT = {
     "a = []\nwhile True: a.append(bytearray(1 << 24))": "MemoryError",
     "import os\nfor i in range(20_000): open(f'/tmp/{i}', 'w').close()": "No space left",
     "import os; print(sorted(os.environ))": "MPLBACKEND",
+    "input()": "EOFError",
+    "import os; os.kill(1, 9)": "AttributeError",
+    "import os; os.posix_spawn('/bin/id', ['id'], {})": "AttributeError",
+    "import multiprocessing; multiprocessing.Process(target=print).start()": "Error",
+    "import socket; socket.getaddrinfo('example.com', 80)": "AttributeError",
+    "open('/tmp/t', 'wb').truncate(1 << 40)": "too large",
+    "for f in [open(f'/tmp/{i}', 'wb') for i in range(9)]: f.write(bytes(60 << 20))": "too large",
+    "import os; os.dup2(2, 1)": "OSError",
 }
 
 
@@ -221,10 +232,20 @@ def test_folders(tmp_path: Path) -> None:
         for path in ("read/link", "read/up/private/note.txt", "read/../private/note.txt"):
             assert "Error" in cell(tool, f"open('/mnt/{path}').read()").text, path
         assert "Error" in cell(tool, "open('/mnt/read/new', 'w')").text
+        for step in ("unlink('/mnt/read/note.txt')", "truncate('/mnt/read/note.txt', 0)",
+                     "utime('/mnt/read/note.txt', (0, 0))", "listdir('/mnt/write/..')",
+                     "rename('/mnt/read/note.txt', '/mnt/write/moved')",
+                     "link('/mnt/read/note.txt', '/mnt/write/hard')",
+                     f"symlink({str(private)!r}, '/mnt/write/link')"):  # fmt: skip
+            assert "PermissionError" in cell(tool, f"import os; os.{step}").text, step
+        cell(tool, "import os; os.chmod('/mnt/read/note.txt', 0o000)")
         assert not cell(tool, "open('/mnt/write/new', 'w').write('x')").error
         cell(tool, f"import os; os.symlink({str(private)!r}, '/mnt/write/out')")
         assert "Error" in cell(tool, "open('/mnt/write/out/note.txt').read()").text
     assert (write / "new").read_text() == "x"
+    assert {it.name for it in write.iterdir()} == {"note.txt", "new"}
+    assert (read / "note.txt").read_text() == "read"
+    assert (read / "note.txt").stat().st_mode == (private / "note.txt").stat().st_mode
     assert not (read / "new").exists()
 
 

@@ -52,6 +52,7 @@ _ENDED = {
     "deadline": "the cell ran longer than {seconds:g} seconds and was stopped",
     "quit": "the cell ended the session",
     "exit": "the cell ended the session",
+    "broken": "the cell removed what Python needs to run another one",
 }
 
 # What a process needs to find its programs and caches; nothing that may be secret.

@@ -39,7 +39,8 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 _SETUP = "import os; os.chdir('/mnt/data'); del os"
 
-# Runs after each cell. A cell may have replaced anything it uses, so what it prints is checked.
+# Runs after each cell. A cell may have replaced anything it uses, so what it prints is checked. It
+# fails only where no cell could run any more: where Python's own modules are gone, for example.
 _SAVE_FIGURES = """
 def _save_figures():
     import sys
@@ -49,11 +50,16 @@ def _save_figures():
     import base64, io
     for number in pyplot.get_fignums():
         file = io.BytesIO()
-        pyplot.figure(number).savefig(file, format="png", dpi=100, bbox_inches="tight")
+        try:
+            pyplot.figure(number).savefig(file, format="png", dpi=100, bbox_inches="tight")
+        except Exception:
+            continue
         print(base64.b64encode(file.getvalue()).decode())
     pyplot.close("all")
-_save_figures()
-del _save_figures
+try:
+    _save_figures()
+except Exception:
+    pass
 """
 
 
@@ -77,24 +83,27 @@ def open_session(request: dict[str, Any]) -> Session:
 def run_cell(session: Session, code: str, seconds: float) -> dict[str, Any]:
     """Run one cell in the WebAssembly session and return the process's answer."""
     done = session.run(code, deadline_s=seconds)
-    figures = [] if session.ended else saved_figures(session)
+    saved = None if session.ended else save_figures(session)
+    is_broken = saved is not None and saved.exit_code != 0
     return {
         "stdout": done.stdout.decode("utf-8", "replace"),
         "stderr": done.stderr.decode("utf-8", "replace"),
         "failed": done.exit_code != 0,
-        "figures": figures,
-        "ended": session.ended,
+        "figures": [] if saved is None else figures_in(saved.stdout),
+        "ended": session.ended or ("broken" if is_broken else None),
         "cut": bool(done.truncated),
     }
 
 
-def saved_figures(session: Session) -> list[str]:
-    """Return the figures that the session's cell left open in matplotlib, as base64 of PNG data."""
-    done: Completed = session.run(
-        _SAVE_FIGURES, deadline_s=FIGURE_SECONDS, output_bytes=FIGURE_BYTES * 4 // 3
-    )
+def save_figures(session: Session) -> Completed:
+    """Have the session print the figures that its cell left open in matplotlib."""
+    return session.run(_SAVE_FIGURES, deadline_s=FIGURE_SECONDS, output_bytes=FIGURE_BYTES * 4 // 3)
+
+
+def figures_in(output: bytes) -> list[str]:
+    """Return the figures that a cell's session printed, as base64 of PNG data."""
     figures = []
-    for line in done.stdout.splitlines():
+    for line in output.splitlines():
         try:
             png = base64.b64decode(line, validate=True)
         except binascii.Error:
