@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import threading
 import time
@@ -49,7 +50,7 @@ def test_tools_are_listed_checked_and_called(servers: McpServers) -> None:
     assert server.namespace.name == "test_one"
     assert server.namespace.description == "For tests."
     assert [it.name for it in server.namespace.functions] == [
-        "echo", "crash", "hang", "fail", "draw_png"
+        "echo", "crash", "hang", "fail", "garble", "draw_png"
     ]  # fmt: skip
     assert len(servers.problems) == 2
     assert "'bad' is left out" in servers.problems[0]
@@ -64,6 +65,27 @@ def test_tools_are_listed_checked_and_called(servers: McpServers) -> None:
     result = server.call("test_one.draw_png", "{}", threading.Event())
     assert result.figures[0].png.startswith(b"\x89PNG")
     assert result.text.endswith("drawn")
+
+
+def test_garbled_messages_are_passed_over(servers: McpServers) -> None:
+    [server] = servers.groups
+    assert called(server, "garble") == ("after", False)
+    assert called(server, "echo", {"text": "Hi"}) == ("Hi you", False)
+
+
+def test_garbled_messages_are_not_printed() -> None:
+    """In a program that has not set up logging."""
+    code = (
+        "import sys, threading\n"
+        "from gptoss.runtime.tools.mcp.servers import McpServers\n"
+        "config = {'mcpServers': {'a': {'command': sys.executable, 'args': sys.argv[1:]}}}\n"
+        "with McpServers(config, needs_approval=False) as servers:\n"
+        "    print(servers.groups[0].call('a.garble', '{}', threading.Event()).text)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, SERVER], capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("after\n", "")
 
 
 def test_a_server_that_ends_in_the_middle_of_a_call(servers: McpServers) -> None:

@@ -21,12 +21,23 @@ PAGES = [
     ],
     [
         {"name": "fail", "inputSchema": NOTHING},
+        {"name": "garble", "inputSchema": NOTHING},
         {"name": "draw.png", "inputSchema": NOTHING},
         {"name": "bad", "inputSchema": {"type": "object", "properties": {"a": {"type": 5}}}},
         {"name": "echo", "inputSchema": ECHO},
     ],
 ]
 
+
+GARBLED = (
+    b"\x00\xff not JSON", b"[" * 100_000, b"{}", b"5", b"\x1b[2J",
+    b'{"jsonrpc": "2.0", "id": 999, "result": {}}',
+    b'{"jsonrpc": "2.0", "id": "a", "method": "sampling/createMessage", "params": {"messages": [], '
+    b'"maxTokens": 1}}',
+    b'{"jsonrpc": "2.0", "id": "b", "method": "elicitation/create", "params": {"message": "Your '
+    b'password?", "requestedSchema": {"type": "object", "properties": {}}}}',
+)  # fmt: skip
+"""What no client expects, line by line."""
 
 LISTED = [0]
 """How often the tools were listed from the beginning."""
@@ -57,6 +68,11 @@ def answer(request: dict[str, Any]) -> dict[str, Any] | None:
             return {"content": [image, {"type": "text", "text": "drawn"}]}
         case "tools/call", "fail":
             return {"content": [{"type": "text", "text": "no luck"}], "isError": True}
+        case "tools/call", "garble":
+            for line in GARBLED:
+                sys.stdout.buffer.write(line + b"\n")
+            sys.stdout.buffer.flush()
+            return {"content": [{"type": "text", "text": "after"}]}
         case "tools/call", "crash":
             os._exit(3)
         case "tools/call", "hang":
@@ -81,6 +97,8 @@ def main() -> None:
         time.sleep(60)
     for line in sys.stdin:
         request = json.loads(line)
+        if "method" not in request:
+            continue  # the client's answer to what was asked of it
         result = answer(request) if "id" in request else None
         if result is not None:
             send({"id": request["id"], "result": result})

@@ -45,6 +45,10 @@ _RESERVED = {FUNCTIONS, BROWSER.name, PYTHON.name}
 
 _log = logging.getLogger(__name__)
 
+# Where a program has not set up logging, what the package logs about a server's odd messages would
+# be printed: a traceback of many lines with the server's text in it.
+logging.getLogger("mcp").addHandler(logging.NullHandler())
+
 
 class McpServer:
     """See ``groups.ToolGroup``. Several conversations may use it at a time."""
@@ -149,7 +153,11 @@ class McpServer:
             streams = await stack.enter_async_context(
                 stdio_client(
                     StdioServerParameters(
-                        command=spec.command, args=list(spec.args), env=dict(spec.env), cwd=spec.cwd
+                        command=spec.command,
+                        args=list(spec.args),
+                        env=dict(spec.env),
+                        cwd=spec.cwd,
+                        encoding_error_handler="replace",  # else one odd byte ends the reading
                     ),
                     errlog=nowhere,
                 )
