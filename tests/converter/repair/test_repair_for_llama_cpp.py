@@ -58,12 +58,17 @@ def varied(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Ed
     return make
 
 
+REPAIRED = {n: e for n, e in (MOVES | FAILS).items() if n not in (*STAYS, *BEYOND_REPAIR, *DAMAGED)}
+
+
+@pytest.mark.parametrize(
+    "edits",
+    [dict(list(REPAIRED.items())[::5]), pytest.param(REPAIRED, marks=pytest.mark.slow)],
+    ids=["some", "all"],
+)
 def test_what_can_be_repaired_is_the_same_model_again(
-    base: Path, varied: Callable[[Edit], Path], tmp_path: Path
+    base: Path, varied: Callable[[Edit], Path], tmp_path: Path, edits: dict[str, Edit]
 ) -> None:
-    edits = {
-        n: e for n, e in (MOVES | FAILS).items() if n not in (*STAYS, *BEYOND_REPAIR, *DAMAGED)
-    }
     repaired = [
         repair(varied(edit), tmp_path / f"{i}.gguf").out for i, edit in enumerate(edits.values())
     ]
