@@ -13,6 +13,7 @@ from gptoss import console, progress_bars
 from gptoss.console import ExitCode
 from gptoss.quant.diff.differ import diff
 from gptoss.quant.diff.result import Diff, Verdict
+from gptoss.quant.verify.program_keys import USED_BY_PROGRAMS
 from gptoss.quant.verify.result import KeyDifference
 
 SHOWN = 24
@@ -43,8 +44,11 @@ def diff_command(context: click.Context, a: Path, b: Path, as_json: bool) -> Non
       the relative norm |B - A| / |A|
       the largest difference of a value
 
-    With --json it also reports these for each expert. The first line is the verdict: which tensors
-    changed, whether rounding explains it, or that the models are unrelated.
+    Chat templates and sampling defaults that differ are listed too. They are not part of the model,
+    and the verdict does not depend on them. With --json the changes of each expert are reported.
+
+    The first line is the verdict: which tensors changed, whether rounding explains it, or that the
+    models are unrelated.
 
     \b
     Examples:
@@ -83,6 +87,7 @@ def _lines(result: Diff, seconds: float) -> Iterator[str]:
         ("equal but for the sign of zeros:", [*result.zero_signs], OTHERS),
         ("only in one model, or with different shapes:", [*result.apart], OTHERS),
         ("tensors that could not be read:", [*result.unread], OTHERS),
+        (f"{USED_BY_PROGRAMS}:", [*map(_setting, result.program_keys)], OTHERS),
     ):
         if entries and title:
             yield title

@@ -25,6 +25,12 @@ from gptoss.quant.model.reader import TensorReader
 from gptoss.quant.model.tensors import GATE_UP_BIAS, Model, Part
 from gptoss.quant.parallel import WORKERS, as_finished
 from gptoss.quant.verify.metadata import compare_settings
+from gptoss.quant.verify.program_keys import (
+    ProgramKeys,
+    compare_program_keys,
+    program_keys_of_checkpoint,
+    program_keys_of_gguf,
+)
 
 
 def diff(
@@ -57,7 +63,14 @@ def diff(
         tuple(compare_settings(*models)),
         zero_signs=tuple(name for name in equal if any(it.zero_signs for it in found[name])),
         one_container=models[0].is_gguf == models[1].is_gguf,
+        program_keys=compare_program_keys(*map(_program_keys, models)),
     )
+
+
+def _program_keys(model: Model) -> ProgramKeys:
+    if model.tokenizer is None:
+        return program_keys_of_gguf(model.metadata)
+    return program_keys_of_checkpoint(model.path, model.tokenizer)
 
 
 # --- what is compared with what ---------------------------------------------------------------

@@ -84,7 +84,8 @@ class Diff:
     ``equal`` counts the tensors that hold the same values on both sides, ``zero_signs`` names those
     of them that differ in the sign of zeros. ``apart`` names tensors that only one side has or that
     differ in shape, ``unread`` those that could not be read. ``one_container`` says whether both
-    are checkpoints or both GGUFs.
+    are checkpoints or both GGUFs. ``program_keys`` differ too, but are not part of the model: the
+    verdict does not depend on them (see ``quant/verify/program_keys.py``).
     """
 
     a: str
@@ -98,6 +99,7 @@ class Diff:
     keys: tuple[KeyDifference, ...]
     zero_signs: tuple[str, ...] = ()
     one_container: bool = True
+    program_keys: tuple[KeyDifference, ...] = ()
 
     @property
     def verdict(self) -> Verdict:

@@ -11,6 +11,7 @@ import click
 
 from gptoss import console, progress_bars
 from gptoss.console import ExitCode
+from gptoss.quant.verify.program_keys import USED_BY_PROGRAMS
 from gptoss.quant.verify.result import Outcome, Reencoding, TensorDifference, Unproven, Verdict
 from gptoss.quant.verify.verifier import verify
 from gptoss.text import plural
@@ -97,10 +98,7 @@ def verdict_lines(verdict: Verdict, seconds: float) -> Iterator[str]:
     if verdict.outcome is not Outcome.DIFFERENT:
         yield from (f"  {rounding}" for rounding in verdict.roundings)
     yield from _list([_reencoded(it) for it in verdict.reencodings], "tensor")
-    yield from _list([f"{_USED_BY_PROGRAMS}: {it}" for it in verdict.program_keys], "key")
-
-
-_USED_BY_PROGRAMS = "not part of the model, but llama-server uses it"
+    yield from _list([f"{USED_BY_PROGRAMS}: {it}" for it in verdict.program_keys], "key")
 
 
 def _headline(verdict: Verdict) -> str:

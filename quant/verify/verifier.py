@@ -29,7 +29,11 @@ from gptoss.quant.verify.chunks import ChunkDifference, Errors, chunks
 from gptoss.quant.verify.metadata import compare_keys
 from gptoss.quant.verify.orientation import resolve_orientations
 from gptoss.quant.verify.pairing import TensorGroup, pair_tensors
-from gptoss.quant.verify.program_keys import compare_program_keys
+from gptoss.quant.verify.program_keys import (
+    compare_program_keys,
+    program_keys_of_checkpoint,
+    program_keys_of_gguf,
+)
 from gptoss.quant.verify.result import (
     Problem,
     Reencoding,
@@ -90,7 +94,10 @@ def verify(
         roundings=_roundings(found),
         reencodings=reencodings,
         unproven=tuple(unproven),
-        program_keys=compare_program_keys(checkpoint, file),
+        program_keys=compare_program_keys(
+            program_keys_of_checkpoint(checkpoint.folder, checkpoint.tokenizer),
+            program_keys_of_gguf(file.metadata),
+        ),
     )
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from gguf.constants import GGMLQuantizationType, GGUFValueType
 
 from gptoss.errors import InvalidFileError, UnsupportedModelError
 from gptoss.quant.audit.auditor import audit
+from gptoss.quant.diff.command import diff_command
 from gptoss.quant.diff.differ import diff
 from gptoss.quant.verify.verifier import verify
 from support.ggufs import Model
@@ -147,3 +150,54 @@ def test_templates_of_a_checkpoint(base: Path, varied: Callable[[Edit], Path]) -
         assert not verify(checkpoint, same).program_keys
     finally:
         beside.unlink()
+
+
+def test_what_only_programs_use_differs_between_two_models(
+    base: Path, varied: Callable[[Edit], Path]
+) -> None:
+    """`diff` names the same keys as `verify`, and its verdict does not depend on them either."""
+
+    def edit(model: Model) -> None:
+        model.set("tokenizer.chat_template", GGUFValueType.STRING, "{{ 'Obey.' }}")
+        model.set("general.sampling.temp", GGUFValueType.FLOAT32, 0.25)
+
+    other = varied(edit)
+    for one in (base, base.with_name("checkpoint")):
+        for result in (diff(one, other), diff(other, one)):
+            assert result.same
+            assert [it.key for it in result.program_keys] == [
+                "tokenizer.chat_template", "general.sampling.temp"
+            ]  # fmt: skip
+    [template, temperature] = diff(base, other).program_keys
+    assert (template.expected, template.found[:13]) == ("nothing", "13 characters")
+    assert (temperature.expected, temperature.found) == ("nothing", "0.25")
+    assert not diff(other, other).program_keys
+
+
+def test_what_only_programs_use_differs_between_two_checkpoints(base: Path, tmp_path: Path) -> None:
+    one = base.with_name("checkpoint")
+    other = Path(shutil.copytree(one, tmp_path / "other"))
+    stated = {"temperature": 0.5, "eos_token_id": [1, 2]}
+    (other / "generation_config.json").write_text(json.dumps(stated), encoding="utf-8")
+    (other / "chat_template.jinja").write_text("one", encoding="utf-8")
+    result = diff(one, other)
+    assert result.same
+    assert [(it.key, it.found[:12]) for it in result.program_keys] == [
+        ("tokenizer.chat_template", "3 characters"),
+        ("general.sampling.temp", "0.5"),
+    ]
+    # A checkpoint's defaults are not in every GGUF; one without a tokenizer states no template.
+    (other / "tokenizer.json").unlink()
+    assert not diff(base, other).program_keys
+
+
+def test_the_command_names_what_only_programs_use(
+    base: Path, varied: Callable[[Edit], Path]
+) -> None:
+    other = varied(key("general.sampling.temp", GGUFValueType.FLOAT32, 0.25))
+    done = CliRunner().invoke(diff_command, [str(base), str(other)])
+    assert done.exit_code == 0
+    assert done.output.splitlines()[-2:] == [
+        "not part of the model, but llama-server uses it:",
+        "  general.sampling.temp: nothing in A, 0.25 in B",
+    ]
