@@ -33,6 +33,9 @@ BACKENDS = {
 }
 """cmake options of llama.cpp by backend."""
 
+_ELSEWHERE = {"darwin": ("CUDA", "Vulkan")}
+"""Backends that cannot be used on a system, by ``sys.platform``."""
+
 _SEARCHED = {"linux": "LD_LIBRARY_PATH", "darwin": "DYLD_LIBRARY_PATH", "win32": "PATH"}
 
 _SMALL = HParams(
@@ -59,7 +62,8 @@ _SMALL = HParams(
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
     """``healthy``: the library loads and every device decodes. ``problems`` are one line each;
-    ``reinstall`` has the command for each backend. ``found`` is what the test process reported.
+    ``reinstall`` has the command for each backend of this system. ``found`` is what the test
+    process reported.
     """
 
     version: str
@@ -99,9 +103,15 @@ def diagnose(rpc: Sequence[str] = (), *, rpc_insecure: bool = False) -> Diagnosi
         platform.python_version(),
         tuple(problems),
         tuple(_hints(found)),
-        {name: reinstall_command(name, version) for name in BACKENDS},
+        {name: reinstall_command(name, version) for name in backends_here()},
         found,
     )
+
+
+def backends_here() -> tuple[str, ...]:
+    """Return the backends of llama.cpp that can be built on this system."""
+    unusable = _ELSEWHERE.get(sys.platform, ("Metal",))
+    return tuple(name for name in BACKENDS if name not in unusable)
 
 
 def reinstall_command(backend: str, version: str) -> str:

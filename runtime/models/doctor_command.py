@@ -21,13 +21,15 @@ def doctor_command(context: click.Context, /, as_json: bool, **options: Any) -> 
     """Check llama.cpp: its build, devices and memory.
 
     It loads the library in a process of its own, decodes a token on each device, and looks for
-    other copies of the library. It prints the command that reinstalls it for CUDA, Metal, Vulkan,
-    and for models over several machines (RPC). With --rpc it also decodes a token on each server.
+    other copies of the library. It prints the commands that reinstall it for the GPUs of this
+    system (CUDA and Vulkan, or Metal) and for models over several machines (RPC). With --rpc it
+    also decodes a token on each server.
 
     \b
     Exit codes:
       0    it works
       1    something is wrong
+      2    the request is invalid
     """
     engine = pop_engine_options(options)
     found = diagnose(engine.get("rpc", ()), rpc_insecure=engine.get("rpc_insecure", False))
