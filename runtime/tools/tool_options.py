@@ -55,7 +55,7 @@ def tool_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def pop_tool_options(arguments: dict[str, Any]) -> tuple[BuiltinTools, Path | None]:
     """Remove these options from a command's arguments; return the built-in tools that are asked
-    for, and the file with MCP servers."""
+    for, and the file with MCP servers. Raises OptionError for options that have no effect."""
     builtin = BuiltinTools(
         arguments.pop("python_tool"),
         arguments.pop("python_folders"),

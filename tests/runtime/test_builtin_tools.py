@@ -129,7 +129,9 @@ def test_which_tools_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     asking = builtin_groups(BuiltinTools(True, browser="none", ask=True))
     assert all(it.needs_approval for it in asking)
     with pytest.raises(OptionError, match="--python"):
-        builtin_groups(BuiltinTools(False, (str(tmp_path),)))
+        BuiltinTools(False, (str(tmp_path),))
+    with pytest.raises(OptionError, match="--ask-all is for --python and --browser"):
+        BuiltinTools(ask=True)
     monkeypatch.delenv("EXA_API_KEY", raising=False)
     with pytest.raises(Exception, match="EXA_API_KEY"):
         builtin_groups(BuiltinTools(browser="exa"))

@@ -128,9 +128,21 @@ def test_closing_ends_a_call_that_runs() -> None:
     assert called(host, "a", "x") == "error: the call was cancelled"
 
 
-def test_what_is_wrong_is_refused_before_the_server_listens() -> None:
-    with pytest.raises(OptionError, match="--python-folder is for --python"):
-        open_tool_host(BuiltinTools(folders=("/tmp",)), None)  # noqa: S108
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ask-all"], "--ask-all is for --python and --browser; give one of them"),
+        (["--python-folder", "x"], "--python-folder is for --python; give both"),
+    ],
+)
+@pytest.mark.parametrize("command", ["serve", "chat"])
+def test_what_has_no_effect_is_refused(command: str, arguments: list[str], message: str) -> None:
+    done = CliRunner().invoke(run.cli, [command, "missing.gguf", *arguments])
+    assert isinstance(done.exception, OptionError)
+    assert str(done.exception) == message
+
+
+def test_no_tools_are_turned_on() -> None:
     with open_tool_host(BuiltinTools(), None) as host:
         assert host.groups("a") == ()
 
