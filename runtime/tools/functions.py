@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gptoss.errors import OptionError, quoted
 from gptoss.runtime.harmony.errors import ConversationError
 from gptoss.runtime.harmony.fields import HARMONY_NAME, NAME_RULE, FieldPath
 from gptoss.runtime.harmony.json_schema import check_parameters, says_nothing
 from gptoss.runtime.harmony.messages import Function
 from gptoss.runtime.harmony.text_formats import ResponseFormat
+from gptoss.runtime.tools.arguments import require_flag
 from gptoss.runtime.tools.cancel import CURRENT_TOKEN, CancelToken
 from gptoss.runtime.tools.signature import (
     ToolArgumentsError,
@@ -34,6 +36,17 @@ class Tool:
     declaration: Function
     run: Callable[[str], Any]
     needs_approval: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises OptionError."""
+        if not isinstance(self.declaration, Function):
+            raise OptionError(
+                f"declaration is {quoted(self.declaration)}; it must be a Function (Tool.of makes "
+                "it from a function's type hints)"
+            )
+        if not callable(self.run):
+            raise OptionError(f"run is {quoted(self.run)}; it must be a function of a call's text")
+        require_flag("needs_approval", self.needs_approval)
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Tool:

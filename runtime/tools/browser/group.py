@@ -18,7 +18,9 @@ from html import escape
 from typing import Any
 from urllib.parse import unquote
 
+from gptoss.errors import OptionError, quoted
 from gptoss.runtime.harmony.messages import Namespace
+from gptoss.runtime.tools.arguments import require_flag
 from gptoss.runtime.tools.browser.fetch import Fetched, Fetcher, FetchError
 from gptoss.runtime.tools.browser.page import (
     Page,
@@ -59,7 +61,15 @@ class BrowserTool:
         *,
         needs_approval: bool = False,
     ) -> None:
-        """Without ``search`` only pages whose URL is known can be opened."""
+        """Without ``search`` only pages whose URL is known can be opened. Raises OptionError."""
+        if search is not None and (not callable(search) or isinstance(search, type)):
+            raise OptionError(
+                f"search is {quoted(search)}; it must be a function search(query, n) that returns "
+                "Hits"
+            )
+        if fetcher is not None and not callable(getattr(fetcher, "fetch", None)):
+            raise OptionError(f"fetcher is {quoted(fetcher)}; it must be a Fetcher")
+        require_flag("needs_approval", needs_approval)
         self.needs_approval = needs_approval
         self._search = search
         self._fetcher = fetcher or Fetcher()

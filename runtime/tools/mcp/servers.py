@@ -13,8 +13,9 @@ import threading
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from gptoss.errors import require_packages
+from gptoss.errors import OptionError, quoted, require_packages
 from gptoss.runtime.closing import Closing
+from gptoss.runtime.tools.arguments import require_flag, require_seconds
 from gptoss.runtime.tools.mcp.config import read_config, servers_of
 from gptoss.runtime.tools.mcp.server import McpServer, namespace_name
 from gptoss.runtime.tools.type_specs import ToolError
@@ -47,8 +48,17 @@ class McpServers(Closing):
         """``config`` is a JSON file, or its content. Without ``needs_approval`` calls run unasked.
         Without ``wait`` the servers are started meanwhile; what needs them then waits.
 
-        Raises ToolError for a configuration that cannot be read, MissingPackageError.
+        Raises OptionError for an argument of the wrong type, ToolError for a configuration that
+        cannot be read, MissingPackageError.
         """
+        if not isinstance(config, str | os.PathLike | Mapping):
+            raise OptionError(
+                f"config is {quoted(config)}; it must be the path of a JSON file, or its content"
+            )
+        require_flag("needs_approval", needs_approval)
+        require_flag("wait", wait)
+        require_seconds("start_seconds", start_seconds)
+        require_seconds("call_seconds", call_seconds)
         require_packages("mcp", "mcp")
         if isinstance(config, Mapping):
             specs = servers_of(config, "MCP configuration")

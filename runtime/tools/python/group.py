@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 
+from gptoss.errors import OptionError, quoted
 from gptoss.runtime.harmony.messages import Namespace
+from gptoss.runtime.tools.arguments import require_flag
 from gptoss.runtime.tools.builtin import PYTHON
 from gptoss.runtime.tools.earlier import EarlierSessions
 from gptoss.runtime.tools.groups import GroupResult
@@ -17,11 +19,14 @@ class PythonTool:
     is_builtin = True
 
     def __init__(self, limits: PythonLimits | None = None, *, needs_approval: bool = False) -> None:
-        """Raises PythonToolError, MissingPackageError.
+        """Raises OptionError, PythonToolError, MissingPackageError.
 
         Cells reach no network and no files but folders that the person named; they run unasked
         unless ``needs_approval``.
         """
+        if limits is not None and not isinstance(limits, PythonLimits):
+            raise OptionError(f"limits is {quoted(limits)}; it must be gptoss.PythonLimits")
+        require_flag("needs_approval", needs_approval)
         self.needs_approval = needs_approval
         self._session = PythonSession(limits)
 

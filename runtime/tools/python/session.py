@@ -22,6 +22,7 @@ from typing import Any
 
 from gptoss.errors import GptossError, OptionError, quoted, require_packages
 from gptoss.runtime.child_process import import_path, module_command
+from gptoss.runtime.tools.arguments import require_flag, require_seconds
 from gptoss.runtime.tools.groups import Figure, GroupResult
 from gptoss.text import replace_surrogates
 
@@ -38,8 +39,6 @@ MAX_ANSWER_BYTES = 64 << 20
 
 MAX_OUTPUT_CHARACTERS = 20_000
 """What the model sees of a cell's output: its beginning and its end."""
-
-MAX_SECONDS = 86_400
 
 MIN_MEMORY, MAX_MEMORY = 128 << 20, 4 << 30
 """Bytes of the WebAssembly memory: what Python needs to start, and what 32 bits can address."""
@@ -81,6 +80,10 @@ class PythonFolder:
     writable: bool = False
 
     def __post_init__(self) -> None:
+        """Raises OptionError."""
+        if not isinstance(self.host, str | os.PathLike):
+            raise OptionError(f"host is {quoted(self.host)}; it must be the path of a folder")
+        require_flag("writable", self.writable)
         object.__setattr__(self, "host", Path(self.host).absolute())
 
     @property
@@ -101,18 +104,18 @@ class PythonLimits:
 
     def __post_init__(self) -> None:
         """Raises OptionError."""
-        if not isinstance(self.seconds, int | float) or not 0 < self.seconds <= MAX_SECONDS:
-            raise OptionError(
-                f"seconds is {quoted(self.seconds)}; it must be above 0 and at most {MAX_SECONDS}"
-            )
+        require_seconds("seconds", self.seconds)
         if type(self.memory_bytes) is not int or not MIN_MEMORY <= self.memory_bytes <= MAX_MEMORY:
             raise OptionError(
                 f"memory_bytes is {quoted(self.memory_bytes)}; it must be a whole number from "
                 f"{MIN_MEMORY} to {MAX_MEMORY}"
             )
-        if not all(isinstance(folder, PythonFolder) for folder in self.folders):
+        are_folders = isinstance(self.folders, tuple | list) and all(
+            isinstance(folder, PythonFolder) for folder in self.folders
+        )
+        if not are_folders:
             raise OptionError(
-                f"folders is {quoted(self.folders)}; it must hold gptoss.PythonFolder"
+                f"folders is {quoted(self.folders)}; it must be a tuple of gptoss.PythonFolder"
             )
 
 
