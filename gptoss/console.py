@@ -21,6 +21,7 @@ import click
 from gptoss import __version__, logs
 from gptoss.errors import GptossError
 from gptoss.text import printable
+from gptoss.wrapping import INDENT, wrap_for
 
 MESSAGE_LIMIT = 1000
 """The longest message in characters; it may quote text of any length from a file."""
@@ -170,10 +171,13 @@ def one_line(text: str) -> str:
     return text if len(text) <= MESSAGE_LIMIT else f"{text[:half]} … {text[-half:]}"
 
 
-def say(sentence: str) -> None:
-    """Print a sentence for a person on stderr, on one line; a failure to print is ignored."""
+def say(sentence: str, *, indent: int = INDENT) -> None:
+    """Print a sentence for a person on stderr; a failure to print is ignored.
+
+    It is one line, which is wrapped at words on a terminal; ``indent`` is for its further lines.
+    """
     with suppress(OSError):  # its reader has gone, or the disk it is redirected to is full
-        click.echo(one_line(sentence), err=True)
+        click.echo(wrap_for(sys.stderr, one_line(sentence), indent=indent), err=True)
 
 
 def confirm(question: str, *, default: bool) -> bool:
@@ -193,9 +197,9 @@ def answer(text: str) -> None:
 
 def answer_lines(lines: Iterable[str]) -> None:
     """Print a command's result on stdout for people, line by line: line ends within a line are
-    escaped.
+    escaped, and on a terminal lines are wrapped at words.
     """
-    click.echo("\n".join(map(one_line, lines)))
+    click.echo("\n".join(wrap_for(sys.stdout, one_line(line)) for line in lines))
 
 
 def _discard_output() -> None:

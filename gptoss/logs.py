@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from gptoss.text import printable
+from gptoss.wrapping import wrap_for
 
 VARIABLE = "GPTOSS_LOG"
 """Environment variable: the least level to show, such as ``debug``; default ``warning``."""
@@ -21,6 +23,7 @@ class _Printable(logging.Formatter):
         text = f"{record.levelname.lower()}: {printable(record.getMessage())}"
         if record.levelno < logging.WARNING:
             text = f"{record.name}: {text}"
+        text = wrap_for(sys.stderr, text)
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 

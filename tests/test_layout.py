@@ -26,6 +26,7 @@ GROUND = {
     "progress",
     "progress_bars",
     "text",
+    "wrapping",
 }
 """What lies in gptoss/ itself."""
 MAY_IMPORT = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -206,11 +205,9 @@ def plan_lines(
 
 
 def _print_plan(lines: Sequence[str]) -> None:
-    """Print the plan on stderr, wrapped at words where it is a terminal."""
-    width = shutil.get_terminal_size().columns - 1 if sys.stderr.isatty() else 10**6
-    for line in map(console.one_line, lines):
-        for part in textwrap.wrap(line, width, subsequent_indent=" " * 13) or [line]:
-            console.say(part)
+    """Print the plan on stderr; wrapped lines go on below the texts beside the titles."""
+    for line in lines:
+        console.say(line, indent=11)
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def clear_command(as_json: bool) -> None:
     else:
         click.echo(f"removed {plural(len(removed), 'file')}, {freed / 1e6:,.1f} MB")
     if left:
-        click.echo(f"{plural(left, 'file')} could not be removed", err=True)
+        console.say(f"{plural(left, 'file')} could not be removed")
         click.get_current_context().exit(console.ExitCode.NO)
 
 

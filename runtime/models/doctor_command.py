@@ -37,6 +37,8 @@ def doctor_command(context: click.Context, /, as_json: bool, **options: Any) -> 
         console.answer(json.dumps(asdict(found) | {"healthy": found.healthy}))
     else:
         console.answer_lines(_lines(found))
+        # Not wrapped: a command that is copied has to be one line.
+        console.answer("\n".join(f"for {name}: {line}" for name, line in found.reinstall.items()))
     if not found.healthy:
         context.exit(console.ExitCode.NO)
 
@@ -53,6 +55,4 @@ def _lines(it: Diagnosis) -> list[str]:
             lines.append(f"{name}: {memory}, decodes: {device['decode']}")
     lines += [f"problem: {problem}" for problem in it.problems]
     lines += it.hints
-    for backend, command in it.reinstall.items():
-        lines.append(f"for {backend}: {command}")
     return lines

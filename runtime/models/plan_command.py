@@ -66,7 +66,7 @@ def as_json_object(plan: MemoryPlan) -> dict[str, Any]:
 
 
 def _print(plan: MemoryPlan) -> None:
-    click.echo(console.one_line(str(plan)))
+    console.answer_lines([str(plan)])
     for it in plan.devices:
         click.echo(f"  {it.name}:")
         for label, size in (
@@ -78,5 +78,5 @@ def _print(plan: MemoryPlan) -> None:
             click.echo(f"    {label:<16}{size / 1e9:>8.2f} GB")
         if it.cache:
             click.echo(f"    {'saved prompts':<16}{it.cache / 1e9:>8.2f} GB more, at most")
-    for note in plan.notes:
-        click.echo(f"  {note}")
+    if plan.notes:
+        console.answer_lines(f"  {note}" for note in plan.notes)

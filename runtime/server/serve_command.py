@@ -27,7 +27,6 @@ from gptoss.runtime.server.client_configs import CONFIGS, ServerSettings, print_
 from gptoss.runtime.tools.builtin_groups import BuiltinTools, builtin_groups
 from gptoss.runtime.tools.groups import ToolGroup
 from gptoss.runtime.tools.tool_options import pop_tool_options, tool_options
-from gptoss.text import printable
 
 if TYPE_CHECKING:
     from gptoss.runtime.store.store import Store
@@ -225,16 +224,16 @@ def serve_command(
         key_path = key_file or default_key_path()
         key = None if no_auth else key_in(key_path)
         url = url_of(host, listener.getsockname()[1], with_tls=tls is not None)
-        click.echo(f"listening on {url}", err=True)
+        console.say(f"listening on {url}")
         if key is not None:
-            click.echo(f"key in {key_path}", err=True)
+            console.say(f"key in {key_path}")
         links = LoginLinks()
 
         def page_url() -> str:
             return f"{url}/" if key is None else f"{url}/#login={links.create()}"
 
         once = "" if key is None else ", with a link that works once"
-        click.echo(f"page{once}: {page_url()}", err=True)
+        console.say(f"page{once}: {page_url()}")
         if as_json:
             sys.stdout.write(json.dumps({"event": "listening", "url": url}) + "\n")
             sys.stdout.flush()
@@ -274,7 +273,7 @@ def open_tool_host(builtin: BuiltinTools, mcp: Path | None) -> ToolHost:
 
     def report() -> None:
         for problem in servers.problems:
-            click.echo(problem, err=True)
+            console.say(problem)
 
     servers.when_started(report)
     try:
@@ -312,5 +311,5 @@ def open_store(path: Path | None, *, reset: bool) -> Store:
         if not reset or path is None:
             raise
     moved = move_aside(path)
-    click.echo(f"the damaged store was moved to {printable(str(moved))}", err=True)
+    console.say(f"the damaged store was moved to {moved}")
     return Store(path)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
-
-from rich.cells import cell_len
 
 from gptoss.runtime.chat.settings import ChatError
 from gptoss.runtime.harmony.messages import Effort
@@ -20,6 +17,7 @@ from gptoss.runtime.terminal.printer import Show
 from gptoss.runtime.terminal.prompt import Prompt, open_history
 from gptoss.runtime.terminal.session import Session, history_path
 from gptoss.text import printable_lines
+from gptoss.wrapping import wrap_line
 
 CTRL_O, CTRL_T = "\x0f", "\x14"
 
@@ -86,13 +84,7 @@ class RichTerminal:
         self._out.flush()
 
     def _wrapped(self, line: str) -> list[str]:
-        """Break a line at words; a word that is longer than a line, such as a path, stays whole."""
-        columns = self._columns()
-        if cell_len(line) <= columns:
-            return [line]
-        return textwrap.wrap(
-            line, columns, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
-        )
+        return wrap_line(line, self._columns(), indent=0)
 
     def ask_key(self, question: str, keys: str) -> str:
         """Ask for one of the keys during a reply; n where none can be pressed."""
