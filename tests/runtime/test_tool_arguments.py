@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,19 +15,19 @@ ANY: Any = "https://example.org"
 NUMBER: Any = 5
 
 
-def declared() -> Any:
-    return gptoss.Tool.of(declared_function).declaration
-
-
-def declared_function() -> None:
+def run(text: str) -> None:
     """Do nothing."""
+
+
+DECLARED = gptoss.Tool.of(run).declaration
+ENGINE: Any = SearxngSearch
 
 
 @pytest.mark.parametrize(
     ("name", "make"),
     [
         ("search", lambda: gptoss.BrowserTool(ANY)),
-        ("search", lambda: gptoss.BrowserTool(SearxngSearch)),
+        ("search", lambda: gptoss.BrowserTool(ENGINE)),
         ("fetcher", lambda: gptoss.BrowserTool(None, ANY)),
         ("needs_approval", lambda: gptoss.BrowserTool(needs_approval=ANY)),
         ("limits", lambda: gptoss.PythonTool(ANY)),
@@ -36,15 +37,15 @@ def declared_function() -> None:
         ("folders", lambda: gptoss.PythonLimits(folders=NUMBER)),
         ("folders", lambda: gptoss.PythonLimits(folders=(ANY,))),
         ("host", lambda: gptoss.PythonFolder(NUMBER)),
-        ("writable", lambda: gptoss.PythonFolder("a", ANY)),
+        ("writable", lambda: gptoss.PythonFolder(Path("a"), ANY)),
         ("config", lambda: gptoss.McpServers(NUMBER)),
         ("needs_approval", lambda: gptoss.McpServers({}, needs_approval=ANY)),
         ("wait", lambda: gptoss.McpServers({}, wait=ANY)),
         ("start_seconds", lambda: gptoss.McpServers({}, start_seconds=ANY)),
         ("call_seconds", lambda: gptoss.McpServers({}, call_seconds=0)),
-        ("declaration", lambda: gptoss.Tool(ANY, declared_function)),
-        ("run", lambda: gptoss.Tool(declared(), ANY)),
-        ("needs_approval", lambda: gptoss.Tool(declared(), declared_function, ANY)),
+        ("declaration", lambda: gptoss.Tool(ANY, run)),
+        ("run", lambda: gptoss.Tool(DECLARED, ANY)),
+        ("needs_approval", lambda: gptoss.Tool(DECLARED, run, ANY)),
     ],
 )
 def test_an_argument_of_no_sense(name: str, make: Callable[[], object]) -> None:
