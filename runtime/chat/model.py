@@ -124,7 +124,30 @@ def open(  # noqa: A001 as gptoss.open, beside gptoss.load
     UnsupportedModelError, OptionError, OutOfMemoryError, EngineError.
     """
     require_packages("run", "llama_cpp", "llguidance", "psutil", "tiktoken")
-    checked = CheckedFile.open(Path(path), vocabulary=False)
+    return open_checked(
+        CheckedFile.open(Path(path), vocabulary=False),
+        parallel=parallel,
+        constrained=constrained,
+        disk_cache=disk_cache,
+        force=force,
+        progress=progress,
+        verbose=verbose,
+        **options,
+    )
+
+
+def open_checked(
+    checked: CheckedFile,
+    *,
+    parallel: int,
+    constrained: bool = True,
+    disk_cache: bool,
+    force: bool,
+    progress: Callable[[float], None] | None,
+    verbose: bool = False,
+    **options: Unpack[EngineOptions],
+) -> Model:
+    """Load a file that was checked already; see ``open``."""
     for lora in checked_loras(options.get("loras") or ()):
         check_lora(lora, checked.file.tensors)
     plan = plan_load(checked.path, checked.sizes, chats=parallel, options=options)

@@ -97,6 +97,7 @@ def _serve(options: ChildOptions, events: _Events) -> None:
         options=options.engine,
         disk_cache=options.disk_cache,
         force=options.force,
+        is_first=True,
     )
     load = served.load
 

@@ -40,6 +40,16 @@ class Model:
         _refuse(self.file, llama_cpp_keys.find_vocabulary_problems(self.file))
         return Tokenizer.from_gguf(self.file)
 
+    @property
+    def is_unchanged(self) -> bool:
+        """Report whether no file of the model was modified or replaced since it was checked."""
+        try:
+            for source in {it.file for it in self.file.tensors.values()}:
+                source.check_unchanged()
+        except GgufError:
+            return False
+        return True
+
     @classmethod
     def open(cls, path: Path, *, vocabulary: bool = True) -> Model:
         """Check the GGUF ``path`` before it is loaded, and read everything before its weights.

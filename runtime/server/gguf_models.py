@@ -29,10 +29,12 @@ def served_model(
     options: EngineOptions,
     disk_cache: bool = True,
     force: bool = False,
+    is_first: bool = False,
 ) -> ServedModel:
     """Check a GGUF file and describe it as a model that can be loaded; see ``chat.model.open``.
 
-    It is called by the file's name without ``.gguf``. Raises GgufError, UnsupportedModelError,
+    It is called by the file's name without ``.gguf``. Where it ``is_first``, it is loaded soon, and
+    what was read for the check is kept for that. Raises GgufError, UnsupportedModelError,
     OptionError, and OutOfMemoryError where the model does not fit into memory unless ``force``.
     """
     checked = CheckedFile.open(path)
@@ -40,13 +42,18 @@ def served_model(
     if not force:
         plan.require()
     context = plan.settings.n_ctx
+    kept = [checked] if is_first else []
 
     def load(progress: Callable[[float], None]) -> model.Model:
         # Memory may have changed since: the context, which clients were told, has not, nor have
         # the addresses that were checked.
         fixed = EngineOptions(**options | {"n_ctx": context, "rpc": plan.settings.rpc})
-        return model.open(
-            path,
+        # Once: a vocabulary takes memory that is of no use while the model is unloaded.
+        file = kept.pop() if kept else None
+        if file is None or not file.is_unchanged:
+            file = CheckedFile.open(path, vocabulary=False)
+        return model.open_checked(
+            file,
             parallel=parallel,
             disk_cache=disk_cache,
             force=force,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 
 from gptoss.converter.convert import convert
 from gptoss.errors import OptionError
+from gptoss.formats.gguf import GgufFile
 from gptoss.runtime.chat.model import Model
 from gptoss.runtime.engine.base import EngineError
+from gptoss.runtime.engine.settings import EngineOptions
 from gptoss.runtime.server.app import create_app
 from gptoss.runtime.server.errors import ApiError
 from gptoss.runtime.server.gguf_models import served_model
@@ -135,6 +138,38 @@ async def test_a_model_file_that_vanishes(tmp_path: Path) -> None:
             assert (await client.get("/health")).json() == {"status": "failed"}
         elsewhere.rename(path)
         assert (await client.post("/v1/completions", json=asked)).status_code == 200
+
+
+def test_a_first_model_is_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And again where its file was changed meanwhile, and before each later load."""
+    path = tmp_path / "tiny.gguf"
+    convert(CHECKPOINT, path)
+    opened: list[Path] = []
+    open_file = GgufFile.open
+
+    def counted(path: Path) -> GgufFile:
+        opened.append(path)
+        return open_file(path)
+
+    monkeypatch.setattr(GgufFile, "open", counted)
+
+    def served(*, is_first: bool) -> ServedModel:
+        options = EngineOptions(n_ctx=512, n_threads=1)
+        return served_model(path, parallel=1, options=options, disk_cache=False, is_first=is_first)
+
+    def load(model: ServedModel) -> int:
+        model.load(lambda _: None).close()
+        return len(opened)
+
+    first = served(is_first=True)
+    assert (len(opened), load(first), load(first)) == (1, 1, 2)
+    opened.clear()
+    later = served(is_first=False)
+    assert (len(opened), load(later)) == (1, 2)
+    opened.clear()
+    first = served(is_first=True)
+    os.utime(path, (1, 1))
+    assert (len(opened), load(first)) == (1, 2)
 
 
 async def test_nothing_is_lent_after_the_end() -> None:
