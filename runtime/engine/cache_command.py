@@ -34,8 +34,8 @@ def cache_command() -> None:
     """The cache of prompts on disk.
 
     It holds the states of long prompts and conversations, so that later runs of the same model
-    decode only what is new. Files contain the conversations' text as token ids and can be read by
-    you only.
+    decode only what is new. The files contain the text of conversations as token ids; only you can
+    read them.
     """
 
 
@@ -66,7 +66,7 @@ def list_command(as_json: bool) -> None:
 @cache_command.command("clear")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def clear_command(as_json: bool) -> None:
-    """Remove all states. Models that are loaded go on; other files in the folder stay.
+    """Remove all states. Loaded models and other files in the folder are not affected.
 
     \b
     Exit codes:

@@ -20,8 +20,8 @@ _RPC_OPTIONS = (
     click.option(
         "--rpc",
         metavar="HOST:PORT,...",
-        help="llama.cpp's RPC servers that hold a part of the model; on loopback addresses, where "
-        "a tunnel to another machine ends.",
+        help="RPC servers of llama.cpp that hold a part of the model; only at loopback addresses, "
+        "such as the end of a tunnel to another machine.",
     ),
     click.option(
         "--rpc-insecure",
@@ -40,7 +40,12 @@ _OPTIONS = (
         help="Context in tokens for each chat.  [default: 32768, or less if the model or the "
         "memory has less]",
     ),
-    click.option("--kv-type", type=click.Choice(get_args(KvType)), help="Type of keys and values."),
+    click.option(
+        "--kv-type",
+        type=click.Choice(get_args(KvType)),
+        help="Type of the keys and values in the context.  [default: f16, or smaller if memory is "
+        "short]",
+    ),
     click.option(
         "--batch", "n_batch", type=int, metavar="N", help="Prompt tokens decoded in one call."
     ),

@@ -30,7 +30,7 @@ def plan_command(
 
     MODEL is a GGUF, a checkpoint folder, one of your models, or OWNER/NAME on the Hub, of which
     only the config or the header is read. For a checkpoint, the plan is for the GGUF that
-    gptoss-convert would write. What is not given is chosen so that the model fits.
+    gptoss-convert would write. Options that are not given are chosen so that the model fits.
 
     \b
     Examples:

@@ -19,11 +19,11 @@ from gptoss.runtime.models.sizes import ModelSizes
 @click.option("--json", "as_json", is_flag=True, help="Print the profile as one JSON object.")
 @click.pass_context
 def tune_command(context: click.Context, /, model: str, yes: bool, as_json: bool) -> None:
-    """Measure how fast this machine runs MODEL, and keep that.
+    """Measure how fast this machine runs MODEL, and keep the result.
 
-    It measures threads, batch sizes, repacked experts and what a batch costs against one token:
-    a few minutes for gpt-oss-20b. Later runs of the same model use what was found. Other
-    programs should be idle.
+    It measures numbers of threads, batch sizes, repacked experts, and what a batch costs compared
+    with one token. This takes a few minutes for gpt-oss-20b, and other programs should be idle.
+    Later runs of the same model use the result. MODEL is named as for `chat`.
 
     \b
     Exit codes:

@@ -64,7 +64,9 @@ _LOADING = ("chats", "sleep_after", "no_disk_cache")
 @click.option("--tls-cert", type=console.PATH, metavar="FILE", help="Certificate chain (PEM).")
 @click.option("--tls-key", type=console.PATH, metavar="FILE", help="Private key (PEM).")
 @click.option(
-    "--insecure", is_flag=True, help="Serve others without TLS: keys and texts are readable."
+    "--insecure",
+    is_flag=True,
+    help="Let other machines connect without TLS: keys and texts are readable on the way.",
 )
 @click.option(
     "--name",
@@ -77,24 +79,35 @@ _LOADING = ("chats", "sleep_after", "no_disk_cache")
     "--sleep-after",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="Unload the model when it has been idle so long; a request loads it again.",
+    help="Unload the model after this time without requests; the next one loads it again.",
 )
 @click.option(
     "--time-limit",
     type=click.FloatRange(min=0, min_open=True, max=MAX_SECONDS),
     metavar="SECONDS",
-    help="End a reply that takes longer, waiting included; what there is of it is sent.",
+    help="Maximum time per reply, waiting included; it then ends with the text so far.",
 )
-@click.option("--key-file", type=console.PATH, metavar="FILE", help="File with the key.")
+@click.option(
+    "--key-file",
+    type=console.PATH,
+    metavar="FILE",
+    help="File with the server's key; made if there is none.",
+)
 @click.option(
     "--chats",
     type=click.IntRange(1, 64),
     default=DEFAULT_PARALLEL,
     show_default=True,
     metavar="N",
-    help="Replies generated at a time; further ones wait.",
+    help="Maximum replies at the same time; further ones wait.",
 )
-@click.option("--alias", "aliases", multiple=True, metavar="NAME", help="Another name of MODEL.")
+@click.option(
+    "--alias",
+    "aliases",
+    multiple=True,
+    metavar="NAME",
+    help="Another name for the first MODEL. Repeatable.",
+)
 @engine_options
 @tool_options
 @click.option(
@@ -103,11 +116,20 @@ _LOADING = ("chats", "sleep_after", "no_disk_cache")
     help="Let the llama-server, vLLM or gptoss-run serve at URL run the model. Only the tokenizer "
     "is read from MODEL. See `gptoss-run remote key` for its key.",
 )
-@click.option("--no-disk-cache", is_flag=True, help="Keep no states of prompts on disk.")
-@click.option("--store", type=console.PATH, metavar="FILE", help="File for conversations.")
+@click.option(
+    "--no-disk-cache", is_flag=True, help="Keep no states of prompts on disk, and use none."
+)
+@click.option("--store", type=console.PATH, metavar="FILE", help="File to keep conversations in.")
 @click.option("--no-store", is_flag=True, help="Keep conversations in memory only.")
-@click.option("--reset-store", is_flag=True, help="Move a damaged store aside; begin a new one.")
-@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON when listening.")
+@click.option(
+    "--reset-store", is_flag=True, help="Move a damaged store aside, and begin a new one."
+)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one line of JSON on stdout when the server listens.",
+)
 @click.option(
     "--print-config",
     "client",
@@ -201,6 +223,7 @@ def serve_command(
                 parallel=chats,
                 options=engine,
                 disk_cache=not no_disk_cache,
+                is_first=i == 0,
             )
             for i, path in enumerate(finder.find(name, yes=yes) for name in model)
         ]

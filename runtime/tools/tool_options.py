@@ -29,7 +29,7 @@ _OPTIONS = (
         "python_folders",
         multiple=True,
         metavar="FOLDER[:rw]",
-        help="A folder that this Python may read at /mnt/NAME, and write to with :rw. Repeatable.",
+        help="A folder that --python may read at /mnt/NAME, and with :rw also write. Repeatable.",
     ),
     click.option(
         "--browser",
@@ -40,8 +40,8 @@ _OPTIONS = (
     click.option(
         "--ask-all",
         is_flag=True,
-        help="Also ask before each call of python and browser, at the terminal and on the page; by "
-        "default they run without asking.",
+        help="Ask before each call of --python and --browser too, at the terminal and on the page; "
+        "by default they run without asking.",
     ),
 )
 
