@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 from gptoss.runtime.harmony.messages import Message, Role
 
@@ -18,11 +19,31 @@ _UNSEEN = (Role.SYSTEM, Role.DEVELOPER)
 
 def fingerprint(messages: Sequence[Message]) -> str:
     """Return a hash of a conversation as clients see it, without instructions and reasoning."""
-    digest = hashlib.sha256()
-    for message in messages:
-        if message.role not in _UNSEEN and message.channel != "analysis":
-            digest.update(json.dumps([message.role.value, *_seen(message)]).encode())
-    return digest.hexdigest()
+    return Beginnings(messages).fingerprint(len(messages))
+
+
+class Beginnings:
+    """The fingerprints of a conversation up to each of its messages; each message is hashed once.
+
+    A conversation may have hundreds of rounds to look up, as many as an agent has called tools.
+    """
+
+    def __init__(self, messages: Sequence[Message]) -> None:
+        self._messages = messages
+
+    def fingerprint(self, end: int) -> str:
+        """Return the fingerprint of the messages before ``end``."""
+        return self._fingerprints[end]
+
+    @cached_property
+    def _fingerprints(self) -> list[str]:
+        digest = hashlib.sha256()
+        found = [digest.hexdigest()]
+        for message in self._messages:
+            if message.role not in _UNSEEN and message.channel != "analysis":
+                digest.update(json.dumps([message.role.value, *_seen(message)]).encode())
+            found.append(digest.hexdigest())
+        return found
 
 
 def restore_rounds(

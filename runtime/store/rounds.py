@@ -14,7 +14,12 @@ from collections.abc import Mapping, Sequence
 
 from gptoss.runtime.harmony.messages import Message
 from gptoss.runtime.store.database import Database
-from gptoss.runtime.store.fingerprint import call_ids_between, fingerprint, restore_rounds
+from gptoss.runtime.store.fingerprint import (
+    Beginnings,
+    call_ids_between,
+    fingerprint,
+    restore_rounds,
+)
 from gptoss.runtime.store.message_json import messages_from_json, messages_to_json
 from gptoss.text import replace_surrogates
 
@@ -39,7 +44,7 @@ class Rounds:
         that the client was given for its calls.
         """
         keys = [_call_key(identity) for identity in call_ids]
-        keys.append(_conversation_key([*before, *written]))
+        keys.append(_conversation_key(fingerprint([*before, *written])))
 
         def insert(connection: sqlite3.Connection) -> None:
             added = connection.execute(
@@ -61,7 +66,7 @@ class Rounds:
         self, owner: str, messages: Sequence[Message]
     ) -> tuple[Message, ...] | None:
         """Return the last round of a conversation, by its visible messages; None if not known."""
-        return self._find(owner, _conversation_key(messages))
+        return self._find(owner, _conversation_key(fingerprint(messages)))
 
     def restore(
         self, owner: str, messages: Sequence[Message], call_ids: Mapping[int, str] | None = None
@@ -72,23 +77,26 @@ class Rounds:
         ``call_ids`` are the ids of calls by the call's index in ``messages``.
         """
 
+        beginnings = Beginnings(messages)
         return restore_rounds(
-            messages, lambda start, end: self.find(owner, messages, call_ids or {}, start, end)
+            messages, lambda start, end: self.find(owner, beginnings, call_ids or {}, start, end)
         )
 
     def find(
         self,
         owner: str,
-        messages: Sequence[Message],
+        conversation: Beginnings,
         call_ids: Mapping[int, str],
         start: int,
         end: int,
     ) -> tuple[Message, ...] | None:
-        """Return the round that is ``messages[start:end]`` of a conversation; None if not known."""
+        """Return the round that is ``[start:end]`` of a conversation's messages; None if it is not
+        known.
+        """
         for identity in call_ids_between(call_ids, start, end):
             if (found := self.of_call(owner, identity)) is not None:
                 return found
-        return self.of_conversation(owner, messages[:end])
+        return self._find(owner, _conversation_key(conversation.fingerprint(end)))
 
     def _find(self, owner: str, key: str) -> tuple[Message, ...] | None:
         row = self._database.read(
@@ -107,5 +115,5 @@ def _call_key(identity: str) -> str:
     return f"call:{identity}"
 
 
-def _conversation_key(messages: Sequence[Message]) -> str:
-    return f"conversation:{fingerprint(messages)}"
+def _conversation_key(fingerprint: str) -> str:
+    return f"conversation:{fingerprint}"

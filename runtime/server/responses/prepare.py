@@ -33,7 +33,7 @@ from gptoss.runtime.server.responses.stored_items import stored_items
 from gptoss.runtime.server.responses.turn import Approved
 from gptoss.runtime.store.conversations import Entry
 from gptoss.runtime.store.errors import NotFoundError
-from gptoss.runtime.store.fingerprint import fingerprint, restore_rounds
+from gptoss.runtime.store.fingerprint import Beginnings, fingerprint, restore_rounds
 from gptoss.runtime.store.responses import StoredResponse
 from gptoss.runtime.store.store import Store
 
@@ -100,8 +100,10 @@ def prepare(state: ResponsesState, owner: str, request: ResponsesRequest, model:
     said = conversation.messages
     system = _system(state, owner, request, said, before.date)
 
+    beginnings = Beginnings(said)
+
     def find(start: int, end: int) -> Sequence[Message] | None:
-        found = (it.find(owner, said, conversation.call_ids, start, end) for it in kept)
+        found = (it.find(owner, beginnings, conversation.call_ids, start, end) for it in kept)
         return next((it for it in found if it is not None), None)
 
     restored = restore_rounds(said, find)

@@ -9,6 +9,7 @@ import pytest
 
 from gptoss.runtime.harmony import messages as m
 from gptoss.runtime.harmony.messages import Message, Role
+from gptoss.runtime.store import fingerprint as fingerprints
 from gptoss.runtime.store.fingerprint import fingerprint
 from gptoss.runtime.store.owners import LOCAL_OWNER
 from gptoss.runtime.store.store import Store
@@ -93,6 +94,23 @@ def test_several_open_rounds(store: Store) -> None:
     store.rounds.remember(LOCAL_OWNER, before, again, ["call_2"])
     sent = [*QUESTION, m.call("f", '{"a": 1, "b": 2}'), RESULT, m.call("f", "{}"), RESULT]
     assert store.rounds.restore(LOCAL_OWNER, sent) == [*before, *again, RESULT]
+
+
+def test_each_message_is_hashed_once_for_all_open_rounds(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an agent's conversation, none of whose 200 rounds is known."""
+    hashed: list[Message] = []
+    seen = fingerprints._seen
+
+    def counted(message: Message) -> tuple[str, str]:
+        hashed.append(message)
+        return seen(message)
+
+    monkeypatch.setattr(fingerprints, "_seen", counted)
+    sent = [*QUESTION, *[m.call("f", "{}"), m.tool_result("f", "8")] * 200]
+    assert store.rounds.restore(LOCAL_OWNER, sent, {3: "call_9"}) == sent
+    assert len(hashed) == 1 + 2 * 200
 
 
 def test_fingerprint_separates_what_differs() -> None:
