@@ -56,25 +56,24 @@ def test_a_pipe_gets_one_line(tmp_path: Path) -> None:
         assert wrap_for(file, WORDS) == WORDS
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
-@pytest.mark.parametrize("columns", [60, 200])
-def test_a_terminal_breaks_no_word(columns: int) -> None:
-    assert sys.platform != "win32"  # for the type checker
+if sys.platform != "win32":  # which has no pseudo-terminals
     import fcntl
     import termios
 
-    reader, writer = os.openpty()
-    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=writer, stderr=writer):
-        os.close(writer)
-        shown = b""
-        with suppress(OSError):  # how Linux ends a terminal that nothing holds
-            while data := os.read(reader, 4096):
-                shown += data
-    os.close(reader)
-    lines = shown.decode().splitlines()
-    assert all(len(it) < columns for it in lines if PATH not in it)
-    assert " ".join(" ".join(lines).split()) == (
-        f"first {WORDS} second {WORDS} short third {PATH}: {WORDS} warning: fourth {WORDS}"
-    )
-    assert (len(lines) > 5) == (columns == 60)
+    @pytest.mark.parametrize("columns", [60, 200])
+    def test_a_terminal_breaks_no_word(columns: int) -> None:
+        reader, writer = os.openpty()
+        fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=writer, stderr=writer):
+            os.close(writer)
+            shown = b""
+            with suppress(OSError):  # how Linux ends a terminal that nothing holds
+                while data := os.read(reader, 4096):
+                    shown += data
+        os.close(reader)
+        lines = shown.decode().splitlines()
+        assert all(len(it) < columns for it in lines if PATH not in it)
+        assert " ".join(" ".join(lines).split()) == (
+            f"first {WORDS} second {WORDS} short third {PATH}: {WORDS} warning: fourth {WORDS}"
+        )
+        assert (len(lines) > 5) == (columns == 60)
