@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 pytest.importorskip("httpcore")
 pytest.importorskip("lxml")
 
+from gptoss.runtime.tools.browser import parse_guard
 from gptoss.runtime.tools.browser import search as search_engines
 from gptoss.runtime.tools.browser.citations import citations, held_back, with_links
 from gptoss.runtime.tools.browser.fetch import FetchError
@@ -67,6 +69,29 @@ def found(query: str, n: int) -> Sequence[Hit]:
 
 def call(browser: BrowserTool, name: str, **arguments: Any) -> str:
     return browser.call(f"browser.{name}", json.dumps(arguments), GOES_ON).text
+
+
+def test_a_page_that_takes_hours_to_read(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million attributes of one tag, each of which lxml compares with all others; hidden from who
+    looks for the end of the tag without knowing its quotes.
+    """
+    monkeypatch.setattr(parse_guard, "MAX_SECONDS", 3.0)
+    names = " ".join(f"a{i:x}" for i in range(400_000))
+    web.answers["/bomb"] = Answer(f"<p title='>' {names}>Hi".encode())
+    browser = BrowserTool(fetcher=web.fetcher())
+    begun = time.process_time()
+    assert "takes more than 3 s to read" in call(browser, "open", id="http://example.com/bomb")
+    assert time.process_time() - begun < 3
+    assert "Sognefjord" in call(browser, "open", id="http://example.com/")
+
+
+def test_a_large_page_is_the_same_wherever_it_is_read(web: Web) -> None:
+    text = "".join(f"<p>【{i}】 the <a href=/{i}>fjord</a> \U0001f30a</p>" for i in range(5_000))
+    web.answers["/large"] = Answer(f"<meta charset=utf-8><title>Ø</title>{text}".encode())
+    fetched = web.fetcher().fetch("http://example.com/large", GOES_ON)
+    assert parse_guard._SEPARATOR.findall(fetched.text)[parse_guard.MAX_SEPARATORS :]
+    page = parse_guard.page_from_any_html(fetched.text, fetched.url)
+    assert page == page_from_html(fetched.text, fetched.url)
 
 
 def test_a_page_as_it_is_shown(web: Web) -> None:

@@ -363,12 +363,12 @@ def test_a_signal_handler_that_closes_the_engine_in_one_of_its_calls(start: Star
     """The call that it interrupts has the lock, which the scheduler's thread needs to end."""
     context = FakeContext()
     scheduler = start(context)
-    before = signal.signal(signal.SIGUSR1, lambda *_: scheduler.close())
+    before = signal.signal(signal.SIGINT, lambda *_: scheduler.close())
     try:
         with scheduler._entered():
-            signal.raise_signal(signal.SIGUSR1)
+            signal.raise_signal(signal.SIGINT)
     finally:
-        signal.signal(signal.SIGUSR1, before)
+        signal.signal(signal.SIGINT, before)
     until(lambda: context.freed)
     with pytest.raises(EngineClosedError):
         submit(scheduler, [1])

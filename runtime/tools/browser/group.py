@@ -29,6 +29,7 @@ from gptoss.runtime.tools.browser.page import (
     page_from_html,
     page_from_text,
 )
+from gptoss.runtime.tools.browser.parse_guard import page_from_any_html
 from gptoss.runtime.tools.browser.search import Hit, Search
 from gptoss.runtime.tools.builtin import BROWSER
 from gptoss.runtime.tools.earlier import EarlierSessions
@@ -192,7 +193,7 @@ class BrowserTool:
 
     def _fetched(self, url: str, cancelled: threading.Event) -> Page:
         fetched: Fetched = self._fetcher.fetch(url, cancelled)
-        make = page_from_html if fetched.is_html else page_from_text
+        make = page_from_any_html if fetched.is_html else page_from_text
         return make(fetched.text, fetched.url)
 
     def _page(self, cursor: int) -> Page:
