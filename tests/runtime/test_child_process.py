@@ -22,6 +22,7 @@ MODULES = {
     "gptoss.runtime.engine.buffer_sizes": "json re",
     "gptoss.runtime.engine.self_test": "json math",
     "gptoss.runtime.sampling.compile_worker": "json faulthandler",
+    "gptoss.runtime.tools.browser.parse_worker": "json textwrap",
     "gptoss.runtime.tools.python.worker": "base64 json",
     "webbrowser": "shlex subprocess",
 }

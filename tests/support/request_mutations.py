@@ -94,6 +94,14 @@ VALID: dict[str, Any] = {
     "/v1/messages/count_tokens": {"model": "tiny", "messages": _ASKED},
     "/v1/conversations": {"metadata": {"a": "b"}, "items": [{"role": "user", "content": "Hi"}]},
     "/page/replies": {"text": "Hi", "effort": "low", "tools_off": ["python"]},
+    "/page/conversations": {
+        "title": "Sums",
+        "messages": [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "channel": "final", "content": "Hello"},
+        ],
+        "settings": {"effort": "low", "date": "2026-01-02", "instructions": "Be brief."},
+    },
     "/page/login": {"token": "a" * 43},
     "/page/replies/none/approvals/1": {"allowed": True, "always": False, "reason": "no"},
 }  # fmt: skip

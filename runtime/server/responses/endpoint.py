@@ -217,10 +217,14 @@ async def _retrieve(request: Request) -> Response:
     wanted = wanted_of(request)
     background = state.responses.background.find(owner, identity)
     if background is not None:
+        body = background.run.body()
         if not stream:
-            return JSONResponse(background.run.body())
-        for name in sorted(wanted & {ENCRYPTED, *KEPT_ONLY} - background.run.request.include):
-            raise not_kept(name)
+            return JSONResponse(body)
+        if body["status"] not in ("queued", "in_progress"):
+            with_included(body["output"], wanted, None)
+        else:  # what it will have is not known
+            for name in sorted(wanted & {ENCRYPTED, *KEPT_ONLY} - background.run.request.include):
+                raise not_kept(name)
         return EventStream(_encoded(background.follow(after)))
     found = await asyncio.to_thread(_find, state, owner, identity)
     output = found.body["output"]
