@@ -31,5 +31,11 @@ def import_path() -> dict[str, str]:
     return {} if _is_frozen() else {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
 
 
+def child_environment() -> dict[str, str]:
+    """Return the environment of a new process that runs a module: this one's, and where to find
+    the modules."""
+    return {**os.environ, **import_path()}
+
+
 def _is_frozen() -> bool:
     return bool(getattr(sys, "frozen", False))

@@ -25,7 +25,7 @@ from typing import IO, cast
 from gptoss import errors
 from gptoss.errors import GptossError
 from gptoss.runtime.chat.settings import ChatError
-from gptoss.runtime.child_process import import_path, module_command
+from gptoss.runtime.child_process import child_environment, module_command
 from gptoss.runtime.embed.wire import (
     CHILD_MODULE,
     MARK,
@@ -266,7 +266,7 @@ def _child() -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, **import_path(), MARK: "1"},
+        env={**child_environment(), MARK: "1"},
         start_new_session=not windows,
         creationflags=_NEW_GROUP | _NO_WINDOW if windows else 0,
     )

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gptoss.runtime.child_process import import_path, module_command
+from gptoss.runtime.child_process import child_environment, module_command
 from gptoss.runtime.engine.base import EngineError
 from gptoss.runtime.engine.devices import Device
 from gptoss.runtime.engine.drafts import BatchCosts
@@ -71,7 +71,7 @@ def measure_buffers(path: Path, settings: Sequence[EngineSettings], n_vocab: int
             input=asked,
             capture_output=True,
             text=True,
-            env={**os.environ, **import_path()},
+            env=child_environment(),
             timeout=TIMEOUT,
             check=False,
         )

@@ -17,7 +17,7 @@ from typing import Any
 
 from gptoss.errors import install_command
 from gptoss.formats.hparams import HParams
-from gptoss.runtime.child_process import import_path, module_command
+from gptoss.runtime.child_process import child_environment, module_command
 from gptoss.runtime.engine.rpc_address import MODULE_VARIABLE, resolve_addresses
 from gptoss.runtime.models.sizes import sparse_gguf
 from gptoss.text import printable
@@ -138,7 +138,7 @@ def _self_test(servers: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
                 capture_output=True,
                 text=True,
                 errors="replace",
-                env={**os.environ, **import_path()},
+                env=child_environment(),
                 timeout=TIMEOUT,
                 check=False,
             )

@@ -10,12 +10,11 @@ nothing of gptoss, and the caller caches its answers.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gptoss.runtime.child_process import can_run_modules, import_path, module_command
+from gptoss.runtime.child_process import can_run_modules, child_environment, module_command
 from gptoss.runtime.engine.base import EngineError
 
 MAX_SECONDS = 10
@@ -100,7 +99,7 @@ def _try(grammars: Sequence[str]) -> tuple[list[str | None], str | None]:
             input=json.dumps(request),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, **import_path()},
+            env=child_environment(),
             encoding="utf-8",
             check=False,
             timeout=(MAX_SECONDS + 1) * len(grammars) + 60,

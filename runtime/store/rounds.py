@@ -77,10 +77,7 @@ class Rounds:
         ``call_ids`` are the ids of calls by the call's index in ``messages``.
         """
 
-        beginnings = Beginnings(messages)
-        return restore_rounds(
-            messages, lambda start, end: self.find(owner, beginnings, call_ids or {}, start, end)
-        )
+        return restore_from([self], owner, messages, call_ids or {})
 
     def find(
         self,
@@ -109,6 +106,21 @@ class Rounds:
         if row is None:
             return None
         return messages_from_json(row[0], with_tokens=row[1] == self._vocabulary)
+
+
+def restore_from(
+    kept: Sequence[Rounds], owner: str, messages: Sequence[Message], call_ids: Mapping[int, str]
+) -> list[Message]:
+    """Return a conversation as ``Rounds.restore`` does, each round from the first store that knows
+    it.
+    """
+    beginnings = Beginnings(messages)
+
+    def find(start: int, end: int) -> tuple[Message, ...] | None:
+        found = (it.find(owner, beginnings, call_ids, start, end) for it in kept)
+        return next((it for it in found if it is not None), None)
+
+    return restore_rounds(messages, find)
 
 
 def _call_key(identity: str) -> str:

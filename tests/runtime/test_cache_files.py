@@ -312,7 +312,7 @@ def test_a_write_that_fails_ends_no_later_one(
     caplog: pytest.LogCaptureFixture,
     error: Exception,
 ) -> None:
-    """Nor does whoever waits for the thread wait in vain."""
+    """A caller that waits for the thread goes on, too."""
     failing = threading.Event()
 
     def fail(*_: object) -> None:

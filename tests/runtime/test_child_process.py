@@ -13,6 +13,7 @@ import pytest
 from gptoss.runtime.child_process import (
     HOOK_MARK,
     can_run_modules,
+    child_environment,
     import_path,
     module_command,
 )
@@ -47,7 +48,7 @@ def test_a_file_in_the_current_folder_is_not_imported(module: str, tmp_path: Pat
     subprocess.run(
         module_command(module),
         cwd=tmp_path,
-        env={**os.environ, **import_path()},
+        env=child_environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,

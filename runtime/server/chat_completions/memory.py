@@ -17,7 +17,8 @@ from gptoss.runtime.server.chat_completions.request import ChatRequest
 from gptoss.runtime.server.reply import ReplyDone
 from gptoss.runtime.server.responses.context import beginning_of, gives_date
 from gptoss.runtime.server.responses.state import ResponsesState
-from gptoss.runtime.store.fingerprint import Beginnings, fingerprint, restore_rounds
+from gptoss.runtime.store.fingerprint import fingerprint
+from gptoss.runtime.store.rounds import restore_from
 
 
 def recall(
@@ -29,14 +30,7 @@ def recall(
     system, *said = asked.reply.messages
     call_ids = {index - 1: identity for index, identity in asked.call_ids.items()}
     kept = [it.for_tokenizer(tokenizer).rounds for it in (state.unstored, state.store)]
-
-    beginnings = Beginnings(said)
-
-    def find(start: int, end: int) -> Sequence[Message] | None:
-        found = (it.find(owner, beginnings, call_ids, start, end) for it in kept)
-        return next((it for it in found if it is not None), None)
-
-    restored = restore_rounds(said, find)
+    restored = restore_from(kept, owner, said, call_ids)
     content = system.content
     if isinstance(content, SystemContent) and not gives_date(said):
         today = datetime.date.today().isoformat()

@@ -33,8 +33,9 @@ from gptoss.runtime.server.responses.stored_items import stored_items
 from gptoss.runtime.server.responses.turn import Approved
 from gptoss.runtime.store.conversations import Entry
 from gptoss.runtime.store.errors import NotFoundError
-from gptoss.runtime.store.fingerprint import Beginnings, fingerprint, restore_rounds
+from gptoss.runtime.store.fingerprint import fingerprint
 from gptoss.runtime.store.responses import StoredResponse
+from gptoss.runtime.store.rounds import restore_from
 from gptoss.runtime.store.store import Store
 
 MAX_CHAIN = 1000
@@ -99,14 +100,7 @@ def prepare(state: ResponsesState, owner: str, request: ResponsesRequest, model:
     )
     said = conversation.messages
     system = _system(state, owner, request, said, before.date)
-
-    beginnings = Beginnings(said)
-
-    def find(start: int, end: int) -> Sequence[Message] | None:
-        found = (it.find(owner, beginnings, conversation.call_ids, start, end) for it in kept)
-        return next((it for it in found if it is not None), None)
-
-    restored = restore_rounds(said, find)
+    restored = restore_from(kept, owner, said, conversation.call_ids)
     messages = [system, *restored]
     if request.truncate:
         messages = truncated(messages, model.tokenizer, _room(request, model.engine.n_ctx))

@@ -8,11 +8,10 @@ in a process of its own (0.2 s), as only the parser knows where a tag ends.
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 
-from gptoss.runtime.child_process import can_run_modules, import_path, module_command
+from gptoss.runtime.child_process import can_run_modules, child_environment, module_command
 from gptoss.runtime.tools.browser.fetch import FetchError
 from gptoss.runtime.tools.browser.page import Page, page_from_html
 
@@ -27,7 +26,7 @@ _SEPARATOR = re.compile(r"[\s/\"']")
 
 
 def page_from_any_html(html: str, url: str) -> Page:
-    """Make a page from HTML that may have been written to take for ever; raises FetchError."""
+    """Make a page from HTML that may take hours to parse; raises FetchError."""
     separators = sum(1 for _ in _SEPARATOR.finditer(html))
     if separators <= MAX_SEPARATORS or not can_run_modules():
         return page_from_html(html, url)
@@ -37,7 +36,7 @@ def page_from_any_html(html: str, url: str) -> Page:
             input=json.dumps([html, url]),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, **import_path()},
+            env=child_environment(),
             encoding="ascii",
             check=True,
             timeout=MAX_SECONDS,
