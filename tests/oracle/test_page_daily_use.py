@@ -225,11 +225,16 @@ def test_the_field_grows_with_long_lines(browser: Browser, serve: Serve) -> None
     check_quiet(site)
 
 
-def test_the_end_stays_in_view_when_the_field_grows(browser: Browser, serve: Serve) -> None:
+def open_beside_long_conversation(browser: Browser, serve: Serve, n: int) -> tuple[Site, Page]:
+    """Open the page of a server that keeps one conversation, whose answer has ``n`` paragraphs."""
     site = serve(ScriptedEngine())
-    long = "\n\n".join(f"Paragraph {i}." for i in range(100))
+    long = "\n\n".join(f"Paragraph {i}." for i in range(n))
     site.store.conversations.create(LOCAL_OWNER, [Entry(user("Long")), Entry(final(long))])
-    page = open_page(browser, site)
+    return site, open_page(browser, site)
+
+
+def test_the_end_stays_in_view_when_the_field_grows(browser: Browser, serve: Serve) -> None:
+    site, page = open_beside_long_conversation(browser, serve, 100)
     page.locator("#conversations button").click()
     expect(page.get_by_text("Paragraph 99.")).to_be_in_viewport()
     wait_until(page, AT_END)
@@ -264,10 +269,7 @@ def test_a_message_of_blanks_is_not_sent(browser: Browser, serve: Serve) -> None
 
 
 def test_printing(browser: Browser, serve: Serve) -> None:
-    site = serve(ScriptedEngine())
-    long = "\n\n".join(f"Paragraph {i}." for i in range(200))
-    site.store.conversations.create(LOCAL_OWNER, [Entry(user("Long")), Entry(final(long))])
-    page = open_page(browser, site)
+    _, page = open_beside_long_conversation(browser, serve, 200)
     page.locator("#conversations button").click()
     expect(page.locator(".answer")).to_be_visible()
     pages = re.findall(rb"/Type ?/Page\b", page.pdf())
@@ -278,10 +280,7 @@ def test_printing(browser: Browser, serve: Serve) -> None:
 
 
 def test_the_way_to_the_end(browser: Browser, serve: Serve) -> None:
-    site = serve(ScriptedEngine())
-    long = "\n\n".join(f"Paragraph {i}." for i in range(100))
-    site.store.conversations.create(LOCAL_OWNER, [Entry(user("Long")), Entry(final(long))])
-    page = open_page(browser, site)
+    site, page = open_beside_long_conversation(browser, serve, 100)
     button = page.get_by_role("button", name="Go to the end")
     expect(button).to_be_hidden()
     page.locator("#conversations button").click()
